@@ -1,0 +1,75 @@
+# Every target sets up .venv first if it is not there. `make help` lists them.
+#
+# PYTHON  the Python to make .venv with (3.10 or newer)
+# TORCH   what pip installs for PyTorch, options included
+# ARGS    more arguments for pytest or for the benchmark
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+SHAPES ?= resnet
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort)
+PY := setup.py torchconv tests benchmarks examples
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format typecheck bench cuda-check build clean distclean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# PyTorch first and by itself: as a mere dependency pip would take its newest release, with
+# gigabytes of CUDA. pytorchcv without its dependencies: it asks for torchvision, which only one of
+# its models imports and which would replace the PyTorch just installed.
+$(INSTALLED): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "torchconv needs Python 3.10 or newer; set PYTHON")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q "setuptools>=77" wheel ninja
+	TORCHCONV_SOURCES_ONLY=1 $(BIN)/pip install -q --no-build-isolation -e ".[dev,bench,examples]"
+	$(BIN)/pip install -q --no-deps pytorchcv==0.0.74
+	@touch $@
+
+$(BUILT): $(INSTALLED) setup.py torchconv/_build.py $(CSRC)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+build: $(BUILT)  ## compile the libraries of every instruction set into torchconv/lib
+
+demo: $(BUILT)  ## swap a real network's layers, then train another on real digits
+	$(BIN)/python examples/photos.py
+	$(BIN)/python examples/digits.py
+
+test: $(BUILT)  ## run the tests (ARGS="-k pool" for some of them)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)  ## check format and lint, C++ and Python
+	@$(BIN)/ruff format --check $(PY)
+	@$(BIN)/ruff check $(PY)
+	@$(BIN)/clang-format --dry-run --Werror $(CSRC)
+
+format: $(INSTALLED)  ## format C++ and Python in place
+	@$(BIN)/ruff format $(PY)
+	@$(BIN)/ruff check --fix $(PY)
+	@$(BIN)/clang-format -i $(CSRC)
+
+typecheck: $(INSTALLED)  ## mypy
+	@$(BIN)/mypy
+
+bench: $(BUILT)  ## time against PyTorch (SHAPES=lenet for another file of benchmarks/shapes)
+	$(BIN)/python -m benchmarks.run --shapes $(SHAPES) --peer torch $(ARGS)
+
+# Fails once there are CUDA sources, so that they cannot stay unchecked.
+cuda-check:  ## what can be checked of the CUDA sources without a GPU
+	@test -z "$(wildcard csrc/cuda/*.cu)" || { echo "cuda-check: no check written for $(wildcard csrc/cuda/*.cu)"; exit 1; }
+	@echo "cuda-check: csrc/cuda holds no CUDA sources yet, so nothing was checked"
+
+clean:  ## remove what was built
+	rm -rf build dist *.egg-info torchconv/lib $(BUILT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find torchconv tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv too
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Benchmarks of torchconv against its peers: `python -m benchmarks.run` and `benchmarks.models`."""

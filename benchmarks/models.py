@@ -1,0 +1,204 @@
+"""Times whole networks: converted by torchconv against a peer in its better layout.
+
+    python -m benchmarks.models --peer torch
+
+Each network of pytorchcv (random weights) runs inference on one image and a training step (forward,
+cross entropy, backward, SGD) on a small batch, both libraries in both layouts, call by call in
+turn. The ratio compares the better layout of each. Before timing, the outputs and the gradients of
+all parameters are compared with the same network in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks import machine, report, timing
+from benchmarks.peers import PEERS, Peer, TorchConv
+from benchmarks.run import LAYOUTS, RESULTS
+
+MODELS = (
+    "resnet18",
+    "resnet50",
+    "vgg16",
+    "mobilenetv2_w1",
+    "resnext50_32x4d",
+    "squeezenet_v1_1",
+)
+PASSES = ("inference", "training")
+# Errors grow from layer to layer, so a network is judged by the peer's own error in float32.
+SLACK, LEAST = 8, 1e-5
+
+
+def load_model(name: str) -> nn.Module:
+    """A network of pytorchcv with seeded random weights."""
+    from pytorchcv.model_provider import get_model
+
+    torch.manual_seed(0)
+    model: nn.Module = get_model(name, pretrained=False)
+    return model
+
+
+def make_batch(size: int, layout: str) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(size, 3, 224, 224, generator=generator)
+    labels = torch.randint(1000, (size,), generator=generator)
+    return images.contiguous(memory_format=LAYOUTS[layout]), labels
+
+
+def make_call(
+    model: nn.Module, pass_name: str, images: Tensor, labels: Tensor
+) -> Callable[[], object]:
+    """What is timed."""
+    if pass_name == "inference":
+        return lambda: model(images)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def probe(model: nn.Module, pass_name: str, images: Tensor, labels: Tensor) -> Tensor:
+    """The output, or the gradients of all parameters in one vector, in float64."""
+    if pass_name == "inference":
+        return model(images).double()
+    torch.manual_seed(2)  # dropout
+    loss = F.cross_entropy(model(images), labels)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return torch.cat([gradient.flatten().double() for gradient in gradients])
+
+
+def measure(
+    name: str, pass_name: str, ours: Peer, peer: Peer, batch: int, budget: float, min_rounds: int
+) -> report.Result:
+    """One network in one pass: check both libraries in both layouts, then time all four."""
+    model = load_model(name).train(pass_name == "training")
+    # Dropout draws its mask in the layout's order, so no two layouts would agree.
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    errors: dict[tuple[str, str], float] = {}
+    with torch.set_grad_enabled(pass_name == "training"):
+        # Two images suffice to judge gradients; float64 is slow.
+        images, labels = make_batch(min(batch, 2), "nchw")
+        expected = probe(copy.deepcopy(model).double(), pass_name, images.double(), labels)
+        for layout, memory_format in LAYOUTS.items():
+            for library in (ours, peer):
+                candidate = copy.deepcopy(model).to(memory_format=memory_format)
+                candidate = library.model(candidate)
+                images, labels = make_batch(min(batch, 2), layout)
+                found = probe(candidate, pass_name, images, labels)
+                errors[library.name, layout] = float((found - expected).norm() / expected.norm())
+                images, labels = make_batch(batch, layout)
+                calls[library.name, layout] = make_call(candidate, pass_name, images, labels)
+        worst = max(errors[ours.name, layout] for layout in LAYOUTS)
+        peers = max(errors[peer.name, layout] for layout in LAYOUTS)
+        row = report.Result(
+            "models", name, "", "float32", "better", pass_name, error=worst, peer_error=peers
+        )
+        allowed = max(SLACK * peers, LEAST)
+        if not worst <= allowed:
+            reason = f"torchconv's relative error is {worst:.1e}, above {allowed:.1e}"
+            return report.Result(**{**vars(row), "failure": reason})
+        times = timing.interleave(list(calls.values()), budget, min_rounds)
+    timings = dict(zip(calls, times, strict=True))
+
+    def better(library: Peer) -> timing.Timing:
+        return min((timings[library.name, layout] for layout in LAYOUTS), key=lambda t: t.median)
+
+    extra = {" ".join(key): 1e3 * value.median for key, value in timings.items()}
+    rate = batch / better(ours).median
+    measured = {"ours": better(ours), "peer": better(peer), "rate": rate, "unit": "images/s"}
+    return report.Result(**{**vars(row), **measured, "extra": extra})
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.models",
+        description="Time whole converted networks against a peer in its better layout.",
+    )
+    add = parser.add_argument
+    add("--models", default=",".join(MODELS), help="names in pytorchcv, comma-separated")
+    add("--peer", default="torch", choices=sorted(PEERS))
+    add("--passes", default="both", choices=[*PASSES, "both"])
+    add("--batch", type=int, default=1, help="images in an inference batch (default: 1)")
+    add("--training-batch", type=int, default=8, help="images in a training batch (default: 8)")
+    add("--threads", type=int, help="threads for both libraries (default: PyTorch's)")
+    add("--budget", type=float, default=20.0, help="seconds to time one row (default: 20)")
+    add(
+        "--output",
+        type=Path,
+        help="where to write, without suffix (default: in benchmarks/results)",
+    )
+    add("--quick", action="store_true", help="a twentieth of the budget: to try things out")
+    options = parser.parse_args(arguments)
+    for name in ("batch", "training_batch", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if not options.budget > 0:
+        parser.error(f"--budget must be positive, got {options.budget}")
+    options.models = options.models.split(",")
+    options.pass_names = list(PASSES) if options.passes == "both" else [options.passes]
+    return options
+
+
+def output_base(options: argparse.Namespace) -> Path:
+    """benchmarks/results/models-<peer>, plus whatever narrows the run down."""
+    parts = ["models", options.peer]
+    if options.passes != "both":
+        parts.append(options.passes)
+    if options.threads:
+        parts.append(f"{options.threads}threads")
+    if options.models != list(MODELS):
+        parts.append("filtered")
+    if options.quick:
+        parts.append("quick")
+    return RESULTS / "-".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    ours, peer = TorchConv(), PEERS[options.peer]()
+    budget, min_rounds = (options.budget / 20, 3) if options.quick else (options.budget, 7)
+    load = machine.warn_if_busy()
+    pairs = [(name, pass_name) for name in options.models for pass_name in options.pass_names]
+    results: list[report.Result] = []
+    with tqdm(pairs, unit="row", file=sys.stderr) as progress:
+        for name, pass_name in progress:
+            progress.set_description(f"{name} {pass_name}")
+            batch = options.batch if pass_name == "inference" else options.training_batch
+            results.append(measure(name, pass_name, ours, peer, batch, budget, min_rounds))
+    batches = (
+        f"inference on {options.batch}, training on {options.training_batch} images of 224x224"
+    )
+    summary = report.Report(
+        title=f"pytorchcv networks against {peer.name}, {batches}",
+        peer=peer.name,
+        machine={**machine.describe(), "load before": load},
+        results=results,
+        columns=[f"{library.name} {layout}" for library in (ours, peer) for layout in LAYOUTS],
+    )
+    print(report.as_text(summary))
+    for path in report.write(summary, options.output or output_base(options)):
+        print(f"wrote {path}", file=sys.stderr)
+    return 1 if summary.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The libraries that torchconv is measured against, and torchconv itself, behind one interface.
+
+A peer turns a problem into a function of (input, weight, bias) and, for whole networks, a module
+into a function of one batch. A peer that cannot differentiate (an inference engine) says so, and
+only its forward passes are timed. To add one, write a class and enter it in PEERS.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import ModuleType
+from typing import Protocol, cast
+
+import torch
+import torch._functorch.config
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.problems import Problem
+from benchmarks.reference import torch_pooling
+
+Operator = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+class Peer(Protocol):
+    """What a library must offer to be timed."""
+
+    name: str
+    differentiable: bool
+
+    def operator(self, problem: Problem) -> Operator:
+        """A function that solves this problem; compiling happens at its first call."""
+
+    def model(self, model: nn.Module) -> nn.Module:
+        """A copy of the network that runs through this library, with equal parameters."""
+
+
+class TorchConv:
+    """torchconv.functional, and networks after torchconv.convert."""
+
+    name = "torchconv"
+    differentiable = True
+
+    def operator(self, problem: Problem) -> Operator:
+        functional = _torchconv().functional
+        if not problem.pooling:
+            arguments = (problem.stride, problem.padding, problem.dilation, problem.groups)
+            return lambda x, w, b: functional.conv2d(x, w, b, *arguments)
+        pool = getattr(functional, problem.operator)
+        window = (problem.kernel, problem.stride, problem.padding)
+        if problem.operator == "avg_pool2d":
+            return lambda x, w, b: pool(x, *window, problem.ceil_mode)
+        return lambda x, w, b: pool(x, *window, problem.dilation, problem.ceil_mode)
+
+    def model(self, model: nn.Module) -> nn.Module:
+        converted: nn.Module = _torchconv().convert(copy.deepcopy(model))
+        return converted
+
+
+def _torchconv() -> ModuleType:
+    """Imported late, so that listing shapes or reading a report needs no build of torchconv."""
+    import torchconv
+    import torchconv.functional
+
+    return torchconv
+
+
+class Eager:
+    """PyTorch as it is: torch.nn.functional."""
+
+    name = "torch"
+    differentiable = True
+
+    def operator(self, problem: Problem) -> Operator:
+        if problem.pooling:
+            return lambda x, w, b: torch_pooling(problem, x)
+        arguments = (problem.stride, problem.padding, problem.dilation, problem.groups)
+
+        def conv2d(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+            assert w is not None
+            return F.conv2d(x, w, b, *arguments)
+
+        return conv2d
+
+    def model(self, model: nn.Module) -> nn.Module:
+        return copy.deepcopy(model)
+
+
+class Compiled(Eager):
+    """torch.compile of the same functions and networks, shapes fixed."""
+
+    name = "compile"
+
+    def __init__(self) -> None:
+        # Timing a backward alone calls it repeatedly, so its buffers must outlive a call.
+        torch._functorch.config.donated_buffer = False
+
+    def operator(self, problem: Problem) -> Operator:
+        torch.compiler.reset()  # or a long list of shapes runs into the recompilation limit
+        compiled: Operator = torch.compile(super().operator(problem), dynamic=False)
+        return compiled
+
+    def model(self, model: nn.Module) -> nn.Module:
+        torch.compiler.reset()
+        return cast(nn.Module, torch.compile(super().model(model), dynamic=False))
+
+
+PEERS: dict[str, Callable[[], Peer]] = {"torch": Eager, "compile": Compiled}

@@ -1,0 +1,146 @@
+"""The same problems in float64, one sample at a time, to judge a result before it is timed.
+
+A convolution is summed tap by tap, each tap one matrix product (lecture form: a window times the
+kernel), so it shares no code with the convolutions under test and needs no im2col buffer. Pooling
+uses PyTorch in float64. Errors are ||got - expected|| / ||expected|| over a whole tensor.
+
+A sum of L rounded terms errs like sqrt(L) units of roundoff (Higham and Mary, 2019, "A new approach
+to probabilistic rounding error analysis"); Winograd adds a constant. 16-bit types accumulate in
+float32 and round the result once. `tolerance` follows that, with a factor of two in hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod, sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.problems import Problem
+
+Results = Mapping[str, Tensor]  # some of output, grad_input, grad_weight, grad_bias
+
+
+def _taps(problem: Problem) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
+    """For each kernel element, the rows and columns of the padded input that meet it."""
+    p, q = problem.output_shape[2:]
+    (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
+    for r in range(problem.kernel[0]):
+        rows = slice(r * dilation_h, r * dilation_h + (p - 1) * stride_h + 1, stride_h)
+        for s in range(problem.kernel[1]):
+            first = s * dilation_w
+            yield r, s, (rows, slice(first, first + (q - 1) * stride_w + 1, stride_w))
+
+
+def _conv2d(
+    problem: Problem, x: Tensor, w: Tensor, b: Tensor | None, dz: Tensor | None
+) -> dict[str, Tensor]:
+    """One sample: x [C,H,W], w [K,C/g,R,S], b [K], dz [K,P,Q], everything float64."""
+    g, c, k = problem.groups, problem.c, problem.k
+    p, q = problem.output_shape[2:]
+    top, left = problem.padding
+    padded = F.pad(x, (left, left, top, top))
+    weights = w.view(g, k // g, c // g, *problem.kernel)
+    z = x.new_zeros(g, k // g, p * q)
+    d_padded, dw = torch.zeros_like(padded), torch.zeros_like(weights)
+    d_outputs = None if dz is None else dz.reshape(g, k // g, p * q)
+    for r, s, (rows, columns) in _taps(problem):
+        window = padded[:, rows, columns].reshape(g, c // g, p * q)
+        tap = weights[..., r, s]
+        z += tap @ window
+        if d_outputs is not None:
+            dw[..., r, s] = d_outputs @ window.mT
+            d_padded[:, rows, columns] += (tap.mT @ d_outputs).view(c, p, q)
+    z = z.view(k, p, q)
+    results = {"output": z if b is None else z + b.view(-1, 1, 1)}
+    if dz is not None:
+        bottom, right = top + problem.h, left + problem.w
+        results["grad_input"] = d_padded[:, top:bottom, left:right]
+        results["grad_weight"] = dw.view_as(w)
+        results["grad_bias"] = dz.sum((1, 2))
+    return results
+
+
+def torch_pooling(problem: Problem, x: Tensor) -> Tensor:
+    """The problem through torch.nn.functional, which has no min pooling of its own."""
+    kernel, stride, padding = problem.kernel, problem.stride, problem.padding
+    if problem.operator == "avg_pool2d":
+        return F.avg_pool2d(x, kernel, stride, padding, problem.ceil_mode)
+    if problem.operator == "max_pool2d":
+        return F.max_pool2d(x, kernel, stride, padding, problem.dilation, problem.ceil_mode)
+    return -F.max_pool2d(-x, kernel, stride, padding, problem.dilation, problem.ceil_mode)
+
+
+def _pool2d(problem: Problem, x: Tensor, dz: Tensor | None) -> dict[str, Tensor]:
+    x = x.unsqueeze(0).requires_grad_(dz is not None)
+    z = torch_pooling(problem, x)
+    results = {"output": z.detach()[0]}
+    if dz is not None:
+        results["grad_input"] = torch.autograd.grad(z, x, dz.unsqueeze(0))[0][0]
+    return results
+
+
+def relative_errors(
+    problem: Problem,
+    x: Tensor,
+    w: Tensor | None,
+    b: Tensor | None,
+    dz: Tensor | None,
+    candidates: Mapping[str, Results],
+) -> dict[str, dict[str, float]]:
+    """||got - expected|| / ||expected|| of every tensor in `candidates`: {candidate: {tensor: e}}.
+
+    Without dz only the outputs are judged. A NaN in a result gives a NaN error.
+    """
+    squares: dict[tuple[str, str], float] = {}
+    totals: dict[str, float] = {}
+    over_batch: dict[str, Tensor] = {}  # grad_weight and grad_bias, summed over the samples
+
+    def compare(name: str, expected: Tensor, index: int | None) -> None:
+        totals[name] = totals.get(name, 0.0) + float(expected.square().sum())
+        for candidate, results in candidates.items():
+            if name in results:
+                got = results[name].detach()
+                got = got if index is None else got[index]
+                error = float((got.double() - expected).square_().sum())
+                squares[candidate, name] = squares.get((candidate, name), 0.0) + error
+
+    w64 = None if w is None else w.detach().double().contiguous()
+    b64 = None if b is None else b.detach().double()
+    for index in range(problem.n):
+        x64 = x[index].detach().double().contiguous()
+        dz64 = None if dz is None else dz[index].double().contiguous()
+        if w64 is None:
+            expected = _pool2d(problem, x64, dz64)
+        else:
+            expected = _conv2d(problem, x64, w64, b64, dz64)
+        for name, value in expected.items():
+            if name in ("output", "grad_input"):
+                compare(name, value, index)
+            else:
+                over_batch[name] = value if index == 0 else over_batch[name].add_(value)
+    for name, value in over_batch.items():
+        compare(name, value, None)
+    errors: dict[str, dict[str, float]] = {candidate: {} for candidate in candidates}
+    for (candidate, name), square in squares.items():
+        errors[candidate][name] = sqrt(square / totals[name]) if totals[name] else sqrt(square)
+    return errors
+
+
+def tolerance(problem: Problem, name: str, dtype: torch.dtype) -> float:
+    """The largest relative error of a right result in this dtype."""
+    if name == "output":
+        terms = (problem.c // problem.groups) * prod(problem.kernel)
+    elif name == "grad_input":
+        terms = (problem.k // problem.groups) * prod(problem.kernel)
+    else:
+        terms = problem.n * prod(problem.output_shape[2:])
+    if problem.pooling:
+        terms = prod(problem.kernel)
+    accumulated = torch.float64 if dtype == torch.float64 else torch.float32
+    bound = (16 + sqrt(terms)) * torch.finfo(accumulated).eps
+    if dtype != accumulated:
+        bound += torch.finfo(dtype).eps
+    return bound

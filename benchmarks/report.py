@@ -1,0 +1,263 @@
+"""Results as a table on the terminal, a Markdown file, a JSON file and a PNG bar chart.
+
+A ratio is the peer's time over ours: above 1, torchconv is faster. Means of ratios are geometric,
+so that a ratio and its inverse cancel. Rows without a ratio (a wrong result, or a library that
+refused the problem) are listed with their reason and enter no mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from math import exp, log
+from pathlib import Path
+
+from tabulate import tabulate
+
+from benchmarks.timing import Timing
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row: a problem (or a network) in one dtype, layout and pass."""
+
+    group: str
+    problem: str
+    kind: str
+    dtype: str
+    layout: str
+    pass_name: str
+    ours: Timing | None = None
+    peer: Timing | None = None
+    rate: float | None = None
+    unit: str = ""
+    floor_fraction: float | None = None
+    error: float | None = None  # the largest relative error of ours, over the pass's tensors
+    peer_error: float | None = None
+    failure: str = ""
+    note: str = ""
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float | None:
+        if self.ours is None or self.peer is None or self.failure:
+            return None
+        return self.peer.median / self.ours.median
+
+
+@dataclass(frozen=True)
+class Report:
+    """All the rows of a run, with what they were measured on."""
+
+    title: str
+    peer: str
+    machine: dict[str, str]
+    results: Sequence[Result]
+    floor: dict[str, object] = field(default_factory=dict)
+    columns: Sequence[str] = ()  # names in Result.extra that the table shows
+
+    @property
+    def failures(self) -> list[Result]:
+        return [result for result in self.results if result.failure]
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    return exp(sum(map(log, ratios)) / len(ratios))
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 10**digits else f"{value:.{digits}g}"
+
+
+def rows_table(report: Report, style: str = "simple") -> str:
+    """Every row, in the order of measuring; columns that say nothing are left out."""
+    varying = len({(result.group, result.dtype) for result in report.results}) > 1
+    columns: dict[str, list[str]] = {}
+    for result in report.results:
+        cells = {"problem": result.problem}
+        if varying:
+            cells |= {"group": result.group, "dtype": result.dtype}
+        cells |= {"layout": result.layout, "pass": result.pass_name}
+        for library, timing in (("torchconv", result.ours), (report.peer, result.peer)):
+            cells[f"{library} ms"] = "" if timing is None else _number(timing.median * 1e3, 4)
+        cells["ratio"] = "failed" if result.failure else _number(result.ratio)
+        cells |= {name: _number(result.extra.get(name), 4) for name in report.columns}
+        cells["rate"] = f"{_number(result.rate)} {result.unit}" if result.rate else ""
+        fraction = result.floor_fraction
+        cells["of floor"] = "" if fraction is None else f"{fraction:.2f}"
+        cells["error"] = "" if result.error is None else f"{result.error:.1e}"
+        for name, cell in cells.items():
+            columns.setdefault(name, []).append(cell)
+    columns = {name: cells for name, cells in columns.items() if any(cells)}
+    text = ("problem", "group", "dtype", "layout", "pass")
+    alignment = ["left" if name in text else "right" for name in columns]
+    rows = list(zip(*columns.values(), strict=True))
+    return tabulate(rows, list(columns), style, colalign=alignment, disable_numparse=True)
+
+
+def means_table(report: Report, style: str = "simple") -> str:
+    """Geometric means of the ratios: a line for each group and kind, a column for pass and layout.
+
+    A cell holds the mean, then the smallest ratio when there are several.
+    """
+    timed = [result for result in report.results if result.ratio is not None]
+    if not timed:
+        return "No row was timed."
+    columns = dict.fromkeys((result.pass_name, result.layout) for result in timed)
+    dtypes = list(dict.fromkeys(result.dtype for result in timed))
+    selections = [("group", group) for group in dict.fromkeys(result.group for result in timed)]
+    several_groups = len(selections) > 1
+    kinds = list(dict.fromkeys(result.kind for result in timed))
+    selections += [("kind", kind) for kind in kinds] if len(kinds) > 1 else []
+    selections += [("all", "")] if several_groups else []
+    rows = []
+    for what, name in selections:
+        for dtype in dtypes:
+            chosen = [
+                result
+                for result in timed
+                if result.dtype == dtype and (what == "all" or getattr(result, what) == name)
+            ]
+            if chosen:
+                row = [what, name] + [dtype] * (len(dtypes) > 1)
+                rows.append(row + [_mean_cell(chosen, *column) for column in columns])
+    headers = ["", ""] + ["dtype"] * (len(dtypes) > 1) + [" ".join(column) for column in columns]
+    return tabulate(rows, headers, style, disable_numparse=True)
+
+
+def _mean_cell(results: Sequence[Result], pass_name: str, layout: str) -> str:
+    ratios = [
+        result.ratio
+        for result in results
+        if result.ratio is not None and (result.pass_name, result.layout) == (pass_name, layout)
+    ]
+    if not ratios:
+        return ""
+    smallest = f" (min {min(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{geometric_mean(ratios):.2f}{smallest}"
+
+
+def failures_list(report: Report) -> str:
+    return "\n".join(
+        f"- {result.problem}, {result.dtype}, {result.layout}, {result.pass_name}: {result.failure}"
+        for result in report.failures
+    )
+
+
+def as_text(report: Report) -> str:
+    """What is printed at the end of a run."""
+    meaning = f"Ratio: {report.peer} time / torchconv time, above 1 torchconv is faster."
+    parts = [rows_table(report), f"{meaning} Geometric means:", means_table(report)]
+    if report.failures:
+        parts.append("Not timed:\n" + failures_list(report))
+    parts.append("\n".join(f"{key}: {value}" for key, value in report.machine.items()))
+    return "\n\n".join(parts)
+
+
+def as_markdown(report: Report) -> str:
+    machine = tabulate(list(report.machine.items()), ["", ""], tablefmt="github")
+    parts = [
+        f"# {report.title}",
+        f"Ratio is {report.peer}'s time over torchconv's: above 1, torchconv is faster. `of floor` "
+        "is the machine's measured floor over our time. How it is measured: "
+        "[README](../README.md).",
+        "## Geometric means of the ratios",
+        means_table(report, "github"),
+        "## Rows",
+        rows_table(report, "github"),
+    ]
+    if report.failures:
+        parts += ["## Not timed", failures_list(report)]
+    parts += ["## Machine", machine]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_json(report: Report) -> str:
+    rows = [{**asdict(result), "ratio": result.ratio} for result in report.results]
+    content: dict[str, object] = {
+        "title": report.title,
+        "peer": report.peer,
+        "machine": report.machine,
+    }
+    content |= {"floor": report.floor, "rows": rows}
+    return json.dumps(content, indent=1) + "\n"
+
+
+def draw_chart(report: Report, path: Path) -> None:
+    """Bars of the ratios: a panel for each dtype, pass and layout, a bar for each problem."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels: dict[tuple[str, str, str], dict[tuple[str, str], float]] = {}
+    labels: dict[tuple[str, str], None] = {}
+    for result in report.results:
+        if result.ratio is not None:
+            label = (result.group, result.problem)
+            labels[label] = None
+            panel = (result.dtype, result.pass_name, result.layout)
+            panels.setdefault(panel, {})[label] = result.ratio
+    if not panels:
+        return
+    size = (3.5 + 2.8 * len(panels), 2.0 + 0.27 * len(labels))
+    figure, axes = pyplot.subplots(
+        1, len(panels), sharex=True, sharey=True, squeeze=False, figsize=size, layout="constrained"
+    )
+    highest = max(max(panel.values()) for panel in panels.values())
+    lowest = min(min(panel.values()) for panel in panels.values())
+    groups = len({group for group, _ in labels}) > 1
+    several = len({dtype for dtype, _, _ in panels}) > 1
+    for axis, (panel, ratios) in zip(axes[0], panels.items(), strict=True):
+        for position, label in enumerate(labels):
+            if label not in ratios:
+                continue
+            ratio = ratios[label]
+            axis.barh(position, ratio - 1, left=1, color="#2a7f62" if ratio >= 1 else "#c8553d")
+            axis.annotate(
+                f"{ratio:.2f}",
+                (max(ratio, 1), position),
+                (3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_title(" ".join(panel if several else panel[1:]), fontsize=9)
+        axis.set_xscale("log")
+        axis.set_xlim(min(0.8, lowest / 1.2), max(2.0, highest) * 1.6)
+        # Plain numbers on the logarithmic axis, few enough not to collide.
+        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if t < highest * 1.6]
+        axis.set_xticks([t for t in ticks if t > min(0.8, lowest / 1.2)])
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    names = [f"{problem}  ({group})" if groups else problem for group, problem in labels]
+    axes[0][0].set_yticks(range(len(labels)), names, fontsize=8)
+    axes[0][0].invert_yaxis()
+    machine = report.machine
+    figure.suptitle(report.title, fontsize=11)
+    figure.supxlabel(
+        f"{report.peer} time / torchconv time, above 1 torchconv is faster\n"
+        f"{machine.get('cpu', '')}, {machine.get('threads', '?')} threads, "
+        f"{machine.get('isa', '')}, torch {machine.get('torch', '?')}",
+        fontsize=8,
+    )
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def write(report: Report, base: Path) -> list[Path]:
+    """Write <base>.json, <base>.md and <base>.png; the paths that were written."""
+    base.parent.mkdir(parents=True, exist_ok=True)
+    paths = [base.parent / (base.name + suffix) for suffix in (".json", ".md", ".png")]
+    paths[0].write_text(as_json(report), encoding="utf-8")
+    paths[1].write_text(as_markdown(report), encoding="utf-8")
+    draw_chart(report, paths[2])
+    return [path for path in paths if path.is_file()]

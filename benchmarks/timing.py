@@ -1,0 +1,73 @@
+"""Timing several callables in one process, call by call in turn.
+
+The clock speed, the page cache and the neighbours of a shared machine drift over seconds, so two
+things timed one after the other differ by more than what is measured. Here every round calls each
+candidate once, in an order that rotates, and each median is taken over the same rounds. What a call
+allocates it also frees inside its own time, with PyTorch's allocator as it is.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds for one call."""
+
+    median: float
+    first_quartile: float
+    third_quartile: float
+    rounds: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        if len(samples) == 1:
+            return cls(samples[0], samples[0], samples[0], 1)
+        first, _, third = quantiles(samples, n=4, method="inclusive")
+        return cls(median(samples), first, third, len(samples))
+
+
+def interleave(
+    calls: Sequence[Callable[[], object]],
+    budget: float,
+    min_rounds: int = 7,
+    max_rounds: int = 2000,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:
+    """Time each of `calls` for about `budget` seconds in all.
+
+    At least `min_rounds` rounds are taken unless they would need five times the budget; one
+    round is always taken. Two untimed rounds come first (one, if it alone exceeds the budget).
+    """
+    start = clock()
+    for _ in range(2):
+        for call in calls:
+            call()
+        if clock() - start > budget:
+            break
+    samples: list[list[float]] = [[] for _ in calls]
+    order = list(range(len(calls)))
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        start = clock()
+        for done in range(1, max_rounds + 1):
+            for index in order:
+                call = calls[index]
+                before = clock()
+                call()
+                samples[index].append(clock() - before)
+            order = order[1:] + order[:1]
+            spent = clock() - start
+            if spent >= budget and (done >= min_rounds or spent >= 5 * budget):
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    return [Timing.of(times) for times in samples]

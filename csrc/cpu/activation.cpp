@@ -1,0 +1,210 @@
+// Activations, their derivatives and the bias gradient. The loops are plain and branch-free so that
+// the compiler vectorises them for each instruction set.
+#include "cpu/activation.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/buffer.h"
+#include "cpu/parallel_range.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// Comparisons are written so that NaN falls through to x.
+template <typename A>
+A relu(A x) {
+  return x < A{0} ? A{0} : x;
+}
+template <typename A>
+A relu6(A x) {
+  const A low = x < A{0} ? A{0} : x;
+  return low > A{6} ? A{6} : low;
+}
+template <typename A>
+A sigmoid(A x) {
+  return A{1} / (A{1} + std::exp(-x));
+}
+template <typename A>
+A hardswish(A x) {
+  return x * relu6(x + A{3}) / A{6};
+}
+constexpr double kSqrtHalf = 0.70710678118654752440;
+template <typename A>
+A normal_cdf(A x) {
+  return A(0.5) * (A{1} + std::erf(x * A(kSqrtHalf)));
+}
+
+// g'(z), from y or from z as derivative_needs_preactivation says.
+template <typename A>
+A sigmoid_derivative(A y) {
+  return (A{1} - y) * y;
+}
+template <typename A>
+A silu_derivative(A z) {
+  const A s = sigmoid(z);
+  return s * (A{1} + z * (A{1} - s));
+}
+template <typename A>
+A gelu_derivative(A z) {
+  constexpr double kInverseSqrtTwoPi = 0.39894228040143267794;
+  return normal_cdf(z) + z * A(kInverseSqrtTwoPi) * std::exp(A(-0.5) * z * z);
+}
+
+template <typename A>
+void multiply_derivative(Activation activation, const A* saved, A* row, int64_t n) {
+  switch (activation) {
+    case Activation::kNone:
+      break;
+    case Activation::kReLU:
+      for (int64_t i = 0; i < n; ++i) row[i] = saved[i] <= A{0} ? A{0} : row[i];
+      break;
+    case Activation::kReLU6:
+      for (int64_t i = 0; i < n; ++i)
+        row[i] = saved[i] <= A{0} ? A{0} : saved[i] >= A{6} ? A{0} : row[i];
+      break;
+    case Activation::kSigmoid:
+      for (int64_t i = 0; i < n; ++i) row[i] *= sigmoid_derivative(saved[i]);
+      break;
+    case Activation::kTanh:
+      for (int64_t i = 0; i < n; ++i) row[i] *= A{1} - saved[i] * saved[i];
+      break;
+    case Activation::kSiLU:
+      for (int64_t i = 0; i < n; ++i) row[i] *= silu_derivative(saved[i]);
+      break;
+    case Activation::kHardswish:
+      for (int64_t i = 0; i < n; ++i) {
+        const A inside = row[i] * (saved[i] / A{3} + A(0.5));
+        const A upper = saved[i] >= A{3} ? row[i] : inside;
+        row[i] = saved[i] <= A{-3} ? A{0} : upper;
+      }
+      break;
+    case Activation::kGELU:
+      for (int64_t i = 0; i < n; ++i) row[i] *= gelu_derivative(saved[i]);
+      break;
+  }
+}
+
+// Elements that are converted, multiplied and summed together.
+constexpr int64_t kStrip = 256;
+
+// dz of n neighbours, in place in `row`; true values, before rounding to T.
+template <typename T>
+void derivative_strip(Activation activation, const T* dy, const T* saved, T* dz, int64_t n,
+                      Wide<T>* row) {
+  Wide<T> values[kStrip];
+  for (int64_t i = 0; i < n; ++i) row[i] = to_wide(dy[i]);
+  if (activation == Activation::kNone) return;
+  for (int64_t i = 0; i < n; ++i) values[i] = to_wide(saved[i]);
+  multiply_derivative(activation, values, row, n);
+  if (dz != nullptr)
+    for (int64_t i = 0; i < n; ++i) dz[i] = from_wide<T>(row[i]);
+}
+
+template <typename A>
+A sum_strip(const A* row, int64_t n) {
+  A lanes[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int64_t l = 0; l < 16; ++l) lanes[l] += row[i + l];
+  for (; i < n; ++i) lanes[i % 16] += row[i];
+  for (int64_t width = 8; width > 0; width /= 2)
+    for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
+  return lanes[0];
+}
+
+}  // namespace
+
+template <typename A>
+void activate(Activation activation, A* row, int64_t n) {
+  switch (activation) {
+    case Activation::kNone:
+      break;
+    case Activation::kReLU:
+      for (int64_t i = 0; i < n; ++i) row[i] = relu(row[i]);
+      break;
+    case Activation::kReLU6:
+      for (int64_t i = 0; i < n; ++i) row[i] = relu6(row[i]);
+      break;
+    case Activation::kSigmoid:
+      for (int64_t i = 0; i < n; ++i) row[i] = sigmoid(row[i]);
+      break;
+    case Activation::kTanh:
+      for (int64_t i = 0; i < n; ++i) row[i] = std::tanh(row[i]);
+      break;
+    case Activation::kSiLU:
+      for (int64_t i = 0; i < n; ++i) row[i] = row[i] / (A{1} + std::exp(-row[i]));
+      break;
+    case Activation::kHardswish:
+      for (int64_t i = 0; i < n; ++i) row[i] = hardswish(row[i]);
+      break;
+    case Activation::kGELU:
+      for (int64_t i = 0; i < n; ++i) row[i] *= normal_cdf(row[i]);
+      break;
+  }
+}
+
+template <typename T>
+void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* dz, T* db,
+                         const Parallel& pool) {
+  // Memory is rows of `inner` neighbours: a channel's plane, or a pixel's channels. Partial sums of
+  // db belong to fixed blocks: a plane, or kPixels pixels of a sample.
+  constexpr int64_t kPixels = 512;
+  const int64_t pixels = p.P * p.Q;
+  const bool planes = p.layout == Layout::kNCHW;
+  const int64_t blocks = planes ? 1 : (pixels + kPixels - 1) / kPixels;
+  // [n][block][k]
+  Buffer<Wide<T>> partial(db != nullptr ? p.N * blocks * p.K : 0);
+  const double work = 4.0 * static_cast<double>(planes ? pixels : kPixels * p.K);
+  const int64_t items = planes ? p.N * p.K : p.N * blocks;
+  WorkSplit(items, work).run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    Wide<T> row[kStrip];
+    for (int64_t item = begin; item < end; ++item) {
+      if (planes) {
+        Wide<T> sum = 0;
+        for (int64_t i = 0; i < pixels; i += kStrip) {
+          const int64_t n = std::min(kStrip, pixels - i), at = item * pixels + i;
+          derivative_strip(p.activation, dy + at, saved + (saved != nullptr ? at : 0),
+                           dz != nullptr ? dz + at : nullptr, n, row);
+          if (db != nullptr) sum += sum_strip(row, n);
+        }
+        if (db != nullptr) partial[item] = sum;
+        continue;
+      }
+      const int64_t n = item / blocks, first = item % blocks * kPixels;
+      const int64_t last = std::min(first + kPixels, pixels);
+      Wide<T>* sums = partial.get() + item * p.K;
+      if (db != nullptr) std::fill(sums, sums + p.K, Wide<T>{0});
+      for (int64_t pixel = first; pixel < last; ++pixel) {
+        for (int64_t k = 0; k < p.K; k += kStrip) {
+          const int64_t count = std::min(kStrip, p.K - k), at = (n * pixels + pixel) * p.K + k;
+          derivative_strip(p.activation, dy + at, saved + (saved != nullptr ? at : 0),
+                           dz != nullptr ? dz + at : nullptr, count, row);
+          if (db != nullptr)
+            for (int64_t i = 0; i < count; ++i) sums[k + i] += row[i];
+        }
+      }
+    }
+  });
+  if (db == nullptr) return;
+  WorkSplit(p.K, static_cast<double>(p.N * blocks)).run(pool, [&](int64_t k0, int64_t k1, int64_t) {
+    for (int64_t k = k0; k < k1; ++k) {
+      double sum = 0;
+      for (int64_t i = 0; i < p.N * blocks; ++i) sum += static_cast<double>(partial[i * p.K + k]);
+      db[k] = from_wide<T>(static_cast<Wide<T>>(sum));
+    }
+  });
+}
+
+template void activate(Activation, float*, int64_t);
+template void activate(Activation, double*, int64_t);
+template void activation_backward(const ConvProblem&, const float*, const float*, float*, float*,
+                                  const Parallel&);
+template void activation_backward(const ConvProblem&, const double*, const double*, double*,
+                                  double*, const Parallel&);
+template void activation_backward(const ConvProblem&, const BFloat16*, const BFloat16*, BFloat16*,
+                                  BFloat16*, const Parallel&);
+template void activation_backward(const ConvProblem&, const Float16*, const Float16*, Float16*,
+                                  Float16*, const Parallel&);
+
+}  // namespace torchconv::cpu

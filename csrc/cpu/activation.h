@@ -1,0 +1,54 @@
+// Activations and the epilogue of a convolution: bias, pre-activation, activation and rounding, in
+// one pass over a finished tile; and their derivative, in the pass that also sums the bias gradient.
+//
+// Values and derivatives are PyTorch's, with its conventions at the kinks (relu'(0) = 0, relu6' = 1
+// only inside (0, 6)), and NaN stays NaN.
+#pragma once
+
+#include <cstdint>
+
+#include "core/conv_problem.h"
+#include "core/parallel.h"
+#include "cpu/simd.h"
+
+namespace torchconv::cpu {
+
+// row[i] = g(row[i]); A is float or double.
+template <typename A>
+void activate(Activation activation, A* row, int64_t n);
+
+// What happens to a finished row of z.
+template <typename T>
+struct Epilogue {
+  T* y;
+  T* preactivation;  // null, or where z goes: the same offsets as y
+  Activation activation;
+
+  // z (scratch, overwritten) has had its bias; element i goes to offset + i*stride.
+  void store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
+    if (preactivation != nullptr) write(preactivation + offset, z, n, stride);
+    if (activation != Activation::kNone) activate(activation, z, n);
+    write(y + offset, z, n, stride);
+  }
+
+ private:
+  static void write(T* dst, const Wide<T>* src, int64_t n, int64_t stride) {
+    using V = WideVec<T>;
+    if (stride == 1) {
+      int64_t i = 0;
+      for (; i + V::kLanes <= n; i += V::kLanes) V::store(dst + i, V::Registers::load(src + i));
+      if (i < n) V::store_partial(dst + i, V::Registers::load_partial(src + i, n - i), n - i);
+    } else {
+      for (int64_t i = 0; i < n; ++i) dst[i * stride] = from_wide<T>(src[i]);
+    }
+  }
+};
+
+// dz = dy * g'(saved) and db = dz summed over all but channels. saved is y, or the pre-activation
+// where derivative_needs_preactivation, or null with kNone. dz and db may be null; with kNone dz
+// must be. db is summed in blocks fixed by the shape.
+template <typename T>
+void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* dz, T* db,
+                         const Parallel& pool);
+
+}  // namespace torchconv::cpu

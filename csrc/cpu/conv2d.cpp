@@ -1,0 +1,102 @@
+// The convolution's entry points: they turn a problem into tap lists and choose an algorithm for
+// each pass. The choice depends on the problem of one sample only.
+#include "cpu/conv2d.h"
+
+#include <cstring>
+
+#include "core/buffer.h"
+#include "cpu/activation.h"
+#include "cpu/conv_integer.h"
+#include "cpu/conv_view.h"
+#include "cpu/conv_wgrad.h"
+#include "cpu/implicit_gemm.h"
+
+namespace torchconv::cpu {
+namespace {
+
+template <typename T>
+void gather(const ConvView& view, const T* src, const T* w, const T* bias,
+            const Epilogue<T>& epilogue, const Parallel& pool) {
+  implicit_gemm(view, src, w, bias, epilogue, pool);
+}
+
+template <typename T>
+void fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
+           void* preactivation, const Parallel& pool) {
+  const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation};
+  gather(fprop_view(p), static_cast<const T*>(x), static_cast<const T*>(w),
+         static_cast<const T*>(bias), epilogue, pool);
+}
+
+template <typename T>
+void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, const T* w, T* dx,
+              T* dw, T* db, const Parallel& pool) {
+  const bool active = p.activation != Activation::kNone;
+  const bool need_dz = active && (dx != nullptr || dw != nullptr);
+  Buffer<T> derivative(need_dz ? p.N * p.K * p.P * p.Q : 0);
+  if (need_dz || db != nullptr)
+    activation_backward(p, dy, saved, need_dz ? derivative.get() : nullptr, db, pool);
+  const T* dz = need_dz ? derivative.get() : dy;
+
+  if (dx != nullptr) {
+    bool covers_all = false;
+    const std::vector<ConvView> views = dgrad_views(p, &covers_all);
+    if (!covers_all)
+      std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));
+    const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
+    for (const ConvView& view : views)
+      gather<T>(view, dz, w, nullptr, epilogue, pool);
+  }
+  if (dw != nullptr) {
+    const ConvView view = fprop_view(p);
+    const bool covers_all =
+        static_cast<int64_t>(view.taps.size()) == p.R * p.S && p.N * p.P * p.Q > 0;
+    if (!covers_all)
+      std::memset(dw, 0, static_cast<size_t>(p.K * (p.C / p.groups) * p.R * p.S) * sizeof(T));
+    conv_wgrad(view, dz, x, dw, pool);
+  }
+}
+
+template <typename T>
+void backward(const ConvProblem& p, const void* dy, const void* saved, const void* x,
+              const void* w, void* dx, void* dw, void* db, const Parallel& pool) {
+  backward(p, static_cast<const T*>(dy), static_cast<const T*>(saved), static_cast<const T*>(x),
+           static_cast<const T*>(w), static_cast<T*>(dx), static_cast<T*>(dw), static_cast<T*>(db),
+           pool);
+}
+
+}  // namespace
+
+void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
+                  void* preactivation, const Parallel& pool) {
+  switch (p.dtype) {
+    case DType::kFloat32:
+      return fprop<float>(p, x, w, bias, y, preactivation, pool);
+    case DType::kFloat64:
+      return fprop<double>(p, x, w, bias, y, preactivation, pool);
+    case DType::kBFloat16:
+      return fprop<BFloat16>(p, x, w, bias, y, preactivation, pool);
+    case DType::kFloat16:
+      return fprop<Float16>(p, x, w, bias, y, preactivation, pool);
+    default:
+      return conv_integer(fprop_view(p), p.dtype, x, w, bias, y, pool);
+  }
+}
+
+void conv2d_backward(const ConvProblem& p, const void* dy, const void* saved, const void* x,
+                     const void* w, void* dx, void* dw, void* db, const Parallel& pool) {
+  switch (p.dtype) {
+    case DType::kFloat32:
+      return backward<float>(p, dy, saved, x, w, dx, dw, db, pool);
+    case DType::kFloat64:
+      return backward<double>(p, dy, saved, x, w, dx, dw, db, pool);
+    case DType::kBFloat16:
+      return backward<BFloat16>(p, dy, saved, x, w, dx, dw, db, pool);
+    case DType::kFloat16:
+      return backward<Float16>(p, dy, saved, x, w, dx, dw, db, pool);
+    default:
+      return;
+  }
+}
+
+}  // namespace torchconv::cpu

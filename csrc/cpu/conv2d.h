@@ -1,0 +1,18 @@
+// The CPU's convolution kernels, as csrc/ops calls them. Pointers are dense in the problem's layouts.
+#pragma once
+
+#include "core/conv_problem.h"
+#include "core/parallel.h"
+
+namespace torchconv::cpu {
+
+// y = g(z). bias and preactivation may be null; with preactivation, z is stored there too.
+void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
+                  void* preactivation, const Parallel& pool);
+
+// Gradients of L with respect to x, w and b from dy = dL/dy; any of dx, dw, db may be null.
+// saved is y, or the pre-activation where derivative_needs_preactivation, or null for kNone.
+void conv2d_backward(const ConvProblem& p, const void* dy, const void* saved, const void* x,
+                     const void* w, void* dx, void* dw, void* db, const Parallel& pool);
+
+}  // namespace torchconv::cpu

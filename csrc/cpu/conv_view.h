@@ -1,0 +1,62 @@
+// One convolution pass as a list of taps, the form that every algorithm here computes:
+//
+//   dst[n, k, i, j] = sum over taps t and channels c of
+//                     w[k, c, t] * src[n, c, i*step_h + t.h, j*step_w + t.w],   src zero outside H x W
+//
+// fprop is one such problem. dgrad of any stride and dilation is at most min(R, stride_h) *
+// min(S, stride_w) of them, one for each residue of (h, w) modulo the stride that a tap reaches,
+// each with step 1 over the taps of that residue: no product with a structural zero is formed (the
+// gather form of Dumoulin and Visin, "A guide to convolution arithmetic", 2016, section 4).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/conv_problem.h"
+
+namespace torchconv::cpu {
+
+struct ConvTap {
+  int64_t h, w;    // source offset
+  int64_t weight;  // of this tap in a filter plane, in elements
+};
+
+// Strides in elements; row and column are those of the tensor, or of the view's grid for dst.
+struct ConvStrides {
+  int64_t n, c, row, column;
+};
+
+struct ConvView {
+  int64_t N, groups;
+  int64_t C, K;  // channels of src and dst in a group
+  int64_t H, W;  // src
+  int64_t I, J;  // the grid of dst
+  int64_t step_h, step_w;
+  ConvStrides src, dst;
+  int64_t dst_offset;                  // of the grid's first element
+  int64_t weight_group, weight_k, weight_c;  // strides
+  std::vector<ConvTap> taps;  // those that reach into the image from somewhere in the grid
+
+  int64_t pixels() const { return I * J; }
+  int64_t terms() const { return C * static_cast<int64_t>(taps.size()); }
+  // Pixels, or else channels, are neighbours in memory.
+  bool src_pixels_contiguous() const { return src.column == 1; }
+  bool dst_pixels_contiguous() const {
+    return (J == 1 || dst.column == 1) && (I == 1 || dst.row == J);
+  }
+};
+
+// z from x and w; also describes wgrad, where dst is dz.
+ConvView fprop_view(const ConvProblem& p);
+
+// dx from dz and w: a view for each residue that has taps. covers_all is false where other elements
+// of dx exist, whose gradient is zero.
+std::vector<ConvView> dgrad_views(const ConvProblem& p, bool* covers_all);
+
+// The j in [0, count) whose source column j*step + offset lies in [0, size): [begin, end).
+struct Range {
+  int64_t begin, end;
+};
+Range valid_range(int64_t count, int64_t step, int64_t offset, int64_t size);
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,331 @@
+// Convolution as a matrix product without an im2col matrix in memory.
+//
+// The destination of one sample and group is a matrix of filters by pixels. Where the source's
+// pixels are neighbours in memory (NCHW) the vector runs along pixels: rows are filters, columns
+// pixels. Where channels are (NHWC) the vector runs along filters: rows are pixels, columns
+// filters. A task owns a block of pixels and of filters of one sample, and for each reduction block
+// packs its pixels, multiplies them with the weights (packed once a call) and adds to its scratch
+// tile; after the last block the epilogue writes each tile while it is in the first-level cache.
+// Blocking follows Goto and van de Geijn (2008) and depends on one sample's problem only, so that a
+// sample's bits depend neither on the batch nor on the threads.
+#include "cpu/implicit_gemm.h"
+
+#include <cstring>
+
+#include "core/buffer.h"
+#include "cpu/conv_pack.h"
+#include "cpu/parallel_range.h"
+
+namespace torchconv::cpu {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Even cuts of `total` in pieces of at most `limit`, each a multiple of `unit` but the last.
+struct Cuts {
+  int64_t total, size, count;
+  Cuts(int64_t all, int64_t limit, int64_t unit) : total(all) {
+    const int64_t pieces = std::max<int64_t>(1, ceil_div(all, std::max(limit, unit)));
+    size = std::max(round_up(ceil_div(all, pieces), unit), unit);
+    count = ceil_div(all, size);
+  }
+  int64_t begin(int64_t i) const { return i * size; }
+  int64_t length(int64_t i) const { return std::min(size, total - i * size); }
+};
+
+// Calls f(first, rows) on even tiles of at most kMaxRows rows.
+template <typename F>
+void for_row_tiles(int64_t rows, F&& f) {
+  const int64_t tiles = ceil_div(rows, kMaxRows);
+  int64_t first = 0;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t n = rows / tiles + (t < rows % tiles ? 1 : 0);
+    f(first, n);
+    first += n;
+  }
+}
+
+// The tasks of one sample and group should be enough for several threads when the sample is large,
+// and each should be worth its packing.
+constexpr int64_t kTasksWanted = 16;
+
+template <typename T>
+class ImplicitGemm {
+ public:
+  using A = Wide<T>;
+
+  ImplicitGemm(const ConvView& view, const T* src, const T* w, const T* bias,
+               const Epilogue<T>& epilogue)
+      : view_(view),
+        src_(src),
+        epilogue_(epilogue),
+        pixel_vectors_(view.src_pixels_contiguous()),
+        blocks_(reduction_blocks(view.C, static_cast<int64_t>(view.taps.size()), kDepth,
+                                 pixel_vectors_)),
+        padded_k_(pixel_vectors_ ? view.K : round_up(view.K, kLanes<A>)),
+        pixels_(pixel_cuts()),
+        filters_(filter_cuts(pixels_.count)),
+        weights_(weights_size()),
+        bias_(view.groups * padded_k_) {
+    for (int64_t g = 0; g < view.groups; ++g)
+      for (int64_t k = 0; k < padded_k_; ++k)
+        bias_[g * padded_k_ + k] =
+            bias != nullptr && k < view.K ? to_wide(bias[g * view.K + k]) : A{0};
+    source_weights_ = w;
+  }
+
+  void run(const Parallel& pool) {
+    pack_weights(pool);
+    const int64_t tasks = view_.N * view_.groups * pixels_.count * filters_.count;
+    const WorkSplit split(tasks, static_cast<double>(pixels_.size) *
+                                     static_cast<double>(filters_.size) *
+                                     static_cast<double>(view_.terms() + 4));
+    const int64_t filters = std::min(filters_.size, padded_k_);
+    const int64_t panel_size =
+        pixel_vectors_ ? kDepth * round_up(pixels_.size, kLanes<A>) : pixels_.size * kARow<A>;
+    const int64_t tile_size = filters * round_up(pixels_.size, kLanes<A>) + kPanel<A>;
+    const int64_t runs = max_pixel_runs(kPanel<A>, view_.J);
+    int64_t most_taps = 0;
+    for (const ReductionBlock& block : blocks_) most_taps = std::max(most_taps, block.tn);
+    const int64_t plan_size =
+        pixel_vectors_ ? max_pixel_plan(most_taps, kMaxVectors, runs) : int64_t{0};
+    std::vector<std::vector<TapRun>> taps;
+    if (!pixel_vectors_)
+      for (const ReductionBlock& block : blocks_) taps.push_back(tap_runs(view_, block));
+
+    Buffer<A> panels(split.slots * round_up(panel_size, 16));
+    Buffer<A> tiles(split.slots * round_up(tile_size, 16));
+    Buffer<LaneCopy> plans(split.slots * plan_size);
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+      const Scratch scratch{panels.get() + slot * round_up(panel_size, 16),
+                            tiles.get() + slot * round_up(tile_size, 16),
+                            plans.get() + slot * plan_size};
+      for (int64_t task = begin; task < end; ++task) {
+        int64_t rest = task;
+        Task t;
+        const int64_t filter_block = rest % filters_.count;
+        rest /= filters_.count;
+        const int64_t pixel_block = rest % pixels_.count;
+        rest /= pixels_.count;
+        t.g = rest % view_.groups;
+        t.n = rest / view_.groups;
+        t.pixel = pixels_.begin(pixel_block);
+        t.pixels = pixels_.length(pixel_block);
+        t.filter = filters_.begin(filter_block);
+        t.filters = filters_.length(filter_block);
+        t.src = src_ + t.n * view_.src.n + t.g * view_.C * view_.src.c;
+        t.dst = view_.dst_offset + t.n * view_.dst.n + t.g * view_.K * view_.dst.c;
+        if (pixel_vectors_)
+          run_pixel_vectors(t, scratch);
+        else
+          run_filter_vectors(t, scratch, taps);
+      }
+    });
+  }
+
+ private:
+  struct Task {
+    int64_t n, g, pixel, pixels, filter, filters;
+    const T* src;
+    int64_t dst;  // offset of the sample's group
+  };
+  struct Scratch {
+    A* panels;
+    A* tile;
+    LaneCopy* plan;
+  };
+
+  Cuts pixel_cuts() const {
+    // The scratch tile and the packed pixels share the second-level cache with weights.
+    const int64_t pixels = view_.pixels();
+    if (pixel_vectors_) {
+      const int64_t budget = 32768 / std::max<int64_t>(1, std::min<int64_t>(view_.K, 512));
+      const int64_t limit = std::min<int64_t>(std::max(budget, kPanel<A>), 8 * kPanel<A>);
+      return Cuts(pixels, limit / kPanel<A> * kPanel<A>, kPanel<A>);
+    }
+    const int64_t budget = 32768 / std::max<int64_t>(1, std::min<int64_t>(padded_k_, 512));
+    return Cuts(pixels, std::min<int64_t>(std::max<int64_t>(budget, 2 * kMaxRows), 8 * kMaxRows),
+                1);
+  }
+
+  Cuts filter_cuts(int64_t pixel_blocks) const {
+    const int64_t unit = pixel_vectors_ ? 1 : kPanel<A>;
+    const int64_t have = pixel_blocks * view_.groups;
+    const int64_t pieces =
+        std::min(ceil_div(kTasksWanted, std::max<int64_t>(have, 1)), ceil_div(view_.K, 128));
+    return Cuts(view_.K, std::max<int64_t>(1, std::min<int64_t>(ceil_div(view_.K, std::max<int64_t>(pieces, 1)), 512)), unit);
+  }
+
+  // ---- Weights: [group][block][k][kARow], or [group][block][panel][depth][width].
+
+  int64_t weights_size() const {
+    if (pixel_vectors_)
+      return view_.groups * static_cast<int64_t>(blocks_.size()) * view_.K * kARow<A>;
+    return view_.groups * view_.terms() * padded_k_;
+  }
+  const A* weights(int64_t g, int64_t block) const {
+    if (pixel_vectors_)
+      return weights_.get() +
+             (g * static_cast<int64_t>(blocks_.size()) + block) * view_.K * kARow<A>;
+    int64_t terms = g * view_.terms();
+    for (int64_t b = 0; b < block; ++b) terms += blocks_[b].size();
+    return weights_.get() + terms * padded_k_;
+  }
+
+  void pack_weights(const Parallel& pool) {
+    const int64_t blocks = static_cast<int64_t>(blocks_.size());
+    if (blocks == 0) return;
+    const int64_t unit = pixel_vectors_ ? kMaxRows : kPanel<A>;
+    const int64_t pieces = ceil_div(view_.K, unit);
+    const WorkSplit split(view_.groups * blocks * pieces, 4.0 * kDepth * static_cast<double>(unit));
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+      int64_t offsets[kDepth];
+      int64_t planned = -1;
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t piece = item % pieces, b = item / pieces % blocks, g = item / pieces / blocks;
+        const ReductionBlock& block = blocks_[b];
+        if (planned != b) weight_offsets(view_, block, pixel_vectors_, offsets);
+        planned = b;
+        const int64_t k = piece * unit, n = std::min(unit, view_.K - k);
+        const T* source = source_weights_ + g * view_.weight_group + k * view_.weight_k;
+        A* packed = const_cast<A*>(weights(g, b));
+        if (pixel_vectors_)
+          pack_weight_rows(source, view_.weight_k, offsets, block.size(), n,
+                           packed + k * kARow<A>);
+        else
+          pack_weight_panel(source, view_.weight_k, offsets, block.size(), n,
+                            std::min(unit, padded_k_ - k), packed + k * block.size());
+      }
+    });
+  }
+
+  // ---- One task.
+
+  void run_pixel_vectors(const Task& task, const Scratch& scratch) const {
+    const int64_t width = round_up(task.pixels, kLanes<A>);
+    if (blocks_.empty()) fill_zero(scratch.tile, task.filters * width);
+    PixelRun runs[kPanel<A>];
+    const int64_t blocks = std::max<int64_t>(1, static_cast<int64_t>(blocks_.size()));
+    for (int64_t b = 0; b < blocks; ++b) {
+      for (int64_t column = 0; column < task.pixels; column += kPanel<A>) {
+        const int64_t pixels = std::min(kPanel<A>, task.pixels - column);
+        const int64_t vectors = ceil_div(pixels, kLanes<A>);
+        const int64_t run_count = pixel_runs(task.pixel + column, pixels, view_.J, runs);
+        const A* rows = nullptr;
+        int64_t depth = 0;
+        if (!blocks_.empty()) {
+          const ReductionBlock& block = blocks_[b];
+          const int64_t planned =
+              plan_pixel_panel<A>(view_, block, runs, run_count, vectors, scratch.plan);
+          pack_pixel_panel(view_, block, task.src + block.c0 * view_.src.c, scratch.plan, planned,
+                           scratch.panels);
+          rows = weights(task.g, b) + task.filter * kARow<A>;
+          depth = block.size();
+        }
+        for_row_tiles(task.filters, [&](int64_t first, int64_t n) {
+          A* c = scratch.tile + first * width + column;
+          if (depth > 0)
+            gemm_microkernel<A>(n, vectors)({rows + first * kARow<A>, scratch.panels, c, depth,
+                                             vectors * kLanes<A>, width, b > 0});
+          if (b + 1 == blocks)
+            store_pixel_vectors(task, task.filter + first, n, pixels, c, width, runs, run_count);
+        });
+      }
+    }
+  }
+
+  void store_pixel_vectors(const Task& task, int64_t filter, int64_t filters, int64_t pixels, A* c,
+                           int64_t ldc, const PixelRun* runs, int64_t run_count) const {
+    const bool whole = view_.dst_pixels_contiguous();
+    for (int64_t m = 0; m < filters; ++m, c += ldc) {
+      const A bias = bias_[task.g * padded_k_ + filter + m];
+      for (int64_t i = 0; i < pixels; ++i) c[i] += bias;
+      const int64_t dst = task.dst + (filter + m) * view_.dst.c;
+      if (whole) {
+        epilogue_.store(c, pixels, dst + runs[0].i * view_.J + runs[0].j, 1);
+        continue;
+      }
+      for (int64_t r = 0; r < run_count; ++r)
+        epilogue_.store(c + runs[r].lane, runs[r].n,
+                        dst + runs[r].i * view_.dst.row + runs[r].j * view_.dst.column,
+                        view_.dst.column);
+    }
+  }
+
+  void run_filter_vectors(const Task& task, const Scratch& scratch,
+                          const std::vector<std::vector<TapRun>>& taps) const {
+    const int64_t width = round_up(task.filters, kLanes<A>);
+    if (blocks_.empty()) fill_zero(scratch.tile, task.pixels * width);
+    const int64_t blocks = std::max<int64_t>(1, static_cast<int64_t>(blocks_.size()));
+    for (int64_t b = 0; b < blocks; ++b) {
+      int64_t depth = 0;
+      const A* panels = nullptr;
+      if (!blocks_.empty()) {
+        const ReductionBlock& block = blocks_[b];
+        depth = block.size();
+        panels = weights(task.g, b) + task.filter * depth;
+        for (int64_t m = 0; m < task.pixels; ++m)
+          pack_channel_row(view_, block, taps[b], task.src + block.c0, (task.pixel + m) / view_.J,
+                           (task.pixel + m) % view_.J, scratch.panels + m * kARow<A>);
+      }
+      for (int64_t column = 0; column < task.filters; column += kPanel<A>) {
+        const int64_t filters = std::min(kPanel<A>, task.filters - column);
+        const int64_t vectors = ceil_div(filters, kLanes<A>);
+        for_row_tiles(task.pixels, [&](int64_t first, int64_t n) {
+          A* c = scratch.tile + first * width + column;
+          if (depth > 0)
+            gemm_microkernel<A>(n, vectors)({scratch.panels + first * kARow<A>,
+                                             panels + column * depth, c, depth,
+                                             vectors * kLanes<A>, width, b > 0});
+          if (b + 1 == blocks)
+            store_filter_vectors(task, task.pixel + first, n, task.filter + column, filters, c,
+                                 width);
+        });
+      }
+    }
+  }
+
+  void store_filter_vectors(const Task& task, int64_t pixel, int64_t pixels, int64_t filter,
+                            int64_t filters, A* c, int64_t ldc) const {
+    const A* bias = bias_.get() + task.g * padded_k_ + filter;
+    for (int64_t m = 0; m < pixels; ++m, c += ldc) {
+      const int64_t i = (pixel + m) / view_.J, j = (pixel + m) % view_.J;
+      for (int64_t k = 0; k < filters; ++k) c[k] += bias[k];
+      epilogue_.store(c, filters,
+                      task.dst + i * view_.dst.row + j * view_.dst.column + filter * view_.dst.c,
+                      view_.dst.c);
+    }
+  }
+
+  const ConvView& view_;
+  const T* src_;
+  const T* source_weights_;
+  const Epilogue<T>& epilogue_;
+  bool pixel_vectors_;
+  std::vector<ReductionBlock> blocks_;
+  int64_t padded_k_;
+  Cuts pixels_, filters_;
+  Buffer<A> weights_;
+  Buffer<A> bias_;
+};
+
+}  // namespace
+
+template <typename T>
+void implicit_gemm(const ConvView& view, const T* src, const T* w, const T* bias,
+                   const Epilogue<T>& epilogue, const Parallel& pool) {
+  if (view.N == 0 || view.K == 0 || view.pixels() == 0) return;
+  ImplicitGemm<T>(view, src, w, bias, epilogue).run(pool);
+}
+
+template void implicit_gemm(const ConvView&, const float*, const float*, const float*,
+                            const Epilogue<float>&, const Parallel&);
+template void implicit_gemm(const ConvView&, const double*, const double*, const double*,
+                            const Epilogue<double>&, const Parallel&);
+template void implicit_gemm(const ConvView&, const BFloat16*, const BFloat16*, const BFloat16*,
+                            const Epilogue<BFloat16>&, const Parallel&);
+template void implicit_gemm(const ConvView&, const Float16*, const Float16*, const Float16*,
+                            const Epilogue<Float16>&, const Parallel&);
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,63 @@
+// The body of the register-tile product, instantiated once for each type in a file of its own.
+#pragma once
+
+#include <utility>
+
+#include "cpu/microkernels/gemm.h"
+
+namespace torchconv::cpu {
+
+template <typename T, int kRows, int kVectors>
+void gemm_tile(const GemmTile<T>& tile) {
+  using V = Vec<T>;
+  using Register = typename V::Type;
+  constexpr int64_t kL = V::kLanes;
+  Register sum[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[m][v] = Register{};
+
+  const T* a = tile.a;
+  const T* b = tile.b;
+  const int64_t ldb = tile.ldb;
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < tile.depth; ++k) {
+    Register row[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) row[v] = V::load(b + v * kL);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const Register x = V::broadcast(a[m * kARow<T>]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[m][v] += x * row[v];
+    }
+    ++a;
+    b += ldb;
+  }
+
+  T* c = tile.c;
+  if (tile.accumulate) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        V::store(c + m * tile.ldc + v * kL, V::load(c + m * tile.ldc + v * kL) + sum[m][v]);
+  } else {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) V::store(c + m * tile.ldc + v * kL, sum[m][v]);
+  }
+}
+
+// [vectors - 1][rows - 1]
+template <typename T, int... kRow>
+GemmMicrokernel<T> find_gemm_tile(int64_t rows, int64_t vectors,
+                                  std::integer_sequence<int, kRow...>) {
+  static constexpr GemmMicrokernel<T> kTable[kMaxVectors][kMaxRows] = {
+      {gemm_tile<T, kRow + 1, 1>...}, {gemm_tile<T, kRow + 1, 2>...}};
+  return kTable[vectors - 1][rows - 1];
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,158 @@
+// Max, min and average pooling of pixels (NHWC): vectors over channels, which are contiguous; one
+// window's valid taps are found once and walked for a few vectors of channels at a time, all in
+// registers.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/pool2d_rules.h"
+
+namespace torchconv::cpu {
+
+// Rule is Selection or Averaging; kCodes where selections are wanted too.
+template <typename Rule, bool kCodes>
+class PoolPixels {
+  using T = typename Rule::Element;
+  using W = WideVec<T>;
+  using Lane = typename Rule::Lane;
+  using Divisors = typename Rule::Divisors;
+  using Code = typename Rule::Code;
+  using Count = std::make_unsigned_t<Code>;  // wraps around past the last tap
+  using V = typename Rule::V;
+  using C = typename Rule::C;
+  static constexpr int kLanes = Rule::kLanes;
+
+ public:
+  PoolPixels(const PoolProblem& p, const T* x, T* y, SelectedArray selected)
+      : p_(p),
+        x_(x),
+        y_(y),
+        selected_(selected),
+        vertical_(vertical_axis(p)),
+        horizontal_(horizontal_axis(p)),
+        steps_(CodeSteps::choose<Code>(p, selected.kind)) {}
+
+  void run(const Parallel& pool) {
+    const int64_t vectors = ceil_div(p_.C, kLanes) * kLanes;
+    const int64_t taps = std::min(p_.R, p_.H) * std::min(p_.S, p_.W);
+    const int64_t row_bytes = p_.Q * vectors * static_cast<int64_t>(sizeof(T)) * (taps / 2 + 2);
+    parallel_for_with_scratch(pool, 0, p_.N * p_.P, pool_grain(row_bytes),
+                              [&](int64_t begin, int64_t end) {
+                                Divisors divisors(p_, vertical_, horizontal_, p_.Q);
+                                for (int64_t i = begin; i < end; i++)
+                                  output_row(i / p_.P, i % p_.P, divisors.at(i % p_.P));
+                              });
+  }
+
+ private:
+  struct Window {
+    const T* first;  // channel 0 of the first valid element
+    int64_t rows, columns;
+    int64_t row_step, column_step;  // in elements of x
+    Count code, code_row_step, code_column_step;
+  };
+
+  void output_row(int64_t n, int64_t out_p, const Lane* divisors) const {
+    const Range r = vertical_.valid_taps(out_p);
+    const int64_t h = vertical_.start(out_p) + r.begin * p_.dilation_h;
+    Window window;
+    window.rows = r.size();
+    // With a single row or column the step is not used, and its product might not fit.
+    const int64_t dilation_h = r.size() > 1 ? p_.dilation_h : 0;
+    window.row_step = dilation_h * p_.W * p_.C;
+    window.code_row_step = static_cast<Count>(steps_.index ? dilation_h * p_.W : p_.S);
+    int64_t out = (n * p_.P + out_p) * p_.Q * p_.C;
+    for (int64_t q = 0; q < p_.Q; q++, out += p_.C) {
+      const Range s = horizontal_.valid_taps(q);
+      if (r.empty() || s.empty()) {
+        none(out);
+        continue;
+      }
+      const int64_t w = horizontal_.start(q) + s.begin * p_.dilation_w;
+      window.columns = s.size();
+      const int64_t dilation_w = s.size() > 1 ? p_.dilation_w : 0;
+      window.column_step = dilation_w * p_.C;
+      window.code_column_step = static_cast<Count>(steps_.index ? dilation_w : 1);
+      window.first = x_ + ((n * p_.H + h) * p_.W + w) * p_.C;
+      window.code = static_cast<Count>(steps_.index ? h * p_.W + w : r.begin * p_.S + s.begin);
+      channels(window, divisors + q, out);
+      if (kCodes && steps_.finish) finish(out, out_p, q);
+    }
+  }
+
+  void none(int64_t out) const {
+    for (int64_t c = 0; c < p_.C; c++) {
+      y_[out + c] = from_wide<T>(Rule::none());
+      if (kCodes) selected_.store_none(out + c);
+    }
+  }
+
+  void finish(int64_t out, int64_t out_p, int64_t q) const {
+    int64_t* at = static_cast<int64_t*>(selected_.data) + out;
+    for (int64_t c = 0; c < p_.C; c++) at[c] = index_from_offset(p_, at[c], out_p, q);
+  }
+
+  void channels(const Window& window, const Lane* divisor, int64_t out) const {
+    int64_t c = 0;
+    for (; c + 4 * kLanes <= p_.C; c += 4 * kLanes)
+      fold_window<4, false>(window, c, divisor, out, kLanes);
+    for (; c + kLanes <= p_.C; c += kLanes) fold_window<1, false>(window, c, divisor, out, kLanes);
+    if (c < p_.C) fold_window<1, true>(window, c, divisor, out, p_.C - c);
+  }
+
+  template <int kVectors, bool kPartial>
+  TORCHCONV_INLINE void fold_window(const Window& window, int64_t c, const Lane* divisor,
+                                    int64_t out, int64_t n) const {
+    V best[kVectors];
+    C code[kVectors];
+    const T* row = window.first + c;
+    Count row_code = window.code;
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; i++) {
+      best[i] = load<kPartial>(row + i * kLanes, n);
+      code[i] = Vec<Code>::broadcast(static_cast<Code>(row_code));
+    }
+    for (int64_t r = 0; r < window.rows; r++) {
+      const int64_t first = r == 0 ? 1 : 0;  // the first element is there already
+      const T* at = row + first * window.column_step;
+      Count at_code = row_code + static_cast<Count>(first) * window.code_column_step;
+      for (int64_t s = first; s < window.columns; s++) {
+        const C candidate_code = Vec<Code>::broadcast(static_cast<Code>(at_code));
+#pragma GCC unroll 8
+        for (int i = 0; i < kVectors; i++) {
+          Rule::template fold<kCodes>(&best[i], &code[i], load<kPartial>(at + i * kLanes, n),
+                                      candidate_code);
+        }
+        at += window.column_step;
+        at_code += window.code_column_step;
+      }
+      row += window.row_step;
+      row_code += window.code_row_step;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; i++) {
+      const int64_t position = out + c + i * kLanes;
+      best[i] = Rule::finish_all(best[i], divisor);
+      if constexpr (kPartial) {
+        W::store_partial(y_ + position, best[i], n);
+      } else {
+        W::store(y_ + position, best[i]);
+      }
+      if constexpr (kCodes) selected_.template store<Code, kPartial>(position, code[i], n);
+    }
+  }
+
+  template <bool kPartial>
+  static TORCHCONV_INLINE V load(const T* from, int64_t n) {
+    return Rule::prepare(kPartial ? W::load_partial(from, n) : W::load(from));
+  }
+
+  const PoolProblem& p_;
+  const T* x_;
+  T* y_;
+  SelectedArray selected_;
+  Axis vertical_, horizontal_;
+  CodeSteps steps_;
+};
+
+}  // namespace torchconv::cpu

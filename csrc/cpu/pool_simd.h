@@ -1,0 +1,84 @@
+// Vector moves that only pooling needs: every second or every n-th element of a row, two phases
+// merged into one row, and offsets or indices between memory and lanes.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "cpu/simd.h"
+
+namespace torchconv::cpu {
+
+template <int... I, typename V>
+TORCHCONV_INLINE V even_lanes(V a, V b, std::integer_sequence<int, I...>) {
+  return shuffle<(2 * I)...>(a, b);
+}
+template <int kFirst, int... I, typename V>
+TORCHCONV_INLINE V merge_lanes(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int kLanes = sizeof...(I);
+  return shuffle<(kFirst + I / 2 + (I % 2) * kLanes)...>(a, b);
+}
+
+// a[0], b[0], a[1], b[1], ...: two registers.
+template <typename Lane, typename V>
+TORCHCONV_INLINE void interleave(V a, V b, V* low, V* high) {
+  constexpr int kLanes = Vec<Lane>::kLanes;
+  *low = merge_lanes<0>(a, b, std::make_integer_sequence<int, kLanes>());
+  *high = merge_lanes<kLanes / 2>(a, b, std::make_integer_sequence<int, kLanes>());
+}
+
+// Lanes 0 <= i < n of p[i * stride] as Wide<T>; n = kLanes unless kPartial. kStride is 1, 2 or 0
+// for a stride known at run time. kStride 2 also reads p[2 * kLanes - 1] unless kPartial.
+template <typename T, int kStride, bool kPartial>
+TORCHCONV_INLINE typename WideVec<T>::Type load_strided(const T* p, int64_t stride, int64_t n) {
+  using W = WideVec<T>;
+  constexpr int kLanes = W::kLanes;
+  if constexpr (kStride == 1) {
+    return kPartial ? W::load_partial(p, n) : W::load(p);
+  } else if constexpr (kStride == 2 && sizeof(T) == sizeof(Wide<T>)) {
+    using V = Vec<T>;
+    const int64_t count = 2 * n - 1;
+    const auto a = kPartial ? V::load_partial(p, count < kLanes ? count : kLanes) : V::load(p);
+    const auto b = kPartial ? V::load_partial(p + kLanes, count < kLanes ? 0 : count - kLanes)
+                            : V::load(p + kLanes);
+    return even_lanes(a, b, std::make_integer_sequence<int, kLanes>());
+  } else if constexpr (kStride == 2) {
+    // Two elements a lane; dropping the upper one leaves every second.
+    using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint8_t>;
+    using Pair = std::conditional_t<sizeof(T) == 2, uint32_t, uint16_t>;
+    using Flat = Vec<Bits, 2 * kLanes>;
+    const auto flat = kPartial ? Flat::load_partial(p, 2 * n - 1) : Flat::load(p);
+    const auto pairs = bit_cast<typename Vec<Pair, kLanes>::Type>(flat);
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      return float_from_bfloat16<typename W::Type>(pairs);
+    } else {
+      T even[kLanes];
+      Vec<Bits, kLanes>::store(even, convert<Bits, Pair, kLanes>(pairs));
+      return W::load(even);
+    }
+  } else {
+    T picked[kLanes] = {};
+    const int64_t count = kPartial ? n : kLanes;
+    for (int64_t i = 0; i < count; i++) picked[i] = p[i * stride];
+    return W::load(picked);
+  }
+}
+
+// What a lane of T's computation counts with: an integer as wide as the lane.
+template <typename T>
+using LaneInt = std::conditional_t<sizeof(Wide<T>) == 8, int64_t, int32_t>;
+
+template <typename T>
+constexpr T lowest_value() {
+  if constexpr (std::numeric_limits<T>::has_infinity) return -std::numeric_limits<T>::infinity();
+  return std::numeric_limits<T>::lowest();
+}
+template <typename T>
+constexpr T highest_value() {
+  if constexpr (std::numeric_limits<T>::has_infinity) return std::numeric_limits<T>::infinity();
+  return std::numeric_limits<T>::max();
+}
+
+}  // namespace torchconv::cpu

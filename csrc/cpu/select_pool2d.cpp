@@ -1,0 +1,63 @@
+// Max and min pooling, forward: from the run-time element type to the kernel compiled for it.
+#include "cpu/select_pool2d.h"
+
+#include "cpu/pool2d.h"
+
+namespace torchconv::cpu {
+namespace {
+
+Selected offset_kind(const PoolProblem& p) {
+  switch (offset_dtype(p.R, p.S)) {
+    case DType::kUInt8:
+      return Selected::kOffset8;
+    case DType::kUInt16:
+      return Selected::kOffset16;
+    default:
+      return Selected::kOffset32;
+  }
+}
+
+template <typename T>
+void select_as(const PoolProblem& p, Select select, const void* x, void* y, SelectedArray selected,
+               const Parallel& pool) {
+  const T* from = static_cast<const T*>(x);
+  T* to = static_cast<T*>(y);
+  if (select == Select::kMax) {
+    select_pool2d_as<T, false>(p, from, to, selected, pool);
+  } else {
+    select_pool2d_as<T, true>(p, from, to, selected, pool);
+  }
+}
+
+}  // namespace
+
+void select_pool2d(const PoolProblem& p, Select select, const void* x, void* y, void* offsets,
+                   int64_t* indices, const Parallel& pool) {
+  if (p.N == 0 || p.C == 0 || p.P == 0 || p.Q == 0) return;
+  const SelectedArray selected = indices != nullptr ? SelectedArray{Selected::kIndex64, indices}
+                                                    : SelectedArray{offset_kind(p), offsets};
+  switch (p.dtype) {
+    case DType::kFloat32:
+      return select_as<float>(p, select, x, y, selected, pool);
+    case DType::kFloat64:
+      return select_as<double>(p, select, x, y, selected, pool);
+    case DType::kBFloat16:
+      return select_as<BFloat16>(p, select, x, y, selected, pool);
+    case DType::kFloat16:
+      return select_as<Float16>(p, select, x, y, selected, pool);
+    case DType::kUInt8:
+      return select_as<uint8_t>(p, select, x, y, selected, pool);
+    case DType::kInt8:
+      return select_as<int8_t>(p, select, x, y, selected, pool);
+    case DType::kInt16:
+      return select_as<int16_t>(p, select, x, y, selected, pool);
+    case DType::kInt32:
+      return select_as<int32_t>(p, select, x, y, selected, pool);
+    case DType::kInt64:
+      return select_as<int64_t>(p, select, x, y, selected, pool);
+    case DType::kUInt16:
+      return select_as<uint16_t>(p, select, x, y, selected, pool);
+  }
+}
+
+}  // namespace torchconv::cpu

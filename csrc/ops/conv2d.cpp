@@ -1,0 +1,221 @@
+// The convolution operators: check once, allocate, describe one ConvProblem, call the kernels.
+
+#include "cpu/conv2d.h"
+
+#include <algorithm>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core/conv_problem.h"
+#include "ops/tensor_args.h"
+
+namespace torchconv::ops {
+namespace {
+
+struct ConvArguments {
+  IntList stride, padding, dilation;  // padding: left, right, top, bottom
+  int64_t groups;
+  const std::string& activation;
+  bool flip;
+};
+
+Activation activation_of(const std::string& name) {
+  static constexpr std::pair<const char*, Activation> kNames[] = {
+      {"none", Activation::kNone},           {"relu", Activation::kReLU},
+      {"relu6", Activation::kReLU6},         {"sigmoid", Activation::kSigmoid},
+      {"tanh", Activation::kTanh},           {"silu", Activation::kSiLU},
+      {"hardswish", Activation::kHardswish}, {"gelu", Activation::kGELU},
+  };
+  for (const auto& [known, activation] : kNames)
+    if (name == known) return activation;
+  fail("unknown activation '", name, "'");
+}
+
+bool is_floating(DType t) {
+  return t == DType::kFloat32 || t == DType::kFloat64 || t == DType::kBFloat16 ||
+         t == DType::kFloat16;
+}
+
+void check_same_kind(const Tensor& input, const Tensor& other, const char* name) {
+  TORCHCONV_CHECK(other.scalar_type() == input.scalar_type(), "Input type (",
+                  torch::headeronly::toString(input.scalar_type()), ") and ", name, " type (",
+                  torch::headeronly::toString(other.scalar_type()), ") should be the same");
+  TORCHCONV_CHECK(other.device() == input.device(), "Input and ", name,
+                  " should be on the same device");
+}
+
+// One axis of the output: how many positions of the dilated kernel fit in the padded image.
+int64_t output_size(int64_t size, int64_t before, int64_t after, int64_t dilation, int64_t kernel,
+                    int64_t stride) {
+  const int64_t padded =
+      checked_add(checked_add(size, before, "padded input size"), after, "padded input size");
+  const int64_t extent =
+      checked_add(checked_mul(dilation, kernel - 1, "kernel extent"), 1, "kernel extent");
+  return padded < extent ? 0 : (padded - extent) / stride + 1;
+}
+
+ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArguments& a) {
+  const IntList x = input.sizes(), w = weight.sizes();
+  TORCHCONV_CHECK(
+      x.size() == 4,
+      "Expected 4D (batched) input to torchconv::conv2d, but got input of size: ", to_string(x));
+  TORCHCONV_CHECK(
+      w.size() == 4,
+      "Expected 4D weight for torchconv::conv2d, but got weight of size: ", to_string(w));
+  check_same_kind(input, weight, "weight");
+  const auto [stride_h, stride_w] = pair(a.stride, "stride");
+  const auto [dilation_h, dilation_w] = pair(a.dilation, "dilation");
+  TORCHCONV_CHECK(
+      a.padding.size() == 4,
+      "expected padding to be a list of 4 values (left, right, top, bottom), but got padding=",
+      to_string(a.padding));
+  TORCHCONV_CHECK(stride_h > 0 && stride_w > 0,
+                  "non-positive stride is not supported, but got stride=", to_string(a.stride));
+  TORCHCONV_CHECK(dilation_h > 0 && dilation_w > 0,
+                  "dilation should be greater than zero, but got ", to_string(a.dilation));
+  TORCHCONV_CHECK(a.groups > 0, "non-positive groups is not supported, but got groups=", a.groups);
+  TORCHCONV_CHECK(w[0] >= a.groups && w[2] > 0 && w[3] > 0, "Given groups=", a.groups,
+                  ", expected weight to be at least ", a.groups,
+                  " at dimension 0 and at least 1 at dimensions 2 and 3, but got weight of size ",
+                  to_string(w), " instead");
+  TORCHCONV_CHECK(w[0] % a.groups == 0, "Given groups=", a.groups,
+                  ", expected weight to be divisible by ", a.groups,
+                  " at dimension 0, but got weight of size ", to_string(w), " instead");
+  const int64_t channels = checked_mul(w[1], a.groups, "number of channels");
+  TORCHCONV_CHECK(x[1] == channels, "Given groups=", a.groups, ", weight of size ", to_string(w),
+                  ", expected input", to_string(x), " to have ", channels, " channels, but got ",
+                  x[1], " channels instead");
+  TORCHCONV_CHECK(
+      x[2] > 0 && x[3] > 0,
+      "Only zero batch or zero channel inputs are supported, but got input shape: ", to_string(x));
+
+  ConvProblem p{};
+  p.N = x[0], p.C = x[1], p.H = x[2], p.W = x[3];
+  p.K = w[0], p.R = w[2], p.S = w[3];
+  p.P = output_size(p.H, a.padding[2], a.padding[3], dilation_h, p.R, stride_h);
+  p.Q = output_size(p.W, a.padding[0], a.padding[1], dilation_w, p.S, stride_w);
+  TORCHCONV_CHECK(p.P > 0 && p.Q > 0, "Calculated padded input size per channel: (",
+                  p.H + a.padding[2] + a.padding[3], " x ", p.W + a.padding[0] + a.padding[1],
+                  "). Kernel size: (", dilation_h * (p.R - 1) + 1, " x ",
+                  dilation_w * (p.S - 1) + 1,
+                  "). Kernel size can't be greater than actual input size");
+  checked_mul(
+      checked_mul(checked_mul(p.P, p.Q, "output size"), std::max<int64_t>(p.K, 1), "output size"),
+      std::max<int64_t>(p.N, 1) * 16, "output size in bytes");
+  p.stride_h = stride_h, p.stride_w = stride_w;
+  p.pad_top = a.padding[2], p.pad_left = a.padding[0];
+  p.dilation_h = dilation_h, p.dilation_w = dilation_w;
+  p.groups = a.groups;
+  p.dtype = dtype_of(input, "conv2d");
+  p.weight_layout = suggested_layout(weight);
+  // PyTorch's rule: channels_last as soon as either operand is.
+  p.layout = p.weight_layout == Layout::kNHWC ? Layout::kNHWC : suggested_layout(input);
+  p.activation = activation_of(a.activation);
+  p.flip = a.flip;
+  TORCHCONV_CHECK(is_floating(p.dtype) || p.activation == Activation::kNone,
+                  "conv2d with activation '", a.activation, "' not implemented for '",
+                  torch::headeronly::toString(input.scalar_type()), "'");
+  TORCHCONV_CHECK(input.scalar_type() != ScalarType::Bool, "\"conv2d\" not implemented for 'Bool'");
+  return p;
+}
+
+// y, and z where it is asked for.
+std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Tensor& weight,
+                                                  const std::optional<Tensor>& bias,
+                                                  const ConvArguments& a, bool preactivation) {
+  const ConvProblem p = describe(input, weight, a);
+  std::optional<Tensor> b;
+  if (bias.has_value()) {
+    const IntList sizes = bias->sizes();
+    TORCHCONV_CHECK(sizes.size() == 1 && sizes[0] == p.K, "Given weight of size ",
+                    to_string(weight.sizes()), ", expected bias to be 1-dimensional with ", p.K,
+                    " elements, but got bias of size ", to_string(sizes), " instead");
+    check_same_kind(input, *bias, "bias");
+    b = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
+  }
+  const Tensor x = dense(input, p.layout), w = dense(weight, p.weight_layout);
+  const std::array<int64_t, 4> sizes{p.N, p.K, p.P, p.Q};
+  Tensor y = new_tensor(input, sizes, input.scalar_type(), p.layout);
+  std::optional<Tensor> z;
+  if (preactivation) z = new_tensor(input, sizes, input.scalar_type(), p.layout);
+  cpu::conv2d_fprop(p, x.const_data_ptr(), w.const_data_ptr(), b ? b->const_data_ptr() : nullptr,
+                    y.mutable_data_ptr(), z ? z->mutable_data_ptr() : nullptr, torch_threads());
+  return {y, z};
+}
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+              IntList stride, IntList padding, IntList dilation, int64_t groups,
+              const std::string& activation, bool flip_kernel) {
+  const ConvArguments a{stride, padding, dilation, groups, activation, flip_kernel};
+  return std::get<0>(forward(input, weight, bias, a, /*preactivation=*/false));
+}
+
+std::tuple<Tensor, Tensor> conv2d_with_preactivation(const Tensor& input, const Tensor& weight,
+                                                     const std::optional<Tensor>& bias,
+                                                     IntList stride, IntList padding,
+                                                     IntList dilation, int64_t groups,
+                                                     const std::string& activation,
+                                                     bool flip_kernel) {
+  const ConvArguments a{stride, padding, dilation, groups, activation, flip_kernel};
+  auto [y, z] = forward(input, weight, bias, a, /*preactivation=*/true);
+  return {y, *z};
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, const Tensor& input,
+                                                   const Tensor& weight,
+                                                   const std::optional<Tensor>& saved,
+                                                   IntList stride, IntList padding,
+                                                   IntList dilation, int64_t groups,
+                                                   const std::string& activation, bool flip_kernel,
+                                                   const std::vector<bool>& output_mask) {
+  const ConvProblem p =
+      describe(input, weight, {stride, padding, dilation, groups, activation, flip_kernel});
+  TORCHCONV_CHECK(is_floating(p.dtype), "conv2d_backward not implemented for '",
+                  torch::headeronly::toString(input.scalar_type()), "'");
+  TORCHCONV_CHECK(output_mask.size() == 3,
+                  "expected output_mask to be a list of 3 values, but got ", output_mask.size());
+  const std::array<int64_t, 4> sizes{p.N, p.K, p.P, p.Q};
+  const auto check_output_like = [&](const Tensor& t, const char* name) {
+    const IntList s = t.sizes();
+    TORCHCONV_CHECK(s.size() == 4 && std::equal(s.begin(), s.end(), sizes.begin()), "expected ",
+                    name, " of size ", to_string(sizes), ", but got ", to_string(s));
+    check_same_kind(input, t, name);
+  };
+  check_output_like(grad_output, "grad_output");
+  TORCHCONV_CHECK(saved.has_value() == (p.activation != Activation::kNone),
+                  "conv2d_backward with activation '", activation,
+                  saved.has_value() ? "' takes no saved tensor" : "' needs the saved tensor");
+  std::optional<Tensor> s;
+  if (saved.has_value()) {
+    check_output_like(*saved, "saved");
+    s = dense(*saved, p.layout);
+  }
+  const Tensor dy = dense(grad_output, p.layout);
+  const Tensor x = dense(input, p.layout), w = dense(weight, p.weight_layout);
+  const ScalarType type = input.scalar_type();
+  const Tensor dx =
+      output_mask[0] ? new_tensor(input, input.sizes(), type, p.layout) : no_tensor(input);
+  const Tensor dw =
+      output_mask[1] ? new_tensor(input, weight.sizes(), type, p.weight_layout) : no_tensor(input);
+  const Tensor db = output_mask[2] ? torch::stable::empty(std::array<int64_t, 1>{p.K}, type,
+                                                          std::nullopt, input.device())
+                                   : no_tensor(input);
+  const auto wanted = [&](int i, const Tensor& t) {
+    return output_mask[i] ? t.mutable_data_ptr() : nullptr;
+  };
+  cpu::conv2d_backward(p, dy.const_data_ptr(), s ? s->const_data_ptr() : nullptr,
+                       x.const_data_ptr(), w.const_data_ptr(), wanted(0, dx), wanted(1, dw),
+                       wanted(2, db), torch_threads());
+  return {dx, dw, db};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("conv2d_with_preactivation", TORCH_BOX(&conv2d_with_preactivation));
+  m.impl("conv2d_backward", TORCH_BOX(&conv2d_backward));
+}
+
+}  // namespace torchconv::ops

@@ -1,0 +1,134 @@
+// The shared half of every operator: see tensor_args.h.
+
+#include "ops/tensor_args.h"
+
+#include <torch/headeronly/core/ScalarType.h>
+
+namespace torchconv::ops {
+
+std::string to_string(IntList values) {
+  std::ostringstream out;
+  out << '[';
+  for (size_t i = 0; i < values.size(); ++i) out << (i ? ", " : "") << values[i];
+  out << ']';
+  return out.str();
+}
+
+int64_t checked_mul(int64_t a, int64_t b, const char* what) {
+  int64_t product;
+  TORCHCONV_CHECK(!__builtin_mul_overflow(a, b, &product), what, " overflows: ", a, " * ", b,
+                  " does not fit in 64 bits");
+  return product;
+}
+
+int64_t checked_add(int64_t a, int64_t b, const char* what) {
+  int64_t sum;
+  TORCHCONV_CHECK(!__builtin_add_overflow(a, b, &sum), what, " overflows: ", a, " + ", b,
+                  " does not fit in 64 bits");
+  return sum;
+}
+
+std::array<int64_t, 2> pair(IntList values, const char* name) {
+  TORCHCONV_CHECK(values.size() == 2, "expected ", name, " to be a list of 2 values, but got ",
+                  name, "=", to_string(values));
+  return {values[0], values[1]};
+}
+
+DType dtype_of(const Tensor& t, const char* op) {
+  const ScalarType type = t.scalar_type();
+  switch (type) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::Byte:
+    case ScalarType::Bool:
+      return DType::kUInt8;
+    case ScalarType::Char:
+      return DType::kInt8;
+    case ScalarType::Short:
+      return DType::kInt16;
+    case ScalarType::Int:
+      return DType::kInt32;
+    case ScalarType::Long:
+      return DType::kInt64;
+    case ScalarType::UInt16:
+      return DType::kUInt16;
+    default:
+      fail('"', op, "\" not implemented for '", torch::headeronly::toString(type), "'");
+  }
+}
+
+ScalarType scalar_type_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return ScalarType::Float;
+    case DType::kFloat64:
+      return ScalarType::Double;
+    case DType::kBFloat16:
+      return ScalarType::BFloat16;
+    case DType::kFloat16:
+      return ScalarType::Half;
+    case DType::kUInt8:
+      return ScalarType::Byte;
+    case DType::kInt8:
+      return ScalarType::Char;
+    case DType::kInt16:
+      return ScalarType::Short;
+    case DType::kInt32:
+      return ScalarType::Int;
+    case DType::kInt64:
+      return ScalarType::Long;
+    case DType::kUInt16:
+      return ScalarType::UInt16;
+  }
+  return ScalarType::Float;
+}
+
+Layout suggested_layout(const Tensor& t) {
+  const IntList sizes = t.sizes(), strides = t.strides();
+  if (sizes.size() != 4 || strides[1] == 0) return Layout::kNCHW;
+  int64_t smallest = 0;
+  for (const int d : {1, 3, 2, 0}) {
+    if (sizes[d] == 0 || strides[d] < smallest) return Layout::kNCHW;
+    // Sizes of one make N x 1 x 1 x 1 and the like look like both formats: then it is contiguous.
+    if (d == 0 && smallest == strides[1]) return Layout::kNCHW;
+    smallest = strides[d];
+    if (sizes[d] > 1) smallest *= sizes[d];
+  }
+  return Layout::kNHWC;
+}
+
+Tensor dense(const Tensor& t, Layout layout) {
+  static constexpr int kOrder[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};
+  const IntList sizes = t.sizes(), strides = t.strides();
+  int64_t expected = 1;
+  bool is_dense = true;
+  for (const int d : kOrder[layout == Layout::kNHWC]) {
+    if (sizes[d] != 1 && strides[d] != expected) is_dense = false;
+    expected *= sizes[d];
+  }
+  return is_dense || expected == 0 ? t : torch::stable::contiguous(t, memory_format(layout));
+}
+
+Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout layout) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
+                              memory_format(layout));
+}
+
+Tensor no_tensor(const Tensor& like) {
+  return torch::stable::empty(std::array<int64_t, 1>{0}, like.scalar_type(), std::nullopt,
+                              like.device());
+}
+
+Parallel torch_threads() {
+  return {[](int64_t begin, int64_t end, int64_t grain, Parallel::Body body, void* context) {
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+  }};
+}
+
+}  // namespace torchconv::ops

@@ -1,0 +1,72 @@
+// From torch's tensors to what a kernel takes, and back: element type, layout, dense memory, new
+// outputs, errors. Everything here goes through LibTorch's stable ABI, so that one binary serves
+// every PyTorch from 2.10 on.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "core/parallel.h"
+#include "core/types.h"
+
+namespace torchconv::ops {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using IntList = torch::headeronly::IntHeaderOnlyArrayRef;
+
+// RuntimeError in Python, with the message alone.
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// The message is in PyTorch's words with the actual values, and is put together only on failure.
+#define TORCHCONV_CHECK(condition, ...)                                             \
+  do {                                                                              \
+    if (__builtin_expect(!(condition), false)) ::torchconv::ops::fail(__VA_ARGS__); \
+  } while (false)
+
+// "[2, 3]", as Python prints a list.
+std::string to_string(IntList values);
+
+// Products and sums of sizes that a user may choose near 2^60: RuntimeError instead of overflow.
+int64_t checked_mul(int64_t a, int64_t b, const char* what);
+int64_t checked_add(int64_t a, int64_t b, const char* what);
+
+// The (h, w) of a parameter that the schema declares as [2].
+std::array<int64_t, 2> pair(IntList values, const char* name);
+
+DType dtype_of(const Tensor& t, const char* op);
+ScalarType scalar_type_of(DType dtype);
+
+// PyTorch's Tensor::suggest_memory_format for a 4D tensor.
+Layout suggested_layout(const Tensor& t);
+
+constexpr MemoryFormat memory_format(Layout layout) {
+  return layout == Layout::kNHWC ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+// t itself where it is dense in this layout, else a dense copy.
+Tensor dense(const Tensor& t, Layout layout);
+
+// Uninitialised, on the device of like.
+Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout layout);
+
+// What stands for a gradient nobody asked for: no elements.
+Tensor no_tensor(const Tensor& like);
+
+// PyTorch's own thread pool.
+Parallel torch_threads();
+
+}  // namespace torchconv::ops

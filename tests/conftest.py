@@ -1,0 +1,167 @@
+"""What every test file shares: seeds, devices, memory layouts and the size of an allowed error.
+
+Values are compared with the same computation in float64, which is taken as the truth, because two
+correct float32 convolutions differ from one another by more than either differs from it. The bounds
+below are the product's stated accuracy, not numbers found by trial.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+import torchconv
+
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("dev", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A GPU would otherwise round float32 factors to TF32, and the float64 truth is compared at 1e-6.
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cudnn.allow_tf32 = False
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _why_no_cuda() -> str | None:
+    if not torch.cuda.is_available():
+        return "this machine has no CUDA device"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("torchconv::conv2d", "CUDA"):
+        return "torchconv has no CUDA library here"
+    return None
+
+
+WHY_NO_CUDA = _why_no_cuda()
+# Left out rather than skipped a thousand times; the header of the run says so, and why.
+DEVICES = ("cpu",) if WHY_NO_CUDA else ("cpu", "cuda")
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(20250117)
+
+
+def pytest_report_header() -> str:
+    capability = torch.backends.cpu.get_cpu_capability()
+    devices = f"cpu (cuda is skipped: {WHY_NO_CUDA})" if WHY_NO_CUDA else "cpu, cuda"
+    return (
+        f"torchconv {torchconv.__version__}, torch {torch.__version__}, "
+        f"CPU capability {capability}, devices: {devices}"
+    )
+
+
+# --- memory layouts ------------------------------------------------------------------------------
+
+
+def _contiguous(t: Tensor) -> Tensor:
+    return t.contiguous()
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def _sliced(t: Tensor) -> Tensor:
+    """Every other row and column of a larger array, from an odd start: a storage offset."""
+    n, c, h, w = t.shape
+    whole = torch.full((n, c, 2 * h, 2 * w + 1), 77, dtype=t.dtype, device=t.device)
+    view = whole[:, :, ::2, 1::2]
+    view.copy_(t)
+    return view
+
+
+def _sliced_channels_last(t: Tensor) -> Tensor:
+    """Every other channel of a channels_last array: dense in no format, but channels last."""
+    n, c, h, w = t.shape
+    whole = _channels_last(torch.full((n, 2 * c, h, w), 77, dtype=t.dtype, device=t.device))
+    view = whole[:, ::2]
+    view.copy_(t)
+    return view
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.transpose(2, 3).contiguous().transpose(2, 3)
+
+
+def _batch_inner(t: Tensor) -> Tensor:
+    return t.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _offset(t: Tensor) -> Tensor:
+    """Contiguous, but three elements into its storage: an address no vector load is aligned to."""
+    whole = torch.full((t.numel() + 3,), 77, dtype=t.dtype, device=t.device)
+    view = whole[3:].view(t.shape)
+    view.copy_(t)
+    return view
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": _contiguous,
+    "channels_last": _channels_last,
+    "sliced": _sliced,
+    "sliced_channels_last": _sliced_channels_last,
+    "transposed": _transposed,
+    "batch_inner": _batch_inner,
+    "offset": _offset,
+}
+
+
+def in_layout(t: Tensor, layout: str) -> Tensor:
+    """t's values in a layout by name, as a leaf that asks for a gradient if t does."""
+    laid = LAYOUTS[layout](t.detach())
+    return laid.requires_grad_(t.requires_grad)
+
+
+# --- accuracy ------------------------------------------------------------------------------------
+
+# ||out - truth|| / ||truth||, the product's promise for float32; float64 has 2^29 more.
+NORM_BOUND = {torch.float32: 1e-6, torch.float64: 1e-14}
+
+
+def relative_error(out: Tensor, truth: Tensor) -> float:
+    difference = torch.linalg.vector_norm(out.double() - truth.double())
+    size = torch.linalg.vector_norm(truth.double())
+    return float(difference / size) if size > 0 else float(difference)
+
+
+def assert_accurate(out: Tensor, truth: Tensor, *, roundings: int = 1) -> None:
+    """out is the float64 truth up to the arithmetic of out's dtype.
+
+    float32 and float64: the norm of the error against the norm of the truth. The half types add up in
+    float32 and round the sum, so every element is within half a unit in its last place (`roundings`
+    of them, where an intermediate tensor has that dtype too) and the float32 bound on the sum.
+    """
+    assert out.shape == truth.shape, (out.shape, truth.shape)
+    assert out.device == truth.device
+    if out.numel() == 0:
+        return
+    if out.dtype in NORM_BOUND:
+        error = relative_error(out, truth)
+        assert error <= NORM_BOUND[out.dtype], f"relative error {error:.2e} in {out.dtype}"
+        return
+    info = torch.finfo(out.dtype)
+    truth = truth.double()
+    # smallest_normal * eps is one subnormal step, the spacing near zero.
+    allowed = roundings * (0.5 * info.eps * truth.abs() + info.smallest_normal * info.eps)
+    allowed += 4e-6 * truth.abs().max()
+    excess = ((out.double() - truth).abs() - allowed).max()
+    assert excess <= 0, f"an element is {float(excess):.2e} past its rounding in {out.dtype}"
+
+
+def assert_same(out: Tensor, expected: Tensor) -> None:
+    """The same bits (any NaN equals any NaN), dtype and strides."""
+    assert out.dtype == expected.dtype
+    assert out.shape == expected.shape
+    assert out.stride() == expected.stride(), (out.stride(), expected.stride())
+    assert torch.equal(torch.isnan(out), torch.isnan(expected))
+    assert torch.equal(torch.where(out == out, out, 0), torch.where(out == out, expected, 0))

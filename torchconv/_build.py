@@ -1,0 +1,376 @@
+"""The one description of torchconv's binary: sources, flags, names and hashes, and how to build it.
+
+setup.py reads it to build ahead of time and _load.py reads it to build at the first call, so both
+give the same library. Every source is compiled once per instruction set, with plain flags, into
+one shared library each (no dispatch inside: _load.py opens the one for this CPU). Both ways write
+the same ninja file; torch.utils.cpp_extension says where PyTorch's headers and libraries are. Its
+own `load` is not called: it names object files after the base name alone, and here the same
+operator has the same file name in every folder.
+
+The idea of one module for both ways is that of nerfstudio-project/gsplat (`cuda/build.py`).
+setup.py loads this file by path, possibly with no torch installed: import nothing but the standard
+library at the top.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# The oldest PyTorch whose stable ABI the sources use: 2.10.
+ABI_FLAGS = ("-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY")
+# -Wno-psabi: passing 64-byte vectors in registers concerns only calls between libraries.
+COMMON_FLAGS = (
+    "-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden",
+    "-Wall", "-Wextra", "-Wno-psabi", *ABI_FLAGS,
+)  # fmt: skip
+ISA_FLAGS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": (
+        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c",
+        "-mprefer-vector-width=512",
+    ),
+}  # fmt: skip
+# Neither libpython nor libtorch_python: one library for every Python.
+LINK_FLAGS = (
+    ("-undefined", "dynamic_lookup")
+    if sys.platform == "darwin"
+    else ("-Wl,--as-needed", "-Wl,--no-undefined", "-ltorch_cpu")
+)
+SOURCE_PATTERNS = ("ops/*.cpp", "cpu/**/*.cpp")
+HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cpu/**/*.h")
+OUTPUT = "output.txt"
+MINIMUM_COMPILER = {"gcc": 9, "clang": 10}
+
+
+class BuildError(RuntimeError):
+    """The library cannot be built. Says why, and what to do; holds the compiler's own words."""
+
+    def __init__(self, why: str, fix: str) -> None:
+        super().__init__(f"torchconv could not build its library: {why}\nTo fix this: {fix}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written beside each library, as JSON: what it was built from, and its checksum."""
+
+    source_hash: str
+    build_hash: str
+    torch: str
+    compiler: str
+    sha256: str
+
+
+def isas() -> tuple[str, ...]:
+    """The instruction sets that this machine's compiler can build for."""
+    x86_64 = platform.machine().lower() in ("x86_64", "amd64")
+    return tuple(ISA_FLAGS) if x86_64 else ("default",)
+
+
+def library_name(isa: str) -> str:
+    return f"torchconv_cpu_{isa}.so"
+
+
+def source_root() -> Path:
+    """csrc: inside the package where it was installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "csrc"
+    return installed if installed.is_dir() else package.parent / "csrc"
+
+
+def sources(root: Path) -> list[Path]:
+    """Every translation unit, in an order that does not depend on the file system."""
+    found = sorted({path for pattern in SOURCE_PATTERNS for path in root.glob(pattern)})
+    if not found:
+        raise BuildError(
+            f"no C++ sources in {root}", "reinstall torchconv; its folder csrc is not there"
+        )
+    return found
+
+
+def headers(root: Path) -> list[Path]:
+    return sorted({path for pattern in HEADER_PATTERNS for path in root.glob(pattern)})
+
+
+def compile_flags(isa: str) -> list[str]:
+    return [*COMMON_FLAGS, *ISA_FLAGS[isa]]
+
+
+def _digest(parts: Sequence[str | bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:20]
+
+
+def source_hash(isa: str, root: Path) -> str:
+    """Of everything torchconv itself puts into a library: a stale one has another source hash.
+
+    The stable ABI makes the library good for any PyTorch, so neither PyTorch nor the compiler is
+    part of it: a library built ahead of time stays when either is upgraded.
+    """
+    files = [*sources(root), *headers(root)]
+    parts: list[str | bytes] = [*compile_flags(isa), *LINK_FLAGS]
+    for path in files:
+        parts += [path.relative_to(root).as_posix(), path.read_bytes()]
+    return _digest(parts)
+
+
+def build_hash(isa: str, root: Path) -> str:
+    """Of the sources and of what turns them into a library: PyTorch's headers and the compiler."""
+    return _digest([source_hash(isa, root), environment_hash()])
+
+
+def environment_hash() -> str:
+    return _digest([torch_version(), compiler_version(), platform.machine()])[:12]
+
+
+def torch_version() -> str:
+    import torch
+
+    return str(torch.__version__)
+
+
+def compiler() -> list[str]:
+    """The C++ compiler as a command: $CXX, which may hold several words, else the system's own.
+
+    That is what torch.utils.cpp_extension takes, which is not asked here: importing it is slow.
+    """
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    candidates = [wanted] if wanted else [["c++"], ["g++"], ["clang++"]]
+    for candidate in candidates:
+        if shutil.which(candidate[0]):
+            return candidate
+    tried = ", ".join(shlex.join(candidate) for candidate in candidates)
+    raise BuildError(
+        f"there is no C++ compiler ({tried}: not found)",
+        "install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: "
+        "xcode-select --install; conda: conda install cxx-compiler), or set the environment "
+        "variable CXX to one",
+    )
+
+
+@functools.lru_cache
+def _first_line(command: tuple[str, ...]) -> str:
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(
+            f"the C++ compiler does not start: {shlex.join(command)} --version: {error}",
+            "set the environment variable CXX to a working C++ compiler",
+        ) from error
+    return done.stdout.splitlines()[0].strip() if done.stdout.strip() else "unknown"
+
+
+def compiler_version() -> str:
+    """The first line that the compiler says of itself."""
+    return _first_line(tuple(compiler()))
+
+
+def find_ninja() -> str:
+    """ninja: that of this Python's environment, which need not be on PATH, else the system's."""
+    places = [sysconfig.get_path("scripts"), os.path.dirname(sys.executable)]
+    found = shutil.which("ninja", path=os.pathsep.join(places)) or shutil.which("ninja")
+    if not found and importlib.util.find_spec("ninja") is not None:
+        import ninja
+
+        found = shutil.which("ninja", path=str(getattr(ninja, "BIN_DIR", "")))
+    if not found:
+        raise BuildError("ninja, which runs the compiler, is not there", "pip install ninja")
+    return found
+
+
+def jobs() -> int:
+    """How many compilers run at once: $MAX_JOBS as in torch.utils.cpp_extension, else the cores."""
+    wanted = os.environ.get("MAX_JOBS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _ninja_path(path: Path | str) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _ninja_command(words: Sequence[str]) -> str:
+    return shlex.join(words).replace("$", "$$")
+
+
+def _torch_paths() -> tuple[list[str], list[str]]:
+    """PyTorch's include and library folders."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # or it says at import that it found no GPU
+    try:
+        from torch.utils.cpp_extension import include_paths, library_paths
+    finally:
+        logger.setLevel(level)
+    return include_paths(), library_paths()
+
+
+def ninja_file(wanted: Sequence[str], root: Path) -> str:
+    """The build of some instruction sets: objects go to ISA/<path in csrc>.o, libraries beside."""
+    includes, libraries = _torch_paths()
+    # A message of a check in the sources names csrc/ops/conv2d.cpp wherever it was compiled.
+    shared = ["-I", str(root), f"-fmacro-prefix-map={root}{os.sep}=csrc/"]
+    for path in includes:
+        shared += ["-isystem", path]
+    link = [word for path in libraries for word in ("-L", path)] + list(LINK_FLAGS)
+    lines = [
+        "ninja_required_version = 1.3",
+        f"cxx = {_ninja_command(compiler())}",
+        f"shared = {_ninja_command(shared)}",
+        f"link = {_ninja_command(link)}",
+        "rule compile",
+        "  command = $cxx -MMD -MF $out.d $flags $shared -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $out",
+        "rule link",
+        "  command = $cxx -shared $in $link -o $out",
+        "  description = link $out",
+    ]
+    for isa in wanted:
+        objects = []
+        for source in sources(root):
+            objects.append(f"{isa}/{source.relative_to(root).with_suffix('.o').as_posix()}")
+            lines += [
+                f"build {_ninja_path(objects[-1])}: compile {_ninja_path(source)}",
+                f"  flags = {_ninja_command(compile_flags(isa))}",
+            ]
+        inputs = " ".join(_ninja_path(name) for name in objects)
+        lines.append(f"build {library_name(isa)}: link {inputs}")
+    return "\n".join(lines) + "\n"
+
+
+def compile_libraries(
+    wanted: Sequence[str],
+    root: Path,
+    build_dir: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Builds into build_dir, again only what changed, and returns the libraries.
+
+    progress is called with how many of the files (objects and libraries) are done. What the
+    compiler says, warnings too, goes to build_dir/output.txt.
+    """
+    root, build_dir = root.resolve(), build_dir.resolve()
+    text = ninja_file(wanted, root)
+    command = [find_ninja(), "-j", str(jobs())]
+    build_dir.mkdir(parents=True, exist_ok=True)
+    (build_dir / "build.ninja").write_text(text)
+    environment = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
+    output: list[str] = []
+    # ninja and its compilers end with this process: ninja at its next word, the pipe being closed.
+    with subprocess.Popen(
+        command, cwd=build_dir, env=environment, text=True, errors="replace",
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                done, of, total = line[1:].partition("]")[0].partition("/")
+                if line.startswith("[") and of and done.isdigit() and total.isdigit():
+                    if progress is not None:
+                        progress(int(done), int(total))
+                else:
+                    output.append(line)
+        except BaseException:
+            process.terminate()  # an interrupt: ninja stops its compilers and removes half objects
+            raise
+    (build_dir / OUTPUT).write_text("".join(output))
+    if process.returncode != 0:
+        raise _compile_error("".join(output))
+    libraries = [build_dir / library_name(isa) for isa in wanted]
+    for isa, library in zip(wanted, libraries, strict=True):
+        write_record(library, isa, root)
+    return libraries
+
+
+def _compile_error(output: str) -> BuildError:
+    """The compiler's message, from the first error on, and the likeliest fix."""
+    lines = output.strip().splitlines()
+    first = next((i for i, line in enumerate(lines) if line.startswith("FAILED:")), 0)
+    lines = lines[first:]
+    if len(lines) > 80:
+        lines = [*lines[:80], f"... ({len(lines) - 80} more lines)"]
+    version = compiler_version()
+    too_old = _too_old(compiler())
+    if too_old:
+        fix = f"{too_old}: install a newer one, or set the environment variable CXX to one"
+    else:
+        fix = "if another compiler was meant, set the environment variable CXX; else report this"
+    return BuildError(f"{version} failed:\n" + "\n".join(lines), fix)
+
+
+def _too_old(command: Sequence[str]) -> str:
+    macros = subprocess.run(
+        [*command, "-x", "c++", "-dM", "-E", os.devnull], capture_output=True, text=True
+    ).stdout
+    defined = dict(line.split(" ", 2)[1:3] for line in macros.splitlines() if line.count(" ") > 1)
+    kind = "clang" if "__clang__" in defined else "gcc"
+    major = defined.get("__clang_major__" if kind == "clang" else "__GNUC__", "")
+    needed = MINIMUM_COMPILER[kind]
+    if major.isdigit() and int(major) < needed:
+        return f"the compiler is too old ({kind} {major}; {kind} {needed} is the oldest that works)"
+    return ""
+
+
+def record_path(library: Path) -> Path:
+    return library.with_suffix(".json")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_record(library: Path, isa: str, root: Path) -> None:
+    record = Record(
+        source_hash=source_hash(isa, root),
+        build_hash=build_hash(isa, root),
+        torch=torch_version(),
+        compiler=compiler_version(),
+        sha256=_sha256(library),
+    )
+    record_path(library).write_text(json.dumps(asdict(record), indent=1) + "\n")
+
+
+def read_record(library: Path) -> Record | None:
+    """What was written beside a library; None if nothing was, or nothing readable."""
+    try:
+        return Record(**json.loads(record_path(library).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def fault(library: Path, expected_source_hash: str) -> str:
+    """Why a library must not be opened, in words; empty if it may.
+
+    The checksum is compared because a truncated library does not fail to open: it crashes.
+    """
+    if not library.is_file():
+        return "is missing"
+    record = read_record(library)
+    if record is None:
+        return "has no record of what it was built from"
+    if record.source_hash != expected_source_hash:
+        return "was built from other sources or flags"
+    try:
+        return "" if _sha256(library) == record.sha256 else "is damaged"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"

@@ -1,0 +1,53 @@
+"""Which tensors torchconv's kernels cover.
+
+Asked where a call may still go to PyTorch instead: by `torchconv.patch`, and by the layers that
+`torchconv.convert` put into somebody's model. `torchconv.functional` does not ask: it states what
+is wrong with an input that it cannot take. Everything here is plain attribute access, so Dynamo
+follows it without a graph break.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+# Other subclasses give an operator a meaning of their own (sharded, nested, unit-carrying tensors)
+# and know PyTorch's operators, not ours. These stand in for a plain tensor during tracing.
+_TRANSPARENT = (torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
+
+_DEVICES = ("cpu", "meta")
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+
+
+def _covered(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
+    return (
+        type(tensor) in _TRANSPARENT
+        and tensor.device.type in _DEVICES
+        and tensor.layout is torch.strided
+        and tensor.dtype in dtypes
+    )
+
+
+def covers_conv(input: Any, weight: Any, bias: Any = None) -> bool:
+    """Whether convolution of these runs in torchconv. PyTorch convolves integers and complex
+    numbers too, slowly; those are left to it."""
+    return (
+        _covered(input, FLOATS)
+        and _covered(weight, FLOATS)
+        and (bias is None or _covered(bias, FLOATS))
+    )
+
+
+def covers_select_pool(input: Any) -> bool:
+    """Whether max or min pooling of this runs in torchconv."""
+    return _covered(input, FLOATS + INTEGERS)
+
+
+def covers_avg_pool(input: Any) -> bool:
+    """Whether average pooling of this runs in torchconv."""
+    return _covered(input, FLOATS)

@@ -1,0 +1,297 @@
+"""Fake kernels: shape, dtype and strides of every operator's outputs, for torch.compile and export.
+
+The memory format follows PyTorch: a convolution is channels_last as soon as its input or weight is,
+a pooling as its input is. Sizes may be symbolic. Only what would otherwise give a wrong shape is
+checked here; the kernels check everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from torchconv._schemas import LIBRARY
+
+
+def offset_dtype(kernel_size: Sequence[int]) -> torch.dtype:
+    """The narrowest type for a position in the window, as csrc/core/pool_problem.h has it."""
+    positions = kernel_size[0] * kernel_size[1]
+    if positions <= 255:
+        return torch.uint8
+    return torch.uint16 if positions <= 65535 else torch.int32
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether PyTorch would give the result of an operator on this tensor channels_last strides."""
+    return suggest_memory_format(tensor) is torch.channels_last
+
+
+def _empty(
+    like: Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    return torch.empty(
+        size,
+        dtype=dtype or like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+
+
+def _conv_size(size: int, before: int, after: int, dilation: int, kernel: int, stride: int) -> int:
+    return (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _conv_output_size(
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[int, int, int, int]:
+    torch._check(
+        input.dim() == 4 and weight.dim() == 4,
+        lambda: (
+            f"Expected 4D input and weight, but got sizes {list(input.shape)} and "
+            f"{list(weight.shape)}"
+        ),
+    )
+    torch._check(
+        min(stride) > 0, lambda: f"non-positive stride is not supported, but got stride={stride}"
+    )
+    torch._check(
+        min(dilation) > 0, lambda: f"dilation should be greater than zero, but got {dilation}"
+    )
+    torch._check(
+        groups > 0, lambda: f"non-positive groups is not supported, but got groups={groups}"
+    )
+    torch._check(
+        input.dtype == weight.dtype,
+        lambda: f"Input type ({input.dtype}) and weight type ({weight.dtype}) should be the same",
+    )
+    n, c, h, w = input.shape
+    k, c_per_group, r, s = weight.shape
+    torch._check(
+        c == c_per_group * groups and k % groups == 0,
+        lambda: (
+            f"Given groups={groups}, weight of size {list(weight.shape)}, expected input"
+            f"{list(input.shape)} to have {c_per_group * groups} channels, but got {c} channels "
+            "instead"
+        ),
+    )
+    p = _conv_size(h, padding[2], padding[3], dilation[0], r, stride[0])
+    q = _conv_size(w, padding[0], padding[1], dilation[1], s, stride[1])
+    torch._check(
+        p > 0 and q > 0,
+        lambda: (
+            f"Kernel size can't be greater than actual input size: kernel ({r} x {s}), input "
+            f"({h} x {w}), padding {padding}"
+        ),
+    )
+    return n, k, p, q
+
+
+def _conv_channels_last(input: Tensor, weight: Tensor) -> bool:
+    return is_channels_last(weight) or is_channels_last(input)
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0, 0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    activation: str = "none",
+    flip_kernel: bool = False,
+) -> Tensor:
+    size = _conv_output_size(input, weight, stride, padding, dilation, groups)
+    torch._check(
+        bias is None or (bias.dim() == 1 and bias.shape[0] == weight.shape[0]),
+        lambda: (
+            f"Given weight of size {list(weight.shape)}, expected bias to be 1-dimensional "
+            f"with {weight.shape[0]} elements, but got bias of size "
+            f"{None if bias is None else list(bias.shape)} instead"
+        ),
+    )
+    return _empty(input, size, _conv_channels_last(input, weight))
+
+
+def _conv2d_with_preactivation(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    return _conv2d(*args, **kwargs), _conv2d(*args, **kwargs)
+
+
+def _conv2d_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    activation: str,
+    flip_kernel: bool,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    none = input.new_empty(0)
+    dx, dw, db = none, none.clone(), none.clone()
+    if output_mask[0]:
+        dx = _empty(input, input.shape, _conv_channels_last(input, weight))
+    if output_mask[1]:
+        dw = _empty(input, weight.shape, is_channels_last(weight))
+    if output_mask[2]:
+        db = input.new_empty(weight.shape[0])
+    return dx, dw, db
+
+
+def _pool_size(
+    size: int, kernel: int, pad: int, stride: int, dilation: int, ceil_mode: bool
+) -> int:
+    free = size + 2 * pad - dilation * (kernel - 1) - 1
+    if not ceil_mode:
+        return free // stride + 1
+    out = (free + stride - 1) // stride + 1
+    # a last window that would start in the padding after the image is dropped
+    return out - 1 if (out - 1) * stride >= size + pad else out
+
+
+def _pool_output_size(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[int, int, int, int]:
+    torch._check(
+        input.dim() == 4, lambda: f"Expected 4D input, but got input of size {list(input.shape)}"
+    )
+    torch._check(
+        min(kernel_size) > 0,
+        lambda: f"kernel size should be greater than zero, but got {kernel_size}",
+    )
+    torch._check(min(stride) > 0, lambda: f"stride should be greater than zero, but got {stride}")
+    torch._check(
+        min(dilation) > 0, lambda: f"dilation should be greater than zero, but got {dilation}"
+    )
+    for i in range(2):
+        torch._check(
+            0 <= padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) // 2,
+            lambda: (
+                "pad should be non-negative and at most half of effective kernel size, but "
+                f"got pad={padding}, kernel_size={kernel_size} and dilation={dilation}"
+            ),
+        )
+    n, c, h, w = input.shape
+    p = _pool_size(h, kernel_size[0], padding[0], stride[0], dilation[0], ceil_mode)
+    q = _pool_size(w, kernel_size[1], padding[1], stride[1], dilation[1], ceil_mode)
+    torch._check(
+        p > 0 and q > 0,
+        lambda: (
+            f"Given input size: ({c}x{h}x{w}). Calculated output size: ({c}x{p}x{q}). "
+            "Output size is too small"
+        ),
+    )
+    return n, c, p, q
+
+
+def _select_pool2d(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    ceil_mode: bool = False,
+) -> Tensor:
+    size = _pool_output_size(input, kernel_size, stride, padding, dilation, ceil_mode)
+    return _empty(input, size, is_channels_last(input))
+
+
+def _select_pool2d_with_offsets(
+    input: Tensor, kernel_size: Sequence[int], *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    output = _select_pool2d(input, kernel_size, *args, **kwargs)
+    return output, torch.empty_like(output, dtype=offset_dtype(kernel_size))
+
+
+def _select_pool2d_with_indices(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    output = _select_pool2d(*args, **kwargs)
+    return output, torch.empty_like(output, dtype=torch.int64)
+
+
+def _select_pool2d_backward(
+    grad_output: Tensor,
+    selected: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    channels_last: bool,
+) -> Tensor:
+    return _empty(grad_output, input_size, channels_last)
+
+
+def _select_pool2d_gather(
+    input: Tensor,
+    selected: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    return _empty(input, selected.shape, is_channels_last(input))
+
+
+def _avg_pool2d(
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    torch._check(divisor_override != 0, lambda: "divisor must be not zero")
+    size = _pool_output_size(input, kernel_size, stride, padding, (1, 1), ceil_mode)
+    return _empty(input, size, is_channels_last(input))
+
+
+def _avg_pool2d_backward(
+    grad_output: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+    channels_last: bool,
+) -> Tensor:
+    return _empty(grad_output, input_size, channels_last)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "conv2d": _conv2d,
+    "conv2d_with_preactivation": _conv2d_with_preactivation,
+    "conv2d_backward": _conv2d_backward,
+    "max_pool2d": _select_pool2d,
+    "min_pool2d": _select_pool2d,
+    "max_pool2d_with_offsets": _select_pool2d_with_offsets,
+    "min_pool2d_with_offsets": _select_pool2d_with_offsets,
+    "max_pool2d_with_indices": _select_pool2d_with_indices,
+    "min_pool2d_with_indices": _select_pool2d_with_indices,
+    "select_pool2d_backward": _select_pool2d_backward,
+    "select_pool2d_gather": _select_pool2d_gather,
+    "avg_pool2d": _avg_pool2d,
+    "avg_pool2d_backward": _avg_pool2d_backward,
+}
+
+for _name, _fake in _FAKES.items():
+    torch.library.register_fake(f"torchconv::{_name}", _fake, lib=LIBRARY)

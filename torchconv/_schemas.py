@@ -1,0 +1,95 @@
+"""The operators ``torch.ops.torchconv.*``: schemas, and a fallback that loads the kernels.
+
+Defining them in Python lets ``import torchconv`` register everything that torch.compile, autograd,
+vmap and autocast need without compiling or loading a library. The first real call finds no CPU
+kernel, lands in the fallback, which loads (or JIT-builds) the library, and is made again; from then
+on the CPU kernels take precedence over the fallback at no cost.
+
+Every tensor is 4D, N x C x H x W in any memory format. Convolution's padding is
+(left, right, top, bottom), as in ``torch.nn.functional.pad``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchconv import _load
+
+LIBRARY = torch.library.Library("torchconv", "DEF")
+
+_CONV = (
+    "SymInt[2] stride=1, SymInt[4] padding=0, SymInt[2] dilation=1, SymInt groups=1, "
+    'str activation="none", bool flip_kernel=False'
+)
+_CONV_INPUTS = f"Tensor input, Tensor weight, Tensor? bias=None, {_CONV}"
+_CONV_BACKWARD = (
+    "Tensor grad_output, Tensor input, Tensor weight, Tensor? saved, SymInt[2] stride, "
+    "SymInt[4] padding, SymInt[2] dilation, SymInt groups, str activation, bool flip_kernel, "
+    "bool[3] output_mask"
+)
+_SELECT = (
+    "Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding=0, "
+    "SymInt[2] dilation=1, bool ceil_mode=False"
+)
+_WINDOW = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
+_AVERAGE = "bool ceil_mode, bool count_include_pad, SymInt? divisor_override"
+
+SCHEMAS = (
+    f"conv2d({_CONV_INPUTS}) -> Tensor",
+    # y and the pre-activation z, for activations whose derivative needs z
+    f"conv2d_with_preactivation({_CONV_INPUTS}) -> (Tensor, Tensor)",
+    # dx, dw, db; one that output_mask leaves out has no elements
+    f"conv2d_backward({_CONV_BACKWARD}) -> (Tensor, Tensor, Tensor)",
+    f"max_pool2d({_SELECT}) -> Tensor",
+    f"min_pool2d({_SELECT}) -> Tensor",
+    # the selected element's position r*S + s in its window: uint8, uint16 or int32
+    f"max_pool2d_with_offsets({_SELECT}) -> (Tensor, Tensor)",
+    f"min_pool2d_with_offsets({_SELECT}) -> (Tensor, Tensor)",
+    # its int64 index h*W + w in the image, -1 where a window has no valid element
+    f"max_pool2d_with_indices({_SELECT}) -> (Tensor, Tensor)",
+    f"min_pool2d_with_indices({_SELECT}) -> (Tensor, Tensor)",
+    # selected: offsets or indices, as one of the four above returned them
+    f"select_pool2d_backward(Tensor grad_output, Tensor selected, SymInt[] input_size, {_WINDOW}, "
+    "bool channels_last) -> Tensor",
+    f"select_pool2d_gather(Tensor input, Tensor selected, {_WINDOW}) -> Tensor",
+    "avg_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding=0, "
+    "bool ceil_mode=False, bool count_include_pad=True, SymInt? divisor_override=None) -> Tensor",
+    "avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, SymInt[2] kernel_size, "
+    f"SymInt[2] stride, SymInt[2] padding, {_AVERAGE}, bool channels_last) -> Tensor",
+)
+
+
+def defaults(name: str) -> list[Any]:
+    """Default values by position: the dispatcher drops trailing arguments that equal theirs."""
+    op = getattr(torch.ops.torchconv, name).default
+    return [a.default_value if a.has_default_value() else None for a in op._schema.arguments]
+
+
+def _is_plain_cpu(tensor: Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized
+    )
+
+
+def _fallback(name: str) -> Callable[..., Any]:
+    def load_and_call(*args: Any, **kwargs: Any) -> Any:
+        for tensor in (*args, *kwargs.values()):
+            if isinstance(tensor, Tensor) and not _is_plain_cpu(tensor):
+                kind = "quantized" if tensor.is_quantized else str(tensor.layout)
+                raise NotImplementedError(
+                    f"torchconv::{name} has no kernel for a {kind} tensor of dtype "
+                    f"{tensor.dtype} on device {tensor.device}"
+                )
+        _load.load()
+        return getattr(torch.ops.torchconv, name)(*args, **kwargs)
+
+    return load_and_call
+
+
+for _schema in SCHEMAS:
+    _name = LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(_name, _fallback(_name), "CompositeExplicitAutograd")

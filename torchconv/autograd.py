@@ -1,0 +1,449 @@
+"""The derivatives: autograd Functions, registered on the operators and usable with ``.apply``.
+
+Every backward is itself an operator with a derivative, so all of them differentiate twice and more;
+each also has a forward-mode formula. Convolution is bilinear in input and weight, and pooling is
+linear once the selected elements are known (lectures B and C), which is all the formulas use.
+
+``Conv2dFunction.apply(input, weight, bias, stride, padding, dilation, groups, activation,
+flip_kernel)`` and the others take what the operator of the same name takes, in the operator's
+normal form (pairs, and padding as (left, right, top, bottom)): see ``torchconv._schemas``.
+``torchconv._derivatives`` registers them on the operators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd import forward_ad as fwAD
+
+from torchconv._fake import is_channels_last
+
+__all__ = ["AvgPool2dFunction", "Conv2dFunction", "MaxPool2dFunction", "MinPool2dFunction"]
+
+_ops = torch.ops.torchconv
+
+# Activations whose derivative follows from the output y; the others need the pre-activation z.
+_DERIVATIVE_FROM_OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda y: (y > 0).to(y.dtype),
+    "relu6": lambda y: ((y > 0) & (y < 6)).to(y.dtype),
+    "sigmoid": lambda y: y * (1 - y),
+    "tanh": lambda y: 1 - y * y,
+}
+
+
+def _silu_derivative(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _hardswish_derivative(z: Tensor) -> Tensor:
+    slope = torch.where(z < 3, z / 3 + 0.5, torch.ones_like(z))
+    return torch.where(z <= -3, torch.zeros_like(z), slope)
+
+
+def _gelu_derivative(z: Tensor) -> Tensor:
+    cdf = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
+    return cdf + z * torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
+
+
+NEEDS_PREACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": _silu_derivative,
+    "hardswish": _hardswish_derivative,
+    "gelu": _gelu_derivative,
+}
+ACTIVATIONS = ("none", *_DERIVATIVE_FROM_OUTPUT, *NEEDS_PREACTIVATION)
+
+
+def activation_derivative(activation: str, saved: Tensor) -> Tensor:
+    """g'(z) by differentiable operators, from y or z as ``conv2d_backward`` takes it."""
+    formula = _DERIVATIVE_FROM_OUTPUT.get(activation)
+    return (formula or NEEDS_PREACTIVATION[activation])(saved)
+
+
+def _saved(activation: str, y: Tensor, z: Tensor | None) -> Tensor | None:
+    """Which of y and z the activation's derivative needs, as ``conv2d_backward`` takes it."""
+    if activation == "none":
+        return None
+    return y if activation in _DERIVATIVE_FROM_OUTPUT else z
+
+
+def _below_autograd(op: Callable[..., Any], *args: Any) -> Any:
+    """op inside a Function's forward: this level's derivative is the Function's own business."""
+    with torch._C._AutoDispatchBelowAutograd():
+        if not torch._C._are_functorch_transforms_active():
+            return op(*args)
+        # Function.forward runs without gradients, but functorch's outer levels want theirs.
+        with torch.enable_grad(), fwAD._set_fwd_grad_enabled(True):
+            return op(*args)
+
+
+def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:
+    total = None
+    for term in terms:
+        if term is not None:
+            total = term if total is None else total + term
+    return total
+
+
+def _conv_tangent(
+    inputs: tuple[Tensor, Tensor], tangents: Sequence[Tensor | None], *geometry: Any
+) -> Tensor | None:
+    """dz for tangents of input, weight and bias: z is linear in each of them."""
+    (input, weight), (d_input, d_weight, d_bias) = inputs, tangents
+    dz = _sum(
+        (
+            None if d_input is None else _ops.conv2d(d_input, weight, None, *geometry),
+            None if d_weight is None else _ops.conv2d(input, d_weight, None, *geometry),
+        )
+    )
+    if d_bias is None:
+        return dz
+    d_bias = d_bias[:, None, None]
+    if dz is None:
+        dz = torch.zeros_like(_ops.conv2d(input, weight, None, *geometry))
+    return dz + d_bias
+
+
+class _ConvFunction(Function):
+    """What conv2d and conv2d_with_preactivation share: ``ctx.saved_tensors`` is input, weight,
+    bias (without an activation None) and what the activation's derivative needs, y, z or None."""
+
+    @staticmethod
+    def _save(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
+        input, weight, bias, stride, padding, dilation, groups, activation, flip = inputs
+        ctx.geometry = (stride, padding, dilation, groups)
+        ctx.activation, ctx.flip = activation, flip
+        bias = None if activation == "none" else bias
+        ctx.save_for_backward(input, weight, bias, saved)
+        ctx.save_for_forward(input, weight, bias, saved)
+
+    @staticmethod
+    def _preactivation(ctx: Any) -> Tensor:
+        input, weight, bias, _ = ctx.saved_tensors
+        return _ops.conv2d(input, weight, bias, *ctx.geometry, "none", ctx.flip)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        mask = list(ctx.needs_input_grad[:3])
+        if grad is None or not any(mask):
+            return (None,) * 9
+        input, weight, _, saved = ctx.saved_tensors
+        activation = ctx.activation
+        if activation in NEEDS_PREACTIVATION and (saved is None or torch.is_grad_enabled()):
+            # y's own backward did not keep z, or it must be differentiable in input and weight.
+            saved = _ConvFunction._preactivation(ctx)
+        gradients = _ops.conv2d_backward(
+            grad, input, weight, saved, *ctx.geometry, activation, ctx.flip, mask
+        )
+        wanted = (g if m else None for g, m in zip(gradients, mask, strict=True))
+        return (*wanted, *(None,) * 6)
+
+    @staticmethod
+    def _jvp(ctx: Any, tangents: tuple[Any, ...]) -> Tensor | None:
+        input, weight, _, _ = ctx.saved_tensors
+        dz = _conv_tangent((input, weight), tangents[:3], *ctx.geometry, "none", ctx.flip)
+        if dz is None or ctx.activation == "none":
+            return dz
+        # Computed again from the inputs, because a saved y or z has no tangent of its own for an
+        # outer forward-mode level.
+        z = _ConvFunction._preactivation(ctx)
+        of_z = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}.get(ctx.activation)
+        return dz * activation_derivative(ctx.activation, z if of_z is None else of_z(z))
+
+
+class Conv2dFunction(_ConvFunction):
+    """conv2d, lecture rows 13 to 16. Returns y, N x K x P x Q.
+
+    Called directly with an activation whose derivative needs the pre-activation (silu, hardswish,
+    gelu), backward computes it again; the operator keeps it instead.
+    """
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0, 0, 0),
+        dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+        activation: str = "none",
+        flip_kernel: bool = False,
+    ) -> Tensor:
+        return _below_autograd(
+            _ops.conv2d,
+            *(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel),
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        _ConvFunction._save(ctx, inputs, _saved(inputs[7], output, None))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+        return _ConvFunction._backward(ctx, grad)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
+        return _ConvFunction._jvp(ctx, tangents)
+
+
+class Conv2dWithPreactivationFunction(_ConvFunction):
+    """conv2d_with_preactivation: returns y and z; z is for backward and not differentiable."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return _below_autograd(_ops.conv2d_with_preactivation, *inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        y, z = output
+        ctx.mark_non_differentiable(z)
+        _ConvFunction._save(ctx, inputs, _saved(inputs[7], y, z))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+        return _ConvFunction._backward(ctx, grad)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, None]:
+        return _ConvFunction._jvp(ctx, tangents), None
+
+
+class Conv2dBackwardFunction(Function):
+    """conv2d_backward without an activation: bilinear in dz, input and weight."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _below_autograd(_ops.conv2d_backward, *inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        grad, input, weight, _, stride, padding, dilation, groups, _, flip, mask = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(t for t, m in zip(output, mask, strict=True) if not m))
+        ctx.geometry = (stride, padding, dilation, groups, "none", flip)
+        ctx.mask = mask
+        ctx.save_for_backward(grad, input, weight)
+        ctx.save_for_forward(grad, input, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+        grad, input, weight = ctx.saved_tensors
+        g_input, g_weight, g_bias = (
+            g if m else None for g, m in zip(cotangents, ctx.mask, strict=True)
+        )
+        need_grad, need_input, need_weight = ctx.needs_input_grad[:3]
+        d_grad = d_input = d_weight = None
+        if need_grad:
+            d_grad = _conv_tangent((input, weight), (g_input, g_weight, g_bias), *ctx.geometry)
+        if need_input and g_weight is not None:
+            d_input = _gradients(ctx, grad, input, g_weight, [True, False, False])[0]
+        if need_weight and g_input is not None:
+            d_weight = _gradients(ctx, grad, g_input, weight, [False, True, False])[1]
+        return (d_grad, d_input, d_weight, *(None,) * 8)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        grad, input, weight = ctx.saved_tensors
+        t_grad, t_input, t_weight = tangents[:3]
+        dx, dw, db = ctx.mask
+        of_grad: Sequence[Tensor | None] = (None, None, None)
+        of_weight = of_input = None
+        if t_grad is not None:
+            of_grad = _gradients(ctx, t_grad, input, weight, ctx.mask)
+        if t_weight is not None and dx:
+            of_weight = _gradients(ctx, grad, input, t_weight, [True, False, False])[0]
+        if t_input is not None and dw:
+            of_input = _gradients(ctx, grad, t_input, weight, [False, True, False])[1]
+        # An output that was asked for needs a tangent, be it zero.
+        return (
+            _sum((of_grad[0], of_weight, torch.zeros_like(input))) if dx else None,
+            _sum((of_grad[1], of_input, torch.zeros_like(weight))) if dw else None,
+            _sum((of_grad[2], grad.new_zeros(weight.shape[0]))) if db else None,
+        )
+
+
+def _gradients(
+    ctx: Any, grad: Tensor, input: Tensor, weight: Tensor, mask: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _ops.conv2d_backward(grad, input, weight, None, *ctx.geometry, mask)
+
+
+class SelectPool2dBackwardFunction(Function):
+    """select_pool2d_backward: linear, with select_pool2d_gather as its adjoint."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return _below_autograd(_ops.select_pool2d_backward, *inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.arguments = inputs[2:]
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (selected,) = ctx.saved_tensors
+        dy = _ops.select_pool2d_gather(grad, selected, *ctx.arguments[1:5])
+        return (dy, *(None,) * 7)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (selected,) = ctx.saved_tensors
+        return _ops.select_pool2d_backward(tangents[0], selected, *ctx.arguments)
+
+
+class SelectPool2dGatherFunction(Function):
+    """select_pool2d_gather: linear, with select_pool2d_backward as its adjoint."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return _below_autograd(_ops.select_pool2d_gather, *inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, selected, *ctx.window = inputs
+        ctx.input_size, ctx.channels_last = input.shape, is_channels_last(input)
+        ctx.save_for_backward(selected)
+        ctx.save_for_forward(selected)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (selected,) = ctx.saved_tensors
+        dx = _ops.select_pool2d_backward(
+            grad, selected, ctx.input_size, *ctx.window, ctx.channels_last
+        )
+        return (dx, *(None,) * 5)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (selected,) = ctx.saved_tensors
+        return _ops.select_pool2d_gather(tangents[0], selected, *ctx.window)
+
+
+class _SelectPool2dFunction(Function):
+    """Max or min pooling that remembers what it selected. Lecture row 18: a 0/1 mask.
+
+    ``_op`` returns y and the selected elements, as offsets or as indices; the second output is not
+    differentiable. Only it is kept for backward: neither input nor output is.
+    """
+
+    _op: Callable[..., tuple[Tensor, Tensor]]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        input, kernel_size, stride, padding, dilation, _ = inputs
+        ctx.window = (kernel_size, stride, padding, dilation)
+        ctx.input_size, ctx.channels_last = input.shape, is_channels_last(input)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.save_for_forward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        (selected,) = ctx.saved_tensors
+        dx = _ops.select_pool2d_backward(
+            grad, selected, ctx.input_size, *ctx.window, ctx.channels_last
+        )
+        return (dx, *(None,) * 5)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
+        (selected,) = ctx.saved_tensors
+        return _ops.select_pool2d_gather(tangents[0], selected, *ctx.window), None
+
+
+def _select_function(name: str, op: Callable[..., Any], doc: str) -> type[_SelectPool2dFunction]:
+    def forward(
+        input: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        ceil_mode: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        return _below_autograd(op, input, kernel_size, stride, padding, dilation, ceil_mode)
+
+    members = {"forward": staticmethod(forward), "__doc__": doc, "__module__": __name__}
+    return type(name, (_SelectPool2dFunction,), members)
+
+
+_RETURNS = "Returns y, N x C x P x Q, and the selected elements' offsets in their windows."
+MaxPool2dFunction = _select_function(
+    "MaxPool2dFunction", _ops.max_pool2d_with_offsets, f"Max pooling. {_RETURNS}"
+)
+MinPool2dFunction = _select_function(
+    "MinPool2dFunction", _ops.min_pool2d_with_offsets, f"Min pooling. {_RETURNS}"
+)
+MaxPool2dWithIndicesFunction = _select_function(
+    "MaxPool2dWithIndicesFunction",
+    _ops.max_pool2d_with_indices,
+    "Max pooling. Returns y and int64 indices h*W + w.",
+)
+MinPool2dWithIndicesFunction = _select_function(
+    "MinPool2dWithIndicesFunction",
+    _ops.min_pool2d_with_indices,
+    "Min pooling. Returns y and int64 indices h*W + w.",
+)
+
+
+class AvgPool2dFunction(Function):
+    """Average pooling, lecture row 17: linear, with avg_pool2d_backward as its adjoint."""
+
+    @staticmethod
+    def forward(
+        input: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int] = (0, 0),
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Tensor:
+        return _below_autograd(
+            _ops.avg_pool2d,
+            *(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override),
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, *ctx.arguments = inputs
+        ctx.input_size, ctx.channels_last = input.shape, is_channels_last(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        dx = _ops.avg_pool2d_backward(grad, ctx.input_size, *ctx.arguments, ctx.channels_last)
+        return (dx, *(None,) * 6)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _ops.avg_pool2d(tangents[0], *ctx.arguments)
+
+
+class AvgPool2dBackwardFunction(Function):
+    """avg_pool2d_backward: linear, with avg_pool2d as its adjoint."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return _below_autograd(_ops.avg_pool2d_backward, *inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.arguments = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return (_ops.avg_pool2d(grad, *ctx.arguments[1:7]), *(None,) * 8)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _ops.avg_pool2d_backward(tangents[0], *ctx.arguments)

@@ -1,0 +1,132 @@
+"""Swap the layers of a model in place: `convert` to torchconv's, `restore` back to torch.nn's.
+
+A layer is swapped by changing its class and nothing else. torchconv's layers keep no state beyond
+torch.nn's, so parameters, buffers, hooks, names, flags and every reference that somebody holds to
+the layer (an optimizer, a second parent, an fx graph) stay what they are: nothing is copied.
+torch.nn.utils.parametrize works the same way: it gives a layer a class of its own, with a property
+for each parametrized tensor. Such a class is rebuilt over the other base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch.nn.utils import parametrize
+
+from torchconv import nn
+from torchconv._coverage import FLOATS
+
+__all__ = ["convert", "restore"]
+
+_Model = TypeVar("_Model", bound=torch.nn.Module)
+
+_OURS: dict[type, type] = {
+    torch.nn.Conv2d: nn.Conv2d,
+    torch.nn.LazyConv2d: nn.LazyConv2d,
+    torch.nn.MaxPool2d: nn.MaxPool2d,
+    torch.nn.AvgPool2d: nn.AvgPool2d,
+}
+_THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
+
+# What an instance gains with its class: 'activation', 'flip_kernel' and a few private names.
+_ADDED = {ours: frozenset(dir(ours)) - frozenset(dir(theirs)) for theirs, ours in _OURS.items()}
+
+# On a class rebuilt for a parametrized layer: the class in whose place it stands.
+_ORIGINAL = "_torchconv_original_class"
+
+
+def convert(model: _Model) -> _Model:
+    """Makes every torch.nn.Conv2d, LazyConv2d, MaxPool2d and AvgPool2d in `model`, `model` itself
+    included, one of torchconv's, in place, and returns `model`.
+
+    The layers keep their parameters (the same objects, so an optimizer goes on), buffers, hooks,
+    names, flags, parametrizations and every other attribute. Input for which torchconv has no
+    kernel, on a GPU or quantized for example, they still hand to PyTorch.
+
+    Left alone are subclasses, which may compute something else (`torchconv.patch` reaches the
+    functions that they call), layers whose `forward` was replaced on the instance, layers with
+    parameters other than float16, bfloat16, float32 and float64, scripted and quantized modules,
+    and layers that carry an attribute `activation` or `flip_kernel` of somebody else's.
+    Converting twice does nothing.
+    """
+    for module in _modules(model):
+        ours = _OURS.get(_layer_class(module))
+        if ours is None or not _swappable(module, ours):
+            continue
+        cls = type(module)
+        module.__class__ = _rebase(cls, ours, {_ORIGINAL: cls}) if _has_own_class(module) else ours
+        vars(module)["_converted"] = True
+    return model
+
+
+def restore(model: _Model) -> _Model:
+    """Undoes `convert`, in place: every layer that it swapped has its former class again and keeps
+    nothing of torchconv's. Returns `model`.
+
+    Layers built as torchconv.nn's stay, and so does a converted layer that was since given an
+    activation or a flipped kernel, for which torch.nn has no form.
+    """
+    for module in _modules(model):
+        ours = _layer_class(module)
+        if ours not in _THEIRS or "_converted" not in vars(module):
+            continue
+        if any(getattr(module, name, None) for name in ("activation", "flip_kernel")):
+            continue
+        module.__class__ = _former_class(module, _THEIRS[ours])
+        for name in _ADDED[ours]:
+            vars(module).pop(name, None)
+    return model
+
+
+def _modules(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, but got {type(model).__name__}")
+    return model.modules()
+
+
+def _properties(cls: type) -> dict[str, Any]:
+    """The names that a class defines, but for Python's own and ours."""
+    return {
+        name: value
+        for name, value in vars(cls).items()
+        if not name.startswith("__") and name != _ORIGINAL
+    }
+
+
+def _has_own_class(module: torch.nn.Module) -> bool:
+    """Whether the class of `module` is one that parametrize made for it."""
+    return parametrize.is_parametrized(module) and all(
+        name in module.parametrizations  # type: ignore[operator]
+        for name in _properties(type(module))
+    )
+
+
+def _layer_class(module: torch.nn.Module) -> type:
+    cls = type(module)
+    return cls.__bases__[0] if _has_own_class(module) else cls
+
+
+def _swappable(module: torch.nn.Module, ours: type) -> bool:
+    if vars(module).keys() & {"forward", "_conv_forward"}:
+        return False
+    if any(hasattr(module, name) for name in _ADDED[ours]):
+        return False
+    return all(parameter.dtype in FLOATS for parameter in module.parameters())
+
+
+def _rebase(cls: type, base: type, extra: dict[str, Any]) -> type:
+    """The class that parametrize would have made over `base` where it made `cls`."""
+    body = {name: value for name, value in vars(cls).items() if name != _ORIGINAL}
+    return type(cls.__name__, (base,), {**body, **extra})
+
+
+def _former_class(module: torch.nn.Module, theirs: type) -> type:
+    cls = type(module)
+    if not _has_own_class(module):
+        return theirs
+    original: type | None = vars(cls).get(_ORIGINAL)
+    if original is not None and _properties(original) == _properties(cls):
+        return original
+    return _rebase(cls, theirs, {})  # parametrizations came or went after `convert`

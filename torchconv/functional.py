@@ -1,0 +1,369 @@
+"""Convolution and pooling, with the signatures of torch.nn.functional and what the lectures add.
+
+This is where Python's many spellings (ints, tuples, 'same', unbatched images) become the operators'
+one normal form, and where wrong types and dtypes are refused with the exception class PyTorch
+raises; sizes and values are checked by the operators.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchconv.autograd import ACTIVATIONS
+
+__all__ = ["avg_pool2d", "conv2d", "locally_connected2d", "max_pool2d", "min_pool2d"]
+
+_ops = torch.ops.torchconv
+
+_FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+_INTEGER = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
+_CONV_DTYPES = _FLOATING | _INTEGER
+_SELECT_DTYPES = _FLOATING | _INTEGER | {torch.bool, torch.uint16}
+
+
+def _integer(value: Any, op: str, name: str) -> Any:
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{op}(): argument '{name}' does not fit in 64 bits: {value}")
+        return value
+    if not isinstance(value, (bool, float)):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(
+        f"{op}(): argument '{name}' must be int or tuple of ints, not {type(value).__name__}"
+    )
+
+
+def _integers(value: Any, op: str, name: str) -> list[Any]:
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return [_integer(v, op, name) for v in values]
+
+
+def _pair(value: Any, op: str, name: str) -> list[Any]:
+    values = _integers(value, op, name)
+    if len(values) == 1:
+        return values * 2
+    if len(values) != 2:
+        raise RuntimeError(
+            f"{op}: {name} must either be a single int, or a tuple of two ints, but got "
+            f"{name}={values}"
+        )
+    return values
+
+
+def _check_tensor(value: Any, op: str, name: str, dtypes: frozenset[torch.dtype]) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}(): argument '{name}' must be Tensor, not {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise NotImplementedError(f'torchconv "{op}" not implemented for {value.dtype}')
+
+
+def _batched(op: Callable[[Tensor], Any], input: Tensor, unbatched: bool) -> Any:
+    """op on N x C x H x W; an unbatched C x H x W goes in and comes out as a batch of one."""
+    if not unbatched:
+        return op(input)
+    out = op(input.unsqueeze(0))
+    return tuple(t.squeeze(0) for t in out) if isinstance(out, tuple) else out.squeeze(0)
+
+
+def same_padding(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> list[Any]:
+    """SAME (lectures C, E) as [left, right, top, bottom]: ceil(size / stride) outputs, an odd extra
+    zero at the end. Every argument is (h, w)."""
+    padding: list[Any] = []
+    for axis in (1, 0):
+        n, f, s, d = size[axis], kernel[axis], stride[axis], dilation[axis]
+        total = max(((n + s - 1) // s - 1) * s + d * (f - 1) + 1 - n, 0) if s > 1 else d * (f - 1)
+        padding += [total // 2, total - total // 2]
+    return padding
+
+
+def conv_padding(
+    padding: Any,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+) -> list[Any]:
+    """Any spelling of ``padding`` as [left, right, top, bottom].
+
+    Args:
+        padding: int, (h, w), 'valid', 'same' or (left, right, top, bottom).
+        size, kernel, stride, dilation: (h, w) each, of the image and the convolution.
+
+    Raises:
+        RuntimeError: for an unknown word, a wrong number of values, or a negative int or pair
+            (four values may be negative: they crop, as ``F.pad`` does).
+        TypeError: for anything else.
+    """
+    if isinstance(padding, str):
+        if padding == "valid":
+            return [0, 0, 0, 0]
+        if padding == "same":
+            return same_padding(size, kernel, stride, dilation)
+        raise RuntimeError(f"Invalid padding string: '{padding}'")
+    values = _integers(padding, "conv2d", "padding")
+    if len(values) == 4:
+        return values
+    if len(values) == 1:
+        values *= 2
+    if len(values) != 2:
+        raise RuntimeError(
+            "expected padding to be a single integer value, a list of 2 values (h, w) or of 4 "
+            f"values (left, right, top, bottom), but got padding={values}"
+        )
+    if min(values) < 0:
+        raise RuntimeError(f"negative padding is not supported, but got padding={values}")
+    h, w = values
+    return [w, w, h, h]
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = None,
+    flip_kernel: bool = False,
+) -> Tensor:
+    """2D convolution (cross-correlation) as ``F.conv2d``, lecture rows 1 to 11 and 13 to 16.
+
+    Args:
+        input: N x C x H x W or C x H x W.
+        weight: K x C/groups x R x S.
+        bias: K, or None.
+        stride, dilation: int or (h, w).
+        padding: int, (h, w), 'valid', 'same' (any stride and dilation: ceil(n/stride) outputs, an
+            odd extra zero at the end), or (left, right, top, bottom) as in ``F.pad``.
+        groups: input and output channels are split into this many independent groups.
+        activation: None, 'relu', 'relu6', 'sigmoid', 'tanh', 'silu', 'hardswish' or 'gelu',
+            applied in the same pass over the output; its derivative is fused into backward.
+        flip_kernel: rotate the kernel by 180 degrees first: the true convolution of lecture C.
+
+    Returns:
+        N x K x P x Q (K x P x Q unbatched), with P = (H + top + bottom - dilation*(R-1) - 1)
+        // stride + 1 and Q likewise; channels_last if input or weight is.
+
+    Raises:
+        RuntimeError: sizes, strides or dtypes that do not fit; NotImplementedError: a dtype without
+        kernels (bool, complex, ...); TypeError: an argument of the wrong type; ValueError: an
+        unknown activation.
+    """
+    _check_tensor(input, "conv2d", "input", _CONV_DTYPES)
+    _check_tensor(weight, "conv2d", "weight", _CONV_DTYPES)
+    if bias is not None:
+        _check_tensor(bias, "conv2d", "bias", _CONV_DTYPES)
+    unbatched = input.dim() == 3
+    if not unbatched and input.dim() != 4:
+        raise RuntimeError(
+            "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: "
+            f"{list(input.shape)}"
+        )
+    if weight.dim() != 4:
+        raise RuntimeError(
+            f"Expected 4D weight for conv2d, but got weight of size: {list(weight.shape)}"
+        )
+    name = "none" if activation is None else activation
+    if name not in ACTIVATIONS or activation == "none":
+        raise ValueError(f"activation must be None or one of {ACTIVATIONS[1:]}, got {activation!r}")
+    strides = _pair(stride, "conv2d", "stride")
+    dilations = _pair(dilation, "conv2d", "dilation")
+    if isinstance(padding, str) and min(strides) <= 0:
+        raise RuntimeError(f"non-positive stride is not supported, but got stride={strides}")
+    pads = conv_padding(padding, input.shape[-2:], weight.shape[-2:], strides, dilations)
+    group_count = _integer(groups, "conv2d", "groups")
+    return _batched(
+        lambda x: _ops.conv2d(
+            x, weight, bias, strides, pads, dilations, group_count, name, bool(flip_kernel)
+        ),
+        input,
+        unbatched,
+    )
+
+
+def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> list[list[Any]]:
+    kernel = _pair(kernel_size, op, "kernel_size")
+    given = stride is not None and not (isinstance(stride, (tuple, list)) and len(stride) == 0)
+    return [
+        kernel,
+        _pair(stride, op, "stride") if given else kernel,
+        _pair(padding, op, "padding"),
+    ]
+
+
+def _select_pool2d(
+    name: str,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    return_indices: bool,
+) -> Any:
+    _check_tensor(input, name, "input", _SELECT_DTYPES)
+    if input.dim() not in (3, 4):
+        raise RuntimeError(
+            f"{name}: non-empty 3D or 4D (batch mode) tensor expected for input, but got "
+            f"{list(input.shape)}"
+        )
+    window = _window(name, kernel_size, stride, padding)
+    window.append(_pair(dilation, name, "dilation"))
+    op = getattr(_ops, f"{name}_with_indices" if return_indices else name)
+    return _batched(lambda x: op(x, *window, bool(ceil_mode)), input, input.dim() == 3)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """Maximum over each window as ``F.max_pool2d``, lecture rows 11 and 18.
+
+    The first of equal maxima is the selected one; a NaN in the window gives NaN. Integer and bool
+    inputs work. Training keeps one byte per output (the position in the window) for backward; int64
+    indices are made only on request.
+
+    Args:
+        input: N x C x H x W or C x H x W, of any real dtype.
+        kernel_size, stride, padding, dilation: int or (h, w); stride defaults to kernel_size.
+        ceil_mode: keep a last, partial window that starts inside the image or left padding.
+        return_indices: also return each maximum's int64 index h*W + w in its image; -1 in a dilated
+            window that holds no element at all, whose maximum is -inf.
+
+    Returns:
+        y, N x C x P x Q in the input's memory format, or (y, indices).
+
+    Raises:
+        RuntimeError: sizes that do not fit; NotImplementedError: dtype; TypeError: argument types.
+    """
+    arguments = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return _select_pool2d("max_pool2d", input, *arguments)
+
+
+def min_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """Minimum over each window (lecture E): as :func:`max_pool2d`, with padding as +inf."""
+    arguments = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return _select_pool2d("min_pool2d", input, *arguments)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Mean over each window as ``F.avg_pool2d``, lecture rows 11 and 17.
+
+    Args:
+        input: N x C x H x W or C x H x W, floating point.
+        kernel_size, stride, padding: int or (h, w); stride defaults to kernel_size.
+        ceil_mode: keep a last, partial window that starts inside the image or left padding.
+        count_include_pad: divide by the window's size within the padded image, else within the
+            image.
+        divisor_override: divide by this instead; not zero.
+
+    Returns:
+        y, N x C x P x Q in the input's memory format.
+
+    Raises:
+        RuntimeError: sizes that do not fit; IndexError: fewer than three dimensions, as PyTorch;
+        NotImplementedError: dtype; TypeError: argument types.
+    """
+    _check_tensor(input, "avg_pool2d", "input", _FLOATING)
+    if input.dim() not in (3, 4):
+        error = IndexError if input.dim() < 3 else RuntimeError
+        raise error(
+            "avg_pool2d: non-empty 3D or 4D (batch mode) tensor expected for input, but got "
+            f"{list(input.shape)}"
+        )
+    window = _window("avg_pool2d", kernel_size, stride, padding)
+    divisor = divisor_override
+    if divisor is not None:
+        divisor = _integer(divisor, "avg_pool2d", "divisor_override")
+    return _batched(
+        lambda x: _ops.avg_pool2d(x, *window, bool(ceil_mode), bool(count_include_pad), divisor),
+        input,
+        input.dim() == 3,
+    )
+
+
+def locally_connected2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """Convolution without weight sharing (lecture D, row 12): every position has its own kernel.
+
+    Args:
+        input: N x C x H x W or C x H x W, floating point.
+        weight: P x Q x K x C x R x S, one kernel for each of the P x Q output positions.
+        bias: K, K x P x Q, or None.
+        stride, padding, dilation: as in :func:`conv2d`.
+
+    Returns:
+        N x K x P x Q (K x P x Q unbatched).
+
+    Raises:
+        RuntimeError: if the weight's P x Q or channels do not fit the input.
+    """
+    _check_tensor(input, "locally_connected2d", "input", _FLOATING)
+    _check_tensor(weight, "locally_connected2d", "weight", _FLOATING)
+    if input.dim() not in (3, 4) or weight.dim() != 6:
+        raise RuntimeError(
+            "Expected a 3D or 4D input and a 6D weight for locally_connected2d, but got sizes "
+            f"{list(input.shape)} and {list(weight.shape)}"
+        )
+    strides = _pair(stride, "locally_connected2d", "stride")
+    dilations = _pair(dilation, "locally_connected2d", "dilation")
+    kernel = weight.shape[-2:]
+    pads = conv_padding(padding, input.shape[-2:], kernel, strides, dilations)
+
+    def apply(x: Tensor) -> Tensor:
+        # (N, C*R*S, P*Q): column pq is the window that output position pq sees.
+        windows = F.unfold(F.pad(x, pads), tuple(kernel), tuple(dilations), 0, tuple(strides))
+        p, q, k = weight.shape[:3]
+        if windows.shape[1:] != (weight[0, 0, 0].numel(), p * q):
+            raise RuntimeError(
+                f"Given weight of size {list(weight.shape)} and input of size {list(x.shape)}, "
+                f"expected weight for {windows.shape[2]} positions and {windows.shape[1]} inputs "
+                "each"
+            )
+        out = torch.einsum("nip,pki->nkp", windows, weight.reshape(p * q, k, -1))
+        out = out.unflatten(2, (p, q))
+        if bias is None:
+            return out
+        return out + (bias[:, None, None] if bias.dim() == 1 else bias)
+
+    return _batched(apply, input, input.dim() == 3)

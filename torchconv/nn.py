@@ -1,0 +1,298 @@
+"""Layers with the constructors, parameters and state_dicts of torch.nn's, run by torchconv.
+
+`Conv2d`, `LazyConv2d`, `MaxPool2d` and `AvgPool2d` subclass the torch.nn layer of the same name,
+so `isinstance` checks, checkpoints and initialisation recipes written for torch.nn hold. `Conv2d`
+adds a fused activation, the true convolution (`flip_kernel`), padding by side and strided 'same';
+`MinPool2d` has no counterpart in torch.nn. Each forward is one call into `torchconv.functional`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Proxy
+from torch.nn import functional as F
+from torch.nn.common_types import _size_2_t
+from torch.nn.modules.pooling import _MaxPoolNd
+from torch.nn.modules.utils import _pair
+
+from torchconv._coverage import covers_avg_pool, covers_conv, covers_select_pool
+from torchconv.autograd import ACTIVATIONS
+from torchconv.functional import (
+    avg_pool2d,
+    conv2d,
+    conv_padding,
+    locally_connected2d,
+    max_pool2d,
+    min_pool2d,
+)
+
+__all__ = [
+    "AvgPool2d",
+    "Conv2d",
+    "LazyConv2d",
+    "LocallyConnected2d",
+    "MaxPool2d",
+    "MinPool2d",
+]
+
+# torch.fx's symbolic tracing takes only classes of torch.nn itself for leaves. It traces through
+# these, and would run into the argument checks of torchconv.functional with a Proxy.
+for _name in ("avg_pool2d", "conv2d", "max_pool2d", "min_pool2d"):
+    torch.fx.wrap(_name)
+
+
+class Conv2d(torch.nn.Conv2d):
+    """torch.nn.Conv2d over (N, C, H, W) or (C, H, W), with these additions.
+
+    Args:
+        padding: besides torch.nn's forms, four ints (left, right, top, bottom) as in `F.pad`, and
+            'same' with any stride: ceil(n / stride) outputs, the odd row or column at the end.
+        activation: None, 'relu', 'relu6', 'sigmoid', 'tanh', 'silu', 'hardswish' or 'gelu', applied
+            in the same pass over the output.
+        flip_kernel: True for the true convolution, which reads the kernel rotated by 180 degrees.
+    """
+
+    # Class-wide, so that a layer which `convert` swapped, or an older pickle, has them too.
+    activation: str | None = None
+    flip_kernel: bool = False
+    # True on a layer that `convert` swapped: `restore` may swap it back, and input for which
+    # torchconv has no kernel goes to torch.nn's own forward, because the model worked before.
+    _converted: bool = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _size_2_t,
+        stride: _size_2_t = 1,
+        padding: str | _size_2_t | tuple[int, int, int, int] = 0,
+        dilation: _size_2_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        flip_kernel: bool = False,
+    ) -> None:
+        if activation is not None and activation not in ACTIVATIONS[1:]:
+            raise ValueError(
+                f"activation must be None or one of {ACTIVATIONS[1:]}, got {activation!r}"
+            )
+        # torch.nn's constructor refuses 'same' with a stride; how much to pad then depends on the
+        # input, so nothing that it prepares for 'same' would serve.
+        same = isinstance(padding, str) and padding == "same"
+        strided_same = same and any(s != 1 for s in _pair(stride))
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            "valid" if strided_same else padding,  # type: ignore[arg-type]
+            dilation,
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type]
+            device,
+            dtype,
+        )
+        if strided_same:
+            self.padding = "same"
+        elif not isinstance(self.padding, str) and len(self.padding) == 4:
+            # What F.pad gets when padding_mode is not 'zeros'; torch.nn expects (h, w) here.
+            self._reversed_padding_repeated_twice = list(self.padding)
+        self.activation = activation
+        self.flip_kernel = flip_kernel
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        if self.activation is not None:
+            text += f", activation={self.activation}"
+        if self.flip_kernel:
+            text += ", flip_kernel=True"
+        return text
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._converted and not (isinstance(input, Proxy) or covers_conv(input, weight, bias)):
+            return super()._conv_forward(input, weight, bias)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._amounts(input), mode=self.padding_mode)
+            padding = 0
+        return conv2d(
+            input,
+            weight,
+            bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+            flip_kernel=self.flip_kernel,
+        )
+
+    def _amounts(self, input: Tensor) -> list[int]:
+        """(left, right, top, bottom) for a padding mode that F.pad has to carry out."""
+        if self.padding == "same" and any(s != 1 for s in self.stride):
+            size = input.shape[-2:]
+            return conv_padding("same", size, self.kernel_size, self.stride, self.dilation)
+        return self._reversed_padding_repeated_twice
+
+
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
+    """`Conv2d` that takes in_channels from its first input, as torch.nn.LazyConv2d does."""
+
+    cls_to_become = Conv2d  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: _size_2_t,
+        stride: _size_2_t = 1,
+        padding: str | _size_2_t | tuple[int, int, int, int] = 0,
+        dilation: _size_2_t = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        flip_kernel: bool = False,
+    ) -> None:
+        super().__init__(
+            out_channels,
+            kernel_size,
+            stride,
+            padding,  # type: ignore[arg-type]
+            dilation,
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type]
+            device,
+            dtype,
+        )
+        self.activation = activation
+        self.flip_kernel = flip_kernel
+
+
+class MaxPool2d(torch.nn.MaxPool2d):
+    """torch.nn.MaxPool2d; its backward keeps an offset into the window, not an int64 index."""
+
+    _converted: bool = False
+
+    def forward(self, input: Tensor) -> Any:
+        if self._converted and not (isinstance(input, Proxy) or covers_select_pool(input)):
+            return super().forward(input)
+        return max_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            ceil_mode=self.ceil_mode,
+            return_indices=self.return_indices,
+        )
+
+
+# torch.nn.MaxPool2d itself would be the wrong base: code that finds one expects the maximum.
+class MinPool2d(_MaxPoolNd):
+    """The minimum of each window, with the arguments of `MaxPool2d`; padding counts as +inf."""
+
+    def forward(self, input: Tensor) -> Any:
+        return min_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            ceil_mode=self.ceil_mode,
+            return_indices=self.return_indices,
+        )
+
+
+class AvgPool2d(torch.nn.AvgPool2d):
+    """torch.nn.AvgPool2d, with all of its arguments."""
+
+    _converted: bool = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._converted and not (isinstance(input, Proxy) or covers_avg_pool(input)):
+            return super().forward(input)
+        return avg_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor_override,
+        )
+
+
+class LocallyConnected2d(torch.nn.Module):
+    """Convolution without weight sharing (lecture D): every output position has its own kernel.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation: as for `Conv2d`.
+        input_size: (H, W) of the images, which fixes the number P x Q of positions.
+        bias: whether to add a bias, K x P x Q.
+
+    Attributes:
+        weight: P x Q x K x C x R x S.
+
+    Raises:
+        RuntimeError: if the kernel does not fit in the padded image.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        input_size: _size_2_t,
+        kernel_size: _size_2_t,
+        stride: _size_2_t = 1,
+        padding: str | _size_2_t | tuple[int, int, int, int] = 0,
+        dilation: _size_2_t = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.input_size, self.kernel_size = _pair(input_size), _pair(kernel_size)
+        self.stride, self.padding, self.dilation = _pair(stride), padding, _pair(dilation)
+        sample = torch.empty(1, in_channels, *self.input_size, device="meta")
+        kernel = torch.empty(out_channels, in_channels, *self.kernel_size, device="meta")
+        like = conv2d(sample, kernel, None, self.stride, padding, self.dilation)
+        self.output_size = tuple(like.shape[2:])
+        shape = (*self.output_size, out_channels, in_channels, *self.kernel_size)
+        self.weight = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if bias:
+            shape = (out_channels, *self.output_size)
+            self.bias = torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform within 1/sqrt(C*R*S) of zero, as torch.nn.Conv2d starts each of its kernels."""
+        bound = self.weight[0, 0, 0].numel() ** -0.5 if self.weight.numel() else 0.0
+        for parameter in self.parameters():
+            torch.nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return locally_connected2d(
+            input, self.weight, self.bias, self.stride, self.padding, self.dilation
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, input_size={self.input_size}, "
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, bias={self.bias is not None}"
+        )
