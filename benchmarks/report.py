@@ -83,7 +83,8 @@ def rows_table(report: Report, style: str = "simple") -> str:
         cells |= {"layout": result.layout, "pass": result.pass_name}
         for library, timing in (("torchconv", result.ours), (report.peer, result.peer)):
             cells[f"{library} ms"] = "" if timing is None else _number(timing.median * 1e3, 4)
-        cells["ratio"] = "failed" if result.failure else _number(result.ratio)
+        ratio = result.ratio
+        cells["ratio"] = "failed" if ratio is None else f"{ratio:.2f}"
         cells |= {name: _number(result.extra.get(name), 4) for name in report.columns}
         cells["rate"] = f"{_number(result.rate)} {result.unit}" if result.rate else ""
         fraction = result.floor_fraction
@@ -186,78 +187,13 @@ def as_json(report: Report) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def draw_chart(report: Report, path: Path) -> None:
-    """Bars of the ratios: a panel for each dtype, pass and layout, a bar for each problem."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels: dict[tuple[str, str, str], dict[tuple[str, str], float]] = {}
-    labels: dict[tuple[str, str], None] = {}
-    for result in report.results:
-        if result.ratio is not None:
-            label = (result.group, result.problem)
-            labels[label] = None
-            panel = (result.dtype, result.pass_name, result.layout)
-            panels.setdefault(panel, {})[label] = result.ratio
-    if not panels:
-        return
-    size = (3.5 + 2.8 * len(panels), 2.0 + 0.27 * len(labels))
-    figure, axes = pyplot.subplots(
-        1, len(panels), sharex=True, sharey=True, squeeze=False, figsize=size, layout="constrained"
-    )
-    highest = max(max(panel.values()) for panel in panels.values())
-    lowest = min(min(panel.values()) for panel in panels.values())
-    groups = len({group for group, _ in labels}) > 1
-    several = len({dtype for dtype, _, _ in panels}) > 1
-    for axis, (panel, ratios) in zip(axes[0], panels.items(), strict=True):
-        for position, label in enumerate(labels):
-            if label not in ratios:
-                continue
-            ratio = ratios[label]
-            axis.barh(position, ratio - 1, left=1, color="#2a7f62" if ratio >= 1 else "#c8553d")
-            axis.annotate(
-                f"{ratio:.2f}",
-                (max(ratio, 1), position),
-                (3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-            )
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_title(" ".join(panel if several else panel[1:]), fontsize=9)
-        axis.set_xscale("log")
-        axis.set_xlim(min(0.8, lowest / 1.2), max(2.0, highest) * 1.6)
-        # Plain numbers on the logarithmic axis, few enough not to collide.
-        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if t < highest * 1.6]
-        axis.set_xticks([t for t in ticks if t > min(0.8, lowest / 1.2)])
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.minorticks_off()
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    names = [f"{problem}  ({group})" if groups else problem for group, problem in labels]
-    axes[0][0].set_yticks(range(len(labels)), names, fontsize=8)
-    axes[0][0].invert_yaxis()
-    machine = report.machine
-    figure.suptitle(report.title, fontsize=11)
-    figure.supxlabel(
-        f"{report.peer} time / torchconv time, above 1 torchconv is faster\n"
-        f"{machine.get('cpu', '')}, {machine.get('threads', '?')} threads, "
-        f"{machine.get('isa', '')}, torch {machine.get('torch', '?')}",
-        fontsize=8,
-    )
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
 def write(report: Report, base: Path) -> list[Path]:
     """Write <base>.json, <base>.md and <base>.png; the paths that were written."""
+    from benchmarks.chart import draw  # needs matplotlib, the tables do not
+
     base.parent.mkdir(parents=True, exist_ok=True)
     paths = [base.parent / (base.name + suffix) for suffix in (".json", ".md", ".png")]
     paths[0].write_text(as_json(report), encoding="utf-8")
     paths[1].write_text(as_markdown(report), encoding="utf-8")
-    draw_chart(report, paths[2])
+    draw(report, paths[2])
     return [path for path in paths if path.is_file()]

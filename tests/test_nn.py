@@ -240,7 +240,7 @@ def test_refuses_at_the_call_what_torch_nn_refuses(arguments: Any) -> None:
         **{"in_channels": 4, "out_channels": 6, "kernel_size": 3} | arguments
     )
     x = torch.randn(1, 4, 9, 9)
-    with pytest.raises(Exception) as expected:  # noqa: B017, PT011
+    with pytest.raises(Exception) as expected:
         theirs(x)
     with pytest.raises(expected.type):
         ours(x)
@@ -410,11 +410,19 @@ def test_compiles_in_one_graph() -> None:
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     for a, e in zip(gradients(compiled, x), gradients(net, x), strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=0)
-    # One graph for every size, with 'same' computed from a symbol.
-    dynamic = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=True)
+
+
+def test_compiles_once_for_every_size() -> None:
+    """How much 'same' pads is then an expression in the size of the input."""
+    net = torch.nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, "same", padding_mode="reflect"), nn.MinPool2d(2, ceil_mode=True)
+    )
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager", dynamic=True)
     for size in ((17, 19), (24, 31), (33, 16)):
         x = torch.randn(2, 3, *size)
-        torch.testing.assert_close(dynamic(x), net(x), rtol=0, atol=0)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            torch.testing.assert_close(compiled(x), net(x), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -54,7 +54,7 @@ CONVOLUTIONS: dict[str, Callable[[], Any]] = {
     "parameter": lambda: F.conv2d(x(), nn.Parameter(w()), nn.Parameter(b()), groups=2),
     "double": lambda: F.conv2d(x().double(), w().double(), b().double(), groups=2),
     "module": lambda: _seeded(nn.Conv2d, 4, 6, 3, padding=1)(x()),
-    "module, circular": lambda: _seeded(nn.Conv2d, 4, 6, 3, padding=1, padding_mode="circular")(x()),
+    "module, circular": lambda: _seeded(nn.Conv2d, 4, 6, 3, padding_mode="circular")(x()),
     "subclass": lambda: _seeded(Scaled, 4, 6, 3)(x()),
 }  # fmt: skip
 
@@ -80,7 +80,7 @@ MAX_POOLINGS: dict[str, Callable[[], Any]] = {
 AVERAGE_POOLINGS: dict[str, Callable[[], Any]] = {
     "F": lambda: F.avg_pool2d(x(), 2),
     "positional": lambda: F.avg_pool2d(x(), 3, 2, 1, True, False, 5),
-    "keywords": lambda: F.avg_pool2d(kernel_size=[3, 2], input=x(), count_include_pad=False, padding=1),
+    "keywords": lambda: F.avg_pool2d(kernel_size=3, input=x(), count_include_pad=False, padding=1),
     "empty stride": lambda: F.avg_pool2d(x(), (3,), []),
     "no stride": lambda: F.avg_pool2d(x(), 3, None, divisor_override=2),
     "no out": lambda: F.avg_pool2d(x(), 3, out=None),
@@ -200,7 +200,7 @@ def test_the_rest_is_pytorchs(call: Callable[[], Any]) -> None:
     ],
 )
 def test_refuses_what_pytorch_refuses(call: Callable[[], Any]) -> None:
-    with pytest.raises(Exception) as expected:  # noqa: B017, PT011
+    with pytest.raises(Exception) as expected:
         call()
     with torchconv.patch(), pytest.raises(expected.type):
         call()

@@ -115,7 +115,7 @@ def torch_select(op: str, x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
     if op == "max_pool2d":
         return torch_F.max_pool2d(x, **kwargs, return_indices=True)
     values, indices = torch_F.max_pool2d(-x, **kwargs, return_indices=True)
-    return -values, indices
+    return values.neg_(), indices  # in place: a new tensor would get other strides for sizes of 1
 
 
 def scalar_select(op: str, x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -521,24 +521,42 @@ def test_empty_batch(op: str, layout: str, dtype: torch.dtype) -> None:
         assert values.shape == indices.shape == y.shape and indices.dtype == torch.int64
 
 
-@pytest.mark.parametrize("stride", [2**31, 2**40, 2**62])
 @on_operators
-def test_huge_stride(op: str, stride: int) -> None:
-    """One window is left. PyTorch refuses it (its sizes are 32 bits wide here); the answer is plain."""
-    x = torch.randint(-8, 9, (2, 3, 6, 7)).double()
-    assert torch.equal(getattr(F, op)(x, 2, stride), OPERATORS[op](x, 2)[:, :, :1, :1])
+def test_huge_stride(op: str) -> None:
+    """One window is left of the largest stride that PyTorch takes; a larger one is refused."""
+    x = torch.randint(-8, 9, (2, 3, 6, 7)).double().requires_grad_()
+    y, expected = getattr(F, op)(x, 2, 2**31 - 1), OPERATORS[op](x, 2)[:, :, :1, :1]
+    assert torch.equal(y, expected)
+    (dx,), (torchs,) = torch.autograd.grad(y.sum(), x), torch.autograd.grad(expected.sum(), x)
+    assert torch.equal(dx, torchs)
+    for stride in (2**31, 2**40, 2**62):
+        with pytest.raises(RuntimeError, match=str(stride)):
+            getattr(F, op)(x, 2, stride)
 
 
-@pytest.mark.parametrize("dilation", [2**31, 2**40, 2**62])
 @on_selecting
-def test_huge_dilation(op: str, dilation: int) -> None:
+def test_huge_dilation(op: str) -> None:
     """A 1x1 kernel has nothing to dilate, a larger one does not fit."""
     x = torch.randint(-8, 9, (2, 3, 6, 7)).double().requires_grad_()
-    y = getattr(F, op)(x, 1, dilation=dilation)
+    y = getattr(F, op)(x, 1, dilation=2**31 - 1)
     assert torch.equal(y, x)
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.ones_like(x))
-    with pytest.raises(RuntimeError):
-        getattr(F, op)(x, 2, dilation=dilation)
+    for dilation in (2**31 - 1, 2**31, 2**40, 2**62):
+        with pytest.raises(RuntimeError):
+            getattr(F, op)(x, 2, dilation=dilation)
+
+
+@on_selecting
+def test_padding_and_dilation_that_reach_past_32_bits(op: str) -> None:
+    """Half of a huge effective kernel as padding: every window holds the image's middle or nothing."""
+    dilation = 2**30
+    x = torch.randint(-8, 9, (1, 2, 3, 4)).double().requires_grad_()
+    kwargs = {"kernel_size": 3, "stride": dilation, "padding": dilation, "dilation": dilation}
+    y, indices = getattr(F, op)(x, **kwargs, return_indices=True)
+    assert y.shape == (1, 2, 1, 1)
+    assert torch.equal(y.flatten(), x[0, :, 0, 0]) and (indices == 0).all()
+    (dx,) = torch.autograd.grad(getattr(F, op)(x, **kwargs).sum(), x)
+    assert dx.sum() == 2 and (dx[..., 0, 0] == 1).all()
 
 
 @on_formats

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad as fwAD
 
 from torchconv.autograd import ACTIVATIONS
 
@@ -27,7 +28,26 @@ _CONV_DTYPES = _FLOATING | _INTEGER
 _SELECT_DTYPES = _FLOATING | _INTEGER | {torch.bool, torch.uint16}
 
 
+def _call(op: Callable[..., Any], tensors: Sequence[Tensor | None], *args: Any) -> Any:
+    """op(*tensors, *args), past the operator's derivative where nobody can ask for it.
+
+    That spares the small problems of inference the cost of a Python kernel in the dispatcher. While
+    something traces or transforms the call it must see the whole operator.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or fwAD._current_level >= 0
+        or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+    ):
+        return op(*tensors, *args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*tensors, *args)
+
+
 def _integer(value: Any, op: str, name: str) -> Any:
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
     if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"{op}(): argument '{name}' does not fit in 64 bits: {value}")
@@ -186,8 +206,10 @@ def conv2d(
     pads = conv_padding(padding, input.shape[-2:], weight.shape[-2:], strides, dilations)
     group_count = _integer(groups, "conv2d", "groups")
     return _batched(
-        lambda x: _ops.conv2d(
-            x, weight, bias, strides, pads, dilations, group_count, name, bool(flip_kernel)
+        lambda x: _call(
+            _ops.conv2d,
+            (x, weight, bias),
+            *(strides, pads, dilations, group_count, name, bool(flip_kernel)),
         ),
         input,
         unbatched,
@@ -223,7 +245,7 @@ def _select_pool2d(
     window = _window(name, kernel_size, stride, padding)
     window.append(_pair(dilation, name, "dilation"))
     op = getattr(_ops, f"{name}_with_indices" if return_indices else name)
-    return _batched(lambda x: op(x, *window, bool(ceil_mode)), input, input.dim() == 3)
+    return _batched(lambda x: _call(op, (x,), *window, bool(ceil_mode)), input, input.dim() == 3)
 
 
 def max_pool2d(
@@ -310,7 +332,9 @@ def avg_pool2d(
     if divisor is not None:
         divisor = _integer(divisor, "avg_pool2d", "divisor_override")
     return _batched(
-        lambda x: _ops.avg_pool2d(x, *window, bool(ceil_mode), bool(count_include_pad), divisor),
+        lambda x: _call(
+            _ops.avg_pool2d, (x,), *window, bool(ceil_mode), bool(count_include_pad), divisor
+        ),
         input,
         input.dim() == 3,
     )

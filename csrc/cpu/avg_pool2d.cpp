@@ -16,9 +16,9 @@ void average_as(const PoolProblem& p, const void* x, void* y, const Parallel& po
   T* to = static_cast<T*>(y);
   const SelectedArray nothing{Selected::kOffset8, nullptr};
   if (runs_channels_last(p)) {
-    PoolPixels<Averaging<T>, false>(p, from, to, nothing).run(pool);
+    PoolPixels<Averaging<T>, false>(p, Averaging<T>(), from, to, nothing).run(pool);
   } else {
-    PoolPlanes<Averaging<T>, false>(p, from, to, nothing).run(pool);
+    PoolPlanes<Averaging<T>, false>(p, Averaging<T>(), from, to, nothing).run(pool);
   }
 }
 

@@ -2,6 +2,7 @@
 // each pass. The choice depends on the problem of one sample only.
 #include "cpu/conv2d.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/buffer.h"
@@ -9,15 +10,57 @@
 #include "cpu/conv_integer.h"
 #include "cpu/conv_view.h"
 #include "cpu/conv_wgrad.h"
+#include "cpu/depthwise_gather.h"
+#include "cpu/depthwise_wgrad.h"
 #include "cpu/implicit_gemm.h"
 
 namespace torchconv::cpu {
 namespace {
 
+// A group this narrow would use a fraction of a register tile.
+constexpr int64_t kNarrowGroup = 8;
+// So would this few filters; there the vector runs along pixels in either layout.
+constexpr int64_t kFewFilters = 4;
+
+enum class GatherAlgorithm { kMatrixProduct, kNarrowAlongPixels, kNarrowAlongChannels };
+
+GatherAlgorithm gather_algorithm(const ConvView& v) {
+  if (v.terms() == 0) return GatherAlgorithm::kMatrixProduct;
+  if (v.groups > 1 && std::max(v.C, v.K) <= kNarrowGroup)
+    return v.src_pixels_contiguous() ? GatherAlgorithm::kNarrowAlongPixels
+                                     : GatherAlgorithm::kNarrowAlongChannels;
+  const int64_t most = v.src_pixels_contiguous() && v.C <= kNarrowGroup ? kNarrowGroup : kFewFilters;
+  if (v.groups == 1 && v.K <= most) return GatherAlgorithm::kNarrowAlongPixels;
+  return GatherAlgorithm::kMatrixProduct;
+}
+
+template <typename T>
+DepthwiseBand depthwise_band(const ConvView& view, GatherAlgorithm algorithm) {
+  return DepthwiseBand(view, algorithm == GatherAlgorithm::kNarrowAlongPixels, sizeof(Wide<T>),
+                       kLanes<Wide<T>>);
+}
+
 template <typename T>
 void gather(const ConvView& view, const T* src, const T* w, const T* bias,
             const Epilogue<T>& epilogue, const Parallel& pool) {
+  const GatherAlgorithm algorithm = gather_algorithm(view);
+  if (algorithm != GatherAlgorithm::kMatrixProduct) {
+    const DepthwiseBand band = depthwise_band<T>(view, algorithm);
+    if (band.fits) return depthwise_gather(view, band, src, w, bias, epilogue, pool);
+  }
   implicit_gemm(view, src, w, bias, epilogue, pool);
+}
+
+template <typename T>
+void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
+  GatherAlgorithm algorithm = gather_algorithm(view);
+  if (view.groups == 1 && (view.C > kNarrowGroup || !view.src_pixels_contiguous()))
+    algorithm = GatherAlgorithm::kMatrixProduct;
+  if (algorithm != GatherAlgorithm::kMatrixProduct) {
+    const DepthwiseBand band = depthwise_band<T>(view, algorithm);
+    if (band.fits) return depthwise_wgrad(view, band, dz, x, dw, pool);
+  }
+  conv_wgrad(view, dz, x, dw, pool);
 }
 
 template <typename T>
@@ -53,7 +96,7 @@ void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, con
         static_cast<int64_t>(view.taps.size()) == p.R * p.S && p.N * p.P * p.Q > 0;
     if (!covers_all)
       std::memset(dw, 0, static_cast<size_t>(p.K * (p.C / p.groups) * p.R * p.S) * sizeof(T));
-    conv_wgrad(view, dz, x, dw, pool);
+    wgrad(view, dz, x, dw, pool);
   }
 }
 

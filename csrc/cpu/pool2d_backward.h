@@ -33,6 +33,12 @@ inline void append_contributions(const Axis& axis, int64_t element, int64_t firs
   }
 }
 
+// Outputs from the first to the last that one element receives from, at most.
+inline int64_t outputs_spanned(const Axis& axis) {
+  if (axis.taps - 1 > axis.out * axis.stride / axis.dilation) return axis.out;
+  return std::min(axis.out, (axis.taps - 1) * axis.dilation / axis.stride + 1);
+}
+
 // The contributions to columns i * stride + phase, for all i at once: from output i + shift.
 struct Phase {
   std::vector<Contribution> taps;  // output holds the shift

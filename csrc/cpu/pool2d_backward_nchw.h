@@ -80,8 +80,7 @@ class PlanesBackward {
   // Input rows [begin, end) of the N * C * H.
   void rows(int64_t begin, int64_t end) const {
     const int64_t row_bytes = lanes_ * static_cast<int64_t>(sizeof(Lane) + sizeof(Code));
-    const int64_t span = std::min(p_.P, (vertical_.span() - 1) / p_.stride_h + 1);
-    const int64_t kept = RowRing::slots_to_keep(span, 0, row_bytes);
+    const int64_t kept = RowRing::slots_to_keep(outputs_spanned(vertical_), 0, row_bytes);
     const int64_t slots = kept > 0 ? kept : std::min(p_.P, p_.R);
     RowRing ring(kept);
     const bool in_registers = p_.stride_w <= 2;

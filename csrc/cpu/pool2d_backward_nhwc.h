@@ -85,8 +85,7 @@ class PixelsBackward {
           source.code = sizeof_code() == 8 ? h * p_.W + w : row.tap * p_.S + column.tap;
           source.divisor = Lane{1};
           if (kAverage) {
-            source.divisor = static_cast<Lane>(
-                p_.divisor != 0 ? p_.divisor : factor * work->factors[column.output]);
+            source.divisor = static_cast<Lane>(factor * work->factors[column.output]);
             one_divisor = one_divisor && (work->sources.empty() ||
                                           work->sources.front().divisor == source.divisor);
           }

@@ -3,8 +3,11 @@
 // registers.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "core/buffer.h"
 #include "cpu/pool2d_rules.h"
 
 namespace torchconv::cpu {
@@ -23,8 +26,9 @@ class PoolPixels {
   static constexpr int kLanes = Rule::kLanes;
 
  public:
-  PoolPixels(const PoolProblem& p, const T* x, T* y, SelectedArray selected)
+  PoolPixels(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArray selected)
       : p_(p),
+        rule_(rule),
         x_(x),
         y_(y),
         selected_(selected),
@@ -39,8 +43,9 @@ class PoolPixels {
     parallel_for_with_scratch(pool, 0, p_.N * p_.P, pool_grain(row_bytes),
                               [&](int64_t begin, int64_t end) {
                                 Divisors divisors(p_, vertical_, horizontal_, p_.Q);
+                                CodeBuffer codes(p_.C);
                                 for (int64_t i = begin; i < end; i++)
-                                  output_row(i / p_.P, i % p_.P, divisors.at(i % p_.P));
+                                  output_row(i, divisors.at(i % p_.P), &codes);
                               });
   }
 
@@ -52,7 +57,17 @@ class PoolPixels {
     Count code, code_row_step, code_column_step;
   };
 
-  void output_row(int64_t n, int64_t out_p, const Lane* divisors) const {
+  // Codes of whole pixels that are not stored yet, with room for a vector past the last.
+  struct CodeBuffer {
+    explicit CodeBuffer(int64_t channels)
+        : capacity(std::max<int64_t>(channels, 2048)), data(kCodes ? capacity + kLanes : 0) {}
+    int64_t capacity;
+    Buffer<Code> data;
+    int64_t held = 0;
+  };
+
+  void output_row(int64_t row, const Lane* divisors, CodeBuffer* codes) const {
+    const int64_t n = row / p_.P, out_p = row % p_.P;
     const Range r = vertical_.valid_taps(out_p);
     const int64_t h = vertical_.start(out_p) + r.begin * p_.dilation_h;
     Window window;
@@ -61,11 +76,14 @@ class PoolPixels {
     const int64_t dilation_h = r.size() > 1 ? p_.dilation_h : 0;
     window.row_step = dilation_h * p_.W * p_.C;
     window.code_row_step = static_cast<Count>(steps_.index ? dilation_h * p_.W : p_.S);
-    int64_t out = (n * p_.P + out_p) * p_.Q * p_.C;
+    int64_t out = row * p_.Q * p_.C;
     for (int64_t q = 0; q < p_.Q; q++, out += p_.C) {
+      if (kCodes && codes->held + p_.C > codes->capacity) flush(row, q - codes->held / p_.C, codes);
+      Code* pixel_codes = kCodes ? codes->data.get() + codes->held : nullptr;
+      codes->held += p_.C;
       const Range s = horizontal_.valid_taps(q);
       if (r.empty() || s.empty()) {
-        none(out);
+        none(out, pixel_codes);
         continue;
       }
       const int64_t w = horizontal_.start(q) + s.begin * p_.dilation_w;
@@ -75,34 +93,43 @@ class PoolPixels {
       window.code_column_step = static_cast<Count>(steps_.index ? dilation_w : 1);
       window.first = x_ + ((n * p_.H + h) * p_.W + w) * p_.C;
       window.code = static_cast<Count>(steps_.index ? h * p_.W + w : r.begin * p_.S + s.begin);
-      channels(window, divisors + q, out);
-      if (kCodes && steps_.finish) finish(out, out_p, q);
+      channels(window, divisors + q, out, pixel_codes);
     }
+    if (kCodes) flush(row, p_.Q - codes->held / p_.C, codes);
   }
 
-  void none(int64_t out) const {
-    for (int64_t c = 0; c < p_.C; c++) {
-      y_[out + c] = from_wide<T>(Rule::none());
-      if (kCodes) selected_.store_none(out + c);
+  void none(int64_t out, Code* codes) const {
+    std::fill_n(y_ + out, p_.C, from_wide<T>(rule_.none()));
+    if (kCodes) std::fill_n(codes, p_.C, Code{-1});
+  }
+
+  // Stores the codes of the pixels of output row `row` from out_q on, and empties the buffer.
+  void flush(int64_t row, int64_t out_q, CodeBuffer* codes) const {
+    const int64_t position = (row * p_.Q + out_q) * p_.C;
+    selected_.store(position, codes->data.get(), codes->held);
+    if (steps_.finish) {
+      int64_t* at = static_cast<int64_t*>(selected_.data) + position;
+      for (int64_t i = 0; i < codes->held; i++)
+        at[i] = index_from_offset(p_, at[i], row % p_.P, out_q + i / p_.C);
     }
+    codes->held = 0;
   }
 
-  void finish(int64_t out, int64_t out_p, int64_t q) const {
-    int64_t* at = static_cast<int64_t*>(selected_.data) + out;
-    for (int64_t c = 0; c < p_.C; c++) at[c] = index_from_offset(p_, at[c], out_p, q);
-  }
-
-  void channels(const Window& window, const Lane* divisor, int64_t out) const {
+  void channels(const Window& window, const Lane* divisor, int64_t out, Code* codes) const {
+    constexpr int kUnroll = Rule::kUnroll;
     int64_t c = 0;
-    for (; c + 4 * kLanes <= p_.C; c += 4 * kLanes)
-      fold_window<4, false>(window, c, divisor, out, kLanes);
-    for (; c + kLanes <= p_.C; c += kLanes) fold_window<1, false>(window, c, divisor, out, kLanes);
-    if (c < p_.C) fold_window<1, true>(window, c, divisor, out, p_.C - c);
+    if constexpr (kUnroll > 1) {
+      for (; c + kUnroll * kLanes <= p_.C; c += kUnroll * kLanes)
+        fold_window<kUnroll, false>(window, c, divisor, out, codes + c, kLanes);
+    }
+    for (; c + kLanes <= p_.C; c += kLanes)
+      fold_window<1, false>(window, c, divisor, out, codes + c, kLanes);
+    if (c < p_.C) fold_window<1, true>(window, c, divisor, out, codes + c, p_.C - c);
   }
 
   template <int kVectors, bool kPartial>
   TORCHCONV_INLINE void fold_window(const Window& window, int64_t c, const Lane* divisor,
-                                    int64_t out, int64_t n) const {
+                                    int64_t out, Code* codes, int64_t n) const {
     V best[kVectors];
     C code[kVectors];
     const T* row = window.first + c;
@@ -132,22 +159,23 @@ class PoolPixels {
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; i++) {
       const int64_t position = out + c + i * kLanes;
-      best[i] = Rule::finish_all(best[i], divisor);
+      best[i] = rule_.finish_all(best[i], divisor);
       if constexpr (kPartial) {
         W::store_partial(y_ + position, best[i], n);
       } else {
         W::store(y_ + position, best[i]);
       }
-      if constexpr (kCodes) selected_.template store<Code, kPartial>(position, code[i], n);
+      if constexpr (kCodes) Vec<Code>::store(codes + i * kLanes, code[i]);
     }
   }
 
   template <bool kPartial>
-  static TORCHCONV_INLINE V load(const T* from, int64_t n) {
-    return Rule::prepare(kPartial ? W::load_partial(from, n) : W::load(from));
+  TORCHCONV_INLINE V load(const T* from, int64_t n) const {
+    return rule_.prepare(kPartial ? W::load_partial(from, n) : W::load(from));
   }
 
   const PoolProblem& p_;
+  Rule rule_;
   const T* x_;
   T* y_;
   SelectedArray selected_;

@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "cpu/avg_pool2d.h"
@@ -21,67 +22,99 @@
 
 namespace torchconv::cpu {
 
-template <typename T, bool kMin>
-struct Selection {
+// What every rule has: the types of a lane and of its code.
+template <typename T>
+struct Rule {
   using Element = T;
-  using Divisors = NoDivisors;
   using W = WideVec<T>;
   using V = typename W::Type;
   using Lane = Wide<T>;
   using Code = LaneInt<T>;
   using C = typename Vec<Code>::Type;
   static constexpr int kLanes = W::kLanes;
+};
+
+// kUnroll (vectors of channels at once) and kStride2 (code of its own for stride 2) are spent on
+// the types that networks use; the integers keep the library small.
+template <typename T, bool kMin>
+struct Selection : Rule<T> {
+  using Divisors = NoDivisors;
+  using typename Rule<T>::V;
+  using typename Rule<T>::Lane;
+  static constexpr int kUnroll = 4;
+  static constexpr bool kStride2 = true;
 
   // X is a lane or a vector of them.
   template <typename X>
-  static TORCHCONV_INLINE X prepare(X x) {
-    if constexpr (!kMin) {
-      return x;
-    } else if constexpr (std::is_integral_v<Lane>) {
-      return ~x;
-    } else {
-      return -x;
-    }
+  TORCHCONV_INLINE X prepare(X x) const {
+    return kMin ? -x : x;
   }
-
-  static TORCHCONV_INLINE V finish(V x, const Lane*) { return prepare(x); }
-  static TORCHCONV_INLINE V finish_all(V x, const Lane*) { return prepare(x); }
+  TORCHCONV_INLINE V finish(V x, const Lane*) const { return prepare(x); }
+  TORCHCONV_INLINE V finish_all(V x, const Lane*) const { return prepare(x); }
 
   // What a window without a valid element gives.
-  static Lane none() {
-    using Limits = std::conditional_t<std::is_integral_v<T>, T, Lane>;
-    return kMin ? highest_value<Limits>() : lowest_value<Limits>();
+  Lane none() const {
+    constexpr Lane kInfinity = std::numeric_limits<Lane>::infinity();
+    return kMin ? kInfinity : -kInfinity;
   }
 
   template <bool kCodes, typename X, typename I>
   static TORCHCONV_INLINE void fold(X* best, I* code, X candidate, I candidate_code) {
-    const auto better = (candidate > *best) | (candidate != candidate);
+    if constexpr (!kCodes && !std::is_arithmetic_v<X>) {
+      *best = maximum(*best, candidate);
+    } else {
+      const auto better = (candidate > *best) | (candidate != candidate);
+      *best = better ? candidate : *best;
+      if constexpr (kCodes) *code = better ? candidate_code : *code;
+    }
+  }
+};
+
+template <typename T>
+struct IntegerSelection : Rule<T> {
+  using Divisors = NoDivisors;
+  using typename Rule<T>::V;
+  using typename Rule<T>::Lane;
+  static constexpr int kUnroll = 1;
+  static constexpr bool kStride2 = false;
+  Lane mirror = 0;  // -1 for the minimum
+
+  template <typename X>
+  TORCHCONV_INLINE X prepare(X x) const {
+    return x ^ mirror;
+  }
+  TORCHCONV_INLINE V finish(V x, const Lane*) const { return prepare(x); }
+  TORCHCONV_INLINE V finish_all(V x, const Lane*) const { return prepare(x); }
+  Lane none() const {
+    return mirror == 0 ? std::numeric_limits<T>::lowest() : std::numeric_limits<T>::max();
+  }
+
+  template <bool kCodes, typename X, typename I>
+  static TORCHCONV_INLINE void fold(X* best, I* code, X candidate, I candidate_code) {
+    const auto better = candidate > *best;
     *best = better ? candidate : *best;
     if constexpr (kCodes) *code = better ? candidate_code : *code;
   }
 };
 
 template <typename T>
-struct Averaging {
-  using Element = T;
+struct Averaging : Rule<T> {
   using Divisors = DivisorRow<Wide<T>>;
-  using W = WideVec<T>;
-  using V = typename W::Type;
-  using Lane = Wide<T>;
-  using Code = LaneInt<T>;
-  using C = typename Vec<Code>::Type;
-  static constexpr int kLanes = W::kLanes;
+  using typename Rule<T>::V;
+  using typename Rule<T>::Lane;
+  static constexpr int kUnroll = 4;
+  static constexpr bool kStride2 = true;
 
   template <typename X>
-  static TORCHCONV_INLINE X prepare(X x) {
+  TORCHCONV_INLINE X prepare(X x) const {
     return x;
   }
   // Each lane by its divisor, or all by one.
-  static TORCHCONV_INLINE V finish(V sum, const Lane* divisors) {
+  TORCHCONV_INLINE V finish(V sum, const Lane* divisors) const {
     return sum / Vec<Lane>::load(divisors);
   }
-  static TORCHCONV_INLINE V finish_all(V sum, const Lane* divisor) { return sum / *divisor; }
-  static Lane none() { return Lane{0}; }
+  TORCHCONV_INLINE V finish_all(V sum, const Lane* divisor) const { return sum / *divisor; }
+  Lane none() const { return Lane{0}; }
 
   template <bool kCodes, typename X, typename I>
   static TORCHCONV_INLINE void fold(X* sum, I*, X candidate, I) {
@@ -89,57 +122,14 @@ struct Averaging {
   }
 };
 
-// The output array of selections. Codes are stored modulo 2^bits, so -1 becomes kNoOffset.
+// The output array of selections. Codes are stored modulo 2^bits, so -1 becomes kNoOffset. Kernels
+// collect codes in scratch memory and store them together; whole vectors of codes are read.
 struct SelectedArray {
   Selected kind;
   void* data;
 
-  template <typename Code, bool kPartial>
-  TORCHCONV_INLINE void store(int64_t position, typename Vec<Code>::Type code, int64_t n) const {
-    switch (kind) {
-      case Selected::kOffset8:
-        return store_as<uint8_t, Code, kPartial>(position, code, n);
-      case Selected::kOffset16:
-        return store_as<uint16_t, Code, kPartial>(position, code, n);
-      case Selected::kOffset32:
-        return store_as<int32_t, Code, kPartial>(position, code, n);
-      case Selected::kIndex64:
-        return store_as<int64_t, Code, kPartial>(position, code, n);
-    }
-  }
-
-  void store_none(int64_t position) const {
-    switch (kind) {
-      case Selected::kOffset8:
-        static_cast<uint8_t*>(data)[position] = kNoOffset<uint8_t>;
-        return;
-      case Selected::kOffset16:
-        static_cast<uint16_t*>(data)[position] = kNoOffset<uint16_t>;
-        return;
-      case Selected::kOffset32:
-        static_cast<int32_t*>(data)[position] = kNoOffset<int32_t>;
-        return;
-      case Selected::kIndex64:
-        static_cast<int64_t*>(data)[position] = kNoOffset<int64_t>;
-        return;
-    }
-  }
-
- private:
-  template <typename O, typename Code, bool kPartial>
-  TORCHCONV_INLINE void store_as(int64_t position, typename Vec<Code>::Type code, int64_t n) const {
-    constexpr int kLanes = Vec<Code>::kLanes;
-    O* p = static_cast<O*>(data) + position;
-    if constexpr (kPartial && sizeof(O) > sizeof(Code)) {
-      O wide[kLanes];
-      Vec<O, kLanes>::store(wide, convert<O, Code, kLanes>(code));
-      for (int64_t i = 0; i < n; i++) p[i] = wide[i];
-    } else if constexpr (kPartial) {
-      Vec<O, kLanes>::store_partial(p, convert<O, Code, kLanes>(code), n);
-    } else {
-      Vec<O, kLanes>::store(p, convert<O, Code, kLanes>(code));
-    }
-  }
+  void store(int64_t position, const int32_t* codes, int64_t n) const;
+  void store(int64_t position, const int64_t* codes, int64_t n) const;
 };
 
 // How codes count. An index that does not fit a 4-byte lane is carried as an offset in the window

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -28,6 +27,27 @@ TORCHCONV_INLINE void interleave(V a, V b, V* low, V* high) {
   *low = merge_lanes<0>(a, b, std::make_integer_sequence<int, kLanes>());
   *high = merge_lanes<kLanes / 2>(a, b, std::make_integer_sequence<int, kLanes>());
 }
+
+// The greater lane by lane, or NaN where either is NaN.
+template <typename V>
+TORCHCONV_INLINE V maximum(V a, V b) {
+  return (a > b) | (a != a) ? a : b;
+}
+#if defined(__AVX512F__)
+// The hardware's maximum gives b where either lane is NaN; what is left to repair is a NaN in a.
+// The table says: where a is a quiet (0) or signalling (1) NaN take it (2: as quiet), else keep
+// (0).
+TORCHCONV_INLINE Vec<float>::Type maximum(Vec<float>::Type a, Vec<float>::Type b) {
+  const __m512 m = _mm512_maskz_max_ps(0xffff, bit_cast<__m512>(a), bit_cast<__m512>(b));
+  return bit_cast<Vec<float>::Type>(
+      _mm512_fixupimm_ps(m, bit_cast<__m512>(a), _mm512_set1_epi32(0x22), 0));
+}
+TORCHCONV_INLINE Vec<double>::Type maximum(Vec<double>::Type a, Vec<double>::Type b) {
+  const __m512d m = _mm512_maskz_max_pd(0xff, bit_cast<__m512d>(a), bit_cast<__m512d>(b));
+  return bit_cast<Vec<double>::Type>(
+      _mm512_fixupimm_pd(m, bit_cast<__m512d>(a), _mm512_set1_epi64(0x22), 0));
+}
+#endif
 
 // Lanes 0 <= i < n of p[i * stride] as Wide<T>; n = kLanes unless kPartial. kStride is 1, 2 or 0
 // for a stride known at run time. kStride 2 also reads p[2 * kLanes - 1] unless kPartial.
@@ -69,16 +89,5 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_strided(const T* p, int64_t stri
 // What a lane of T's computation counts with: an integer as wide as the lane.
 template <typename T>
 using LaneInt = std::conditional_t<sizeof(Wide<T>) == 8, int64_t, int32_t>;
-
-template <typename T>
-constexpr T lowest_value() {
-  if constexpr (std::numeric_limits<T>::has_infinity) return -std::numeric_limits<T>::infinity();
-  return std::numeric_limits<T>::lowest();
-}
-template <typename T>
-constexpr T highest_value() {
-  if constexpr (std::numeric_limits<T>::has_infinity) return std::numeric_limits<T>::infinity();
-  return std::numeric_limits<T>::max();
-}
 
 }  // namespace torchconv::cpu

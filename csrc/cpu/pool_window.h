@@ -54,17 +54,6 @@ struct Axis {
     if (size <= 0) return 0;
     return taps - 1 > (size - 1) / dilation ? size : (taps - 1) * dilation + 1;
   }
-
-  // Outputs with no tap in the image.
-  std::vector<int64_t> dead_outputs() const {
-    std::vector<int64_t> dead;
-    const Range inside = interior();
-    for (int64_t o = 0; o < out; o++) {
-      if (o == inside.begin && !inside.empty()) o = inside.end;
-      if (o < out && valid_taps(o).empty()) dead.push_back(o);
-    }
-    return dead;
-  }
 };
 
 inline Axis vertical_axis(const PoolProblem& p) {
@@ -80,21 +69,23 @@ inline bool runs_channels_last(const PoolProblem& p) {
 }
 
 // Rows already reduced, kept for the output rows that need them again: row i stands in slot
-// i % slots. Where windows share no rows or the rows are too large to stay in cache, each is
-// reduced when it is needed.
+// i modulo a power of two. Where windows share no rows or the rows are too large to stay in cache,
+// each is reduced when it is needed.
 class RowRing {
  public:
   static constexpr int64_t kMaxBytes = 512 * 1024;
 
   // A window spans `span` rows and the next one begins `step` rows further.
   static int64_t slots_to_keep(int64_t span, int64_t step, int64_t row_bytes) {
-    return step < span && span <= kMaxBytes / std::max<int64_t>(row_bytes, 1) ? span : 0;
+    int64_t slots = 1;
+    while (slots < span) slots *= 2;
+    return step < span && slots <= kMaxBytes / std::max<int64_t>(row_bytes, 1) ? slots : 0;
   }
 
   explicit RowRing(int64_t slots) : rows_(static_cast<size_t>(slots), -1) {}
   bool keeps() const { return !rows_.empty(); }
   void clear() { std::fill(rows_.begin(), rows_.end(), -1); }
-  int64_t slot(int64_t row) const { return row % static_cast<int64_t>(rows_.size()); }
+  int64_t slot(int64_t row) const { return row & (static_cast<int64_t>(rows_.size()) - 1); }
   // True where the caller has to fill the row's slot.
   bool claim(int64_t row) {
     int64_t& held = rows_[static_cast<size_t>(slot(row))];

@@ -1,4 +1,5 @@
-// Max and min pooling, forward: from the run-time element type to the kernel compiled for it.
+// Max and min pooling, forward: from the run-time element type to the kernel compiled for it, and
+// how a row of codes becomes offsets or indices.
 #include "cpu/select_pool2d.h"
 
 #include "cpu/pool2d.h"
@@ -20,16 +21,42 @@ Selected offset_kind(const PoolProblem& p) {
 template <typename T>
 void select_as(const PoolProblem& p, Select select, const void* x, void* y, SelectedArray selected,
                const Parallel& pool) {
-  const T* from = static_cast<const T*>(x);
-  T* to = static_cast<T*>(y);
-  if (select == Select::kMax) {
-    select_pool2d_as<T, false>(p, from, to, selected, pool);
-  } else {
-    select_pool2d_as<T, true>(p, from, to, selected, pool);
+  select_pool2d_as(p, select, static_cast<const T*>(x), static_cast<T*>(y), selected, pool);
+}
+
+template <typename O, typename Code>
+void store_as(O* to, const Code* codes, int64_t n) {
+  constexpr int kLanes = Vec<Code>::kLanes;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    Vec<O, kLanes>::store(to + i, convert<O, Code, kLanes>(Vec<Code>::load(codes + i)));
+  if (i < n)
+    Vec<O, kLanes>::store_partial(to + i, convert<O, Code, kLanes>(Vec<Code>::load(codes + i)),
+                                  n - i);
+}
+
+template <typename Code>
+void store_codes(const SelectedArray& selected, int64_t position, const Code* codes, int64_t n) {
+  switch (selected.kind) {
+    case Selected::kOffset8:
+      return store_as(static_cast<uint8_t*>(selected.data) + position, codes, n);
+    case Selected::kOffset16:
+      return store_as(static_cast<uint16_t*>(selected.data) + position, codes, n);
+    case Selected::kOffset32:
+      return store_as(static_cast<int32_t*>(selected.data) + position, codes, n);
+    case Selected::kIndex64:
+      return store_as(static_cast<int64_t*>(selected.data) + position, codes, n);
   }
 }
 
 }  // namespace
+
+void SelectedArray::store(int64_t position, const int32_t* codes, int64_t n) const {
+  store_codes(*this, position, codes, n);
+}
+void SelectedArray::store(int64_t position, const int64_t* codes, int64_t n) const {
+  store_codes(*this, position, codes, n);
+}
 
 void select_pool2d(const PoolProblem& p, Select select, const void* x, void* y, void* offsets,
                    int64_t* indices, const Parallel& pool) {

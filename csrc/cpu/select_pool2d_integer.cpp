@@ -1,14 +1,29 @@
 // Max and min pooling of the integer types, computed in int32_t or int64_t lanes. The kernels are
 // in pool2d_nchw.h and pool2d_nhwc.h.
+#include "cpu/select_pool2d.h"
 #include "cpu/select_pool2d_layouts.h"
 
 namespace torchconv::cpu {
 
-TORCHCONV_INSTANTIATE_SELECT(uint8_t)
-TORCHCONV_INSTANTIATE_SELECT(int8_t)
-TORCHCONV_INSTANTIATE_SELECT(int16_t)
-TORCHCONV_INSTANTIATE_SELECT(int32_t)
-TORCHCONV_INSTANTIATE_SELECT(int64_t)
-TORCHCONV_INSTANTIATE_SELECT(uint16_t)
+template <typename T>
+void select_pool2d_as(const PoolProblem& p, Select select, const T* x, T* y, SelectedArray selected,
+                      const Parallel& pool) {
+  IntegerSelection<T> rule;
+  rule.mirror = select == Select::kMax ? 0 : -1;
+  select_with(p, rule, x, y, selected, pool);
+}
+
+template void select_pool2d_as(const PoolProblem&, Select, const uint8_t*, uint8_t*, SelectedArray,
+                               const Parallel&);
+template void select_pool2d_as(const PoolProblem&, Select, const int8_t*, int8_t*, SelectedArray,
+                               const Parallel&);
+template void select_pool2d_as(const PoolProblem&, Select, const int16_t*, int16_t*, SelectedArray,
+                               const Parallel&);
+template void select_pool2d_as(const PoolProblem&, Select, const int32_t*, int32_t*, SelectedArray,
+                               const Parallel&);
+template void select_pool2d_as(const PoolProblem&, Select, const int64_t*, int64_t*, SelectedArray,
+                               const Parallel&);
+template void select_pool2d_as(const PoolProblem&, Select, const uint16_t*, uint16_t*,
+                               SelectedArray, const Parallel&);
 
 }  // namespace torchconv::cpu

@@ -1,0 +1,94 @@
+// A band of image rows for convolutions with few channels in a group: copied once into cache-sized
+// scratch in the computing type, with the padding written out and the stride's phases apart, so that
+// tap t of output pixel (i, j) lies at a constant offset from position i*width + j. The kernels then
+// have no edges, no strides and no narrow types: a plane of any width is one long row of vectors.
+//
+// Scratch is [channel of the group][phase_h][phase_w][rows][width][lanes]. Where vectors run along
+// pixels there is one lane and one group. Else a lane is an output channel, and holds what that
+// channel's group reads: groups narrower than a vector stand side by side in it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/conv_pack.h"
+#include "cpu/conv_view.h"
+
+namespace torchconv::cpu {
+
+struct DepthwiseBand {
+  DepthwiseBand(const ConvView& view, bool along_pixels, int64_t element_size,
+                int64_t vector_lanes);
+
+  bool fits;       // else the taps are too far apart for scratch: use the matrix product
+  bool pixels;     // vectors run along pixels
+  int64_t lanes;   // output channels side by side
+  int64_t blocks;  // of groups (pixels) or lanes
+  int64_t band;    // output rows in a band
+  int64_t bands;
+  int64_t width;   // positions in a row: J and what the taps add
+  int64_t size;    // elements of scratch, with room for a vector past the end
+  std::vector<int64_t> offsets;  // [C][taps], in elements
+
+  // Vectors of positions that cover `rows` output rows.
+  int64_t positions(int64_t rows, int64_t J) const { return (rows - 1) * width + J; }
+
+  // Copies what output rows [i0, i0 + band) of a block need. src is the sample.
+  template <typename T>
+  void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch) const;
+
+ private:
+  int64_t first_h_, first_w_, phases_h_, phases_w_, rows_;
+  std::vector<int64_t> lane_source_;  // of each output channel, from the sample
+};
+
+// dst[i] = src[i*step].
+template <typename T>
+TORCHCONV_INLINE void copy_strided(Wide<T>* dst, const T* src, int64_t n, int64_t step) {
+  if (step == 1) return copy_wide(dst, src, n);
+  for (int64_t i = 0; i < n; ++i) dst[i] = to_wide(src[i * step]);
+}
+
+template <typename T>
+void DepthwiseBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i0,
+                         Wide<T>* scratch) const {
+  const int64_t first_lane = block * lanes;  // along channels
+  const int64_t used = std::min(lanes, view.groups * view.K - first_lane);
+  const bool neighbours = view.C == 1 && view.K == 1 && view.src.c == 1;
+  const int64_t step = view.step_w * view.src.column;
+  const int64_t* sources = pixels ? nullptr : lane_source_.data() + first_lane;
+  if (pixels) src += block * view.C * view.src.c;
+  Wide<T>* dst = scratch;
+  for (int64_t c = 0; c < view.C; ++c, src += view.src.c) {
+    for (int64_t phase = 0; phase < phases_h_ * phases_w_; ++phase) {
+      const int64_t offset_w = first_w_ + phase % phases_w_;
+      const Range range = valid_range(width, view.step_w, offset_w, view.W);
+      for (int64_t row = 0; row < rows_; ++row, dst += width * lanes) {
+        const int64_t h = (i0 + row) * view.step_h + first_h_ + phase / phases_w_;
+        if (h < 0 || h >= view.H || range.begin >= range.end) {
+          fill_zero(dst, width * lanes);
+          continue;
+        }
+        fill_zero(dst, range.begin * lanes);
+        const T* from = src + h * view.src.row +
+                        (range.begin * view.step_w + offset_w) * view.src.column;
+        Wide<T>* to = dst + range.begin * lanes;
+        if (pixels) {
+          copy_strided(to, from, range.end - range.begin, step);
+        } else {
+          for (int64_t m = range.begin; m < range.end; ++m, from += step, to += lanes) {
+            if (neighbours)
+              copy_wide(to, from + first_lane, used);
+            else
+              for (int64_t l = 0; l < used; ++l) to[l] = to_wide(from[sources[l]]);
+            fill_zero(to + used, lanes - used);
+          }
+        }
+        fill_zero(dst + range.end * lanes, (width - range.end) * lanes);
+      }
+    }
+  }
+  fill_zero(dst, scratch + size - dst);
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,104 @@
+// Depthwise register kernels, one per tile size, fully unrolled.
+#include "cpu/microkernels/taps.h"
+
+#include <utility>
+
+namespace torchconv::cpu {
+namespace {
+
+// Twelve independent sums cover the latency of two multiply-adds a cycle and leave registers free.
+constexpr int kMaxTile = 12;
+constexpr int kMaxTaps = 9;
+
+template <typename A, int kTile>
+void sum_tile(const TapSum<A>& s, int64_t first) {
+  using V = Vec<A>;
+  typename V::Type sum[kTile];
+  const typename V::Type start = V::load(s.start);
+#pragma GCC unroll 16
+  for (int j = 0; j < kTile; ++j) sum[j] = start;
+  const A* src = s.src + first * s.src_step;
+  const A* weights = s.weights;
+  const int64_t step = s.src_step, step3 = 3 * step;
+  for (int64_t t = 0; t < s.taps; ++t) {
+    const typename V::Type w = V::load(weights);
+    weights += s.weight_step;
+    const A* p = src + s.offsets[t];
+#pragma GCC unroll 16
+    for (int j = 0; j < kTile; j += 3, p += step3) {
+      sum[j] += w * V::load(p);
+      if (j + 1 < kTile) sum[j + 1] += w * V::load(p + step);
+      if (j + 2 < kTile) sum[j + 2] += w * V::load(p + 2 * step);
+    }
+  }
+  A* out = s.out + first * s.out_step;
+#pragma GCC unroll 16
+  for (int j = 0; j < kTile; ++j) V::store(out + j * s.out_step, sum[j]);
+}
+
+template <typename A, int... kIndex>
+void sum_tiles(const TapSum<A>& s, std::integer_sequence<int, kIndex...>) {
+  using Kernel = void (*)(const TapSum<A>&, int64_t);
+  static constexpr Kernel kTable[kMaxTile] = {sum_tile<A, kIndex + 1>...};
+  const int64_t tiles = (s.count + kMaxTile - 1) / kMaxTile;
+  int64_t first = 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t n = s.count / tiles + (tile < s.count % tiles ? 1 : 0);
+    kTable[n - 1](s, first);
+    first += n;
+  }
+}
+
+template <typename A, int kTaps>
+void dot_taps(const TapDot<A>& d, int64_t first) {
+  using V = Vec<A>;
+  typename V::Type sum[kTaps];
+  const A* src[kTaps];
+#pragma GCC unroll 16
+  for (int t = 0; t < kTaps; ++t) {
+    sum[t] = typename V::Type{};
+    src[t] = d.src + d.offsets[first + t];
+  }
+  const A* dz = d.dz;
+  const int64_t end = d.count * d.step;
+  for (int64_t at = 0; at < end; at += d.step) {
+    const typename V::Type gradient = V::load(dz + at);
+#pragma GCC unroll 16
+    for (int t = 0; t < kTaps; ++t) sum[t] += gradient * V::load(src[t] + at);
+  }
+  A* sums = d.sums + first * d.sum_step;
+#pragma GCC unroll 16
+  for (int t = 0; t < kTaps; ++t)
+    V::store(sums + t * d.sum_step, V::load(sums + t * d.sum_step) + sum[t]);
+}
+
+template <typename A, int... kIndex>
+void dot_groups(const TapDot<A>& d, std::integer_sequence<int, kIndex...>) {
+  using Kernel = void (*)(const TapDot<A>&, int64_t);
+  static constexpr Kernel kTable[kMaxTaps] = {dot_taps<A, kIndex + 1>...};
+  const int64_t groups = (d.taps + kMaxTaps - 1) / kMaxTaps;
+  int64_t first = 0;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t n = d.taps / groups + (group < d.taps % groups ? 1 : 0);
+    kTable[n - 1](d, first);
+    first += n;
+  }
+}
+
+}  // namespace
+
+template <typename A>
+void tap_sum(const TapSum<A>& sum) {
+  sum_tiles(sum, std::make_integer_sequence<int, kMaxTile>());
+}
+template <typename A>
+void tap_dot(const TapDot<A>& dot) {
+  dot_groups(dot, std::make_integer_sequence<int, kMaxTaps>());
+}
+
+template void tap_sum(const TapSum<float>&);
+template void tap_sum(const TapSum<double>&);
+template void tap_dot(const TapDot<float>&);
+template void tap_dot(const TapDot<double>&);
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,42 @@
+// The two register kernels of depthwise convolution. A lane is a pixel (NCHW) or a channel (NHWC);
+// what differs is only the distance between the vectors of a tile, so both layouts share them.
+//
+//   tap_sum: out[j*out_step] = start + sum over t of w[t] * src[j*src_step + offset[t]],  j < count
+//   tap_dot: sum[t]         += sum over j of dz[j*step] * src[j*step + offset[t]],       t < taps
+//
+// Every product takes one operand from memory and accumulators stay in registers, in the manner of
+// Hao et al., "Optimizing Depthwise Separable Convolution on ARMv8" (arXiv 2206.12124).
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/simd.h"
+
+namespace torchconv::cpu {
+
+template <typename A>
+struct TapSum {
+  const A* src;
+  A* out;
+  const int64_t* offsets;  // [taps]
+  const A* weights;        // [taps][weight_step], a vector each
+  const A* start;          // a vector: the bias
+  int64_t taps, weight_step;
+  int64_t count, src_step, out_step;
+};
+template <typename A>
+void tap_sum(const TapSum<A>& sum);
+
+template <typename A>
+struct TapDot {
+  const A* dz;
+  const A* src;
+  const int64_t* offsets;  // [taps]
+  A* sums;                 // [taps][sum_step], a vector each
+  int64_t taps, sum_step;
+  int64_t count, step;
+};
+template <typename A>
+void tap_dot(const TapDot<A>& dot);
+
+}  // namespace torchconv::cpu
