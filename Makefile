@@ -22,15 +22,13 @@ help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # PyTorch first and by itself: as a mere dependency pip would take its newest release, with
-# gigabytes of CUDA. pytorchcv without its dependencies: it asks for torchvision, which only one of
-# its models imports and which would replace the PyTorch just installed.
+# gigabytes of CUDA.
 $(INSTALLED): pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "torchconv needs Python 3.10 or newer; set PYTHON")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q $(TORCH)
 	$(BIN)/pip install -q "setuptools>=77" wheel ninja
 	TORCHCONV_SOURCES_ONLY=1 $(BIN)/pip install -q --no-build-isolation -e ".[dev,bench,examples]"
-	$(BIN)/pip install -q --no-deps pytorchcv==0.0.74
 	@touch $@
 
 $(BUILT): $(INSTALLED) setup.py torchconv/_build.py $(CSRC)

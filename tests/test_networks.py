@@ -83,6 +83,11 @@ def test_network(name: str) -> None:
     assert not log.from_torch()
     assert_within(step(model, x), truth, DOUBLE_BOUND, DOUBLE_BOUND)
 
+    model.to(memory_format=torch.channels_last)
+    image = x.contiguous(memory_format=torch.channels_last)
+    assert_within(step(model, image), truth, DOUBLE_BOUND, DOUBLE_BOUND)
+    model.to(memory_format=torch.contiguous_format)
+
     model, x = model.float(), x.float()
     single = step(model, x)
     assert_within(single, truth, FLOAT_OUTPUT_BOUND, FLOAT_GRADIENT_BOUND)
@@ -90,11 +95,6 @@ def test_network(name: str) -> None:
     torch._dynamo.reset()
     compiled = step(torch.compile(model, fullgraph=True, backend="aot_eager"), x)
     assert_within(compiled, truth, FLOAT_OUTPUT_BOUND, FLOAT_GRADIENT_BOUND)
-
-    model, x = model.double(), x.double()
-    model.to(memory_format=torch.channels_last)
-    image = x.contiguous(memory_format=torch.channels_last)
-    assert_within(step(model, image), truth, DOUBLE_BOUND, DOUBLE_BOUND)
 
     torchconv.restore(model)
     assert [(m, type(m), list(vars(m))) for m in model.modules()] == before

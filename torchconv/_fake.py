@@ -30,13 +30,26 @@ def is_channels_last(tensor: Tensor) -> bool:
     return suggest_memory_format(tensor) is torch.channels_last
 
 
+def _common_device(*tensors: Tensor | None) -> torch.device:
+    """The one device of all tensors; meta as soon as one is, as PyTorch's own operators do."""
+    devices = {t.device for t in tensors if t is not None}
+    if len(devices) > 1:
+        torch._check(
+            any(d.type == "meta" for d in devices),
+            lambda: f"Expected all tensors to be on the same device, but got {devices}",
+        )
+        return torch.device("meta")
+    return devices.pop()
+
+
 def _empty(
-    like: Tensor, size: Sequence[int], channels_last: bool, dtype: torch.dtype | None = None
+    like: Tensor, size: Sequence[int], channels_last: bool, *others: Tensor | None
 ) -> Tensor:
+    """Of like's dtype; like and others are every tensor that takes part."""
     return torch.empty(
         size,
-        dtype=dtype or like.dtype,
-        device=like.device,
+        dtype=like.dtype,
+        device=_common_device(like, *others),
         memory_format=torch.channels_last if channels_last else torch.contiguous_format,
     )
 
@@ -96,6 +109,9 @@ def _conv_output_size(
 
 
 def _conv_channels_last(input: Tensor, weight: Tensor) -> bool:
+    images = input.shape[0]
+    if isinstance(images, int) and images == 0:
+        return False  # PyTorch's own rule for an empty batch
     return is_channels_last(weight) or is_channels_last(input)
 
 
@@ -119,7 +135,7 @@ def _conv2d(
             f"{None if bias is None else list(bias.shape)} instead"
         ),
     )
-    return _empty(input, size, _conv_channels_last(input, weight))
+    return _empty(input, size, _conv_channels_last(input, weight), weight, bias)
 
 
 def _conv2d_with_preactivation(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -139,15 +155,15 @@ def _conv2d_backward(
     flip_kernel: bool,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    none = input.new_empty(0)
-    dx, dw, db = none, none.clone(), none.clone()
-    if output_mask[0]:
-        dx = _empty(input, input.shape, _conv_channels_last(input, weight))
-    if output_mask[1]:
-        dw = _empty(input, weight.shape, is_channels_last(weight))
-    if output_mask[2]:
-        db = input.new_empty(weight.shape[0])
-    return dx, dw, db
+    def empty(wanted: bool, size: Sequence[int], channels_last: bool) -> Tensor:
+        others = (grad_output, weight, saved)
+        return _empty(input, size if wanted else (0,), wanted and channels_last, *others)
+
+    return (
+        empty(output_mask[0], input.shape, _conv_channels_last(input, weight)),
+        empty(output_mask[1], weight.shape, is_channels_last(weight)),
+        empty(output_mask[2], weight.shape[:1], False),
+    )
 
 
 def _pool_size(
@@ -235,7 +251,7 @@ def _select_pool2d_backward(
     dilation: Sequence[int],
     channels_last: bool,
 ) -> Tensor:
-    return _empty(grad_output, input_size, channels_last)
+    return _empty(grad_output, input_size, channels_last, selected)
 
 
 def _select_pool2d_gather(
@@ -246,7 +262,7 @@ def _select_pool2d_gather(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    return _empty(input, selected.shape, is_channels_last(input))
+    return _empty(input, selected.shape, is_channels_last(input), selected)
 
 
 def _avg_pool2d(

@@ -62,6 +62,12 @@ def _integer(value: Any, op: str, name: str) -> Any:
     )
 
 
+def _boolean(value: Any, op: str, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}(): argument '{name}' must be bool, not {type(value).__name__}")
+    return value
+
+
 def _integers(value: Any, op: str, name: str) -> list[Any]:
     values = value if isinstance(value, (tuple, list)) else (value,)
     return [_integer(v, op, name) for v in values]
@@ -205,11 +211,12 @@ def conv2d(
         raise RuntimeError(f"non-positive stride is not supported, but got stride={strides}")
     pads = conv_padding(padding, input.shape[-2:], weight.shape[-2:], strides, dilations)
     group_count = _integer(groups, "conv2d", "groups")
+    flip = _boolean(flip_kernel, "conv2d", "flip_kernel")
     return _batched(
         lambda x: _call(
             _ops.conv2d,
             (x, weight, bias),
-            *(strides, pads, dilations, group_count, name, bool(flip_kernel)),
+            *(strides, pads, dilations, group_count, name, flip),
         ),
         input,
         unbatched,
@@ -244,8 +251,9 @@ def _select_pool2d(
         )
     window = _window(name, kernel_size, stride, padding)
     window.append(_pair(dilation, name, "dilation"))
+    ceil = _boolean(ceil_mode, name, "ceil_mode")
     op = getattr(_ops, f"{name}_with_indices" if return_indices else name)
-    return _batched(lambda x: _call(op, (x,), *window, bool(ceil_mode)), input, input.dim() == 3)
+    return _batched(lambda x: _call(op, (x,), *window, ceil), input, input.dim() == 3)
 
 
 def max_pool2d(
@@ -328,13 +336,15 @@ def avg_pool2d(
             f"{list(input.shape)}"
         )
     window = _window("avg_pool2d", kernel_size, stride, padding)
+    flags = (
+        _boolean(ceil_mode, "avg_pool2d", "ceil_mode"),
+        _boolean(count_include_pad, "avg_pool2d", "count_include_pad"),
+    )
     divisor = divisor_override
     if divisor is not None:
         divisor = _integer(divisor, "avg_pool2d", "divisor_override")
     return _batched(
-        lambda x: _call(
-            _ops.avg_pool2d, (x,), *window, bool(ceil_mode), bool(count_include_pad), divisor
-        ),
+        lambda x: _call(_ops.avg_pool2d, (x,), *window, *flags, divisor),
         input,
         input.dim() == 3,
     )

@@ -4,8 +4,7 @@
 #include "cpu/avg_pool2d.h"
 
 #include "cpu/pool2d.h"
-#include "cpu/pool2d_nchw.h"
-#include "cpu/pool2d_nhwc.h"
+#include "cpu/pool2d_layouts.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -15,11 +14,7 @@ void average_as(const PoolProblem& p, const void* x, void* y, const Parallel& po
   const T* from = static_cast<const T*>(x);
   T* to = static_cast<T*>(y);
   const SelectedArray nothing{Selected::kOffset8, nullptr};
-  if (runs_channels_last(p)) {
-    PoolPixels<Averaging<T>, false>(p, Averaging<T>(), from, to, nothing).run(pool);
-  } else {
-    PoolPlanes<Averaging<T>, false>(p, Averaging<T>(), from, to, nothing).run(pool);
-  }
+  pool2d_with<false>(p, Averaging<T>(), from, to, nothing, pool);
 }
 
 }  // namespace

@@ -40,9 +40,39 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_lanes(const T* p, int64_t begin,
     return bit_cast<typename V::Type>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p));
   }
 #endif
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i low = _mm256_set1_epi32(static_cast<int>(begin) - 1);
+    const __m256i high = _mm256_set1_epi32(static_cast<int>(end));
+    const __m256i inside =
+        _mm256_and_si256(_mm256_cmpgt_epi32(lane, low), _mm256_cmpgt_epi32(high, lane));
+    return bit_cast<typename V::Type>(_mm256_maskload_ps(p, inside));
+  }
+#endif
   if (begin == 0) return V::load_partial(p, end);
   Wide<T> lanes[V::kLanes] = {};
   for (int64_t l = begin; l < end; ++l) lanes[l] = to_wide(p[l]);
+  return V::Registers::load(lanes);
+}
+
+// The even lanes of two vectors.
+template <typename V, typename Type, int... I>
+TORCHCONV_INLINE Type even_lanes(Type a, Type b, std::integer_sequence<int, I...>) {
+  return shuffle<2 * I...>(a, b);
+}
+
+// Lane l from p[l*step] for begin <= l < end, zero elsewhere. more_follow: p[kLanes*step] may be read.
+template <typename T>
+TORCHCONV_INLINE typename WideVec<T>::Type load_lanes_strided(const T* p, int64_t step,
+                                                              int64_t begin, int64_t end,
+                                                              bool more_follow) {
+  using V = WideVec<T>;
+  if (step == 2 && begin == 0 && end == V::kLanes && more_follow)
+    return even_lanes<V>(V::load(p), V::load(p + V::kLanes),
+                         std::make_integer_sequence<int, V::kLanes>());
+  Wide<T> lanes[V::kLanes] = {};
+  for (int64_t l = begin; l < end; ++l) lanes[l] = to_wide(p[l * step]);
   return V::Registers::load(lanes);
 }
 
@@ -53,6 +83,26 @@ TORCHCONV_INLINE void copy_wide(Wide<T>* dst, const T* src, int64_t n) {
   int64_t i = 0;
   for (; i + V::kLanes <= n; i += V::kLanes) V::Registers::store(dst + i, V::load(src + i));
   if (i < n) V::Registers::store_partial(dst + i, V::load_partial(src + i, n - i), n - i);
+}
+
+// row[i] = src[i*step] for begin <= i < end, else 0, for i < width. Whole vectors are stored, so up
+// to a vector past the end is overwritten with zeros: write rows in ascending order.
+template <typename T>
+TORCHCONV_INLINE void copy_padded_row(Wide<T>* row, const T* src, int64_t step, int64_t begin,
+                                      int64_t end, int64_t width) {
+  using V = WideVec<T>;
+  constexpr int64_t kL = V::kLanes;
+  for (int64_t i = 0; i < width; i += kL) {
+    const int64_t first = std::max(begin - i, int64_t{0}), last = std::min(end - i, kL);
+    auto lanes = typename V::Type{};
+    if (first < last) {
+      if (step == 1)
+        lanes = first == 0 && last == kL ? V::load(src + i) : load_lanes(src + i, first, last);
+      else
+        lanes = load_lanes_strided(src + i * step, step, first, last, i + kL < end);
+    }
+    V::Registers::store(row + i, lanes);
+  }
 }
 
 template <typename A>
@@ -83,7 +133,8 @@ inline int64_t max_pixel_runs(int64_t count, int64_t J) { return std::min(count,
 struct LaneCopy {
   int64_t src;      // where lane 0 would be read
   int32_t begin, end;
-  bool last;        // of its vector
+  bool last;         // of its vector
+  bool more_follow;  // the run goes on past its last lane
 };
 
 // The copies that fill `vectors` vectors for each tap of the block.
@@ -108,11 +159,12 @@ int64_t plan_pixel_panel(const ConvView& view, const ReductionBlock& block, cons
           const int64_t end = std::min(run.lane + range.end - v * kL, kL);
           if (begin < end)
             plan[size++] = {h * view.src.row + w + (v * kL - run.lane) * view.step_w,
-                            static_cast<int32_t>(begin), static_cast<int32_t>(end), false};
+                            static_cast<int32_t>(begin), static_cast<int32_t>(end), false,
+                            run.lane + range.end - v * kL > end};
         }
         if (run.lane + run.n > (v + 1) * kL) break;  // goes on in the next vector
       }
-      if (size == start) plan[size++] = {0, 0, 0, false};
+      if (size == start) plan[size++] = {0, 0, 0, false, false};
       plan[size - 1].last = true;
     }
   }
@@ -139,10 +191,8 @@ void pack_pixel_panel(const ConvView& view, const ReductionBlock& block, const T
                                                          : load_lanes(src + copy.src, copy.begin,
                                                                       copy.end);
       } else {
-        Wide<T> gathered[V::kLanes] = {};
-        for (int64_t l = copy.begin; l < copy.end; ++l)
-          gathered[l] = to_wide(src[copy.src + l * view.step_w]);
-        lanes = V::Registers::load(gathered);
+        lanes = load_lanes_strided(src + copy.src, view.step_w, copy.begin, copy.end,
+                                   copy.more_follow);
       }
       sum += lanes;
       if (copy.last) {

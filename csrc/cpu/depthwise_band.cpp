@@ -17,16 +17,15 @@ DepthwiseBand::DepthwiseBand(const ConvView& view, bool along_pixels, int64_t el
   if (!pixels)
     for (int64_t channel = 0; channel < channels; ++channel)
       lane_source_.push_back(channel / view.K * view.C * view.src.c);
-  int64_t last_h = view.taps[0].h, last_w = view.taps[0].w;
+  int64_t last_h = view.taps[0].h, last_w = view.taps[0].w, first_w = last_w;
   first_h_ = last_h;
-  first_w_ = last_w;
   for (const ConvTap& tap : view.taps) {
     first_h_ = std::min(first_h_, tap.h);
-    first_w_ = std::min(first_w_, tap.w);
+    first_w = std::min(first_w, tap.w);
     last_h = std::max(last_h, tap.h);
     last_w = std::max(last_w, tap.w);
   }
-  const int64_t span_h = last_h - first_h_, span_w = last_w - first_w_;
+  const int64_t span_h = last_h - first_h_, span_w = last_w - first_w;
   phases_h_ = std::min(view.step_h, span_h + 1);
   phases_w_ = std::min(view.step_w, span_w + 1);
   width = view.J + span_w / view.step_w;
@@ -43,12 +42,17 @@ DepthwiseBand::DepthwiseBand(const ConvView& view, bool along_pixels, int64_t el
   band = (view.I + bands - 1) / bands;
   bands = (view.I + band - 1) / band;
   rows_ = band + halo;
-  size = static_cast<int64_t>(row) * rows_ + 2 * vector_lanes;
+  plane_ = rows_ * width * lanes + vector_lanes;
+  size = view.C * phases_h_ * phases_w_ * plane_;
+  for (int64_t phase = 0; phase < phases_w_; ++phase) {
+    ranges_.push_back(valid_range(width, view.step_w, first_w + phase, view.W));
+    first_column_.push_back((first_w + phase) * view.src.column);
+  }
   for (int64_t c = 0; c < view.C; ++c) {
     for (const ConvTap& tap : view.taps) {
-      const int64_t h = tap.h - first_h_, w = tap.w - first_w_;
+      const int64_t h = tap.h - first_h_, w = tap.w - first_w;
       const int64_t phase = (c * phases_h_ + h % view.step_h) * phases_w_ + w % view.step_w;
-      offsets.push_back(((phase * rows_ + h / view.step_h) * width + w / view.step_w) * lanes);
+      offsets.push_back(phase * plane_ + (h / view.step_h * width + w / view.step_w) * lanes);
     }
   }
   fits = true;

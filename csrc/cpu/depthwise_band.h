@@ -27,7 +27,7 @@ struct DepthwiseBand {
   int64_t band;    // output rows in a band
   int64_t bands;
   int64_t width;   // positions in a row: J and what the taps add
-  int64_t size;    // elements of scratch, with room for a vector past the end
+  int64_t size;    // elements of scratch
   std::vector<int64_t> offsets;  // [C][taps], in elements
 
   // Vectors of positions that cover `rows` output rows.
@@ -38,7 +38,10 @@ struct DepthwiseBand {
   void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch) const;
 
  private:
-  int64_t first_h_, first_w_, phases_h_, phases_w_, rows_;
+  int64_t first_h_, phases_h_, phases_w_, rows_;
+  int64_t plane_;  // of one phase: its rows and a vector, which the last row may overrun
+  std::vector<Range> ranges_;          // [phase_w]: positions inside the image
+  std::vector<int64_t> first_column_;  // [phase_w]: source offset of position 0
   std::vector<int64_t> lane_source_;  // of each output channel, from the sample
 };
 
@@ -58,24 +61,27 @@ void DepthwiseBand::fill(const ConvView& view, const T* src, int64_t block, int6
   const int64_t step = view.step_w * view.src.column;
   const int64_t* sources = pixels ? nullptr : lane_source_.data() + first_lane;
   if (pixels) src += block * view.C * view.src.c;
-  Wide<T>* dst = scratch;
   for (int64_t c = 0; c < view.C; ++c, src += view.src.c) {
-    for (int64_t phase = 0; phase < phases_h_ * phases_w_; ++phase) {
-      const int64_t offset_w = first_w_ + phase % phases_w_;
-      const Range range = valid_range(width, view.step_w, offset_w, view.W);
-      for (int64_t row = 0; row < rows_; ++row, dst += width * lanes) {
-        const int64_t h = (i0 + row) * view.step_h + first_h_ + phase / phases_w_;
-        if (h < 0 || h >= view.H || range.begin >= range.end) {
-          fill_zero(dst, width * lanes);
-          continue;
-        }
-        fill_zero(dst, range.begin * lanes);
-        const T* from = src + h * view.src.row +
-                        (range.begin * view.step_w + offset_w) * view.src.column;
-        Wide<T>* to = dst + range.begin * lanes;
-        if (pixels) {
-          copy_strided(to, from, range.end - range.begin, step);
-        } else {
+    // Rows in the order of memory, which is what the hardware prefetches.
+    for (int64_t row = 0; row < rows_; ++row) {
+      for (int64_t phase_h = 0; phase_h < phases_h_; ++phase_h) {
+        const int64_t h = (i0 + row) * view.step_h + first_h_ + phase_h;
+        Wide<T>* dst =
+            scratch + (c * phases_h_ + phase_h) * phases_w_ * plane_ + row * width * lanes;
+        for (int64_t phase_w = 0; phase_w < phases_w_; ++phase_w, dst += plane_) {
+          const Range range = h < 0 || h >= view.H ? Range{0, 0} : ranges_[phase_w];
+          if (range.begin >= range.end) {
+            fill_zero(dst, width * lanes);
+            continue;
+          }
+          const T* from = src + h * view.src.row + first_column_[phase_w];
+          if (pixels) {
+            copy_padded_row(dst, from, step, range.begin, range.end, width);
+            continue;
+          }
+          fill_zero(dst, range.begin * lanes);
+          from += range.begin * step;
+          Wide<T>* to = dst + range.begin * lanes;
           for (int64_t m = range.begin; m < range.end; ++m, from += step, to += lanes) {
             if (neighbours)
               copy_wide(to, from + first_lane, used);
@@ -83,12 +89,14 @@ void DepthwiseBand::fill(const ConvView& view, const T* src, int64_t block, int6
               for (int64_t l = 0; l < used; ++l) to[l] = to_wide(from[sources[l]]);
             fill_zero(to + used, lanes - used);
           }
+          fill_zero(to, (width - range.end) * lanes);
         }
-        fill_zero(dst + range.end * lanes, (width - range.end) * lanes);
       }
     }
   }
-  fill_zero(dst, scratch + size - dst);
+  const int64_t slack = plane_ - rows_ * width * lanes;
+  for (Wide<T>* plane = scratch; plane < scratch + size; plane += plane_)
+    fill_zero(plane + plane_ - slack, slack);
 }
 
 }  // namespace torchconv::cpu

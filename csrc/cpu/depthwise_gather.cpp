@@ -84,7 +84,7 @@ class DepthwiseGather {
       Vec<A>::store(vectors + term * kL, Vec<A>::broadcast(weights[term]));
     Vec<A>::store(vectors + terms_ * kL, Vec<A>::broadcast(bias_[channel]));
     tap_sum<A>({source, out, band_.offsets.data(), vectors, vectors + terms_ * kL, terms_, kL,
-                ceil_div(band_.positions(rows, view_.J), kL), kL, kL});
+                ceil_div(band_.positions(rows, view_.J), kL), kL, kL, 1});
     for (int64_t i = 0; i < rows; ++i)
       epilogue_.store(out + i * band_.width, view_.J, dst + i * view_.dst.row, view_.dst.column);
   }
@@ -92,10 +92,9 @@ class DepthwiseGather {
   void run_channels(const A* source, int64_t channel, int64_t rows, int64_t dst, A* out) const {
     const int64_t lanes = band_.lanes, used = std::min(lanes, channels_ - channel);
     for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t lane = 0; lane < lanes; lane += kL)
-        tap_sum<A>({source + i * band_.width * lanes + lane, out + lane, band_.offsets.data(),
-                    weights_.get() + channel + lane, bias_.get() + channel + lane, terms_, padded_,
-                    view_.J, lanes, lanes});
+      tap_sum<A>({source + i * band_.width * lanes, out, band_.offsets.data(),
+                  weights_.get() + channel, bias_.get() + channel, terms_, padded_, view_.J, lanes,
+                  lanes, lanes / kL});
       for (int64_t j = 0; j < view_.J; ++j)
         epilogue_.store(
             out + j * lanes, used,

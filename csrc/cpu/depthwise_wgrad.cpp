@@ -80,7 +80,7 @@ class DepthwiseWgrad {
       if (i + 1 < rows) fill_zero(row + view_.J, gap);
     }
     fill_zero(gradient + positions, vectors * kL - positions);
-    tap_dot<A>({gradient, source, band_.offsets.data(), sums, terms_, kL, vectors, kL});
+    tap_dot<A>({gradient, source, band_.offsets.data(), sums, terms_, kL, vectors, kL, kL, 1});
   }
 
   void add_channels(const A* source, const T* dz, int64_t channel, int64_t rows, A* gradient,
@@ -95,9 +95,8 @@ class DepthwiseWgrad {
                      view_.dst.c);
         fill_zero(to + used, lanes - used);
       }
-      for (int64_t lane = 0; lane < lanes; lane += kL)
-        tap_dot<A>({gradient + lane, source + i * band_.width * lanes + lane, band_.offsets.data(),
-                    sums + lane, terms_, lanes, view_.J, lanes});
+      tap_dot<A>({gradient, source + i * band_.width * lanes, band_.offsets.data(), sums, terms_,
+                  lanes, view_.J, lanes, lanes, lanes / kL});
     }
   }
 

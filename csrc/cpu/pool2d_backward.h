@@ -2,8 +2,7 @@
 //
 // Element e of an axis receives from output o through tap t where o * stride - pad + t * dilation =
 // e. Every kernel visits those outputs in ascending order, the order in which a scatter over the
-// outputs adds, and writes each element of dx once: no zero-fill, no atomics, one result for any
-// number of threads.
+// outputs adds: the result has the same bits for every kernel and every number of threads.
 #pragma once
 
 #include <cstdint>
@@ -39,27 +38,51 @@ inline int64_t outputs_spanned(const Axis& axis) {
   return std::min(axis.out, (axis.taps - 1) * axis.dilation / axis.stride + 1);
 }
 
-// The contributions to columns i * stride + phase, for all i at once: from output i + shift.
-struct Phase {
-  std::vector<Contribution> taps;  // output holds the shift
+// The contributions to every element of an axis.
+class Contributions {
+ public:
+  explicit Contributions(const Axis& axis) {
+    first_.push_back(0);
+    for (int64_t e = 0; e < axis.size; e++) {
+      append_contributions(axis, e, 0, axis.out, &list_);
+      first_.push_back(list_.size());
+    }
+  }
+  const Contribution* begin(int64_t e) const { return list_.data() + first_[index(e)]; }
+  const Contribution* end(int64_t e) const { return list_.data() + first_[index(e) + 1]; }
+  int64_t count(int64_t e) const { return end(e) - begin(e); }
+  bool same_outputs(int64_t a, int64_t b) const {
+    const int64_t n = count(a);
+    return n == count(b) && (n == 0 || (begin(a)->output == begin(b)->output &&
+                                        (end(a) - 1)->output == (end(b) - 1)->output));
+  }
+
+ private:
+  static size_t index(int64_t e) { return static_cast<size_t>(e); }
+  std::vector<Contribution> list_;
+  std::vector<size_t> first_;  // of element e: list_[first_[e]] up to list_[first_[e + 1]]
 };
 
+// The contributions to columns i * stride + phase, for all i at once: from output i + shift.
 struct Phases {
   explicit Phases(const Axis& axis) : columns(ceil_div(axis.size, axis.stride)) {
     const int64_t count = std::min(axis.stride, axis.size);
-    phases.resize(static_cast<size_t>(count));
     for (int64_t phase = 0; phase < count; phase++) {
       // A shift matters where i + shift is an output for some i.
-      std::vector<Contribution>* taps = &phases[static_cast<size_t>(phase)].taps;
-      append_contributions(axis, phase, 1 - columns, columns - 1 + axis.out, taps);
-      for (const Contribution& t : *taps) {
-        left = std::max(left, -t.output);
-        right = std::max(right, columns - 1 + t.output - (axis.out - 1));
-      }
+      first.push_back(taps.size());
+      append_contributions(axis, phase, 1 - columns, columns - 1 + axis.out, &taps);
+    }
+    first.push_back(taps.size());
+    for (const Contribution& t : taps) {
+      left = std::max(left, -t.output);
+      right = std::max(right, columns + t.output - axis.out);
     }
   }
+  const Contribution* begin(size_t phase) const { return taps.data() + first[phase]; }
+  const Contribution* end(size_t phase) const { return taps.data() + first[phase + 1]; }
 
-  std::vector<Phase> phases;
+  std::vector<Contribution> taps;  // output holds the shift
+  std::vector<size_t> first;
   int64_t columns;              // i < columns
   int64_t left = 0, right = 0;  // how far i + shift reaches past either end of the outputs
 };

@@ -44,6 +44,8 @@ class PlanesBackward {
         dx_(dx),
         vertical_(vertical_axis(p)),
         horizontal_(horizontal_axis(p)),
+        windows_(vertical_),
+        columns_(horizontal_),
         phases_(horizontal_),
         left_(ceil_div(phases_.left, kLanes) * kLanes),
         lanes_(left_ + ceil_div(p.Q + phases_.right, kLanes) * kLanes + 2 * kLanes) {}
@@ -86,45 +88,33 @@ class PlanesBackward {
     const bool in_registers = p_.stride_w <= 2;
     const Scratch scratch(slots + 1, lanes_, in_registers ? 0 : p_.W + kLanes);
     Divisors divisors(p_, vertical_, horizontal_, p_.Q + kLanes);
-    std::vector<Contribution> windows, previous;
     std::vector<Source> sources;
-    int64_t plane = -1;
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t h = i % p_.H;
-      const bool same_plane = i / p_.H == plane;
-      if (!same_plane) {
-        plane = i / p_.H;
+    int64_t plane = begin / p_.H, h = begin % p_.H;
+    for (int64_t i = begin; i < end; i++, h++) {
+      if (h == p_.H) {
+        h = 0;
+        plane++;
         ring.clear();
       }
       T* row = dx_ + i * p_.W;
-      windows.clear();
-      append_contributions(vertical_, h, 0, p_.P, &windows);
-      if (kAverage && same_plane && same_outputs(windows, previous)) {
+      if (kAverage && i > begin && h > 0 && windows_.same_outputs(h, h - 1)) {
         std::copy_n(row - p_.W, p_.W, row);
         continue;
       }
-      previous = windows;
       sources.clear();
-      for (const Contribution& window : windows) {
+      for (const Contribution* window = windows_.begin(h); window != windows_.end(h); window++) {
         const int64_t slot =
-            ring.keeps() ? ring.slot(window.output) : static_cast<int64_t>(sources.size());
-        if (!ring.keeps() || ring.claim(window.output))
-          fill(plane, window.output, &divisors, scratch.value_row(slot) + left_,
-               scratch.code_row(slot));
-        sources.push_back({scratch.value_row(slot) + left_,
-                           codes_after_margin(scratch.code_row(slot)), window.tap});
+            ring.keeps() ? ring.slot(window->output) : static_cast<int64_t>(sources.size());
+        Lane* values = scratch.value_row(slot) + left_;
+        Code* codes = kAverage ? nullptr : scratch.code_row(slot) + left_;
+        if (!ring.keeps() || ring.claim(window->output))
+          fill(plane, window->output, &divisors, values, codes);
+        sources.push_back({values, codes, window->tap});
       }
       if (kAverage) sum_rows(&sources, scratch.value_row(slots) + left_);
       gather_row(sources, h, scratch.line.get(), row);
     }
   }
-
-  static bool same_outputs(const std::vector<Contribution>& a, const std::vector<Contribution>& b) {
-    return a.size() == b.size() && (a.empty() || (a.front().output == b.front().output &&
-                                                  a.back().output == b.back().output));
-  }
-
-  Code* codes_after_margin(Code* row) const { return kAverage ? nullptr : row + left_; }
 
   // Output row out_p, widened: gradients over their divisors, or gradients and codes.
   void fill(int64_t plane, int64_t out_p, Divisors* divisors, Lane* values, Code* codes) const {
@@ -142,7 +132,6 @@ class PlanesBackward {
       Values::store_partial(values + q, v, p_.Q - q);
     }
     if constexpr (!kAverage) {
-      codes += left_;
       switch (kind_) {
         case Selected::kOffset8:
           return fill_codes(static_cast<const uint8_t*>(selected_) + out, codes);
@@ -200,16 +189,23 @@ class PlanesBackward {
     }
   }
 
+  // Element by element, for strides above 2.
   void gather_strided_row(const std::vector<Source>& sources, int64_t h, Lane* line, T* row) const {
-    const int64_t count = static_cast<int64_t>(phases_.phases.size());
-    for (int64_t i = 0; i < phases_.columns; i += kLanes) {
-      for (int64_t phase = 0; phase < count; phase++) {
-        Lane lane[kLanes];
-        Values::store(lane, gather(sources, h, phase, i));
-        const int64_t first = i * p_.stride_w + phase;
-        for (int64_t j = 0, w = first; j < kLanes && w < p_.W; j++, w += p_.stride_w)
-          line[w] = lane[j];
+    for (int64_t w = 0; w < p_.W; w++) {
+      Lane sum = 0;
+      for (const Source& source : sources) {
+        for (const Contribution* t = columns_.begin(w); t != columns_.end(w); t++) {
+          const Lane v = source.values[t->output];
+          if constexpr (kAverage) {
+            sum += v;
+          } else {
+            const int64_t wanted =
+                kMatch == Match::kIndex ? h * p_.W + w : source.tap * p_.S + t->tap;
+            if (source.codes[t->output] == static_cast<Code>(wanted)) sum += v;
+          }
+        }
       }
+      line[w] = sum;
     }
     for (int64_t w = 0; w < p_.W; w += kLanes) store(row, w, Values::load(line + w));
   }
@@ -223,25 +219,26 @@ class PlanesBackward {
   }
 
   // dx at columns (i + lane) * stride + phase.
-  TORCHCONV_INLINE V gather(const std::vector<Source>& sources, int64_t h, int64_t phase,
+  TORCHCONV_INLINE V gather(const std::vector<Source>& sources, int64_t h, int phase,
                             int64_t i) const {
     V sum{};
-    const std::vector<Contribution>& taps = phases_.phases[static_cast<size_t>(phase)].taps;
+    const Contribution* first = phases_.begin(static_cast<size_t>(phase));
+    const Contribution* last = phases_.end(static_cast<size_t>(phase));
     C own{};
     if constexpr (kMatch == Match::kIndex) {
       own = (Codes::iota() + static_cast<Code>(i)) * static_cast<Code>(p_.stride_w) +
             static_cast<Code>(h * p_.W + phase);
     }
     for (const Source& source : sources) {
-      for (const Contribution& t : taps) {
-        const int64_t q = i + t.output;
+      for (const Contribution* t = first; t != last; t++) {
+        const int64_t q = i + t->output;
         const V v = Values::load(source.values + q);
         if constexpr (kAverage) {
           sum += v;
         } else {
           const C wanted = kMatch == Match::kIndex
                                ? own
-                               : Codes::broadcast(static_cast<Code>(source.tap * p_.S + t.tap));
+                               : Codes::broadcast(static_cast<Code>(source.tap * p_.S + t->tap));
           sum += Codes::load(source.codes + q) == wanted ? v : V{};
         }
       }
@@ -255,6 +252,7 @@ class PlanesBackward {
   const void* selected_;
   T* dx_;
   Axis vertical_, horizontal_;
+  Contributions windows_, columns_;
   Phases phases_;
   int64_t left_;   // lanes before output 0 in a scratch row
   int64_t lanes_;  // of a scratch row

@@ -23,6 +23,7 @@ class PixelsBackward {
   using C = typename Vec<LaneInt<T>>::Type;
   static constexpr int kLanes = W::kLanes;
   static constexpr bool kAverage = std::is_void_v<O>;
+  static constexpr bool kIndex = std::is_same_v<O, int64_t>;
 
  public:
   PixelsBackward(const PoolProblem& p, const T* dy, const O* selected, T* dx)
@@ -31,12 +32,16 @@ class PixelsBackward {
         selected_(selected),
         dx_(dx),
         vertical_(vertical_axis(p)),
-        horizontal_(horizontal_axis(p)) {
-    first_.push_back(0);
-    for (int64_t w = 0; w < p.W; w++) {
-      append_contributions(horizontal_, w, 0, p.Q, &columns_);
-      first_.push_back(columns_.size());
-    }
+        horizontal_(horizontal_axis(p)),
+        rows_(vertical_),
+        columns_(horizontal_) {
+    if (!kAverage) return;
+    for (int64_t out_p = 0; out_p < p.P; out_p++)
+      row_factors_.push_back(vertical_factor(p, vertical_, out_p));
+    for (int64_t q = 0; q < p.Q; q++)
+      column_factors_.push_back(horizontal_factor(p, horizontal_, q));
+    for (int64_t w = 0; w < p.W; w++)
+      one_column_factor_.push_back(one_factor(columns_, w, column_factors_));
   }
 
   void run(const Parallel& pool) const {
@@ -44,101 +49,84 @@ class PixelsBackward {
     const int64_t taps =
         ceil_div(std::min(p_.R, p_.H), p_.stride_h) * ceil_div(std::min(p_.S, p_.W), p_.stride_w);
     const int64_t row_bytes = p_.W * vectors * static_cast<int64_t>(sizeof(T)) * (taps + 2);
-    parallel_for_with_scratch(pool, 0, p_.N * p_.H, pool_grain(row_bytes),
-                              [&](int64_t begin, int64_t end) {
-                                Work work(p_);
-                                for (int64_t i = begin; i < end; i++)
-                                  input_row(i / p_.H, i % p_.H, &work);
-                              });
+    parallel_for(pool, 0, p_.N * p_.H, pool_grain(row_bytes), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) input_row(i / p_.H, i % p_.H);
+    });
   }
 
  private:
-  // An output pixel that dx's pixel receives from.
-  struct Source {
-    int64_t offset;  // of its channel 0
-    int64_t code;    // what it selected if it selected this pixel
+  // The pixel (n, h, w) of dx, and whether all its outputs have the divisor of the first.
+  struct Pixel {
+    int64_t n, h, w;
+    bool one_divisor;
     Lane divisor;
   };
-  struct Work {
-    explicit Work(const PoolProblem& p) {
-      if (!kAverage) return;
-      for (int64_t q = 0; q < p.Q; q++)
-        factors.push_back(horizontal_factor(p, horizontal_axis(p), q));
-    }
-    std::vector<Contribution> windows;
-    std::vector<Source> sources;
-    std::vector<int64_t> factors;
-  };
 
-  void input_row(int64_t n, int64_t h, Work* work) const {
-    work->windows.clear();
-    append_contributions(vertical_, h, 0, p_.P, &work->windows);
+  void input_row(int64_t n, int64_t h) const {
+    const bool one_row_factor = kAverage && one_factor(rows_, h, row_factors_);
     for (int64_t w = 0; w < p_.W; w++) {
-      work->sources.clear();
-      bool one_divisor = true;
-      for (const Contribution& row : work->windows) {
-        const int64_t factor = kAverage ? vertical_factor(p_, vertical_, row.output) : 0;
-        for (size_t i = first_[w]; i < first_[w + 1]; i++) {
-          const Contribution& column = columns_[i];
-          Source source;
-          source.offset = ((n * p_.P + row.output) * p_.Q + column.output) * p_.C;
-          source.code = sizeof_code() == 8 ? h * p_.W + w : row.tap * p_.S + column.tap;
-          source.divisor = Lane{1};
-          if (kAverage) {
-            source.divisor = static_cast<Lane>(factor * work->factors[column.output]);
-            one_divisor = one_divisor && (work->sources.empty() ||
-                                          work->sources.front().divisor == source.divisor);
-          }
-          work->sources.push_back(source);
-        }
+      Pixel pixel = {n, h, w, true, Lane{1}};
+      if (kAverage && rows_.count(h) > 0 && columns_.count(w) > 0) {
+        pixel.one_divisor = one_row_factor && one_column_factor_[static_cast<size_t>(w)];
+        pixel.divisor = divisor(*rows_.begin(h), *columns_.begin(w));
       }
-      channels(work->sources, one_divisor, dx_ + ((n * p_.H + h) * p_.W + w) * p_.C);
+      channels(pixel, dx_ + ((n * p_.H + h) * p_.W + w) * p_.C);
     }
   }
 
-  static constexpr size_t sizeof_code() {
-    if constexpr (kAverage) {
-      return 0;
-    } else {
-      return sizeof(O);
+  static bool one_factor(const Contributions& outputs, int64_t e,
+                         const std::vector<int64_t>& factors) {
+    for (const Contribution* o = outputs.begin(e); o != outputs.end(e); o++) {
+      if (factors[static_cast<size_t>(o->output)] !=
+          factors[static_cast<size_t>(outputs.begin(e)->output)])
+        return false;
     }
+    return true;
   }
 
-  void channels(const std::vector<Source>& sources, bool one_divisor, T* pixel) const {
+  Lane divisor(const Contribution& row, const Contribution& column) const {
+    return static_cast<Lane>(row_factors_[static_cast<size_t>(row.output)] *
+                             column_factors_[static_cast<size_t>(column.output)]);
+  }
+
+  void channels(const Pixel& pixel, T* dx) const {
     int64_t c = 0;
-    for (; c + 4 * kLanes <= p_.C; c += 4 * kLanes)
-      gather<4, false>(sources, one_divisor, c, kLanes, pixel);
-    for (; c + kLanes <= p_.C; c += kLanes)
-      gather<1, false>(sources, one_divisor, c, kLanes, pixel);
-    if (c < p_.C) gather<1, true>(sources, one_divisor, c, p_.C - c, pixel);
+    for (; c + 4 * kLanes <= p_.C; c += 4 * kLanes) gather<4, false>(pixel, c, kLanes, dx);
+    for (; c + kLanes <= p_.C; c += kLanes) gather<1, false>(pixel, c, kLanes, dx);
+    if (c < p_.C) gather<1, true>(pixel, c, p_.C - c, dx);
   }
 
   template <int kVectors, bool kPartial>
-  TORCHCONV_INLINE void gather(const std::vector<Source>& sources, bool one_divisor, int64_t c,
-                               int64_t n, T* pixel) const {
+  TORCHCONV_INLINE void gather(const Pixel& pixel, int64_t c, int64_t n, T* dx) const {
     V sum[kVectors];
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; i++) sum[i] = V{};
-    for (const Source& source : sources) {
-      const int64_t from = source.offset + c;
+    const Contribution* const last_row = rows_.end(pixel.h);
+    const Contribution* const first_column = columns_.begin(pixel.w);
+    const Contribution* const last_column = columns_.end(pixel.w);
+    for (const Contribution* row = rows_.begin(pixel.h); row != last_row; row++) {
+      const int64_t line = (pixel.n * p_.P + row->output) * p_.Q;
+      for (const Contribution* column = first_column; column != last_column; column++) {
+        const int64_t from = (line + column->output) * p_.C + c;
+        const int64_t code = kIndex ? pixel.h * p_.W + pixel.w : row->tap * p_.S + column->tap;
 #pragma GCC unroll 8
-      for (int i = 0; i < kVectors; i++) {
-        const T* at = dy_ + from + i * kLanes;
-        V v = kPartial ? W::load_partial(at, n) : W::load(at);
-        if constexpr (kAverage) {
-          if (!one_divisor) v /= source.divisor;
-          sum[i] += v;
-        } else {
-          const C equal = matches<kPartial>(selected_ + from + i * kLanes, source.code, n);
-          sum[i] += equal ? v : V{};
+        for (int i = 0; i < kVectors; i++) {
+          const T* at = dy_ + from + i * kLanes;
+          V v = kPartial ? W::load_partial(at, n) : W::load(at);
+          if constexpr (kAverage) {
+            if (!pixel.one_divisor) v /= divisor(*row, *column);
+            sum[i] += v;
+          } else {
+            const C equal = matches<kPartial>(selected_ + from + i * kLanes, code, n);
+            sum[i] += equal ? v : V{};
+          }
         }
       }
     }
-    const Lane divisor = sources.empty() ? Lane{1} : sources.front().divisor;
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; i++) {
-      if (kAverage && one_divisor) sum[i] /= divisor;
-      T* to = pixel + c + i * kLanes;
+      if (kAverage && pixel.one_divisor) sum[i] /= pixel.divisor;
+      T* to = dx + c + i * kLanes;
       if constexpr (kPartial) {
         W::store_partial(to, sum[i], n);
       } else {
@@ -166,8 +154,9 @@ class PixelsBackward {
   const O* selected_;
   T* dx_;
   Axis vertical_, horizontal_;
-  std::vector<Contribution> columns_;  // those of column w are [first_[w], first_[w + 1])
-  std::vector<size_t> first_;
+  Contributions rows_, columns_;
+  std::vector<bool> one_column_factor_;
+  std::vector<int64_t> row_factors_, column_factors_;  // of the average's divisors
 };
 
 }  // namespace torchconv::cpu

@@ -35,7 +35,8 @@ struct Rule {
 };
 
 // kUnroll (vectors of channels at once) and kStride2 (code of its own for stride 2) are spent on
-// the types that networks use; the integers keep the library small.
+// the types that networks use; the integers keep the library small. kRepeats: folding an element in
+// twice changes nothing.
 template <typename T, bool kMin>
 struct Selection : Rule<T> {
   using Divisors = NoDivisors;
@@ -43,6 +44,7 @@ struct Selection : Rule<T> {
   using typename Rule<T>::Lane;
   static constexpr int kUnroll = 4;
   static constexpr bool kStride2 = true;
+  static constexpr bool kRepeats = true;
 
   // X is a lane or a vector of them.
   template <typename X>
@@ -77,6 +79,7 @@ struct IntegerSelection : Rule<T> {
   using typename Rule<T>::Lane;
   static constexpr int kUnroll = 1;
   static constexpr bool kStride2 = false;
+  static constexpr bool kRepeats = true;
   Lane mirror = 0;  // -1 for the minimum
 
   template <typename X>
@@ -104,6 +107,7 @@ struct Averaging : Rule<T> {
   using typename Rule<T>::Lane;
   static constexpr int kUnroll = 4;
   static constexpr bool kStride2 = true;
+  static constexpr bool kRepeats = false;
 
   template <typename X>
   TORCHCONV_INLINE X prepare(X x) const {

@@ -93,6 +93,13 @@ ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArgume
   ConvProblem p{};
   p.N = x[0], p.C = x[1], p.H = x[2], p.W = x[3];
   p.K = w[0], p.R = w[2], p.S = w[3];
+  for (const int i : {0, 2}) {
+    const int64_t size = i == 0 ? p.W : p.H, before = a.padding[i], after = a.padding[i + 1];
+    const int64_t kept = checked_add(size, std::min<int64_t>(before, 0), "cropped input size");
+    TORCHCONV_CHECK(checked_add(kept, std::min<int64_t>(after, 0), "cropped input size") > 0,
+                    "negative padding ", before, " and ", after, " crops all of an input of size ",
+                    size);
+  }
   p.P = output_size(p.H, a.padding[2], a.padding[3], dilation_h, p.R, stride_h);
   p.Q = output_size(p.W, a.padding[0], a.padding[1], dilation_w, p.S, stride_w);
   TORCHCONV_CHECK(p.P > 0 && p.Q > 0, "Calculated padded input size per channel: (",
@@ -109,8 +116,10 @@ ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArgume
   p.groups = a.groups;
   p.dtype = dtype_of(input, "conv2d");
   p.weight_layout = suggested_layout(weight);
-  // PyTorch's rule: channels_last as soon as either operand is.
-  p.layout = p.weight_layout == Layout::kNHWC ? Layout::kNHWC : suggested_layout(input);
+  // PyTorch's rule: channels_last as soon as either operand is, but never for an empty batch.
+  const bool channels_last =
+      p.weight_layout == Layout::kNHWC || suggested_layout(input) == Layout::kNHWC;
+  p.layout = channels_last && p.N > 0 ? Layout::kNHWC : Layout::kNCHW;
   p.activation = activation_of(a.activation);
   p.flip = a.flip;
   TORCHCONV_CHECK(is_floating(p.dtype) || p.activation == Activation::kNone,

@@ -13,27 +13,30 @@ constexpr int kMaxTaps = 9;
 template <typename A, int kTile>
 void sum_tile(const TapSum<A>& s, int64_t first) {
   using V = Vec<A>;
-  typename V::Type sum[kTile];
-  const typename V::Type start = V::load(s.start);
-#pragma GCC unroll 16
-  for (int j = 0; j < kTile; ++j) sum[j] = start;
-  const A* src = s.src + first * s.src_step;
-  const A* weights = s.weights;
   const int64_t step = s.src_step, step3 = 3 * step;
-  for (int64_t t = 0; t < s.taps; ++t) {
-    const typename V::Type w = V::load(weights);
-    weights += s.weight_step;
-    const A* p = src + s.offsets[t];
+  const int64_t lanes = s.vectors * V::kLanes;
+  for (int64_t lane = 0; lane < lanes; lane += V::kLanes) {
+    typename V::Type sum[kTile];
+    const typename V::Type start = V::load(s.start + lane);
 #pragma GCC unroll 16
-    for (int j = 0; j < kTile; j += 3, p += step3) {
-      sum[j] += w * V::load(p);
-      if (j + 1 < kTile) sum[j + 1] += w * V::load(p + step);
-      if (j + 2 < kTile) sum[j + 2] += w * V::load(p + 2 * step);
+    for (int j = 0; j < kTile; ++j) sum[j] = start;
+    const A* src = s.src + first * step + lane;
+    const A* weights = s.weights + lane;
+    for (int64_t t = 0; t < s.taps; ++t) {
+      const typename V::Type w = V::load(weights);
+      weights += s.weight_step;
+      const A* p = src + s.offsets[t];
+#pragma GCC unroll 16
+      for (int j = 0; j < kTile; j += 3, p += step3) {
+        sum[j] += w * V::load(p);
+        if (j + 1 < kTile) sum[j + 1] += w * V::load(p + step);
+        if (j + 2 < kTile) sum[j + 2] += w * V::load(p + 2 * step);
+      }
     }
-  }
-  A* out = s.out + first * s.out_step;
+    A* out = s.out + first * s.out_step + lane;
 #pragma GCC unroll 16
-  for (int j = 0; j < kTile; ++j) V::store(out + j * s.out_step, sum[j]);
+    for (int j = 0; j < kTile; ++j) V::store(out + j * s.out_step, sum[j]);
+  }
 }
 
 template <typename A, int... kIndex>
@@ -52,24 +55,27 @@ void sum_tiles(const TapSum<A>& s, std::integer_sequence<int, kIndex...>) {
 template <typename A, int kTaps>
 void dot_taps(const TapDot<A>& d, int64_t first) {
   using V = Vec<A>;
-  typename V::Type sum[kTaps];
-  const A* src[kTaps];
+  const int64_t lanes = d.vectors * V::kLanes;
+  for (int64_t lane = 0; lane < lanes; lane += V::kLanes) {
+    typename V::Type sum[kTaps];
+    const A* src[kTaps];
 #pragma GCC unroll 16
-  for (int t = 0; t < kTaps; ++t) {
-    sum[t] = typename V::Type{};
-    src[t] = d.src + d.offsets[first + t];
+    for (int t = 0; t < kTaps; ++t) {
+      sum[t] = typename V::Type{};
+      src[t] = d.src + d.offsets[first + t] + lane;
+    }
+    const A* dz = d.dz + lane;
+    const int64_t end = d.count * d.src_step;
+    for (int64_t at = 0; at < end; at += d.src_step, dz += d.dz_step) {
+      const typename V::Type gradient = V::load(dz);
+#pragma GCC unroll 16
+      for (int t = 0; t < kTaps; ++t) sum[t] += gradient * V::load(src[t] + at);
+    }
+    A* sums = d.sums + first * d.sum_step + lane;
+#pragma GCC unroll 16
+    for (int t = 0; t < kTaps; ++t)
+      V::store(sums + t * d.sum_step, V::load(sums + t * d.sum_step) + sum[t]);
   }
-  const A* dz = d.dz;
-  const int64_t end = d.count * d.step;
-  for (int64_t at = 0; at < end; at += d.step) {
-    const typename V::Type gradient = V::load(dz + at);
-#pragma GCC unroll 16
-    for (int t = 0; t < kTaps; ++t) sum[t] += gradient * V::load(src[t] + at);
-  }
-  A* sums = d.sums + first * d.sum_step;
-#pragma GCC unroll 16
-  for (int t = 0; t < kTaps; ++t)
-    V::store(sums + t * d.sum_step, V::load(sums + t * d.sum_step) + sum[t]);
 }
 
 template <typename A, int... kIndex>

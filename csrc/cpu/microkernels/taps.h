@@ -2,8 +2,9 @@
 // what differs is only the distance between the vectors of a tile, so both layouts share them.
 //
 //   tap_sum: out[j*out_step] = start + sum over t of w[t] * src[j*src_step + offset[t]],  j < count
-//   tap_dot: sum[t]         += sum over j of dz[j*step] * src[j*step + offset[t]],       t < taps
+//   tap_dot: sum[t] += sum over j < count of dz[j*dz_step] * src[j*src_step + offset[t]]
 //
+// for each of `vectors` neighbouring vectors of lanes (1 where vectors run along pixels).
 // Every product takes one operand from memory and accumulators stay in registers, in the manner of
 // Hao et al., "Optimizing Depthwise Separable Convolution on ARMv8" (arXiv 2206.12124).
 #pragma once
@@ -22,7 +23,7 @@ struct TapSum {
   const A* weights;        // [taps][weight_step], a vector each
   const A* start;          // a vector: the bias
   int64_t taps, weight_step;
-  int64_t count, src_step, out_step;
+  int64_t count, src_step, out_step, vectors;
 };
 template <typename A>
 void tap_sum(const TapSum<A>& sum);
@@ -34,7 +35,7 @@ struct TapDot {
   const int64_t* offsets;  // [taps]
   A* sums;                 // [taps][sum_step], a vector each
   int64_t taps, sum_step;
-  int64_t count, step;
+  int64_t count, dz_step, src_step, vectors;
 };
 template <typename A>
 void tap_dot(const TapDot<A>& dot);

@@ -1,0 +1,152 @@
+// Max, min and average pooling of planes (NCHW) with one output each: global pooling, one pass over
+// the input with vectors along the rows, or along the whole plane where the window covers it.
+//
+// A lane sees every kLanes-th element, so the lanes are folded by value and then by position: the
+// first of equal maxima, the last of several NaN, as if the elements had come one after another.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/buffer.h"
+#include "cpu/pool2d_rules.h"
+
+namespace torchconv::cpu {
+
+template <typename Rule, bool kCodes>
+class PoolGlobal {
+  using T = typename Rule::Element;
+  using W = WideVec<T>;
+  using Lane = typename Rule::Lane;
+  using Code = typename Rule::Code;
+  using V = typename Rule::V;
+  using C = typename Rule::C;
+  using Divisors = typename Rule::Divisors;
+  using Codes = Vec<Code>;
+  static constexpr int kLanes = Rule::kLanes;
+
+ public:
+  // A lane counts the elements of a plane.
+  static bool applies(const PoolProblem& p) {
+    return p.P == 1 && p.Q == 1 && p.dilation_h == 1 && p.dilation_w == 1 &&
+           p.H * p.W <= INT32_MAX - 2 * kLanes && !vertical_axis(p).valid_taps(0).empty() &&
+           !horizontal_axis(p).valid_taps(0).empty();
+  }
+
+  PoolGlobal(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArray selected)
+      : p_(p),
+        rule_(rule),
+        x_(x),
+        y_(y),
+        selected_(selected),
+        rows_(valid(vertical_axis(p))),
+        columns_(valid(horizontal_axis(p))) {
+    if (columns_.size() == p.W) {
+      columns_ = {columns_.begin + rows_.begin * p.W, columns_.begin + rows_.end * p.W};
+      rows_ = {0, 1};
+    }
+  }
+
+  void run(const Parallel& pool) const {
+    const int64_t bytes =
+        (rows_.size() * columns_.size() + kLanes) * static_cast<int64_t>(sizeof(T));
+    parallel_for_with_scratch(
+        pool, 0, p_.N * p_.C, pool_grain(bytes), [&](int64_t begin, int64_t end) {
+          Divisors divisors(p_, vertical_axis(p_), horizontal_axis(p_), 1);
+          const Lane* divisor = divisors.at(0);
+          const Buffer<Code> codes(kCodes ? kBatch + kLanes : 0);
+          for (int64_t i = begin; i < end;) {
+            const int64_t first = i;
+            for (const int64_t last = std::min(end, i + kBatch); i < last; i++) {
+              Code code = 0;
+              const Lane value = plane(x_ + i * p_.H * p_.W, &code);
+              y_[i] = from_wide<T>(rule_.finish_all(V{} + value, divisor)[0]);
+              if (kCodes) codes[i - first] = code;
+            }
+            if (kCodes) selected_.store(first, codes.get(), i - first);
+          }
+        });
+  }
+
+ private:
+  static constexpr int64_t kBatch = 2048;  // planes whose codes are stored together
+
+  // Elements of the window that are in the image.
+  static Range valid(const Axis& axis) {
+    const Range taps = axis.valid_taps(0);
+    return {axis.start(0) + taps.begin, axis.start(0) + taps.end};
+  }
+
+  Lane plane(const T* x, Code* code) const {
+    const int64_t origin = rows_.begin * p_.W + columns_.begin;
+    V best;
+    C at = Codes::broadcast(static_cast<Code>(origin));
+    if constexpr (Rule::kRepeats) {
+      best = rule_.prepare(W::broadcast(to_wide<T>(x[origin])));
+    } else {
+      best = V{};
+    }
+    for (int64_t h = rows_.begin; h < rows_.end; h++) {
+      const int64_t end = h * p_.W + columns_.end;
+      int64_t i = h * p_.W + columns_.begin;
+      C position = Codes::iota() + static_cast<Code>(i);
+      for (; i + kLanes <= end; i += kLanes, position += static_cast<Code>(kLanes))
+        Rule::template fold<kCodes>(&best, &at, rule_.prepare(W::load(x + i)), position);
+      if (i < end) fold_tail(x, i, end - i, position, &best, &at);
+    }
+    return fold_lanes(best, at, code);
+  }
+
+  // The lanes past the n elements repeat the last one, or add nothing.
+  TORCHCONV_INLINE void fold_tail(const T* x, int64_t i, int64_t n, C position, V* best,
+                                  C* at) const {
+    V v = W::load_partial(x + i, n);
+    if constexpr (Rule::kRepeats) {
+      const C valid = Codes::iota() < Codes::broadcast(static_cast<Code>(n));
+      const C last = Codes::broadcast(static_cast<Code>(i + n - 1));
+      v = valid ? v : W::broadcast(to_wide<T>(x[i + n - 1]));
+      position = position < last ? position : last;
+    }
+    Rule::template fold<kCodes>(best, at, rule_.prepare(v), position);
+  }
+
+  Lane fold_lanes(V values, C positions, Code* code) const {
+    Lane value[kLanes];
+    Code position[kLanes];
+    Vec<Lane>::store(value, values);
+    Codes::store(position, positions);
+    if constexpr (!Rule::kRepeats || !kCodes) {
+      for (int n = kLanes / 2; n > 0; n /= 2) {
+        for (int i = 0; i < n; i++)
+          Rule::template fold<false>(&value[i], &position[i], value[i + n], position[i + n]);
+      }
+    } else {
+      for (int i = 1; i < kLanes; i++) {
+        const Lane a = value[0], b = value[i];
+        const bool later = position[i] > position[0];
+        const bool better = b != b ? a == a || later : b > a || (b == a && !later);
+        if (better) {
+          value[0] = b;
+          position[0] = position[i];
+        }
+      }
+      *code = static_cast<Code>(named(position[0]));
+    }
+    return value[0];
+  }
+
+  // The position as it is stored: as it is, or as the offset in the window.
+  int64_t named(int64_t position) const {
+    if (selected_.kind == Selected::kIndex64) return position;
+    return (position / p_.W + p_.pad_h) * p_.S + position % p_.W + p_.pad_w;
+  }
+
+  const PoolProblem& p_;
+  Rule rule_;
+  const T* x_;
+  T* y_;
+  SelectedArray selected_;
+  Range rows_, columns_;
+};
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,122 @@
+// Max and min pooling's backward on images that stay in cache, planes (NCHW) or pixels (NHWC): each
+// output adds its gradient to the element that it selected, so an output costs the same for every
+// window and stride.
+//
+// An image is summed where it is written if its type can hold the sums, in scratch memory for
+// bfloat16 and float16. Images are shared out to threads whole, so no two threads add to one
+// element. Selections are not trusted: one that names no element of the image adds nothing.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "core/buffer.h"
+#include "cpu/pool_window.h"
+#include "cpu/simd.h"
+
+namespace torchconv::cpu {
+
+// O is the type of selections: uint8_t, uint16_t, int32_t or int64_t.
+template <typename T, typename O>
+class ScatterImages {
+  using W = WideVec<T>;
+  using Lane = Wide<T>;
+  static constexpr bool kInPlace = std::is_same_v<T, Lane>;
+  static constexpr bool kIndex = sizeof(O) == 8;
+
+ public:
+  ScatterImages(const PoolProblem& p, const T* dy, const O* selected, T* dx)
+      : p_(p),
+        dy_(dy),
+        selected_(selected),
+        dx_(dx),
+        pixels_(p.H * p.W),
+        channels_(image_channels(p)) {
+    if (kIndex) return;
+    // A code's distance from the window's first element, where the window is small enough.
+    const int64_t codes = sizeof(O) == 1 ? 256 : 0;
+    for (int64_t code = 0; code < codes; code++)
+      distances_.push_back(code < p.R * p.S ? distance(code) : nowhere());
+  }
+
+  static int64_t image_channels(const PoolProblem& p) { return runs_channels_last(p) ? p.C : 1; }
+
+  void run(const Parallel& pool) const {
+    const int64_t elements = pixels_ * channels_;
+    const int64_t image_bytes =
+        elements * static_cast<int64_t>(sizeof(Lane)) + p_.P * p_.Q * channels_ * 10;
+    parallel_for_with_scratch(pool, 0, p_.N * p_.C / channels_, pool_grain(image_bytes),
+                              [&](int64_t begin, int64_t end) {
+                                const Buffer<Lane> scratch(kInPlace ? 0 : elements);
+                                for (int64_t i = begin; i < end; i++) {
+                                  if constexpr (kInPlace) {
+                                    image(i, dx_ + i * elements);
+                                  } else {
+                                    image(i, scratch.get());
+                                    narrow(scratch.get(), dx_ + i * elements);
+                                  }
+                                }
+                              });
+  }
+
+ private:
+  // Far enough below 0 that no window's start brings it back into the plane.
+  static constexpr int64_t nowhere() { return INT64_MIN / 2; }
+
+  int64_t distance(int64_t code) const {
+    const int64_t r = code / p_.S, s = code % p_.S;
+    const Axis h = {p_.H, p_.P, p_.R, p_.stride_h, p_.pad_h, p_.dilation_h};
+    const Axis w = {p_.W, p_.Q, p_.S, p_.stride_w, p_.pad_w, p_.dilation_w};
+    if (r > (h.size - 1 + h.pad) / h.dilation || s > (w.size - 1 + w.pad) / w.dilation)
+      return nowhere();
+    return r * p_.dilation_h * p_.W + s * p_.dilation_w;
+  }
+
+  void image(int64_t i, Lane* dx) const {
+    std::fill_n(dx, pixels_ * channels_, Lane{0});
+    int64_t out = i * p_.P * p_.Q * channels_;
+    for (int64_t out_p = 0; out_p < p_.P; out_p++) {
+      int64_t start = (out_p * p_.stride_h - p_.pad_h) * p_.W - p_.pad_w;
+      if (channels_ == 1) {
+        for (int64_t q = 0; q < p_.Q; q++, out++, start += p_.stride_w) add(out, start, 1, dx);
+      } else {
+        for (int64_t q = 0; q < p_.Q; q++, start += p_.stride_w) {
+          for (int64_t c = 0; c < channels_; c++, out++) add(out, start, channels_, dx + c);
+        }
+      }
+    }
+  }
+
+  // Adds output `out` of a window whose first element is pixel `start`.
+  TORCHCONV_INLINE void add(int64_t out, int64_t start, int64_t channels, Lane* dx) const {
+    int64_t at;
+    if constexpr (kIndex) {
+      at = selected_[out];
+    } else if constexpr (sizeof(O) == 1) {
+      at = start + distances_[selected_[out]];
+    } else {
+      const int64_t code = selected_[out];
+      at = code >= 0 && code < p_.R * p_.S ? start + distance(code) : -1;
+    }
+    if (static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels_))
+      dx[at * channels] += to_wide<T>(dy_[out]);
+  }
+
+  void narrow(const Lane* from, T* to) const {
+    constexpr int kLanes = W::kLanes;
+    const int64_t n = pixels_ * channels_;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) W::store(to + i, W::Registers::load(from + i));
+    if (i < n) W::store_partial(to + i, W::Registers::load_partial(from + i, n - i), n - i);
+  }
+
+  const PoolProblem& p_;
+  const T* dy_;
+  const O* selected_;
+  T* dx_;
+  int64_t pixels_, channels_;  // of an image: in NCHW each plane is one
+  std::vector<int64_t> distances_;
+};
+
+}  // namespace torchconv::cpu
