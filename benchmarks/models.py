@@ -14,6 +14,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -112,7 +113,7 @@ def measure(
         allowed = max(SLACK * peers, LEAST)
         if not worst <= allowed:
             reason = f"torchconv's relative error is {worst:.1e}, above {allowed:.1e}"
-            return report.Result(**{**vars(row), "failure": reason})
+            return replace(row, failure=reason)
         times = timing.interleave(list(calls.values()), budget, min_rounds)
     timings = dict(zip(calls, times, strict=True))
 
@@ -121,8 +122,9 @@ def measure(
 
     extra = {" ".join(key): 1e3 * value.median for key, value in timings.items()}
     rate = batch / better(ours).median
-    measured = {"ours": better(ours), "peer": better(peer), "rate": rate, "unit": "images/s"}
-    return report.Result(**{**vars(row), **measured, "extra": extra})
+    return replace(
+        row, ours=better(ours), peer=better(peer), rate=rate, unit="images/s", extra=extra
+    )
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

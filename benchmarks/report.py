@@ -85,6 +85,8 @@ def rows_table(report: Report, style: str = "simple") -> str:
             cells[f"{library} ms"] = "" if timing is None else _number(timing.median * 1e3, 4)
         ratio = result.ratio
         cells["ratio"] = "failed" if ratio is None else f"{ratio:.2f}"
+        timings = [timing for timing in (result.ours, result.peer) if timing is not None]
+        cells["spread"] = f"{max(t.spread for t in timings):.0%}" if timings else ""
         cells |= {name: _number(result.extra.get(name), 4) for name in report.columns}
         cells["rate"] = f"{_number(result.rate)} {result.unit}" if result.rate else ""
         fraction = result.floor_fraction
@@ -150,8 +152,11 @@ def failures_list(report: Report) -> str:
 
 def as_text(report: Report) -> str:
     """What is printed at the end of a run."""
-    meaning = f"Ratio: {report.peer} time / torchconv time, above 1 torchconv is faster."
-    parts = [rows_table(report), f"{meaning} Geometric means:", means_table(report)]
+    meaning = (
+        f"Ratio: {report.peer} time / torchconv time, above 1 torchconv is faster. "
+        "Spread: distance of the quartiles over the median, the larger of the two."
+    )
+    parts = [rows_table(report), f"{meaning}\nGeometric means of the ratios:", means_table(report)]
     if report.failures:
         parts.append("Not timed:\n" + failures_list(report))
     parts.append("\n".join(f"{key}: {value}" for key, value in report.machine.items()))
@@ -162,8 +167,9 @@ def as_markdown(report: Report) -> str:
     machine = tabulate(list(report.machine.items()), ["", ""], tablefmt="github")
     parts = [
         f"# {report.title}",
-        f"Ratio is {report.peer}'s time over torchconv's: above 1, torchconv is faster. `of floor` "
-        "is the machine's measured floor over our time. How it is measured: "
+        f"Ratio is {report.peer}'s time over torchconv's: above 1, torchconv is faster. "
+        "`of floor` is the machine's measured floor over our time, `spread` the distance of the "
+        "quartiles over the median, the larger of the two libraries'. How it is measured: "
         "[README](../README.md).",
         "## Geometric means of the ratios",
         means_table(report, "github"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -99,6 +99,18 @@ def applicable(problem: Problem, pass_name: str, peer: Peer) -> bool:
     return pass_name == FORWARD or peer.differentiable
 
 
+def verdict(library: str, errors: dict[str, float], case: Case, slack: float = 1.0) -> str:
+    """Why a result must not be timed; empty for a right one."""
+    for name, error in errors.items():
+        allowed = slack * reference.tolerance(case.problem, name, getattr(torch, case.dtype))
+        if not error <= allowed:  # a NaN too
+            return (
+                f"{library} is wrong: {name} has a relative error of {error:.1e}, "
+                f"above {allowed:.1e}"
+            )
+    return ""
+
+
 def measure(
     case: Case,
     passes: Sequence[str],
@@ -110,7 +122,7 @@ def measure(
 ) -> Iterator[report.Result]:
     """Check every pass of one case against the reference, then time those that are right."""
     problem = case.problem
-    base = report.Result(
+    row = report.Result(
         problem.group, str(problem), problem.kind, case.dtype, case.layout, "", note=problem.note
     )
     calls: dict[tuple[str, str], Call] = {}
@@ -122,33 +134,29 @@ def measure(
             try:
                 with torch.set_grad_enabled(pass_name != FORWARD):
                     call, names = case.call(operator, pass_name)
-                    results = dict(zip(names, call(), strict=True))
-            except (RuntimeError, NotImplementedError) as error:
+                    candidates[f"{library.name} {pass_name}"] = dict(
+                        zip(names, call(), strict=True)
+                    )
+            except (RuntimeError, TypeError, ValueError) as error:
                 refusals[pass_name] = f"{library.name} refused: {str(error).splitlines()[0]}"
                 continue
             calls[library.name, pass_name] = call
-            candidates[f"{library.name} {pass_name}"] = results
     dz = None if all(pass_name == FORWARD for pass_name in passes) else case.dz
     errors = reference.relative_errors(problem, case.x, case.w, case.b, dz, candidates)
     candidates.clear()
     for pass_name in passes:
-        row = {**vars(base), "pass_name": pass_name}
+        row = replace(row, pass_name=pass_name)
         if pass_name in refusals:
-            yield report.Result(**{**row, "failure": refusals[pass_name]})
+            yield replace(row, failure=refusals[pass_name])
             continue
-        failure = ""
-        largest = []
-        for library, slack in ((ours, 1), (peer, PEER_SLACK)):
-            found = errors[f"{library.name} {pass_name}"]
-            largest.append(max(found.values()))
-            for name, measured in found.items():
-                allowed = slack * reference.tolerance(problem, name, getattr(torch, case.dtype))
-                if not measured <= allowed:
-                    failure += f"{library.name} is wrong: {name} has a relative error of "
-                    failure += f"{measured:.1e}, above {allowed:.1e}. "
-        row |= {"error": largest[0], "peer_error": largest[1], "failure": failure.strip()}
+        found = [errors[f"{library.name} {pass_name}"] for library in (ours, peer)]
+        failure = verdict(ours.name, found[0], case) or verdict(
+            peer.name, found[1], case, PEER_SLACK
+        )
+        worst, peers_worst = (max(each.values()) for each in found)
+        checked = replace(row, error=worst, peer_error=peers_worst, failure=failure)
         if failure:
-            yield report.Result(**row)
+            yield checked
             continue
         with torch.set_grad_enabled(pass_name != FORWARD):
             pair = [calls[ours.name, pass_name], calls[peer.name, pass_name]]
@@ -158,16 +166,14 @@ def measure(
         moved = counts.minimal_bytes(problem, pass_name, case.x.element_size())
         # Comparisons and additions of pooling are no floor: running maxima need far fewer.
         least = floor.seconds(0 if problem.pooling else operations, moved, case.dtype)
-        yield report.Result(
-            **{
-                **row,
-                "ours": times[0],
-                "peer": times[1],
-                "rate": (moved if problem.pooling else operations) / seconds / 1e9,
-                "unit": "GB/s" if problem.pooling else "GFLOP/s",
-                "floor_fraction": least / seconds,
-                "extra": {"operations": operations, "bytes": moved, "floor_ms": 1e3 * least},
-            }
+        yield replace(
+            checked,
+            ours=times[0],
+            peer=times[1],
+            rate=(moved if problem.pooling else operations) / seconds / 1e9,
+            unit="GB/s" if problem.pooling else "GFLOP/s",
+            floor_fraction=least / seconds,
+            extra={"operations": operations, "bytes": moved, "floor_ms": 1e3 * least},
         )
 
 

@@ -24,6 +24,11 @@ class Timing:
     third_quartile: float
     rounds: int
 
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles over the median: above a fifth, the machine was not quiet."""
+        return (self.third_quartile - self.first_quartile) / self.median
+
     @classmethod
     def of(cls, samples: Sequence[float]) -> Timing:
         if len(samples) == 1:

@@ -85,6 +85,7 @@ def test_same_seed_gives_the_same_parameters() -> None:
     assert torch.equal(ours.bias, theirs.bias)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("padding", [0, 1, (2, 1), "valid", "same"])
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -250,6 +251,8 @@ def test_unknown_activation_is_refused_at_construction() -> None:
     for name in ("swish", "none", "ReLU", torch.nn.ReLU(), 1):
         with pytest.raises(ValueError, match="activation must be None or one of"):
             nn.Conv2d(3, 4, 3, activation=name)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="activation must be None or one of"):
+            nn.LazyConv2d(4, 3, activation=name)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         nn.Conv2d(3, 4, 3, 1, 0, 1, 1, True, "zeros", None, None, "relu")  # type: ignore[misc]
 

@@ -122,7 +122,8 @@ def _open(name: str, root: Path, prebuilt: Path) -> Path:
     except OSError as error:
         raise BuildError(
             f"{path} was just built, but cannot be opened: {error}",
-            "compile with the C++ compiler and libraries of the system that runs Python",
+            "compile with the C++ compiler of the system that runs Python; if the folder does not "
+            "allow code to run (noexec), set TORCHCONV_CACHE_DIR to another",
         ) from error
     return path
 

@@ -44,6 +44,12 @@ for _name in ("avg_pool2d", "conv2d", "max_pool2d", "min_pool2d"):
     torch.fx.wrap(_name)
 
 
+def _check_activation(activation: str | None) -> None:
+    """As torchconv.functional does at the call, but where the wrong name was given."""
+    if activation is not None and activation not in ACTIVATIONS[1:]:
+        raise ValueError(f"activation must be None or one of {ACTIVATIONS[1:]}, got {activation!r}")
+
+
 class Conv2d(torch.nn.Conv2d):
     """torch.nn.Conv2d over (N, C, H, W) or (C, H, W), with these additions.
 
@@ -79,10 +85,7 @@ class Conv2d(torch.nn.Conv2d):
         activation: str | None = None,
         flip_kernel: bool = False,
     ) -> None:
-        if activation is not None and activation not in ACTIVATIONS[1:]:
-            raise ValueError(
-                f"activation must be None or one of {ACTIVATIONS[1:]}, got {activation!r}"
-            )
+        _check_activation(activation)
         # torch.nn's constructor refuses 'same' with a stride; how much to pad then depends on the
         # input, so nothing that it prepares for 'same' would serve.
         same = isinstance(padding, str) and padding == "same"
@@ -143,10 +146,10 @@ class Conv2d(torch.nn.Conv2d):
         return self._reversed_padding_repeated_twice
 
 
-class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
+class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
     """`Conv2d` that takes in_channels from its first input, as torch.nn.LazyConv2d does."""
 
-    cls_to_become = Conv2d  # type: ignore[assignment]
+    cls_to_become = Conv2d
 
     def __init__(
         self,
@@ -164,6 +167,7 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):
         activation: str | None = None,
         flip_kernel: bool = False,
     ) -> None:
+        _check_activation(activation)
         super().__init__(
             out_channels,
             kernel_size,

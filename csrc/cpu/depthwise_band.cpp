@@ -42,6 +42,7 @@ DepthwiseBand::DepthwiseBand(const ConvView& view, bool along_pixels, int64_t el
   band = (view.I + bands - 1) / bands;
   bands = (view.I + band - 1) / band;
   rows_ = band + halo;
+  next_band_ = std::min(view.H, band * view.step_h) * view.src.row;
   plane_ = rows_ * width * lanes + vector_lanes;
   size = view.C * phases_h_ * phases_w_ * plane_;
   for (int64_t phase = 0; phase < phases_w_; ++phase) {

@@ -39,6 +39,7 @@ struct DepthwiseBand {
 
  private:
   int64_t first_h_, phases_h_, phases_w_, rows_;
+  int64_t next_band_;  // in memory, where pixels are neighbours
   int64_t plane_;  // of one phase: its rows and a vector, which the last row may overrun
   std::vector<Range> ranges_;          // [phase_w]: positions inside the image
   std::vector<int64_t> first_column_;  // [phase_w]: source offset of position 0
@@ -76,6 +77,10 @@ void DepthwiseBand::fill(const ConvView& view, const T* src, int64_t block, int6
           }
           const T* from = src + h * view.src.row + first_column_[phase_w];
           if (pixels) {
+            // Planes are often shorter than a page, at whose end the hardware prefetcher stops.
+            if (phase_w == 0 && step == 1)
+              for (int64_t i = 0; i < view.W; i += 64 / static_cast<int64_t>(sizeof(T)))
+                __builtin_prefetch(from + next_band_ + i);
             copy_padded_row(dst, from, step, range.begin, range.end, width);
             continue;
           }

@@ -50,7 +50,7 @@ class PixelsBackward {
         ceil_div(std::min(p_.R, p_.H), p_.stride_h) * ceil_div(std::min(p_.S, p_.W), p_.stride_w);
     const int64_t row_bytes = p_.W * vectors * static_cast<int64_t>(sizeof(T)) * (taps + 2);
     parallel_for(pool, 0, p_.N * p_.H, pool_grain(row_bytes), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) input_row(i / p_.H, i % p_.H);
+      for (int64_t i = begin; i < end; i++) input_row(i / p_.H, i % p_.H, dx_ + end * p_.W * p_.C);
     });
   }
 
@@ -62,7 +62,7 @@ class PixelsBackward {
     Lane divisor;
   };
 
-  void input_row(int64_t n, int64_t h) const {
+  void input_row(int64_t n, int64_t h, const T* dx_end) const {
     const bool one_row_factor = kAverage && one_factor(rows_, h, row_factors_);
     for (int64_t w = 0; w < p_.W; w++) {
       Pixel pixel = {n, h, w, true, Lane{1}};
@@ -70,7 +70,7 @@ class PixelsBackward {
         pixel.one_divisor = one_row_factor && one_column_factor_[static_cast<size_t>(w)];
         pixel.divisor = divisor(*rows_.begin(h), *columns_.begin(w));
       }
-      channels(pixel, dx_ + ((n * p_.H + h) * p_.W + w) * p_.C);
+      channels(pixel, dx_ + ((n * p_.H + h) * p_.W + w) * p_.C, dx_end);
     }
   }
 
@@ -89,11 +89,23 @@ class PixelsBackward {
                              column_factors_[static_cast<size_t>(column.output)]);
   }
 
-  void channels(const Pixel& pixel, T* dx) const {
+  void channels(const Pixel& pixel, T* dx, const T* dx_end) const {
     int64_t c = 0;
     for (; c + 4 * kLanes <= p_.C; c += 4 * kLanes) gather<4, false>(pixel, c, kLanes, dx);
     for (; c + kLanes <= p_.C; c += kLanes) gather<1, false>(pixel, c, kLanes, dx);
-    if (c < p_.C) gather<1, true>(pixel, c, p_.C - c, dx);
+    if (c == p_.C) return;
+    // The last vector spills into the next pixel, which is written after it, but not past dx_end;
+    // and it may read what follows the channels, but not past the tensor.
+    const bool reads = rows_.count(pixel.h) > 0 && columns_.count(pixel.w) > 0;
+    const int64_t last = reads ? (pixel.n * p_.P + (rows_.end(pixel.h) - 1)->output) * p_.Q +
+                                     (columns_.end(pixel.w) - 1)->output
+                               : 0;
+    const int64_t readable = (p_.N * p_.P * p_.Q - last) * p_.C - c;
+    if (dx_end - (dx + c) >= kLanes && (!reads || readable >= kLanes)) {
+      gather<1, false>(pixel, c, kLanes, dx);
+    } else {
+      gather<1, true>(pixel, c, p_.C - c, dx);
+    }
   }
 
   template <int kVectors, bool kPartial>

@@ -34,19 +34,20 @@ class PoolPixels {
         selected_(selected),
         vertical_(vertical_axis(p)),
         horizontal_(horizontal_axis(p)),
-        steps_(CodeSteps::choose<Code>(p, selected.kind)) {}
+        steps_(CodeSteps::choose<Code>(p, selected.kind)),
+        x_end_(x + p.N * p.H * p.W * p.C) {}
 
   void run(const Parallel& pool) {
     const int64_t vectors = ceil_div(p_.C, kLanes) * kLanes;
     const int64_t taps = std::min(p_.R, p_.H) * std::min(p_.S, p_.W);
     const int64_t row_bytes = p_.Q * vectors * static_cast<int64_t>(sizeof(T)) * (taps / 2 + 2);
-    parallel_for_with_scratch(pool, 0, p_.N * p_.P, pool_grain(row_bytes),
-                              [&](int64_t begin, int64_t end) {
-                                Divisors divisors(p_, vertical_, horizontal_, p_.Q);
-                                CodeBuffer codes(p_.C);
-                                for (int64_t i = begin; i < end; i++)
-                                  output_row(i, divisors.at(i % p_.P), &codes);
-                              });
+    parallel_for_with_scratch(
+        pool, 0, p_.N * p_.P, pool_grain(row_bytes), [&](int64_t begin, int64_t end) {
+          Divisors divisors(p_, vertical_, horizontal_, p_.Q);
+          CodeBuffer codes(p_.C);
+          for (int64_t i = begin; i < end; i++)
+            output_row(i, divisors.at(i % p_.P), y_ + end * p_.Q * p_.C, &codes);
+        });
   }
 
  private:
@@ -66,7 +67,7 @@ class PoolPixels {
     int64_t held = 0;
   };
 
-  void output_row(int64_t row, const Lane* divisors, CodeBuffer* codes) const {
+  void output_row(int64_t row, const Lane* divisors, const T* y_end, CodeBuffer* codes) const {
     const int64_t n = row / p_.P, out_p = row % p_.P;
     const Range r = vertical_.valid_taps(out_p);
     const int64_t h = vertical_.start(out_p) + r.begin * p_.dilation_h;
@@ -93,7 +94,7 @@ class PoolPixels {
       window.code_column_step = static_cast<Count>(steps_.index ? dilation_w : 1);
       window.first = x_ + ((n * p_.H + h) * p_.W + w) * p_.C;
       window.code = static_cast<Count>(steps_.index ? h * p_.W + w : r.begin * p_.S + s.begin);
-      channels(window, divisors + q, out, pixel_codes);
+      channels(window, divisors + q, out, y_end, pixel_codes);
     }
     if (kCodes) flush(row, p_.Q - codes->held / p_.C, codes);
   }
@@ -115,7 +116,8 @@ class PoolPixels {
     codes->held = 0;
   }
 
-  void channels(const Window& window, const Lane* divisor, int64_t out, Code* codes) const {
+  void channels(const Window& window, const Lane* divisor, int64_t out, const T* y_end,
+                Code* codes) const {
     constexpr int kUnroll = Rule::kUnroll;
     int64_t c = 0;
     if constexpr (kUnroll > 1) {
@@ -124,7 +126,16 @@ class PoolPixels {
     }
     for (; c + kLanes <= p_.C; c += kLanes)
       fold_window<1, false>(window, c, divisor, out, codes + c, kLanes);
-    if (c < p_.C) fold_window<1, true>(window, c, divisor, out, codes + c, p_.C - c);
+    if (c == p_.C) return;
+    // The last vector spills into the next pixel, which is written after it, but not past y_end;
+    // and it may read what follows the channels, but not past the tensor.
+    const T* last = window.first + (window.rows - 1) * window.row_step +
+                    (window.columns - 1) * window.column_step + c;
+    if (y_end - (y_ + out + c) >= kLanes && x_end_ - last >= kLanes) {
+      fold_window<1, false>(window, c, divisor, out, codes + c, kLanes);
+    } else {
+      fold_window<1, true>(window, c, divisor, out, codes + c, p_.C - c);
+    }
   }
 
   template <int kVectors, bool kPartial>
@@ -181,6 +192,7 @@ class PoolPixels {
   SelectedArray selected_;
   Axis vertical_, horizontal_;
   CodeSteps steps_;
+  const T* x_end_;
 };
 
 }  // namespace torchconv::cpu
