@@ -20,9 +20,16 @@ from types import ModuleType
 from typing import Any
 
 import setuptools
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # with --no-build-isolation it is whatever is installed
+    raise SystemExit(
+        f"torchconv needs setuptools 77 or later to build, and this is {setuptools.__version__}: "
+        "pip install --upgrade setuptools"
+    ) from None
 
 ROOT = Path(__file__).resolve().parent
 

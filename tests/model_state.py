@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 
 def classes(model: nn.Module) -> list[type]:
+    """Of the model and everything in it, outside in."""
     return [type(m) for m in model.modules()]
 
 
@@ -59,6 +60,7 @@ def assert_same_step(model: nn.Module, x: Tensor, expected: tuple[Tensor, ...]) 
 
 
 def calls(model: nn.Module, x: Tensor) -> DispatchLog:
+    """The operators of one forward pass."""
     with DispatchLog() as log, torch.no_grad():
         model(x)
     return log

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -396,7 +397,9 @@ def run(code: str) -> str:
 
 
 def _quantized(t: Tensor) -> Tensor:
-    return torch.quantize_per_tensor(t, 0.1, 0, torch.quint8)
+    with warnings.catch_warnings():  # deprecated, and still a tensor that somebody may pass
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(t, 0.1, 0, torch.quint8)
 
 
 UNUSUAL: dict[str, Callable[[Tensor], Any]] = {

@@ -361,13 +361,13 @@ def test_copies_and_files(make: Any) -> None:
 
 @torch.no_grad()
 def test_pickle_from_before_an_attribute_existed() -> None:
-    layer = nn.Conv2d(3, 4, 3, padding=1)
-    x = torch.randn(1, 3, 5, 5)
+    layer = nn.Conv2d(3, 4, 3, padding=1).double()
+    x = torch.randn(1, 3, 5, 5, dtype=torch.double)
     for name in ("activation", "flip_kernel", "padding_mode"):
         del vars(layer)[name]
     old = pickle.loads(pickle.dumps(layer))
     assert (old.activation, old.flip_kernel, old.padding_mode) == (None, False, "zeros")
-    assert_accurate(old(x).double(), F.conv2d(x, layer.weight, layer.bias, padding=1).double())
+    assert_accurate(old(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
 
 
 def test_state_dict_goes_both_ways() -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from dispatch_log import DispatchLog
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 import torchconv
 
@@ -294,9 +295,12 @@ class Functional(nn.Module):
         return F.avg_pool2d(F.max_pool2d(self.second(y), kernel_size=3, stride=2), 2)
 
 
-def step(model: nn.Module, image: Tensor) -> list[Tensor]:
+def step(
+    model: nn.Module, image: Tensor, forward: Callable[[Tensor], Tensor] | None = None
+) -> list[Tensor]:
+    """The output and the parameters' gradients, with the model called by `forward`."""
     model.zero_grad()
-    y = model(image)
+    y = (forward or model)(image)
     y.square().sum().backward()
     return [y.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
@@ -320,6 +324,25 @@ def test_backward_outside_the_block() -> None:
     with DispatchLog() as log:
         y.sum().backward()
     assert "torchconv::conv2d_backward" in log.names and not log.from_torch()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointed_code(use_reentrant: bool) -> None:
+    """The recomputation sees the patch if that is part of what is checkpointed."""
+    model, image = Functional().double(), torch.randn(2, 3, 32, 32, dtype=torch.double)
+
+    def block(image: Tensor) -> Tensor:
+        with torchconv.patch():
+            y: Tensor = model(image)
+        return y
+
+    expected = step(model, image)
+    image.requires_grad_()
+    with DispatchLog() as log:
+        actual = step(model, image, lambda x: checkpoint(block, x, use_reentrant=use_reentrant))
+    assert log.count("conv2d") == 4 and not log.from_torch()
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
 
 
 @pytest.mark.parametrize("inside", [True, False])

@@ -31,7 +31,8 @@ class patch(TorchFunctionMode):
     and devices without a torchconv kernel go on to PyTorch unchanged.
 
     It nests, and holds for the current thread only. A backward pass uses what its forward pass
-    used, inside or outside the `with`.
+    used, inside or outside the `with`. Code under torch.utils.checkpoint runs again in backward,
+    where PyTorch has no mode on: open the `with` inside the function that is checkpointed.
     """
 
     def __torch_function__(

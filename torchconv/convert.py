@@ -49,7 +49,7 @@ def convert(model: _Model) -> _Model:
     functions that they call), layers whose `forward` was replaced on the instance, layers with
     parameters other than float16, bfloat16, float32 and float64, scripted and quantized modules,
     and layers that carry an attribute `activation` or `flip_kernel` of somebody else's.
-    Converting twice does nothing.
+    Converting twice does nothing. Script a model (torch.jit.script) before, or after `restore`.
     """
     for module in _modules(model):
         ours = _OURS.get(_layer_class(module))

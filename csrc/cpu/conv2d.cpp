@@ -21,6 +21,8 @@ namespace {
 constexpr int64_t kNarrowGroup = 8;
 // So would this few filters; there the vector runs along pixels in either layout.
 constexpr int64_t kFewFilters = 4;
+// Several taps share a band of the source, which one tap would only copy.
+constexpr int64_t kFewChannels = 8;
 
 enum class GatherAlgorithm { kMatrixProduct, kNarrowAlongPixels, kNarrowAlongChannels };
 
@@ -29,8 +31,9 @@ GatherAlgorithm gather_algorithm(const ConvView& v) {
   if (v.groups > 1 && std::max(v.C, v.K) <= kNarrowGroup)
     return v.src_pixels_contiguous() ? GatherAlgorithm::kNarrowAlongPixels
                                      : GatherAlgorithm::kNarrowAlongChannels;
-  const int64_t most = v.src_pixels_contiguous() && v.C <= kNarrowGroup ? kNarrowGroup : kFewFilters;
-  if (v.groups == 1 && v.K <= most) return GatherAlgorithm::kNarrowAlongPixels;
+  if (v.groups == 1 && (v.src_pixels_contiguous() ? v.taps.size() > 1 || v.C <= kFewChannels || v.K <= kNarrowGroup
+                                                  : v.K <= kFewFilters))
+    return GatherAlgorithm::kNarrowAlongPixels;
   return GatherAlgorithm::kMatrixProduct;
 }
 
@@ -54,7 +57,7 @@ void gather(const ConvView& view, const T* src, const T* w, const T* bias,
 template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   GatherAlgorithm algorithm = gather_algorithm(view);
-  if (view.groups == 1 && (view.C > kNarrowGroup || !view.src_pixels_contiguous()))
+  if (view.groups == 1 && (std::max(view.C, view.K) > kNarrowGroup || !view.src_pixels_contiguous()))
     algorithm = GatherAlgorithm::kMatrixProduct;
   if (algorithm != GatherAlgorithm::kMatrixProduct) {
     const DepthwiseBand band = depthwise_band<T>(view, algorithm);

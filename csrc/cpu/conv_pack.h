@@ -238,11 +238,50 @@ TORCHCONV_INLINE void pack_channel_row(const ConvView& view, const ReductionBloc
 
 // ---- Plain matrices.
 
+// One step of a square transposition in registers: blocks of kStep lanes of rows i and i + kStep
+// change places.
+template <int kStep, typename Type, int... I>
+TORCHCONV_INLINE void exchange_blocks(Type& a, Type& b, std::integer_sequence<int, I...>) {
+  constexpr int kN = sizeof...(I);
+  const Type low = shuffle<((I / kStep) % 2 == 0 ? I : kN + I - kStep)...>(a, b);
+  const Type high = shuffle<((I / kStep) % 2 == 0 ? I + kStep : kN + I)...>(a, b);
+  a = low;
+  b = high;
+}
+
+template <int kStep, typename Type, int kN>
+TORCHCONV_INLINE void transpose_steps(Type (&rows)[kN]) {
+  if constexpr (kStep < kN) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kN; ++i)
+      if ((i / kStep) % 2 == 0)
+        exchange_blocks<kStep>(rows[i], rows[i + kStep], std::make_integer_sequence<int, kN>());
+    transpose_steps<2 * kStep>(rows);
+  }
+}
+
 // dst[c*dst_stride + r] = src[r*src_stride + c] for r < rows, c < columns.
 template <typename T>
 void pack_transposed(const T* src, int64_t src_stride, int64_t rows, int64_t columns, Wide<T>* dst,
                      int64_t dst_stride) {
-  for (int64_t r = 0; r < rows; ++r)
+  using V = WideVec<T>;
+  constexpr int kL = V::kLanes;
+  int64_t r = 0;
+  for (; r + kL <= rows; r += kL) {
+    int64_t c = 0;
+    for (; c + kL <= columns; c += kL) {
+      typename V::Type tile[kL];
+#pragma GCC unroll 16
+      for (int i = 0; i < kL; ++i) tile[i] = V::load(src + (r + i) * src_stride + c);
+      transpose_steps<1>(tile);
+#pragma GCC unroll 16
+      for (int i = 0; i < kL; ++i) V::Registers::store(dst + (c + i) * dst_stride + r, tile[i]);
+    }
+    for (; c < columns; ++c)
+      for (int64_t i = r; i < r + kL; ++i)
+        dst[c * dst_stride + i] = to_wide(src[i * src_stride + c]);
+  }
+  for (; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) dst[c * dst_stride + r] = to_wide(src[r * src_stride + c]);
 }
 
@@ -257,23 +296,36 @@ inline void weight_offsets(const ConvView& view, const ReductionBlock& block, bo
           (block.c0 + c) * view.weight_c + view.taps[block.t0 + t].weight;
 }
 
+// Calls f(k, n) on the runs [k, k + n) of terms that are neighbours in memory.
+template <typename F>
+TORCHCONV_INLINE void for_weight_runs(const int64_t* offsets, int64_t depth, F&& f) {
+  for (int64_t k = 0; k < depth;) {
+    int64_t n = 1;
+    while (k + n < depth && offsets[k + n] == offsets[k] + n) ++n;
+    f(k, n);
+    k += n;
+  }
+}
+
 // [rows][kARow] from the filters at w, weight_k apart.
 template <typename T>
 void pack_weight_rows(const T* w, int64_t weight_k, const int64_t* offsets, int64_t depth,
                       int64_t rows, Wide<T>* dst) {
-  for (int64_t m = 0; m < rows; ++m)
-    for (int64_t k = 0; k < depth; ++k)
-      dst[m * kARow<Wide<T>> + k] = to_wide(w[m * weight_k + offsets[k]]);
+  for_weight_runs(offsets, depth, [&](int64_t k, int64_t n) {
+    for (int64_t m = 0; m < rows; ++m)
+      copy_wide(dst + m * kARow<Wide<T>> + k, w + m * weight_k + offsets[k], n);
+  });
 }
 
 // A panel [depth][width] of `columns` filters, padded with zeros to its width.
 template <typename T>
 void pack_weight_panel(const T* w, int64_t weight_k, const int64_t* offsets, int64_t depth,
                        int64_t columns, int64_t width, Wide<T>* dst) {
-  for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t n = 0; n < columns; ++n) dst[k * width + n] = to_wide(w[n * weight_k + offsets[k]]);
+  for_weight_runs(offsets, depth, [&](int64_t k, int64_t n) {
+    pack_transposed(w + offsets[k], weight_k, columns, n, dst + k * width, width);
+  });
+  for (int64_t k = 0; k < depth; ++k)
     for (int64_t n = columns; n < width; ++n) dst[k * width + n] = 0;
-  }
 }
 
 }  // namespace torchconv::cpu

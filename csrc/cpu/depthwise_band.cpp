@@ -9,7 +9,7 @@ DepthwiseBand::DepthwiseBand(const ConvView& view, bool along_pixels, int64_t el
                              int64_t vector_lanes)
     : fits(false), pixels(along_pixels) {
   // Bands are cut to stay in the first-level cache (one plane) or the second.
-  const int64_t budget = (pixels && view.C == 1 ? 32 << 10 : 96 << 10) / element_size;
+  const int64_t budget = (pixels && view.C == 1 ? 32 << 10 : 384 << 10) / element_size;
   const int64_t most = (512 << 10) / element_size;
   const int64_t channels = view.groups * view.K;
   lanes = pixels ? 1 : channels > vector_lanes && view.C == 1 ? 2 * vector_lanes : vector_lanes;

@@ -22,7 +22,7 @@ class DepthwiseGather {
   static constexpr int64_t kL = kLanes<A>;
 
   DepthwiseGather(const ConvView& view, const DepthwiseBand& band, const T* src, const T* w,
-                  const T* bias, const Epilogue<T>& epilogue)
+                  const T* bias, const Epilogue<T>& epilogue, const Parallel& pool)
       : view_(view),
         band_(band),
         src_(src),
@@ -30,35 +30,58 @@ class DepthwiseGather {
         terms_(view.terms()),
         channels_(view.groups * view.K),
         padded_(band.blocks * (band.pixels ? view.K : band.lanes)),
-        weights_(terms_ * padded_),
+        blocks_(band.pixels && view.K >= kFewRows ? ceil_div(terms_, kDepth) : 0),
+        weights_(blocks_ > 0 ? blocks_ * padded_ * kARow<A> : terms_ * padded_),
         bias_(padded_) {
-    const int64_t taps = static_cast<int64_t>(view.taps.size());
-    for (int64_t channel = 0; channel < padded_; ++channel) {
-      const bool exists = channel < channels_;
-      bias_[channel] = bias != nullptr && exists ? to_wide(bias[channel]) : A{0};
-      const T* filter =
-          w + channel / view.K * view.weight_group + channel % view.K * view.weight_k;
-      for (int64_t term = 0; term < terms_; ++term)
-        weights_[band.pixels ? channel * terms_ + term : term * padded_ + channel] =
-            exists ? to_wide(filter[term / taps * view.weight_c + view.taps[term % taps].weight])
-                   : A{0};
-    }
+    for (int64_t channel = 0; channel < padded_; ++channel)
+      bias_[channel] = bias != nullptr && channel < channels_ ? to_wide(bias[channel]) : A{0};
+    // [c][t], the order of the band's offsets
+    std::vector<int64_t> offsets(static_cast<size_t>(terms_));
+    weight_offsets(view, {0, view.C, 0, static_cast<int64_t>(view.taps.size())}, true,
+                   offsets.data());
+    const WorkSplit split(padded_, 4.0 * static_cast<double>(terms_));
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+      for (int64_t channel = begin; channel < end; ++channel) {
+        if (channel >= channels_) {
+          for (int64_t term = 0; term < terms_; ++term) weights_[weight_at(channel, term)] = 0;
+          continue;
+        }
+        const T* filter =
+            w + channel / view.K * view.weight_group + channel % view.K * view.weight_k;
+        for (int64_t b = 0; b < blocks_; ++b)
+          pack_weight_rows(filter, 0, offsets.data() + b * kDepth,
+                           std::min(kDepth, terms_ - b * kDepth), 1,
+                           weights_.get() + weight_at(channel, b * kDepth));
+        if (blocks_ == 0)
+          for (int64_t term = 0; term < terms_; ++term)
+            weights_[weight_at(channel, term)] = to_wide(filter[offsets[term]]);
+      }
+    });
   }
 
   void run(const Parallel& pool) {
-    const int64_t tasks = view_.N * band_.bands * band_.blocks;
-    const int64_t out_size =
+    // A small image with many filters is cut by filters too, at the price of copying it again.
+    int64_t pieces = 1;
+    if (blocks_ > 0)
+      pieces = std::min(ceil_div(kTasksWanted, band_.bands * band_.blocks),
+                        ceil_div(view_.K, kFiltersPerTask));
+    const int64_t piece = ceil_div(view_.K, pieces);
+    pieces = ceil_div(view_.K, piece);
+    const int64_t tasks = view_.N * band_.bands * band_.blocks * pieces;
+    const int64_t row_size =
         round_up(round_up(band_.positions(band_.band, view_.J), kL) * band_.lanes, 16);
+    const int64_t out_size = blocks_ > 0 ? row_size * std::min<int64_t>(piece, kMaxRows) : row_size;
     const int64_t scratch_size = round_up(band_.size, 16);
     const int64_t slot_size =
         scratch_size + out_size + (band_.pixels ? (terms_ + 1) * kL : 0);
-    const WorkSplit split(tasks, static_cast<double>(out_size) *
-                                     static_cast<double>((band_.pixels ? view_.K : 1) * terms_ + 8));
+    const WorkSplit split(tasks, static_cast<double>(row_size) *
+                                     static_cast<double>((band_.pixels ? piece : 1) * terms_ + 8));
     Buffer<A> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       A* source = scratch.get() + slot * slot_size;
       A* out = source + scratch_size;
-      for (int64_t task = begin; task < end; ++task) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t task = item / pieces, first = item % pieces * piece;
         // What is innermost in memory is innermost here.
         const int64_t block = band_.pixels ? task / band_.bands % band_.blocks : task % band_.blocks;
         const int64_t b = band_.pixels ? task % band_.bands : task / band_.blocks % band_.bands;
@@ -66,7 +89,10 @@ class DepthwiseGather {
         const int64_t i0 = b * band_.band, rows = std::min(band_.band, view_.I - i0);
         const int64_t dst = view_.dst_offset + n * view_.dst.n + i0 * view_.dst.row;
         band_.fill(view_, src_ + n * view_.src.n, block, i0, source);
-        if (band_.pixels) {
+        if (blocks_ > 0) {
+          run_matrix(source, block * view_.K + first, std::min(piece, view_.K - first), rows, dst,
+                     out);
+        } else if (band_.pixels) {
           for (int64_t channel = block * view_.K; channel < (block + 1) * view_.K; ++channel)
             run_pixels(source, channel, rows, dst + channel * view_.dst.c, out, out + out_size);
         } else {
@@ -77,6 +103,49 @@ class DepthwiseGather {
   }
 
  private:
+  // Fewer rows than this do not repay the broadcasts of a matrix tile.
+  static constexpr int64_t kFewRows = 3;
+  static constexpr int64_t kTasksWanted = 16;
+  static constexpr int64_t kFiltersPerTask = 4 * kMaxRows;
+
+  int64_t weight_at(int64_t channel, int64_t term) const {
+    if (blocks_ > 0) return (term / kDepth * padded_ + channel) * kARow<A> + term % kDepth;
+    return band_.pixels ? channel * terms_ + term : term * padded_ + channel;
+  }
+
+  // The group's filters as rows of a matrix product whose other operand is the band itself.
+  void run_matrix(const A* source, int64_t channel, int64_t filters, int64_t rows, int64_t dst,
+                  A* out) const {
+    const int64_t positions = band_.positions(rows, view_.J), ld = round_up(positions, kL);
+    const int64_t tiles = ceil_div(filters, kMaxRows);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t n = filters / tiles + (tile < filters % tiles ? 1 : 0);
+      for (int64_t b = 0; b < blocks_; ++b) {
+        const A* weights = weights_.get() + weight_at(channel, b * kDepth);
+        const int64_t depth = std::min(kDepth, terms_ - b * kDepth);
+        // Weights of a deep layer come from the third-level cache: ask for the next ones early.
+        const bool last = b + 1 == blocks_;
+        const A* next = last ? weights_.get() + weight_at(channel + n, 0)
+                             : weights_.get() + weight_at(channel, (b + 1) * kDepth);
+        const int64_t step = ceil_div(n * kARow<A>, ceil_div(positions, kPanel<A>));
+        for (int64_t at = 0; at < positions; at += kPanel<A>, next += step) {
+          for (int64_t i = 0; i < step; i += kL) __builtin_prefetch(next + i, 0, 2);
+          const int64_t vectors = std::min<int64_t>(kMaxVectors, ceil_div(positions - at, kL));
+          indirect_gemm_microkernel<A>(n, vectors)({weights, source + at, out + at, depth, 0, ld,
+                                                    b > 0, band_.offsets.data() + b * kDepth});
+        }
+      }
+      for (int64_t k = 0; k < n; ++k, ++channel) {
+        A* row = out + k * ld;
+        for (int64_t i = 0; i < positions; ++i) row[i] += bias_[channel];
+        for (int64_t i = 0; i < rows; ++i)
+          epilogue_.store(
+              row + i * band_.width, view_.J,
+              dst + channel * view_.dst.c + i * view_.dst.row, view_.dst.column);
+      }
+    }
+  }
+
   void run_pixels(const A* source, int64_t channel, int64_t rows, int64_t dst, A* out,
                   A* vectors) const {
     const A* weights = weights_.get() + channel * terms_;
@@ -107,7 +176,8 @@ class DepthwiseGather {
   const T* src_;
   const Epilogue<T>& epilogue_;
   int64_t terms_, channels_, padded_;
-  Buffer<A> weights_;  // along pixels [channel][term], else [term][channel]
+  int64_t blocks_;     // of terms in the matrix product, or 0
+  Buffer<A> weights_;  // [block][channel][kARow], or [channel][term] along pixels, or [term][channel]
   Buffer<A> bias_;     // [channel]
 };
 
@@ -117,7 +187,7 @@ template <typename T>
 void depthwise_gather(const ConvView& view, const DepthwiseBand& band, const T* src, const T* w,
                       const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   if (view.N == 0 || view.pixels() == 0) return;
-  DepthwiseGather<T>(view, band, src, w, bias, epilogue).run(pool);
+  DepthwiseGather<T>(view, band, src, w, bias, epilogue, pool).run(pool);
 }
 
 template void depthwise_gather(const ConvView&, const DepthwiseBand&, const float*, const float*,

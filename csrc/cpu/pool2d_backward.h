@@ -42,6 +42,7 @@ inline int64_t outputs_spanned(const Axis& axis) {
 class Contributions {
  public:
   explicit Contributions(const Axis& axis) {
+    first_.reserve(static_cast<size_t>(axis.size) + 1);
     first_.push_back(0);
     for (int64_t e = 0; e < axis.size; e++) {
       append_contributions(axis, e, 0, axis.out, &list_);

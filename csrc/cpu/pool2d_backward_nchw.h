@@ -76,7 +76,7 @@ class PlanesBackward {
     int64_t lanes;
     Buffer<Lane> values;
     Buffer<Code> codes;
-    Buffer<Lane> line;  // a row of dx whose stride has no vector form
+    Buffer<Lane> line;  // gather_strided_row's row of dx
   };
 
   // Input rows [begin, end) of the N * C * H.
@@ -85,8 +85,7 @@ class PlanesBackward {
     const int64_t kept = RowRing::slots_to_keep(outputs_spanned(vertical_), 0, row_bytes);
     const int64_t slots = kept > 0 ? kept : std::min(p_.P, p_.R);
     RowRing ring(kept);
-    const bool in_registers = p_.stride_w <= 2;
-    const Scratch scratch(slots + 1, lanes_, in_registers ? 0 : p_.W + kLanes);
+    const Scratch scratch(slots + 1, lanes_, p_.W + kLanes);
     Divisors divisors(p_, vertical_, horizontal_, p_.Q + kLanes);
     std::vector<Source> sources;
     int64_t plane = begin / p_.H, h = begin % p_.H;
@@ -189,7 +188,7 @@ class PlanesBackward {
     }
   }
 
-  // Element by element, for strides above 2.
+  // Element by element, for strides without a vector form.
   void gather_strided_row(const std::vector<Source>& sources, int64_t h, Lane* line, T* row) const {
     for (int64_t w = 0; w < p_.W; w++) {
       Lane sum = 0;

@@ -60,7 +60,7 @@ class PoolGlobal {
             for (const int64_t last = std::min(end, i + kBatch); i < last; i++) {
               Code code = 0;
               const Lane value = plane(x_ + i * p_.H * p_.W, &code);
-              y_[i] = from_wide<T>(rule_.finish_all(V{} + value, divisor)[0]);
+              y_[i] = from_wide<T>(rule_.finish_all(Vec<Lane>::broadcast(value), divisor)[0]);
               if (kCodes) codes[i - first] = code;
             }
             if (kCodes) selected_.store(first, codes.get(), i - first);

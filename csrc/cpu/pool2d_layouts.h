@@ -1,4 +1,6 @@
-// Pooling by one rule: picks the kernel for the layout and the shape, with or without selections.
+// Pooling by one rule, forward: picks the kernel for the layout and the shape. A kernel written for
+// particular windows (2x2, 3x3, ...) joins here, before the general ones, with a condition of its
+// own as PoolGlobal has.
 #pragma once
 
 #include "cpu/pool2d_global.h"

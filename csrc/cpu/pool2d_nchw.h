@@ -3,7 +3,8 @@
 //
 // A folded row is kept for the next output rows whose windows also contain it, so an output costs
 // R + S steps, not R * S. Outputs whose window reaches into the padding are folded apart, element
-// by element; an output row's tail repeats part of its last full vector.
+// by element. A row's last vector reads and writes past the row, inside the same arrays, rather
+// than being cut short.
 #pragma once
 
 #include <cstdint>
@@ -41,6 +42,7 @@ class PoolPlanes {
         steps_(CodeSteps::choose<Code>(p, selected.kind)),
         x_end_(x + p.N * p.C * p.H * p.W),
         row_lanes_((ceil_div(p.Q, kLanes) + 1) * kLanes) {
+    valid_rows_.reserve(static_cast<size_t>(p.P));
     for (int64_t out_p = 0; out_p < p.P; out_p++)
       valid_rows_.push_back(vertical_.valid_taps(out_p));
     for (int64_t q = 0; q < p.Q; q++) {

@@ -1,5 +1,6 @@
-// Vector moves that only pooling needs: every second or every n-th element of a row, two phases
-// merged into one row, and offsets or indices between memory and lanes.
+// What only pooling needs of vectors, beyond simd.h: a maximum that propagates NaN as PyTorch's
+// does, every second or every n-th element of a row, and two phases of a row merged into one.
+// LaneInt is what a lane counts with: selections are carried in integers as wide as the values.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// Max and min pooling of the integer types, computed in int32_t or int64_t lanes. The kernels are
-// in pool2d_nchw.h and pool2d_nhwc.h.
+// Max and min pooling of the integer types, computed in int32_t or int64_t lanes by the kernels of
+// pool2d_nchw.h, pool2d_nhwc.h and pool2d_global.h. The minimum is the maximum of the complements,
+// chosen at run time to keep the library small.
 #include "cpu/pool2d_layouts.h"
 #include "cpu/select_pool2d.h"
 

@@ -22,6 +22,7 @@ struct PoolArguments {
 };
 
 constexpr std::array<int64_t, 2> kNoDilation{1, 1};
+constexpr int64_t kMaxWindow = std::numeric_limits<int32_t>::max();  // the widest offset type
 
 // One axis of the output, PyTorch's rule: with ceil_mode a last, partial window counts as long as
 // it starts inside the image or the padding before it.
@@ -132,6 +133,9 @@ std::tuple<Tensor, std::optional<Tensor>> select(cpu::Select which, Remember rem
   const auto sizes = output_sizes(p);
   Tensor y = new_tensor(input, sizes, input.scalar_type(), p.layout);
   std::optional<Tensor> selected;
+  TORCHCONV_CHECK(remember != Remember::kOffsets || p.R <= kMaxWindow / p.S,
+                  "max and min pooling for training take windows of up to ", kMaxWindow,
+                  " elements, but got kernel_size=", to_string(a.kernel_size));
   if (remember != Remember::kNothing) {
     const DType type = remember == Remember::kIndices ? DType::kInt64 : offset_dtype(p.R, p.S);
     selected = new_tensor(input, sizes, scalar_type_of(type), p.layout);
