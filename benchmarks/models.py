@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     ours, peer = TorchConv(), PEERS[options.peer]()
-    budget, min_rounds = (options.budget / 20, 3) if options.quick else (options.budget, 7)
+    budget, min_rounds = (options.budget / 20, 1) if options.quick else (options.budget, 7)
     load = machine.warn_if_busy()
     pairs = [(name, pass_name) for name in options.models for pass_name in options.pass_names]
     results: list[report.Result] = []

@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     ours, peer = TorchConv(), PEERS[options.peer]()
-    budget, min_rounds = (options.budget / 20, 3) if options.quick else (options.budget, 7)
+    budget, min_rounds = (options.budget / 20, 1) if options.quick else (options.budget, 7)
     pinned = {problem.dtype for problem in options.problems if problem.dtype}
     load = machine.warn_if_busy()
     print("Measuring the machine's floor.", file=sys.stderr)

@@ -25,8 +25,10 @@ class Timing:
     rounds: int
 
     @property
-    def spread(self) -> float:
+    def spread(self) -> float | None:
         """Distance of the quartiles over the median: above a fifth, the machine was not quiet."""
+        if self.rounds < 3:
+            return None
         return (self.third_quartile - self.first_quartile) / self.median
 
     @classmethod
@@ -46,8 +48,9 @@ def interleave(
 ) -> list[Timing]:
     """Time each of `calls` for about `budget` seconds in all.
 
-    At least `min_rounds` rounds are taken unless they would need five times the budget; one
-    round is always taken. Two untimed rounds come first (one, if it alone exceeds the budget).
+    At least `min_rounds` rounds are taken; where they would need more than five times the budget,
+    three (or `min_rounds`, if that is fewer). Two untimed rounds come first (one, if it alone
+    exceeds the budget).
     """
     start = clock()
     for _ in range(2):
@@ -70,7 +73,8 @@ def interleave(
                 samples[index].append(clock() - before)
             order = order[1:] + order[:1]
             spent = clock() - start
-            if spent >= budget and (done >= min_rounds or spent >= 5 * budget):
+            least = min_rounds if spent < 5 * budget else min(3, min_rounds)
+            if spent >= budget and done >= least:
                 break
     finally:
         if collecting:

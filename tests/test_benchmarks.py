@@ -282,8 +282,10 @@ def test_interleave_keeps_to_its_limits() -> None:
     assert fast.rounds == 9
     (slow,) = timing.interleave([clock.worker("a", 1.0)], 0.5, min_rounds=2, clock=clock)
     assert slow.rounds == 2
-    (slowest,) = timing.interleave([clock.worker("a", 10.0)], 1, min_rounds=7, clock=clock)
-    assert slowest == timing.Timing(10.0, 10.0, 10.0, 1)
+    (slower,) = timing.interleave([clock.worker("a", 10.0)], 1, min_rounds=7, clock=clock)
+    assert slower.rounds == 3 and slower.spread == 0
+    (slowest,) = timing.interleave([clock.worker("a", 10.0)], 1, min_rounds=1, clock=clock)
+    assert slowest == timing.Timing(10.0, 10.0, 10.0, 1) and slowest.spread is None
 
 
 # Measuring and reporting.

@@ -16,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad as fwAD
 
+from torchconv._coverage import FLOATS, INTEGERS
 from torchconv.autograd import ACTIVATIONS
 
 __all__ = ["avg_pool2d", "conv2d", "locally_connected2d", "max_pool2d", "min_pool2d"]
 
 _ops = torch.ops.torchconv
 
-_FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
-_INTEGER = frozenset((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64))
-_CONV_DTYPES = _FLOATING | _INTEGER
-_SELECT_DTYPES = _FLOATING | _INTEGER | {torch.bool, torch.uint16}
+_FLOATING = frozenset(FLOATS)
+_SELECT_DTYPES = _FLOATING | {*INTEGERS, torch.uint16}
+_CONV_DTYPES = _SELECT_DTYPES - {torch.bool, torch.uint16}
 
 
 def _call(op: Callable[..., Any], tensors: Sequence[Tensor | None], *args: Any) -> Any:
@@ -108,7 +108,11 @@ def same_padding(
     padding: list[Any] = []
     for axis in (1, 0):
         n, f, s, d = size[axis], kernel[axis], stride[axis], dilation[axis]
-        total = max(((n + s - 1) // s - 1) * s + d * (f - 1) + 1 - n, 0) if s > 1 else d * (f - 1)
+        # (ceil(n/s) - 1) * s + d*(f-1) + 1 - n; no maximum where it cannot be negative, because a
+        # symbolic n would carry it into every later size.
+        total = d * (f - 1) - (n - 1) % s
+        if d * (f - 1) < s - 1:
+            total = max(total, 0)
         padding += [total // 2, total - total // 2]
     return padding
 
@@ -151,6 +155,15 @@ def conv_padding(
         raise RuntimeError(f"negative padding is not supported, but got padding={values}")
     h, w = values
     return [w, w, h, h]
+
+
+def activation_name(activation: str | None) -> str:
+    """The operators' name of an activation. Raises ValueError for one that does not exist."""
+    if activation is None:
+        return "none"
+    if activation not in ACTIVATIONS[1:]:
+        raise ValueError(f"activation must be None or one of {ACTIVATIONS[1:]}, got {activation!r}")
+    return activation
 
 
 def conv2d(
@@ -202,9 +215,7 @@ def conv2d(
         raise RuntimeError(
             f"Expected 4D weight for conv2d, but got weight of size: {list(weight.shape)}"
         )
-    name = "none" if activation is None else activation
-    if name not in ACTIVATIONS or activation == "none":
-        raise ValueError(f"activation must be None or one of {ACTIVATIONS[1:]}, got {activation!r}")
+    name = activation_name(activation)
     strides = _pair(stride, "conv2d", "stride")
     dilations = _pair(dilation, "conv2d", "dilation")
     if isinstance(padding, str) and min(strides) <= 0:

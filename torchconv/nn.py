@@ -19,8 +19,8 @@ from torch.nn.modules.pooling import _MaxPoolNd
 from torch.nn.modules.utils import _pair
 
 from torchconv._coverage import covers_avg_pool, covers_conv, covers_select_pool
-from torchconv.autograd import ACTIVATIONS
 from torchconv.functional import (
+    activation_name,
     avg_pool2d,
     conv2d,
     conv_padding,
@@ -42,12 +42,6 @@ __all__ = [
 # these, and would run into the argument checks of torchconv.functional with a Proxy.
 for _name in ("avg_pool2d", "conv2d", "max_pool2d", "min_pool2d"):
     torch.fx.wrap(_name)
-
-
-def _check_activation(activation: str | None) -> None:
-    """As torchconv.functional does at the call, but where the wrong name was given."""
-    if activation is not None and activation not in ACTIVATIONS[1:]:
-        raise ValueError(f"activation must be None or one of {ACTIVATIONS[1:]}, got {activation!r}")
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -85,7 +79,7 @@ class Conv2d(torch.nn.Conv2d):
         activation: str | None = None,
         flip_kernel: bool = False,
     ) -> None:
-        _check_activation(activation)
+        activation_name(activation)
         # torch.nn's constructor refuses 'same' with a stride; how much to pad then depends on the
         # input, so nothing that it prepares for 'same' would serve.
         same = isinstance(padding, str) and padding == "same"
@@ -167,7 +161,7 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
         activation: str | None = None,
         flip_kernel: bool = False,
     ) -> None:
-        _check_activation(activation)
+        activation_name(activation)
         super().__init__(
             out_channels,
             kernel_size,

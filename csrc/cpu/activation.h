@@ -1,5 +1,6 @@
 // Activations and the epilogue of a convolution: bias, pre-activation, activation and rounding, in
-// one pass over a finished tile; and their derivative, in the pass that also sums the bias gradient.
+// one pass over a finished tile; and their derivative, in the pass that also sums the bias
+// gradient.
 //
 // Values and derivatives are PyTorch's, with its conventions at the kinks (relu'(0) = 0, relu6' = 1
 // only inside (0, 6)), and NaN stays NaN.

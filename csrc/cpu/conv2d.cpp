@@ -7,61 +7,79 @@
 
 #include "core/buffer.h"
 #include "cpu/activation.h"
+#include "cpu/conv_band_gather.h"
+#include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_integer.h"
 #include "cpu/conv_view.h"
 #include "cpu/conv_wgrad.h"
-#include "cpu/depthwise_gather.h"
-#include "cpu/depthwise_wgrad.h"
 #include "cpu/implicit_gemm.h"
 
 namespace torchconv::cpu {
 namespace {
 
+// ---- The choice of algorithm, from one sample's problem.
+
+enum class GatherAlgorithm {
+  kPackedProduct,      // implicit_gemm.h
+  kBandAlongPixels,    // conv_band_gather.h
+  kBandAlongChannels,  // the same, several groups side by side
+};
+
 // A group this narrow would use a fraction of a register tile.
 constexpr int64_t kNarrowGroup = 8;
-// So would this few filters; there the vector runs along pixels in either layout.
+// So would this few filters; vectors then run along pixels in either layout.
 constexpr int64_t kFewFilters = 4;
-// Several taps share a band of the source, which one tap would only copy.
-constexpr int64_t kFewChannels = 8;
-
-enum class GatherAlgorithm { kMatrixProduct, kNarrowAlongPixels, kNarrowAlongChannels };
+// Below this width the columns that a band adds to a row cost more than packing.
+constexpr int64_t kBandWidth = 9;
 
 GatherAlgorithm gather_algorithm(const ConvView& v) {
-  if (v.terms() == 0) return GatherAlgorithm::kMatrixProduct;
-  if (v.groups > 1 && std::max(v.C, v.K) <= kNarrowGroup)
-    return v.src_pixels_contiguous() ? GatherAlgorithm::kNarrowAlongPixels
-                                     : GatherAlgorithm::kNarrowAlongChannels;
-  if (v.groups == 1 && (v.src_pixels_contiguous() ? v.taps.size() > 1 || v.C <= kFewChannels || v.K <= kNarrowGroup
-                                                  : v.K <= kFewFilters))
-    return GatherAlgorithm::kNarrowAlongPixels;
-  return GatherAlgorithm::kMatrixProduct;
+  using Algorithm = GatherAlgorithm;
+  if (v.terms() == 0) return Algorithm::kPackedProduct;
+  if (v.groups > 1) {
+    if (std::max(v.C, v.K) > kNarrowGroup) return Algorithm::kPackedProduct;
+    return v.src_pixels_contiguous() ? Algorithm::kBandAlongPixels : Algorithm::kBandAlongChannels;
+  }
+  if (!v.src_pixels_contiguous())
+    return v.K <= kFewFilters ? Algorithm::kBandAlongPixels : Algorithm::kPackedProduct;
+  // Several taps share a band of the source, which a single one would only copy.
+  const bool shared = v.taps.size() > 1 && v.step_w == 1 && v.J >= kBandWidth;
+  return shared || std::min(v.C, v.K) <= kNarrowGroup ? Algorithm::kBandAlongPixels
+                                                      : Algorithm::kPackedProduct;
+}
+
+// Dot products along the band where either side is too narrow for a register tile, else the packed
+// product over pixels.
+GatherAlgorithm wgrad_algorithm(const ConvView& v) {
+  const bool narrow = std::max(v.C, v.K) <= kNarrowGroup;
+  return narrow && (v.groups > 1 || v.src_pixels_contiguous()) ? gather_algorithm(v)
+                                                               : GatherAlgorithm::kPackedProduct;
 }
 
 template <typename T>
-DepthwiseBand depthwise_band(const ConvView& view, GatherAlgorithm algorithm) {
-  return DepthwiseBand(view, algorithm == GatherAlgorithm::kNarrowAlongPixels, sizeof(Wide<T>),
-                       kLanes<Wide<T>>);
+ConvBand conv_band(const ConvView& view, GatherAlgorithm algorithm) {
+  return ConvBand(view, algorithm == GatherAlgorithm::kBandAlongPixels, sizeof(Wide<T>),
+                  kLanes<Wide<T>>);
 }
+
+// ---- The passes.
 
 template <typename T>
 void gather(const ConvView& view, const T* src, const T* w, const T* bias,
             const Epilogue<T>& epilogue, const Parallel& pool) {
   const GatherAlgorithm algorithm = gather_algorithm(view);
-  if (algorithm != GatherAlgorithm::kMatrixProduct) {
-    const DepthwiseBand band = depthwise_band<T>(view, algorithm);
-    if (band.fits) return depthwise_gather(view, band, src, w, bias, epilogue, pool);
+  if (algorithm != GatherAlgorithm::kPackedProduct) {
+    const ConvBand band = conv_band<T>(view, algorithm);
+    if (band.fits) return band_gather(view, band, src, w, bias, epilogue, pool);
   }
   implicit_gemm(view, src, w, bias, epilogue, pool);
 }
 
 template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
-  GatherAlgorithm algorithm = gather_algorithm(view);
-  if (view.groups == 1 && (std::max(view.C, view.K) > kNarrowGroup || !view.src_pixels_contiguous()))
-    algorithm = GatherAlgorithm::kMatrixProduct;
-  if (algorithm != GatherAlgorithm::kMatrixProduct) {
-    const DepthwiseBand band = depthwise_band<T>(view, algorithm);
-    if (band.fits) return depthwise_wgrad(view, band, dz, x, dw, pool);
+  const GatherAlgorithm algorithm = wgrad_algorithm(view);
+  if (algorithm != GatherAlgorithm::kPackedProduct) {
+    const ConvBand band = conv_band<T>(view, algorithm);
+    if (band.fits) return band_wgrad(view, band, dz, x, dw, pool);
   }
   conv_wgrad(view, dz, x, dw, pool);
 }
@@ -87,11 +105,9 @@ void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, con
   if (dx != nullptr) {
     bool covers_all = false;
     const std::vector<ConvView> views = dgrad_views(p, &covers_all);
-    if (!covers_all)
-      std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));
+    if (!covers_all) std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));
     const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
-    for (const ConvView& view : views)
-      gather<T>(view, dz, w, nullptr, epilogue, pool);
+    for (const ConvView& view : views) gather<T>(view, dz, w, nullptr, epilogue, pool);
   }
   if (dw != nullptr) {
     const ConvView view = fprop_view(p);
@@ -104,8 +120,8 @@ void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, con
 }
 
 template <typename T>
-void backward(const ConvProblem& p, const void* dy, const void* saved, const void* x,
-              const void* w, void* dx, void* dw, void* db, const Parallel& pool) {
+void backward(const ConvProblem& p, const void* dy, const void* saved, const void* x, const void* w,
+              void* dx, void* dw, void* db, const Parallel& pool) {
   backward(p, static_cast<const T*>(dy), static_cast<const T*>(saved), static_cast<const T*>(x),
            static_cast<const T*>(w), static_cast<T*>(dx), static_cast<T*>(dw), static_cast<T*>(db),
            pool);

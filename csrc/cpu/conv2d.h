@@ -1,4 +1,5 @@
-// The CPU's convolution kernels, as csrc/ops calls them. Pointers are dense in the problem's layouts.
+// The CPU's convolution kernels, as csrc/ops calls them. Pointers are dense in the problem's
+// layouts.
 #pragma once
 
 #include "core/conv_problem.h"

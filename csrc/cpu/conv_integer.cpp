@@ -1,6 +1,6 @@
-// Integer convolution by plain loops: for each output row, every tap adds its scaled source row to a
-// row of accumulators. Unsigned accumulators of at least the element's width give the same low bits
-// as the element type would, without signed overflow.
+// Integer convolution by plain loops: for each output row, every tap adds its scaled source row to
+// a row of accumulators. Unsigned accumulators of at least the element's width give the same low
+// bits as the element type would, without signed overflow.
 #include "cpu/conv_integer.h"
 
 #include <algorithm>
@@ -13,8 +13,7 @@ namespace torchconv::cpu {
 namespace {
 
 template <typename T>
-void run(const ConvView& v, const T* src, const T* w, const T* bias, T* dst,
-         const Parallel& pool) {
+void run(const ConvView& v, const T* src, const T* w, const T* bias, T* dst, const Parallel& pool) {
   using Sum = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   const WorkSplit split(v.N * v.groups * v.K * v.I,
                         8.0 * static_cast<double>(v.J) * static_cast<double>(v.terms() + 1));
@@ -31,8 +30,8 @@ void run(const ConvView& v, const T* src, const T* w, const T* bias, T* dst,
         const Range range = valid_range(v.J, v.step_w, tap.w, v.W);
         const int64_t step = v.step_w * v.src.column;
         for (int64_t c = 0; c < v.C && range.begin < range.end; ++c) {
-          const Sum weight =
-              static_cast<Sum>(w[g * v.weight_group + k * v.weight_k + c * v.weight_c + tap.weight]);
+          const Sum weight = static_cast<Sum>(
+              w[g * v.weight_group + k * v.weight_k + c * v.weight_c + tap.weight]);
           const T* x = src + n * v.src.n + (g * v.C + c) * v.src.c + h * v.src.row +
                        (range.begin * v.step_w + tap.w) * v.src.column;
           if (step == 1) {

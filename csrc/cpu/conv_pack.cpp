@@ -9,8 +9,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-std::vector<ReductionBlock> reduction_blocks(int64_t C, int64_t T, int64_t limit,
-                                             bool taps_inner) {
+std::vector<ReductionBlock> reduction_blocks(int64_t C, int64_t T, int64_t limit, bool taps_inner) {
   std::vector<ReductionBlock> blocks;
   if (C == 0 || T == 0) return blocks;
   const int64_t inner = taps_inner ? T : C;

@@ -62,7 +62,8 @@ TORCHCONV_INLINE Type even_lanes(Type a, Type b, std::integer_sequence<int, I...
   return shuffle<2 * I...>(a, b);
 }
 
-// Lane l from p[l*step] for begin <= l < end, zero elsewhere. more_follow: p[kLanes*step] may be read.
+// Lane l from p[l*step] for begin <= l < end, zero elsewhere. more_follow: p[kLanes*step] may be
+// read.
 template <typename T>
 TORCHCONV_INLINE typename WideVec<T>::Type load_lanes_strided(const T* p, int64_t step,
                                                               int64_t begin, int64_t end,
@@ -131,7 +132,7 @@ inline int64_t max_pixel_runs(int64_t count, int64_t J) { return std::min(count,
 // ---- Pixels along the vector: panels [c][t][vector] from a source whose pixels are contiguous.
 
 struct LaneCopy {
-  int64_t src;      // where lane 0 would be read
+  int64_t src;  // where lane 0 would be read
   int32_t begin, end;
   bool last;         // of its vector
   bool more_follow;  // the run goes on past its last lane
@@ -187,12 +188,12 @@ void pack_pixel_panel(const ConvView& view, const ReductionBlock& block, const T
       const LaneCopy& copy = plan[i];
       typename V::Type lanes;
       if (view.step_w == 1) {
-        lanes = copy.begin == 0 && copy.end == V::kLanes ? V::load(src + copy.src)
-                                                         : load_lanes(src + copy.src, copy.begin,
-                                                                      copy.end);
+        lanes = copy.begin == 0 && copy.end == V::kLanes
+                    ? V::load(src + copy.src)
+                    : load_lanes(src + copy.src, copy.begin, copy.end);
       } else {
-        lanes = load_lanes_strided(src + copy.src, view.step_w, copy.begin, copy.end,
-                                   copy.more_follow);
+        lanes =
+            load_lanes_strided(src + copy.src, view.step_w, copy.begin, copy.end, copy.more_follow);
       }
       sum += lanes;
       if (copy.last) {
@@ -282,7 +283,8 @@ void pack_transposed(const T* src, int64_t src_stride, int64_t rows, int64_t col
         dst[c * dst_stride + i] = to_wide(src[i * src_stride + c]);
   }
   for (; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c) dst[c * dst_stride + r] = to_wide(src[r * src_stride + c]);
+    for (int64_t c = 0; c < columns; ++c)
+      dst[c * dst_stride + r] = to_wide(src[r * src_stride + c]);
 }
 
 // ---- Weights: the operand that all samples share.

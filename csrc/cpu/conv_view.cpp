@@ -102,9 +102,8 @@ ConvView fprop_view(const ConvProblem& p) {
   view.weight_group = view.K * w.k;
   view.weight_k = w.k;
   view.weight_c = w.c;
-  view.taps = product(
-      fprop_axis(p.R, p.stride_h, p.pad_top, p.dilation_h, p.flip, p.H, p.P),
-      fprop_axis(p.S, p.stride_w, p.pad_left, p.dilation_w, p.flip, p.W, p.Q), w);
+  view.taps = product(fprop_axis(p.R, p.stride_h, p.pad_top, p.dilation_h, p.flip, p.H, p.P),
+                      fprop_axis(p.S, p.stride_w, p.pad_left, p.dilation_w, p.flip, p.W, p.Q), w);
   return view;
 }
 

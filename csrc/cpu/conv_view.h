@@ -1,7 +1,8 @@
 // One convolution pass as a list of taps, the form that every algorithm here computes:
 //
 //   dst[n, k, i, j] = sum over taps t and channels c of
-//                     w[k, c, t] * src[n, c, i*step_h + t.h, j*step_w + t.w],   src zero outside H x W
+//                     w[k, c, t] * src[n, c, i*step_h + t.h, j*step_w + t.w],   src zero outside H
+//                     x W
 //
 // fprop is one such problem. dgrad of any stride and dilation is at most min(R, stride_h) *
 // min(S, stride_w) of them, one for each residue of (h, w) modulo the stride that a tap reaches,
@@ -33,7 +34,7 @@ struct ConvView {
   int64_t I, J;  // the grid of dst
   int64_t step_h, step_w;
   ConvStrides src, dst;
-  int64_t dst_offset;                  // of the grid's first element
+  int64_t dst_offset;                        // of the grid's first element
   int64_t weight_group, weight_k, weight_c;  // strides
   std::vector<ConvTap> taps;  // those that reach into the image from somewhere in the grid
 

@@ -2,8 +2,8 @@
 //
 // The operand that repeats the image (x seen through the taps) is packed by plain copies in either
 // layout, and the smaller one, dz, is transposed where needed. With pixels contiguous (NCHW) rows
-// are (c, t) and the vector runs along filters; with channels contiguous (NHWC) rows are filters and
-// the vector runs along (t, c). A task is a block of (c, t) and a slab of pixels; it adds its
+// are (c, t) and the vector runs along filters; with channels contiguous (NHWC) rows are filters
+// and the vector runs along (t, c). A task is a block of (c, t) and a slab of pixels; it adds its
 // products to a partial gradient of its own, and the slabs are added in order at the end. Slabs and
 // blocks follow from the shape alone, so that the bits do not depend on the number of threads.
 #include "cpu/conv_wgrad.h"
@@ -71,8 +71,7 @@ class ConvWgrad {
     const int64_t tasks = view_.groups * blocks * slabs_;
     const WorkSplit split(tasks, static_cast<double>(slab_chunks_ * chunk_) *
                                      static_cast<double>(view_.K) * static_cast<double>(most_));
-    const int64_t rows_size =
-        round_up((pixel_rows_ ? most_ : view_.K) * kARow<A>, 16);
+    const int64_t rows_size = round_up((pixel_rows_ ? most_ : view_.K) * kARow<A>, 16);
     const int64_t columns_size = kDepth * (pixel_rows_ ? padded_k() : odd_lines(most_)) + 16;
     const int64_t runs = max_runs();
     int64_t taps = 0;
@@ -123,7 +122,9 @@ class ConvWgrad {
   static int64_t odd_lines(int64_t columns) {
     return (ceil_div(columns, kLanes<A>) | 1) * kLanes<A>;
   }
-  int64_t max_runs() const { return std::min(chunk_, chunk_ / view_.J + 3 + chunk_ / view_.pixels()); }
+  int64_t max_runs() const {
+    return std::min(chunk_, chunk_ / view_.J + 3 + chunk_ / view_.pixels());
+  }
 
   int64_t chunk_runs(int64_t first, int64_t count, ChunkRun* runs) const {
     int64_t found = 0;
@@ -164,8 +165,7 @@ class ConvWgrad {
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t n = rows / tiles + (tile < rows % tiles ? 1 : 0);
         gemm_microkernel<A>(n, vectors)({t.rows + row * kARow<A>, t.columns + column,
-                                         t.partial + row * ld + column, depth, ld, ld,
-                                         accumulate});
+                                         t.partial + row * ld + column, depth, ld, ld, accumulate});
         row += n;
       }
     }

@@ -154,7 +154,10 @@ class ImplicitGemm {
     const int64_t have = pixel_blocks * view_.groups;
     const int64_t pieces =
         std::min(ceil_div(kTasksWanted, std::max<int64_t>(have, 1)), ceil_div(view_.K, 128));
-    return Cuts(view_.K, std::max<int64_t>(1, std::min<int64_t>(ceil_div(view_.K, std::max<int64_t>(pieces, 1)), 512)), unit);
+    return Cuts(view_.K,
+                std::max<int64_t>(
+                    1, std::min<int64_t>(ceil_div(view_.K, std::max<int64_t>(pieces, 1)), 512)),
+                unit);
   }
 
   // ---- Weights: [group][block][k][kARow], or [group][block][panel][depth][width].
@@ -191,8 +194,7 @@ class ImplicitGemm {
         const T* source = source_weights_ + g * view_.weight_group + k * view_.weight_k;
         A* packed = const_cast<A*>(weights(g, b));
         if (pixel_vectors_)
-          pack_weight_rows(source, view_.weight_k, offsets, block.size(), n,
-                           packed + k * kARow<A>);
+          pack_weight_rows(source, view_.weight_k, offsets, block.size(), n, packed + k * kARow<A>);
         else
           pack_weight_panel(source, view_.weight_k, offsets, block.size(), n,
                             std::min(unit, padded_k_ - k), packed + k * block.size());
@@ -275,9 +277,9 @@ class ImplicitGemm {
         for_row_tiles(task.pixels, [&](int64_t first, int64_t n) {
           A* c = scratch.tile + first * width + column;
           if (depth > 0)
-            gemm_microkernel<A>(n, vectors)({scratch.panels + first * kARow<A>,
-                                             panels + column * depth, c, depth,
-                                             vectors * kLanes<A>, width, b > 0});
+            gemm_microkernel<A>(
+                n, vectors)({scratch.panels + first * kARow<A>, panels + column * depth, c, depth,
+                             vectors * kLanes<A>, width, b > 0});
           if (b + 1 == blocks)
             store_filter_vectors(task, task.pixel + first, n, task.filter + column, filters, c,
                                  width);

@@ -2,12 +2,13 @@
 //
 //   c[m][n] (+)= sum over k < depth of a[m*kARow + k] * b[k*ldb + n],   m < rows, n < vectors*lanes
 //
-// a is a packed block of rows with a compile-time row stride, so that every broadcast has a constant
-// address offset and a tile may start at any row; b is a packed panel (ldb = tile width) or any
-// matrix whose rows are contiguous, or its row k starts at b + offsets[k] (Dukhan, "The Indirect
-// Convolution Algorithm", arXiv 1907.02129), which needs no packing. c is scratch in the computing type: bias, activation, rounding
-// and ragged edges belong to the epilogue. The design is Goto and van de Geijn's ("Anatomy of
-// High-Performance Matrix Multiplication", 2008) with the broadcast operand in memory.
+// a is a packed block of rows with a compile-time row stride, so that every broadcast has a
+// constant address offset and a tile may start at any row; b is a packed panel (ldb = tile width)
+// or any matrix whose rows are contiguous, or its row k starts at b + offsets[k] (Dukhan, "The
+// Indirect Convolution Algorithm", arXiv 1907.02129), which needs no packing. c is scratch in the
+// computing type: bias, activation, rounding and ragged edges belong to the epilogue. The design is
+// Goto and van de Geijn's ("Anatomy of High-Performance Matrix Multiplication", 2008) with the
+// broadcast operand in memory.
 #pragma once
 
 #include <cstdint>

@@ -5,8 +5,7 @@ namespace torchconv::cpu {
 
 template <>
 GemmMicrokernel<float> gemm_microkernel<float>(int64_t rows, int64_t vectors) {
-  return find_gemm_tile<float, false>(rows, vectors,
-                                      std::make_integer_sequence<int, kMaxRows>());
+  return find_gemm_tile<float, false>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
 }
 
 template <>

@@ -25,7 +25,8 @@ void gemm_tile(const GemmTile<T>& tile) {
   for (int64_t k = 0; k < tile.depth; ++k) {
     Register row[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) row[v] = V::load((kIndirect ? b + tile.offsets[k] : b) + v * kL);
+    for (int v = 0; v < kVectors; ++v)
+      row[v] = V::load((kIndirect ? b + tile.offsets[k] : b) + v * kL);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const Register x = V::broadcast(a[m * kARow<T>]);

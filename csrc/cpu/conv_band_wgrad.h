@@ -2,14 +2,14 @@
 #pragma once
 
 #include "core/parallel.h"
-#include "cpu/depthwise_band.h"
+#include "cpu/conv_band.h"
 
 namespace torchconv::cpu {
 
 // view is fprop's; band must fit. Writes only the taps in the view. Instantiated for
 // float, double, BFloat16 and Float16.
 template <typename T>
-void depthwise_wgrad(const ConvView& view, const DepthwiseBand& band, const T* dz, const T* x,
-                     T* dw, const Parallel& pool);
+void band_wgrad(const ConvView& view, const ConvBand& band, const T* dz, const T* x, T* dw,
+                const Parallel& pool);
 
 }  // namespace torchconv::cpu

@@ -1,7 +1,8 @@
 // A band of image rows for convolutions with few channels in a group: copied once into cache-sized
-// scratch in the computing type, with the padding written out and the stride's phases apart, so that
-// tap t of output pixel (i, j) lies at a constant offset from position i*width + j. The kernels then
-// have no edges, no strides and no narrow types: a plane of any width is one long row of vectors.
+// scratch in the computing type, with the padding written out and the stride's phases apart, so
+// that tap t of output pixel (i, j) lies at a constant offset from position i*width + j. The
+// kernels then have no edges, no strides and no narrow types: a plane of any width is one long row
+// of vectors.
 //
 // Scratch is [channel of the group][phase_h][phase_w][rows][width][lanes]. Where vectors run along
 // pixels there is one lane and one group. Else a lane is an output channel, and holds what that
@@ -16,9 +17,8 @@
 
 namespace torchconv::cpu {
 
-struct DepthwiseBand {
-  DepthwiseBand(const ConvView& view, bool along_pixels, int64_t element_size,
-                int64_t vector_lanes);
+struct ConvBand {
+  ConvBand(const ConvView& view, bool along_pixels, int64_t element_size, int64_t vector_lanes);
 
   bool fits;       // else the taps are too far apart for scratch: use the matrix product
   bool pixels;     // vectors run along pixels
@@ -26,8 +26,8 @@ struct DepthwiseBand {
   int64_t blocks;  // of groups (pixels) or lanes
   int64_t band;    // output rows in a band
   int64_t bands;
-  int64_t width;   // positions in a row: J and what the taps add
-  int64_t size;    // elements of scratch
+  int64_t width;                 // positions in a row: J and what the taps add
+  int64_t size;                  // elements of scratch
   std::vector<int64_t> offsets;  // [C][taps], in elements
 
   // Vectors of positions that cover `rows` output rows.
@@ -40,10 +40,10 @@ struct DepthwiseBand {
  private:
   int64_t first_h_, phases_h_, phases_w_, rows_;
   int64_t next_band_;  // in memory, where pixels are neighbours
-  int64_t plane_;  // of one phase: its rows and a vector, which the last row may overrun
+  int64_t plane_;      // of one phase: its rows and a vector, which the last row may overrun
   std::vector<Range> ranges_;          // [phase_w]: positions inside the image
   std::vector<int64_t> first_column_;  // [phase_w]: source offset of position 0
-  std::vector<int64_t> lane_source_;  // of each output channel, from the sample
+  std::vector<int64_t> lane_source_;   // of each output channel, from the sample
 };
 
 // dst[i] = src[i*step].
@@ -54,8 +54,8 @@ TORCHCONV_INLINE void copy_strided(Wide<T>* dst, const T* src, int64_t n, int64_
 }
 
 template <typename T>
-void DepthwiseBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i0,
-                         Wide<T>* scratch) const {
+void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i0,
+                    Wide<T>* scratch) const {
   const int64_t first_lane = block * lanes;  // along channels
   const int64_t used = std::min(lanes, view.groups * view.K - first_lane);
   const bool neighbours = view.C == 1 && view.K == 1 && view.src.c == 1;

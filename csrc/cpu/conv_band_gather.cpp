@@ -1,9 +1,10 @@
-// fprop and dgrad with few channels in a group. A task is a band of rows of one group, or of a block
-// of output channels side by side: it copies the band once (depthwise_band.h), runs the tap kernel
-// over every position for each output channel or block and hands the finished rows to the epilogue.
-// Nothing is multiplied that the convolution does not need, except a few columns where one row's
-// positions run into the next.
-#include "cpu/depthwise_gather.h"
+// fprop and dgrad over bands. A task is a band of rows of one group, or of a block of output
+// channels side by side: it copies the band once (conv_band.h), computes every position for each
+// output channel and hands the finished rows to the epilogue. With several filters in a group they
+// are the rows of a matrix product whose other operand is the band itself, read through offsets:
+// im2col without its copy. With one or two, and with channels along the vector, it is the depthwise
+// kernel.
+#include "cpu/conv_band_gather.h"
 
 #include "core/buffer.h"
 #include "cpu/microkernels/taps.h"
@@ -16,13 +17,13 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 template <typename T>
-class DepthwiseGather {
+class BandGather {
  public:
   using A = Wide<T>;
   static constexpr int64_t kL = kLanes<A>;
 
-  DepthwiseGather(const ConvView& view, const DepthwiseBand& band, const T* src, const T* w,
-                  const T* bias, const Epilogue<T>& epilogue, const Parallel& pool)
+  BandGather(const ConvView& view, const ConvBand& band, const T* src, const T* w, const T* bias,
+             const Epilogue<T>& epilogue, const Parallel& pool)
       : view_(view),
         band_(band),
         src_(src),
@@ -72,8 +73,7 @@ class DepthwiseGather {
         round_up(round_up(band_.positions(band_.band, view_.J), kL) * band_.lanes, 16);
     const int64_t out_size = blocks_ > 0 ? row_size * std::min<int64_t>(piece, kMaxRows) : row_size;
     const int64_t scratch_size = round_up(band_.size, 16);
-    const int64_t slot_size =
-        scratch_size + out_size + (band_.pixels ? (terms_ + 1) * kL : 0);
+    const int64_t slot_size = scratch_size + out_size + (band_.pixels ? (terms_ + 1) * kL : 0);
     const WorkSplit split(tasks, static_cast<double>(row_size) *
                                      static_cast<double>((band_.pixels ? piece : 1) * terms_ + 8));
     Buffer<A> scratch(split.slots * slot_size);
@@ -83,7 +83,8 @@ class DepthwiseGather {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t task = item / pieces, first = item % pieces * piece;
         // What is innermost in memory is innermost here.
-        const int64_t block = band_.pixels ? task / band_.bands % band_.blocks : task % band_.blocks;
+        const int64_t block =
+            band_.pixels ? task / band_.bands % band_.blocks : task % band_.blocks;
         const int64_t b = band_.pixels ? task % band_.bands : task / band_.blocks % band_.bands;
         const int64_t n = task / (band_.bands * band_.blocks);
         const int64_t i0 = b * band_.band, rows = std::min(band_.band, view_.I - i0);
@@ -139,9 +140,8 @@ class DepthwiseGather {
         A* row = out + k * ld;
         for (int64_t i = 0; i < positions; ++i) row[i] += bias_[channel];
         for (int64_t i = 0; i < rows; ++i)
-          epilogue_.store(
-              row + i * band_.width, view_.J,
-              dst + channel * view_.dst.c + i * view_.dst.row, view_.dst.column);
+          epilogue_.store(row + i * band_.width, view_.J,
+                          dst + channel * view_.dst.c + i * view_.dst.row, view_.dst.column);
       }
     }
   }
@@ -165,40 +165,39 @@ class DepthwiseGather {
                   weights_.get() + channel, bias_.get() + channel, terms_, padded_, view_.J, lanes,
                   lanes, lanes / kL});
       for (int64_t j = 0; j < view_.J; ++j)
-        epilogue_.store(
-            out + j * lanes, used,
-            dst + channel * view_.dst.c + i * view_.dst.row + j * view_.dst.column, view_.dst.c);
+        epilogue_.store(out + j * lanes, used,
+                        dst + channel * view_.dst.c + i * view_.dst.row + j * view_.dst.column,
+                        view_.dst.c);
     }
   }
 
   const ConvView& view_;
-  const DepthwiseBand& band_;
+  const ConvBand& band_;
   const T* src_;
   const Epilogue<T>& epilogue_;
   int64_t terms_, channels_, padded_;
-  int64_t blocks_;     // of terms in the matrix product, or 0
-  Buffer<A> weights_;  // [block][channel][kARow], or [channel][term] along pixels, or [term][channel]
-  Buffer<A> bias_;     // [channel]
+  int64_t blocks_;  // of terms in the matrix product, or 0
+  Buffer<A>
+      weights_;     // [block][channel][kARow], or [channel][term] along pixels, or [term][channel]
+  Buffer<A> bias_;  // [channel]
 };
 
 }  // namespace
 
 template <typename T>
-void depthwise_gather(const ConvView& view, const DepthwiseBand& band, const T* src, const T* w,
-                      const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
+void band_gather(const ConvView& view, const ConvBand& band, const T* src, const T* w,
+                 const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   if (view.N == 0 || view.pixels() == 0) return;
-  DepthwiseGather<T>(view, band, src, w, bias, epilogue, pool).run(pool);
+  BandGather<T>(view, band, src, w, bias, epilogue, pool).run(pool);
 }
 
-template void depthwise_gather(const ConvView&, const DepthwiseBand&, const float*, const float*,
-                               const float*, const Epilogue<float>&, const Parallel&);
-template void depthwise_gather(const ConvView&, const DepthwiseBand&, const double*, const double*,
-                               const double*, const Epilogue<double>&, const Parallel&);
-template void depthwise_gather(const ConvView&, const DepthwiseBand&, const BFloat16*,
-                               const BFloat16*, const BFloat16*, const Epilogue<BFloat16>&,
-                               const Parallel&);
-template void depthwise_gather(const ConvView&, const DepthwiseBand&, const Float16*,
-                               const Float16*, const Float16*, const Epilogue<Float16>&,
-                               const Parallel&);
+template void band_gather(const ConvView&, const ConvBand&, const float*, const float*,
+                          const float*, const Epilogue<float>&, const Parallel&);
+template void band_gather(const ConvView&, const ConvBand&, const double*, const double*,
+                          const double*, const Epilogue<double>&, const Parallel&);
+template void band_gather(const ConvView&, const ConvBand&, const BFloat16*, const BFloat16*,
+                          const BFloat16*, const Epilogue<BFloat16>&, const Parallel&);
+template void band_gather(const ConvView&, const ConvBand&, const Float16*, const Float16*,
+                          const Float16*, const Epilogue<Float16>&, const Parallel&);
 
 }  // namespace torchconv::cpu

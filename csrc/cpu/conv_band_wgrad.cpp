@@ -1,8 +1,9 @@
 // wgrad with few channels in a group: each tap is a dot product of dz with the image shifted by the
-// tap. The band of x is the one that fprop uses (depthwise_band.h); dz is copied beside it with zeros
-// where one row's positions run into the next. Sums are kept short (one band) and added in the order of
-// bands and samples; samples are dealt to slabs by the shape alone, never by the thread count.
-#include "cpu/depthwise_wgrad.h"
+// tap. The band of x is the one that fprop uses (conv_band.h); dz is copied beside it with zeros
+// where one row's positions run into the next. Sums are kept short (one band) and added in the
+// order of bands and samples; samples are dealt to slabs by the shape alone, never by the thread
+// count.
+#include "cpu/conv_band_wgrad.h"
 
 #include "core/buffer.h"
 #include "cpu/microkernels/taps.h"
@@ -15,12 +16,12 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 template <typename T>
-class DepthwiseWgrad {
+class BandWgrad {
  public:
   using A = Wide<T>;
   static constexpr int64_t kL = kLanes<A>;
 
-  DepthwiseWgrad(const ConvView& view, const DepthwiseBand& band, const T* dz, const T* x, T* dw)
+  BandWgrad(const ConvView& view, const ConvBand& band, const T* dz, const T* x, T* dw)
       : view_(view), band_(band), dz_(dz), x_(x), dw_(dw), terms_(view.terms()) {
     constexpr int64_t kTasksWanted = 32;
     slabs_ = std::max<int64_t>(1, std::min(view.N, kTasksWanted / band.blocks));
@@ -90,9 +91,8 @@ class DepthwiseWgrad {
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < view_.J; ++j) {
         A* to = gradient + j * lanes;
-        copy_strided(to,
-                     dz + channel * view_.dst.c + i * view_.dst.row + j * view_.dst.column, used,
-                     view_.dst.c);
+        copy_strided(to, dz + channel * view_.dst.c + i * view_.dst.row + j * view_.dst.column,
+                     used, view_.dst.c);
         fill_zero(to + used, lanes - used);
       }
       tap_dot<A>({gradient, source + i * band_.width * lanes, band_.offsets.data(), sums, terms_,
@@ -128,7 +128,7 @@ class DepthwiseWgrad {
   }
 
   const ConvView& view_;
-  const DepthwiseBand& band_;
+  const ConvBand& band_;
   const T* dz_;
   const T* x_;
   T* dw_;
@@ -138,19 +138,19 @@ class DepthwiseWgrad {
 }  // namespace
 
 template <typename T>
-void depthwise_wgrad(const ConvView& view, const DepthwiseBand& band, const T* dz, const T* x,
-                     T* dw, const Parallel& pool) {
+void band_wgrad(const ConvView& view, const ConvBand& band, const T* dz, const T* x, T* dw,
+                const Parallel& pool) {
   if (view.N == 0 || view.pixels() == 0) return;
-  DepthwiseWgrad<T>(view, band, dz, x, dw).run(pool);
+  BandWgrad<T>(view, band, dz, x, dw).run(pool);
 }
 
-template void depthwise_wgrad(const ConvView&, const DepthwiseBand&, const float*, const float*,
-                              float*, const Parallel&);
-template void depthwise_wgrad(const ConvView&, const DepthwiseBand&, const double*, const double*,
-                              double*, const Parallel&);
-template void depthwise_wgrad(const ConvView&, const DepthwiseBand&, const BFloat16*,
-                              const BFloat16*, BFloat16*, const Parallel&);
-template void depthwise_wgrad(const ConvView&, const DepthwiseBand&, const Float16*,
-                              const Float16*, Float16*, const Parallel&);
+template void band_wgrad(const ConvView&, const ConvBand&, const float*, const float*, float*,
+                         const Parallel&);
+template void band_wgrad(const ConvView&, const ConvBand&, const double*, const double*, double*,
+                         const Parallel&);
+template void band_wgrad(const ConvView&, const ConvBand&, const BFloat16*, const BFloat16*,
+                         BFloat16*, const Parallel&);
+template void band_wgrad(const ConvView&, const ConvBand&, const Float16*, const Float16*, Float16*,
+                         const Parallel&);
 
 }  // namespace torchconv::cpu

@@ -1,12 +1,12 @@
-// The geometry of depthwise scratch, from one sample's shape.
-#include "cpu/depthwise_band.h"
+// The geometry of a band, from one sample's shape.
+#include "cpu/conv_band.h"
 
 #include <algorithm>
 
 namespace torchconv::cpu {
 
-DepthwiseBand::DepthwiseBand(const ConvView& view, bool along_pixels, int64_t element_size,
-                             int64_t vector_lanes)
+ConvBand::ConvBand(const ConvView& view, bool along_pixels, int64_t element_size,
+                   int64_t vector_lanes)
     : fits(false), pixels(along_pixels) {
   // Bands are cut to stay in the first-level cache (one plane) or the second.
   const int64_t budget = (pixels && view.C == 1 ? 32 << 10 : 384 << 10) / element_size;
