@@ -5,7 +5,7 @@
 Each network of pytorchcv (random weights) runs inference on one image and a training step (forward,
 cross entropy, backward, SGD) on a small batch, both libraries in both layouts, call by call in
 turn. The ratio compares the better layout of each. Before timing, the outputs and the gradients of
-all parameters are compared with the same network in float64.
+all parameters are checked against the same network in float64.
 """
 
 from __future__ import annotations
@@ -35,8 +35,13 @@ MODELS = (
     "squeezenet_v1_1",
 )
 PASSES = ("inference", "training")
-# Errors grow from layer to layer, so a network is judged by the peer's own error in float32.
-SLACK, LEAST = 8, 1e-5
+# Errors grow from layer to layer, so a network is judged by the peer's own error in float32. In
+# training one activation that rounds to the other side of zero (or wins another pooling window)
+# moves the gradients by up to a few percent, in either library; no two agree better than that. So
+# float32 gradients only have to be in the neighbourhood, and those in float64 must be exact.
+SLACK = 8
+LEAST = {"inference": 1e-5, "training": 5e-2}
+LEAST_FLOAT64 = 1e-9
 
 
 def load_model(name: str) -> nn.Module:
@@ -44,7 +49,10 @@ def load_model(name: str) -> nn.Module:
     from pytorchcv.model_provider import get_model
 
     torch.manual_seed(0)
-    model: nn.Module = get_model(name, pretrained=False)
+    try:
+        model: nn.Module = get_model(name, pretrained=False)
+    except ValueError as error:
+        raise SystemExit(f"pytorchcv has no network named {name!r}") from error
     return model
 
 
@@ -81,6 +89,10 @@ def probe(model: nn.Module, pass_name: str, images: Tensor, labels: Tensor) -> T
     return torch.cat([gradient.flatten().double() for gradient in gradients])
 
 
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).norm() / expected.norm())
+
+
 def measure(
     name: str, pass_name: str, ours: Peer, peer: Peer, batch: int, budget: float, min_rounds: int
 ) -> report.Result:
@@ -95,14 +107,16 @@ def measure(
     with torch.set_grad_enabled(pass_name == "training"):
         # Two images suffice to judge gradients; float64 is slow.
         images, labels = make_batch(min(batch, 2), "nchw")
-        expected = probe(copy.deepcopy(model).double(), pass_name, images.double(), labels)
+        double = copy.deepcopy(model).double()
+        expected = probe(double, pass_name, images.double(), labels)
+        exact = relative(probe(ours.model(double), pass_name, images.double(), labels), expected)
         for layout, memory_format in LAYOUTS.items():
             for library in (ours, peer):
                 candidate = copy.deepcopy(model).to(memory_format=memory_format)
                 candidate = library.model(candidate)
                 images, labels = make_batch(min(batch, 2), layout)
                 found = probe(candidate, pass_name, images, labels)
-                errors[library.name, layout] = float((found - expected).norm() / expected.norm())
+                errors[library.name, layout] = relative(found, expected)
                 images, labels = make_batch(batch, layout)
                 calls[library.name, layout] = make_call(candidate, pass_name, images, labels)
         worst = max(errors[ours.name, layout] for layout in LAYOUTS)
@@ -110,10 +124,14 @@ def measure(
         row = report.Result(
             "models", name, "", "float32", "better", pass_name, error=worst, peer_error=peers
         )
-        allowed = max(SLACK * peers, LEAST)
-        if not worst <= allowed:
-            reason = f"torchconv's relative error is {worst:.1e}, above {allowed:.1e}"
-            return replace(row, failure=reason)
+        allowed = max(SLACK * peers, LEAST[pass_name])
+        for dtype, error, bound in (
+            ("float32", worst, allowed),
+            ("float64", exact, LEAST_FLOAT64),
+        ):
+            if not error <= bound:
+                reason = f"torchconv is wrong in {dtype}: error {error:.1e}, above {bound:.1e}"
+                return replace(row, failure=reason)
         times = timing.interleave(list(calls.values()), budget, min_rounds)
     timings = dict(zip(calls, times, strict=True))
 

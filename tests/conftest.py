@@ -142,9 +142,10 @@ def relative_error(out: Tensor, truth: Tensor) -> float:
 def assert_accurate(out: Tensor, truth: Tensor, *, roundings: int = 1) -> None:
     """out is the float64 truth up to the arithmetic of out's dtype.
 
-    float32 and float64: the norm of the error against the norm of the truth. The half types add up in
-    float32 and round the sum, so every element is within half a unit in its last place (`roundings`
-    of them, where an intermediate tensor has that dtype too) and the float32 bound on the sum.
+    float32 and float64: the norm of the error against the norm of the truth. The half types add up
+    in float32 and round the sum, so every element is within half a unit in its last place
+    (`roundings` of them, where an intermediate tensor has that dtype too) and the float32 bound on
+    the sum.
     """
     assert out.shape == truth.shape, (out.shape, truth.shape)
     assert out.device == truth.device

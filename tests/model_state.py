@@ -6,8 +6,9 @@ import copy
 from typing import Any
 
 import torch
-from dispatch_log import DispatchLog
 from torch import Tensor, nn
+
+from dispatch_log import DispatchLog
 
 
 def classes(model: nn.Module) -> list[type]:

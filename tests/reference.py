@@ -1,7 +1,7 @@
 """The layers as the five lectures define them, one window at a time, in NumPy float64.
 
-Slow and obvious on purpose: nothing here is shared with the product or with PyTorch. Letters: x input
-(N, C, H, W), w kernels (K, C, R, S), z output (N, K, P, Q), dz the gradient of the loss by z.
+Slow and obvious on purpose: nothing here is shared with the product or with PyTorch. Letters: x
+input (N, C, H, W), w kernels (K, C, R, S), z output (N, K, P, Q), dz the gradient of the loss by z.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def positions(p_size: int, q_size: int) -> Iterator[Pair]:
             yield p, q
 
 
-def window(x: Array, p: int, q: int, size: Pair, stride: Pair, dilation: Pair) -> tuple[slice, slice]:
+def window(
+    x: Array, p: int, q: int, size: Pair, stride: Pair, dilation: Pair
+) -> tuple[slice, slice]:
     """Rows 1 and 14: where in the padded x the input of output (p, q) lies."""
     top, left = p * stride[0], q * stride[1]
     rows = slice(top, top + dilation[0] * (size[0] - 1) + 1, dilation[0])
@@ -120,7 +122,7 @@ def locally_connected2d(x: Array, w: Array, b: Array | None, stride: Pair) -> Ar
 
 
 def pool_output_size(n: int, f: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> int:
-    """As row 6, but ceil_mode keeps a last window that sticks out, unless it starts in the padding."""
+    """As row 6; ceil_mode keeps a last window that sticks out, unless it starts in the padding."""
     span = n + 2 * pad - dilation * (f - 1) - 1
     out = (-(-span // stride) if ceil_mode else span // stride) + 1
     if ceil_mode and (out - 1) * stride >= n + pad:

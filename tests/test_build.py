@@ -80,8 +80,10 @@ def write_compiler(path: Path, body: str) -> str:
     return str(path)
 
 
+# An interrupt must arrive even where the tests were started with it ignored, as by nohup.
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from torchconv import _load
 path = _load.load(Path(sys.argv[1]), Path("/nonexistent"))

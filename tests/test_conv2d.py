@@ -1,8 +1,8 @@
 """conv2d against torch.nn.functional.conv2d: values, dtypes, strides and gradients.
 
-The truth is F.conv2d in float64 on the same (already rounded) inputs; dtype and strides are those of
-F.conv2d in the dtype under test. What PyTorch lacks is compared with how one spells it in PyTorch: F.pad for
-padding by side, weight.flip for the true convolution, the activation called after the layer.
+The truth is F.conv2d in float64 on the same (already rounded) inputs; dtype and strides are those
+of F.conv2d in the dtype under test. What PyTorch has no argument for is compared with how one
+spells it in PyTorch: F.pad for padding by side, weight.flip for the true convolution.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import reference
 import torch
+from torch import Tensor
+from torch.nn import functional as torch_F
+
+import reference
+import torchconv.functional as F
 from conftest import (
     FLOATS,
     LAYOUTS,
-    NORM_BOUND,
     assert_accurate,
     assert_same,
     in_layout,
     relative_error,
 )
-from torch import Tensor
-from torch.nn import functional as torch_F
-
-import torchconv.functional as F
 
 FORMATS = ("contiguous", "channels_last")
 
@@ -232,7 +231,10 @@ def test_unbatched(case: str, dtype: torch.dtype) -> None:
 def test_empty_batch(dtype: torch.dtype, layout: str) -> None:
     """No images: an output of no elements, zero weight gradients."""
     x = in_layout(torch.randn(0, 4, 8, 9).to(dtype), layout).requires_grad_()
-    w, b = torch.randn(6, 4, 3, 3).to(dtype).requires_grad_(), torch.randn(6).to(dtype).requires_grad_()
+    w, b = (
+        torch.randn(6, 4, 3, 3).to(dtype).requires_grad_(),
+        torch.randn(6).to(dtype).requires_grad_(),
+    )
     z = F.conv2d(x, w, b, padding=1, stride=2)
     theirs = torch_F.conv2d(x, w, b, padding=1, stride=2)
     assert z.shape == theirs.shape == (0, 6, 4, 5) and z.dtype == dtype
@@ -241,13 +243,23 @@ def test_empty_batch(dtype: torch.dtype, layout: str) -> None:
     assert torch.equal(dw, torch.zeros_like(w)) and torch.equal(db, torch.zeros_like(b))
 
 
+def test_no_input_channels() -> None:
+    """The empty sum is zero and leaves the bias; PyTorch's output has no channels either."""
+    x, w = torch.randn(2, 0, 8, 8), torch.randn(6, 0, 3, 3)
+    b = torch.randn(6, requires_grad=True)
+    z = F.conv2d(x, w, b)
+    assert torch.equal(z, b[:, None, None].expand(2, 6, 6, 6))
+    assert torch.equal(torch.autograd.grad(z.sum(), b)[0], torch.full((6,), 72.0))
+
+
 # --- what PyTorch has no argument for ------------------------------------------------------------
 
 
 @on_dtypes
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize(
-    "sides", [(1, 2, 0, 3), (0, 0, 2, 0), (4, 0, 0, 1), (2, 2, 1, 1), (-1, 2, 0, -2), (0, -3, -1, 1)]
+    "sides",
+    [(1, 2, 0, 3), (0, 0, 2, 0), (4, 0, 0, 1), (2, 2, 1, 1), (-1, 2, 0, -2), (0, -3, -1, 1)],
 )
 def test_padding_by_side_is_pad_then_conv(
     sides: tuple[int, int, int, int], layout: str, dtype: torch.dtype
@@ -314,111 +326,6 @@ def test_flip_kernel(case: str, layout: str, dtype: torch.dtype) -> None:
         assert_accurate(out, value)
 
 
-# --- activations ---------------------------------------------------------------------------------
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch_F.relu,
-    "relu6": torch_F.relu6,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "silu": torch_F.silu,
-    "hardswish": torch_F.hardswish,
-    "gelu": torch_F.gelu,
-}
-
-
-@on_dtypes
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("case", ["3x3_s2_p1", "1x1", "groups_2", "depthwise_multiplier_2"])
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activation(name: str, case: str, layout: str, dtype: torch.dtype, device: str) -> None:
-    """g(conv2d(x)) against float64, and no further from it than PyTorch's two calls are."""
-    (x, w, b), kwargs = make(case, dtype, device)
-    leaves = [in_layout(x, layout), w, b]
-    a = F.conv2d(*leaves, **kwargs, activation=name)
-    g = ACTIVATIONS[name]
-    theirs = g(torch_F.conv2d(*leaves, **kwargs))
-    assert a.dtype == dtype and a.stride() == theirs.stride()
-    doubles = [t.detach().double().requires_grad_() for t in (x, w, b)]
-    truth = g(torch_F.conv2d(*doubles, **kwargs))
-    assert_accurate(a, truth)
-    da = torch.randn_like(a)
-    got = torch.autograd.grad(a, leaves, da)
-    torchs = torch.autograd.grad(theirs, leaves, da)
-    expected = torch.autograd.grad(truth, doubles, da.double())
-    for gradient, other, value in zip(got, torchs, expected, strict=True):
-        if dtype in NORM_BOUND:
-            assert_accurate(gradient, value)
-            continue
-        # The half types keep y or z rounded for backward, as PyTorch does, and so does its error.
-        # A second rounding, of dz, may or may not happen: 1.5 covers the luck of the draw.
-        limit = 1.5 * relative_error(other, value) + torch.finfo(dtype).eps
-        assert relative_error(gradient, value) <= limit
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("count", [1, 7, 64, 1001])
-def test_activation_pointwise(name: str, dtype: torch.dtype, count: int) -> None:
-    """Through a 1x1 convolution by one: every value of a range, also far out, and its derivative."""
-    values = torch.linspace(-30, 30, count, dtype=dtype) if count > 1 else torch.full((1,), 0.3)
-    # 3 and -3 are left out: PyTorch releases differ in hardswish's one-sided derivative there.
-    extra = torch.tensor([0.0, -0.0, 6.0, 1e-30, -1e-30, 1e-4, -88.0, 100.0, -100.0, 5.999, 1e4])
-    values = torch.cat([values.to(dtype), extra.to(dtype)])
-    x = values.view(1, 1, 1, -1).requires_grad_()
-    one = torch.ones(1, 1, 1, 1, dtype=dtype)
-    a = F.conv2d(x, one, activation=name)
-    (dx,) = torch.autograd.grad(a.sum(), x)
-    double = x.detach().double().requires_grad_()
-    truth = ACTIVATIONS[name](double)
-    (expected,) = torch.autograd.grad(truth.sum(), double)
-    eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(a.double(), truth, rtol=8 * eps, atol=8 * eps)
-    torch.testing.assert_close(dx.double(), expected, rtol=16 * eps, atol=16 * eps)
-
-
-# The limits at plus and minus infinity.
-LIMITS = {
-    "relu": (math.inf, 0.0),
-    "relu6": (6.0, 0.0),
-    "sigmoid": (1.0, 0.0),
-    "tanh": (1.0, -1.0),
-    "silu": (math.inf, 0.0),
-    "hardswish": (math.inf, 0.0),
-    "gelu": (math.inf, 0.0),
-}
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-@on_dtypes
-def test_activation_of_nan_and_infinity(name: str, dtype: torch.dtype) -> None:
-    """NaN stays NaN. At infinity the limit, or the 0 * inf that PyTorch computes there."""
-    x = torch.tensor([math.nan, 1.0, math.inf, -math.inf], dtype=dtype)
-    out = F.conv2d(x.view(1, 1, 1, 4), torch.ones(1, 1, 1, 1, dtype=dtype), activation=name)
-    out = out.flatten()
-    assert out[0].isnan()
-    torch.testing.assert_close(out[1], ACTIVATIONS[name](x[1]))
-    for value, torchs, limit in zip(out[2:], ACTIVATIONS[name](x)[2:], LIMITS[name], strict=True):
-        assert value == limit or (value.isnan() and torchs.isnan())
-
-
-@pytest.mark.parametrize("name", ["relu", "relu6", "hardswish", "silu", "gelu"])
-def test_activation_with_everything_else(name: str) -> None:
-    """Flipped, padded by side, grouped, strided, dilated and unbatched at once."""
-    x = torch.randn(4, 11, 12, dtype=torch.float64, requires_grad=True)
-    w = torch.randn(6, 2, 3, 2, dtype=torch.float64, requires_grad=True)
-    b = torch.randn(6, dtype=torch.float64, requires_grad=True)
-    kwargs = {"stride": (2, 1), "dilation": (1, 3), "groups": 2}
-    a = F.conv2d(x, w, b, **kwargs, padding=(1, 2, 0, 3), activation=name, flip_kernel=True)
-    padded = torch_F.pad(x, (1, 2, 0, 3))
-    truth = ACTIVATIONS[name](torch_F.conv2d(padded, w.flip(2, 3), b, **kwargs))
-    assert_accurate(a, truth)
-    da = torch.randn_like(a)
-    expected = torch.autograd.grad(truth, (x, w, b), da)
-    for gradient, value in zip(torch.autograd.grad(a, (x, w, b), da), expected, strict=True):
-        assert_accurate(gradient, value)
-
-
 # --- numbers -------------------------------------------------------------------------------------
 
 
@@ -457,7 +364,7 @@ def test_float32_error_is_within_the_promise(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", FORMATS)
 def test_half_types_add_up_in_float32(dtype: torch.dtype, layout: str) -> None:
-    """2x2 ones give 4 (pytorch#163347); 4096 times 1 stays 4096, where a half-type sum stops early."""
+    """2x2 ones give 4 (pytorch#163347); 4096 ones give 4096, where a half-type sum stops early."""
     ones = in_layout(torch.ones(1, 1, 4, 4, dtype=dtype), layout)
     assert F.conv2d(ones, torch.ones(1, 1, 2, 2, dtype=dtype)).unique().tolist() == [4]
     many = in_layout(torch.ones(2, 4096, 2, 2, dtype=dtype, requires_grad=True), layout)
@@ -547,9 +454,25 @@ def test_scalar_reference() -> None:
     assert_accurate(z, torch.from_numpy(truth))
     dz = torch.randn_like(z)
     turned = arrays[1][:, :, ::-1, ::-1]
-    dx, dw, db = reference.conv2d_backward(
-        dz.numpy(), arrays[0], turned, (2, 1), sides, (1, 2), 2
-    )
+    dx, dw, db = reference.conv2d_backward(dz.numpy(), arrays[0], turned, (2, 1), sides, (1, 2), 2)
     expected = (dx, dw[:, :, ::-1, ::-1].copy(), db)
     for gradient, value in zip(torch.autograd.grad(z, leaves, dz), expected, strict=True):
         assert_accurate(gradient, torch.from_numpy(value))
+
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("case", ["3x3_s2_p1", "1x1", "groups_2", "depthwise_3x3", "3x3_wide"])
+def test_integers(case: str, dtype: torch.dtype, layout: str) -> None:
+    """Exact, and modulo two to the width where the sum does not fit, as PyTorch's integers are."""
+    x_size, w_size, kwargs = CASES[case]
+    info = torch.iinfo(dtype)
+    low, high = max(info.min, -(2**62)), min(info.max, 2**62)
+    x, w, b = (torch.randint(low, high, s).to(dtype) for s in (x_size, w_size, w_size[:1]))
+    out = F.conv2d(in_layout(x, layout), in_layout(w, layout), b, **kwargs, flip_kernel=True)
+    turned = w.long().flip(2, 3)
+    exact = torch_F.conv2d(x.long(), turned, b.long(), **kwargs)
+    assert out.dtype == dtype and torch.equal(out, exact.to(dtype))

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_accurate
-from model_state import assert_same_step, assert_untouched, calls, classes, snapshot, step
 from torch import Tensor, nn
 
 import torchconv
+from conftest import assert_accurate
+from model_state import assert_same_step, assert_untouched, calls, classes, snapshot, step
 
 
 def network() -> nn.Sequential:

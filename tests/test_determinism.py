@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import in_layout
 from torch import Tensor
 
 import torchconv.functional as F
+from conftest import in_layout
 
 FORMATS = ("contiguous", "channels_last")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)

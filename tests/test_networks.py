@@ -14,12 +14,12 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import relative_error
-from dispatch_log import DispatchLog
 from pytorchcv.model_provider import get_model
 from torch import Tensor, nn
 
 import torchconv
+from conftest import relative_error
+from dispatch_log import DispatchLog
 
 # Name and smallest input that the network, or its last fixed-size pooling, takes.
 NETWORKS = {

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_accurate
-from dispatch_log import DispatchLog
 from torch import Tensor
 
+from conftest import assert_accurate
+from dispatch_log import DispatchLog
 from torchconv import nn
 
 PAIRS = [

@@ -1,7 +1,7 @@
 """PyTorch's own sample inputs and error inputs for conv2d, max_pool2d and avg_pool2d.
 
-torch.testing's op_db is what PyTorch tests its operators with. Every sample goes through PyTorch and
-through torchconv: values, dtype, strides and gradients. min_pool2d is max_pool2d by negation.
+torch.testing's op_db is what PyTorch tests its operators with. Every sample goes through PyTorch
+and through torchconv: values, dtype, strides and gradients. min_pool2d is max_pool2d by negation.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FLOATS, NORM_BOUND, assert_accurate
 from torch import Tensor
 
 import torchconv.functional as F
+from conftest import FLOATS, NORM_BOUND, assert_accurate
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -112,7 +112,7 @@ def min_pool2d(x: Tensor, *args: Any, **kwargs: Any) -> Any:
     return (out[0].neg_(), out[1]) if isinstance(out, tuple) else out.neg_()
 
 
-# -x reverses the order of floating point numbers; test_pool2d has the scalar reference for the rest.
+# -x reverses the order of floating point numbers; test_pool2d_special has the rest.
 SELECTIONS = [("max_pool2d", dtype) for dtype in supported("max_pool2d")]
 SELECTIONS += [("min_pool2d", dtype) for dtype in (torch.float32, torch.bfloat16)]
 
@@ -154,7 +154,7 @@ def test_avg_pool2d_samples(dtype: torch.dtype) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["conv2d", "max_pool2d", "min_pool2d", "avg_pool2d"])
 def test_error_inputs(name: str) -> None:
-    """Whatever PyTorch lists as refused is refused, with the class it lists and the one it raises."""
+    """What PyTorch lists as refused is refused, with the class it lists and the one it raises."""
     info = INFOS["max_pool2d" if name == "min_pool2d" else name]
     count = 0
     for error in info.error_inputs("cpu"):

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from dispatch_log import DispatchLog
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import torchconv
+from dispatch_log import DispatchLog
 
 
 def x() -> Tensor:

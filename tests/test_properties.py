@@ -1,4 +1,4 @@
-"""Random configurations of conv2d and the poolings, drawn by hypothesis, against PyTorch in float64.
+"""Random configurations of conv2d and the poolings, drawn by hypothesis, against PyTorch.
 
 A configuration is sizes, arguments, layouts and a dtype; hypothesis looks for the smallest one that
 fails. Both must agree on what is refused as well as on every value and gradient.
@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from conftest import FLOATS, LAYOUTS, NORM_BOUND, assert_accurate, in_layout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as torch_F
 
 import torchconv.functional as F
+from conftest import FLOATS, LAYOUTS, NORM_BOUND, assert_accurate, in_layout
 
 bounded = settings(max_examples=250, suppress_health_check=list(HealthCheck))
 
@@ -31,11 +31,11 @@ seeds = st.integers(0, 2**31)
 @st.composite
 def convolutions(draw: st.DrawFn) -> dict[str, Any]:
     groups = draw(st.integers(1, 4))
-    per_group = draw(st.integers(1, 6))
+    per_group = draw(st.sampled_from([1, 2, 3, 4, 5, 6, 16, 33]))
     wide = draw(st.booleans())  # a whole vector of outputs and a ragged rest
     return {
         "x": (draw(st.integers(0, 3)), groups * per_group, draw(sizes), draw(sizes) + 30 * wide),
-        "w": (groups * draw(st.integers(1, 5)), per_group, *draw(kernels)),
+        "w": (groups * draw(st.sampled_from([1, 2, 3, 5, 16, 35])), per_group, *draw(kernels)),
         "bias": draw(st.booleans()),
         "stride": draw(strides),
         "sides": draw(st.tuples(*[st.integers(0, 4)] * 4)),
@@ -152,9 +152,7 @@ def poolings(draw: st.DrawFn) -> dict[str, Any]:
 
 def has_empty_window(c: dict[str, Any]) -> bool:
     """Whether PyTorch would be asked for a dilated window without a valid element; never do."""
-    for n, k, p, d in zip(
-        c["x"][2:], c["kernel_size"], c["padding"], c["dilation"], strict=True
-    ):
+    for n, p, d in zip(c["x"][2:], c["padding"], c["dilation"], strict=True):
         if d > 1 and p > 0 and n < d:
             return True
     return False
@@ -230,7 +228,11 @@ def test_pools_agree_with_one_another(c: dict[str, Any]) -> None:
     x = in_layout(torch.randn(c["x"]).to(c["dtype"]), c["layouts"][0])
     k, s = c["kernel_size"], c["stride"]
     try:
-        largest, smallest, mean = F.max_pool2d(x, k, s), F.min_pool2d(x, k, s), F.avg_pool2d(x, k, s)
+        largest, smallest, mean = (
+            F.max_pool2d(x, k, s),
+            F.min_pool2d(x, k, s),
+            F.avg_pool2d(x, k, s),
+        )
     except RuntimeError:
         return
     assert torch.equal(smallest, -F.max_pool2d(-x, k, s))

@@ -3,9 +3,10 @@
 #include "cpu/activation.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "core/buffer.h"
+#include "cpu/activation_math.h"
+#include "cpu/conv_pack.h"
 #include "cpu/parallel_range.h"
 
 namespace torchconv::cpu {
@@ -22,17 +23,13 @@ A relu6(A x) {
   return low > A{6} ? A{6} : low;
 }
 template <typename A>
-A sigmoid(A x) {
-  return A{1} / (A{1} + std::exp(-x));
-}
-template <typename A>
 A hardswish(A x) {
   return x * relu6(x + A{3}) / A{6};
 }
-constexpr double kSqrtHalf = 0.70710678118654752440;
 template <typename A>
-A normal_cdf(A x) {
-  return A(0.5) * (A{1} + std::erf(x * A(kSqrtHalf)));
+A gelu(A x) {
+  A gaussian;
+  return x * normal_cdf(x, &gaussian);
 }
 
 // g'(z), from y or from z as derivative_needs_preactivation says.
@@ -48,7 +45,9 @@ A silu_derivative(A z) {
 template <typename A>
 A gelu_derivative(A z) {
   constexpr double kInverseSqrtTwoPi = 0.39894228040143267794;
-  return normal_cdf(z) + z * A(kInverseSqrtTwoPi) * std::exp(A(-0.5) * z * z);
+  A gaussian;
+  const A cdf = normal_cdf(z, &gaussian);
+  return cdf + z * A(kInverseSqrtTwoPi) * gaussian;
 }
 
 template <typename A>
@@ -88,17 +87,16 @@ void multiply_derivative(Activation activation, const A* saved, A* row, int64_t 
 // Elements that are converted, multiplied and summed together.
 constexpr int64_t kStrip = 256;
 
-// dz of n neighbours, in place in `row`; true values, before rounding to T.
+// dz of n neighbours: in row the values before rounding to T, and in dz unless that is null.
 template <typename T>
 void derivative_strip(Activation activation, const T* dy, const T* saved, T* dz, int64_t n,
                       Wide<T>* row) {
-  Wide<T> values[kStrip];
-  for (int64_t i = 0; i < n; ++i) row[i] = to_wide(dy[i]);
+  copy_wide(row, dy, n);
   if (activation == Activation::kNone) return;
-  for (int64_t i = 0; i < n; ++i) values[i] = to_wide(saved[i]);
+  Wide<T> values[kStrip] = {};
+  copy_wide(values, saved, n);
   multiply_derivative(activation, values, row, n);
-  if (dz != nullptr)
-    for (int64_t i = 0; i < n; ++i) dz[i] = from_wide<T>(row[i]);
+  if (dz != nullptr) copy_narrow(dz, row, n);
 }
 
 template <typename A>
@@ -130,16 +128,16 @@ void activate(Activation activation, A* row, int64_t n) {
       for (int64_t i = 0; i < n; ++i) row[i] = sigmoid(row[i]);
       break;
     case Activation::kTanh:
-      for (int64_t i = 0; i < n; ++i) row[i] = std::tanh(row[i]);
+      for (int64_t i = 0; i < n; ++i) row[i] = fast_tanh(row[i]);
       break;
     case Activation::kSiLU:
-      for (int64_t i = 0; i < n; ++i) row[i] = row[i] / (A{1} + std::exp(-row[i]));
+      for (int64_t i = 0; i < n; ++i) row[i] = row[i] / (A{1} + fast_exp(-row[i]));
       break;
     case Activation::kHardswish:
       for (int64_t i = 0; i < n; ++i) row[i] = hardswish(row[i]);
       break;
     case Activation::kGELU:
-      for (int64_t i = 0; i < n; ++i) row[i] *= normal_cdf(row[i]);
+      for (int64_t i = 0; i < n; ++i) row[i] = gelu(row[i]);
       break;
   }
 }
@@ -150,6 +148,7 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
   // Memory is rows of `inner` neighbours: a channel's plane, or a pixel's channels. Partial sums of
   // db belong to fixed blocks: a plane, or kPixels pixels of a sample.
   constexpr int64_t kPixels = 512;
+  if (p.K == 0) return;
   const int64_t pixels = p.P * p.Q;
   const bool planes = p.layout == Layout::kNCHW;
   const int64_t blocks = planes ? 1 : (pixels + kPixels - 1) / kPixels;
@@ -161,27 +160,32 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
     Wide<T> row[kStrip];
     for (int64_t item = begin; item < end; ++item) {
       if (planes) {
-        Wide<T> sum = 0;
+        double sum = 0;
         for (int64_t i = 0; i < pixels; i += kStrip) {
           const int64_t n = std::min(kStrip, pixels - i), at = item * pixels + i;
           derivative_strip(p.activation, dy + at, saved + (saved != nullptr ? at : 0),
                            dz != nullptr ? dz + at : nullptr, n, row);
-          if (db != nullptr) sum += sum_strip(row, n);
+          if (db != nullptr) sum += static_cast<double>(sum_strip(row, n));
         }
-        if (db != nullptr) partial[item] = sum;
+        if (db != nullptr) partial[item] = static_cast<Wide<T>>(sum);
         continue;
       }
       const int64_t n = item / blocks, first = item % blocks * kPixels;
       const int64_t last = std::min(first + kPixels, pixels);
       Wide<T>* sums = partial.get() + item * p.K;
       if (db != nullptr) std::fill(sums, sums + p.K, Wide<T>{0});
-      for (int64_t pixel = first; pixel < last; ++pixel) {
-        for (int64_t k = 0; k < p.K; k += kStrip) {
-          const int64_t count = std::min(kStrip, p.K - k), at = (n * pixels + pixel) * p.K + k;
+      // A strip is part of a pixel's channels or several whole pixels.
+      const int64_t together = std::max<int64_t>(1, kStrip / p.K);
+      for (int64_t pixel = first; pixel < last; pixel += together) {
+        const int64_t count = std::min(together, last - pixel) * p.K;
+        for (int64_t k = 0; k < count; k += kStrip) {
+          const int64_t size = std::min(kStrip, count - k), at = (n * pixels + pixel) * p.K + k;
           derivative_strip(p.activation, dy + at, saved + (saved != nullptr ? at : 0),
-                           dz != nullptr ? dz + at : nullptr, count, row);
-          if (db != nullptr)
-            for (int64_t i = 0; i < count; ++i) sums[k + i] += row[i];
+                           dz != nullptr ? dz + at : nullptr, size, row);
+          if (db == nullptr) continue;
+          const int64_t channels = std::min(size, p.K);
+          for (int64_t i = 0; i < size; i += channels)
+            for (int64_t c = 0; c < channels; ++c) sums[k + c] += row[i + c];
         }
       }
     }

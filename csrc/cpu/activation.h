@@ -18,6 +18,15 @@ namespace torchconv::cpu {
 template <typename A>
 void activate(Activation activation, A* row, int64_t n);
 
+// dst[i] = src[i], rounded.
+template <typename T>
+TORCHCONV_INLINE void copy_narrow(T* dst, const Wide<T>* src, int64_t n) {
+  using V = WideVec<T>;
+  int64_t i = 0;
+  for (; i + V::kLanes <= n; i += V::kLanes) V::store(dst + i, V::Registers::load(src + i));
+  if (i < n) V::store_partial(dst + i, V::Registers::load_partial(src + i, n - i), n - i);
+}
+
 // What happens to a finished row of z.
 template <typename T>
 struct Epilogue {
@@ -34,14 +43,8 @@ struct Epilogue {
 
  private:
   static void write(T* dst, const Wide<T>* src, int64_t n, int64_t stride) {
-    using V = WideVec<T>;
-    if (stride == 1) {
-      int64_t i = 0;
-      for (; i + V::kLanes <= n; i += V::kLanes) V::store(dst + i, V::Registers::load(src + i));
-      if (i < n) V::store_partial(dst + i, V::Registers::load_partial(src + i, n - i), n - i);
-    } else {
-      for (int64_t i = 0; i < n; ++i) dst[i * stride] = from_wide<T>(src[i]);
-    }
+    if (stride == 1) return copy_narrow(dst, src, n);
+    for (int64_t i = 0; i < n; ++i) dst[i * stride] = from_wide<T>(src[i]);
   }
 };
 

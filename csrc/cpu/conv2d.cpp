@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "core/buffer.h"
 #include "cpu/activation.h"
@@ -12,6 +13,7 @@
 #include "cpu/conv_integer.h"
 #include "cpu/conv_view.h"
 #include "cpu/conv_wgrad.h"
+#include "cpu/depthwise_channels.h"
 #include "cpu/implicit_gemm.h"
 
 namespace torchconv::cpu {
@@ -27,8 +29,8 @@ enum class GatherAlgorithm {
 
 // A group this narrow would use a fraction of a register tile.
 constexpr int64_t kNarrowGroup = 8;
-// So would this few filters; vectors then run along pixels in either layout.
-constexpr int64_t kFewFilters = 4;
+// So would filters that fill at most half a vector; vectors then run along pixels in either layout.
+constexpr int64_t kFewFilters = kVectorBytes / 8;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
 
@@ -66,6 +68,11 @@ ConvBand conv_band(const ConvView& view, GatherAlgorithm algorithm) {
 template <typename T>
 void gather(const ConvView& view, const T* src, const T* w, const T* bias,
             const Epilogue<T>& epilogue, const Parallel& pool) {
+  if (view.N == 0 || view.K == 0 || view.pixels() == 0) return;
+  if constexpr (std::is_floating_point_v<T>) {
+    if (depthwise_channels_applies<T>(view))
+      return depthwise_channels_gather(view, src, w, bias, epilogue, pool);
+  }
   const GatherAlgorithm algorithm = gather_algorithm(view);
   if (algorithm != GatherAlgorithm::kPackedProduct) {
     const ConvBand band = conv_band<T>(view, algorithm);
@@ -76,6 +83,10 @@ void gather(const ConvView& view, const T* src, const T* w, const T* bias,
 
 template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
+  if (view.N == 0 || view.K == 0 || view.pixels() == 0 || view.terms() == 0) return;
+  if constexpr (std::is_floating_point_v<T>) {
+    if (depthwise_channels_applies<T>(view)) return depthwise_channels_wgrad(view, dz, x, dw, pool);
+  }
   const GatherAlgorithm algorithm = wgrad_algorithm(view);
   if (algorithm != GatherAlgorithm::kPackedProduct) {
     const ConvBand band = conv_band<T>(view, algorithm);

@@ -53,6 +53,26 @@ TORCHCONV_INLINE void copy_strided(Wide<T>* dst, const T* src, int64_t n, int64_
   for (int64_t i = 0; i < n; ++i) dst[i] = to_wide(src[i * step]);
 }
 
+// to[l] = from[sources[l]] for the n lanes of a vector, where the sources ascend within one.
+template <typename T>
+class LanePermutation {
+ public:
+  LanePermutation(const int64_t* sources, int64_t n)
+      : first_(sources[0]), span_(sources[n - 1] - sources[0] + 1) {
+    for (int64_t l = 0; l < n; ++l) lanes_[l] = static_cast<Index>(sources[l] - first_);
+  }
+  TORCHCONV_INLINE void copy(Wide<T>* to, const T* from) const {
+    const auto vector = V::load_partial(from + first_, span_);
+    V::Registers::store(to, __builtin_shuffle(vector, Vec<Index>::load(lanes_)));
+  }
+
+ private:
+  using V = WideVec<T>;
+  using Index = std::conditional_t<sizeof(Wide<T>) == 8, int64_t, int32_t>;
+  int64_t first_, span_;
+  Index lanes_[V::kLanes] = {};
+};
+
 template <typename T>
 void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i0,
                     Wide<T>* scratch) const {
@@ -60,7 +80,12 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
   const int64_t used = std::min(lanes, view.groups * view.K - first_lane);
   const bool neighbours = view.C == 1 && view.K == 1 && view.src.c == 1;
   const int64_t step = view.step_w * view.src.column;
-  const int64_t* sources = pixels ? nullptr : lane_source_.data() + first_lane;
+  const int64_t no_source = 0;
+  const int64_t* sources = pixels ? &no_source : lane_source_.data() + first_lane;
+  // One vector of sources holds all that one vector of lanes reads.
+  const bool permuted =
+      !pixels && lanes == WideVec<T>::kLanes && sources[used - 1] - sources[0] < WideVec<T>::kLanes;
+  const LanePermutation<T> permutation(sources, permuted ? used : 1);
   if (pixels) src += block * view.C * view.src.c;
   for (int64_t c = 0; c < view.C; ++c, src += view.src.c) {
     // Rows in the order of memory, which is what the hardware prefetches.
@@ -90,6 +115,8 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
           for (int64_t m = range.begin; m < range.end; ++m, from += step, to += lanes) {
             if (neighbours)
               copy_wide(to, from + first_lane, used);
+            else if (permuted)
+              permutation.copy(to, from);
             else
               for (int64_t l = 0; l < used; ++l) to[l] = to_wide(from[sources[l]]);
             fill_zero(to + used, lanes - used);

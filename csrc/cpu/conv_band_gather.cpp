@@ -187,7 +187,6 @@ class BandGather {
 template <typename T>
 void band_gather(const ConvView& view, const ConvBand& band, const T* src, const T* w,
                  const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
-  if (view.N == 0 || view.pixels() == 0) return;
   BandGather<T>(view, band, src, w, bias, epilogue, pool).run(pool);
 }
 

@@ -8,7 +8,8 @@
 
 namespace torchconv::cpu {
 
-// band must fit. bias may be null. Instantiated for float, double, BFloat16 and Float16.
+// The problem must not be empty and band must fit. bias may be null. Instantiated for float,
+// double, BFloat16 and Float16.
 template <typename T>
 void band_gather(const ConvView& view, const ConvBand& band, const T* src, const T* w,
                  const T* bias, const Epilogue<T>& epilogue, const Parallel& pool);

@@ -140,7 +140,6 @@ class BandWgrad {
 template <typename T>
 void band_wgrad(const ConvView& view, const ConvBand& band, const T* dz, const T* x, T* dw,
                 const Parallel& pool) {
-  if (view.N == 0 || view.pixels() == 0) return;
   BandWgrad<T>(view, band, dz, x, dw).run(pool);
 }
 

@@ -6,7 +6,7 @@
 
 namespace torchconv::cpu {
 
-// view is fprop's; band must fit. Writes only the taps in the view. Instantiated for
+// view is fprop's and not empty; band must fit. Writes only the taps in the view. Instantiated for
 // float, double, BFloat16 and Float16.
 template <typename T>
 void band_wgrad(const ConvView& view, const ConvBand& band, const T* dz, const T* x, T* dw,

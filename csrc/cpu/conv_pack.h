@@ -62,8 +62,9 @@ TORCHCONV_INLINE Type even_lanes(Type a, Type b, std::integer_sequence<int, I...
   return shuffle<2 * I...>(a, b);
 }
 
-// Lane l from p[l*step] for begin <= l < end, zero elsewhere. more_follow: p[kLanes*step] may be
-// read.
+// Lane begin + l from p[l*step] for begin + l < end, zero elsewhere. more_follow: the lane after
+// the last may be read too. p is that of the first lane read: a huge step must not be taken before
+// it.
 template <typename T>
 TORCHCONV_INLINE typename WideVec<T>::Type load_lanes_strided(const T* p, int64_t step,
                                                               int64_t begin, int64_t end,
@@ -73,7 +74,7 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_lanes_strided(const T* p, int64_
     return even_lanes<V>(V::load(p), V::load(p + V::kLanes),
                          std::make_integer_sequence<int, V::kLanes>());
   Wide<T> lanes[V::kLanes] = {};
-  for (int64_t l = begin; l < end; ++l) lanes[l] = to_wide(p[l * step]);
+  for (int64_t l = begin; l < end; ++l) lanes[l] = to_wide(p[(l - begin) * step]);
   return V::Registers::load(lanes);
 }
 
@@ -100,7 +101,7 @@ TORCHCONV_INLINE void copy_padded_row(Wide<T>* row, const T* src, int64_t step, 
       if (step == 1)
         lanes = first == 0 && last == kL ? V::load(src + i) : load_lanes(src + i, first, last);
       else
-        lanes = load_lanes_strided(src + i * step, step, first, last, i + kL < end);
+        lanes = load_lanes_strided(src + (i + first) * step, step, first, last, i + kL < end);
     }
     V::Registers::store(row + i, lanes);
   }
@@ -132,7 +133,7 @@ inline int64_t max_pixel_runs(int64_t count, int64_t J) { return std::min(count,
 // ---- Pixels along the vector: panels [c][t][vector] from a source whose pixels are contiguous.
 
 struct LaneCopy {
-  int64_t src;  // where lane 0 would be read
+  int64_t src;  // of lane begin
   int32_t begin, end;
   bool last;         // of its vector
   bool more_follow;  // the run goes on past its last lane
@@ -159,7 +160,7 @@ int64_t plan_pixel_panel(const ConvView& view, const ReductionBlock& block, cons
           const int64_t begin = std::max(run.lane + range.begin - v * kL, int64_t{0});
           const int64_t end = std::min(run.lane + range.end - v * kL, kL);
           if (begin < end)
-            plan[size++] = {h * view.src.row + w + (v * kL - run.lane) * view.step_w,
+            plan[size++] = {h * view.src.row + w + (begin + v * kL - run.lane) * view.step_w,
                             static_cast<int32_t>(begin), static_cast<int32_t>(end), false,
                             run.lane + range.end - v * kL > end};
         }
@@ -190,7 +191,7 @@ void pack_pixel_panel(const ConvView& view, const ReductionBlock& block, const T
       if (view.step_w == 1) {
         lanes = copy.begin == 0 && copy.end == V::kLanes
                     ? V::load(src + copy.src)
-                    : load_lanes(src + copy.src, copy.begin, copy.end);
+                    : load_lanes(src + copy.src - copy.begin, copy.begin, copy.end);
       } else {
         lanes =
             load_lanes_strided(src + copy.src, view.step_w, copy.begin, copy.end, copy.more_follow);

@@ -295,7 +295,6 @@ class ConvWgrad {
 
 template <typename T>
 void conv_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
-  if (view.terms() == 0 || view.K == 0 || view.N == 0 || view.pixels() == 0) return;
   ConvWgrad<T>(view, dz, x, dw).run(pool);
 }
 

@@ -6,8 +6,8 @@
 
 namespace torchconv::cpu {
 
-// view is fprop's. Writes only the taps in the view: others are zero and the caller's.
-// Instantiated for float, double, BFloat16 and Float16.
+// view is fprop's and not empty. Writes only the taps in the view: others are zero and the
+// caller's. Instantiated for float, double, BFloat16 and Float16.
 template <typename T>
 void conv_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool);
 

@@ -317,7 +317,6 @@ class ImplicitGemm {
 template <typename T>
 void implicit_gemm(const ConvView& view, const T* src, const T* w, const T* bias,
                    const Epilogue<T>& epilogue, const Parallel& pool) {
-  if (view.N == 0 || view.K == 0 || view.pixels() == 0) return;
   ImplicitGemm<T>(view, src, w, bias, epilogue).run(pool);
 }
 

@@ -8,7 +8,8 @@
 
 namespace torchconv::cpu {
 
-// bias may be null. Instantiated for float, double, BFloat16 and Float16.
+// The grid must not be empty; the terms may be. bias may be null. Instantiated for float, double,
+// BFloat16 and Float16.
 template <typename T>
 void implicit_gemm(const ConvView& view, const T* src, const T* w, const T* bias,
                    const Epilogue<T>& epilogue, const Parallel& pool);
