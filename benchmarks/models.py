@@ -112,7 +112,9 @@ def measure(
         exact = relative(probe(ours.model(double), pass_name, images.double(), labels), expected)
         for layout, memory_format in LAYOUTS.items():
             for library in (ours, peer):
-                candidate = copy.deepcopy(model).to(memory_format=memory_format)
+                candidate = copy.deepcopy(model)
+                # PyTorch 2.13 does not declare this form of Module.to.
+                candidate.to(memory_format=memory_format)  # type: ignore[call-overload]
                 candidate = library.model(candidate)
                 images, labels = make_batch(min(batch, 2), layout)
                 found = probe(candidate, pass_name, images, labels)

@@ -148,7 +148,7 @@ def draw_feature_maps(network: nn.Sequential, image: Tensor, label: int, path: P
     """One digit on its way through the layers, up to 16 channels of each."""
     stages = [("input", image)]
     features = image.unsqueeze(0)
-    for layer in network[:6]:
+    for layer in list(network.children())[:6]:
         features = layer(features)
         name = type(layer).__name__
         activation = getattr(layer, "activation", None)
