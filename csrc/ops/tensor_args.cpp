@@ -127,7 +127,7 @@ Tensor no_tensor(const Tensor& like) {
 
 Parallel torch_threads() {
   return {[](int64_t begin, int64_t end, int64_t grain, Parallel::Body body, void* context) {
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+    TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
   }};
 }
 
