@@ -103,27 +103,29 @@ def test_conv2d(c: dict[str, Any]) -> None:
         raise AssertionError("PyTorch refuses it") from None
     z = ours(*leaves, *pad)
     assert z.dtype == dtype
-    assert_accurate(z, truth)
+    assert_close(z, truth)
     dz = torch.randn(z.shape).to(dtype)
     dz = in_layout(dz, c["layouts"][2]) if dz.dim() == 4 else dz
     got = torch.autograd.grad(z, leaves, dz)
     expected = torch.autograd.grad(truth, doubles, dz.double())
     for gradient, value in zip(got, expected, strict=True):
         if dtype in NORM_BOUND or c["activation"] in (None, "relu"):
-            assert_close_to_sum(gradient, value)
+            assert_close(gradient, value)
         else:
             # Backward starts from a rounded y or z, as PyTorch's does.
             loose = 8 * torch.finfo(dtype).eps * float(value.abs().max() if value.numel() else 0)
             torch.testing.assert_close(gradient.double(), value, rtol=0.02, atol=loose + 1e-6)
 
 
-def assert_close_to_sum(gradient: Tensor, value: Tensor) -> None:
-    """As assert_accurate; but a gradient of one or two numbers may cancel to nothing."""
-    if value.numel() > 2 or gradient.dtype not in NORM_BOUND:
-        assert_accurate(gradient, value)
-    else:
-        eps = torch.finfo(gradient.dtype).eps
-        torch.testing.assert_close(gradient.double(), value, rtol=16 * eps, atol=256 * eps)
+def assert_close(out: Tensor, truth: Tensor) -> None:
+    """As assert_accurate; but a few numbers may all cancel, or come from a saturated sigmoid, and
+    then only an error against numbers of size one means anything."""
+    if truth.numel() > 64 or out.dtype not in NORM_BOUND:
+        assert_accurate(out, truth)
+        return
+    error = torch.linalg.vector_norm(out.double() - truth)
+    size = torch.linalg.vector_norm(truth)
+    assert error <= NORM_BOUND[out.dtype] * size + 64 * torch.finfo(out.dtype).eps
 
 
 @st.composite
@@ -213,11 +215,11 @@ def test_average_pool(c: dict[str, Any], count_include_pad: bool, divisor: int |
             return
         raise AssertionError("PyTorch refuses it") from None
     y = F.avg_pool2d(x, **kwargs)
-    assert_close_to_sum(y, truth)
+    assert_close(y, truth)
     dy = in_layout(torch.randn(y.shape).to(c["dtype"]), c["layouts"][1])
     (dx,) = torch.autograd.grad(y, x, dy)
     (expected,) = torch.autograd.grad(truth, double, dy.double())
-    assert_close_to_sum(dx, expected)
+    assert_close(dx, expected)
 
 
 @bounded

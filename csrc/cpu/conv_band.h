@@ -110,15 +110,15 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
             continue;
           }
           fill_zero(dst, range.begin * lanes);
-          from += range.begin * step;
           Wide<T>* to = dst + range.begin * lanes;
-          for (int64_t m = range.begin; m < range.end; ++m, from += step, to += lanes) {
+          for (int64_t m = range.begin; m < range.end; ++m, to += lanes) {
+            const T* pixel = from + m * step;
             if (neighbours)
-              copy_wide(to, from + first_lane, used);
+              copy_wide(to, pixel + first_lane, used);
             else if (permuted)
-              permutation.copy(to, from);
+              permutation.copy(to, pixel);
             else
-              for (int64_t l = 0; l < used; ++l) to[l] = to_wide(from[sources[l]]);
+              for (int64_t l = 0; l < used; ++l) to[l] = to_wide(pixel[sources[l]]);
             fill_zero(to + used, lanes - used);
           }
           fill_zero(to, (width - range.end) * lanes);

@@ -152,8 +152,10 @@ class BandGather {
     for (int64_t term = 0; term < terms_; ++term)
       Vec<A>::store(vectors + term * kL, Vec<A>::broadcast(weights[term]));
     Vec<A>::store(vectors + terms_ * kL, Vec<A>::broadcast(bias_[channel]));
-    tap_sum<A>({source, out, band_.offsets.data(), vectors, vectors + terms_ * kL, terms_, kL,
-                ceil_div(band_.positions(rows, view_.J), kL), kL, kL, 1});
+    for (int64_t term = 0; term < terms_; term += kDepth)
+      tap_sum<A>({source, out, band_.offsets.data() + term, vectors + term * kL,
+                  term == 0 ? vectors + terms_ * kL : nullptr, std::min(kDepth, terms_ - term), kL,
+                  ceil_div(band_.positions(rows, view_.J), kL), kL, kL, 1});
     for (int64_t i = 0; i < rows; ++i)
       epilogue_.store(out + i * band_.width, view_.J, dst + i * view_.dst.row, view_.dst.column);
   }
@@ -161,9 +163,11 @@ class BandGather {
   void run_channels(const A* source, int64_t channel, int64_t rows, int64_t dst, A* out) const {
     const int64_t lanes = band_.lanes, used = std::min(lanes, channels_ - channel);
     for (int64_t i = 0; i < rows; ++i) {
-      tap_sum<A>({source + i * band_.width * lanes, out, band_.offsets.data(),
-                  weights_.get() + channel, bias_.get() + channel, terms_, padded_, view_.J, lanes,
-                  lanes, lanes / kL});
+      for (int64_t term = 0; term < terms_; term += kDepth)
+        tap_sum<A>({source + i * band_.width * lanes, out, band_.offsets.data() + term,
+                    weights_.get() + term * padded_ + channel,
+                    term == 0 ? bias_.get() + channel : nullptr, std::min(kDepth, terms_ - term),
+                    padded_, view_.J, lanes, lanes, lanes / kL});
       for (int64_t j = 0; j < view_.J; ++j)
         epilogue_.store(out + j * lanes, used,
                         dst + channel * view_.dst.c + i * view_.dst.row + j * view_.dst.column,

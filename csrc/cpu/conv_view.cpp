@@ -94,8 +94,9 @@ ConvView fprop_view(const ConvProblem& p) {
   view.W = p.W;
   view.I = p.P;
   view.J = p.Q;
-  view.step_h = p.stride_h;
-  view.step_w = p.stride_w;
+  // The step of a single row or column is never taken, and may be too large to multiply.
+  view.step_h = p.P > 1 ? p.stride_h : 1;
+  view.step_w = p.Q > 1 ? p.stride_w : 1;
   view.src = image_strides(p.layout, p.C, p.H, p.W);
   view.dst = image_strides(p.layout, p.K, p.P, p.Q);
   view.dst_offset = 0;

@@ -152,9 +152,12 @@ class DepthwiseChannels {
     weights += rows.first * columns * channels_;
     if (interior_.begin < interior_.end)
       for_lanes([&](int64_t lane, int64_t vectors, int64_t) {
-        tap_sum<A>({src + interior_.begin * src_step + lane, out + interior_.begin * step + lane,
-                    offsets, weights + lane, start + lane, (rows.end - rows.first) * columns,
-                    channels_, interior_.end - interior_.begin, src_step, step, vectors});
+        const int64_t taps = (rows.end - rows.first) * columns;
+        for (int64_t t = 0; t == 0 || t < taps; t += kDepth)
+          tap_sum<A>({src + interior_.begin * src_step + lane, out + interior_.begin * step + lane,
+                      offsets + t, weights + t * channels_ + lane, t == 0 ? start + lane : nullptr,
+                      std::min(kDepth, taps - t), channels_, interior_.end - interior_.begin,
+                      src_step, step, vectors});
       });
     for_edges([&](int64_t j) {
       const TapRange in = inside(columns_, j * view_.step_w, view_.W);

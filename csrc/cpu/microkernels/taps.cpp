@@ -17,7 +17,7 @@ void sum_tile(const TapSum<A>& s, int64_t first) {
   const int64_t lanes = s.vectors * V::kLanes;
   for (int64_t lane = 0; lane < lanes; lane += V::kLanes) {
     typename V::Type sum[kTile];
-    const typename V::Type start = V::load(s.start + lane);
+    const auto start = s.start != nullptr ? V::load(s.start + lane) : typename V::Type{};
 #pragma GCC unroll 16
     for (int j = 0; j < kTile; ++j) sum[j] = start;
     const A* src = s.src + first * step + lane;
@@ -34,6 +34,10 @@ void sum_tile(const TapSum<A>& s, int64_t first) {
       }
     }
     A* out = s.out + first * s.out_step + lane;
+    if (s.start == nullptr) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kTile; ++j) sum[j] += V::load(out + j * s.out_step);
+    }
 #pragma GCC unroll 16
     for (int j = 0; j < kTile; ++j) V::store(out + j * s.out_step, sum[j]);
   }

@@ -21,7 +21,7 @@ struct TapSum {
   A* out;
   const int64_t* offsets;  // [taps]
   const A* weights;        // [taps][weight_step], a vector each
-  const A* start;          // a vector: the bias
+  const A* start;          // a vector, the bias; or null to add to out
   int64_t taps, weight_step;
   int64_t count, src_step, out_step, vectors;
 };
