@@ -425,3 +425,16 @@ def test_uint16_and_wider_unsigned_types() -> None:
             assert str(dtype) in str(error)
         else:
             assert y.dtype == dtype and torch.equal(y.long(), F.max_pool2d(x.long(), 2))
+
+
+def test_operators_refuse_unsigned_16_bit_convolution() -> None:
+    """functional refuses it before; the operator itself must not return what it did not compute."""
+    x, w = (torch.ones(1, 1, n, n, dtype=torch.uint16) for n in (8, 1))
+    with pytest.raises(RuntimeError, match="UInt16"):
+        torch.ops.torchconv.conv2d(x, w)
+
+
+def test_a_kernel_as_tall_as_memory_on_no_channels_costs_nothing() -> None:
+    rows = 1 << 40
+    x, w = (torch.empty(1, 0, rows, 1) for _ in range(2))
+    assert torch.equal(F.conv2d(x, w), torch.zeros(1, 1, 1, 1))

@@ -261,3 +261,19 @@ def test_gradient_of_a_gradient_penalty() -> None:
         (dx,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
         gradients.append(torch.autograd.grad(dx.square().sum(), list(net.parameters())[:1]))
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("channels", [1, 16])
+def test_infinity_reaches_only_the_weights_that_met_it(
+    channels: int, layout: str, value: float
+) -> None:
+    """An image whose last pixel, seen by one tap of one window, is not finite."""
+    x = torch.randn(1, channels, 4, 4)
+    x[..., 3, 3] = value
+    w = torch.randn(1, channels, 3, 3, requires_grad=True)
+    (dw,) = torch.autograd.grad(F.conv2d(in_layout(x, layout), w), w, torch.ones(1, 1, 2, 2))
+    met = torch.zeros(3, 3, dtype=torch.bool)
+    met[2, 2] = True
+    assert torch.equal(~torch.isfinite(dw), met.expand(1, channels, 3, 3))

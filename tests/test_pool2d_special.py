@@ -251,3 +251,15 @@ def test_padding_and_dilation_that_reach_past_32_bits(op: str) -> None:
     assert torch.equal(y.flatten(), x[0, :, 0, 0]) and (indices == 0).all()
     (dx,) = torch.autograd.grad(getattr(F, op)(x, **kwargs).sum(), x)
     assert dx.sum() == 2 and (dx[..., 0, 0] == 1).all()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("op", ["max_pool2d", "min_pool2d"])
+def test_of_a_positive_and_a_negative_zero_the_first_is_kept(op: str, layout: str) -> None:
+    x = in_layout(torch.tensor([0.0, -0.0] * 64).repeat(20).view(1, 20, 1, 128), layout)
+    for first in (x, -x):
+        sign = torch.signbit(first[..., ::2])
+        plain = getattr(F, op)(first, (1, 2))
+        training = getattr(F, op)(first.clone().requires_grad_(), (1, 2))
+        assert torch.equal(torch.signbit(plain), sign)
+        assert torch.equal(torch.signbit(training), sign)

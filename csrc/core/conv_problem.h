@@ -1,8 +1,7 @@
 // One 2D convolution, described once by csrc/ops and read by every kernel.
 //
-//   z[n,k,p,q] = b[k] + sum over c,r,s of w[k,c,r,s] * x[n, c', p*stride_h - pad_top +
-//   r*dilation_h,
-//                                                        q*stride_w - pad_left + s*dilation_w]
+//   z[n,k,p,q] = b[k] + sum over c,r,s of w[k,c,r,s] * x[n,c',h,w],
+//   h = p*stride_h - pad_top + r*dilation_h,  w = q*stride_w - pad_left + s*dilation_w
 //
 // with x zero outside the image and c' = (k / (K/groups)) * (C/groups) + c. Padding below and to
 // the right of the image is implied by P and Q. With flip the kernel is read at (R-1-r, S-1-s): the

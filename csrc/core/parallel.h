@@ -10,7 +10,7 @@ namespace torchconv {
 
 struct Parallel {
   using Body = void (*)(int64_t begin, int64_t end, void* context);
-  // Calls body on disjoint ranges that cover [begin, end), none shorter than grain but the last.
+  // Calls body on disjoint ranges that cover [begin, end), as few as its threads and grain allow.
   void (*run)(int64_t begin, int64_t end, int64_t grain, Body body, void* context);
 };
 

@@ -3,6 +3,7 @@
 #include "cpu/conv2d.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -82,6 +83,18 @@ void gather(const ConvView& view, const T* src, const T* w, const T* bias,
 }
 
 template <typename T>
+bool all_finite(const ConvView& view, const T* dw) {
+  const int64_t count = view.groups * view.K * view.C;
+  for (const ConvTap& tap : view.taps)
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t k = i / view.C, c = i % view.C;
+      const T* w = dw + k / view.K * view.weight_group + k % view.K * view.weight_k;
+      if (!std::isfinite(to_wide(w[c * view.weight_c + tap.weight]))) return false;
+    }
+  return true;
+}
+
+template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   if (view.N == 0 || view.K == 0 || view.pixels() == 0 || view.terms() == 0) return;
   if constexpr (std::is_floating_point_v<T>) {
@@ -90,7 +103,12 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
   const GatherAlgorithm algorithm = wgrad_algorithm(view);
   if (algorithm != GatherAlgorithm::kPackedProduct) {
     const ConvBand band = conv_band<T>(view, algorithm);
-    if (band.fits) return band_wgrad(view, band, dz, x, dw, pool);
+    if (band.fits) {
+      band_wgrad(view, band, dz, x, dw, pool);
+      if (all_finite(view, dw)) return;
+      // The band multiplies pixels that no window holds by zero, which infinity and NaN survive;
+      // packing leaves such pixels out.
+    }
   }
   conv_wgrad(view, dz, x, dw, pool);
 }
@@ -113,7 +131,7 @@ void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, con
     activation_backward(p, dy, saved, need_dz ? derivative.get() : nullptr, db, pool);
   const T* dz = need_dz ? derivative.get() : dy;
 
-  if (dx != nullptr) {
+  if (dx != nullptr && p.N > 0 && p.C > 0) {
     bool covers_all = false;
     const std::vector<ConvView> views = dgrad_views(p, &covers_all);
     if (!covers_all) std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));

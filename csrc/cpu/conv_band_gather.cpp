@@ -13,9 +13,6 @@
 namespace torchconv::cpu {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 template <typename T>
 class BandGather {
  public:

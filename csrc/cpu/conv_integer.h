@@ -6,7 +6,7 @@
 
 namespace torchconv::cpu {
 
-// bias may be null. Any integer DType.
+// bias may be null. Any integer DType but kUInt16, in which PyTorch does not convolve.
 void conv_integer(const ConvView& view, DType dtype, const void* src, const void* w,
                   const void* bias, void* dst, const Parallel& pool);
 

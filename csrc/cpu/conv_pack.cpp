@@ -3,11 +3,7 @@
 #include "cpu/conv_pack.h"
 
 namespace torchconv::cpu {
-namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace
+namespace {}  // namespace
 
 std::vector<ReductionBlock> reduction_blocks(int64_t C, int64_t T, int64_t limit, bool taps_inner) {
   std::vector<ReductionBlock> blocks;

@@ -103,6 +103,7 @@ ConvView fprop_view(const ConvProblem& p) {
   view.weight_group = view.K * w.k;
   view.weight_k = w.k;
   view.weight_c = w.c;
+  if (p.N == 0 || p.C == 0) return view;
   view.taps = product(fprop_axis(p.R, p.stride_h, p.pad_top, p.dilation_h, p.flip, p.H, p.P),
                       fprop_axis(p.S, p.stride_w, p.pad_left, p.dilation_w, p.flip, p.W, p.Q), w);
   return view;

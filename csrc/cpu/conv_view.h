@@ -1,9 +1,9 @@
 // One convolution pass as a list of taps, the form that every algorithm here computes:
 //
 //   dst[n, k, i, j] = sum over taps t and channels c of
-//                     w[k, c, t] * src[n, c, i*step_h + t.h, j*step_w + t.w],   src zero outside H
-//                     x W
+//                     w[k, c, t] * src[n, c, i*step_h + t.h, j*step_w + t.w]
 //
+// with src zero outside H x W.
 // fprop is one such problem. dgrad of any stride and dilation is at most min(R, stride_h) *
 // min(S, stride_w) of them, one for each residue of (h, w) modulo the stride that a tap reaches,
 // each with step 1 over the taps of that residue: no product with a structural zero is formed (the
@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/conv_problem.h"
+#include "core/range.h"
 
 namespace torchconv::cpu {
 
@@ -55,9 +56,6 @@ ConvView fprop_view(const ConvProblem& p);
 std::vector<ConvView> dgrad_views(const ConvProblem& p, bool* covers_all);
 
 // The j in [0, count) whose source column j*step + offset lies in [0, size): [begin, end).
-struct Range {
-  int64_t begin, end;
-};
 Range valid_range(int64_t count, int64_t step, int64_t offset, int64_t size);
 
 }  // namespace torchconv::cpu

@@ -17,9 +17,6 @@
 namespace torchconv::cpu {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 // Rows or columns of (c, t) in a task: large against the transposition of dz that each repeats,
 // small against the second-level cache.
 constexpr int64_t kTermsPerTask = 512;

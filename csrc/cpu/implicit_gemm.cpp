@@ -19,9 +19,6 @@
 namespace torchconv::cpu {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 // Even cuts of `total` in pieces of at most `limit`, each a multiple of `unit` but the last.
 struct Cuts {
   int64_t total, size, count;

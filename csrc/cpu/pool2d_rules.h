@@ -63,7 +63,7 @@ struct Selection : Rule<T> {
   template <bool kCodes, typename X, typename I>
   static TORCHCONV_INLINE void fold(X* best, I* code, X candidate, I candidate_code) {
     if constexpr (!kCodes && !std::is_arithmetic_v<X>) {
-      *best = maximum(*best, candidate);
+      *best = maximum(candidate, *best);  // of equals, +0 and -0 too, the second operand stays
     } else {
       const auto better = (candidate > *best) | (candidate != candidate);
       *best = better ? candidate : *best;

@@ -14,17 +14,9 @@
 
 #include "core/parallel.h"
 #include "core/pool_problem.h"
+#include "core/range.h"
 
 namespace torchconv::cpu {
-
-struct Range {
-  int64_t begin, end;
-  bool empty() const { return begin >= end; }
-  int64_t size() const { return end - begin; }
-};
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
-constexpr int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
 
 // Output o's tap t reads element o * stride - pad + t * dilation.
 struct Axis {

@@ -95,6 +95,7 @@ ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArgume
   p.K = w[0], p.R = w[2], p.S = w[3];
   for (const int i : {0, 2}) {
     const int64_t size = i == 0 ? p.W : p.H, before = a.padding[i], after = a.padding[i + 1];
+    checked_add(size, after, "padded input size");
     const int64_t kept = checked_add(size, std::min<int64_t>(before, 0), "cropped input size");
     TORCHCONV_CHECK(checked_add(kept, std::min<int64_t>(after, 0), "cropped input size") > 0,
                     "negative padding ", before, " and ", after, " crops all of an input of size ",
@@ -107,9 +108,9 @@ ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArgume
                   "). Kernel size: (", dilation_h * (p.R - 1) + 1, " x ",
                   dilation_w * (p.S - 1) + 1,
                   "). Kernel size can't be greater than actual input size");
-  checked_mul(
-      checked_mul(checked_mul(p.P, p.Q, "output size"), std::max<int64_t>(p.K, 1), "output size"),
-      std::max<int64_t>(p.N, 1) * 16, "output size in bytes");
+  int64_t bytes = 16;
+  for (const int64_t size : {p.P, p.Q, p.K, std::max<int64_t>(p.N, 1)})
+    bytes = checked_mul(bytes, size, "output size in bytes");
   p.stride_h = stride_h, p.stride_w = stride_w;
   p.pad_top = a.padding[2], p.pad_left = a.padding[0];
   p.dilation_h = dilation_h, p.dilation_w = dilation_w;
@@ -125,7 +126,9 @@ ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArgume
   TORCHCONV_CHECK(is_floating(p.dtype) || p.activation == Activation::kNone,
                   "conv2d with activation '", a.activation, "' not implemented for '",
                   torch::headeronly::toString(input.scalar_type()), "'");
-  TORCHCONV_CHECK(input.scalar_type() != ScalarType::Bool, "\"conv2d\" not implemented for 'Bool'");
+  TORCHCONV_CHECK(input.scalar_type() != ScalarType::Bool && p.dtype != DType::kUInt16,
+                  "\"conv2d\" not implemented for '",
+                  torch::headeronly::toString(input.scalar_type()), "'");
   return p;
 }
 

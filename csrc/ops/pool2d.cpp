@@ -28,7 +28,7 @@ constexpr int64_t kMaxWindow = std::numeric_limits<int32_t>::max();  // the wide
 // it starts inside the image or the padding before it.
 int64_t output_size(int64_t size, int64_t kernel, int64_t pad, int64_t stride, int64_t dilation,
                     bool ceil_mode) {
-  const int64_t free = size + 2 * pad - dilation * (kernel - 1) - 1;
+  const int64_t free = size - (dilation * (kernel - 1) + 1 - 2 * pad);
   const int64_t rounded = free + (ceil_mode ? stride - 1 : 0);
   if (rounded < 0) return 0;
   const int64_t out = rounded / stride + 1;
@@ -133,9 +133,9 @@ std::tuple<Tensor, std::optional<Tensor>> select(cpu::Select which, Remember rem
   const auto sizes = output_sizes(p);
   Tensor y = new_tensor(input, sizes, input.scalar_type(), p.layout);
   std::optional<Tensor> selected;
-  TORCHCONV_CHECK(remember != Remember::kOffsets || p.R <= kMaxWindow / p.S,
-                  "max and min pooling for training take windows of up to ", kMaxWindow,
-                  " elements, but got kernel_size=", to_string(a.kernel_size));
+  TORCHCONV_CHECK(remember == Remember::kNothing || p.R <= kMaxWindow / p.S,
+                  "max and min pooling that remembers what it selects takes windows of up to ",
+                  kMaxWindow, " elements, but got kernel_size=", to_string(a.kernel_size));
   if (remember != Remember::kNothing) {
     const DType type = remember == Remember::kIndices ? DType::kInt64 : offset_dtype(p.R, p.S);
     selected = new_tensor(input, sizes, scalar_type_of(type), p.layout);
