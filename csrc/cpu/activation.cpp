@@ -183,9 +183,12 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
           derivative_strip(p.activation, dy + at, saved + (saved != nullptr ? at : 0),
                            dz != nullptr ? dz + at : nullptr, size, row);
           if (db == nullptr) continue;
-          const int64_t channels = std::min(size, p.K);
-          for (int64_t i = 0; i < size; i += channels)
-            for (int64_t c = 0; c < channels; ++c) sums[k + c] += row[i + c];
+          // Whole pixels are added in halves, which keeps the rounding error low for few channels.
+          for (int64_t rest = size / p.K; rest > 1; rest -= rest / 2) {
+            const Wide<T>* upper = row + (rest - rest / 2) * p.K;
+            for (int64_t e = 0; e < rest / 2 * p.K; ++e) row[e] += upper[e];
+          }
+          for (int64_t c = 0; c < std::min(size, p.K); ++c) sums[k + c] += row[c];
         }
       }
     }
