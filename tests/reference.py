@@ -169,7 +169,7 @@ def _worst(dtype: np.dtype[np.generic], minimum: bool) -> float | int | bool:
     if dtype == np.bool_:
         return minimum
     if np.issubdtype(dtype, np.integer):
-        info = np.iinfo(dtype)
+        info = np.iinfo(str(dtype))
         return int(info.max if minimum else info.min)
     return math.inf if minimum else -math.inf
 

@@ -277,3 +277,17 @@ def test_infinity_reaches_only_the_weights_that_met_it(
     met = torch.zeros(3, 3, dtype=torch.bool)
     met[2, 2] = True
     assert torch.equal(~torch.isfinite(dw), met.expand(1, channels, 3, 3))
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "hardswish"])
+@pytest.mark.parametrize("incoming", [float("inf"), float("nan")])
+def test_no_gradient_where_the_activation_is_constant(activation: str, incoming: float) -> None:
+    """Not even an infinite one, whether or not it is to be differentiated again."""
+    x = torch.tensor([-4.0, 1.0, -5.0, 2.0]).view(1, 1, 1, 4).requires_grad_()
+    y = F.conv2d(x, torch.ones(1, 1, 1, 1), activation=activation)
+    dy = torch.full_like(y, incoming)
+    once = torch.autograd.grad(y, x, dy, retain_graph=True)[0]
+    again = torch.autograd.grad(y, x, dy, create_graph=True)[0]
+    for dx in (once, again):
+        assert torch.equal(dx[..., ::2], torch.zeros(1, 1, 1, 2))
+        assert not torch.isfinite(dx[..., 1::2]).any()

@@ -251,3 +251,11 @@ def test_make_fx_traces_symbolically() -> None:
     x = torch.randn(3, 4, 13, 12)
     for got, expected in zip(graph(x, w, b), step(x, w, b), strict=True):
         assert_same(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_jit_trace_of_same_padding(stride: int) -> None:
+    layer = torchconv.nn.Conv2d(3, 3, 3, stride=stride, padding="same")
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(torch.jit.trace(layer, x)(x), layer(x))

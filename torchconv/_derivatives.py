@@ -30,7 +30,7 @@ from torchconv.autograd import (
     MinPool2dWithIndicesFunction,
     SelectPool2dBackwardFunction,
     SelectPool2dGatherFunction,
-    activation_derivative,
+    activation_gradient,
 )
 
 
@@ -104,7 +104,7 @@ def _conv2d_backward_derivative(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     grad, input, weight, saved, *geometry, activation, flip, mask = args
     if activation != "none":
         # Differentiated once more, the activation's own derivative takes part: left to PyTorch.
-        grad, saved = grad * activation_derivative(activation, saved), None
+        grad, saved = activation_gradient(activation, grad, saved), None
     return _apply_conv2d_backward(grad, input, weight, saved, *geometry, "none", flip, mask)
 
 

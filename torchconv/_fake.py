@@ -205,6 +205,13 @@ def _pool_output_size(
             ),
         )
     n, c, h, w = input.shape
+    torch._check(
+        c > 0 and h > 0 and w > 0,
+        lambda: (
+            "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, "
+            f"but got:{list(input.shape)}"
+        ),
+    )
     p = _pool_size(h, kernel_size[0], padding[0], stride[0], dilation[0], ceil_mode)
     q = _pool_size(w, kernel_size[1], padding[1], stride[1], dilation[1], ceil_mode)
     torch._check(

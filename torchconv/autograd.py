@@ -27,10 +27,11 @@ __all__ = ["AvgPool2dFunction", "Conv2dFunction", "MaxPool2dFunction", "MinPool2
 
 _ops = torch.ops.torchconv
 
-# Activations whose derivative follows from the output y; the others need the pre-activation z.
+# Derivatives that follow from the output y, where y is not constant; the others need the
+# pre-activation z.
 _DERIVATIVE_FROM_OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": lambda y: (y > 0).to(y.dtype),
-    "relu6": lambda y: ((y > 0) & (y < 6)).to(y.dtype),
+    "relu": torch.ones_like,
+    "relu6": torch.ones_like,
     "sigmoid": lambda y: y * (1 - y),
     "tanh": lambda y: 1 - y * y,
 }
@@ -42,8 +43,7 @@ def _silu_derivative(z: Tensor) -> Tensor:
 
 
 def _hardswish_derivative(z: Tensor) -> Tensor:
-    slope = torch.where(z < 3, z / 3 + 0.5, torch.ones_like(z))
-    return torch.where(z <= -3, torch.zeros_like(z), slope)
+    return torch.where(z < 3, z / 3 + 0.5, torch.ones_like(z))
 
 
 def _gelu_derivative(z: Tensor) -> Tensor:
@@ -59,10 +59,23 @@ NEEDS_PREACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
 ACTIVATIONS = ("none", *_DERIVATIVE_FROM_OUTPUT, *NEEDS_PREACTIVATION)
 
 
-def activation_derivative(activation: str, saved: Tensor) -> Tensor:
-    """g'(z) by differentiable operators, from y or z as ``conv2d_backward`` takes it."""
-    formula = _DERIVATIVE_FROM_OUTPUT.get(activation)
-    return (formula or NEEDS_PREACTIVATION[activation])(saved)
+# Where an activation is constant. There the gradient is zero by choice, not by a product: it stays
+# zero for an incoming gradient that is infinite or NaN, as in PyTorch.
+_CONSTANT: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda y: y <= 0,
+    "relu6": lambda y: (y <= 0) | (y >= 6),
+    "hardswish": lambda z: z <= -3,
+}
+
+
+def activation_gradient(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
+    """g'(z) * grad by differentiable operators, from y or z as ``conv2d_backward`` takes it."""
+    formula = _DERIVATIVE_FROM_OUTPUT.get(activation) or NEEDS_PREACTIVATION[activation]
+    product = grad * formula(saved)
+    constant = _CONSTANT.get(activation)
+    if constant is None:
+        return product
+    return torch.where(constant(saved), torch.zeros_like(product), product)
 
 
 def _saved(activation: str, y: Tensor, z: Tensor | None) -> Tensor | None:
@@ -153,7 +166,7 @@ class _ConvFunction(Function):
         # outer forward-mode level.
         z = _ConvFunction._preactivation(ctx)
         of_z = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}.get(ctx.activation)
-        return dz * activation_derivative(ctx.activation, z if of_z is None else of_z(z))
+        return activation_gradient(ctx.activation, dz, z if of_z is None else of_z(z))
 
 
 class Conv2dFunction(_ConvFunction):

@@ -110,7 +110,9 @@ def same_padding(
         n, f, s, d = size[axis], kernel[axis], stride[axis], dilation[axis]
         # (ceil(n/s) - 1) * s + d*(f-1) + 1 - n; no maximum where it cannot be negative, because a
         # symbolic n would carry it into every later size.
-        total = d * (f - 1) - (n - 1) % s
+        total = d * (f - 1)
+        if s > 1:  # jit.trace has sizes as tensors, which the operators do not take
+            total -= ((int(n) if isinstance(n, Tensor) else n) - 1) % s
         if d * (f - 1) < s - 1:
             total = max(total, 0)
         padding += [total // 2, total - total // 2]
