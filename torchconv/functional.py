@@ -107,12 +107,12 @@ def same_padding(
     zero at the end. Every argument is (h, w)."""
     padding: list[Any] = []
     for axis in (1, 0):
-        n, f, s, d = size[axis], kernel[axis], stride[axis], dilation[axis]
+        shape = (size[axis], kernel[axis], stride[axis], dilation[axis])
+        # jit.trace has sizes as tensors, which the operators do not take
+        n, f, s, d = (int(v) if isinstance(v, Tensor) else v for v in shape)
         # (ceil(n/s) - 1) * s + d*(f-1) + 1 - n; no maximum where it cannot be negative, because a
         # symbolic n would carry it into every later size.
-        total = d * (f - 1)
-        if s > 1:  # jit.trace has sizes as tensors, which the operators do not take
-            total -= ((int(n) if isinstance(n, Tensor) else n) - 1) % s
+        total = d * (f - 1) - (n - 1) % s
         if d * (f - 1) < s - 1:
             total = max(total, 0)
         padding += [total // 2, total - total // 2]
