@@ -28,5 +28,5 @@ class DispatchLog(TorchDispatchMode):
 
     def from_torch(self) -> list[str]:
         """PyTorch's own convolutions and poolings that were called."""
-        ours = ("aten::conv", "aten::_conv", "aten::mkldnn", "aten::max_pool", "aten::avg_pool")
-        return [n for n in self.names if n.startswith(ours)]
+        kinds = ("conv", "_conv", "mkldnn", "max_pool", "avg_pool", "adaptive_", "_adaptive_")
+        return [n for n in self.names if n.startswith(tuple(f"aten::{kind}" for kind in kinds))]

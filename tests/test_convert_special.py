@@ -176,7 +176,7 @@ def _quantizable() -> nn.Module:
         lambda: nn.Conv2d(3, 4, 3, dtype=torch.cfloat),
         lambda: nn.Conv1d(3, 4, 3),
         lambda: nn.ConvTranspose2d(3, 4, 3),
-        lambda: nn.AdaptiveAvgPool2d(2),
+        lambda: nn.AdaptiveAvgPool3d(2),
         _instance_forward,
         lambda: _with_attribute("activation", nn.ReLU()),
         lambda: _with_attribute("activation", "tanh"),

@@ -3,9 +3,20 @@
 from torchconv import _derivatives, _fake, _transforms, autograd, functional, nn
 from torchconv._patch import patch
 from torchconv.convert import convert, restore
+from torchconv.memory import empty_cache, memory_stats, set_memory_pool
 
 __version__ = "0.1.0"
 
-__all__ = ["autograd", "convert", "functional", "nn", "patch", "restore"]
+__all__ = [
+    "autograd",
+    "convert",
+    "empty_cache",
+    "functional",
+    "memory_stats",
+    "nn",
+    "patch",
+    "restore",
+    "set_memory_pool",
+]
 
 del _derivatives, _fake, _transforms

@@ -51,7 +51,7 @@ LINK_FLAGS = (
     if sys.platform == "darwin"
     else ("-Wl,--as-needed", "-Wl,--no-undefined", "-ltorch_cpu")
 )
-SOURCE_PATTERNS = ("ops/*.cpp", "cpu/**/*.cpp")
+SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "cpu/**/*.cpp")
 HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cpu/**/*.h")
 OUTPUT = "output.txt"
 MINIMUM_COMPILER = {"gcc": 9, "clang": 10}

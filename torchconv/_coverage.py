@@ -51,3 +51,9 @@ def covers_select_pool(input: Any) -> bool:
 def covers_avg_pool(input: Any) -> bool:
     """Whether average pooling of this runs in torchconv."""
     return _covered(input, FLOATS)
+
+
+def covers_adaptive_pool(input: Any) -> bool:
+    """Whether adaptive pooling of this runs in torchconv. PyTorch's global average also takes
+    numbers of dimensions that its other pooling refuses."""
+    return _covered(input, FLOATS) and input.dim() in (3, 4)

@@ -16,6 +16,13 @@ from torch.autograd import Function
 from torch.autograd import forward_ad as fwAD
 from torch.autograd.function import _SingleLevelFunction
 
+from torchconv._autograd_adaptive import (
+    AdaptiveAvgPool2dBackwardFunction,
+    AdaptiveAvgPool2dFunction,
+    AdaptiveMaxPool2dBackwardFunction,
+    AdaptiveMaxPool2dFunction,
+    AdaptiveMaxPool2dGatherFunction,
+)
 from torchconv._schemas import LIBRARY, defaults
 from torchconv.autograd import (
     NEEDS_PREACTIVATION,
@@ -92,6 +99,7 @@ _apply_conv2d_with_preactivation = _applier(Conv2dWithPreactivationFunction)
 _apply_conv2d_backward = _applier(Conv2dBackwardFunction)
 _apply_max_pool2d = _applier(MaxPool2dFunction)
 _apply_min_pool2d = _applier(MinPool2dFunction)
+_apply_adaptive_max_pool2d = _applier(AdaptiveMaxPool2dFunction)
 
 
 def _conv2d_derivative(*args: Any) -> Tensor:
@@ -122,6 +130,12 @@ _DERIVATIVES: dict[str, Callable[..., Any]] = {
     "select_pool2d_gather": _applier(SelectPool2dGatherFunction),
     "avg_pool2d": _applier(AvgPool2dFunction),
     "avg_pool2d_backward": _applier(AvgPool2dBackwardFunction),
+    "adaptive_avg_pool2d": _applier(AdaptiveAvgPool2dFunction),
+    "adaptive_avg_pool2d_backward": _applier(AdaptiveAvgPool2dBackwardFunction),
+    "adaptive_max_pool2d": _apply_adaptive_max_pool2d,
+    "adaptive_max_pool2d_values": _first(_apply_adaptive_max_pool2d),
+    "adaptive_max_pool2d_backward": _applier(AdaptiveMaxPool2dBackwardFunction),
+    "adaptive_max_pool2d_gather": _applier(AdaptiveMaxPool2dGatherFunction),
 }
 
 

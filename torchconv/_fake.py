@@ -300,6 +300,65 @@ def _avg_pool2d_backward(
     return _empty(grad_output, input_size, channels_last)
 
 
+def _adaptive_pool2d(input: Tensor, output_size: Sequence[int]) -> Tensor:
+    torch._check(
+        input.dim() == 4, lambda: f"Expected 4D input, but got input of size {list(input.shape)}"
+    )
+    n, c, h, w = input.shape
+    torch._check(
+        h > 0 and w > 0,
+        lambda: (
+            "Expected input to have non-zero size for non-batch dimensions, but input has sizes "
+            f"{list(input.shape)}"
+        ),
+    )
+    torch._check(
+        min(output_size) >= 0,
+        lambda: (
+            "elements of output_size must be greater than or equal to 0 but received "
+            f"{list(output_size)}"
+        ),
+    )
+    return _empty(input, (n, c, *output_size), is_channels_last(input))
+
+
+def _adaptive_avg_pool2d_backward(
+    grad_output: Tensor, input_size: Sequence[int], channels_last: bool
+) -> Tensor:
+    return _empty(grad_output, input_size, channels_last)
+
+
+def _adaptive_max_pool2d_values(input: Tensor, output_size: Sequence[int]) -> Tensor:
+    torch._check(
+        input.dim() != 4 or input.shape[1] > 0,
+        lambda: f"Expected input to have channels, but input has sizes {list(input.shape)}",
+    )
+    return _adaptive_pool2d(input, output_size)
+
+
+def _adaptive_max_pool2d(input: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    output = _adaptive_max_pool2d_values(input, output_size)
+    # empty_like would give an output without elements other strides than empty does.
+    channels_last = is_channels_last(input)
+    indices = torch.empty(
+        output.shape,
+        dtype=torch.int64,
+        device=output.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
+    return output, indices
+
+
+def _adaptive_max_pool2d_backward(
+    grad_output: Tensor, indices: Tensor, input_size: Sequence[int], channels_last: bool
+) -> Tensor:
+    return _empty(grad_output, input_size, channels_last, indices)
+
+
+def _adaptive_max_pool2d_gather(input: Tensor, indices: Tensor) -> Tensor:
+    return _empty(input, indices.shape, is_channels_last(input), indices)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "conv2d_with_preactivation": _conv2d_with_preactivation,
@@ -314,6 +373,12 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "select_pool2d_gather": _select_pool2d_gather,
     "avg_pool2d": _avg_pool2d,
     "avg_pool2d_backward": _avg_pool2d_backward,
+    "adaptive_avg_pool2d": _adaptive_pool2d,
+    "adaptive_avg_pool2d_backward": _adaptive_avg_pool2d_backward,
+    "adaptive_max_pool2d": _adaptive_max_pool2d,
+    "adaptive_max_pool2d_values": _adaptive_max_pool2d_values,
+    "adaptive_max_pool2d_backward": _adaptive_max_pool2d_backward,
+    "adaptive_max_pool2d_gather": _adaptive_max_pool2d_gather,
 }
 
 for _name, _fake in _FAKES.items():

@@ -1,4 +1,4 @@
-"""`torchconv.patch`: run the functions F.conv2d, F.max_pool2d and F.avg_pool2d through torchconv.
+"""`torchconv.patch`: run F.conv2d and the functions of 2D pooling through torchconv.
 
 For models that call functions, or subclass layers, where `torchconv.convert` finds no layer to
 swap. It is a TorchFunctionMode: PyTorch shows it every call of its functions made by this thread
@@ -15,17 +15,23 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from torchconv import functional
-from torchconv._coverage import covers_avg_pool, covers_conv, covers_select_pool
+from torchconv._coverage import (
+    covers_adaptive_pool,
+    covers_avg_pool,
+    covers_conv,
+    covers_select_pool,
+)
 
 __all__ = ["patch"]
 
 
 class patch(TorchFunctionMode):
-    """Context manager: inside, every call of F.conv2d, F.max_pool2d and F.avg_pool2d that
-    torchconv has a kernel for runs through torchconv, whether a module or plain code makes it.
+    """Context manager: inside, every call of F.conv2d, F.max_pool2d, F.avg_pool2d,
+    F.adaptive_max_pool2d and F.adaptive_avg_pool2d that torchconv has a kernel for runs through
+    torchconv, whether a module or plain code makes it.
 
-    Also covered are their other names: torch.conv2d, torch.max_pool2d,
-    F.max_pool2d_with_indices and those of torch._C._nn. Not covered are operators called as
+    Also covered are their other names: torch.conv2d, torch.max_pool2d, the ..._with_indices of
+    F and those of torch._C._nn. Not covered are operators called as
     torch.ops.aten.*, and functions like F.lp_pool2d that PyTorch shows to a mode as a whole.
     Calls on integers and complex numbers, quantized, sparse or mkldnn tensors, tensor subclasses
     and devices without a torchconv kernel go on to PyTorch unchanged.
@@ -91,6 +97,30 @@ def _avg_pool2d(input: Any, *args: Any, out: Any = None, **kwargs: Any) -> Any:
     return functional.avg_pool2d(input, *args, **kwargs)
 
 
+def _adaptive_avg_pool2d(input: Any, output_size: Any, *, out: Any = None) -> Any:
+    if out is not None or not covers_adaptive_pool(input):
+        return NotImplemented
+    return functional.adaptive_avg_pool2d(input, output_size)
+
+
+def _adaptive_max_pool2d(input: Any, output_size: Any, return_indices: bool = False) -> Any:
+    if not covers_adaptive_pool(input):
+        return NotImplemented
+    return functional.adaptive_max_pool2d(input, output_size, return_indices)
+
+
+def _adaptive_max_pool2d_with_indices(
+    input: Any,
+    output_size: Any,
+    return_indices: bool = True,  # ignored in PyTorch too
+    *,
+    out: Any = None,
+) -> Any:
+    if out is not None or not covers_adaptive_pool(input):
+        return NotImplemented
+    return functional.adaptive_max_pool2d(input, output_size, return_indices=True)
+
+
 _OURS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: _conv2d,
     F.max_pool2d: _max_pool2d,
@@ -98,4 +128,9 @@ _OURS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.max_pool2d_with_indices: _max_pool2d_with_indices,
     torch._C._nn.max_pool2d_with_indices: _max_pool2d_with_indices,
     torch._C._nn.avg_pool2d: _avg_pool2d,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    torch._C._nn.adaptive_avg_pool2d: _adaptive_avg_pool2d,
+    F.adaptive_max_pool2d: _adaptive_max_pool2d,
+    F.adaptive_max_pool2d_with_indices: _adaptive_max_pool2d_with_indices,
+    torch._C._nn.adaptive_max_pool2d: _adaptive_max_pool2d_with_indices,
 }

@@ -60,6 +60,15 @@ SCHEMAS = (
     "bool ceil_mode=False, bool count_include_pad=True, SymInt? divisor_override=None) -> Tensor",
     "avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, SymInt[2] kernel_size, "
     f"SymInt[2] stride, SymInt[2] padding, {_AVERAGE}, bool channels_last) -> Tensor",
+    "adaptive_avg_pool2d(Tensor input, SymInt[2] output_size) -> Tensor",
+    "adaptive_avg_pool2d_backward(Tensor grad_output, SymInt[] input_size, bool channels_last) "
+    "-> Tensor",
+    # y and its int64 indices h*W + w in the image
+    "adaptive_max_pool2d(Tensor input, SymInt[2] output_size) -> (Tensor, Tensor)",
+    "adaptive_max_pool2d_values(Tensor input, SymInt[2] output_size) -> Tensor",
+    "adaptive_max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt[] input_size, "
+    "bool channels_last) -> Tensor",
+    "adaptive_max_pool2d_gather(Tensor input, Tensor indices) -> Tensor",
 )
 
 

@@ -104,6 +104,8 @@ _RULES: dict[str, Callable[..., Any]] = {
     "conv2d_backward": _conv2d_backward_rule,
     "select_pool2d_backward": _pool_backward_rule(_ops.select_pool2d_backward, 2),
     "avg_pool2d_backward": _pool_backward_rule(_ops.avg_pool2d_backward, 1),
+    "adaptive_avg_pool2d_backward": _pool_backward_rule(_ops.adaptive_avg_pool2d_backward, 1),
+    "adaptive_max_pool2d_backward": _pool_backward_rule(_ops.adaptive_max_pool2d_backward, 2),
     **{
         name: _pool_rule(getattr(_ops, name))
         for name in (
@@ -115,6 +117,10 @@ _RULES: dict[str, Callable[..., Any]] = {
             "min_pool2d_with_indices",
             "select_pool2d_gather",
             "avg_pool2d",
+            "adaptive_avg_pool2d",
+            "adaptive_max_pool2d",
+            "adaptive_max_pool2d_values",
+            "adaptive_max_pool2d_gather",
         )
     },
 }

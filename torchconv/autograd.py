@@ -19,11 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd import forward_ad as fwAD
 
+from torchconv._autograd_adaptive import AdaptiveAvgPool2dFunction, AdaptiveMaxPool2dFunction
+from torchconv._dispatch import below_autograd as _below_autograd
 from torchconv._fake import is_channels_last
 
-__all__ = ["AvgPool2dFunction", "Conv2dFunction", "MaxPool2dFunction", "MinPool2dFunction"]
+__all__ = [
+    "AdaptiveAvgPool2dFunction",
+    "AdaptiveMaxPool2dFunction",
+    "AvgPool2dFunction",
+    "Conv2dFunction",
+    "MaxPool2dFunction",
+    "MinPool2dFunction",
+]
 
 _ops = torch.ops.torchconv
 
@@ -83,16 +91,6 @@ def _saved(activation: str, y: Tensor, z: Tensor | None) -> Tensor | None:
     if activation == "none":
         return None
     return y if activation in _DERIVATIVE_FROM_OUTPUT else z
-
-
-def _below_autograd(op: Callable[..., Any], *args: Any) -> Any:
-    """op inside a Function's forward: this level's derivative is the Function's own business."""
-    with torch._C._AutoDispatchBelowAutograd():
-        if not torch._C._are_functorch_transforms_active():
-            return op(*args)
-        # Function.forward runs without gradients, but functorch's outer levels want theirs.
-        with torch.enable_grad(), fwAD._set_fwd_grad_enabled(True):
-            return op(*args)
 
 
 def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:

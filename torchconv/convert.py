@@ -27,6 +27,8 @@ _OURS: dict[type, type] = {
     torch.nn.LazyConv2d: nn.LazyConv2d,
     torch.nn.MaxPool2d: nn.MaxPool2d,
     torch.nn.AvgPool2d: nn.AvgPool2d,
+    torch.nn.AdaptiveMaxPool2d: nn.AdaptiveMaxPool2d,
+    torch.nn.AdaptiveAvgPool2d: nn.AdaptiveAvgPool2d,
 }
 _THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 
@@ -38,8 +40,9 @@ _ORIGINAL = "_torchconv_original_class"
 
 
 def convert(model: _Model) -> _Model:
-    """Makes every torch.nn.Conv2d, LazyConv2d, MaxPool2d and AvgPool2d in `model`, `model` itself
-    included, one of torchconv's, in place, and returns `model`.
+    """Makes every torch.nn.Conv2d, LazyConv2d, MaxPool2d, AvgPool2d, AdaptiveMaxPool2d and
+    AdaptiveAvgPool2d in `model`, `model` itself included, one of torchconv's, in place, and returns
+    `model`.
 
     The layers keep their parameters (the same objects, so an optimizer goes on), buffers, hooks,
     names, flags, parametrizations and every other attribute. Input for which torchconv has no

@@ -19,7 +19,15 @@ from torch.autograd import forward_ad as fwAD
 from torchconv._coverage import FLOATS, INTEGERS
 from torchconv.autograd import ACTIVATIONS
 
-__all__ = ["avg_pool2d", "conv2d", "locally_connected2d", "max_pool2d", "min_pool2d"]
+__all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
+    "conv2d",
+    "locally_connected2d",
+    "max_pool2d",
+    "min_pool2d",
+]
 
 _ops = torch.ops.torchconv
 
@@ -361,6 +369,62 @@ def avg_pool2d(
         input,
         input.dim() == 3,
     )
+
+
+def _adaptive_pool2d(name: str, op: Callable[..., Any], input: Tensor, output_size: Any) -> Any:
+    _check_tensor(input, name, "input", _FLOATING)
+    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * 2
+    if input.dim() not in (3, 4):
+        error = ValueError if input.dim() <= len(sizes) and sizes is output_size else RuntimeError
+        raise error(f"{name}(): Expected 3D or 4D tensor, but got {list(input.shape)}")
+    if len(sizes) != 2:
+        raise RuntimeError(f"{name}: output_size must be 2, but got {output_size}")
+    if sizes is output_size:
+        given = zip(sizes, input.shape[-2:], strict=True)
+        sizes = [size if out is None else out for out, size in given]
+    wanted = [_integer(out, name, "output_size") for out in sizes]
+    unbatched = input.dim() == 3
+    # PyTorch gives an unbatched image no channels_last strides here, whatever its own are.
+    images = input.contiguous() if unbatched else input
+    return _batched(lambda x: _call(op, (x,), wanted), images, unbatched)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
+    """Mean over windows that follow from the output's size, as ``F.adaptive_avg_pool2d``.
+
+    Output (i, j) of P x Q has the window [floor(i*H/P), ceil((i+1)*H/P)) x [floor(j*W/Q),
+    ceil((j+1)*W/Q)). ``output_size=1`` is global average pooling.
+
+    Args:
+        input: N x C x H x W or C x H x W, floating point.
+        output_size: P (for P x P) or (P, Q); None in the pair is the input's own size.
+
+    Returns:
+        y, N x C x P x Q in the input's memory format.
+
+    Raises:
+        RuntimeError: sizes that do not fit; ValueError: a pair for fewer than three dimensions, as
+        PyTorch; NotImplementedError: dtype; TypeError: argument types.
+    """
+    return _adaptive_pool2d("adaptive_avg_pool2d", _ops.adaptive_avg_pool2d, input, output_size)
+
+
+def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """Maximum over the windows of :func:`adaptive_avg_pool2d`, as ``F.adaptive_max_pool2d``.
+
+    Args:
+        input, output_size: as in :func:`adaptive_avg_pool2d`.
+        return_indices: also return each maximum's int64 index h*W + w in its image.
+
+    Returns:
+        y, N x C x P x Q in the input's memory format, or (y, indices).
+
+    Raises:
+        As :func:`adaptive_avg_pool2d`.
+    """
+    indices = _boolean(return_indices, "adaptive_max_pool2d", "return_indices")
+    op = _ops.adaptive_max_pool2d if indices else _ops.adaptive_max_pool2d_values
+    return _adaptive_pool2d("adaptive_max_pool2d", op, input, output_size)
 
 
 def locally_connected2d(

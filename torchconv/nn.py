@@ -1,9 +1,9 @@
 """Layers with the constructors, parameters and state_dicts of torch.nn's, run by torchconv.
 
-`Conv2d`, `LazyConv2d`, `MaxPool2d` and `AvgPool2d` subclass the torch.nn layer of the same name,
-so `isinstance` checks, checkpoints and initialisation recipes written for torch.nn hold. `Conv2d`
-adds a fused activation, the true convolution (`flip_kernel`), padding by side and strided 'same';
-`MinPool2d` has no counterpart in torch.nn. Each forward is one call into `torchconv.functional`.
+All but `MinPool2d` and `LocallyConnected2d`, which have no counterpart in torch.nn, subclass the
+torch.nn layer of the same name, so `isinstance` checks, checkpoints and initialisation recipes
+written for torch.nn hold. `Conv2d` adds a fused activation, the true convolution (`flip_kernel`),
+padding by side and strided 'same'. Each forward is one call into `torchconv.functional`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ from torch.nn.common_types import _size_2_t
 from torch.nn.modules.pooling import _MaxPoolNd
 from torch.nn.modules.utils import _pair
 
-from torchconv._coverage import covers_avg_pool, covers_conv, covers_select_pool
+from torchconv._coverage import (
+    covers_adaptive_pool,
+    covers_avg_pool,
+    covers_conv,
+    covers_select_pool,
+)
 from torchconv.functional import (
     activation_name,
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
     avg_pool2d,
     conv2d,
     conv_padding,
@@ -30,6 +37,8 @@ from torchconv.functional import (
 )
 
 __all__ = [
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
     "AvgPool2d",
     "Conv2d",
     "LazyConv2d",
@@ -40,7 +49,14 @@ __all__ = [
 
 # torch.fx's symbolic tracing takes only classes of torch.nn itself for leaves. It traces through
 # these, and would run into the argument checks of torchconv.functional with a Proxy.
-for _name in ("avg_pool2d", "conv2d", "max_pool2d", "min_pool2d"):
+for _name in (
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
+    "conv2d",
+    "max_pool2d",
+    "min_pool2d",
+):
     torch.fx.wrap(_name)
 
 
@@ -230,6 +246,28 @@ class AvgPool2d(torch.nn.AvgPool2d):
             self.count_include_pad,
             self.divisor_override,
         )
+
+
+class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
+    """torch.nn.AdaptiveAvgPool2d; with output_size=1 global average pooling."""
+
+    _converted: bool = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self._converted and not (isinstance(input, Proxy) or covers_adaptive_pool(input)):
+            return super().forward(input)
+        return adaptive_avg_pool2d(input, self.output_size)
+
+
+class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
+    """torch.nn.AdaptiveMaxPool2d; with output_size=1 global max pooling."""
+
+    _converted: bool = False
+
+    def forward(self, input: Tensor) -> Any:
+        if self._converted and not (isinstance(input, Proxy) or covers_adaptive_pool(input)):
+            return super().forward(input)
+        return adaptive_max_pool2d(input, self.output_size, return_indices=self.return_indices)
 
 
 class LocallyConnected2d(torch.nn.Module):

@@ -1,4 +1,5 @@
-// Scratch memory of one call: 64-byte aligned, uninitialised, freed at the end of its scope.
+// Scratch memory of one call: 64-byte aligned, uninitialised, given back at the end of its scope.
+// Large scratch comes from the memory pool.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,8 @@
 #include <limits>
 #include <memory>
 #include <new>
+
+#include "core/memory_pool.h"
 
 namespace torchconv {
 
@@ -18,18 +21,27 @@ class Buffer {
 
  private:
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    bool pooled = false;
+    void operator()(T* p) const {
+      if (pooled)
+        memory_pool::release(p);
+      else
+        std::free(p);
+    }
   };
-  static T* allocate(int64_t count) {
-    if (count < 0 ||
-        count > std::numeric_limits<int64_t>::max() / 2 / static_cast<int64_t>(sizeof(T)))
-      throw std::bad_alloc();
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
-    void* p = std::aligned_alloc(64, bytes);
+  using Pointer = std::unique_ptr<T, Free>;
+
+  static Pointer allocate(int64_t count) {
+    constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 2;
+    if (count < 0 || count > kMost / static_cast<int64_t>(sizeof(T))) throw std::bad_alloc();
+    const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 127) / 64 * 64;
+    if (void* block = memory_pool::allocate(bytes))
+      return Pointer(static_cast<T*>(block), Free{true});
+    void* p = std::aligned_alloc(64, static_cast<size_t>(bytes));
     if (p == nullptr) throw std::bad_alloc();
-    return static_cast<T*>(p);
+    return Pointer(static_cast<T*>(p), Free{});
   }
-  std::unique_ptr<T, Free> data_;
+  Pointer data_;
 };
 
 }  // namespace torchconv

@@ -1,7 +1,7 @@
 // Max, min and average pooling of planes (NCHW) with one output each: global pooling, one pass over
 // the input with vectors along the rows, or along the whole plane where the window covers it.
 //
-// A lane sees every kLanes-th element, so the lanes are folded by value and then by position: the
+// A lane sees every kLanes-th element, so two lanes are folded in the order of their positions: the
 // first of equal maxima, the last of several NaN, as if the elements had come one after another.
 #pragma once
 
@@ -40,7 +40,8 @@ class PoolGlobal {
         y_(y),
         selected_(selected),
         rows_(valid(vertical_axis(p))),
-        columns_(valid(horizontal_axis(p))) {
+        columns_(valid(horizontal_axis(p))),
+        same_offset_(p.S == p.W && p.pad_h == 0 && p.pad_w == 0) {
     if (columns_.size() == p.W) {
       columns_ = {columns_.begin + rows_.begin * p.W, columns_.begin + rows_.end * p.W};
       rows_ = {0, 1};
@@ -111,33 +112,32 @@ class PoolGlobal {
   }
 
   Lane fold_lanes(V values, C positions, Code* code) const {
-    Lane value[kLanes];
-    Code position[kLanes];
-    Vec<Lane>::store(value, values);
-    Codes::store(position, positions);
+    fold_halves<kLanes / 2>(&values, &positions);
+    if (kCodes) *code = static_cast<Code>(named(positions[0]));
+    return values[0];
+  }
+
+  // Each lane with the one n further, then n / 2, ..., 1 further.
+  template <int n>
+  static TORCHCONV_INLINE void fold_halves(V* a, C* at) {
+    const V b = rotate_lanes<Lane, n>(*a);
     if constexpr (!Rule::kRepeats || !kCodes) {
-      for (int n = kLanes / 2; n > 0; n /= 2) {
-        for (int i = 0; i < n; i++)
-          Rule::template fold<false>(&value[i], &position[i], value[i + n], position[i + n]);
-      }
+      Rule::template fold<false>(a, at, b, *at);
     } else {
-      for (int i = 1; i < kLanes; i++) {
-        const Lane a = value[0], b = value[i];
-        const bool later = position[i] > position[0];
-        const bool better = b != b ? a == a || later : b > a || (b == a && !later);
-        if (better) {
-          value[0] = b;
-          position[0] = position[i];
-        }
-      }
-      *code = static_cast<Code>(named(position[0]));
+      const C b_at = rotate_lanes<Code, n>(*at);
+      const C in_order = b_at > *at;
+      const V second = in_order ? b : *a;
+      const C second_at = in_order ? b_at : *at;
+      *a = in_order ? *a : b;
+      *at = in_order ? *at : b_at;
+      Rule::template fold<true>(a, at, second, second_at);
     }
-    return value[0];
+    if constexpr (n > 1) fold_halves<n / 2>(a, at);
   }
 
   // The position as it is stored: as it is, or as the offset in the window.
   int64_t named(int64_t position) const {
-    if (selected_.kind == Selected::kIndex64) return position;
+    if (selected_.kind == Selected::kIndex64 || same_offset_) return position;
     return (position / p_.W + p_.pad_h) * p_.S + position % p_.W + p_.pad_w;
   }
 
@@ -147,6 +147,7 @@ class PoolGlobal {
   T* y_;
   SelectedArray selected_;
   Range rows_, columns_;
+  bool same_offset_;  // the offset in the window is the position in the plane
 };
 
 }  // namespace torchconv::cpu

@@ -118,14 +118,7 @@ class PoolPixels {
 
   void channels(const Window& window, const Lane* divisor, int64_t out, const T* y_end,
                 Code* codes) const {
-    constexpr int kUnroll = Rule::kUnroll;
-    int64_t c = 0;
-    if constexpr (kUnroll > 1) {
-      for (; c + kUnroll * kLanes <= p_.C; c += kUnroll * kLanes)
-        fold_window<kUnroll, false>(window, c, divisor, out, codes + c, kLanes);
-    }
-    for (; c + kLanes <= p_.C; c += kLanes)
-      fold_window<1, false>(window, c, divisor, out, codes + c, kLanes);
+    const int64_t c = fold_channels<Rule::kUnroll>(window, 0, divisor, out, codes);
     if (c == p_.C) return;
     // The last vector spills into the next pixel, which is written after it, but not past y_end;
     // and it may read what follows the channels, but not past the tensor.
@@ -138,6 +131,16 @@ class PoolPixels {
     }
   }
 
+  // As many vectors as there are, first kVectors at once; the channel they end at.
+  template <int kVectors>
+  TORCHCONV_INLINE int64_t fold_channels(const Window& window, int64_t c, const Lane* divisor,
+                                         int64_t out, Code* codes) const {
+    for (; c + kVectors * kLanes <= p_.C; c += kVectors * kLanes)
+      fold_window<kVectors, false>(window, c, divisor, out, codes + c, kLanes);
+    if constexpr (kVectors > 1) return fold_channels<kVectors / 4>(window, c, divisor, out, codes);
+    return c;
+  }
+
   template <int kVectors, bool kPartial>
   TORCHCONV_INLINE void fold_window(const Window& window, int64_t c, const Lane* divisor,
                                     int64_t out, Code* codes, int64_t n) const {
@@ -145,7 +148,7 @@ class PoolPixels {
     C code[kVectors];
     const T* row = window.first + c;
     Count row_code = window.code;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kVectors; i++) {
       best[i] = load<kPartial>(row + i * kLanes, n);
       code[i] = Vec<Code>::broadcast(static_cast<Code>(row_code));
@@ -156,7 +159,7 @@ class PoolPixels {
       Count at_code = row_code + static_cast<Count>(first) * window.code_column_step;
       for (int64_t s = first; s < window.columns; s++) {
         const C candidate_code = Vec<Code>::broadcast(static_cast<Code>(at_code));
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < kVectors; i++) {
           Rule::template fold<kCodes>(&best[i], &code[i], load<kPartial>(at + i * kLanes, n),
                                       candidate_code);
@@ -167,7 +170,7 @@ class PoolPixels {
       row += window.row_step;
       row_code += window.code_row_step;
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kVectors; i++) {
       const int64_t position = out + c + i * kLanes;
       best[i] = rule_.finish_all(best[i], divisor);

@@ -34,9 +34,9 @@ struct Rule {
   static constexpr int kLanes = W::kLanes;
 };
 
-// kUnroll (vectors of channels at once) and kStride2 (code of its own for stride 2) are spent on
-// the types that networks use; the integers keep the library small. kRepeats: folding an element in
-// twice changes nothing.
+// kUnroll (vectors of channels at once, a power of 4) and kStride2 (code of its own for stride 2)
+// are spent on the types that networks use; the integers keep the library small. kRepeats: folding
+// an element in twice changes nothing.
 template <typename T, bool kMin>
 struct Selection : Rule<T> {
   using Divisors = NoDivisors;
@@ -105,7 +105,7 @@ struct Averaging : Rule<T> {
   using Divisors = DivisorRow<Wide<T>>;
   using typename Rule<T>::V;
   using typename Rule<T>::Lane;
-  static constexpr int kUnroll = 4;
+  static constexpr int kUnroll = 16;
   static constexpr bool kStride2 = true;
   static constexpr bool kRepeats = false;
 

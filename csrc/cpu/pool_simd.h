@@ -21,6 +21,17 @@ TORCHCONV_INLINE V merge_lanes(V a, V b, std::integer_sequence<int, I...>) {
   return shuffle<(kFirst + I / 2 + (I % 2) * kLanes)...>(a, b);
 }
 
+template <int n, int... I, typename V>
+TORCHCONV_INLINE V rotate_lanes(V a, std::integer_sequence<int, I...>) {
+  constexpr int kLanes = sizeof...(I);
+  return shuffle<((I + n) % kLanes)...>(a, a);
+}
+// Lane i of the result is lane i + n, modulo their number.
+template <typename Lane, int n, typename V>
+TORCHCONV_INLINE V rotate_lanes(V a) {
+  return rotate_lanes<n>(a, std::make_integer_sequence<int, Vec<Lane>::kLanes>());
+}
+
 // a[0], b[0], a[1], b[1], ...: two registers.
 template <typename Lane, typename V>
 TORCHCONV_INLINE void interleave(V a, V b, V* low, V* high) {
@@ -49,6 +60,27 @@ TORCHCONV_INLINE Vec<double>::Type maximum(Vec<double>::Type a, Vec<double>::Typ
       _mm512_fixupimm_pd(m, bit_cast<__m512d>(a), _mm512_set1_epi64(0x22), 0));
 }
 #endif
+
+// sum + v in the lanes where a and b are equal.
+template <typename Lane, typename Held, typename V, typename H>
+TORCHCONV_INLINE V add_where_equal(V sum, H a, H b, V v) {
+  constexpr int kLanes = Vec<Lane>::kLanes;
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  if constexpr (kLanes == 16 && sizeof(Held) == 1) {
+    const __mmask16 equal = _mm_cmpeq_epi8_mask(bit_cast<__m128i>(a), bit_cast<__m128i>(b));
+    return bit_cast<V>(_mm512_mask_add_ps(bit_cast<__m512>(sum), equal, bit_cast<__m512>(sum),
+                                          bit_cast<__m512>(v)));
+  } else if constexpr (kLanes == 16 && sizeof(Held) == 4) {
+    const __mmask16 equal = _mm512_cmpeq_epi32_mask(bit_cast<__m512i>(a), bit_cast<__m512i>(b));
+    return bit_cast<V>(_mm512_mask_add_ps(bit_cast<__m512>(sum), equal, bit_cast<__m512>(sum),
+                                          bit_cast<__m512>(v)));
+  } else
+#endif
+  {
+    using Mask = std::conditional_t<sizeof(Lane) == 8, int64_t, int32_t>;
+    return sum + (convert<Mask, std::make_signed_t<Held>, kLanes>(a == b) ? v : V{});
+  }
+}
 
 // Lanes 0 <= i < n of p[i * stride] as Wide<T>; n = kLanes unless kPartial. kStride is 1, 2 or 0
 // for a stride known at run time. kStride 2 also reads p[2 * kLanes - 1] unless kPartial.

@@ -1,34 +1,34 @@
 // Max and min pooling's backward: dx receives dy at the selected elements. The kernels are in
-// select_pool2d_scatter.h, pool2d_backward_nchw.h and pool2d_backward_nhwc.h; here the run-time
-// types and the sizes choose one.
+// select_pool2d_rows.h and select_pool2d_scatter.h; here the run-time types and the sizes choose
+// one.
 #include "cpu/pool2d.h"
-#include "cpu/pool2d_backward_nchw.h"
-#include "cpu/pool2d_backward_nhwc.h"
+#include "cpu/select_pool2d_rows.h"
 #include "cpu/select_pool2d_scatter.h"
 
 namespace torchconv::cpu {
 namespace {
 
 template <typename T, typename O>
-void pixels(const PoolProblem& p, const T* dy, const void* selected, T* dx, const Parallel& pool) {
-  PixelsBackward<T, O>(p, dy, static_cast<const O*>(selected), dx).run(pool);
-}
-
-template <typename T, typename O>
 void scatter(const PoolProblem& p, const T* dy, const void* selected, T* dx, const Parallel& pool) {
   ScatterImages<T, O>(p, dy, static_cast<const O*>(selected), dx).run(pool);
 }
 
-// Whether an image of sums stays in cache and there are images enough to share out. In NHWC the
-// vectors over channels are better where they are full and a pixel belongs to few windows.
+// Gathering compares a vector of codes for every window that an element belongs to; scattering
+// takes some steps for every output, on one thread for each image. On planes it is better from
+// stride 2 on, as an element then belongs to few windows, and else only for large windows.
 template <typename T>
-bool runs_by_scatter(const PoolProblem& p) {
+bool runs_by_scatter(const PoolProblem& p, Selected kind) {
   constexpr int64_t kCache = 256 * 1024;
-  const int64_t channels = runs_channels_last(p) ? p.C : 1;
+  constexpr int64_t kLanes = WideVec<T>::kLanes;
+  const bool wide_index = kind == Selected::kIndex64 && sizeof(LaneInt<T>) == 4 &&
+                          p.H * p.W > INT32_MAX;  // does not fit a lane
+  if (wide_index) return true;
+  const int64_t images = ScatterImages<T, uint8_t>::images(p);
+  const int64_t plane_bytes = p.H * p.W * static_cast<int64_t>(sizeof(Wide<T>));
+  if (images < 16 && plane_bytes > kCache / 16) return false;
   const int64_t windows = ceil_div(p.R, p.stride_h) * ceil_div(p.S, p.stride_w);
-  if (channels >= WideVec<T>::kLanes / 2 && windows <= 16) return false;
-  const int64_t bytes = p.H * p.W * channels * static_cast<int64_t>(sizeof(Wide<T>));
-  return bytes <= kCache && (p.N * p.C / channels >= 16 || bytes <= kCache / 16);
+  if (windows > 9 && windows > 2 * kLanes) return true;
+  return !runs_channels_last(p) && p.stride_w > 1 && plane_bytes <= kCache;
 }
 
 template <typename T>
@@ -36,7 +36,7 @@ void backward_as(const PoolProblem& p, Selected kind, const void* grad, const vo
                  void* grad_input, const Parallel& pool) {
   const T* dy = static_cast<const T*>(grad);
   T* dx = static_cast<T*>(grad_input);
-  if (runs_by_scatter<T>(p)) {
+  if (runs_by_scatter<T>(p, kind)) {
     switch (kind) {
       case Selected::kOffset8:
         return scatter<T, uint8_t>(p, dy, selected, dx, pool);
@@ -48,24 +48,12 @@ void backward_as(const PoolProblem& p, Selected kind, const void* grad, const vo
         return scatter<T, int64_t>(p, dy, selected, dx, pool);
     }
   }
-  if (runs_channels_last(p)) {
-    switch (kind) {
-      case Selected::kOffset8:
-        return pixels<T, uint8_t>(p, dy, selected, dx, pool);
-      case Selected::kOffset16:
-        return pixels<T, uint16_t>(p, dy, selected, dx, pool);
-      case Selected::kOffset32:
-        return pixels<T, int32_t>(p, dy, selected, dx, pool);
-      case Selected::kIndex64:
-        return pixels<T, int64_t>(p, dy, selected, dx, pool);
-    }
-  }
-  // An index that does not fit a lane is compared as an offset in its window.
-  const bool fits = sizeof(LaneInt<T>) == 8 || p.H * p.W <= INT32_MAX;
-  if (kind == Selected::kIndex64 && fits) {
-    PlanesBackward<T, Match::kIndex>(p, dy, kind, selected, dx).run(pool);
+  if (kind == Selected::kOffset8) {
+    SelectionRows<T, uint8_t, false>(p, dy, kind, selected, dx).run(pool);
+  } else if (kind == Selected::kIndex64) {
+    SelectionRows<T, LaneInt<T>, true>(p, dy, kind, selected, dx).run(pool);
   } else {
-    PlanesBackward<T, Match::kOffset>(p, dy, kind, selected, dx).run(pool);
+    SelectionRows<T, LaneInt<T>, false>(p, dy, kind, selected, dx).run(pool);
   }
 }
 

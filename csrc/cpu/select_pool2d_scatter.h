@@ -1,10 +1,10 @@
-// Max and min pooling's backward on images that stay in cache, planes (NCHW) or pixels (NHWC): each
-// output adds its gradient to the element that it selected, so an output costs the same for every
-// window and stride.
+// Max and min pooling's backward, each output adding its gradient to the element that it selected,
+// so an output costs the same for every window and stride.
 //
-// An image is summed where it is written if its type can hold the sums, in scratch memory for
-// bfloat16 and float16. Images are shared out to threads whole, so no two threads add to one
-// element. Selections are not trusted: one that names no element of the image adds nothing.
+// The work is shared out by image: a plane (NCHW), or a plane of a block of channels (NHWC), so no
+// two threads add to one element. An image is summed where it is written if its type can hold the
+// sums, in scratch memory for bfloat16 and float16. Selections are not trusted: one that names no
+// element of the image adds nothing.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ class ScatterImages {
   using Lane = Wide<T>;
   static constexpr bool kInPlace = std::is_same_v<T, Lane>;
   static constexpr bool kIndex = sizeof(O) == 8;
+  static constexpr int64_t kBlock = 64 / sizeof(T);  // channels: a cache line
 
  public:
   ScatterImages(const PoolProblem& p, const T* dy, const O* selected, T* dx)
@@ -32,7 +33,8 @@ class ScatterImages {
         selected_(selected),
         dx_(dx),
         pixels_(p.H * p.W),
-        channels_(image_channels(p)) {
+        channels_(runs_channels_last(p) ? p.C : 1),
+        blocks_(ceil_div(channels_, kBlock)) {
     if (kIndex) return;
     // A code's distance from the window's first element, where the window is small enough.
     const int64_t codes = sizeof(O) == 1 ? 256 : 0;
@@ -40,21 +42,26 @@ class ScatterImages {
       distances_.push_back(code < p.R * p.S ? distance(code) : nowhere());
   }
 
-  static int64_t image_channels(const PoolProblem& p) { return runs_channels_last(p) ? p.C : 1; }
+  static int64_t images(const PoolProblem& p) {
+    return runs_channels_last(p) ? p.N * ceil_div(p.C, kBlock) : p.N * p.C;
+  }
 
   void run(const Parallel& pool) const {
-    const int64_t elements = pixels_ * channels_;
+    const int64_t most = std::min(channels_, kBlock);
     const int64_t image_bytes =
-        elements * static_cast<int64_t>(sizeof(Lane)) + p_.P * p_.Q * channels_ * 10;
-    parallel_for_with_scratch(pool, 0, p_.N * p_.C / channels_, pool_grain(image_bytes),
+        most * (pixels_ * static_cast<int64_t>(sizeof(Lane)) + p_.P * p_.Q * 10);
+    parallel_for_with_scratch(pool, 0, images(p_), pool_grain(image_bytes),
                               [&](int64_t begin, int64_t end) {
-                                const Buffer<Lane> scratch(kInPlace ? 0 : elements);
+                                const Buffer<Lane> scratch(kInPlace ? 0 : pixels_ * most);
                                 for (int64_t i = begin; i < end; i++) {
+                                  const int64_t plane = i / blocks_, c = i % blocks_ * kBlock;
+                                  const int64_t n = std::min(channels_ - c, kBlock);
+                                  T* dx = dx_ + plane * pixels_ * channels_ + c;
                                   if constexpr (kInPlace) {
-                                    image(i, dx_ + i * elements);
+                                    image(plane, c, n, dx, channels_);
                                   } else {
-                                    image(i, scratch.get());
-                                    narrow(scratch.get(), dx_ + i * elements);
+                                    image(plane, c, n, scratch.get(), n);
+                                    narrow(scratch.get(), n, dx);
                                   }
                                 }
                               });
@@ -73,23 +80,28 @@ class ScatterImages {
     return r * p_.dilation_h * p_.W + s * p_.dilation_w;
   }
 
-  void image(int64_t i, Lane* dx) const {
-    std::fill_n(dx, pixels_ * channels_, Lane{0});
-    int64_t out = i * p_.P * p_.Q * channels_;
+  // Channels [c, c + n) of one plane, summed in dx with `step` elements from pixel to pixel.
+  void image(int64_t plane, int64_t c, int64_t n, Lane* dx, int64_t step) const {
+    if (n == step) {
+      std::fill_n(dx, pixels_ * n, Lane{0});
+    } else {
+      for (int64_t i = 0; i < pixels_; i++) std::fill_n(dx + i * step, n, Lane{0});
+    }
+    int64_t out = plane * p_.P * p_.Q * channels_ + c;
     for (int64_t out_p = 0; out_p < p_.P; out_p++) {
       int64_t start = (out_p * p_.stride_h - p_.pad_h) * p_.W - p_.pad_w;
       if (channels_ == 1) {
         for (int64_t q = 0; q < p_.Q; q++, out++, start += p_.stride_w) add(out, start, 1, dx);
       } else {
-        for (int64_t q = 0; q < p_.Q; q++, start += p_.stride_w) {
-          for (int64_t c = 0; c < channels_; c++, out++) add(out, start, channels_, dx + c);
+        for (int64_t q = 0; q < p_.Q; q++, out += channels_, start += p_.stride_w) {
+          for (int64_t i = 0; i < n; i++) add(out + i, start, step, dx + i);
         }
       }
     }
   }
 
   // Adds output `out` of a window whose first element is pixel `start`.
-  TORCHCONV_INLINE void add(int64_t out, int64_t start, int64_t channels, Lane* dx) const {
+  TORCHCONV_INLINE void add(int64_t out, int64_t start, int64_t step, Lane* dx) const {
     int64_t at;
     if constexpr (kIndex) {
       at = selected_[out];
@@ -100,12 +112,16 @@ class ScatterImages {
       at = code >= 0 && code < p_.R * p_.S ? start + distance(code) : -1;
     }
     if (static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels_))
-      dx[at * channels] += to_wide<T>(dy_[out]);
+      dx[at * step] += to_wide<T>(dy_[out]);
   }
 
-  void narrow(const Lane* from, T* to) const {
+  void narrow(const Lane* from, int64_t n, T* to) const {
+    if (n == channels_) return narrow_run(from, pixels_ * n, to);
+    for (int64_t i = 0; i < pixels_; i++) narrow_run(from + i * n, n, to + i * channels_);
+  }
+
+  static void narrow_run(const Lane* from, int64_t n, T* to) {
     constexpr int kLanes = W::kLanes;
-    const int64_t n = pixels_ * channels_;
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) W::store(to + i, W::Registers::load(from + i));
     if (i < n) W::store_partial(to + i, W::Registers::load_partial(from + i, n - i), n - i);
@@ -115,7 +131,8 @@ class ScatterImages {
   const T* dy_;
   const O* selected_;
   T* dx_;
-  int64_t pixels_, channels_;  // of an image: in NCHW each plane is one
+  int64_t pixels_, channels_;  // of a plane; one channel in NCHW
+  int64_t blocks_;             // of channels
   std::vector<int64_t> distances_;
 };
 

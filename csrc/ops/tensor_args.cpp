@@ -2,7 +2,10 @@
 
 #include "ops/tensor_args.h"
 
+#include <dlfcn.h>
 #include <torch/headeronly/core/ScalarType.h>
+
+#include "core/memory_pool.h"
 
 namespace torchconv::ops {
 
@@ -115,7 +118,51 @@ Tensor dense(const Tensor& t, Layout layout) {
   return is_dense || expected == 0 ? t : torch::stable::contiguous(t, memory_format(layout));
 }
 
+namespace {
+
+// torch_from_blob of PyTorch 2.11, looked up because the library must also load in 2.10.
+using FromBlob = AOTITorchError (*)(void*, int64_t, const int64_t*, const int64_t*, int64_t,
+                                    int32_t, int32_t, int32_t, AtenTensorHandle*, int32_t,
+                                    const uint8_t*, int64_t, void (*)(void*, void*), void*);
+
+FromBlob from_blob_with_deleter() {
+  static const FromBlob function =
+      reinterpret_cast<FromBlob>(dlsym(RTLD_DEFAULT, "torch_from_blob"));
+  return function;
+}
+
+std::array<int64_t, 4> dense_strides(IntList s, Layout layout) {
+  if (layout == Layout::kNHWC) return {s[1] * s[2] * s[3], 1, s[1] * s[3], s[1]};
+  return {s[1] * s[2] * s[3], s[2] * s[3], s[3], 1};
+}
+
+// In memory of the pool; without a tensor where the pool has none to give.
+std::optional<Tensor> pooled_tensor(const Tensor& like, IntList sizes, ScalarType dtype,
+                                    Layout layout) {
+  const FromBlob from_blob = from_blob_with_deleter();
+  if (from_blob == nullptr || !like.is_cpu()) return std::nullopt;
+  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  int64_t bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(type));
+  for (size_t d = 0; d < sizes.size(); ++d) bytes = checked_mul(bytes, sizes[d], "tensor size");
+  void* block = memory_pool::allocate(bytes);
+  if (block == nullptr) return std::nullopt;
+  const auto strides = dense_strides(sizes, layout);
+  AtenTensorHandle handle = nullptr;
+  const AOTITorchError error = from_blob(
+      block, 4, sizes.data(), strides.data(), 0, type, aoti_torch_device_type_cpu(),
+      like.get_device_index(), &handle, aoti_torch_layout_strided(), nullptr, 0,
+      [](void* data, void*) { memory_pool::release(data); }, nullptr);
+  if (error != AOTI_TORCH_SUCCESS) {
+    memory_pool::release(block);
+    return std::nullopt;
+  }
+  return Tensor(handle);
+}
+
+}  // namespace
+
 Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout layout) {
+  if (auto pooled = pooled_tensor(like, sizes, dtype, layout)) return *pooled;
   return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
                               memory_format(layout));
 }

@@ -1,0 +1,265 @@
+// Max and min pooling's backward in gather form, both layouts: an element of dx visits the outputs
+// whose windows contain it and adds the gradients of those that selected it, found by comparing
+// their codes with the element's own.
+//
+// Outputs beyond the end of an output row would need care, but where Q * stride >= W the memory
+// there needs none: it holds outputs of the neighbouring rows, which the comparison refuses,
+// because the tap that would lead back to this row lies outside the image for them. So rows are
+// read in place, except the first and last of the tensor and those of other shapes, which are
+// copied between margins. For the same reason stride 1 with as many outputs as inputs has no rows
+// at all: the whole tensor is one run, with one tap for each element of the window.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "core/buffer.h"
+#include "cpu/pool2d.h"
+#include "cpu/pool2d_backward_rows.h"
+
+namespace torchconv::cpu {
+
+// Held is the type of codes in registers: uint8_t, read in place, or LaneInt<T>, to which other
+// selections are converted. kIndex: codes are indices in the image, else offsets in the window.
+template <typename T, typename Held, bool kIndex>
+class SelectionRows {
+  using W = WideVec<T>;
+  using Lane = Wide<T>;
+  using Code = LaneInt<T>;
+  using Codes = Vec<Code>;
+  static constexpr int kLanes = W::kLanes;
+  static constexpr bool kInPlace = sizeof(Held) == 1;
+
+ public:
+  SelectionRows(const PoolProblem& p, const T* dy, Selected kind, const void* selected, T* dx)
+      : p_(p),
+        dy_(dy),
+        kind_(kind),
+        selected_(selected),
+        dx_(dx),
+        g_(p),
+        total_(p.N * p.C * p.P * p.Q),
+        scratch_row_(g_.left + g_.reach(kLanes)),
+        rows_in_place_(kInPlace && p.Q * p.stride_w >= std::max(p.W, p.S)) {
+    const bool same = p.stride_h == 1 && p.stride_w == 1 && p.P == p.H && p.Q == p.W;
+    if (rows_in_place_ && same) list_run_taps();
+    for (int64_t h = 0; h < p.H; h++) {
+      rows_.push_back(list_taps(h, false));
+      copied_rows_.push_back(list_taps(h, true));
+    }
+    if (!kIndex) return;
+    for (int64_t phase = 0; phase < std::min(p.stride_w, p.W); phase++) {
+      for (int64_t j = 0; j < g_.line_length(kLanes); j++)
+        columns_.push_back(static_cast<Code>(j / g_.channels * p.stride_w + phase));
+    }
+  }
+
+  void run(const Parallel& pool) const {
+    const int64_t taps =
+        ceil_div(std::min(p_.R, p_.H), p_.stride_h) * ceil_div(std::min(p_.S, p_.W), p_.stride_w);
+    const int64_t row_bytes = g_.in_row * static_cast<int64_t>(sizeof(T)) * (taps + 2);
+    parallel_for_with_scratch(pool, 0, g_.planes * p_.H, pool_grain(row_bytes),
+                              [&](int64_t begin, int64_t end) { rows(begin, end); });
+  }
+
+ private:
+  // Element 0 of a phase: how far in memory the output that it may receive from is, and the code
+  // that says so.
+  struct Tap {
+    int64_t distance;
+    Code code;
+  };
+
+  // The taps of a row of dx, by phase.
+  struct Taps {
+    std::vector<Tap> list;
+    std::vector<size_t> first = {0};  // of phase f: list[first[f]] up to list[first[f + 1]]
+  };
+
+  struct Sums {
+    const T* values;  // what distances count from
+    const Held* codes;
+    const Tap* taps;
+    const size_t* first;
+    const Code* columns;  // kIndex: the column of element j of each phase
+    int64_t columns_of_phase;
+    Code row_index;  // kIndex: of the row's first element
+
+    template <int n>
+    TORCHCONV_INLINE void add(size_t phase, int64_t j, typename W::Type* sum) const {
+      typename Codes::Type own[n] = {};
+      if constexpr (kIndex) {
+        const Code* column = columns + static_cast<int64_t>(phase) * columns_of_phase + j;
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) own[i] = Codes::load(column + i * kLanes) + row_index;
+      }
+      const Tap* const end = taps + first[phase + 1];
+      for (const Tap* t = taps + first[phase]; t != end; t++) {
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) {
+          const int64_t at = t->distance + j + i * kLanes;
+          const auto held = Vec<Held, kLanes>::load(codes + at);
+          const auto v = W::load(values + at);
+          if constexpr (kIndex) {
+            sum[i] = add_where_equal<Lane, Held>(sum[i], held, own[i], v);
+          } else {
+            const auto code = Vec<Held, kLanes>::broadcast(static_cast<Held>(t->code));
+            sum[i] = add_where_equal<Lane, Held>(sum[i], held, code, v);
+          }
+        }
+      }
+    }
+
+    Lane one(size_t phase, int64_t j) const {
+      Lane sum = 0;
+      for (const Tap* t = taps + first[phase]; t != taps + first[phase + 1]; t++) {
+        const Code own =
+            kIndex ? columns[static_cast<int64_t>(phase) * columns_of_phase + j] + row_index
+                   : t->code;
+        const int64_t at = t->distance + j;
+        if (static_cast<Code>(codes[at]) == own) sum += to_wide<T>(values[at]);
+      }
+      return sum;
+    }
+  };
+
+  // Copies of output rows between margins that no comparison accepts.
+  struct Scratch {
+    Scratch(int64_t rows, int64_t row, int64_t line_size)
+        : values(rows * row), codes(rows * row), line(line_size) {
+      std::fill_n(values.get(), rows * row, T{});
+      std::fill_n(codes.get(), rows * row, static_cast<Held>(-1));
+    }
+    Buffer<T> values;
+    Buffer<Held> codes;
+    Buffer<T> line;
+  };
+
+  // The taps of row h. Its output rows are those of a plane or, copied, rows of scratch memory.
+  Taps list_taps(int64_t h, bool copied) const {
+    Taps taps;
+    for (size_t phase = 0; phase + 1 < g_.phases.first.size(); phase++) {
+      for (const Contribution* w = g_.windows.begin(h); w != g_.windows.end(h); w++) {
+        const int64_t from =
+            copied ? (w - g_.windows.begin(h)) * scratch_row_ + g_.left : w->output * g_.out_row;
+        for (const Contribution* t = g_.phases.begin(phase); t != g_.phases.end(phase); t++) {
+          taps.list.push_back(
+              {from + t->output * g_.channels, static_cast<Code>(w->tap * p_.S + t->tap)});
+        }
+      }
+      taps.first.push_back(taps.list.size());
+    }
+    return taps;
+  }
+
+  void list_run_taps() {
+    for (int64_t r = std::min(p_.R - 1, (p_.H - 1 + p_.pad_h) / p_.dilation_h); r >= 0; r--) {
+      const int64_t h = r * p_.dilation_h - p_.pad_h;
+      for (int64_t s = std::min(p_.S - 1, (p_.W - 1 + p_.pad_w) / p_.dilation_w); s >= 0; s--) {
+        const int64_t w = s * p_.dilation_w - p_.pad_w;
+        if (h <= -p_.H || w <= -p_.W) continue;
+        run_.list.push_back({-(h * p_.W + w) * g_.channels, static_cast<Code>(r * p_.S + s)});
+      }
+    }
+    run_.first.push_back(run_.list.size());
+  }
+
+  // Rows from `begin` on, before `end`, whose run stays inside the tensor.
+  int64_t run_rows(int64_t begin, int64_t end) const {
+    if (run_.list.empty() || begin * g_.in_row + run_.list.front().distance < 0) return 0;
+    const int64_t last = total_ - kLanes - std::max<int64_t>(run_.list.back().distance, 0);
+    return std::max<int64_t>(0, std::min(end, floor_div(last, g_.in_row)) - begin);
+  }
+
+  // Input rows [begin, end) of the planes * H.
+  void rows(int64_t begin, int64_t end) const {
+    const Scratch scratch(std::min(p_.P, outputs_spanned(g_.vertical)), scratch_row_,
+                          g_.line_size(kLanes));
+    for (int64_t i = begin; i < end;) {
+      T* to = dx_ + i * g_.in_row;
+      const int64_t run = run_rows(i, end);
+      if (run > 0) {
+        write_run(sums(dy_ + i * g_.in_row, in_place(i * g_.in_row), run_, 0), 0, run * g_.in_row,
+                  to);
+        i += run;
+        continue;
+      }
+      const int64_t h = i % p_.H, plane = i / p_.H * p_.P * g_.out_row;
+      if (reads_in_place(plane, h)) {
+        write_row(g_, sums(dy_ + plane, in_place(plane), rows_[static_cast<size_t>(h)], h),
+                  scratch.line.get(), to);
+      } else {
+        copy_outputs(plane, h, scratch);
+        write_row(g_,
+                  sums(scratch.values.get(), scratch.codes.get(),
+                       copied_rows_[static_cast<size_t>(h)], h),
+                  scratch.line.get(), to);
+      }
+      i++;
+    }
+  }
+
+  Sums sums(const T* values, const Held* codes, const Taps& taps, int64_t h) const {
+    return {values,
+            codes,
+            taps.list.data(),
+            taps.first.data(),
+            columns_.data(),
+            g_.line_length(kLanes),
+            static_cast<Code>(kIndex ? h * p_.W : 0)};
+  }
+
+  bool reads_in_place(int64_t plane, int64_t h) const {
+    if (!rows_in_place_) return false;
+    if (g_.windows.count(h) == 0) return true;
+    return plane + g_.windows.begin(h)->output * g_.out_row >= g_.left &&
+           plane + (g_.windows.end(h) - 1)->output * g_.out_row + g_.reach(kLanes) <= total_;
+  }
+
+  void copy_outputs(int64_t plane, int64_t h, const Scratch& scratch) const {
+    int64_t to = g_.left;
+    for (const Contribution* w = g_.windows.begin(h); w != g_.windows.end(h); w++) {
+      const int64_t from = plane + w->output * g_.out_row;
+      std::copy_n(dy_ + from, g_.out_row, scratch.values.get() + to);
+      copy_codes(from, scratch.codes.get() + to);
+      to += scratch_row_;
+    }
+  }
+
+  const Held* in_place(int64_t from) const { return static_cast<const Held*>(selected_) + from; }
+
+  void copy_codes(int64_t from, Held* to) const {
+    switch (kind_) {
+      case Selected::kOffset8:
+        return copy_codes_of(static_cast<const uint8_t*>(selected_) + from, to);
+      case Selected::kOffset16:
+        return copy_codes_of(static_cast<const uint16_t*>(selected_) + from, to);
+      case Selected::kOffset32:
+        return copy_codes_of(static_cast<const int32_t*>(selected_) + from, to);
+      case Selected::kIndex64:
+        return copy_codes_of(static_cast<const int64_t*>(selected_) + from, to);
+    }
+  }
+
+  template <typename O>
+  void copy_codes_of(const O* from, Held* to) const {
+    for (int64_t j = 0; j < g_.out_row; j++) to[j] = static_cast<Held>(from[j]);
+  }
+
+  const PoolProblem& p_;
+  const T* dy_;
+  Selected kind_;
+  const void* selected_;
+  T* dx_;
+  RowGeometry g_;
+  int64_t total_;        // elements of dy
+  int64_t scratch_row_;  // elements of a copied row with its margins
+  bool rows_in_place_;
+  Taps run_;                              // where the whole tensor is one run, else empty
+  std::vector<Taps> rows_, copied_rows_;  // by row of a plane
+  std::vector<Code> columns_;
+};
+
+}  // namespace torchconv::cpu
