@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv._autograd_adaptive import AdaptiveAvgPool2dFunction, AdaptiveMaxPool2dFunction
-from torchconv._dispatch import below_autograd as _below_autograd
+from torchconv._dispatch import below_autograd
 from torchconv._fake import is_channels_last
 
 __all__ = [
@@ -186,7 +186,7 @@ class Conv2dFunction(_ConvFunction):
         activation: str = "none",
         flip_kernel: bool = False,
     ) -> Tensor:
-        return _below_autograd(
+        return below_autograd(
             _ops.conv2d,
             *(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel),
         )
@@ -210,7 +210,7 @@ class Conv2dWithPreactivationFunction(_ConvFunction):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return _below_autograd(_ops.conv2d_with_preactivation, *inputs)
+        return below_autograd(_ops.conv2d_with_preactivation, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -233,7 +233,7 @@ class Conv2dBackwardFunction(Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _below_autograd(_ops.conv2d_backward, *inputs)
+        return below_autograd(_ops.conv2d_backward, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -293,7 +293,7 @@ class SelectPool2dBackwardFunction(Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return _below_autograd(_ops.select_pool2d_backward, *inputs)
+        return below_autograd(_ops.select_pool2d_backward, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -318,7 +318,7 @@ class SelectPool2dGatherFunction(Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return _below_autograd(_ops.select_pool2d_gather, *inputs)
+        return below_autograd(_ops.select_pool2d_gather, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -382,7 +382,7 @@ def _select_function(name: str, op: Callable[..., Any], doc: str) -> type[_Selec
         dilation: Sequence[int] = (1, 1),
         ceil_mode: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        return _below_autograd(op, input, kernel_size, stride, padding, dilation, ceil_mode)
+        return below_autograd(op, input, kernel_size, stride, padding, dilation, ceil_mode)
 
     members = {"forward": staticmethod(forward), "__doc__": doc, "__module__": __name__}
     return type(name, (_SelectPool2dFunction,), members)
@@ -420,7 +420,7 @@ class AvgPool2dFunction(Function):
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Tensor:
-        return _below_autograd(
+        return below_autograd(
             _ops.avg_pool2d,
             *(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override),
         )
@@ -445,7 +445,7 @@ class AvgPool2dBackwardFunction(Function):
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return _below_autograd(_ops.avg_pool2d_backward, *inputs)
+        return below_autograd(_ops.avg_pool2d_backward, *inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
