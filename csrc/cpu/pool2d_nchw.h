@@ -1,10 +1,11 @@
-// Max, min and average pooling of planes (NCHW): each input row is folded along W once, with
-// vectors over the outputs of the row, and the folded rows of a window are then folded along H.
+// Max, min and average pooling of planes (NCHW): vectors over the outputs of a row, and windows
+// folded along W before H.
 //
-// A folded row is kept for the next output rows whose windows also contain it, so an output costs
-// R + S steps, not R * S. Outputs whose window reaches into the padding are folded apart, element
-// by element. A row's last vector reads and writes past the row, inside the same arrays, rather
-// than being cut short.
+// Windows of up to 3 rows are folded in registers, from the image to the output. Of larger ones
+// each input row is folded along W once and kept for the next output rows whose windows also
+// contain it, so an output costs R + S steps, not R * S. Rows with windows that reach into the
+// padding are read from copies between margins of what folds to nothing (pool_padded_rows.h); so
+// are those at the tensor's end, which whole vectors would read past.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 
 #include "core/buffer.h"
 #include "cpu/pool2d_rules.h"
+#include "cpu/pool_padded_rows.h"
 
 namespace torchconv::cpu {
 
@@ -38,16 +40,19 @@ class PoolPlanes {
         selected_(selected),
         vertical_(vertical_axis(p)),
         horizontal_(horizontal_axis(p)),
-        inside_(horizontal_.interior()),
+        reach_(horizontal_, kLanes),
         steps_(CodeSteps::choose<Code>(p, selected.kind)),
         x_end_(x + p.N * p.C * p.H * p.W),
+        prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= kPrefetchedSize),
         row_lanes_((ceil_div(p.Q, kLanes) + 1) * kLanes) {
     valid_rows_.reserve(static_cast<size_t>(p.P));
     for (int64_t out_p = 0; out_p < p.P; out_p++)
       valid_rows_.push_back(vertical_.valid_taps(out_p));
+    if (kCodes) first_codes_.assign(static_cast<size_t>(row_lanes_), 0);
     for (int64_t q = 0; q < p.Q; q++) {
-      if (q == inside_.begin && !inside_.empty()) q = inside_.end;
-      if (q < p.Q) edges_.push_back({q, horizontal_.valid_taps(q)});
+      const Range taps = horizontal_.valid_taps(q);
+      if (taps.empty()) empty_.push_back(q);
+      if (kCodes && !taps.empty()) first_codes_[static_cast<size_t>(q)] = code_of(taps.begin);
     }
   }
 
@@ -56,15 +61,22 @@ class PoolPlanes {
                                p_.Q * (std::min(p_.R, p_.H) + std::min(p_.S, p_.W))) *
                               static_cast<int64_t>(sizeof(T));
     parallel_for_with_scratch(pool, 0, p_.N * p_.C * p_.P, pool_grain(row_bytes),
-                              [&](int64_t begin, int64_t end) { rows(begin, end); });
+                              [&](int64_t begin, int64_t end) {
+                                Work work(*this, end);
+                                rows(begin, end, &work);
+                              });
   }
 
  private:
   static constexpr int64_t kBatch = 16;  // rows folded at once along H
+  static constexpr int64_t kCopied = 4;  // rows copied at once
+  static constexpr int64_t kAhead = 4096 / static_cast<int64_t>(sizeof(T));  // prefetched so far
+  static constexpr int64_t kPrefetchedSize = 8 << 20;  // bytes of x; smaller ones come from cache
+  static constexpr int64_t kInRegisters = 3;  // rows of a window folded with nothing stored
 
   // Rows of values and codes that are folded along W.
-  struct Scratch {
-    Scratch(int64_t rows, int64_t lanes)
+  struct Folded {
+    Folded(int64_t rows, int64_t lanes)
         : lanes(lanes), values(rows * lanes), codes(kCodes ? rows * lanes : 0) {}
     Lane* value_row(int64_t i) const { return values.get() + i * lanes; }
     Code* code_row(int64_t i) const { return kCodes ? codes.get() + i * lanes : nullptr; }
@@ -83,10 +95,23 @@ class PoolPlanes {
     int64_t held = 0;
   };
 
-  // An output whose window reaches into the padding, and what of it is in the image.
-  struct Edge {
-    int64_t q;
-    Range taps;
+  // What one thread works with.
+  struct Work {
+    Work(const PoolPlanes& k, int64_t end)
+        : ring(k.rows_to_keep()),
+          slots(ring.keeps() ? k.rows_to_keep() : std::min(kBatch, k.p_.R)),
+          folded(k.folds_in_registers() ? 0 : slots + 1, k.row_lanes_),
+          padded(k.p_.W, k.p_.H, k.reach_, from_wide<T>(k.rule_.none())),
+          divisors(k.p_, k.vertical_, k.horizontal_, k.row_lanes_),
+          codes(k.p_.Q),
+          y_end(k.y_ + end * k.p_.Q) {}
+    RowRing ring;
+    int64_t slots;
+    Folded folded;  // the last row: a window's earlier batches
+    PaddedRows<T> padded;
+    Divisors divisors;
+    CodeBuffer codes;
+    const T* y_end;
   };
 
   // Folded rows of one window, and what their codes still lack.
@@ -102,135 +127,239 @@ class PoolPlanes {
     }
   };
 
-  // Output rows [begin, end) of the N * C * P.
-  void rows(int64_t begin, int64_t end) const {
+  bool folds_in_registers() const {
+    // With codes, folding a row again costs more than keeping it.
+    if (kCodes && p_.stride_h < p_.R) return false;
+    return Rule::kStride2 && p_.R <= kInRegisters && p_.dilation_h == 1 && p_.dilation_w == 1 &&
+           reach_.regular && p_.stride_w <= 2 && reach_.taps.size() >= 2 && reach_.taps.size() <= 3;
+  }
+
+  int64_t rows_to_keep() const {
     const int64_t row_bytes = row_lanes_ * static_cast<int64_t>(sizeof(Lane) + sizeof(Code));
-    const int64_t kept = RowRing::slots_to_keep(vertical_.span(), p_.stride_h, row_bytes);
-    RowRing ring(kept);
-    Divisors divisors(p_, vertical_, horizontal_, row_lanes_);
-    const int64_t slots = kept > 0 ? kept : std::min(kBatch, p_.R);
-    const Scratch folded(slots + 1, row_lanes_);  // the last row: a window's earlier batches
-    CodeBuffer codes(p_.Q);
-    const T* y_end = y_ + end * p_.Q;
-    int64_t plane = begin / p_.P, out_p = begin % p_.P;
-    for (int64_t i = begin; i < end; i++, out_p++) {
-      if (out_p == p_.P) {
-        out_p = 0;
-        plane++;
-        ring.clear();
-      }
-      if (kCodes && codes.held + p_.Q > codes.capacity) flush(i, &codes);
-      const Range taps = valid_rows_[static_cast<size_t>(out_p)];
-      T* y = y_ + i * p_.Q;
-      if (taps.empty()) {
-        for (int64_t q = 0; q < p_.Q; q++) none(q, y, codes.end());
+    return RowRing::slots_to_keep(vertical_.span(), p_.stride_h, row_bytes);
+  }
+
+  // The code of tap s, less what is the same for all taps of an output.
+  Code code_of(int64_t s) const { return static_cast<Code>(steps_.index ? s * p_.dilation_w : s); }
+  Code code_of_row(int64_t r, int64_t h) const {
+    return static_cast<Code>(steps_.index ? h * p_.W : r * p_.S);
+  }
+
+  // Output rows [begin, end) of the N * C * P.
+  void rows(int64_t begin, int64_t end, Work* work) const {
+    if (reach_.taps.empty()) return empty_rows(begin, end, work);
+    const bool in_registers = folds_in_registers();
+    const int64_t most =
+        in_registers ? std::max<int64_t>(1, (work->padded.most() - p_.R) / p_.stride_h + 1) : p_.P;
+    for (int64_t i = begin; i < end;) {
+      const int64_t plane = i / p_.P, first = i % p_.P;
+      const Range block{first, std::min({first + most, p_.P, first + end - i})};
+      if (in_registers) {
+        block_in_registers(plane, block, work);
       } else {
-        const Batch last = fold_window_rows(plane, out_p, taps, &ring, folded, slots);
-        finish_row(last, divisors.at(out_p), y, y_end, codes.end());
-        for (const Edge& edge : edges_) {
-          if (edge.taps.empty()) none(edge.q, y, codes.end());
-        }
+        block_by_rows(plane, block, work);
       }
-      codes.held += p_.Q;
+      i += block.size();
     }
-    if (kCodes) flush(end, &codes);
+    if (kCodes) flush(end, &work->codes);
+  }
+
+  // Makes room for the codes of output row i, and gives it.
+  Code* codes_of(int64_t i, Work* work) const {
+    if (!kCodes) return nullptr;
+    if (work->codes.held + p_.Q > work->codes.capacity) flush(i, &work->codes);
+    Code* const codes = work->codes.end();
+    work->codes.held += p_.Q;
+    return codes;
+  }
+
+  void empty_rows(int64_t begin, int64_t end, Work* work) const {
+    for (int64_t i = begin; i < end; i++) empty_row(y_ + i * p_.Q, codes_of(i, work));
+    if (kCodes) flush(end, &work->codes);
+  }
+
+  // ---- Windows of few rows.
+
+  // Output rows of one plane; their input rows are read where they are, or all copied first.
+  void block_in_registers(int64_t plane, Range block, Work* work) const {
+    if constexpr (Rule::kStride2) {
+      if (p_.stride_w == 1) {
+        reach_.taps.size() == 2 ? finish_block<1, 2>(plane, block, work)
+                                : finish_block<1, 3>(plane, block, work);
+      } else {
+        reach_.taps.size() == 2 ? finish_block<2, 2>(plane, block, work)
+                                : finish_block<2, 3>(plane, block, work);
+      }
+    }
+  }
+
+  template <int kStride, int kTaps>
+  void finish_block(int64_t plane, Range block, Work* work) const {
+    const T* const x = x_ + plane * p_.H * p_.W;
+    const int64_t begin = std::max<int64_t>(0, vertical_.start(block.begin));
+    const int64_t end = std::min(p_.H, vertical_.start(block.end - 1) + p_.R);
+    const T* lines = x + begin * p_.W + reach_.origin;
+    int64_t pitch = p_.W, ahead = kAhead;
+    if (!reach_.inside || x_end_ - (lines + (end - 1 - begin) * p_.W) < reach_.length) {
+      lines = work->padded.at(x, begin, end - begin);
+      pitch = work->padded.pitch();
+      ahead = work->padded.most() * p_.W;
+    }
+    for (int64_t out_p = block.begin; out_p < block.end; out_p++) {
+      const int64_t i = plane * p_.P + out_p;
+      T* const y = y_ + i * p_.Q;
+      Code* const codes = codes_of(i, work);
+      const Range taps = valid_rows_[static_cast<size_t>(out_p)];
+      if (taps.empty()) {
+        empty_row(y, codes);
+        continue;
+      }
+      const int64_t h = vertical_.start(out_p) + taps.begin;
+      finish_window<kStride, kTaps>(lines + (h - begin) * pitch, pitch, taps.size(),
+                                    x + h * p_.W + ahead, code_of_row(taps.begin, h),
+                                    work->divisors.at(out_p), y, work->y_end, codes);
+    }
+  }
+
+  // One output row from `rows` input rows.
+  template <int kStride, int kTaps>
+  TORCHCONV_INLINE void finish_window(const T* from, int64_t pitch, int64_t rows, const T* ahead,
+                                      Code add, const Lane* divisors, T* y, const T* y_end,
+                                      Code* codes) const {
+    const Code step = static_cast<Code>(steps_.index ? p_.W : p_.S);
+    for (int64_t q = 0; q < p_.Q; q += kLanes, from += kStride * kLanes) {
+      V best;
+      C code{};
+      fold_taps<kStride, kTaps>(from, q, &best, &code);
+      prefetch<kStride>(ahead + q * kStride, p_.stride_h);
+      for (int64_t r = 1; r < rows; r++) {
+        V candidate;
+        C candidate_code{};
+        fold_taps<kStride, kTaps>(from + r * pitch, q, &candidate, &candidate_code);
+        if constexpr (kCodes) candidate_code += static_cast<Code>(r) * step;
+        Rule::template fold<kCodes>(&best, &code, candidate, candidate_code);
+      }
+      if constexpr (kCodes) code += add;
+      store(best, code, q, divisors, y, y_end, codes);
+    }
+    for (const int64_t q : empty_) none(q, y, codes);
+  }
+
+  // What a vector of outputs takes of each of some rows. The hardware prefetches badly where short
+  // rows are read in turns, or copied in bursts.
+  template <int kStride>
+  TORCHCONV_INLINE void prefetch(const T* at, int64_t rows) const {
+    if (!prefetches_) return;
+    for (int64_t r = 0; r < rows; r++) {
+      for (int i = 0; i < kStride; i++) __builtin_prefetch(at + r * p_.W + i * kLanes);
+    }
+  }
+
+  template <int kStride, int kTaps>
+  TORCHCONV_INLINE void fold_taps(const T* from, int64_t q, V* best, C* code) const {
+    V taps[kTaps];
+    load_taps<T, kStride, kTaps>(from, taps);
+    *best = rule_.prepare(taps[0]);
+    if constexpr (kCodes) *code = Codes::load(first_codes_.data() + q);
+#pragma GCC unroll 3
+    for (int s = 1; s < kTaps; s++) {
+      const Code at = code_of(reach_.taps.begin + s);
+      Rule::template fold<kCodes>(best, code, rule_.prepare(taps[s]), Codes::broadcast(at));
+    }
+    finish_codes(q, code);
+  }
+
+  // ---- Windows of any size.
+
+  void block_by_rows(int64_t plane, Range block, Work* work) const {
+    work->ring.clear();
+    for (int64_t out_p = block.begin; out_p < block.end; out_p++) {
+      const int64_t i = plane * p_.P + out_p;
+      T* const y = y_ + i * p_.Q;
+      Code* const codes = codes_of(i, work);
+      const Range taps = valid_rows_[static_cast<size_t>(out_p)];
+      if (taps.empty()) {
+        empty_row(y, codes);
+        continue;
+      }
+      const Batch last = fold_window_rows(plane, out_p, taps, work);
+      finish_row(last, work->divisors.at(out_p), y, work->y_end, codes);
+    }
   }
 
   // The rows of output row out_p's windows folded along W, all but the last kBatch also along H.
-  Batch fold_window_rows(int64_t plane, int64_t out_p, Range taps, RowRing* ring,
-                         const Scratch& folded, int64_t slots) const {
+  Batch fold_window_rows(int64_t plane, int64_t out_p, Range taps, Work* work) const {
     Batch batch;
+    const Folded& folded = work->folded;
     for (int64_t r = taps.begin; r < taps.end; r++) {
       const int64_t h = vertical_.start(out_p) + r * p_.dilation_h;
-      if (batch.count == (ring->keeps() ? kBatch : slots)) {
-        fold_batch(batch, folded.value_row(slots), folded.code_row(slots));
+      if (batch.count == (work->ring.keeps() ? kBatch : work->slots)) {
+        fold_batch(batch, folded.value_row(work->slots), folded.code_row(work->slots));
         batch = Batch();
-        batch.push(folded.value_row(slots), folded.code_row(slots), 0);
+        batch.push(folded.value_row(work->slots), folded.code_row(work->slots), 0);
       }
-      const int64_t slot = ring->keeps() ? ring->slot(h) : batch.count;
+      const int64_t slot = work->ring.keeps() ? work->ring.slot(h) : batch.count;
       Lane* values = folded.value_row(slot);
       Code* codes = folded.code_row(slot);
-      if (!ring->keeps() || ring->claim(h)) {
-        const T* row = x_ + (plane * p_.H + h) * p_.W;
-        if (p_.stride_w == 1) {
-          fold_row<1>(row, values, codes);
-        } else if (Rule::kStride2 && p_.stride_w == 2) {
-          fold_row<Rule::kStride2 ? 2 : 0>(row, values, codes);
-        } else {
-          fold_row<0>(row, values, codes);
-        }
-      }
-      batch.push(values, codes, steps_.index ? h * p_.W : r * p_.S);
+      if (!work->ring.keeps() || work->ring.claim(h))
+        fold_row(x_ + plane * p_.H * p_.W, h, values, codes, work);
+      batch.push(values, codes, code_of_row(r, h));
     }
     return batch;
   }
 
-  // Output q of the row y has no element in the image.
-  void none(int64_t q, T* y, Code* codes) const {
-    y[q] = from_wide<T>(rule_.none());
-    if (kCodes) codes[q] = -1;
-  }
-
-  // Stores the codes of the output rows before row `end`, and empties the buffer.
-  void flush(int64_t end, CodeBuffer* codes) const {
-    const int64_t position = end * p_.Q - codes->held;
-    selected_.store(position, codes->data.get(), codes->held);
-    if (steps_.finish) {
-      int64_t* indices = static_cast<int64_t*>(selected_.data);
-      for (int64_t i = position; i < end * p_.Q; i++)
-        indices[i] = index_from_offset(p_, indices[i], i / p_.Q % p_.P, i % p_.Q);
+  // Along W: values[q] and codes[q] of row h for every output q.
+  void fold_row(const T* plane, int64_t h, Lane* values, Code* codes, Work* work) const {
+    if (!reach_.regular) {
+      for (int64_t q = 0; q < p_.Q; q++) fold_output(plane + h * p_.W, q, values, codes);
+      return;
     }
-    codes->held = 0;
+    const T* from = plane + h * p_.W + reach_.origin;
+    if (!reach_.inside || x_end_ - from < reach_.length)
+      from = work->padded.at(plane, h, p_.dilation_h == 1 ? kCopied : 1);
+    const T* const ahead = plane + h * p_.W + std::max(kCopied * p_.W, kAhead);
+    if (p_.stride_w == 1) {
+      fold_line<1>(from, ahead, values, codes);
+    } else if (Rule::kStride2 && p_.stride_w == 2) {
+      fold_line<Rule::kStride2 ? 2 : 0>(from, ahead, values, codes);
+    } else {
+      fold_line<0>(from, ahead, values, codes);
+    }
   }
 
-  // Along W: values[q] and codes[q] of the row for every output q.
   template <int kStride>
-  void fold_row(const T* row, Lane* values, Code* codes) const {
-    int64_t q = inside_.begin;
-    for (; q + kLanes < inside_.end; q += kLanes)
-      fold_vector<kStride, false>(row, q, kLanes, values, codes);
-    if (q < inside_.end) {
-      // A whole vector also reads what follows the row; its lanes past inside_.end are then
-      // overwritten or not used. Only the tensor's last elements are read one by one.
-      const int64_t reach = horizontal_.start(q + kLanes) + (p_.S - 1) * p_.dilation_w;
-      if (kStride != 0 && reach <= x_end_ - row) {
-        fold_vector<kStride, false>(row, q, kLanes, values, codes);
-      } else {
-        fold_vector<kStride, true>(row, q, inside_.end - q, values, codes);
+  void fold_line(const T* from, const T* ahead, Lane* values, Code* codes) const {
+    // Of strides known at run time only the outputs' own elements are there to be read.
+    constexpr bool kPartial = kStride == 0;
+    const int64_t taps = reach_.taps.size(), stride = p_.stride_w, dilation = p_.dilation_w;
+    const Code step = code_of(1), first = code_of(reach_.taps.begin);
+    for (int64_t q = 0; q < p_.Q; q += kLanes, from += kLanes * stride) {
+      const int64_t n = std::min<int64_t>(kLanes, p_.Q - q);
+      prefetch<kStride>(ahead + q * kStride, 1);
+      V best = rule_.prepare(load_strided<T, kStride, kPartial>(from, stride, n));
+      C code{};
+      if constexpr (kCodes) code = Codes::load(first_codes_.data() + q);
+      const T* tap = from;
+      Code at = first;
+      for (int64_t s = 1; s < taps; s++) {
+        tap += dilation;
+        at += step;
+        const V v = rule_.prepare(load_strided<T, kStride, kPartial>(tap, stride, n));
+        Rule::template fold<kCodes>(&best, &code, v, Codes::broadcast(at));
       }
+      finish_codes(q, &code);
+      Values::store(values + q, best);
+      if constexpr (kCodes) Codes::store(codes + q, code);
     }
-    for (const Edge& edge : edges_) fold_edge(row, edge, values, codes);
   }
 
-  template <int kStride, bool kPartial>
-  TORCHCONV_INLINE void fold_vector(const T* row, int64_t q, int64_t n, Lane* values,
-                                    Code* codes) const {
-    const int64_t start = horizontal_.start(q);
-    const T* from = row + start;
-    V best = rule_.prepare(load_strided<T, kStride, kPartial>(from, p_.stride_w, n));
-    C code = {};
-    const Code step = static_cast<Code>(steps_.index ? p_.dilation_w : 1);
-    Code at = 0;
-    for (int64_t s = 1; s < p_.S; s++) {
-      from += p_.dilation_w;
-      at += step;
-      const V v = rule_.prepare(load_strided<T, kStride, kPartial>(from, p_.stride_w, n));
-      Rule::template fold<kCodes>(&best, &code, v, Codes::broadcast(at));
-    }
-    if (kCodes && steps_.index) {
-      const Code stride = static_cast<Code>(p_.stride_w);
-      code += Codes::iota() * stride + static_cast<Code>(start);
-    }
-    Values::store(values + q, best);
-    if constexpr (kCodes) Codes::store(codes + q, code);
-  }
-
-  void fold_edge(const T* row, const Edge& edge, Lane* values, Code* codes) const {
-    const Range taps = edge.taps;
+  // Output q by itself, element by element.
+  void fold_output(const T* row, int64_t q, Lane* values, Code* codes) const {
+    const Range taps = horizontal_.valid_taps(q);
     Lane best = Lane{};
     Code code = 0;
     for (int64_t s = taps.begin; s < taps.end; s++) {
-      const int64_t w = horizontal_.start(edge.q) + s * p_.dilation_w;
+      const int64_t w = horizontal_.start(q) + s * p_.dilation_w;
       const Lane v = rule_.prepare(to_wide<T>(row[w]));
       const Code at = static_cast<Code>(steps_.index ? w : s);
       if (s == taps.begin) {
@@ -240,8 +369,8 @@ class PoolPlanes {
         Rule::template fold<kCodes>(&best, &code, v, at);
       }
     }
-    values[edge.q] = best;
-    if (kCodes) codes[edge.q] = code;
+    values[q] = best;
+    if (kCodes) codes[q] = code;
   }
 
   TORCHCONV_INLINE void fold_rows(const Batch& batch, int64_t q, V* best, C* code) const {
@@ -264,21 +393,59 @@ class PoolPlanes {
     }
   }
 
-  // A row's last vector spills into the next row, which is written after it, but not past y_end.
   void finish_row(const Batch& batch, const Lane* divisors, T* y, const T* y_end,
                   Code* codes) const {
     for (int64_t q = 0; q < p_.Q; q += kLanes) {
       V best;
       C code{};
       fold_rows(batch, q, &best, &code);
-      best = rule_.finish(best, divisors + q);
-      if (y_end - (y + q) >= kLanes) {
-        W::store(y + q, best);
-      } else {
-        W::store_partial(y + q, best, p_.Q - q);
-      }
-      if constexpr (kCodes) Codes::store(codes + q, code);
+      store(best, code, q, divisors, y, y_end, codes);
     }
+    for (const int64_t q : empty_) none(q, y, codes);
+  }
+
+  // ---- Results.
+
+  // From the first tap's column to the image's: indices only.
+  TORCHCONV_INLINE void finish_codes(int64_t q, C* code) const {
+    if (kCodes && steps_.index) {
+      *code +=
+          Codes::iota() * static_cast<Code>(p_.stride_w) + static_cast<Code>(horizontal_.start(q));
+    }
+  }
+
+  // A row's last vector spills into the next row, which is written after it, but not past y_end.
+  TORCHCONV_INLINE void store(V best, C code, int64_t q, const Lane* divisors, T* y, const T* y_end,
+                              Code* codes) const {
+    best = rule_.finish(best, divisors + q);
+    if (y_end - (y + q) >= kLanes) {
+      W::store(y + q, best);
+    } else {
+      W::store_partial(y + q, best, p_.Q - q);
+    }
+    if constexpr (kCodes) Codes::store(codes + q, code);
+  }
+
+  void empty_row(T* y, Code* codes) const {
+    for (int64_t q = 0; q < p_.Q; q++) none(q, y, codes);
+  }
+
+  // Output q of the row y has no element in the image.
+  void none(int64_t q, T* y, Code* codes) const {
+    y[q] = from_wide<T>(rule_.none());
+    if (kCodes) codes[q] = -1;
+  }
+
+  // Stores the codes of the output rows before row `end`, and empties the buffer.
+  void flush(int64_t end, CodeBuffer* codes) const {
+    const int64_t position = end * p_.Q - codes->held;
+    selected_.store(position, codes->data.get(), codes->held);
+    if (steps_.finish) {
+      int64_t* indices = static_cast<int64_t*>(selected_.data);
+      for (int64_t i = position; i < end * p_.Q; i++)
+        indices[i] = index_from_offset(p_, indices[i], i / p_.Q % p_.P, i % p_.Q);
+    }
+    codes->held = 0;
   }
 
   const PoolProblem& p_;
@@ -287,11 +454,13 @@ class PoolPlanes {
   T* y_;
   SelectedArray selected_;
   Axis vertical_, horizontal_;
-  Range inside_;
-  std::vector<Edge> edges_;
+  RowReach reach_;
+  std::vector<Code> first_codes_;  // of output q: code_of its first tap in the image
+  std::vector<int64_t> empty_;     // outputs with no tap in the image
   std::vector<Range> valid_rows_;  // of the window of output row p
   CodeSteps steps_;
   const T* x_end_;
+  bool prefetches_;
   int64_t row_lanes_;  // Q and room for a vector past the last
 };
 

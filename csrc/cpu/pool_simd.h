@@ -15,6 +15,10 @@ template <int... I, typename V>
 TORCHCONV_INLINE V even_lanes(V a, V b, std::integer_sequence<int, I...>) {
   return shuffle<(2 * I)...>(a, b);
 }
+template <int... I, typename V>
+TORCHCONV_INLINE V odd_lanes(V a, V b, std::integer_sequence<int, I...>) {
+  return shuffle<(2 * I + 1)...>(a, b);
+}
 template <int kFirst, int... I, typename V>
 TORCHCONV_INLINE V merge_lanes(V a, V b, std::integer_sequence<int, I...>) {
   constexpr int kLanes = sizeof...(I);
@@ -117,6 +121,33 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_strided(const T* p, int64_t stri
     for (int64_t i = 0; i < count; i++) picked[i] = p[i * stride];
     return W::load(picked);
   }
+}
+
+// Lanes p[i * kStride + s] for s < kTaps, 2 or 3, of strides 1 and 2: a window's taps along a row.
+// Also reads up to p[kStride * kLanes + kTaps - 2].
+template <typename T, int kStride, int kTaps>
+TORCHCONV_INLINE void load_taps(const T* p, typename WideVec<T>::Type* taps) {
+  using W = WideVec<T>;
+  using V = typename W::Type;
+  constexpr int kLanes = W::kLanes;
+  if constexpr (kStride == 1) {
+#pragma GCC unroll 3
+    for (int s = 0; s < kTaps; s++) taps[s] = W::load(p + s);
+    return;
+  } else if constexpr (sizeof(T) == sizeof(Wide<T>)) {
+    constexpr auto kIndices = std::make_integer_sequence<int, kLanes>();
+    const V a = W::load(p), b = W::load(p + kLanes);
+    taps[0] = even_lanes(a, b, kIndices);
+    taps[1] = odd_lanes(a, b, kIndices);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    const auto pairs = Vec<uint32_t, kLanes>::load(p);
+    taps[0] = float_from_bfloat16<V>(pairs);
+    taps[1] = bit_cast<V>(pairs & 0xffff0000u);
+  } else {
+    taps[0] = load_strided<T, 2, false>(p, 2, kLanes);
+    taps[1] = load_strided<T, 2, false>(p + 1, 2, kLanes);
+  }
+  if constexpr (kTaps == 3) taps[2] = load_strided<T, 2, false>(p + 2, 2, kLanes);
 }
 
 // What a lane of T's computation counts with: an integer as wide as the lane.
