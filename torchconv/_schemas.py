@@ -72,10 +72,16 @@ SCHEMAS = (
 )
 
 
+def overload(name: str) -> torch._ops.OpOverload:
+    """torch.ops.torchconv.<name>, whose only overload spares a call the choice of one."""
+    op: torch._ops.OpOverload = getattr(torch.ops.torchconv, name).default
+    return op
+
+
 def defaults(name: str) -> list[Any]:
     """Default values by position: the dispatcher drops trailing arguments that equal theirs."""
-    op = getattr(torch.ops.torchconv, name).default
-    return [a.default_value if a.has_default_value() else None for a in op._schema.arguments]
+    arguments = overload(name)._schema.arguments
+    return [a.default_value if a.has_default_value() else None for a in arguments]
 
 
 def _is_plain_cpu(tensor: Tensor) -> bool:

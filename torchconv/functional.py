@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad as fwAD
 
 from torchconv._coverage import FLOATS, INTEGERS
+from torchconv._schemas import overload
 from torchconv.autograd import ACTIVATIONS
 
 __all__ = [
@@ -29,7 +30,19 @@ __all__ = [
     "min_pool2d",
 ]
 
-_ops = torch.ops.torchconv
+_conv2d = overload("conv2d")
+_select = {
+    (name, indices): overload(f"{name}_with_indices" if indices else name)
+    for name in ("max_pool2d", "min_pool2d")
+    for indices in (False, True)
+}
+_avg_pool2d = overload("avg_pool2d")
+_adaptive_avg_pool2d = overload("adaptive_avg_pool2d")
+_adaptive_max_pool2d = {
+    False: overload("adaptive_max_pool2d_values"),
+    True: overload("adaptive_max_pool2d"),
+}
+_below_autograd = torch._C._AutoDispatchBelowAutograd
 
 _FLOATING = frozenset(FLOATS)
 _SELECT_DTYPES = _FLOATING | {*INTEGERS, torch.uint16}
@@ -49,7 +62,7 @@ def _call(op: Callable[..., Any], tensors: Sequence[Tensor | None], *args: Any) 
         or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     ):
         return op(*tensors, *args)
-    with torch._C._AutoDispatchBelowAutograd():
+    with _below_autograd():
         return op(*tensors, *args)
 
 
@@ -82,6 +95,13 @@ def _integers(value: Any, op: str, name: str) -> list[Any]:
 
 
 def _pair(value: Any, op: str, name: str) -> list[Any]:
+    # The two usual spellings first: on small images this is a good part of a call.
+    if type(value) is int and -(2**31) <= value < 2**31:
+        return [value, value]
+    if type(value) is tuple and len(value) == 2:
+        h, w = value
+        if type(h) is type(w) is int and -(2**31) <= h < 2**31 and -(2**31) <= w < 2**31:
+            return [h, w]
     values = _integers(value, op, name)
     if len(values) == 1:
         return values * 2
@@ -100,11 +120,13 @@ def _check_tensor(value: Any, op: str, name: str, dtypes: frozenset[torch.dtype]
         raise NotImplementedError(f'torchconv "{op}" not implemented for {value.dtype}')
 
 
-def _batched(op: Callable[[Tensor], Any], input: Tensor, unbatched: bool) -> Any:
+def _batched(
+    op: Callable[..., Any], dim: int, input: Tensor, others: Sequence[Tensor | None], *args: Any
+) -> Any:
     """op on N x C x H x W; an unbatched C x H x W goes in and comes out as a batch of one."""
-    if not unbatched:
-        return op(input)
-    out = op(input.unsqueeze(0))
+    if dim == 4:
+        return _call(op, (input, *others), *args)
+    out = _call(op, (input.unsqueeze(0), *others), *args)
     return tuple(t.squeeze(0) for t in out) if isinstance(out, tuple) else out.squeeze(0)
 
 
@@ -234,13 +256,11 @@ def conv2d(
     group_count = _integer(groups, "conv2d", "groups")
     flip = _boolean(flip_kernel, "conv2d", "flip_kernel")
     return _batched(
-        lambda x: _call(
-            _ops.conv2d,
-            (x, weight, bias),
-            *(strides, pads, dilations, group_count, name, flip),
-        ),
+        _conv2d,
+        3 if unbatched else 4,
         input,
-        unbatched,
+        (weight, bias),
+        *(strides, pads, dilations, group_count, name, flip),
     )
 
 
@@ -265,7 +285,8 @@ def _select_pool2d(
     return_indices: bool,
 ) -> Any:
     _check_tensor(input, name, "input", _SELECT_DTYPES)
-    if input.dim() not in (3, 4):
+    dim = input.dim()
+    if dim not in (3, 4):
         raise RuntimeError(
             f"{name}: non-empty 3D or 4D (batch mode) tensor expected for input, but got "
             f"{list(input.shape)}"
@@ -273,8 +294,8 @@ def _select_pool2d(
     window = _window(name, kernel_size, stride, padding)
     window.append(_pair(dilation, name, "dilation"))
     ceil = _boolean(ceil_mode, name, "ceil_mode")
-    op = getattr(_ops, f"{name}_with_indices" if return_indices else name)
-    return _batched(lambda x: _call(op, (x,), *window, ceil), input, input.dim() == 3)
+    op = _select[name, bool(return_indices)]
+    return _batched(op, dim, input, (), *window, ceil)
 
 
 def max_pool2d(
@@ -350,8 +371,9 @@ def avg_pool2d(
         NotImplementedError: dtype; TypeError: argument types.
     """
     _check_tensor(input, "avg_pool2d", "input", _FLOATING)
-    if input.dim() not in (3, 4):
-        error = IndexError if input.dim() < 3 else RuntimeError
+    dim = input.dim()
+    if dim not in (3, 4):
+        error = IndexError if dim < 3 else RuntimeError
         raise error(
             "avg_pool2d: non-empty 3D or 4D (batch mode) tensor expected for input, but got "
             f"{list(input.shape)}"
@@ -364,11 +386,7 @@ def avg_pool2d(
     divisor = divisor_override
     if divisor is not None:
         divisor = _integer(divisor, "avg_pool2d", "divisor_override")
-    return _batched(
-        lambda x: _call(_ops.avg_pool2d, (x,), *window, *flags, divisor),
-        input,
-        input.dim() == 3,
-    )
+    return _batched(_avg_pool2d, dim, input, (), *window, *flags, divisor)
 
 
 def _adaptive_pool2d(name: str, op: Callable[..., Any], input: Tensor, output_size: Any) -> Any:
@@ -383,10 +401,9 @@ def _adaptive_pool2d(name: str, op: Callable[..., Any], input: Tensor, output_si
         given = zip(sizes, input.shape[-2:], strict=True)
         sizes = [size if out is None else out for out, size in given]
     wanted = [_integer(out, name, "output_size") for out in sizes]
-    unbatched = input.dim() == 3
     # PyTorch gives an unbatched image no channels_last strides here, whatever its own are.
-    images = input.contiguous() if unbatched else input
-    return _batched(lambda x: _call(op, (x,), wanted), images, unbatched)
+    images = input.contiguous() if input.dim() == 3 else input
+    return _batched(op, input.dim(), images, (), wanted)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
@@ -406,7 +423,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
         RuntimeError: sizes that do not fit; ValueError: a pair for fewer than three dimensions, as
         PyTorch; NotImplementedError: dtype; TypeError: argument types.
     """
-    return _adaptive_pool2d("adaptive_avg_pool2d", _ops.adaptive_avg_pool2d, input, output_size)
+    return _adaptive_pool2d("adaptive_avg_pool2d", _adaptive_avg_pool2d, input, output_size)
 
 
 def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
@@ -423,7 +440,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
         As :func:`adaptive_avg_pool2d`.
     """
     indices = _boolean(return_indices, "adaptive_max_pool2d", "return_indices")
-    op = _ops.adaptive_max_pool2d if indices else _ops.adaptive_max_pool2d_values
+    op = _adaptive_max_pool2d[indices]
     return _adaptive_pool2d("adaptive_max_pool2d", op, input, output_size)
 
 
@@ -477,4 +494,4 @@ def locally_connected2d(
             return out
         return out + (bias[:, None, None] if bias.dim() == 1 else bias)
 
-    return _batched(apply, input, input.dim() == 3)
+    return apply(input) if input.dim() == 4 else apply(input.unsqueeze(0)).squeeze(0)

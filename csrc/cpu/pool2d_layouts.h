@@ -3,7 +3,10 @@
 // own as PoolGlobal has.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/pool2d_global.h"
+#include "cpu/pool2d_large.h"
 #include "cpu/pool2d_nchw.h"
 #include "cpu/pool2d_nhwc.h"
 
@@ -12,6 +15,11 @@ namespace torchconv::cpu {
 template <bool kCodes, typename Rule, typename T>
 void pool2d_with(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArray selected,
                  const Parallel& pool) {
+  // The integers, which no network pools by large windows, keep the library small.
+  if constexpr (!std::is_integral_v<T>) {
+    if (PoolLarge<Rule, kCodes>::applies(p))
+      return PoolLarge<Rule, kCodes>(p, rule, x, y, selected).run(pool);
+  }
   if (runs_channels_last(p)) {
     PoolPixels<Rule, kCodes>(p, rule, x, y, selected).run(pool);
   } else if (PoolGlobal<Rule, kCodes>::applies(p)) {

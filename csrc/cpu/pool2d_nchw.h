@@ -43,7 +43,7 @@ class PoolPlanes {
         reach_(horizontal_, kLanes),
         steps_(CodeSteps::choose<Code>(p, selected.kind)),
         x_end_(x + p.N * p.C * p.H * p.W),
-        prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= kPrefetchedSize),
+        prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize),
         row_lanes_((ceil_div(p.Q, kLanes) + 1) * kLanes) {
     valid_rows_.reserve(static_cast<size_t>(p.P));
     for (int64_t out_p = 0; out_p < p.P; out_p++)
@@ -68,10 +68,8 @@ class PoolPlanes {
   }
 
  private:
-  static constexpr int64_t kBatch = 16;  // rows folded at once along H
-  static constexpr int64_t kCopied = 4;  // rows copied at once
-  static constexpr int64_t kAhead = 4096 / static_cast<int64_t>(sizeof(T));  // prefetched so far
-  static constexpr int64_t kPrefetchedSize = 8 << 20;  // bytes of x; smaller ones come from cache
+  static constexpr int64_t kBatch = 16;       // rows folded at once along H
+  static constexpr int64_t kCopied = 4;       // rows copied at once
   static constexpr int64_t kInRegisters = 3;  // rows of a window folded with nothing stored
 
   // Rows of values and codes that are folded along W.
@@ -199,7 +197,7 @@ class PoolPlanes {
     const int64_t begin = std::max<int64_t>(0, vertical_.start(block.begin));
     const int64_t end = std::min(p_.H, vertical_.start(block.end - 1) + p_.R);
     const T* lines = x + begin * p_.W + reach_.origin;
-    int64_t pitch = p_.W, ahead = kAhead;
+    int64_t pitch = p_.W, ahead = Rule::kAhead;
     if (!reach_.inside || x_end_ - (lines + (end - 1 - begin) * p_.W) < reach_.length) {
       lines = work->padded.at(x, begin, end - begin);
       pitch = work->padded.pitch();
@@ -317,7 +315,7 @@ class PoolPlanes {
     const T* from = plane + h * p_.W + reach_.origin;
     if (!reach_.inside || x_end_ - from < reach_.length)
       from = work->padded.at(plane, h, p_.dilation_h == 1 ? kCopied : 1);
-    const T* const ahead = plane + h * p_.W + std::max(kCopied * p_.W, kAhead);
+    const T* const ahead = plane + h * p_.W + std::max(kCopied * p_.W, Rule::kAhead);
     if (p_.stride_w == 1) {
       fold_line<1>(from, ahead, values, codes);
     } else if (Rule::kStride2 && p_.stride_w == 2) {

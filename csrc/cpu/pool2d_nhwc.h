@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
+#include <vector>
 
 #include "core/buffer.h"
 #include "cpu/pool2d_rules.h"
@@ -35,7 +36,11 @@ class PoolPixels {
         vertical_(vertical_axis(p)),
         horizontal_(horizontal_axis(p)),
         steps_(CodeSteps::choose<Code>(p, selected.kind)),
-        x_end_(x + p.N * p.H * p.W * p.C) {}
+        x_end_(x + p.N * p.H * p.W * p.C),
+        prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize) {
+    columns_.reserve(static_cast<size_t>(p.Q));
+    for (int64_t q = 0; q < p.Q; q++) columns_.push_back(horizontal_.valid_taps(q));
+  }
 
   void run(const Parallel& pool) {
     const int64_t vectors = ceil_div(p_.C, kLanes) * kLanes;
@@ -51,6 +56,8 @@ class PoolPixels {
   }
 
  private:
+  static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+
   struct Window {
     const T* first;  // channel 0 of the first valid element
     int64_t rows, columns;
@@ -82,7 +89,7 @@ class PoolPixels {
       if (kCodes && codes->held + p_.C > codes->capacity) flush(row, q - codes->held / p_.C, codes);
       Code* pixel_codes = kCodes ? codes->data.get() + codes->held : nullptr;
       codes->held += p_.C;
-      const Range s = horizontal_.valid_taps(q);
+      const Range s = columns_[static_cast<size_t>(q)];
       if (r.empty() || s.empty()) {
         none(out, pixel_codes);
         continue;
@@ -94,9 +101,20 @@ class PoolPixels {
       window.code_column_step = static_cast<Count>(steps_.index ? dilation_w : 1);
       window.first = x_ + ((n * p_.H + h) * p_.W + w) * p_.C;
       window.code = static_cast<Count>(steps_.index ? h * p_.W + w : r.begin * p_.S + s.begin);
+      if (prefetches_) prefetch(window);
       channels(window, divisors + q, out, y_end, pixel_codes);
     }
     if (kCodes) flush(row, p_.Q - codes->held / p_.C, codes);
+  }
+
+  // What is ahead in the rows that no earlier output row has read: as many elements as the next
+  // output begins further on. The hardware gives up where rows are read in turns.
+  void prefetch(const Window& window) const {
+    const int64_t rows = std::min(window.rows, p_.stride_h);
+    const T* row = window.first + (window.rows - rows) * window.row_step + Rule::kAhead;
+    for (int64_t r = 0; r < rows; r++, row += window.row_step) {
+      for (int64_t i = 0; i < p_.stride_w * p_.C; i += kLine) __builtin_prefetch(row + i);
+    }
   }
 
   void none(int64_t out, Code* codes) const {
@@ -161,6 +179,7 @@ class PoolPixels {
         const C candidate_code = Vec<Code>::broadcast(static_cast<Code>(at_code));
 #pragma GCC unroll 16
         for (int i = 0; i < kVectors; i++) {
+          if constexpr (kVectors == 16) __builtin_prefetch(at + i * kLanes + kVectors * kLanes);
           Rule::template fold<kCodes>(&best[i], &code[i], load<kPartial>(at + i * kLanes, n),
                                       candidate_code);
         }
@@ -196,6 +215,8 @@ class PoolPixels {
   Axis vertical_, horizontal_;
   CodeSteps steps_;
   const T* x_end_;
+  bool prefetches_;
+  std::vector<Range> columns_;  // of the windows of output column q: their taps in the image
 };
 
 }  // namespace torchconv::cpu

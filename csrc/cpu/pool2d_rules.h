@@ -32,6 +32,10 @@ struct Rule {
   using Code = LaneInt<T>;
   using C = typename Vec<Code>::Type;
   static constexpr int kLanes = W::kLanes;
+  // Inputs from this many bytes on come from memory, not from cache, and are prefetched; so many
+  // elements ahead.
+  static constexpr int64_t kPrefetchedSize = 8 << 20;
+  static constexpr int64_t kAhead = 4096 / static_cast<int64_t>(sizeof(T));
 };
 
 // kUnroll (vectors of channels at once, a power of 4) and kStride2 (code of its own for stride 2)

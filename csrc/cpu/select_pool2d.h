@@ -1,6 +1,7 @@
 // Max and min pooling of one element type, values and, where wanted, selections. It is declared
-// apart from its kernels so that select_pool2d.cpp does not compile them: the instances are in
-// select_pool2d_float.cpp and select_pool2d_integer.cpp.
+// apart from its kernels (select_pool2d_kernels.h) so that select_pool2d.cpp does not compile them:
+// the instances are in select_pool2d_float.cpp, select_pool2d_half.cpp and
+// select_pool2d_integer.cpp.
 #pragma once
 
 #include "cpu/pool2d_rules.h"

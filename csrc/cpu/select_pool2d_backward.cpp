@@ -27,8 +27,8 @@ bool runs_by_scatter(const PoolProblem& p, Selected kind) {
   const int64_t plane_bytes = p.H * p.W * static_cast<int64_t>(sizeof(Wide<T>));
   if (images < 16 && plane_bytes > kCache / 16) return false;
   const int64_t windows = ceil_div(p.R, p.stride_h) * ceil_div(p.S, p.stride_w);
-  if (windows > 9 && windows > 2 * kLanes) return true;
-  return !runs_channels_last(p) && p.stride_w > 1 && plane_bytes <= kCache;
+  if (runs_channels_last(p)) return windows > 6 * kLanes;
+  return windows > std::max<int64_t>(9, 2 * kLanes) || (p.stride_w > 1 && plane_bytes <= kCache);
 }
 
 template <typename T>

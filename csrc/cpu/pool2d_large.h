@@ -1,0 +1,382 @@
+// Max, min and average pooling by large overlapping windows (stride 1 along W), both layouts.
+//
+// Along each axis a window of n elements is folded in two levels: runs of about sqrt(n) elements,
+// each shared by the windows that contain it, then the runs of a window. An output costs about
+// 2 sqrt(R) + 2 sqrt(S) steps; no element is folded into a window twice and nothing is subtracted,
+// so an average's error stays below (R + S) ulp of the mean of |x|. A row is flat over columns and
+// channels, C = 1 on planes: a column is a constant distance, and vectors need no edges. Padding
+// is zero for the average; for max and min it repeats the image's edge, which every window that
+// reaches the padding contains, and folding an element in again changes nothing.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "core/buffer.h"
+#include "cpu/pool2d_rules.h"
+
+namespace torchconv::cpu {
+
+template <typename Rule, bool kCodes>
+class PoolLarge {
+  using T = typename Rule::Element;
+  using W = WideVec<T>;
+  using Lane = typename Rule::Lane;
+  using Code = typename Rule::Code;
+  using V = typename Rule::V;
+  using C = typename Rule::C;
+  using Divisors = typename Rule::Divisors;
+  using Values = Vec<Lane>;
+  using Codes = Vec<Code>;
+  static constexpr int kLanes = Rule::kLanes;
+
+ public:
+  static bool applies(const PoolProblem& p) {
+    if (p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
+    // On planes smaller windows are cheaper folded tap by tap.
+    if (!runs_channels_last(p) && p.R + p.S < 14) return false;
+    if (p.R < 4 || p.S < 4 || p.stride_h > p.R / 2 || p.R > p.H || p.S > p.W) return false;
+    if (p.H * p.W > INT32_MAX / 4 || p.W * chunk(p) > kMaxRow) return false;
+    return !vertical_axis(p).valid_taps(0).empty() &&
+           !vertical_axis(p).valid_taps(p.P - 1).empty() &&
+           !horizontal_axis(p).valid_taps(0).empty() &&
+           !horizontal_axis(p).valid_taps(p.Q - 1).empty();
+  }
+
+  PoolLarge(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArray selected)
+      : p_(p),
+        rule_(rule),
+        x_(x),
+        y_(y),
+        selected_(selected),
+        pixel_(runs_channels_last(p) ? p.C : 1),
+        chunk_(chunk(p)),
+        chunks_(ceil_div(pixel_, chunk_)),
+        row_((p.Q + p.S - 1) * chunk_ + kLanes),
+        across_(p.S),
+        down_(p.R) {
+    const bool index = selected.kind == Selected::kIndex64;
+    code_row_ = static_cast<Code>(index ? p.W : p.S);
+    if (!kCodes) return;
+    for (int64_t j = 0; j < row_; j++) {
+      const int64_t w = std::clamp<int64_t>(j / chunk_ - p.pad_w, 0, p.W - 1);
+      columns_.push_back(static_cast<Code>(w));
+      starts_.push_back(static_cast<Code>(index ? 0 : j / chunk_ - p.pad_w));
+    }
+  }
+
+  void run(const Parallel& pool) const {
+    const int64_t row_bytes = p_.W * chunk_ * static_cast<int64_t>(sizeof(T)) * 8;
+    parallel_for_with_scratch(pool, 0, p_.N * p_.C / pixel_ * chunks_ * p_.P, pool_grain(row_bytes),
+                              [&](int64_t begin, int64_t end) { rows(begin, end); });
+  }
+
+ private:
+  static constexpr int64_t kMaxRow = 1 << 14;  // elements
+  static constexpr int64_t kAhead = 2;         // rows, prefetched
+
+  // Channels at once: a vector, so that the rows of a window stay in cache.
+  static int64_t chunk(const PoolProblem& p) {
+    return runs_channels_last(p) ? std::min<int64_t>(p.C, kLanes) : 1;
+  }
+
+  // A window's n elements are `runs` runs of `run` elements and `rest` more.
+  struct Levels {
+    explicit Levels(int64_t n) {
+      while ((run + 1) * (run + 1) <= n) run++;
+      runs = n / run;
+      rest = n % run;
+    }
+    int64_t most() const { return std::max(run, runs + rest); }  // rows folded at once
+    int64_t run = 1, runs, rest;
+  };
+
+  // Rows of values and codes; row i stands in slot i modulo a power of two.
+  struct Rows {
+    Rows(int64_t count, int64_t length)
+        : slots(power_of_two(count)),
+          length(length),
+          values(slots * length),
+          codes(kCodes ? slots * length : 0) {}
+    static int64_t power_of_two(int64_t count) {
+      int64_t slots = 1;
+      while (slots < count) slots *= 2;
+      return slots;
+    }
+    Lane* value(int64_t i) const { return values.get() + (i & (slots - 1)) * length; }
+    Code* code(int64_t i) const {
+      return kCodes ? codes.get() + (i & (slots - 1)) * length : nullptr;
+    }
+    int64_t slots, length;
+    Buffer<Lane> values;
+    Buffer<Code> codes;
+  };
+
+  // Rows that are folded into one, element by element. (Not a std::vector of pairs: copying a pair
+  // just made waits for its two halves to reach the cache.)
+  class Sources {
+   public:
+    explicit Sources(int64_t most) : values_(most), codes_(most) {}
+    void clear() { count_ = 0; }
+    void add(const Lane* values, const Code* codes) {
+      values_[count_] = values;
+      codes_[count_] = codes;
+      count_++;
+    }
+
+    // Elements from j on, n vectors.
+    template <int n>
+    TORCHCONV_INLINE void fold(int64_t j, V* best, C* code) const {
+      load<n>(0, j, best, code);
+      for (int64_t s = 1; s < count_; s++) {
+        V candidate[n];
+        C candidate_code[n];
+        load<n>(s, j, candidate, candidate_code);
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++)
+          Rule::template fold<kCodes>(&best[i], &code[i], candidate[i], candidate_code[i]);
+      }
+    }
+
+   private:
+    template <int n>
+    TORCHCONV_INLINE void load(int64_t s, int64_t j, V* values, C* codes) const {
+#pragma GCC unroll 4
+      for (int i = 0; i < n; i++) {
+        values[i] = Values::load(values_[s] + j + i * kLanes);
+        codes[i] = C{};
+        if constexpr (kCodes) codes[i] = Codes::load(codes_[s] + j + i * kLanes);
+      }
+    }
+
+    Buffer<const Lane*> values_;
+    Buffer<const Code*> codes_;
+    int64_t count_ = 0;
+  };
+
+  template <int n>
+  static TORCHCONV_INLINE void fold_part(const Sources& sources, int64_t j, Code add, Lane* values,
+                                         Code* codes) {
+    V best[n];
+    C code[n] = {};
+    sources.template fold<n>(j, best, code);
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+      Values::store(values + j + i * kLanes, best[i]);
+      if constexpr (kCodes) Codes::store(codes + j + i * kLanes, code[i] + add);
+    }
+  }
+
+  // Elements [0, count) and what fills the last vector; add is added to the codes.
+  static void fold_all(const Sources& sources, int64_t count, Code add, Lane* values, Code* codes) {
+    int64_t j = 0;
+    for (; j + 4 * kLanes <= count; j += 4 * kLanes) fold_part<4>(sources, j, add, values, codes);
+    for (; j < count; j += kLanes) fold_part<1>(sources, j, add, values, codes);
+  }
+
+  // Scratch memory of one thread, and how far it is with the rows of a unit, which are counted from
+  // the first row of the padding.
+  struct Work {
+    explicit Work(const PoolLarge& k)
+        : lines(4, k.row_),
+          line_runs(2, k.row_),
+          folded(k.p_.R, k.row_),
+          runs(k.p_.R, k.row_),
+          codes(kCodes ? k.p_.Q * k.chunk_ + kLanes : 0),
+          divisors(static_cast<size_t>(k.p_.Q * k.chunk_ + kLanes), Lane{1}),
+          sources(std::max(k.across_.most(), k.down_.most())) {}
+    Rows lines, line_runs;  // input rows, and their runs
+    Rows folded, runs;      // input rows folded along W, and runs of those
+    Buffer<Code> codes;     // of an output row
+    std::vector<Lane> divisors;
+    int64_t factor = 0;  // of the divisors held; none is 0
+    int64_t next_line = 0, next_line_runs = 0, next_folded = 0;
+    Sources sources;
+  };
+
+  // One output row after another of each unit, a unit being a chunk of channels of a plane.
+  void rows(int64_t begin, int64_t end) const {
+    Work work(*this);
+    Divisors divisors(p_, vertical_axis(p_), horizontal_axis(p_), p_.Q);
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t unit = i / p_.P, out_p = i % p_.P, top = out_p * p_.stride_h;
+      const int64_t c = unit % chunks_ * chunk_, n = std::min(chunk_, pixel_ - c);
+      if (i == begin || out_p == 0) work.next_line = work.next_line_runs = work.next_folded = top;
+      const T* plane = x_ + unit / chunks_ * p_.H * p_.W * pixel_ + c;
+      const int64_t last = std::min(p_.P - 1 - out_p, end - 1 - i) * p_.stride_h + top + p_.R;
+      for (; work.next_folded < top + p_.R; work.next_folded++) {
+        const int64_t row = work.next_folded;
+        fold_row(plane, n, row, last, &work);
+        if (row >= top + down_.run - 1) fold_run(row - down_.run + 1, &work);
+      }
+      spread(divisors.at(out_p), out_p, &work);
+      finish(top, n, y_ + (unit / chunks_ * p_.P + out_p) * p_.Q * pixel_ + c, &work);
+    }
+  }
+
+  // Row `row` of the padded image folded along W. Lines and their runs are a row ahead of what is
+  // made of them, up to row `last`: a load that straddles two stores waits for both.
+  void fold_row(const T* plane, int64_t n, int64_t row, int64_t last, Work* work) const {
+    for (; work->next_line < std::min(row + 3, last); work->next_line++)
+      read_row(plane, n, work->next_line, work->lines.value(work->next_line));
+    for (; work->next_line_runs < std::min(row + 2, last); work->next_line_runs++)
+      fold_line_runs(work->next_line_runs, work);
+    const int64_t h = image_row(row);
+    const Lane* line = work->lines.value(row);
+    const Lane* line_runs = work->line_runs.value(row);
+    const Code* codes = work->line_runs.code(row);
+    Sources& sources = work->sources;
+    sources.clear();
+    int64_t at = 0;
+    for (int64_t i = 0; i < across_.runs; i++, at += across_.run * chunk_)
+      sources.add(line_runs + at, kCodes ? codes + at : nullptr);
+    for (int64_t i = 0; i < across_.rest; i++, at += chunk_)
+      sources.add(line + at, kCodes ? columns_.data() + at : nullptr);
+    fold_all(sources, p_.Q * chunk_, static_cast<Code>(h) * code_row_, work->folded.value(row),
+             work->folded.code(row));
+  }
+
+  void fold_line_runs(int64_t row, Work* work) const {
+    const Lane* line = work->lines.value(row);
+    Sources& sources = work->sources;
+    sources.clear();
+    for (int64_t at = 0; at < across_.run * chunk_; at += chunk_)
+      sources.add(line + at, kCodes ? columns_.data() + at : nullptr);
+    fold_all(sources, row_ - kLanes - (across_.run - 1) * chunk_, 0, work->line_runs.value(row),
+             work->line_runs.code(row));
+  }
+
+  // The row of the image that stands for row `row` of the padded image.
+  int64_t image_row(int64_t row) const { return std::clamp<int64_t>(row - p_.pad_h, 0, p_.H - 1); }
+
+  // The run of folded rows that begins with row `first`.
+  void fold_run(int64_t first, Work* work) const {
+    Sources& sources = work->sources;
+    sources.clear();
+    for (int64_t r = first; r < first + down_.run; r++)
+      sources.add(work->folded.value(r), work->folded.code(r));
+    fold_all(sources, p_.Q * chunk_, 0, work->runs.value(first), work->runs.code(first));
+  }
+
+  // The output row y whose windows begin with row `top` of the padded image: n channels of a pixel.
+  void finish(int64_t top, int64_t n, T* y, Work* work) const {
+    const bool whole = pixel_ == chunk_;
+    Sources& sources = work->sources;
+    sources.clear();
+    int64_t r = top;
+    for (int64_t i = 0; i < down_.runs; i++, r += down_.run)
+      sources.add(work->runs.value(r), work->runs.code(r));
+    for (; r < top + p_.R; r++) sources.add(work->folded.value(r), work->folded.code(r));
+    const Code row_code = selected_.kind == Selected::kIndex64
+                              ? Code{0}
+                              : static_cast<Code>(top - p_.pad_h) * code_row_;
+    const Lane* const divisors = work->divisors.data();
+    Code* const codes = work->codes.get();
+    const int64_t count = p_.Q * chunk_;
+    int64_t j = 0;
+    if (whole) {
+      for (; j + 4 * kLanes <= count; j += 4 * kLanes)
+        finish_part<4>(sources, j, divisors + j, row_code, kLanes, kLanes, y + j, codes + j);
+      for (; j < count; j += kLanes) {
+        finish_part<1>(sources, j, divisors + j, row_code, kLanes,
+                       std::min<int64_t>(count - j, kLanes), y + j, codes + j);
+      }
+    } else {  // a vector is a pixel
+      for (T* to = y; j < count; j += kLanes, to += pixel_)
+        finish_part<1>(sources, j, divisors + j, row_code, pixel_, n, to, codes + j);
+    }
+    if (!kCodes) return;
+    if (whole) {
+      selected_.store(y - y_, codes, p_.Q * chunk_);
+    } else {
+      for (int64_t q = 0; q < p_.Q; q++)
+        selected_.store(y - y_ + q * pixel_, codes + q * chunk_, n);
+    }
+  }
+
+  // n vectors of outputs, a step apart, of which each has `lanes` elements.
+  template <int n>
+  TORCHCONV_INLINE void finish_part(const Sources& sources, int64_t j, const Lane* divisors,
+                                    Code row_code, int64_t step, int64_t lanes, T* y,
+                                    Code* codes) const {
+    V best[n];
+    C code[n] = {};
+    sources.template fold<n>(j, best, code);
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+      const V value = rule_.finish(best[i], divisors + i * kLanes);
+      if (lanes >= kLanes) {
+        W::store(y + i * step, value);
+      } else {
+        W::store_partial(y + i * step, value, lanes);
+      }
+      if constexpr (kCodes) {
+        const C start = Codes::load(starts_.data() + j + i * kLanes) + row_code;
+        Codes::store(codes + i * kLanes, code[i] - start);
+      }
+    }
+  }
+
+  // Row `row` of the padded image, as lanes; a pixel takes chunk_ of them, n are used.
+  void read_row(const T* plane, int64_t n, int64_t row, Lane* to) const {
+    if (!Rule::kRepeats && (row < p_.pad_h || row >= p_.pad_h + p_.H)) {
+      std::fill_n(to, row_, Lane{0});
+      return;
+    }
+    const T* const from = plane + image_row(row) * p_.W * pixel_;
+    const int64_t left = p_.pad_w * chunk_, width = p_.W * chunk_, ahead = kAhead * p_.W * pixel_;
+    if (pixel_ == chunk_) {
+      int64_t j = 0;
+      for (; j + kLanes <= width; j += kLanes) {
+        __builtin_prefetch(from + j + ahead);
+        Values::store(to + left + j, rule_.prepare(W::load(from + j)));
+      }
+      if (j < width)
+        Values::store(to + left + j, rule_.prepare(W::load_partial(from + j, width - j)));
+    } else {
+      for (int64_t w = 0; w < p_.W; w++) {
+        __builtin_prefetch(from + w * pixel_ + ahead);
+        Values::store(to + left + w * chunk_, rule_.prepare(W::load_partial(from + w * pixel_, n)));
+      }
+    }
+    Lane* const end = to + left + width;
+    fill_padding(to, to + left, to + left);
+    fill_padding(end, to + row_ - kLanes, end - chunk_);
+    std::fill_n(to + row_ - kLanes, kLanes, Lane{0});
+  }
+
+  // Zeros, or copies of the pixel at the image's edge.
+  void fill_padding(Lane* to, Lane* end, const Lane* edge) const {
+    if (!Rule::kRepeats) {
+      std::fill(to, end, Lane{0});
+    } else if (chunk_ == 1) {
+      std::fill(to, end, *edge);
+    } else {
+      for (; to < end; to += chunk_) std::copy_n(edge, chunk_, to);
+    }
+  }
+
+  // Divisors of columns to divisors of elements, where they are not those of the row before.
+  void spread(const Lane* row, int64_t out_p, Work* work) const {
+    const int64_t factor = vertical_factor(p_, vertical_axis(p_), out_p);
+    if (factor == work->factor) return;
+    work->factor = factor;
+    Lane* to = work->divisors.data();
+    for (int64_t q = 0; q < p_.Q; q++, to += chunk_) std::fill_n(to, chunk_, row[q]);
+  }
+  void spread(std::nullptr_t, int64_t, Work*) const {}
+
+  const PoolProblem& p_;
+  Rule rule_;
+  const T* x_;
+  T* y_;
+  SelectedArray selected_;
+  int64_t pixel_, chunk_, chunks_;  // channels of a pixel in memory, of a unit; units of a plane
+  int64_t row_;                     // elements of a padded row, and a vector past it
+  Levels across_, down_;
+  Code code_row_;                       // codes count h * code_row_ + w
+  std::vector<Code> columns_, starts_;  // of element j: its column, its output's first column
+};
+
+}  // namespace torchconv::cpu
