@@ -22,6 +22,7 @@ class PoolGlobal {
   using V = typename Rule::V;
   using C = typename Rule::C;
   using Divisors = typename Rule::Divisors;
+  using Values = Vec<Lane>;
   using Codes = Vec<Code>;
   static constexpr int kLanes = Rule::kLanes;
 
@@ -55,16 +56,19 @@ class PoolGlobal {
         pool, 0, p_.N * p_.C, pool_grain(bytes), [&](int64_t begin, int64_t end) {
           Divisors divisors(p_, vertical_axis(p_), horizontal_axis(p_), 1);
           const Lane* divisor = divisors.at(0);
+          if (!kCodes) {
+            for (int64_t i = begin; i < end; i += kLanes)
+              planes(i, std::min<int64_t>(end - i, kLanes), divisor);
+            return;
+          }
           const Buffer<Code> codes(kCodes ? kBatch + kLanes : 0);
           for (int64_t i = begin; i < end;) {
             const int64_t first = i;
             for (const int64_t last = std::min(end, i + kBatch); i < last; i++) {
-              Code code = 0;
-              const Lane value = plane(x_ + i * p_.H * p_.W, &code);
-              y_[i] = from_wide<T>(rule_.finish_all(Vec<Lane>::broadcast(value), divisor)[0]);
-              if (kCodes) codes[i - first] = code;
+              const Lane value = plane(x_ + i * p_.H * p_.W, &codes[i - first]);
+              y_[i] = from_wide<T>(rule_.finish_all(Values::broadcast(value), divisor)[0]);
             }
-            if (kCodes) selected_.store(first, codes.get(), i - first);
+            selected_.store(first, codes.get(), i - first);
           }
         });
   }
@@ -78,7 +82,47 @@ class PoolGlobal {
     return {axis.start(0) + taps.begin, axis.start(0) + taps.end};
   }
 
+  // The values of n <= kLanes planes from the i-th on.
+  void planes(int64_t i, int64_t n, const Lane* divisor) const {
+    V values[kLanes] = {};
+    C unused;
+    for (int64_t j = 0; j < n; j++) values[j] = fold_plane(x_ + (i + j) * p_.H * p_.W, &unused);
+    const V all = fold_each<Lane>(values, [](V a, V b) {
+      C code{};
+      Rule::template fold<false>(&a, &code, b, code);
+      return a;
+    });
+    const V result = rule_.finish_all(all, divisor);
+    if (n == kLanes) {
+      W::store(y_ + i, result);
+    } else {
+      W::store_partial(y_ + i, result, n);
+    }
+  }
+
+  // At least kLanes elements, in any order.
+  TORCHCONV_INLINE V fold_run(const T* x, int64_t count) const {
+    V best = rule_.prepare(W::load(x));
+    C code{};
+    int64_t i = kLanes;
+    for (; i + kLanes <= count; i += kLanes)
+      Rule::template fold<false>(&best, &code, rule_.prepare(W::load(x + i)), code);
+    if (i < count) {
+      const V last =
+          Rule::kRepeats ? W::load(x + count - kLanes) : W::load_partial(x + i, count - i);
+      Rule::template fold<false>(&best, &code, rule_.prepare(last), code);
+    }
+    return best;
+  }
+
   Lane plane(const T* x, Code* code) const {
+    C at;
+    const V best = fold_plane(x, &at);
+    return fold_lanes(best, at, code);
+  }
+
+  // Every kLanes-th element to one lane.
+  TORCHCONV_INLINE V fold_plane(const T* x, C* position_of_best) const {
     const int64_t origin = rows_.begin * p_.W + columns_.begin;
     V best;
     C at = Codes::broadcast(static_cast<Code>(origin));
@@ -95,7 +139,8 @@ class PoolGlobal {
         Rule::template fold<kCodes>(&best, &at, rule_.prepare(W::load(x + i)), position);
       if (i < end) fold_tail(x, i, end - i, position, &best, &at);
     }
-    return fold_lanes(best, at, code);
+    *position_of_best = at;
+    return best;
   }
 
   // The lanes past the n elements repeat the last one, or add nothing.

@@ -159,12 +159,12 @@ class PoolPlanes {
       }
       i += block.size();
     }
-    if (kCodes) flush(end, &work->codes);
+    if (work->codes.held > 0) flush(end, &work->codes);
   }
 
   // Makes room for the codes of output row i, and gives it.
   Code* codes_of(int64_t i, Work* work) const {
-    if (!kCodes) return nullptr;
+    if (!kCodes || selected_.direct()) return nullptr;
     if (work->codes.held + p_.Q > work->codes.capacity) flush(i, &work->codes);
     Code* const codes = work->codes.end();
     work->codes.held += p_.Q;
@@ -173,7 +173,7 @@ class PoolPlanes {
 
   void empty_rows(int64_t begin, int64_t end, Work* work) const {
     for (int64_t i = begin; i < end; i++) empty_row(y_ + i * p_.Q, codes_of(i, work));
-    if (kCodes) flush(end, &work->codes);
+    if (work->codes.held > 0) flush(end, &work->codes);
   }
 
   // ---- Windows of few rows.
@@ -421,7 +421,14 @@ class PoolPlanes {
     } else {
       W::store_partial(y + q, best, p_.Q - q);
     }
-    if constexpr (kCodes) Codes::store(codes + q, code);
+    if constexpr (kCodes) {
+      if (selected_.direct()) {
+        const int64_t n = y_end - (y + q) >= kLanes ? kLanes : p_.Q - q;
+        selected_.template store_bytes<Code>(y + q - y_, code, n);
+      } else {
+        Codes::store(codes + q, code);
+      }
+    }
   }
 
   void empty_row(T* y, Code* codes) const {
@@ -431,7 +438,11 @@ class PoolPlanes {
   // Output q of the row y has no element in the image.
   void none(int64_t q, T* y, Code* codes) const {
     y[q] = from_wide<T>(rule_.none());
-    if (kCodes) codes[q] = -1;
+    if (kCodes && selected_.direct()) {
+      selected_.bytes()[y + q - y_] = kNoOffset<uint8_t>;
+    } else if (kCodes) {
+      codes[q] = -1;
+    }
   }
 
   // Stores the codes of the output rows before row `end`, and empties the buffer.

@@ -56,6 +56,8 @@ class PoolPixels {
   }
 
  private:
+  // Codes take registers too.
+  static constexpr int kUnroll = kCodes ? std::min(Rule::kUnroll, 4) : Rule::kUnroll;
   static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
 
   struct Window {
@@ -86,9 +88,12 @@ class PoolPixels {
     window.code_row_step = static_cast<Count>(steps_.index ? dilation_h * p_.W : p_.S);
     int64_t out = row * p_.Q * p_.C;
     for (int64_t q = 0; q < p_.Q; q++, out += p_.C) {
-      if (kCodes && codes->held + p_.C > codes->capacity) flush(row, q - codes->held / p_.C, codes);
-      Code* pixel_codes = kCodes ? codes->data.get() + codes->held : nullptr;
-      codes->held += p_.C;
+      Code* pixel_codes = nullptr;
+      if (kCodes && !selected_.direct()) {
+        if (codes->held + p_.C > codes->capacity) flush(row, q - codes->held / p_.C, codes);
+        pixel_codes = codes->data.get() + codes->held;
+        codes->held += p_.C;
+      }
       const Range s = columns_[static_cast<size_t>(q)];
       if (r.empty() || s.empty()) {
         none(out, pixel_codes);
@@ -104,7 +109,7 @@ class PoolPixels {
       if (prefetches_) prefetch(window);
       channels(window, divisors + q, out, y_end, pixel_codes);
     }
-    if (kCodes) flush(row, p_.Q - codes->held / p_.C, codes);
+    if (codes->held > 0) flush(row, p_.Q - codes->held / p_.C, codes);
   }
 
   // What is ahead in the rows that no earlier output row has read: as many elements as the next
@@ -119,7 +124,11 @@ class PoolPixels {
 
   void none(int64_t out, Code* codes) const {
     std::fill_n(y_ + out, p_.C, from_wide<T>(rule_.none()));
-    if (kCodes) std::fill_n(codes, p_.C, Code{-1});
+    if (kCodes && selected_.direct()) {
+      std::fill_n(selected_.bytes() + out, p_.C, kNoOffset<uint8_t>);
+    } else if (kCodes) {
+      std::fill_n(codes, p_.C, Code{-1});
+    }
   }
 
   // Stores the codes of the pixels of output row `row` from out_q on, and empties the buffer.
@@ -136,7 +145,7 @@ class PoolPixels {
 
   void channels(const Window& window, const Lane* divisor, int64_t out, const T* y_end,
                 Code* codes) const {
-    const int64_t c = fold_channels<Rule::kUnroll>(window, 0, divisor, out, codes);
+    const int64_t c = p_.C < kLanes ? 0 : fold_channels<kUnroll>(window, 0, divisor, out, codes);
     if (c == p_.C) return;
     // The last vector spills into the next pixel, which is written after it, but not past y_end;
     // and it may read what follows the channels, but not past the tensor.
@@ -198,7 +207,13 @@ class PoolPixels {
       } else {
         W::store(y_ + position, best[i]);
       }
-      if constexpr (kCodes) Vec<Code>::store(codes + i * kLanes, code[i]);
+      if constexpr (kCodes) {
+        if (selected_.direct()) {
+          selected_.template store_bytes<Code>(position, code[i], n);
+        } else {
+          Vec<Code>::store(codes + i * kLanes, code[i]);
+        }
+      }
     }
   }
 

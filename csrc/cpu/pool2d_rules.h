@@ -38,7 +38,7 @@ struct Rule {
   static constexpr int64_t kAhead = 4096 / static_cast<int64_t>(sizeof(T));
 };
 
-// kUnroll (vectors of channels at once, a power of 4) and kStride2 (code of its own for stride 2)
+// kUnroll (vectors of channels at once, 16, 4 or 1) and kStride2 (code of its own for stride 2)
 // are spent on the types that networks use; the integers keep the library small. kRepeats: folding
 // an element in twice changes nothing.
 template <typename T, bool kMin>
@@ -46,7 +46,7 @@ struct Selection : Rule<T> {
   using Divisors = NoDivisors;
   using typename Rule<T>::V;
   using typename Rule<T>::Lane;
-  static constexpr int kUnroll = 4;
+  static constexpr int kUnroll = 16;
   static constexpr bool kStride2 = true;
   static constexpr bool kRepeats = true;
 
@@ -138,6 +138,23 @@ struct SelectedArray {
 
   void store(int64_t position, const int32_t* codes, int64_t n) const;
   void store(int64_t position, const int64_t* codes, int64_t n) const;
+
+  // Byte offsets, the usual kind, go straight to memory and are not collected.
+  bool direct() const { return kind == Selected::kOffset8; }
+  uint8_t* bytes() const { return static_cast<uint8_t*>(data); }
+
+  // One vector, of which n lanes count.
+  template <typename Code>
+  TORCHCONV_INLINE void store_bytes(int64_t position, typename Vec<Code>::Type codes,
+                                    int64_t n) const {
+    using Bytes = Vec<uint8_t, Vec<Code>::kLanes>;
+    const auto v = convert<uint8_t, Code, Vec<Code>::kLanes>(codes);
+    if (n >= Bytes::kLanes) {
+      Bytes::store(bytes() + position, v);
+    } else {
+      Bytes::store_partial(bytes() + position, v, n);
+    }
+  }
 };
 
 // How codes count. An index that does not fit a 4-byte lane is carried as an offset in the window

@@ -36,6 +36,30 @@ TORCHCONV_INLINE V rotate_lanes(V a) {
   return rotate_lanes<n>(a, std::make_integer_sequence<int, Vec<Lane>::kLanes>());
 }
 
+// The lower or upper halves of every block of kBlock lanes, of a and b in turns.
+template <int kBlock, bool kUpper, int... I, typename V>
+TORCHCONV_INLINE V block_halves(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int kLanes = sizeof...(I), kHalf = kBlock / 2;
+  return shuffle<(I / kBlock * kBlock + I % kHalf + (kUpper ? kHalf : 0) +
+                  I % kBlock / kHalf * kLanes)...>(a, b);
+}
+// Folds as many vectors as they have lanes: lane i of the result is all lanes of v[i].
+template <typename Lane, int kBlock = Vec<Lane>::kLanes, typename V, typename Fold>
+TORCHCONV_INLINE V fold_each(V* v, Fold fold) {
+  constexpr auto kIndices = std::make_integer_sequence<int, Vec<Lane>::kLanes>();
+#pragma GCC unroll 8
+  for (int i = 0; i < kBlock / 2; i++) {
+    const V a = v[i], b = v[i + kBlock / 2];
+    v[i] = fold(block_halves<kBlock, false>(a, b, kIndices),
+                block_halves<kBlock, true>(a, b, kIndices));
+  }
+  if constexpr (kBlock > 2) {
+    return fold_each<Lane, kBlock / 2>(v, fold);
+  } else {
+    return v[0];
+  }
+}
+
 // a[0], b[0], a[1], b[1], ...: two registers.
 template <typename Lane, typename V>
 TORCHCONV_INLINE void interleave(V a, V b, V* low, V* high) {
