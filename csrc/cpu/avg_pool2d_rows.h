@@ -21,7 +21,8 @@ class AverageRows {
   static constexpr int kLanes = W::kLanes;
 
  public:
-  AverageRows(const PoolProblem& p, const T* dy, T* dx) : p_(p), dy_(dy), dx_(dx), g_(p) {
+  AverageRows(const PoolProblem& p, const T* dy, T* dx)
+      : p_(p), dy_(dy), dx_(dx), g_(p, sizeof(T)) {
     for (int64_t out_p = 0; out_p < p.P; out_p++)
       row_factors_.push_back(static_cast<Lane>(vertical_factor(p, g_.vertical, out_p)));
     for (int64_t q = 0; q < p.Q; q++) {
@@ -72,13 +73,11 @@ class AverageRows {
     for (int64_t i = begin; i < end; i++) {
       const int64_t plane = i / p_.H, h = i % p_.H;
       T* row = dx_ + i * g_.in_row;
-      if (i > begin && h > 0 && g_.windows.same_outputs(h, h - 1)) {
-        std::copy_n(row - g_.in_row, g_.in_row, row);
-        continue;
-      }
-      sum_outputs(dy_ + plane * p_.P * g_.out_row, h, sum);
+      const bool same = i > begin && h > 0 && g_.windows.same_outputs(h, h - 1);
+      if (!same) sum_outputs(dy_ + plane * p_.P * g_.out_row, h, sum);
       write_row(g_, sums, line.get(), row);
     }
+    if (g_.streams) stream_fence();
   }
 
   // Row h's outputs in ascending order, each over its divisor.

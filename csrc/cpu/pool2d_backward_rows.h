@@ -4,8 +4,9 @@
 // Columns i * stride + phase of one phase receive from the same taps at the same distance, output
 // column i + shift, so each tap is a contiguous run of the output row: vectors run over columns and
 // channels alike, with no edges. What a tap adds is Sums' business:
-//   add<n>(phase, j, sum)  adds to n vectors, for elements j, j + 1, ... of the phase, j = i * C +
-//   c one(phase, j)          a single element's sum
+//   add<n>(phase, j, sum)  adds to n vectors, for elements j, j + 1, ... of the phase, which are
+//                          numbered j = i * C + c
+//   one(phase, j)          a single element's sum
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,7 @@
 namespace torchconv::cpu {
 
 struct RowGeometry {
-  explicit RowGeometry(const PoolProblem& p)
+  RowGeometry(const PoolProblem& p, int64_t element_size)
       : vertical(vertical_axis(p)),
         horizontal(horizontal_axis(p)),
         channels(runs_channels_last(p) ? p.C : 1),
@@ -27,7 +28,8 @@ struct RowGeometry {
         out_row(p.Q * channels),
         windows(vertical),
         phases(horizontal),
-        left(phases.left * channels) {}
+        left(phases.left * channels),
+        streams(p.N * p.C * p.H * p.W >= kStreamedBytes / element_size) {}
 
   // Elements that may be read from the start of an output row on, up to a vector past its taps.
   int64_t reach(int lanes) const { return out_row + phases.right * channels + lanes; }
@@ -43,12 +45,14 @@ struct RowGeometry {
   Contributions windows;     // the output rows of an input row
   Phases phases;
   int64_t left;  // how far before an output row its taps reach, in elements
+  bool streams;  // dx is written past the caches
 };
 
 // Elements [0, count) of a phase, one after another.
 template <typename T, typename Sums>
-void write_run(const Sums& sums, size_t phase, int64_t count, T* to) {
+void write_run(const Sums& sums, size_t phase, int64_t count, bool streams, T* to) {
   using W = WideVec<T>;
+  streams = streams && W::streamable(to);
   constexpr int kLanes = W::kLanes;
   constexpr int kUnroll = 4;
   int64_t j = 0;
@@ -56,13 +60,13 @@ void write_run(const Sums& sums, size_t phase, int64_t count, T* to) {
     typename W::Type sum[kUnroll] = {};
     sums.template add<kUnroll>(phase, j, sum);
 #pragma GCC unroll 4
-    for (int i = 0; i < kUnroll; i++) W::store(to + j + i * kLanes, sum[i]);
+    for (int i = 0; i < kUnroll; i++) W::store(to + j + i * kLanes, sum[i], streams);
   }
   for (; j < count; j += kLanes) {
     typename W::Type sum[1] = {};
     sums.template add<1>(phase, j, sum);
     if (j + kLanes <= count) {
-      W::store(to + j, sum[0]);
+      W::store(to + j, sum[0], streams);
     } else {
       W::store_partial(to + j, sum[0], count - j);
     }
@@ -75,6 +79,7 @@ void write_interleaved(const RowGeometry& g, const Sums& sums, T* row) {
   using W = WideVec<T>;
   constexpr int kLanes = W::kLanes;
   const int64_t width = g.horizontal.size;
+  const bool streams = g.streams && W::streamable(row);
   for (int64_t i = 0; i < g.phases.columns; i += kLanes) {
     typename W::Type even[1] = {}, odd[1] = {}, low, high;
     sums.template add<1>(0, i, even);
@@ -83,8 +88,8 @@ void write_interleaved(const RowGeometry& g, const Sums& sums, T* row) {
     T* to = row + 2 * i;
     const int64_t left = width - 2 * i;
     if (left >= 2 * kLanes) {
-      W::store(to, low);
-      W::store(to + kLanes, high);
+      W::store(to, low, streams);
+      W::store(to + kLanes, high, streams);
     } else {
       W::store_partial(to, low, left < kLanes ? left : kLanes);
       if (left > kLanes) W::store_partial(to + kLanes, high, left - kLanes);
@@ -99,6 +104,7 @@ void write_pixels(const RowGeometry& g, const Sums& sums, T* row) {
   constexpr int kLanes = W::kLanes;
   constexpr int kUnroll = 4;
   const int64_t channels = g.channels, phases = g.phase_count();
+  const bool streams = g.streams && W::streamable(row) && channels % kLanes == 0;
   T* const end = row + g.in_row;
   T* to = row;
   for (int64_t from = 0; to < end; from += channels) {
@@ -108,13 +114,13 @@ void write_pixels(const RowGeometry& g, const Sums& sums, T* row) {
         typename W::Type sum[kUnroll] = {};
         sums.template add<kUnroll>(static_cast<size_t>(phase), from + c, sum);
 #pragma GCC unroll 4
-        for (int i = 0; i < kUnroll; i++) W::store(to + c + i * kLanes, sum[i]);
+        for (int i = 0; i < kUnroll; i++) W::store(to + c + i * kLanes, sum[i], streams);
       }
       for (; c < channels; c += kLanes) {
         typename W::Type sum[1] = {};
         sums.template add<1>(static_cast<size_t>(phase), from + c, sum);
         if (end - (to + c) >= kLanes) {
-          W::store(to + c, sum[0]);
+          W::store(to + c, sum[0], streams);
         } else {
           W::store_partial(to + c, sum[0], channels - c);
         }
@@ -129,7 +135,8 @@ void write_narrow_pixels(const RowGeometry& g, const Sums& sums, T* line, T* row
   constexpr int64_t kVector = WideVec<T>::kLanes;
   const int64_t channels = g.channels, phases = g.phase_count(), length = g.line_length(kVector);
   for (int64_t phase = 0; phase < phases; phase++) {
-    write_run(sums, static_cast<size_t>(phase), g.phases.columns * channels, line + phase * length);
+    write_run(sums, static_cast<size_t>(phase), g.phases.columns * channels, false,
+              line + phase * length);
   }
   T* const end = row + g.in_row;
   T* to = row;
@@ -151,7 +158,7 @@ void write_row(const RowGeometry& g, const Sums& sums, T* line, T* row) {
   constexpr int kLanes = WideVec<T>::kLanes;
   const int64_t stride = g.horizontal.stride, width = g.horizontal.size;
   if (stride == 1) {
-    write_run(sums, 0, g.in_row, row);
+    write_run(sums, 0, g.in_row, g.streams, row);
   } else if (g.channels >= kLanes) {
     write_pixels(g, sums, row);
   } else if (g.channels > 1) {

@@ -44,6 +44,7 @@ class PoolPlanes {
         steps_(CodeSteps::choose<Code>(p, selected.kind)),
         x_end_(x + p.N * p.C * p.H * p.W),
         prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize),
+        streams_(W::streams(y, p.N * p.C * p.P * p.Q, p.Q)),
         row_lanes_((ceil_div(p.Q, kLanes) + 1) * kLanes) {
     valid_rows_.reserve(static_cast<size_t>(p.P));
     for (int64_t out_p = 0; out_p < p.P; out_p++)
@@ -64,6 +65,7 @@ class PoolPlanes {
                               [&](int64_t begin, int64_t end) {
                                 Work work(*this, end);
                                 rows(begin, end, &work);
+                                if (streams_) stream_fence();
                               });
   }
 
@@ -417,7 +419,7 @@ class PoolPlanes {
                               Code* codes) const {
     best = rule_.finish(best, divisors + q);
     if (y_end - (y + q) >= kLanes) {
-      W::store(y + q, best);
+      W::store(y + q, best, streams_);
     } else {
       W::store_partial(y + q, best, p_.Q - q);
     }
@@ -469,7 +471,7 @@ class PoolPlanes {
   std::vector<Range> valid_rows_;  // of the window of output row p
   CodeSteps steps_;
   const T* x_end_;
-  bool prefetches_;
+  bool prefetches_, streams_;
   int64_t row_lanes_;  // Q and room for a vector past the last
 };
 

@@ -37,7 +37,8 @@ class PoolPixels {
         horizontal_(horizontal_axis(p)),
         steps_(CodeSteps::choose<Code>(p, selected.kind)),
         x_end_(x + p.N * p.H * p.W * p.C),
-        prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize) {
+        prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize),
+        streams_(W::streams(y, p.N * p.P * p.Q * p.C, p.C)) {
     columns_.reserve(static_cast<size_t>(p.Q));
     for (int64_t q = 0; q < p.Q; q++) columns_.push_back(horizontal_.valid_taps(q));
   }
@@ -52,6 +53,7 @@ class PoolPixels {
           CodeBuffer codes(p_.C);
           for (int64_t i = begin; i < end; i++)
             output_row(i, divisors.at(i % p_.P), y_ + end * p_.Q * p_.C, &codes);
+          if (streams_) stream_fence();
         });
   }
 
@@ -205,7 +207,7 @@ class PoolPixels {
       if constexpr (kPartial) {
         W::store_partial(y_ + position, best[i], n);
       } else {
-        W::store(y_ + position, best[i]);
+        W::store(y_ + position, best[i], streams_);
       }
       if constexpr (kCodes) {
         if (selected_.direct()) {
@@ -230,7 +232,7 @@ class PoolPixels {
   Axis vertical_, horizontal_;
   CodeSteps steps_;
   const T* x_end_;
-  bool prefetches_;
+  bool prefetches_, streams_;
   std::vector<Range> columns_;  // of the windows of output column q: their taps in the image
 };
 

@@ -39,7 +39,7 @@ class SelectionRows {
         kind_(kind),
         selected_(selected),
         dx_(dx),
-        g_(p),
+        g_(p, sizeof(T)),
         total_(p.N * p.C * p.P * p.Q),
         scratch_row_(g_.left + g_.reach(kLanes)),
         rows_in_place_(kInPlace && p.Q * p.stride_w >= std::max(p.W, p.S)) {
@@ -182,7 +182,7 @@ class SelectionRows {
       const int64_t run = run_rows(i, end);
       if (run > 0) {
         write_run(sums(dy_ + i * g_.in_row, in_place(i * g_.in_row), run_, 0), 0, run * g_.in_row,
-                  to);
+                  g_.streams, to);
         i += run;
         continue;
       }
@@ -199,6 +199,7 @@ class SelectionRows {
       }
       i++;
     }
+    if (g_.streams) stream_fence();
   }
 
   Sums sums(const T* values, const Held* codes, const Taps& taps, int64_t h) const {

@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX512F__) || defined(__AVX2__) || defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -310,6 +310,28 @@ TORCHCONV_INLINE T from_wide(Wide<T> x) {
   }
 }
 
+// An array of at least this many bytes is worth streaming past the caches: its stores then need not
+// read what they overwrite, and whoever reads it next would find little of it in a last cache of
+// 32 MB, what the cores that share one commonly have.
+inline constexpr int64_t kStreamedBytes = 16 << 20;
+
+template <typename V>
+TORCHCONV_INLINE void stream_bytes(void* p, V v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64)
+    return _mm512_stream_si512(static_cast<__m512i*>(p), bit_cast<__m512i>(v));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(V) == 32)
+    return _mm256_stream_si256(static_cast<__m256i*>(p), bit_cast<__m256i>(v));
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(V) == 16)
+    return _mm_stream_si128(static_cast<__m128i*>(p), bit_cast<__m128i>(v));
+#endif
+  std::memcpy(p, &v, sizeof(v));
+}
+
 // Vectors of Wide<T>, a full register each, that memory holds as T.
 template <typename T>
 struct WideVec {
@@ -325,6 +347,22 @@ struct WideVec {
   static TORCHCONV_INLINE void store(T* p, Type v) { Memory::store(p, narrow(v)); }
   static TORCHCONV_INLINE void store_partial(T* p, Type v, int64_t n) {
     Memory::store_partial(p, narrow(v), n);
+  }
+  // Past the caches where `streams`: then p streamable, and stream_fence() after a thread's last.
+  static TORCHCONV_INLINE void store(T* p, Type v, bool streams) {
+    if (streams) {
+      stream_bytes(p, narrow(v));
+    } else {
+      Memory::store(p, narrow(v));
+    }
+  }
+  static bool streamable(const T* p) {
+    return reinterpret_cast<uintptr_t>(p) % (kLanes * sizeof(T)) == 0;
+  }
+  // Whether to stream an array of rows.
+  static bool streams(const T* p, int64_t elements, int64_t row) {
+    return elements >= kStreamedBytes / static_cast<int64_t>(sizeof(T)) && streamable(p) &&
+           row % kLanes == 0;
   }
   static TORCHCONV_INLINE Type broadcast(Lane x) { return Registers::broadcast(x); }
 
@@ -373,5 +411,12 @@ struct WideVec {
     }
   }
 };
+
+// Makes streamed stores visible to other threads.
+inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
 
 }  // namespace torchconv::cpu
