@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad as fwAD
 
 from torchconv._coverage import FLOATS, INTEGERS
-from torchconv._schemas import overload
+from torchconv._schemas import defaults, overload
 from torchconv.autograd import ACTIVATIONS
 
 __all__ = [
@@ -42,6 +42,16 @@ _adaptive_max_pool2d = {
     False: overload("adaptive_max_pool2d_values"),
     True: overload("adaptive_max_pool2d"),
 }
+_defaults = {
+    op: defaults(op._schema.name.split("::")[1])
+    for op in (
+        _conv2d,
+        *_select.values(),
+        _avg_pool2d,
+        _adaptive_avg_pool2d,
+        *_adaptive_max_pool2d.values(),
+    )
+}
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 
 _FLOATING = frozenset(FLOATS)
@@ -62,8 +72,12 @@ def _call(op: Callable[..., Any], tensors: Sequence[Tensor | None], *args: Any) 
         or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     ):
         return op(*tensors, *args)
+    # Every argument costs; those at the end that equal their defaults can be left out.
+    usual, count = _defaults[op], len(args)
+    while count > 0 and args[count - 1] == usual[count - 1 - len(args)]:
+        count -= 1
     with _below_autograd():
-        return op(*tensors, *args)
+        return op(*tensors, *args[:count])
 
 
 def _integer(value: Any, op: str, name: str) -> Any:

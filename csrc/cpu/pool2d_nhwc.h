@@ -39,6 +39,8 @@ class PoolPixels {
         x_end_(x + p.N * p.H * p.W * p.C),
         prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize),
         streams_(W::streams(y, p.N * p.P * p.Q * p.C, p.C)) {
+    const int64_t rows = std::min(p.stride_h, p.H) * p.W * p.C;
+    ahead_ = rows <= kMostAhead ? rows : Rule::kAhead;
     columns_.reserve(static_cast<size_t>(p.Q));
     for (int64_t q = 0; q < p.Q; q++) columns_.push_back(horizontal_.valid_taps(q));
   }
@@ -60,6 +62,7 @@ class PoolPixels {
  private:
   // Codes take registers too.
   static constexpr int kUnroll = kCodes ? std::min(Rule::kUnroll, 4) : Rule::kUnroll;
+  static constexpr int64_t kMostAhead = 256 * 1024 / static_cast<int64_t>(sizeof(T));
   static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
 
   struct Window {
@@ -114,11 +117,12 @@ class PoolPixels {
     if (codes->held > 0) flush(row, p_.Q - codes->held / p_.C, codes);
   }
 
-  // What is ahead in the rows that no earlier output row has read: as many elements as the next
-  // output begins further on. The hardware gives up where rows are read in turns.
-  void prefetch(const Window& window) const {
+  // What the next output row reads and this one does not, seen from this output: of every such row
+  // as much as outputs are apart. The hardware gives up where rows are read in turns. (Inlined, or
+  // GCC finds a function without effects and drops the call.)
+  TORCHCONV_INLINE void prefetch(const Window& window) const {
     const int64_t rows = std::min(window.rows, p_.stride_h);
-    const T* row = window.first + (window.rows - rows) * window.row_step + Rule::kAhead;
+    const T* row = window.first + (window.rows - rows) * window.row_step + ahead_;
     for (int64_t r = 0; r < rows; r++, row += window.row_step) {
       for (int64_t i = 0; i < p_.stride_w * p_.C; i += kLine) __builtin_prefetch(row + i);
     }
@@ -233,6 +237,7 @@ class PoolPixels {
   CodeSteps steps_;
   const T* x_end_;
   bool prefetches_, streams_;
+  int64_t ahead_;               // so many elements
   std::vector<Range> columns_;  // of the windows of output column q: their taps in the image
 };
 
