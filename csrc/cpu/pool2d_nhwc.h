@@ -35,6 +35,7 @@ class PoolPixels {
         selected_(selected),
         vertical_(vertical_axis(p)),
         horizontal_(horizontal_axis(p)),
+        inside_(horizontal_.interior()),
         steps_(CodeSteps::choose<Code>(p, selected.kind)),
         x_end_(x + p.N * p.H * p.W * p.C),
         prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize),
@@ -111,6 +112,13 @@ class PoolPixels {
       window.code_column_step = static_cast<Count>(steps_.index ? dilation_w : 1);
       window.first = x_ + ((n * p_.H + h) * p_.W + w) * p_.C;
       window.code = static_cast<Count>(steps_.index ? h * p_.W + w : r.begin * p_.S + s.begin);
+      if (p_.C < kLanes && q >= inside_.begin) {
+        const int64_t done = narrow_pixels(window, q, divisors + q, out, y_end);
+        if (done > 0) {
+          q += done - 1, out += (done - 1) * p_.C;
+          continue;
+        }
+      }
       if (prefetches_) prefetch(window);
       channels(window, divisors + q, out, y_end, pixel_codes);
     }
@@ -125,6 +133,48 @@ class PoolPixels {
     const T* row = window.first + (window.rows - rows) * window.row_step + ahead_;
     for (int64_t r = 0; r < rows; r++, row += window.row_step) {
       for (int64_t i = 0; i < p_.stride_w * p_.C; i += kLine) __builtin_prefetch(row + i);
+    }
+  }
+
+  // Pixels of less than a vector, from output q on, as many as have the usual whole windows and can
+  // be read and written by whole vectors; returns how many.
+  int64_t narrow_pixels(const Window& window, int64_t q, const Lane* divisors, int64_t out,
+                        const T* y_end) const {
+    if (!Rule::kStride2 || (kCodes && !selected_.direct())) return 0;
+    const int64_t last =
+        (window.rows - 1) * window.row_step + (window.columns - 1) * window.column_step;
+    const int64_t step = p_.stride_w * p_.C;
+    const int64_t readable = floor_div(x_end_ - window.first - last - kLanes, step) + 1;
+    const int64_t writable = floor_div(y_end - (y_ + out) - kLanes, p_.C) + 1;
+    const int64_t n = std::min({inside_.end - q, readable, writable});
+    if (n <= 0) return 0;
+    if (window.rows == 2 && window.columns == 2) {
+      narrow_run<2, 2>(window, n, divisors, out);
+    } else if (window.rows == 3 && window.columns == 3) {
+      narrow_run<3, 3>(window, n, divisors, out);
+    } else {
+      return 0;
+    }
+    return n;
+  }
+
+  template <int kRows, int kColumns>
+  void narrow_run(const Window& window, int64_t n, const Lane* divisors, int64_t out) const {
+    const int64_t step = p_.stride_w * p_.C;
+    const T* from = window.first;
+    for (int64_t i = 0; i < n; i++, from += step, out += p_.C) {
+      V best = load<false>(from, kLanes);
+      C code = Vec<Code>::broadcast(static_cast<Code>(window.code));
+#pragma GCC unroll 9
+      for (int t = 1; t < kRows * kColumns; t++) {
+        const int r = t / kColumns, s = t % kColumns;
+        const V v = load<false>(from + r * window.row_step + s * window.column_step, kLanes);
+        const Count at = window.code + static_cast<Count>(r) * window.code_row_step +
+                         static_cast<Count>(s) * window.code_column_step;
+        Rule::template fold<kCodes>(&best, &code, v, Vec<Code>::broadcast(static_cast<Code>(at)));
+      }
+      W::store(y_ + out, rule_.finish_all(best, divisors + i));
+      if constexpr (kCodes) selected_.template store_bytes<Code>(out, code, kLanes);
     }
   }
 
@@ -234,6 +284,7 @@ class PoolPixels {
   T* y_;
   SelectedArray selected_;
   Axis vertical_, horizontal_;
+  Range inside_;
   CodeSteps steps_;
   const T* x_end_;
   bool prefetches_, streams_;
