@@ -24,6 +24,15 @@ inline void append_contributions(const Axis& axis, int64_t element, int64_t firs
   const int64_t last = first + count - 1;
   int64_t tap = floor_div(position - first * axis.stride, axis.dilation);
   tap = std::min(tap, axis.taps - 1);
+  if (tap >= count) {  // a huge window: fewer outputs than taps
+    for (int64_t output = first; output <= last; output++) {
+      const int64_t distance = position - output * axis.stride;
+      if (distance < 0) break;
+      if (distance % axis.dilation != 0 || distance / axis.dilation >= axis.taps) continue;
+      list->push_back({distance / axis.dilation, output});
+    }
+    return;
+  }
   for (; tap >= 0; tap--) {
     const int64_t distance = position - tap * axis.dilation;
     const int64_t output = floor_div(distance, axis.stride);

@@ -165,6 +165,12 @@ void write_row(const RowGeometry& g, const Sums& sums, T* line, T* row) {
     write_narrow_pixels(g, sums, line, row);
   } else if (stride == 2 && width > 1) {
     write_interleaved(g, sums, row);
+  } else if (g.phases.columns >= 4) {
+    const int64_t length = g.line_length(kLanes);
+    for (int64_t phase = 0; phase < g.phase_count(); phase++, line += length) {
+      write_run(sums, static_cast<size_t>(phase), g.phases.columns, false, line);
+      for (int64_t w = phase, i = 0; w < width; w += stride, i++) row[w] = line[i];
+    }
   } else {
     for (int64_t w = 0; w < width; w++)
       row[w] = from_wide<T>(sums.one(static_cast<size_t>(w % stride), w / stride));

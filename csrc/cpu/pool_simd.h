@@ -140,6 +140,16 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_strided(const T* p, int64_t stri
       return W::load(even);
     }
   } else {
+#if defined(__AVX512F__)
+    // Loading elements one by one, a vector would wait for all of them to reach the cache.
+    if (std::is_same_v<T, float> && stride < (1 << 26)) {
+      const __m512i index = _mm512_mullo_epi32(bit_cast<__m512i>(Vec<int32_t>::iota()),
+                                               _mm512_set1_epi32(static_cast<int>(stride)));
+      const auto lanes = static_cast<__mmask16>(kPartial ? (1u << n) - 1 : 0xffffu);
+      return bit_cast<typename W::Type>(
+          _mm512_mask_i32gather_ps(_mm512_setzero_ps(), lanes, index, p, 4));
+    }
+#endif
     T picked[kLanes] = {};
     const int64_t count = kPartial ? n : kLanes;
     for (int64_t i = 0; i < count; i++) picked[i] = p[i * stride];

@@ -24,7 +24,7 @@ class ScatterImages {
   using Lane = Wide<T>;
   static constexpr bool kInPlace = std::is_same_v<T, Lane>;
   static constexpr bool kIndex = sizeof(O) == 8;
-  static constexpr int64_t kBlock = 64 / sizeof(T);  // channels: a cache line
+  static constexpr int64_t kBlock = 1024 / sizeof(T);  // channels
 
  public:
   ScatterImages(const PoolProblem& p, const T* dy, const O* selected, T* dx)
