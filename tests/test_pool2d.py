@@ -42,6 +42,26 @@ SELECT_CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "3x2_s1x2_p1x0": ((2, 5, 7, 6), {"kernel_size": (3, 2), "stride": (1, 2), "padding": (1, 0)}),
     "5x5_s1_p2": ((1, 19, 12, 11), {"kernel_size": 5, "stride": 1, "padding": 2}),
     "9x9_s1_p4": ((1, 3, 16, 17), {"kernel_size": 9, "stride": 1, "padding": 4}),
+    "9x9_s1_p4_some_channels": (
+        (2, 35, 14, 21),
+        {"kernel_size": 9, "stride": 1, "padding": 4},
+    ),
+    "7x9_s1_p3x4": ((2, 5, 23, 40), {"kernel_size": (7, 9), "stride": 1, "padding": (3, 4)}),
+    "12x10_s3x1_ceil": (
+        (1, 19, 30, 33),
+        {"kernel_size": (12, 10), "stride": (3, 1), "padding": (5, 2), "ceil_mode": True},
+    ),
+    "31x31_s1_p15": ((1, 2, 40, 70), {"kernel_size": 31, "stride": 1, "padding": 15}),
+    "10x4_s1": ((1, 17, 12, 50), {"kernel_size": (10, 4), "stride": 1}),
+    "5x5_s2_p2": ((2, 17, 20, 21), {"kernel_size": 5, "stride": 2, "padding": 2}),
+    "4x4_s4": ((2, 3, 16, 140), {"kernel_size": 4, "stride": 4}),
+    "3x3_s3_p1": ((2, 3, 17, 61), {"kernel_size": 3, "stride": 3, "padding": 1}),
+    "3x3_s2_p1_narrow_pixels": (
+        (3, 3, 20, 40),
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+    ),
+    "2x3_s2_wide": ((1, 3, 6, 90), {"kernel_size": (2, 3), "stride": 2, "padding": (0, 1)}),
+    "2x2_s1_wide": ((1, 3, 6, 90), {"kernel_size": 2, "stride": 1, "padding": 1}),
     "16x16": ((1, 2, 17, 33), {"kernel_size": 16, "stride": 1, "padding": 8}),
     "300x1": ((1, 2, 310, 3), {"kernel_size": (300, 1), "stride": (7, 1)}),
     "global": ((2, 33, 7, 7), {"kernel_size": 7}),
@@ -261,7 +281,11 @@ def test_average_keeps_nan_in_its_windows(layout: str) -> None:
     """Running sums would carry a NaN or an infinity into windows that do not hold it."""
     x = torch.randn(1, 17, 9, 40)
     x[0, 3, 4, 5], x[0, 7, 2, 30] = math.nan, math.inf
-    for kwargs in ({"kernel_size": 3, "stride": 1, "padding": 1}, {"kernel_size": 2}):
+    for kwargs in (
+        {"kernel_size": 3, "stride": 1, "padding": 1},
+        {"kernel_size": 2},
+        {"kernel_size": 9, "stride": 1, "padding": 4},
+    ):
         y = F.avg_pool2d(in_layout(x, layout), **kwargs)
         truth = torch_F.avg_pool2d(x, **kwargs)
         assert torch.equal(y.isnan(), truth.isnan()) and torch.equal(y.isinf(), truth.isinf())
@@ -272,8 +296,36 @@ def test_average_of_large_and_small_numbers(layout: str) -> None:
     """Nor may a running sum lose the small numbers that follow a large one."""
     x = torch.full((1, 16, 8, 64), 1e-3)
     x[..., 0] = 1e8
-    y = F.avg_pool2d(in_layout(x, layout), 3, 1)
-    torch.testing.assert_close(y[..., 1:], torch.full_like(y[..., 1:], 1e-3))
+    for kernel in (3, 8):
+        y = F.avg_pool2d(in_layout(x, layout), kernel, 1)
+        torch.testing.assert_close(y[..., 1:], torch.full_like(y[..., 1:], 1e-3))
+
+
+@on_formats
+def test_arrays_larger_than_the_cache(layout: str) -> None:
+    """They are prefetched and written past the cache, up to their very ends."""
+    x = in_layout(torch.randn(1, 48, 307, 311), layout).requires_grad_()
+    for size, stride, pad in ((3, 1, 1), (2, 1, 0), (2, 2, 0), (9, 1, 4)):
+        y, truth = F.max_pool2d(x, size, stride, pad), torch_F.max_pool2d(x, size, stride, pad)
+        assert_same(y, truth)
+        dy = torch.randn_like(truth)
+        (dx,), (torchs,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(truth, x, dy)
+        assert_accurate(dx, torchs.double())
+        with torch.no_grad():
+            assert_same(F.max_pool2d(x, size, stride, pad), truth)
+        y, truth = F.avg_pool2d(x, size, stride, pad), torch_F.avg_pool2d(x, size, stride, pad)
+        assert_accurate(y, truth.double())
+        (dx,), (torchs,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(truth, x, dy)
+        assert_accurate(dx, torchs.double())
+
+
+def test_a_window_far_larger_than_its_image() -> None:
+    """Takes time for the outputs that an element belongs to, not for the window's elements."""
+    x = torch.randn(1, 2, 6, 7, dtype=torch.float64, requires_grad=True)
+    y = F.avg_pool2d(x, 2**21, 1, 2**20, divisor_override=1)
+    assert_accurate(y, x.sum((2, 3), keepdim=True).expand_as(y))
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert (dx == y.shape[2] * y.shape[3]).all()
 
 
 # --- all three -----------------------------------------------------------------------------------

@@ -86,6 +86,8 @@ def test_nan_wins(op: str, dtype: torch.dtype, layout: str) -> None:
         {"kernel_size": 2},
         {"kernel_size": 3, "stride": 2, "padding": 1},
         {"kernel_size": 5, "stride": 1, "padding": 2},
+        {"kernel_size": 9, "stride": 1, "padding": 4},
+        {"kernel_size": (5, 9), "stride": (2, 1), "padding": (2, 4)},
     ):
         y, indices = getattr(F, op)(x, **kwargs, return_indices=True)
         expected, places = torch_select(op, x, **kwargs)
@@ -103,7 +105,11 @@ def test_all_infinite_window(op: str, dtype: torch.dtype, layout: str) -> None:
     """-inf everywhere (+inf for min) is what padding counts as; the first valid index wins."""
     worst = -math.inf if op == "max_pool2d" else math.inf
     x = in_layout(torch.full((2, 17, 6, 7), worst, dtype=dtype), layout).requires_grad_()
-    for kwargs in ({"kernel_size": 2}, {"kernel_size": 3, "stride": 1, "padding": 1}):
+    for kwargs in (
+        {"kernel_size": 2},
+        {"kernel_size": 3, "stride": 1, "padding": 1},
+        {"kernel_size": 6, "stride": 1, "padding": 3},
+    ):
         y, indices = getattr(F, op)(x, **kwargs, return_indices=True)
         values, places = scalar_select(op, x.detach().double(), **kwargs)
         assert torch.equal(y, values.to(dtype))
