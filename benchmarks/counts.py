@@ -34,6 +34,8 @@ def touched(size: int, kernel: int, stride: int, padding: int, dilation: int, ou
 def operations(problem: Problem, pass_name: str) -> int:
     """Operations of a convolution pass; for pooling, one for each element of each window."""
     outputs = prod(problem.output_shape)
+    if problem.adaptive:  # windows share few elements
+        return prod(problem.input_shape) * (2 if pass_name == FORWARD_BACKWARD else 1)
     if problem.pooling:
         return outputs * prod(problem.kernel) * (2 if pass_name == FORWARD_BACKWARD else 1)
     once = 2 * outputs * (problem.c // problem.groups) * prod(problem.kernel)
@@ -56,15 +58,15 @@ def minimal_bytes(problem: Problem, pass_name: str, itemsize: int) -> int:
             strict=True,
         )
     )
-    read = n * c * rows * columns
     whole = prod(problem.input_shape)  # a gradient is written everywhere, zeros too
+    read = whole if problem.adaptive else n * c * rows * columns
     outputs = prod(problem.output_shape)
     if problem.pooling:
         forward = (read + outputs) * itemsize
         if pass_name == FORWARD:
             return forward
         backward = (outputs + whole) * itemsize
-        selected = 0 if problem.operator == "avg_pool2d" else outputs
+        selected = 0 if "avg" in problem.operator else outputs
         if pass_name == DGRAD:
             return backward + selected
         return forward + backward + 2 * selected

@@ -48,6 +48,8 @@ class TorchConv:
             arguments = (problem.stride, problem.padding, problem.dilation, problem.groups)
             return lambda x, w, b: functional.conv2d(x, w, b, *arguments)
         pool = getattr(functional, problem.operator)
+        if problem.adaptive:
+            return lambda x, w, b: pool(x, problem.kernel)
         window = (problem.kernel, problem.stride, problem.padding)
         if problem.operator == "avg_pool2d":
             return lambda x, w, b: pool(x, *window, problem.ceil_mode)

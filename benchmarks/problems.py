@@ -4,7 +4,9 @@ A line of such a file is `operator NxCxHxW [-> K] RxS [options]  # where the sha
 
     conv2d      8x128x56x56 -> 128  3x3 p1 g32      # ResNeXt-50, second stage
     max_pool2d  8x64x112x112        3x3 s2 p1
+    adaptive_avg_pool2d  8x2048x7x7  1x1
 
+Adaptive pooling has the output's PxQ where the others have the window.
 Options: s stride, p padding, d dilation (one number or HxW each), g groups, `bias`, `ceil`, and the
 name of a dtype, which pins the problem to it whatever --dtype says. The letters are those of
 csrc/core: N C H W for the input, K filters of R by S, an output of P by Q.
@@ -18,7 +20,8 @@ from pathlib import Path
 
 SHAPES = Path(__file__).parent / "shapes"
 POOLINGS = ("max_pool2d", "min_pool2d", "avg_pool2d")
-OPERATORS = ("conv2d", *POOLINGS)
+ADAPTIVE_POOLINGS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
+OPERATORS = ("conv2d", *POOLINGS, *ADAPTIVE_POOLINGS)
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 Pair = tuple[int, int]
@@ -34,7 +37,7 @@ class Problem:
     h: int
     w: int
     k: int  # filters; for pooling, C
-    kernel: Pair
+    kernel: Pair  # for adaptive pooling, the output
     stride: Pair
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
@@ -50,6 +53,10 @@ class Problem:
         return self.operator != "conv2d"
 
     @property
+    def adaptive(self) -> bool:
+        return self.operator in ADAPTIVE_POOLINGS
+
+    @property
     def input_shape(self) -> tuple[int, int, int, int]:
         return (self.n, self.c, self.h, self.w)
 
@@ -59,6 +66,8 @@ class Problem:
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
+        if self.adaptive:
+            return (self.n, self.k, *self.kernel)
         return (self.n, self.k, self._outputs(0), self._outputs(1))
 
     def _outputs(self, axis: int) -> int:
@@ -87,7 +96,7 @@ class Problem:
         words = [] if self.operator == "conv2d" else [self.operator.removesuffix("2d")]
         shape = "x".join(map(str, self.input_shape))
         words.append(shape if self.pooling else f"{shape}->{self.k}")
-        words.append(f"{self.kernel[0]}x{self.kernel[1]}")
+        words.append(("-> " if self.adaptive else "") + f"{self.kernel[0]}x{self.kernel[1]}")
         for letter, pair, default in (
             ("s", self.stride, (1, 1)),
             ("p", self.padding, (0, 0)),
@@ -137,14 +146,14 @@ def parse_line(line: str, group: str = "") -> Problem | None:
     options: dict[str, Pair] = {}
     groups, bias, ceil_mode, dtype = 1, False, False, None
     for word in words[1:]:
-        option = _OPTION.fullmatch(word)
+        option = None if operator in ADAPTIVE_POOLINGS else _OPTION.fullmatch(word)
         if option and option[1] == "g":
             groups = int(option[2])
         elif option:
             options[_NAMES[option[1]]] = _pair(option[2])
         elif word == "bias" and operator == "conv2d":
             bias = True
-        elif word == "ceil" and operator != "conv2d":
+        elif word == "ceil" and operator in POOLINGS:
             ceil_mode = True
         elif word in DTYPES:
             dtype = word

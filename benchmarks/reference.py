@@ -66,6 +66,9 @@ def _conv2d(
 def torch_pooling(problem: Problem, x: Tensor) -> Tensor:
     """The problem through torch.nn.functional, which has no min pooling of its own."""
     kernel, stride, padding = problem.kernel, problem.stride, problem.padding
+    if problem.adaptive:
+        pooled: Tensor = getattr(F, problem.operator)(x, kernel)
+        return pooled
     if problem.operator == "avg_pool2d":
         return F.avg_pool2d(x, kernel, stride, padding, problem.ceil_mode)
     if problem.operator == "max_pool2d":

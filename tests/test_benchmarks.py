@@ -48,6 +48,14 @@ def test_parse_pooling() -> None:
     assert str(problem) == "max_pool 4x8x10x10 3x3 s2 ceil"
 
 
+def test_parse_adaptive_pooling() -> None:
+    problem = parse("adaptive_avg_pool2d 4x8x10x12 3x5")
+    assert problem.output_shape == (4, 8, 3, 5)
+    assert str(problem) == "adaptive_avg_pool 4x8x10x12 -> 3x5"
+    moved = counts.minimal_bytes(problem, counts.FORWARD, 4)
+    assert moved == 4 * (4 * 8 * 10 * 12 + 4 * 8 * 3 * 5)
+
+
 def test_blank_lines_and_comments_hold_no_problem() -> None:
     assert parse_line("") is None
     assert parse_line("   # conv2d 1x1x1x1 -> 1 1x1") is None
@@ -57,6 +65,7 @@ def test_blank_lines_and_comments_hold_no_problem() -> None:
     ("line", "message"),
     [
         ("conv3d 1x1x4x4 -> 1 3x3", "conv3d"),
+        ("adaptive_avg_pool2d 1x1x4x4 2x2 s2", "s2"),
         ("conv2d 1x1x4 -> 1 3x3", "NxCxHxW"),
         ("conv2d 1x1x4x4 3x3", "-> K"),
         ("conv2d 1x1x4x4 -> 1 3", "RxS"),

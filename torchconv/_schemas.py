@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from torchconv import _load
 
@@ -72,9 +73,9 @@ SCHEMAS = (
 )
 
 
-def overload(name: str) -> torch._ops.OpOverload:
+def overload(name: str) -> OpOverload:
     """torch.ops.torchconv.<name>, whose only overload spares a call the choice of one."""
-    op: torch._ops.OpOverload = getattr(torch.ops.torchconv, name).default
+    op: OpOverload = getattr(torch.ops.torchconv, name).default
     return op
 
 

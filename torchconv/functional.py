@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.autograd import forward_ad as fwAD
 
 from torchconv._coverage import FLOATS, INTEGERS
@@ -59,7 +60,7 @@ _SELECT_DTYPES = _FLOATING | {*INTEGERS, torch.uint16}
 _CONV_DTYPES = _SELECT_DTYPES - {torch.bool, torch.uint16}
 
 
-def _call(op: Callable[..., Any], tensors: Sequence[Tensor | None], *args: Any) -> Any:
+def _call(op: OpOverload, tensors: Sequence[Tensor | None], *args: Any) -> Any:
     """op(*tensors, *args), past the operator's derivative where nobody can ask for it.
 
     That spares the small problems of inference the cost of a Python kernel in the dispatcher. While
@@ -135,7 +136,7 @@ def _check_tensor(value: Any, op: str, name: str, dtypes: frozenset[torch.dtype]
 
 
 def _batched(
-    op: Callable[..., Any], dim: int, input: Tensor, others: Sequence[Tensor | None], *args: Any
+    op: OpOverload, dim: int, input: Tensor, others: Sequence[Tensor | None], *args: Any
 ) -> Any:
     """op on N x C x H x W; an unbatched C x H x W goes in and comes out as a batch of one."""
     if dim == 4:
@@ -403,7 +404,7 @@ def avg_pool2d(
     return _batched(_avg_pool2d, dim, input, (), *window, *flags, divisor)
 
 
-def _adaptive_pool2d(name: str, op: Callable[..., Any], input: Tensor, output_size: Any) -> Any:
+def _adaptive_pool2d(name: str, op: OpOverload, input: Tensor, output_size: Any) -> Any:
     _check_tensor(input, name, "input", _FLOATING)
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * 2
     if input.dim() not in (3, 4):
