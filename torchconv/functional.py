@@ -8,7 +8,7 @@ raises; sizes and values are checked by the operators.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
