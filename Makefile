@@ -16,7 +16,7 @@ CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name 
 PY := setup.py torchconv tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format typecheck bench cuda-check build clean distclean
+.PHONY: help demo test sanitize lint format typecheck bench cuda-check build clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ demo: $(BUILT)  ## swap a real network's layers, then train another on real digi
 
 test: $(BUILT)  ## run the tests (ARGS="-k pool" for some of them)
 	@$(BIN)/python -m pytest $(ARGS)
+
+sanitize: $(INSTALLED)  ## run the kernels' tests under the address and undefined-behaviour sanitizers
+	@$(BIN)/python tests/sanitize.py $(ARGS)
 
 lint: $(INSTALLED)  ## check format and lint, C++ and Python
 	@$(BIN)/ruff format --check $(PY)

@@ -51,6 +51,12 @@ LINK_FLAGS = (
     if sys.platform == "darwin"
     else ("-Wl,--as-needed", "-Wl,--no-undefined", "-ltorch_cpu")
 )
+# With TORCHCONV_SANITIZE=1, as `make sanitize` sets it: what reads or writes outside its memory, or
+# does what C++ leaves undefined, ends the process. These come last, so that -O1 counts.
+SANITIZE_FLAGS = (
+    "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer", "-O1", "-g1",
+)  # fmt: skip
 SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "cpu/**/*.cpp")
 HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cpu/**/*.h")
 OUTPUT = "output.txt"
@@ -106,8 +112,16 @@ def headers(root: Path) -> list[Path]:
     return sorted({path for pattern in HEADER_PATTERNS for path in root.glob(pattern)})
 
 
+def sanitize_flags() -> tuple[str, ...]:
+    return SANITIZE_FLAGS if os.environ.get("TORCHCONV_SANITIZE", "") not in ("", "0") else ()
+
+
 def compile_flags(isa: str) -> list[str]:
-    return [*COMMON_FLAGS, *ISA_FLAGS[isa]]
+    return [*COMMON_FLAGS, *ISA_FLAGS[isa], *sanitize_flags()]
+
+
+def link_flags() -> list[str]:
+    return [*LINK_FLAGS, *sanitize_flags()]
 
 
 def _digest(parts: Sequence[str | bytes]) -> str:
@@ -125,7 +139,7 @@ def source_hash(isa: str, root: Path) -> str:
     part of it: a library built ahead of time stays when either is upgraded.
     """
     files = [*sources(root), *headers(root)]
-    parts: list[str | bytes] = [*compile_flags(isa), *LINK_FLAGS]
+    parts: list[str | bytes] = [*compile_flags(isa), *link_flags()]
     for path in files:
         parts += [path.relative_to(root).as_posix(), path.read_bytes()]
     return _digest(parts)
@@ -230,7 +244,7 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
     shared = ["-I", str(root), f"-fmacro-prefix-map={root}{os.sep}=csrc/"]
     for path in includes:
         shared += ["-isystem", path]
-    link = [word for path in libraries for word in ("-L", path)] + list(LINK_FLAGS)
+    link = [word for path in libraries for word in ("-L", path)] + link_flags()
     lines = [
         "ninja_required_version = 1.3",
         f"cxx = {_ninja_command(compiler())}",

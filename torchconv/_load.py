@@ -24,7 +24,7 @@ from pathlib import Path
 from . import _build
 from ._build import BuildError
 
-__all__ = ["BuildError", "build_hash", "is_loaded", "isa", "library_path", "load"]
+__all__ = ["BuildError", "build_hash", "is_loaded", "isa", "library_path", "load", "prepare"]
 
 _mutex = threading.RLock()
 _loaded: Path | None = None
@@ -87,6 +87,12 @@ def cache_dirs() -> list[Path]:
         with contextlib.suppress(RuntimeError):  # no home folder
             folders.insert(0, Path.home() / ".cache" / "torchconv")
     return folders
+
+
+def prepare() -> Path:
+    """The library that load() would open, compiled if need be, but not opened."""
+    name, root = isa(), _build.source_root()
+    return next(_ready(name, root, prebuilt_dir()), None) or _build_once(name, root, [], [])
 
 
 def load(root: Path | None = None, prebuilt: Path | None = None) -> Path:

@@ -14,8 +14,21 @@
 #include <mutex>
 #include <unordered_map>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace torchconv::memory_pool {
 namespace {
+
+// For AddressSanitizer, which knows nothing of this memory: only the bytes asked for may be used.
+void allow_access([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes,
+                  [[maybe_unused]] int64_t size) {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(data, static_cast<size_t>(bytes));
+  ASAN_POISON_MEMORY_REGION(static_cast<char*>(data) + bytes, static_cast<size_t>(size - bytes));
+#endif
+}
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kDefaultLimit = int64_t{1} << 30;
@@ -74,6 +87,7 @@ class Pool {
       stats_.fresh++;
     }
     used_.emplace(block.data, block.size);
+    allow_access(block.data, bytes, block.size);
     stats_.allocated += block.size;
     stats_.peak = std::max(stats_.peak, stats_.allocated);
     return block.data;
@@ -86,6 +100,7 @@ class Pool {
     const Block block{data, found->second};
     used_.erase(found);
     stats_.allocated -= block.size;
+    allow_access(block.data, 0, block.size);
     kept_.push_front(block);
     stats_.cached += block.size;
     trim(stats_.enabled ? stats_.limit : 0);
@@ -140,6 +155,7 @@ class Pool {
       kept_.pop_back();
       stats_.cached -= oldest.size;
       stats_.returned++;
+      allow_access(oldest.data, oldest.size, oldest.size);  // whoever gets these pages next
       munmap(oldest.data, static_cast<size_t>(oldest.size));
     }
   }

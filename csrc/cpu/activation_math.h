@@ -54,8 +54,9 @@ TORCHCONV_INLINE ExpParts<T> exp_parts(T x) {
   for (int k = Constants::kTerms; k > 1; --k) series = T{1} + series * (r * (T{1} / T(k)));
   const Bits whole = bit_cast<Bits>(rounded) - bit_cast<Bits>(T{Constants::kRound});
   const Bits half = whole >> 1;
+  // Unsigned, because the bits of a NaN make any e.
   const auto power = [](Bits e) {
-    return bit_cast<T>(static_cast<Bits>((e + Constants::kBias) << Constants::kMantissa));
+    return bit_cast<T>(std::make_unsigned_t<Bits>(e + Constants::kBias) << Constants::kMantissa);
   };
   return {r * series, power(half), power(whole - half)};
 }

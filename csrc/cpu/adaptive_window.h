@@ -41,10 +41,11 @@ constexpr bool is_empty(const AdaptiveProblem& p) {
   return p.N == 0 || p.C == 0 || p.P == 0 || p.Q == 0;
 }
 
-// dx of a pooling without outputs.
+// dx of a pooling without outputs; it may have no elements itself, and then no address.
 inline void fill_zero(const AdaptiveProblem& p, void* dx) {
   const int64_t size = p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
-  std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W * size));
+  const int64_t bytes = p.N * p.C * p.H * p.W * size;
+  if (bytes > 0) std::memset(dx, 0, static_cast<size_t>(bytes));
 }
 
 // With one channel both layouts are the same memory: take the better kernel.

@@ -31,7 +31,7 @@ std::vector<ReductionBlock> reduction_blocks(int64_t C, int64_t T, int64_t limit
 template <typename T>
 TORCHCONV_INLINE typename WideVec<T>::Type load_lanes(const T* p, int64_t begin, int64_t end) {
   using V = WideVec<T>;
-#if defined(__AVX512F__)
+#if defined(TORCHCONV_MASKED_MOVES) && defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>) {
     const uint32_t mask = (uint32_t{1} << end) - (uint32_t{1} << begin);
     return bit_cast<typename V::Type>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p));
@@ -40,7 +40,7 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_lanes(const T* p, int64_t begin,
     return bit_cast<typename V::Type>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p));
   }
 #endif
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(TORCHCONV_MASKED_MOVES) && !defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i low = _mm256_set1_epi32(static_cast<int>(begin) - 1);

@@ -27,13 +27,17 @@ struct AxisTap {
   int64_t offset, weight;
 };
 
+// With a stride beyond the image a tap reaches it from one output only, and so it does with the
+// image's size as the stride, once the tap is moved to match: no step is too large to multiply.
 std::vector<AxisTap> fprop_axis(int64_t taps, int64_t stride, int64_t pad, int64_t dilation,
                                 bool flip, int64_t size, int64_t outputs) {
   std::vector<AxisTap> live;
   for (int64_t r = 0; r < taps; ++r) {
     const int64_t offset = r * dilation - pad;
     const Range range = valid_range(outputs, stride, offset, size);
-    if (range.begin < range.end) live.push_back({offset, flip ? taps - 1 - r : r});
+    if (range.begin >= range.end) continue;
+    const int64_t moved = stride > size ? range.begin * (stride - size) : 0;
+    live.push_back({offset + moved, flip ? taps - 1 - r : r});
   }
   return live;
 }
@@ -94,9 +98,9 @@ ConvView fprop_view(const ConvProblem& p) {
   view.W = p.W;
   view.I = p.P;
   view.J = p.Q;
-  // The step of a single row or column is never taken, and may be too large to multiply.
-  view.step_h = p.P > 1 ? p.stride_h : 1;
-  view.step_w = p.Q > 1 ? p.stride_w : 1;
+  // See fprop_axis; and the step of a single row or column is never taken.
+  view.step_h = p.P > 1 ? std::min(p.stride_h, p.H) : 1;
+  view.step_w = p.Q > 1 ? std::min(p.stride_w, p.W) : 1;
   view.src = image_strides(p.layout, p.C, p.H, p.W);
   view.dst = image_strides(p.layout, p.K, p.P, p.Q);
   view.dst_offset = 0;

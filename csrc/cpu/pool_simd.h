@@ -140,7 +140,7 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_strided(const T* p, int64_t stri
       return W::load(even);
     }
   } else {
-#if defined(__AVX512F__)
+#if defined(TORCHCONV_MASKED_MOVES) && defined(__AVX512F__)
     // Loading elements one by one, a vector would wait for all of them to reach the cache.
     if (std::is_same_v<T, float> && stride < (1 << 26)) {
       const __m512i index = _mm512_mullo_epi32(bit_cast<__m512i>(Vec<int32_t>::iota()),

@@ -22,6 +22,12 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 #define TORCHCONV_INLINE inline __attribute__((always_inline))
 
+// AddressSanitizer does not see what a masked move touches: under it (make sanitize) the portable
+// branches, which touch the same memory, take their place.
+#if defined(__AVX2__) && !defined(__SANITIZE_ADDRESS__)
+#define TORCHCONV_MASKED_MOVES
+#endif
+
 namespace torchconv::cpu {
 
 #if defined(__AVX512F__)
@@ -99,7 +105,7 @@ TORCHCONV_INLINE V shuffle(V a, V b) {
 }
 
 // Vec::load_partial and store_partial for a vector type V of T.
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#if defined(TORCHCONV_MASKED_MOVES) && defined(__AVX512BW__) && defined(__AVX512VL__)
 template <typename V, typename T>
 struct PartialMemory {
   // By the element for 4 and 8 bytes, by the byte for 1 and 2.
@@ -152,7 +158,7 @@ struct PartialMemory {
 #else
 template <typename V, typename T>
 struct PartialMemory {
-#if defined(__AVX2__)
+#if defined(TORCHCONV_MASKED_MOVES)
   static constexpr bool kMaskedMove = sizeof(V) == 32 && sizeof(T) >= 4;
   static TORCHCONV_INLINE __m256i mask(int64_t n) {
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -164,7 +170,7 @@ struct PartialMemory {
 #endif
 
   static TORCHCONV_INLINE V load(const void* p, int64_t n) {
-#if defined(__AVX2__)
+#if defined(TORCHCONV_MASKED_MOVES)
     if constexpr (kMaskedMove)
       return bit_cast<V>(_mm256_maskload_epi32(static_cast<const int*>(p), mask(n)));
 #endif
@@ -174,7 +180,7 @@ struct PartialMemory {
   }
 
   static TORCHCONV_INLINE void store(void* p, V v, int64_t n) {
-#if defined(__AVX2__)
+#if defined(TORCHCONV_MASKED_MOVES)
     if constexpr (kMaskedMove)
       return _mm256_maskstore_epi32(static_cast<int*>(p), mask(n), bit_cast<__m256i>(v));
 #endif

@@ -1,0 +1,58 @@
+"""Runs tests with kernels that are built for AddressSanitizer and UndefinedBehaviorSanitizer.
+
+    python tests/sanitize.py [arguments of pytest]
+
+Whatever reads or writes outside its memory, or does what C++ leaves undefined, ends the run with a
+report. The library has a cache of its own (build/sanitize), so no other build is touched. Without
+arguments it is the tests of the kernels and of the memory pool.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = (
+    "test_pool2d.py", "test_pool2d_special.py", "test_adaptive_pool2d.py", "test_memory_pool.py",
+    "test_conv2d.py", "test_conv2d_activation.py",
+)  # fmt: skip
+# Leaks are not looked for: Python leaves memory behind at exit.
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+}
+
+
+def runtimes(compiler: list[str]) -> list[str]:
+    """What must be in the process before Python: the sanitizers, and the C++ library they watch."""
+    libraries = ("libasan.so", "libubsan.so", "libstdc++.so")
+    found = [
+        subprocess.check_output([*compiler, f"-print-file-name={name}"], text=True).strip()
+        for name in libraries
+    ]
+    missing = [path for path in found if not os.path.isabs(path)]
+    if missing:
+        raise SystemExit(f"{compiler[0]} has no {', '.join(missing)}: install its sanitizers")
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    os.environ["TORCHCONV_SANITIZE"] = "1"
+    os.environ["TORCHCONV_CACHE_DIR"] = str(ROOT / "build" / "sanitize")
+    sys.path.insert(0, str(ROOT))
+    from torchconv import _build, _load
+
+    print(f"built {_load.prepare().relative_to(ROOT)}", flush=True)
+    environment = {**os.environ, **OPTIONS, "LD_PRELOAD": " ".join(runtimes(_build.compiler()))}
+    selected = arguments or [str(ROOT / "tests" / name) for name in TESTS]
+    # What a sanitizer says would be lost with a captured stderr.
+    options = ["--capture=sys", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *selected]
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
