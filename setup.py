@@ -103,7 +103,7 @@ class BuildLibraries(build_ext):
             hint = "or set TORCHCONV_SOURCES_ONLY=1 to compile at the first call instead"
             raise SystemExit(f"\n{error}\n{hint}") from None
         print((work / build.OUTPUT).read_text(), end="")  # the warnings
-        target = (ROOT if self.inplace else Path(self.build_lib)) / "torchconv" / "lib"
+        target = self._target()
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for library in libraries:
@@ -112,8 +112,13 @@ class BuildLibraries(build_ext):
         if self.inplace:
             (target / ".gitignore").write_text("*\n")
 
+    def _target(self) -> Path:
+        return (ROOT if self.inplace else Path(self.build_lib)) / "torchconv" / "lib"
+
     def _files(self) -> list[str]:
         names = [build.library_name(isa) for isa in isas()]
+        if (self._target() / build.GROWTH_LIBRARY).is_file():  # not every PyTorch can build it
+            names.append(build.GROWTH_LIBRARY)
         return [f"lib/{n}" for name in names for n in (name, str(build.record_path(Path(name))))]
 
     def get_outputs(self) -> list[str]:

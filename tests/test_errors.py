@@ -346,6 +346,32 @@ def test_conv2d_huge_but_right() -> None:
     torch.testing.assert_close(last[:, :, 1, 1].double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("groups", [1, 20])
+@pytest.mark.parametrize("dilated", [False, True])
+def test_conv2d_strides_too_large_to_multiply(
+    dilated: bool, groups: int, memory_format: torch.memory_format
+) -> None:
+    """3x3 outputs. Undilated, the middle one sees the image from one pixel outside its corner on;
+    dilated by the stride, each sees the pixel in that corner through another tap."""
+    x = torch.randn(2, 20, 5, 6).contiguous(memory_format=memory_format).requires_grad_()
+    w = torch.randn(20, 20 // groups, 3, 3, requires_grad=True)
+    stride, dilation = 2**60 + 1, 2**60 + 1 if dilated else 1
+    sides = (2 * stride, 2 * stride) * 2 if dilated else (stride + 1, stride) * 2
+    y = F.conv2d(x, w, stride=stride, padding=sides, dilation=dilation, groups=groups)
+    if dilated:
+        expected = torch_F.conv2d(x[:, :, :1, :1], w, padding=2, groups=groups)
+    else:
+        window = torch_F.pad(x[:, :, :2, :2], (1, 0, 1, 0))
+        expected = torch_F.pad(torch_F.conv2d(window, w, groups=groups), (1, 1, 1, 1))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    dy = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, (x, w), dy)
+    torch.testing.assert_close(
+        gradients, torch.autograd.grad(expected, (x, w), dy), rtol=1e-5, atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("op", [F.max_pool2d, F.min_pool2d])
 @pytest.mark.parametrize("size", [2**31, 2**61, HUGE, 2**63 - 1])
 def test_pooling_sizes_that_overflow(op: Callable[..., Any], size: int) -> None:

@@ -144,12 +144,78 @@ def test_a_shared_output_is_not_given_out_again() -> None:
     assert torch.equal(y, expected)
 
 
-def test_growing_in_place_is_an_error_and_changes_nothing() -> None:
+def assert_starts_with(y: Tensor, expected: Tensor) -> None:
+    assert y.numel() > expected.numel()
+    assert torch.equal(y.flatten()[: expected.numel()], expected.flatten())
+
+
+def test_an_output_that_grows_keeps_its_elements_and_returns_its_block() -> None:
+    x = large()
+    y, other = F.max_pool2d(x, 2), F.min_pool2d(x, 2)
+    expected, other_expected = y.clone(), other.clone()
+    address, before = y.data_ptr(), torchconv.memory_stats()
+    assert y.untyped_storage().resizable()
+    assert y.resize_(2, 16, 512, 256) is y and y.shape == (2, 16, 512, 256)
+    assert_starts_with(y, expected)
+    after = torchconv.memory_stats()
+    moved = before["allocated"] - after["allocated"]
+    assert moved >= expected.nbytes and after["cached"] == before["cached"] + moved
+    again = F.max_pool2d(large(1), 2)
+    assert again.data_ptr() == address
+    y.zero_()
+    assert torch.equal(again, torch.nn.functional.max_pool2d(large(1), 2))
+    assert torch.equal(other, other_expected)
+    del y
+    assert torchconv.memory_stats()["cached"] == before["cached"]  # PyTorch's memory is not ours
+
+
+def test_views_of_an_output_that_grows_move_with_it() -> None:
     y = F.max_pool2d(large(), 2)
-    expected = y.clone()
+    view, expected = y[:, 3:5], y.clone()
+    y.resize_(2 * y.numel())
+    assert view.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+    assert torch.equal(view, expected[:, 3:5])
+    view.fill_(7)
+    assert torch.all(y[3 * 256 * 256 : 5 * 256 * 256] == 7)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_out_of_an_operator_that_needs_more_room(memory_format: torch.memory_format) -> None:
+    x = large().contiguous(memory_format=memory_format)
+    y, before = F.max_pool2d(x, 2), torchconv.memory_stats()["allocated"]
+    with pytest.warns(UserWarning, match="resized"):
+        torch.add(x, 1, out=y)
+    assert torch.equal(y, x + 1)
+    assert torchconv.memory_stats()["allocated"] < before
+
+
+def test_storage_of_an_output_resizes() -> None:
+    y = F.max_pool2d(large(), 2)
+    expected, allocated = y.clone(), torchconv.memory_stats()["allocated"]
+    y.untyped_storage().resize_(3 * y.nbytes)
+    assert y.untyped_storage().nbytes() == 3 * expected.nbytes and torch.equal(y, expected)
+    assert torchconv.memory_stats()["allocated"] < allocated
+    y.untyped_storage().resize_(0)
+    y.untyped_storage().resize_(expected.nbytes)
+    y.copy_(expected)
+    assert torch.equal(y, expected)
+
+
+def test_growing_after_the_pool_was_turned_off() -> None:
+    y = F.max_pool2d(large(), 2)
+    expected, before = y.clone(), torchconv.memory_stats()
+    torchconv.set_memory_pool(False)
+    assert_starts_with(y.resize_(2 * y.numel()), expected)
+    after = torchconv.memory_stats()
+    assert after["allocated"] < before["allocated"] and after["cached"] == 0
+
+
+def test_numpy_arrays_forbid_growing_as_for_every_tensor() -> None:
+    y = F.max_pool2d(large(), 2)
+    array, expected = y.numpy(), y.clone()
     with pytest.raises(RuntimeError, match="resiz"):
         y.resize_(2 * y.numel())
-    assert torch.equal(y.flatten()[: expected.numel()], expected.flatten())
+    assert (array == expected.numpy()).all()
 
 
 def test_views_and_numpy_arrays_keep_the_memory() -> None:
@@ -198,6 +264,41 @@ assert ok and os.waitpid(pid, 0)[1] == 0
 print("both right")
 """
 
+GROW = """
+import os, torch, torchconv
+import torchconv.functional as F
+torch.set_num_threads(1)
+x = torch.randn(1, 16, 512, 512)
+y = F.max_pool2d(x, 2)
+expected = y.clone()
+pid = os.fork()
+allocated = torchconv.memory_stats()["allocated"]
+y.resize_(2 * y.numel())
+ok = torch.equal(y[: expected.numel()], expected.flatten())
+ok = ok and torchconv.memory_stats()["allocated"] < allocated
+if pid == 0:
+    os._exit(0 if ok else 1)
+assert ok and os.waitpid(pid, 0)[1] == 0
+print("both right")
+"""
+
+CANNOT_GROW = """
+import torch, torchconv
+from torchconv import _build
+_build.growth_fault = lambda library: "was built for another PyTorch"
+import torchconv.functional as F
+x = torch.randn(1, 16, 512, 512)
+y = F.max_pool2d(x, 2)
+view, expected, stats = y[:], y.clone(), torchconv.memory_stats()
+assert stats["fresh"] > 0 and not y.untyped_storage().resizable()
+try:
+    y.resize_(2 * y.numel())
+except RuntimeError as error:
+    print(error)
+assert torch.equal(view, expected)
+assert torchconv.memory_stats() == stats
+"""
+
 ENVIRONMENT = """
 import torch, torchconv
 import torchconv.functional as F
@@ -220,11 +321,22 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def test_fork() -> None:
-    assert run_python(FORK) == "both right"
+    assert run_python(FORK, TORCHCONV_MEMORY_POOL="1") == "both right"
+
+
+def test_growing_after_a_fork() -> None:
+    assert run_python(GROW, TORCHCONV_MEMORY_POOL="1") == "both right"
+
+
+def test_without_the_growth_library_growing_is_an_error_and_moves_nothing() -> None:
+    message = run_python(CANNOT_GROW, TORCHCONV_MEMORY_POOL="1")
+    assert "storage that is not resizable" in message
 
 
 def test_environment() -> None:
     enabled, _, fresh = run_python(ENVIRONMENT, TORCHCONV_MEMORY_POOL="0").split()
     assert (enabled, fresh) == ("0", "0")
-    _, limit, fresh = run_python(ENVIRONMENT, TORCHCONV_MEMORY_POOL_LIMIT="5000000").split()
+    _, limit, fresh = run_python(
+        ENVIRONMENT, TORCHCONV_MEMORY_POOL="1", TORCHCONV_MEMORY_POOL_LIMIT="5000000"
+    ).split()
     assert limit == "5000000" and int(fresh) >= 1

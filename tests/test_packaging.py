@@ -120,12 +120,14 @@ def test_wheel_with_libraries_is_for_any_python(tree: Path, tmp_path: Path) -> N
     for name in ("ops", "cpu"):  # one name in two folders, as in the real tree
         (small / "csrc" / name).mkdir(parents=True)
         (small / "csrc" / name / "same.cpp").write_text(f"int torchconv_{name}() {{ return 1; }}")
+    shutil.copytree(tree / "csrc" / "growth", small / "csrc" / "growth")
     wheel = run_hook(small, "build_wheel", tmp_path / "dist")
     assert re.fullmatch(NAME + r"-py3-none-(linux|macosx)_\w+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "unpacked")
     libraries = sorted((tmp_path / "unpacked/torchconv/lib").glob("*.so"))
-    assert "torchconv_cpu_default.so" in [path.name for path in libraries]
+    names = [path.name for path in libraries]
+    assert "torchconv_cpu_default.so" in names and "torchconv_growth.so" in names
     for library in libraries:
         assert library.with_suffix(".json").is_file()
         assert b"libpython" not in library.read_bytes()

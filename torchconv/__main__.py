@@ -20,8 +20,8 @@ from . import _build, _load
 
 ENVIRONMENT = (
     "ATEN_CPU_CAPABILITY", "CXX", "MAX_JOBS", "OMP_NUM_THREADS", "TORCHCONV_BUILD_TIMEOUT",
-    "TORCHCONV_CACHE_DIR", "TORCHCONV_ISAS", "TORCHCONV_QUIET", "TORCHCONV_SOURCES_ONLY",
-    "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME",
+    "TORCHCONV_CACHE_DIR", "TORCHCONV_ISAS", "TORCHCONV_QUIET", "TORCHCONV_SANITIZE",
+    "TORCHCONV_SOURCES_ONLY", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME",
 )  # fmt: skip
 
 
@@ -45,8 +45,14 @@ def _libraries() -> list[tuple[str, str]]:
         else:
             state = str(path)
         rows.append((f"prebuilt {isa}", state))
-    rows.append(("library for this CPU", str(_load.library_path() or "none yet (JIT)")))
-    record = _build.read_record(_load.library_path() or Path())
+    library = _load.library_path()
+    rows.append(("library for this CPU", str(library or "none yet (JIT)")))
+    if library is not None:
+        growth = library.parent / _build.GROWTH_LIBRARY
+        fault = _build.growth_fault(growth)
+        refused = f" ({fault}: large outputs cannot grow in place)" if fault else ""
+        rows.append(("growth library", f"{growth}{refused}"))
+    record = _build.read_record(library or Path())
     if record is not None:
         rows.append(("built with", f"torch {record.torch}, {record.compiler}"))
         rows.append(("built as", record.build_hash))

@@ -49,13 +49,20 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 LINK_FLAGS = (
     ("-undefined", "dynamic_lookup")
     if sys.platform == "darwin"
-    else ("-Wl,--as-needed", "-Wl,--no-undefined", "-ltorch_cpu")
+    else ("-Wl,--as-needed", "-Wl,--no-undefined", "-ltorch_cpu", "-lc10")
 )
 # With TORCHCONV_SANITIZE=1, as `make sanitize` sets it: what reads or writes outside its memory, or
 # does what C++ leaves undefined, ends the process. These come last, so that -O1 counts.
 SANITIZE_FLAGS = (
     "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer", "-O1", "-g1",
+)  # fmt: skip
+# The one source outside the stable ABI, see there: a library beside the others, for one PyTorch
+# only. C++20, under the name that the oldest compilers know, because PyTorch's own headers need it.
+GROWTH_SOURCE = "growth/growth.cpp"
+GROWTH_LIBRARY = "torchconv_growth.so"
+GROWTH_FLAGS = (
+    "-std=c++2a", "-O2", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
 )  # fmt: skip
 SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "cpu/**/*.cpp")
 HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cpu/**/*.h")
@@ -112,6 +119,11 @@ def headers(root: Path) -> list[Path]:
     return sorted({path for pattern in HEADER_PATTERNS for path in root.glob(pattern)})
 
 
+def growth_source(root: Path) -> list[Path]:
+    """The growth library's one source, where there is one."""
+    return [path for path in [root / GROWTH_SOURCE] if path.is_file()]
+
+
 def sanitize_flags() -> tuple[str, ...]:
     return SANITIZE_FLAGS if os.environ.get("TORCHCONV_SANITIZE", "") not in ("", "0") else ()
 
@@ -138,8 +150,8 @@ def source_hash(isa: str, root: Path) -> str:
     The stable ABI makes the library good for any PyTorch, so neither PyTorch nor the compiler is
     part of it: a library built ahead of time stays when either is upgraded.
     """
-    files = [*sources(root), *headers(root)]
-    parts: list[str | bytes] = [*compile_flags(isa), *link_flags()]
+    files = [*sources(root), *headers(root), *growth_source(root)]
+    parts: list[str | bytes] = [*compile_flags(isa), *link_flags(), *GROWTH_FLAGS]
     for path in files:
         parts += [path.relative_to(root).as_posix(), path.read_bytes()]
     return _digest(parts)
@@ -258,7 +270,16 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
         "rule link",
         "  command = $cxx -shared $in $link -o $out",
         "  description = link $out",
+        # Does not fail: a PyTorch whose C++ API has changed costs this library, not the others.
+        "rule growth",
+        "  command = rm -f $out; $cxx $flags $shared -shared $in $link -o $out || true",
+        "  description = growth $out",
     ]
+    for source in growth_source(root):
+        lines += [
+            f"build {GROWTH_LIBRARY}: growth {_ninja_path(source)}",
+            f"  flags = {_ninja_command(GROWTH_FLAGS)}",
+        ]
     for isa in wanted:
         objects = []
         for source in sources(root):
@@ -280,6 +301,7 @@ def compile_libraries(
 ) -> list[Path]:
     """Builds into build_dir, again only what changed, and returns the libraries.
 
+    The last of them is the growth library, if this PyTorch and this compiler can build it.
     progress is called with how many of the files (objects and libraries) are done. What the
     compiler says, warnings too, goes to build_dir/output.txt.
     """
@@ -289,6 +311,8 @@ def compile_libraries(
     build_dir.mkdir(parents=True, exist_ok=True)
     (build_dir / "build.ninja").write_text(text)
     environment = {**os.environ, "NINJA_STATUS": "[%f/%t] "}
+    if sanitize_flags():
+        environment.pop("LD_PRELOAD", None)  # the sanitizers are for this process alone
     output: list[str] = []
     # ninja and its compilers end with this process: ninja at its next word, the pipe being closed.
     with subprocess.Popen(
@@ -313,6 +337,10 @@ def compile_libraries(
     libraries = [build_dir / library_name(isa) for isa in wanted]
     for isa, library in zip(wanted, libraries, strict=True):
         write_record(library, isa, root)
+    growth = build_dir / GROWTH_LIBRARY
+    if growth.is_file():
+        write_record(growth, wanted[0], root)  # whose sources are among those of any of them
+        libraries.append(growth)
     return libraries
 
 
@@ -388,3 +416,15 @@ def fault(library: Path, expected_source_hash: str) -> str:
         return "" if _sha256(library) == record.sha256 else "is damaged"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def growth_fault(library: Path) -> str:
+    """Why the growth library must not be opened, in words; empty if it may.
+
+    It lies beside a library that `fault` has found to be of the right sources. What must be right
+    besides is PyTorch, to the letter: its C++ API has no stable ABI.
+    """
+    record = read_record(library)
+    if record is not None and record.torch != torch_version():
+        return f"was built for PyTorch {record.torch}"
+    return fault(library, record.source_hash if record is not None else "")

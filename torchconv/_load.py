@@ -12,6 +12,7 @@ Nothing here runs at import, and nothing heavy is imported before it is needed.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import stat
@@ -111,20 +112,18 @@ def load(root: Path | None = None, prebuilt: Path | None = None) -> Path:
 
 
 def _open(name: str, root: Path, prebuilt: Path) -> Path:
-    import torch
-
     reasons = [reason for reason in [_passed_over(name, root, prebuilt)] if reason]
     refused = []
     for path in _ready(name, root, prebuilt):
         try:
-            torch.ops.load_library(str(path))
+            _open_library(path)
             return path
         except OSError as error:  # built on another system, say
             refused.append(path)
             reasons.append(f"{path} cannot be opened ({error})")
     path = _build_once(name, root, reasons, refused)
     try:
-        torch.ops.load_library(str(path))
+        _open_library(path)
     except OSError as error:
         raise BuildError(
             f"{path} was just built, but cannot be opened: {error}",
@@ -132,6 +131,17 @@ def _open(name: str, root: Path, prebuilt: Path) -> Path:
             "allow code to run (noexec), set TORCHCONV_CACHE_DIR to another",
         ) from error
     return path
+
+
+def _open_library(path: Path) -> None:
+    import torch
+
+    torch.ops.load_library(str(path))
+    growth = path.parent / _build.GROWTH_LIBRARY
+    if not _build.growth_fault(growth):
+        with contextlib.suppress(OSError):  # without it only growing does not work
+            let_grow = ctypes.CDLL(str(growth)).torchconv_let_grow
+            ctypes.CDLL(str(path)).torchconv_set_let_grow(let_grow)
 
 
 def _passed_over(name: str, root: Path, prebuilt: Path) -> str:
@@ -219,11 +229,12 @@ def _build_in(
     temporary = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=cache))
     try:
         with _progress(name, final.parent, reasons) as progress:
-            (library,) = _build.compile_libraries([name], root, temporary / "build", progress)
+            built = _build.compile_libraries([name], root, temporary / "build", progress)
         ready = temporary / "ready"
         ready.mkdir()
-        for path in (library, _build.record_path(library)):
-            path.rename(ready / path.name)
+        for library in built:
+            for path in (library, _build.record_path(library)):
+                path.rename(ready / path.name)
         shutil.rmtree(final.parent, ignore_errors=True)
         ready.rename(final.parent)
     finally:

@@ -6,9 +6,12 @@ them out again, as PyTorch does with CUDA memory. It holds at most ``limit`` byt
 results are the same bits with it or without.
 
 ``TORCHCONV_MEMORY_POOL=0`` in the environment turns it off, ``TORCHCONV_MEMORY_POOL_LIMIT`` sets
-the limit in bytes. It serves outputs with PyTorch 2.11 and later, scratch with every version. An
-output whose memory is the pool's cannot grow in place: ``resize_`` to more elements than it has
-raises RuntimeError, as it does for a tensor made by ``torch.from_numpy``.
+the limit in bytes. It serves outputs with PyTorch 2.11 and later, scratch with every version.
+
+An output that grows in place, by ``resize_`` to more elements say, moves to memory of PyTorch's
+own, and its block comes back to the pool. That takes a small library, compiled with the others,
+that only the PyTorch it was compiled with can open. With another one growing raises RuntimeError,
+as it does for a tensor made by ``torch.from_numpy``.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/memory_pool.h"
 
@@ -133,6 +134,10 @@ FromBlob from_blob_with_deleter() {
   return function;
 }
 
+// growth/growth.cpp's torchconv_let_grow. Null where its library is not there, or was built for
+// another PyTorch: then a tensor in memory of the pool refuses to grow.
+std::atomic<void (*)(void* tensor)> let_grow{nullptr};
+
 // As torch.empty has them: a size of zero counts as one, but not in channels_last.
 std::array<int64_t, 4> dense_strides(IntList s, Layout layout) {
   if (layout == Layout::kNHWC) return {s[1] * s[2] * s[3], 1, s[1] * s[3], s[1]};
@@ -159,12 +164,21 @@ AtenTensorHandle pooled_tensor(const Tensor& like, IntList sizes, const int64_t*
       block, 4, sizes.data(), strides, 0, type, aoti_torch_device_type_cpu(),
       like.get_device_index(), &handle, aoti_torch_layout_strided(), nullptr, 0,
       [](void* data, void*) { memory_pool::release(data); }, nullptr);
-  if (error == AOTI_TORCH_SUCCESS) return handle;
-  memory_pool::release(block);
-  return nullptr;
+  if (error != AOTI_TORCH_SUCCESS) {
+    memory_pool::release(block);
+    return nullptr;
+  }
+  if (const auto function = let_grow.load()) function(handle);
+  return handle;
 }
 
 }  // namespace
+
+// For torchconv/_load.py, through ctypes.
+extern "C" __attribute__((visibility("default"))) void torchconv_set_let_grow(
+    void (*function)(void* tensor)) {
+  let_grow = function;
+}
 
 Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout layout) {
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
