@@ -16,6 +16,7 @@
 #include "cpu/conv_wgrad.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/implicit_gemm.h"
+#include "cpu/winograd_wgrad.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -99,6 +100,9 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
   if (view.N == 0 || view.K == 0 || view.pixels() == 0 || view.terms() == 0) return;
   if constexpr (std::is_floating_point_v<T>) {
     if (depthwise_channels_applies<T>(view)) return depthwise_channels_wgrad(view, dz, x, dw, pool);
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (winograd_wgrad_applies(view) && winograd_wgrad(view, dz, x, dw, pool)) return;
   }
   const GatherAlgorithm algorithm = wgrad_algorithm(view);
   if (algorithm != GatherAlgorithm::kPackedProduct) {
