@@ -1,6 +1,6 @@
 """Convolution and pooling for PyTorch: the same numbers as torch.nn, faster."""
 
-from torchconv import _derivatives, _fake, _transforms, autograd, functional, nn
+from torchconv import _derivatives, _fake, _transforms, autograd, backends, functional, nn
 from torchconv._patch import patch
 from torchconv.convert import convert, restore
 from torchconv.memory import empty_cache, memory_stats, set_memory_pool
@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "autograd",
+    "backends",
     "convert",
     "empty_cache",
     "functional",

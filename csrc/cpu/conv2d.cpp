@@ -11,11 +11,13 @@
 #include "cpu/activation.h"
 #include "cpu/conv_band_gather.h"
 #include "cpu/conv_band_wgrad.h"
+#include "cpu/conv_choice.h"
 #include "cpu/conv_integer.h"
 #include "cpu/conv_view.h"
 #include "cpu/conv_wgrad.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/implicit_gemm.h"
+#include "cpu/winograd.h"
 #include "cpu/winograd_wgrad.h"
 
 namespace torchconv::cpu {
@@ -68,9 +70,8 @@ ConvBand conv_band(const ConvView& view, GatherAlgorithm algorithm) {
 // ---- The passes.
 
 template <typename T>
-void gather(const ConvView& view, const T* src, const T* w, const T* bias,
-            const Epilogue<T>& epilogue, const Parallel& pool) {
-  if (view.N == 0 || view.K == 0 || view.pixels() == 0) return;
+void direct_gather(const ConvView& view, const T* src, const T* w, const T* bias,
+                   const Epilogue<T>& epilogue, const Parallel& pool) {
   if constexpr (std::is_floating_point_v<T>) {
     if (depthwise_channels_applies<T>(view))
       return depthwise_channels_gather(view, src, w, bias, epilogue, pool);
@@ -81,6 +82,25 @@ void gather(const ConvView& view, const T* src, const T* w, const T* bias,
     if (band.fits) return band_gather(view, band, src, w, bias, epilogue, pool);
   }
   implicit_gemm(view, src, w, bias, epilogue, pool);
+}
+
+template <typename T>
+void gather(const ConvView& view, const T* src, const T* w, const T* bias,
+            const Epilogue<T>& epilogue, const Parallel& pool) {
+  if (view.N == 0 || view.K == 0 || view.pixels() == 0) return;
+  if constexpr (std::is_same_v<T, float>) {
+    if (gathers_by_winograd(view)) {
+      // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
+      for (const int64_t n : winograd_gather(view, src, w, bias, epilogue, pool)) {
+        ConvView sample = view;
+        sample.N = 1;
+        sample.dst_offset += n * view.dst.n;
+        direct_gather(sample, src + n * view.src.n, w, bias, epilogue, pool);
+      }
+      return;
+    }
+  }
+  direct_gather(view, src, w, bias, epilogue, pool);
 }
 
 template <typename T>

@@ -31,18 +31,6 @@ struct Cuts {
   int64_t length(int64_t i) const { return std::min(size, total - i * size); }
 };
 
-// Calls f(first, rows) on even tiles of at most kMaxRows rows.
-template <typename F>
-void for_row_tiles(int64_t rows, F&& f) {
-  const int64_t tiles = ceil_div(rows, kMaxRows);
-  int64_t first = 0;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t n = rows / tiles + (t < rows % tiles ? 1 : 0);
-    f(first, n);
-    first += n;
-  }
-}
-
 // The tasks of one sample and group should be enough for several threads when the sample is large,
 // and each should be worth its packing.
 constexpr int64_t kTasksWanted = 16;

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <new>
 
 #include "core/parallel.h"
 
@@ -33,5 +35,20 @@ struct WorkSplit {
     });
   }
 };
+
+// parallel_for for a body that allocates scratch memory: failing to get it is reported here.
+template <typename F>
+void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
+                               F&& f) {
+  std::atomic<bool> failed{false};
+  parallel_for(pool, begin, end, grain, [&](int64_t b, int64_t e) {
+    try {
+      f(b, e);
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+  });
+  if (failed) throw std::bad_alloc();
+}
 
 }  // namespace torchconv::cpu

@@ -7,14 +7,13 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <new>
 #include <vector>
 
 #include "core/parallel.h"
 #include "core/pool_problem.h"
 #include "core/range.h"
+#include "cpu/parallel_range.h"
 
 namespace torchconv::cpu {
 
@@ -93,21 +92,6 @@ class RowRing {
 // Items per task such that a task is worth waking a thread for: about 15 us at 10 GB/s.
 inline int64_t pool_grain(int64_t bytes_per_item) {
   return std::max<int64_t>(1, 150000 / std::max<int64_t>(bytes_per_item, 1));
-}
-
-// parallel_for for a body that allocates scratch memory: failing to get it is reported here.
-template <typename F>
-void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
-                               F&& f) {
-  std::atomic<bool> failed{false};
-  parallel_for(pool, begin, end, grain, [&](int64_t b, int64_t e) {
-    try {
-      f(b, e);
-    } catch (const std::bad_alloc&) {
-      failed = true;
-    }
-  });
-  if (failed) throw std::bad_alloc();
 }
 
 }  // namespace torchconv::cpu

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "core/range.h"
 #include "cpu/simd.h"
 
 namespace torchconv::cpu {
@@ -51,6 +52,18 @@ struct GemmTile {
   bool accumulate;                   // add to c, else overwrite it
   const int64_t* offsets = nullptr;  // [depth], for the indirect kernels, which ignore ldb
 };
+
+// Calls f(first, rows) on even tiles of at most kMaxRows rows.
+template <typename F>
+TORCHCONV_INLINE void for_row_tiles(int64_t rows, F&& f) {
+  const int64_t tiles = ceil_div(rows, kMaxRows);
+  int64_t first = 0;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t n = rows / tiles + (t < rows % tiles ? 1 : 0);
+    f(first, n);
+    first += n;
+  }
+}
 
 template <typename T>
 using GemmMicrokernel = void (*)(const GemmTile<T>&);

@@ -1,0 +1,204 @@
+// Blocking and order of Winograd's convolution. The transforms are in winograd_{input,weights,
+// output}, what lies where in winograd_tiles.h.
+//
+// With many tiles a task owns a block of them whose V and M stay in the second-level cache, and
+// walks over all of U, which is transformed once before. With few tiles and many filters it is the
+// other way round: V of all tiles is made once, and a task owns panels of filters, whose U it
+// transforms a block of channels at a time just before multiplying, so that most of U never exists.
+// Either way an output is summed in the same order: per block of channels in registers, the blocks
+// in M, so the choice, which looks at the whole batch, does not change a bit.
+#include "cpu/winograd.h"
+
+#include <atomic>
+#include <memory>
+
+#include "core/buffer.h"
+#include "cpu/microkernels/winograd_gemm.h"
+#include "cpu/parallel_range.h"
+#include "cpu/winograd_input.h"
+#include "cpu/winograd_output.h"
+#include "cpu/winograd_tiles.h"
+#include "cpu/winograd_weights.h"
+
+namespace torchconv::cpu {
+namespace winograd {
+namespace {
+
+// V and M of a task's tiles, in a second-level cache of 1 MB that U passes through.
+constexpr int64_t kCachedElements = 640 * 1024 / sizeof(float);
+constexpr int64_t kFewestTiles = 16, kMostTiles = 64;
+// Filters whose products are in M at the same time.
+constexpr int64_t kFiltersAtOnce = 64;
+// With at most so many tiles and at least so many weights in a tap, tasks own filters.
+constexpr int64_t kFewTiles = 128, kManyWeights = 256 * 256;
+
+class Driver {
+ public:
+  Driver(const ConvView& view, const float* src, const float* w, const float* bias,
+         const Epilogue<float>& epilogue)
+      : plan_(view),
+        src_(src),
+        w_(w),
+        epilogue_(epilogue),
+        special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()),
+        weights_(plan_),
+        bias_(plan_.panels * kFilters) {
+    for (int64_t k = 0; k < plan_.panels * kFilters; ++k)
+      bias_[k] = bias != nullptr && k < view.K ? bias[k] : 0.0f;
+  }
+
+  std::vector<int64_t> run(const Parallel& pool) {
+    const int64_t tiles = plan_.tiles();
+    if (tiles <= kFewTiles && plan_.view.C * plan_.view.K >= kManyWeights)
+      by_filters(pool);
+    else
+      by_tiles(pool);
+    std::vector<int64_t> special;
+    for (int64_t n = 0; n < plan_.view.N; ++n)
+      if (special_[static_cast<size_t>(n)]) special.push_back(n);
+    return special;
+  }
+
+ private:
+  // Slots of one block where V and M share the second-level cache.
+  int64_t tiles_in_cache() const {
+    const int64_t channels = plan_.vectors * kVector;
+    const int64_t chunk = std::min(plan_.panels, panels_at_once()) * kFilters;
+    return std::min(std::max(kCachedElements / (kProducts * (channels + chunk)), kFewestTiles),
+                    kMostTiles);
+  }
+  int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
+
+  void by_tiles(const Parallel& pool) {
+    Buffer<float> u(plan_.panels * weights_.panel);
+    const int64_t pieces = plan_.panels * plan_.blocks;
+    const WorkSplit split(pieces, 3.0 * kProducts * kFilters *
+                                      static_cast<double>(plan_.block_vectors * kVector) / 8);
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+      for (int64_t piece = begin; piece < end; ++piece) {
+        const int64_t panel = piece / plan_.blocks, block = piece % plan_.blocks;
+        transform_weights(plan_, w_, panel, block,
+                          u.get() + panel * weights_.panel + block * weights_.block);
+      }
+    });
+
+    const int64_t tiles = plan_.tiles();
+    const int64_t blocks = ceil_div(tiles, tiles_in_cache());
+    const int64_t slots = ceil_div(tiles, blocks);
+    const SourceLayout layout(plan_, slots);
+    const int64_t chunk = std::min(panels_at_once(), plan_.panels);
+    const int64_t scratch_size =
+        std::max(source_scratch(plan_, slots), product_scratch(plan_, slots));
+    parallel_for_with_scratch(pool, 0, ceil_div(tiles, slots), 1, [&](int64_t begin, int64_t end) {
+      Buffer<float> v(layout.size(plan_)), m(chunk * slots * kProductSlot), scratch(scratch_size);
+      for (int64_t b = begin; b < end; ++b) {
+        const TileBlock block(plan_, b * slots, std::min(slots, tiles - b * slots));
+        for (const Segment& s : block.segments())
+          transform_source(plan_, s, src_, layout, scratch.get(), v.get());
+        for (int64_t panel = 0; panel < plan_.panels; panel += chunk) {
+          const int64_t count = std::min(chunk, plan_.panels - panel);
+          for (int64_t c = 0; c < plan_.blocks; ++c)
+            multiply(block, c, count, layout, v.get(),
+                     u.get() + panel * weights_.panel + c * weights_.block, m.get(), slots, false);
+          for (int64_t i = 0; i < count; ++i)
+            finish(block, panel + i, m.get() + i * slots * kProductSlot, scratch.get());
+        }
+      }
+    });
+  }
+
+  void by_filters(const Parallel& pool) {
+    const int64_t tiles = plan_.tiles();
+    const TileBlock block(plan_, 0, tiles);
+    const SourceLayout layout(plan_, tiles);
+    Buffer<float> v(layout.size(plan_));
+    const int64_t segments = static_cast<int64_t>(block.segments().size());
+    parallel_for_with_scratch(pool, 0, segments, 1, [&](int64_t begin, int64_t end) {
+      Buffer<float> scratch(source_scratch(plan_, tiles));
+      for (int64_t s = begin; s < end; ++s)
+        transform_source(plan_, block.segments()[s], src_, layout, scratch.get(), v.get());
+    });
+    parallel_for_with_scratch(pool, 0, plan_.panels, 1, [&](int64_t begin, int64_t end) {
+      Buffer<float> u(weights_.block), m(tiles * kProductSlot),
+          scratch(product_scratch(plan_, tiles));
+      for (int64_t panel = begin; panel < end; ++panel) {
+        for (int64_t c = 0; c < plan_.blocks; ++c) {
+          transform_weights(plan_, w_, panel, c, u.get());
+          multiply(block, c, 1, layout, v.get(), u.get(), m.get(), tiles, true);
+        }
+        finish(block, panel, m.get(), scratch.get());
+      }
+    });
+  }
+
+  // Adds one block of channels to `panels` panels of M. u_is_near: it has just been written, and V
+  // is what has to be fetched.
+  void multiply(const TileBlock& tiles, int64_t block, int64_t panels, const SourceLayout& layout,
+                const float* v, const float* u, float* m, int64_t slots, bool u_is_near) const {
+    WinogradGemm g{};
+    g.v_step = layout.vector;
+    g.m_step = kProductSlot;
+    g.vectors = plan_.vectors_in(block);
+    g.accumulate = block > 0;
+    v += block * layout.block;
+    for (int point = 0; point < kProducts; ++point) {
+      const Range range = tiles.slots(point / kPoints, point % kPoints);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        g.u = u + panel * weights_.panel + point * weights_.point;
+        const bool last = panel + 1 == panels;
+        if (u_is_near)
+          g.next = v + (point + 1) * layout.point;
+        else
+          g.next = last ? u + (point + 1) * weights_.point : g.u + weights_.panel;
+        for_row_tiles(range.size(), [&](int64_t first, int64_t rows) {
+          const int64_t slot = range.begin + first;
+          g.v = v + point * layout.point + slot * kVector;
+          g.m = m + (panel * slots + slot) * kProductSlot + point * kFilters;
+          winograd_microkernel(rows)(g);
+          if (u_is_near) g.next += g.vectors * kVector * kFilters;
+        });
+      }
+    }
+  }
+
+  void finish(const TileBlock& tiles, int64_t panel, const float* m, float* scratch) const {
+    for (const Segment& s : tiles.segments())
+      if (!transform_products(plan_, s, panel, m, bias_.get() + panel * kFilters, epilogue_,
+                              scratch))
+        special_[static_cast<size_t>(s.n)].store(true, std::memory_order_relaxed);
+  }
+
+  const Plan plan_;
+  const float* src_;
+  const float* w_;
+  const Epilogue<float>& epilogue_;
+  std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
+  const WeightLayout weights_;
+  Buffer<float> bias_;
+};
+
+}  // namespace
+}  // namespace winograd
+
+bool winograd_applies(const ConvView& view) {
+  using winograd::kTaps;
+  if (view.groups != 1 || view.step_h != 1 || view.step_w != 1) return false;
+  if (view.taps.size() != kTaps * kTaps) return false;
+  if (view.src.c != 1 && view.src.column != 1) return false;
+  int64_t h = view.taps[0].h, w = view.taps[0].w;
+  for (const ConvTap& tap : view.taps) h = std::min(h, tap.h), w = std::min(w, tap.w);
+  bool found[kTaps * kTaps] = {};
+  for (const ConvTap& tap : view.taps) {
+    if (tap.h - h >= kTaps || tap.w - w >= kTaps) return false;
+    found[(tap.h - h) * kTaps + (tap.w - w)] = true;
+  }
+  return std::all_of(found, found + kTaps * kTaps, [](bool f) { return f; });
+}
+
+std::vector<int64_t> winograd_gather(const ConvView& view, const float* src, const float* w,
+                                     const float* bias, const Epilogue<float>& epilogue,
+                                     const Parallel& pool) {
+  return winograd::Driver(view, src, w, bias, epilogue).run(pool);
+}
+
+}  // namespace torchconv::cpu

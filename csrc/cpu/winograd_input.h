@@ -1,0 +1,17 @@
+// The source side of Winograd's convolution: V = B^T d B for the tiles of a block.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/winograd_tiles.h"
+
+namespace torchconv::cpu::winograd {
+
+// Scratch for transform_source.
+int64_t source_scratch(const Plan& plan, int64_t slots);
+
+// Transforms the tiles of one segment, for all channels, into v.
+void transform_source(const Plan& plan, const Segment& segment, const float* src,
+                      const SourceLayout& layout, float* scratch, float* v);
+
+}  // namespace torchconv::cpu::winograd

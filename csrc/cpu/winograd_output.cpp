@@ -1,0 +1,131 @@
+// Vectors run along filters. The outputs of a segment go to a band of pixels first, [pixel]
+// [kFilters] in the order of rows and columns; the epilogue then takes runs of it, or of its
+// transposition where pixels are neighbours in memory.
+#include "cpu/winograd_output.h"
+
+#include "cpu/transpose_tile.h"
+
+namespace torchconv::cpu::winograd {
+namespace {
+
+using V = Vec<float>;
+using Register = V::Type;
+
+// One tile's vector of filters to band, whose rows are band_row apart; returns a vector that holds
+// a NaN where an output is not finite. rows and columns: how many outputs exist.
+template <bool kTall, bool kWide>
+TORCHCONV_INLINE Register transform_tile(const float* m, Register bias, int64_t rows,
+                                         int64_t columns, float* band, int64_t band_row) {
+  constexpr int kRows = kTall ? kPoints : kPoints - 1, kColumns = kWide ? kPoints : kPoints - 1;
+  Register sums[kOutputs][kPoints];
+#pragma GCC unroll 6
+  for (int s = 0; s < kColumns; ++s) {
+    Register column[kPoints], y[kOutputs];
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) column[r] = V::load(m + (r * kPoints + s) * kFilters);
+    transform_output<kTall>(column, y);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows - kTaps + 1; ++r) sums[r][s] = y[r];
+  }
+  Register special{};
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows - kTaps + 1; ++r) {
+    Register y[kOutputs];
+    transform_output<kWide>(sums[r], y);
+#pragma GCC unroll 4
+    for (int s = 0; s < kColumns - kTaps + 1; ++s) {
+      special += y[s] * 0.0f;
+      if (r < rows && s < columns) V::store(band + r * band_row + s * kFilters, y[s] + bias);
+    }
+  }
+  return special;
+}
+
+// `count` tiles side by side, to band and the rest of its rows, `columns` pixels.
+template <bool kTall, bool kWide>
+Register transform_tiles(const float* m, int64_t count, const float* bias, int64_t vectors,
+                         int64_t rows, int64_t columns, float* band, int64_t band_row) {
+  constexpr int64_t kStep = kWide ? kOutputs : kOutputs - 1;
+  Register special{};
+  for (int64_t tile = 0; tile < count; ++tile) {
+    for (int64_t v = 0; v < vectors; ++v)
+      special += transform_tile<kTall, kWide>(m + v * kVector, V::load(bias + v * kVector), rows,
+                                              columns, band + v * kVector, band_row);
+    m += kProductSlot;
+    band += kStep * kFilters;
+    columns -= kStep;
+  }
+  return special;
+}
+
+template <bool kTall>
+Register transform_segment(const Segment& s, const float* m, const float* bias, int64_t vectors,
+                           int64_t rows, int64_t columns, float* band) {
+  const int64_t wide = s.wide * kOutputs, band_row = columns * kFilters;
+  return transform_tiles<kTall, true>(m + s.wide_slot * kProductSlot, s.wide, bias, vectors, rows,
+                                      columns, band, band_row) +
+         transform_tiles<kTall, false>(m + s.narrow_slot * kProductSlot, s.count - s.wide, bias,
+                                       vectors, rows, columns - wide, band + wide * kFilters,
+                                       band_row);
+}
+
+bool has_nan(Register special) {
+  float lanes[kVector];
+  V::store(lanes, special);
+  bool found = false;
+  for (const float lane : lanes) found |= lane != lane;
+  return found;
+}
+
+int64_t max_pixels(const Plan& plan, int64_t slots) {
+  return kOutputs * kOutputs * std::min(slots, plan.columns.count);
+}
+
+}  // namespace
+
+int64_t product_scratch(const Plan& plan, int64_t slots) {
+  const int64_t pixels = max_pixels(plan, slots);
+  return kFilters * (pixels + odd_lines(pixels));
+}
+
+bool transform_products(const Plan& plan, const Segment& s, int64_t panel, const float* m,
+                        const float* bias, const Epilogue<float>& epilogue, float* scratch) {
+  const ConvView& view = plan.view;
+  const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
+  const int64_t vectors = ceil_div(filters, kVector);
+  const int64_t i = plan.rows.begin(s.i), rows = plan.rows.end(s.i) - i;
+  const int64_t j = plan.columns.begin(s.j);
+  const int64_t columns = plan.columns.end(s.j + s.count - 1) - j;
+  const auto transform =
+      plan.rows.is_four(s.i) ? transform_segment<true> : transform_segment<false>;
+  float* band = scratch;
+  const bool finite = !has_nan(transform(s, m, bias, vectors, rows, columns, band));
+
+  const int64_t dst = view.dst_offset + s.n * view.dst.n + panel * kFilters * view.dst.c +
+                      i * view.dst.row + j * view.dst.column;
+  if (view.dst.c == 1) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c)
+        epilogue.store(band + (r * columns + c) * kFilters, filters,
+                       dst + r * view.dst.row + c * view.dst.column, 1);
+    return finite;
+  }
+  const int64_t pixels = rows * columns, plane = odd_lines(pixels);
+  float* planes = band + pixels * kFilters;
+  for (int64_t k = 0; k < filters; k += kVector) {
+    const int64_t lanes = std::min(filters - k, kVector);
+    for (int64_t p = 0; p < pixels; p += kVector)
+      transpose_tile(band + p * kFilters + k, kFilters, std::min(pixels - p, kVector), lanes,
+                     planes + k * plane + p, plane, lanes);
+  }
+  // Whole rows of the image are one run.
+  const bool whole = columns == view.J && view.dst_pixels_contiguous();
+  const int64_t runs = whole ? 1 : rows, run = whole ? pixels : columns;
+  for (int64_t k = 0; k < filters; ++k)
+    for (int64_t r = 0; r < runs; ++r)
+      epilogue.store(planes + k * plane + r * run, run, dst + k * view.dst.c + r * view.dst.row,
+                     view.dst.column);
+  return finite;
+}
+
+}  // namespace torchconv::cpu::winograd

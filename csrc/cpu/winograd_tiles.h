@@ -1,0 +1,156 @@
+// How a convolution is cut for Winograd, and where its pieces lie in scratch memory.
+//
+// An axis of the destination is cut into tiles of 4 outputs and, where that fits better, of 3. The
+// tiles of all samples are one list; a TileBlock is a piece of it. Within a block every tile has a
+// slot, ordered by its height and width so that the tiles that have a product with infinity along
+// the rows, the columns or both are a range of slots each.
+//
+//   V [channel block][point][channel vector][slot][lanes]   transformed source
+//   U [channel block][point][channel][kPanel]               transformed weights of one panel
+//   M [slot][point][kPanel]                                 products of one panel
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/conv_view.h"
+#include "cpu/microkernels/gemm.h"
+#include "cpu/winograd_transforms.h"
+
+namespace torchconv::cpu::winograd {
+
+inline constexpr int64_t kVector = kLanes<float>;
+inline constexpr int64_t kFilters = kPanel<float>;  // of a panel
+inline constexpr int64_t kLine = 64 / sizeof(float);
+// Products are summed in registers over at most so many channels, and these sums in M: the error
+// grows with the longer of the two chains.
+inline constexpr int64_t kChannelBlock = 128;
+
+// Strides of an odd number of cache lines spread over all sets of a cache.
+constexpr int64_t odd_lines(int64_t elements) {
+  return ceil_div(elements, kLine) / 2 * 2 * kLine + kLine;
+}
+
+struct TileAxis {
+  int64_t outputs, count;
+  int64_t fours;  // the first tiles; the others have 3 outputs
+
+  explicit TileAxis(int64_t size) : outputs(size), count(ceil_div(size, int64_t{kOutputs})) {
+    fours = count - std::min(count, kOutputs * count - size);
+  }
+  bool is_four(int64_t tile) const { return tile < fours; }
+  int64_t begin(int64_t tile) const { return kOutputs * tile - std::max(tile - fours, int64_t{0}); }
+  int64_t end(int64_t tile) const { return std::min(begin(tile + 1), outputs); }
+};
+
+// What depends on one sample's problem only.
+struct Plan {
+  const ConvView& view;
+  TileAxis rows, columns;
+  int64_t h, w;                       // source offset of tap (0, 0)
+  int64_t tap_weight[kTaps * kTaps];  // ConvTap::weight of tap (r, s)
+  int64_t vectors;                    // of channels
+  int64_t blocks, block_vectors;      // of channels; the last may have fewer
+  int64_t panels;                     // of filters
+
+  explicit Plan(const ConvView& v)
+      : view(v),
+        rows(v.I),
+        columns(v.J),
+        h(v.taps[0].h),
+        w(v.taps[0].w),
+        vectors(ceil_div(v.C, kVector)),
+        blocks(ceil_div(v.C, kChannelBlock)),
+        block_vectors(ceil_div(vectors, blocks)),
+        panels(ceil_div(v.K, kFilters)) {
+    for (const ConvTap& tap : v.taps) h = std::min(h, tap.h), w = std::min(w, tap.w);
+    for (const ConvTap& tap : v.taps) tap_weight[(tap.h - h) * kTaps + (tap.w - w)] = tap.weight;
+    blocks = ceil_div(vectors, block_vectors);
+  }
+
+  int64_t tiles() const { return view.N * rows.count * columns.count; }
+  int64_t vectors_in(int64_t block) const {
+    return std::min(block_vectors, vectors - block * block_vectors);
+  }
+};
+
+// Neighbouring tiles of one row of tiles: `wide` of 4 columns, then the others.
+struct Segment {
+  int64_t n, i, j, count, wide;
+  int64_t wide_slot, narrow_slot;  // of the first of each
+};
+
+class TileBlock {
+ public:
+  TileBlock(const Plan& plan, int64_t first, int64_t count) : tiles_(count) {
+    const int64_t across = plan.columns.count, down = plan.rows.count;
+    int64_t short_wide = 0, short_narrow = 0;
+    for (int64_t tile = first; tile < first + count;) {
+      Segment s{};
+      s.n = tile / across / down;
+      s.i = tile / across % down;
+      s.j = tile % across;
+      s.count = std::min(across - s.j, first + count - tile);
+      s.wide = std::min(std::max(plan.columns.fours - s.j, int64_t{0}), s.count);
+      const bool tall = plan.rows.is_four(s.i);
+      int64_t& wide = tall ? tall_wide_ : short_wide;
+      int64_t& narrow = tall ? tall_narrow_ : short_narrow;
+      s.wide_slot = wide;
+      s.narrow_slot = narrow;
+      wide += s.wide;
+      narrow += s.count - s.wide;
+      segments_.push_back(s);
+      tile += s.count;
+    }
+    short_wide_ = short_wide;
+    // Tall and narrow, tall and wide, short and wide, short and narrow.
+    for (Segment& s : segments_) {
+      const bool tall = plan.rows.is_four(s.i);
+      s.wide_slot += tall_narrow_ + (tall ? 0 : tall_wide_);
+      if (!tall) s.narrow_slot += tall_narrow_ + tall_wide_ + short_wide_;
+    }
+  }
+
+  int64_t tiles() const { return tiles_; }
+  const std::vector<Segment>& segments() const { return segments_; }
+  // The slots whose tiles have point (r, s).
+  Range slots(int r, int s) const {
+    constexpr int kLast = kPoints - 1;
+    const int64_t tall = tall_narrow_ + tall_wide_;
+    const int64_t begin = s == kLast ? tall_narrow_ : 0;
+    const int64_t end = r == kLast ? tall : s == kLast ? tall + short_wide_ : tiles_;
+    return {begin, std::max(begin, end)};
+  }
+
+ private:
+  int64_t tiles_;
+  int64_t tall_narrow_ = 0, tall_wide_ = 0, short_wide_ = 0;
+  std::vector<Segment> segments_;
+};
+
+// Strides of V for blocks of at most `slots` tiles.
+struct SourceLayout {
+  int64_t vector, point, block;
+
+  SourceLayout(const Plan& plan, int64_t slots)
+      : vector(odd_lines(slots * kVector)),
+        point(odd_lines(plan.block_vectors * vector)),
+        block(kProducts * point) {}
+  int64_t size(const Plan& plan) const { return plan.blocks * block; }
+};
+
+// Strides of U.
+struct WeightLayout {
+  int64_t point, block, panel;
+
+  explicit WeightLayout(const Plan& plan)
+      : point(odd_lines(plan.block_vectors * kVector * kFilters)),
+        block(kProducts * point),
+        panel(plan.blocks * block) {}
+};
+
+// From one slot of M to the next.
+inline constexpr int64_t kProductSlot = odd_lines(kProducts * kFilters);
+
+}  // namespace torchconv::cpu::winograd
