@@ -60,7 +60,8 @@ void transpose_window(const ConvView& view, const Window& window, const float* s
 }
 
 // columns[column][point]: B^T applied down the columns. A row is at rows[r], its columns `step`
-// apart, of which the first `lanes` lanes are read.
+// apart, of which the first `lanes` lanes are read. ahead: from a row to that of the tiles below,
+// in the image, or 0.
 template <bool kTall, bool kPartial>
 void transform_columns(const Window& window, const float* const (&rows)[kPoints], int64_t step,
                        int64_t ahead, int64_t lanes, float* columns) {
@@ -81,7 +82,7 @@ void transform_columns(const Window& window, const float* const (&rows)[kPoints]
     // The rows that the tiles below add.
 #pragma GCC unroll 6
     for (int r = kTaps - 1; r < kRows; ++r)
-      if (ahead != 0) __builtin_prefetch(rows[r] + at + ahead, 0, 2);
+      if (ahead != 0 && rows[r] != nullptr) __builtin_prefetch(rows[r] + at + ahead, 0, 2);
     transform_input<kTall>(d, v);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) V::store(columns + (c * kPoints + r) * kVector, v[r]);
