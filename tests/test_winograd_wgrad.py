@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as torch_F
 
+import torchconv
 import torchconv.functional as F
 from conftest import in_layout, relative_error
 from test_determinism import threads
@@ -199,3 +200,13 @@ print("alive")
 def test_reads_stay_inside_the_tensors() -> None:
     """x and dz that begin or end at an unreadable page."""
     assert "alive" in run(_GUARD + _GUARDED)
+
+
+def test_the_switch_holds_for_it() -> None:
+    sides = (1, 1, 1, 1)
+    x, dz = problem((2, 64, 20, 20), 64, sides, "contiguous")
+    fast = wgrad(x, dz, sides, "contiguous")
+    with torchconv.backends.allow_winograd(False):
+        direct = wgrad(x, dz, sides, "contiguous")
+    assert not torch.equal(fast, direct)
+    assert relative_error(direct, reference(x.double(), dz.double(), sides)) < 5e-7
