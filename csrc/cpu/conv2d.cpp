@@ -122,8 +122,7 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
     if (depthwise_channels_applies<T>(view)) return depthwise_channels_wgrad(view, dz, x, dw, pool);
   }
   if constexpr (std::is_same_v<T, float>) {
-    if (winograd_allowed() && winograd_wgrad_applies(view) &&
-        winograd_wgrad(view, dz, x, dw, pool))
+    if (winograd_allowed() && winograd_wgrad_applies(view) && winograd_wgrad(view, dz, x, dw, pool))
       return;
   }
   const GatherAlgorithm algorithm = wgrad_algorithm(view);
