@@ -270,7 +270,8 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
         "rule link",
         "  command = $cxx -shared $in $link -o $out",
         "  description = link $out",
-        # Does not fail: a PyTorch whose C++ API has changed costs this library, not the others.
+        # Does not fail: a PyTorch whose C++ API has changed costs this library, not the others. Nor
+        # does it leave an older one in its place.
         "rule growth",
         "  command = rm -f $out; $cxx $flags $shared -shared $in $link -o $out || true",
         "  description = growth $out",
