@@ -31,10 +31,11 @@ def winograd_allowed() -> bool:
 class allow_winograd:
     """Allows or forbids Winograd's algorithm for float32 convolutions with a 3x3 kernel.
 
-    It needs a quarter of the multiplications. On random input the relative error, in the norm and
-    against float64, is about 1e-6 instead of 3e-7. It mixes the values of a neighbourhood of 6x6
+    It needs a quarter of the multiplications and is less accurate than the direct product (the
+    tables in benchmarks/results give the errors). It mixes the values of a neighbourhood of 6x6
     pixels: the error of an output follows the largest of them, also where they cancel. A sample
-    with an infinite or NaN output is computed again without it, so both stay where they belong.
+    with an infinite or NaN output is computed again without it, so both stay where they belong;
+    so is a weight gradient.
 
     Args:
         enabled: allowed (the default of the process) or not.

@@ -186,7 +186,7 @@ Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout la
   const auto strides = dense_strides(sizes, layout);
   AtenTensorHandle handle = pooled_tensor(like, sizes, strides.data(), type, bytes);
   if (handle == nullptr) {
-    // torch::stable::empty goes through the dispatcher by name: half a microsecond more.
+    // torch::stable::empty would go through the dispatcher, by name, and take longer.
     int32_t device = 0;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides.data(), type, device,
