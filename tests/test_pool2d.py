@@ -46,6 +46,12 @@ SELECT_CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
         (2, 35, 14, 21),
         {"kernel_size": 9, "stride": 1, "padding": 4},
     ),
+    # Strips of columns, and more channels than are folded at once.
+    "9x9_s1_p4_strips": ((1, 64, 10, 75), {"kernel_size": 9, "stride": 1, "padding": 4}),
+    "6x5_s1_p2_strips_ceil": (
+        (2, 70, 9, 71),
+        {"kernel_size": (6, 5), "stride": (2, 1), "padding": 2, "ceil_mode": True},
+    ),
     "7x9_s1_p3x4": ((2, 5, 23, 40), {"kernel_size": (7, 9), "stride": 1, "padding": (3, 4)}),
     "12x10_s3x1_ceil": (
         (1, 19, 30, 33),
@@ -65,6 +71,8 @@ SELECT_CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "16x16": ((1, 2, 17, 33), {"kernel_size": 16, "stride": 1, "padding": 8}),
     "300x1": ((1, 2, 310, 3), {"kernel_size": (300, 1), "stride": (7, 1)}),
     "global": ((2, 33, 7, 7), {"kernel_size": 7}),
+    "global_many_channels": ((2, 256, 3, 5), {"kernel_size": (3, 5)}),
+    "global_padded": ((2, 256, 4, 3), {"kernel_size": (6, 5), "stride": 9, "padding": (1, 1)}),
     "1x1": ((2, 5, 6, 7), {"kernel_size": 1}),
     "1x1_s2": ((2, 5, 6, 7), {"kernel_size": 1, "stride": 2}),
     "1x5": ((2, 5, 6, 9), {"kernel_size": (1, 5), "stride": (1, 2), "padding": (0, 2)}),

@@ -4,9 +4,10 @@
 // each shared by the windows that contain it, then the runs of a window. An output costs about
 // 2 sqrt(R) + 2 sqrt(S) steps; no element is folded into a window twice and nothing is subtracted,
 // so an average's error stays below (R + S) ulp of the mean of |x|. A row is flat over columns and
-// channels, C = 1 on planes: a column is a constant distance, and vectors need no edges. Padding
-// is zero for the average; for max and min it repeats the image's edge, which every window that
-// reaches the padding contains, and folding an element in again changes nothing.
+// channels, C = 1 on planes: a column is a constant distance, and vectors need no edges. Pixels
+// (NHWC) are taken in strips of columns, so that rows are read in long pieces and yet stay in
+// cache. Padding is zero for the average; for max and min it repeats the image's edge, which every
+// window that reaches the padding contains, and folding an element in again changes nothing.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +38,7 @@ class PoolLarge {
     // On planes smaller windows are cheaper folded tap by tap.
     if (!runs_channels_last(p) && p.R + p.S < 14) return false;
     if (p.R < 4 || p.S < 4 || p.stride_h > p.R / 2 || p.R > p.H || p.S > p.W) return false;
-    if (p.H * p.W > INT32_MAX / 4 || p.W * chunk(p) > kMaxRow) return false;
+    if (p.H * p.W > INT32_MAX / 4 || (strip(p) + p.S) * chunk(p) > kMaxRow) return false;
     return !vertical_axis(p).valid_taps(0).empty() &&
            !vertical_axis(p).valid_taps(p.P - 1).empty() &&
            !horizontal_axis(p).valid_taps(0).empty() &&
@@ -53,33 +54,39 @@ class PoolLarge {
         pixel_(runs_channels_last(p) ? p.C : 1),
         chunk_(chunk(p)),
         chunks_(ceil_div(pixel_, chunk_)),
-        row_((p.Q + p.S - 1) * chunk_ + kLanes),
+        strip_(strip(p)),
+        strips_(ceil_div(p.Q, strip_)),
+        row_((strip_ + p.S - 1) * chunk_ + kLanes),
         across_(p.S),
-        down_(p.R) {
-    const bool index = selected.kind == Selected::kIndex64;
-    code_row_ = static_cast<Code>(index ? p.W : p.S);
-    if (!kCodes) return;
-    for (int64_t j = 0; j < row_; j++) {
-      const int64_t w = std::clamp<int64_t>(j / chunk_ - p.pad_w, 0, p.W - 1);
-      columns_.push_back(static_cast<Code>(w));
-      starts_.push_back(static_cast<Code>(index ? 0 : j / chunk_ - p.pad_w));
-    }
-  }
+        down_(p.R),
+        code_row_(static_cast<Code>(indices() ? p.W : p.S)) {}
 
   void run(const Parallel& pool) const {
-    const int64_t row_bytes = p_.W * chunk_ * static_cast<int64_t>(sizeof(T)) * 8;
-    parallel_for_with_scratch(pool, 0, p_.N * p_.C / pixel_ * chunks_ * p_.P, pool_grain(row_bytes),
+    const int64_t row_bytes = row_ * static_cast<int64_t>(sizeof(T)) * 8;
+    const int64_t units = p_.N * p_.C / pixel_ * chunks_ * strips_;
+    parallel_for_with_scratch(pool, 0, units * p_.P, pool_grain(row_bytes),
                               [&](int64_t begin, int64_t end) { rows(begin, end); });
   }
 
  private:
   static constexpr int64_t kMaxRow = 1 << 14;  // elements
-  static constexpr int64_t kAhead = 2;         // rows, prefetched
+  static constexpr int64_t kStrip = 1 << 11;   // elements of an output row in a strip, or so
+  static constexpr int64_t kMostChannels = 4 * kLanes;
+  static constexpr int64_t kAhead = 2;  // rows, prefetched
 
-  // Channels at once: a vector, so that the rows of a window stay in cache.
+  // Channels at once: all, or whole vectors of them.
   static int64_t chunk(const PoolProblem& p) {
-    return runs_channels_last(p) ? std::min<int64_t>(p.C, kLanes) : 1;
+    if (!runs_channels_last(p)) return 1;
+    if (p.C <= kMostChannels) return p.C;
+    return round_up(ceil_div(p.C, ceil_div(p.C, kMostChannels)), kLanes);
   }
+  // Output columns at once. Neighbouring strips both fold the S - 1 columns that they share.
+  static int64_t strip(const PoolProblem& p) {
+    if (!runs_channels_last(p)) return p.Q;
+    const int64_t most = std::max(kStrip / chunk(p), 2 * p.S);
+    return ceil_div(p.Q, ceil_div(p.Q, most));
+  }
+  bool indices() const { return selected_.kind == Selected::kIndex64; }
 
   // A window's n elements are `runs` runs of `run` elements and `rest` more.
   struct Levels {
@@ -175,6 +182,24 @@ class PoolLarge {
     for (; j < count; j += kLanes) fold_part<1>(sources, j, add, values, codes);
   }
 
+  // A chunk of channels of a strip of a plane.
+  struct Unit {
+    const T* x;        // the chunk's first channel in the plane
+    T* y;              // the same, of the strip's first column
+    int64_t channels;  // at most chunk_
+    Range columns;     // of the output
+    int64_t elements(int64_t chunk) const { return columns.size() * chunk; }
+  };
+
+  Unit unit(int64_t i) const {
+    const int64_t strip = i % strips_, c = i / strips_ % chunks_ * chunk_;
+    const int64_t plane = i / strips_ / chunks_;
+    const Range columns{strip * strip_, std::min(p_.Q, (strip + 1) * strip_)};
+    return {x_ + plane * p_.H * p_.W * pixel_ + c,
+            y_ + (plane * p_.P * p_.Q + columns.begin) * pixel_ + c, std::min(chunk_, pixel_ - c),
+            columns};
+  }
+
   // Scratch memory of one thread, and how far it is with the rows of a unit, which are counted from
   // the first row of the padding.
   struct Work {
@@ -183,167 +208,175 @@ class PoolLarge {
           line_runs(2, k.row_),
           folded(k.p_.R, k.row_),
           runs(k.p_.R, k.row_),
-          codes(kCodes ? k.p_.Q * k.chunk_ + kLanes : 0),
-          divisors(static_cast<size_t>(k.p_.Q * k.chunk_ + kLanes), Lane{1}),
+          codes(kCodes ? k.row_ : 0),
+          columns(kCodes ? k.row_ : 0),
+          starts(kCodes ? k.row_ : 0),
+          divisors(static_cast<size_t>(k.row_), Lane{1}),
           sources(std::max(k.across_.most(), k.down_.most())) {}
     Rows lines, line_runs;  // input rows, and their runs
     Rows folded, runs;      // input rows folded along W, and runs of those
     Buffer<Code> codes;     // of an output row
+    Buffer<Code> columns;   // of a line's element
+    Buffer<Code> starts;    // of an output: its window's first column
     std::vector<Lane> divisors;
     int64_t factor = 0;  // of the divisors held; none is 0
     int64_t next_line = 0, next_line_runs = 0, next_folded = 0;
     Sources sources;
   };
 
-  // One output row after another of each unit, a unit being a chunk of channels of a plane.
+  // One output row after another of each unit.
   void rows(int64_t begin, int64_t end) const {
     Work work(*this);
     Divisors divisors(p_, vertical_axis(p_), horizontal_axis(p_), p_.Q);
+    Unit now{};
     for (int64_t i = begin; i < end; i++) {
-      const int64_t unit = i / p_.P, out_p = i % p_.P, top = out_p * p_.stride_h;
-      const int64_t c = unit % chunks_ * chunk_, n = std::min(chunk_, pixel_ - c);
-      if (i == begin || out_p == 0) work.next_line = work.next_line_runs = work.next_folded = top;
-      const T* plane = x_ + unit / chunks_ * p_.H * p_.W * pixel_ + c;
+      const int64_t out_p = i % p_.P, top = out_p * p_.stride_h;
+      if (i == begin || out_p == 0) {
+        now = unit(i / p_.P);
+        work.next_line = work.next_line_runs = work.next_folded = top;
+        work.factor = 0;
+        if (kCodes) name_columns(now, &work);
+      }
       const int64_t last = std::min(p_.P - 1 - out_p, end - 1 - i) * p_.stride_h + top + p_.R;
       for (; work.next_folded < top + p_.R; work.next_folded++) {
         const int64_t row = work.next_folded;
-        fold_row(plane, n, row, last, &work);
-        if (row >= top + down_.run - 1) fold_run(row - down_.run + 1, &work);
+        fold_row(now, row, last, &work);
+        if (row >= top + down_.run - 1) fold_run(now, row - down_.run + 1, &work);
       }
-      spread(divisors.at(out_p), out_p, &work);
-      finish(top, n, y_ + (unit / chunks_ * p_.P + out_p) * p_.Q * pixel_ + c, &work);
+      spread(divisors.at(out_p), now, out_p, &work);
+      finish(now, top, now.y + out_p * p_.Q * pixel_, &work);
+    }
+  }
+
+  void name_columns(const Unit& u, Work* work) const {
+    for (int64_t j = 0; j < row_; j++) {
+      const int64_t w = u.columns.begin + j / chunk_ - p_.pad_w;
+      work->columns[j] = static_cast<Code>(std::clamp<int64_t>(w, 0, p_.W - 1));
+      work->starts[j] = static_cast<Code>(indices() ? 0 : w);
     }
   }
 
   // Row `row` of the padded image folded along W. Lines and their runs are a row ahead of what is
   // made of them, up to row `last`: a load that straddles two stores waits for both.
-  void fold_row(const T* plane, int64_t n, int64_t row, int64_t last, Work* work) const {
+  void fold_row(const Unit& u, int64_t row, int64_t last, Work* work) const {
     for (; work->next_line < std::min(row + 3, last); work->next_line++)
-      read_row(plane, n, work->next_line, work->lines.value(work->next_line));
+      read_row(u, work->next_line, work->lines.value(work->next_line));
     for (; work->next_line_runs < std::min(row + 2, last); work->next_line_runs++)
-      fold_line_runs(work->next_line_runs, work);
+      fold_line_runs(u, work->next_line_runs, work);
     const int64_t h = image_row(row);
     const Lane* line = work->lines.value(row);
     const Lane* line_runs = work->line_runs.value(row);
     const Code* codes = work->line_runs.code(row);
+    const Code* columns = work->columns.get();
     Sources& sources = work->sources;
     sources.clear();
     int64_t at = 0;
     for (int64_t i = 0; i < across_.runs; i++, at += across_.run * chunk_)
       sources.add(line_runs + at, kCodes ? codes + at : nullptr);
     for (int64_t i = 0; i < across_.rest; i++, at += chunk_)
-      sources.add(line + at, kCodes ? columns_.data() + at : nullptr);
-    fold_all(sources, p_.Q * chunk_, static_cast<Code>(h) * code_row_, work->folded.value(row),
+      sources.add(line + at, kCodes ? columns + at : nullptr);
+    fold_all(sources, u.elements(chunk_), static_cast<Code>(h) * code_row_, work->folded.value(row),
              work->folded.code(row));
   }
 
-  void fold_line_runs(int64_t row, Work* work) const {
+  void fold_line_runs(const Unit& u, int64_t row, Work* work) const {
     const Lane* line = work->lines.value(row);
+    const Code* columns = work->columns.get();
     Sources& sources = work->sources;
     sources.clear();
     for (int64_t at = 0; at < across_.run * chunk_; at += chunk_)
-      sources.add(line + at, kCodes ? columns_.data() + at : nullptr);
-    fold_all(sources, row_ - kLanes - (across_.run - 1) * chunk_, 0, work->line_runs.value(row),
-             work->line_runs.code(row));
+      sources.add(line + at, kCodes ? columns + at : nullptr);
+    fold_all(sources, u.elements(chunk_) + (p_.S - across_.run) * chunk_, 0,
+             work->line_runs.value(row), work->line_runs.code(row));
   }
 
   // The row of the image that stands for row `row` of the padded image.
   int64_t image_row(int64_t row) const { return std::clamp<int64_t>(row - p_.pad_h, 0, p_.H - 1); }
 
   // The run of folded rows that begins with row `first`.
-  void fold_run(int64_t first, Work* work) const {
+  void fold_run(const Unit& u, int64_t first, Work* work) const {
     Sources& sources = work->sources;
     sources.clear();
     for (int64_t r = first; r < first + down_.run; r++)
       sources.add(work->folded.value(r), work->folded.code(r));
-    fold_all(sources, p_.Q * chunk_, 0, work->runs.value(first), work->runs.code(first));
+    fold_all(sources, u.elements(chunk_), 0, work->runs.value(first), work->runs.code(first));
   }
 
-  // The output row y whose windows begin with row `top` of the padded image: n channels of a pixel.
-  void finish(int64_t top, int64_t n, T* y, Work* work) const {
-    const bool whole = pixel_ == chunk_;
+  // The output row at y, whose windows begin with row `top` of the padded image.
+  void finish(const Unit& u, int64_t top, T* y, Work* work) const {
     Sources& sources = work->sources;
     sources.clear();
     int64_t r = top;
     for (int64_t i = 0; i < down_.runs; i++, r += down_.run)
       sources.add(work->runs.value(r), work->runs.code(r));
     for (; r < top + p_.R; r++) sources.add(work->folded.value(r), work->folded.code(r));
-    const Code row_code = selected_.kind == Selected::kIndex64
-                              ? Code{0}
-                              : static_cast<Code>(top - p_.pad_h) * code_row_;
-    const Lane* const divisors = work->divisors.data();
-    Code* const codes = work->codes.get();
-    const int64_t count = p_.Q * chunk_;
-    int64_t j = 0;
-    if (whole) {
-      for (; j + 4 * kLanes <= count; j += 4 * kLanes)
-        finish_part<4>(sources, j, divisors + j, row_code, kLanes, kLanes, y + j, codes + j);
-      for (; j < count; j += kLanes) {
-        finish_part<1>(sources, j, divisors + j, row_code, kLanes,
-                       std::min<int64_t>(count - j, kLanes), y + j, codes + j);
-      }
-    } else {  // a vector is a pixel
-      for (T* to = y; j < count; j += kLanes, to += pixel_)
-        finish_part<1>(sources, j, divisors + j, row_code, pixel_, n, to, codes + j);
-    }
-    if (!kCodes) return;
-    if (whole) {
-      selected_.store(y - y_, codes, p_.Q * chunk_);
-    } else {
-      for (int64_t q = 0; q < p_.Q; q++)
-        selected_.store(y - y_ + q * pixel_, codes + q * chunk_, n);
+    const Code row_code = indices() ? Code{0} : static_cast<Code>(top - p_.pad_h) * code_row_;
+    // A row of whole pixels is one run of memory, else each pixel's chunk is one.
+    const bool whole = pixel_ == chunk_;
+    const int64_t run = whole ? u.elements(chunk_) : u.channels;
+    const int64_t runs = whole ? 1 : u.columns.size();
+    for (int64_t i = 0; i < runs; i++) {
+      const int64_t from = i * chunk_;
+      T* const to = y + i * pixel_;
+      int64_t j = 0;
+      for (; j + 4 * kLanes <= run; j += 4 * kLanes)
+        finish_part<4>(sources, from + j, *work, row_code, kLanes, to + j);
+      for (; j < run; j += kLanes)
+        finish_part<1>(sources, from + j, *work, row_code, std::min<int64_t>(run - j, kLanes),
+                       to + j);
+      if (kCodes) selected_.store(to - y_, work->codes.get() + from, run);
     }
   }
 
-  // n vectors of outputs, a step apart, of which each has `lanes` elements.
+  // n vectors of outputs from element j on, the last of which has `lanes` elements.
   template <int n>
-  TORCHCONV_INLINE void finish_part(const Sources& sources, int64_t j, const Lane* divisors,
-                                    Code row_code, int64_t step, int64_t lanes, T* y,
-                                    Code* codes) const {
+  TORCHCONV_INLINE void finish_part(const Sources& sources, int64_t j, const Work& work,
+                                    Code row_code, int64_t lanes, T* y) const {
     V best[n];
     C code[n] = {};
     sources.template fold<n>(j, best, code);
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) {
-      const V value = rule_.finish(best[i], divisors + i * kLanes);
+      const V value = rule_.finish(best[i], work.divisors.data() + j + i * kLanes);
       if (lanes >= kLanes) {
-        W::store(y + i * step, value);
+        W::store(y + i * kLanes, value);
       } else {
-        W::store_partial(y + i * step, value, lanes);
+        W::store_partial(y + i * kLanes, value, lanes);
       }
       if constexpr (kCodes) {
-        const C start = Codes::load(starts_.data() + j + i * kLanes) + row_code;
-        Codes::store(codes + i * kLanes, code[i] - start);
+        const C start = Codes::load(work.starts.get() + j + i * kLanes) + row_code;
+        Codes::store(work.codes.get() + j + i * kLanes, code[i] - start);
       }
     }
   }
 
-  // Row `row` of the padded image, as lanes; a pixel takes chunk_ of them, n are used.
-  void read_row(const T* plane, int64_t n, int64_t row, Lane* to) const {
+  // Row `row` of the padded image, as lanes: the columns of the strip's windows. A pixel takes
+  // chunk_ lanes, of which u.channels are used.
+  void read_row(const Unit& u, int64_t row, Lane* to) const {
     if (!Rule::kRepeats && (row < p_.pad_h || row >= p_.pad_h + p_.H)) {
       std::fill_n(to, row_, Lane{0});
       return;
     }
-    const T* const from = plane + image_row(row) * p_.W * pixel_;
-    const int64_t left = p_.pad_w * chunk_, width = p_.W * chunk_, ahead = kAhead * p_.W * pixel_;
-    if (pixel_ == chunk_) {
+    const int64_t first = u.columns.begin - p_.pad_w, columns = u.columns.size() + p_.S - 1;
+    const int64_t begin = std::max(-first, int64_t{0}), end = std::min(p_.W - first, columns);
+    const T* from = u.x + (image_row(row) * p_.W + first + begin) * pixel_;
+    const int64_t ahead = kAhead * p_.W * pixel_;
+    const bool whole = pixel_ == chunk_;
+    const int64_t run = whole ? (end - begin) * chunk_ : u.channels;
+    const int64_t runs = whole ? 1 : end - begin;
+    for (int64_t i = 0; i < runs; i++, from += pixel_) {
+      Lane* const at = to + (begin + i) * chunk_;
       int64_t j = 0;
-      for (; j + kLanes <= width; j += kLanes) {
+      for (; j + kLanes <= run; j += kLanes) {
         __builtin_prefetch(from + j + ahead);
-        Values::store(to + left + j, rule_.prepare(W::load(from + j)));
+        Values::store(at + j, rule_.prepare(W::load(from + j)));
       }
-      if (j < width)
-        Values::store(to + left + j, rule_.prepare(W::load_partial(from + j, width - j)));
-    } else {
-      for (int64_t w = 0; w < p_.W; w++) {
-        __builtin_prefetch(from + w * pixel_ + ahead);
-        Values::store(to + left + w * chunk_, rule_.prepare(W::load_partial(from + w * pixel_, n)));
-      }
+      if (j < run) Values::store(at + j, rule_.prepare(W::load_partial(from + j, run - j)));
     }
-    Lane* const end = to + left + width;
-    fill_padding(to, to + left, to + left);
-    fill_padding(end, to + row_ - kLanes, end - chunk_);
-    std::fill_n(to + row_ - kLanes, kLanes, Lane{0});
+    Lane* const last = to + end * chunk_;
+    fill_padding(to, to + begin * chunk_, to + begin * chunk_);
+    fill_padding(last, to + columns * chunk_, last - chunk_);
+    std::fill(to + columns * chunk_, to + row_, Lane{0});
   }
 
   // Zeros, or copies of the pixel at the image's edge.
@@ -358,25 +391,26 @@ class PoolLarge {
   }
 
   // Divisors of columns to divisors of elements, where they are not those of the row before.
-  void spread(const Lane* row, int64_t out_p, Work* work) const {
+  void spread(const Lane* row, const Unit& u, int64_t out_p, Work* work) const {
     const int64_t factor = vertical_factor(p_, vertical_axis(p_), out_p);
     if (factor == work->factor) return;
     work->factor = factor;
     Lane* to = work->divisors.data();
-    for (int64_t q = 0; q < p_.Q; q++, to += chunk_) std::fill_n(to, chunk_, row[q]);
+    for (int64_t q = u.columns.begin; q < u.columns.end; q++, to += chunk_)
+      std::fill_n(to, chunk_, row[q]);
   }
-  void spread(std::nullptr_t, int64_t, Work*) const {}
+  void spread(std::nullptr_t, const Unit&, int64_t, Work*) const {}
 
   const PoolProblem& p_;
   Rule rule_;
   const T* x_;
   T* y_;
   SelectedArray selected_;
-  int64_t pixel_, chunk_, chunks_;  // channels of a pixel in memory, of a unit; units of a plane
+  int64_t pixel_, chunk_, chunks_;  // channels of a pixel in memory, of a unit; units of a pixel
+  int64_t strip_, strips_;          // output columns of a unit, units of a row
   int64_t row_;                     // elements of a padded row, and a vector past it
   Levels across_, down_;
-  Code code_row_;                       // codes count h * code_row_ + w
-  std::vector<Code> columns_, starts_;  // of element j: its column, its output's first column
+  Code code_row_;  // codes count h * code_row_ + w
 };
 
 }  // namespace torchconv::cpu

@@ -53,6 +53,11 @@ class PoolPixels {
     parallel_for_with_scratch(
         pool, 0, p_.N * p_.P, pool_grain(row_bytes), [&](int64_t begin, int64_t end) {
           Divisors divisors(p_, vertical_, horizontal_, p_.Q);
+          if (whole_pixels()) {
+            const Buffer<Lane> folded(p_.C);
+            for (int64_t i = begin; i < end; i++) fold_pixels(i, divisors.at(0), folded.get());
+            return;
+          }
           CodeBuffer codes(p_.C);
           for (int64_t i = begin; i < end; i++)
             output_row(i, divisors.at(i % p_.P), y_ + end * p_.Q * p_.C, &codes);
@@ -72,6 +77,40 @@ class PoolPixels {
     int64_t row_step, column_step;  // in elements of x
     Count code, code_row_step, code_column_step;
   };
+
+  // Global pooling of many channels: the window is one run of memory, which is read in order while
+  // what is folded so far stays in the first-level cache.
+  bool whole_pixels() const {
+    return !kCodes && p_.P == 1 && p_.Q == 1 && p_.dilation_h == 1 && p_.dilation_w == 1 &&
+           vertical_.valid_taps(0).size() == p_.H && columns_[0].size() == p_.W &&
+           p_.C % kLanes == 0 && p_.C >= kFewestInOrder && p_.C <= kMostInOrder;
+  }
+  static constexpr int64_t kFewestInOrder = 16 * kLanes;
+  static constexpr int64_t kMostInOrder = 16384 / static_cast<int64_t>(sizeof(Lane));
+
+  void fold_pixels(int64_t n, const Lane* divisor, Lane* folded) const {
+    const T* x = x_ + n * p_.H * p_.W * p_.C;
+    const int64_t pixels = p_.H * p_.W;
+    for (int64_t c = 0; c < p_.C; c += kLanes) Vec<Lane>::store(folded + c, load<false>(x + c, 0));
+    int64_t i = 1;
+    for (; i + kInOrder <= pixels; i += kInOrder) fold_next<kInOrder>(x + i * p_.C, folded);
+    for (; i < pixels; i++) fold_next<1>(x + i * p_.C, folded);
+    for (int64_t c = 0; c < p_.C; c += kLanes)
+      W::store(y_ + n * p_.C + c, rule_.finish_all(Vec<Lane>::load(folded + c), divisor));
+  }
+  static constexpr int kInOrder = 2;  // pixels
+
+  template <int kPixels>
+  TORCHCONV_INLINE void fold_next(const T* x, Lane* folded) const {
+    for (int64_t c = 0; c < p_.C; c += kLanes) {
+      V best = Vec<Lane>::load(folded + c);
+      C code{};
+#pragma GCC unroll 8
+      for (int i = 0; i < kPixels; i++)
+        Rule::template fold<false>(&best, &code, load<false>(x + i * p_.C + c, 0), code);
+      Vec<Lane>::store(folded + c, best);
+    }
+  }
 
   // Codes of whole pixels that are not stored yet, with room for a vector past the last.
   struct CodeBuffer {
