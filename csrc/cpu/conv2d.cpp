@@ -1,8 +1,7 @@
-// The convolution's entry points: they turn a problem into tap lists and choose an algorithm for
-// each pass. The choice depends on the problem of one sample only.
+// The convolution's entry points: they turn a problem into tap lists and run the algorithm that
+// conv_choice.h names for each pass, and another one where that meets infinity or NaN.
 #include "cpu/conv2d.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -23,84 +22,45 @@
 namespace torchconv::cpu {
 namespace {
 
-// ---- The choice of algorithm, from one sample's problem.
-
-enum class GatherAlgorithm {
-  kPackedProduct,      // implicit_gemm.h
-  kBandAlongPixels,    // conv_band_gather.h
-  kBandAlongChannels,  // the same, several groups side by side
-};
-
-// A group this narrow would use a fraction of a register tile.
-constexpr int64_t kNarrowGroup = 8;
-// So would filters that fill at most half a vector; vectors then run along pixels in either layout.
-constexpr int64_t kFewFilters = kVectorBytes / 8;
-// Below this width the columns that a band adds to a row cost more than packing.
-constexpr int64_t kBandWidth = 9;
-
-GatherAlgorithm gather_algorithm(const ConvView& v) {
-  using Algorithm = GatherAlgorithm;
-  if (v.terms() == 0) return Algorithm::kPackedProduct;
-  if (v.groups > 1) {
-    if (std::max(v.C, v.K) > kNarrowGroup) return Algorithm::kPackedProduct;
-    return v.src_pixels_contiguous() ? Algorithm::kBandAlongPixels : Algorithm::kBandAlongChannels;
-  }
-  if (!v.src_pixels_contiguous())
-    return v.K <= kFewFilters ? Algorithm::kBandAlongPixels : Algorithm::kPackedProduct;
-  // Several taps share a band of the source, which a single one would only copy.
-  const bool shared = v.taps.size() > 1 && v.step_w == 1 && v.J >= kBandWidth;
-  return shared || std::min(v.C, v.K) <= kNarrowGroup ? Algorithm::kBandAlongPixels
-                                                      : Algorithm::kPackedProduct;
-}
-
-// Dot products along the band where either side is too narrow for a register tile, else the packed
-// product over pixels.
-GatherAlgorithm wgrad_algorithm(const ConvView& v) {
-  const bool narrow = std::max(v.C, v.K) <= kNarrowGroup;
-  return narrow && (v.groups > 1 || v.src_pixels_contiguous()) ? gather_algorithm(v)
-                                                               : GatherAlgorithm::kPackedProduct;
-}
+template <typename T>
+constexpr DType kDType = std::is_same_v<T, float>      ? DType::kFloat32
+                         : std::is_same_v<T, double>   ? DType::kFloat64
+                         : std::is_same_v<T, BFloat16> ? DType::kBFloat16
+                                                       : DType::kFloat16;
 
 template <typename T>
-ConvBand conv_band(const ConvView& view, GatherAlgorithm algorithm) {
-  return ConvBand(view, algorithm == GatherAlgorithm::kBandAlongPixels, sizeof(Wide<T>),
+ConvBand conv_band(const ConvView& view, ConvAlgorithm algorithm) {
+  return ConvBand(view, algorithm == ConvAlgorithm::kBandAlongPixels, sizeof(Wide<T>),
                   kLanes<Wide<T>>);
 }
 
-// ---- The passes.
-
 template <typename T>
-void direct_gather(const ConvView& view, const T* src, const T* w, const T* bias,
-                   const Epilogue<T>& epilogue, const Parallel& pool) {
-  if constexpr (std::is_floating_point_v<T>) {
-    if (depthwise_channels_applies<T>(view))
-      return depthwise_channels_gather(view, src, w, bias, epilogue, pool);
-  }
-  const GatherAlgorithm algorithm = gather_algorithm(view);
-  if (algorithm != GatherAlgorithm::kPackedProduct) {
-    const ConvBand band = conv_band<T>(view, algorithm);
-    if (band.fits) return band_gather(view, band, src, w, bias, epilogue, pool);
-  }
-  implicit_gemm(view, src, w, bias, epilogue, pool);
-}
-
-template <typename T>
-void gather(const ConvView& view, const T* src, const T* w, const T* bias,
+void gather(const ConvView& view, bool winograd, const T* src, const T* w, const T* bias,
             const Epilogue<T>& epilogue, const Parallel& pool) {
   if (view.N == 0 || view.K == 0 || view.pixels() == 0) return;
-  if constexpr (std::is_same_v<T, float>) {
-    if (gathers_by_winograd(view)) {
-      // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
-      for (const int64_t n : winograd_gather(view, src, w, bias, epilogue, pool)) {
-        ConvView sample = view;
-        sample.N = 1;
-        sample.dst_offset += n * view.dst.n;
-        direct_gather(sample, src + n * view.src.n, w, bias, epilogue, pool);
+  const ConvAlgorithm algorithm = gather_algorithm(view, kDType<T>, winograd);
+  switch (algorithm) {
+    case ConvAlgorithm::kWinograd:
+      if constexpr (std::is_same_v<T, float>) {
+        // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
+        for (const int64_t n : winograd_gather(view, src, w, bias, epilogue, pool)) {
+          ConvView sample = view;
+          sample.N = 1;
+          sample.dst_offset += n * view.dst.n;
+          gather(sample, false, src + n * view.src.n, w, bias, epilogue, pool);
+        }
       }
       return;
-    }
+    case ConvAlgorithm::kDepthwiseChannels:
+      if constexpr (std::is_floating_point_v<T>)
+        depthwise_channels_gather(view, src, w, bias, epilogue, pool);
+      return;
+    case ConvAlgorithm::kBandAlongPixels:
+    case ConvAlgorithm::kBandAlongChannels:
+      return band_gather(view, conv_band<T>(view, algorithm), src, w, bias, epilogue, pool);
+    case ConvAlgorithm::kPackedProduct:
+      return implicit_gemm(view, src, w, bias, epilogue, pool);
   }
-  direct_gather(view, src, w, bias, epilogue, pool);
 }
 
 template <typename T>
@@ -118,31 +78,34 @@ bool all_finite(const ConvView& view, const T* dw) {
 template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   if (view.N == 0 || view.K == 0 || view.pixels() == 0 || view.terms() == 0) return;
-  if constexpr (std::is_floating_point_v<T>) {
-    if (depthwise_channels_applies<T>(view)) return depthwise_channels_wgrad(view, dz, x, dw, pool);
-  }
+  ConvAlgorithm algorithm = wgrad_algorithm(view, kDType<T>, winograd_allowed());
   if constexpr (std::is_same_v<T, float>) {
-    if (winograd_allowed() && winograd_wgrad_applies(view) && winograd_wgrad(view, dz, x, dw, pool))
-      return;
-  }
-  const GatherAlgorithm algorithm = wgrad_algorithm(view);
-  if (algorithm != GatherAlgorithm::kPackedProduct) {
-    const ConvBand band = conv_band<T>(view, algorithm);
-    if (band.fits) {
-      band_wgrad(view, band, dz, x, dw, pool);
-      if (all_finite(view, dw)) return;
-      // The band multiplies pixels that no window holds by zero, which infinity and NaN survive;
-      // packing leaves such pixels out.
+    if (algorithm == ConvAlgorithm::kWinograd) {
+      if (winograd_wgrad(view, dz, x, dw, pool)) return;
+      algorithm = wgrad_algorithm(view, kDType<T>, false);
     }
   }
-  conv_wgrad(view, dz, x, dw, pool);
+  switch (algorithm) {
+    case ConvAlgorithm::kDepthwiseChannels:
+      if constexpr (std::is_floating_point_v<T>) depthwise_channels_wgrad(view, dz, x, dw, pool);
+      return;
+    case ConvAlgorithm::kBandAlongPixels:
+    case ConvAlgorithm::kBandAlongChannels:
+      band_wgrad(view, conv_band<T>(view, algorithm), dz, x, dw, pool);
+      // The band multiplies pixels that no window holds by zero, which infinity and NaN survive;
+      // packing leaves such pixels out.
+      if (all_finite(view, dw)) return;
+      [[fallthrough]];
+    default:
+      return conv_wgrad(view, dz, x, dw, pool);
+  }
 }
 
 template <typename T>
 void fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
            void* preactivation, const Parallel& pool) {
   const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation};
-  gather(fprop_view(p), static_cast<const T*>(x), static_cast<const T*>(w),
+  gather(fprop_view(p), winograd_allowed(), static_cast<const T*>(x), static_cast<const T*>(w),
          static_cast<const T*>(bias), epilogue, pool);
 }
 
@@ -161,7 +124,8 @@ void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, con
     const std::vector<ConvView> views = dgrad_views(p, &covers_all);
     if (!covers_all) std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));
     const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
-    for (const ConvView& view : views) gather<T>(view, dz, w, nullptr, epilogue, pool);
+    const bool winograd = winograd_allowed();
+    for (const ConvView& view : views) gather<T>(view, winograd, dz, w, nullptr, epilogue, pool);
   }
   if (dw != nullptr) {
     const ConvView view = fprop_view(p);

@@ -17,10 +17,22 @@
 
 namespace torchconv::cpu {
 
+// What the taps span, from which follows whether scratch can hold a band. Cheap: no allocation.
+struct BandExtent {
+  BandExtent(const ConvView& view, bool along_pixels, int64_t element_size, int64_t vector_lanes);
+
+  bool fits;      // else the taps are too far apart for scratch: use the matrix product
+  int64_t lanes;  // output channels side by side
+  int64_t first_h, first_w, phases_h, phases_w;
+  int64_t width;  // positions in a row: J and what the taps add
+  int64_t halo;   // rows of scratch that a band has more than output rows
+  double row;     // elements of scratch in a row
+};
+
 struct ConvBand {
+  // The band must fit.
   ConvBand(const ConvView& view, bool along_pixels, int64_t element_size, int64_t vector_lanes);
 
-  bool fits;       // else the taps are too far apart for scratch: use the matrix product
   bool pixels;     // vectors run along pixels
   int64_t lanes;   // output channels side by side
   int64_t blocks;  // of groups (pixels) or lanes

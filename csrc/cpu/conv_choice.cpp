@@ -1,30 +1,123 @@
-// The switches, and the sizes from which an algorithm wins.
+// The table of algorithms, the sizes from which each wins, and the switch.
 #include "cpu/conv_choice.h"
 
 #include <algorithm>
 #include <atomic>
 
+#include "cpu/conv_band.h"
+#include "cpu/depthwise_channels.h"
 #include "cpu/winograd.h"
+#include "cpu/winograd_wgrad.h"
 
 namespace torchconv::cpu {
 namespace {
 
-std::atomic<bool> winograd_switch{true};
-
-// The transforms of the source are shared by all filters and those of the destination by all
+// Winograd's transforms of the source are shared by all filters and those of the destination by all
 // channels, so both sides must be wide.
 constexpr int64_t kWinogradChannels = 32;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
+// Fewer channels or filters, or a smaller C x K, leave the transforms of the weight gradient too
+// few products to serve.
+constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 512;
+// A side this narrow would use a fraction of a register tile of the packed product.
+constexpr int64_t kNarrow = 8;
+// So would filters that fill at most half a vector; vectors then run along pixels in either layout.
+constexpr int64_t kFewFilters = kVectorBytes / 8;
+// Below this width the columns that a band adds to a row cost more than packing.
+constexpr int64_t kBandWidth = 9;
+
+// What the rules ask for.
+struct Case {
+  const ConvView& v;
+  const DType dtype;
+  const bool winograd;
+
+  bool is(DType t) const { return dtype == t; }
+  int64_t narrower_side() const { return std::min(v.C, v.K); }
+  int64_t wider_side() const { return std::max(v.C, v.K); }
+  bool grouped() const { return v.groups > 1; }
+  bool nchw() const { return v.src_pixels_contiguous(); }
+  bool depthwise() const {
+    return is(DType::kFloat32)   ? depthwise_channels_applies<float>(v)
+           : is(DType::kFloat64) ? depthwise_channels_applies<double>(v)
+                                 : false;
+  }
+  bool band_fits(bool along_pixels) const {
+    const int64_t size = is(DType::kFloat64) ? sizeof(double) : sizeof(float);
+    return BandExtent(v, along_pixels, size, kVectorBytes / size).fits;
+  }
+  // Several taps share a band of the source, which a single one would only copy.
+  bool taps_share_a_band() const { return v.taps.size() > 1 && v.step_w == 1 && v.J >= kBandWidth; }
+};
+
+struct Rule {
+  ConvAlgorithm algorithm;
+  bool (*applies)(const Case& c);
+};
+
+using Algorithm = ConvAlgorithm;
+
+// clang-format off
+constexpr Rule kGatherRules[] = {
+    {Algorithm::kWinograd, [](const Case& c) {
+       return c.winograd && c.is(DType::kFloat32) && c.narrower_side() >= kWinogradChannels &&
+              c.v.pixels() >= kWinogradPixels && winograd_applies(c.v);
+     }},
+    {Algorithm::kPackedProduct, [](const Case& c) { return c.v.terms() == 0; }},
+    {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
+    {Algorithm::kBandAlongPixels, [](const Case& c) {
+       return c.grouped() && c.nchw() && c.wider_side() <= kNarrow && c.band_fits(true);
+     }},
+    {Algorithm::kBandAlongChannels, [](const Case& c) {
+       return c.grouped() && !c.nchw() && c.wider_side() <= kNarrow && c.band_fits(false);
+     }},
+    {Algorithm::kBandAlongPixels, [](const Case& c) {
+       return !c.grouped() && c.nchw() && (c.taps_share_a_band() || c.narrower_side() <= kNarrow) &&
+              c.band_fits(true);
+     }},
+    {Algorithm::kBandAlongPixels, [](const Case& c) {
+       return !c.grouped() && !c.nchw() && c.v.K <= kFewFilters && c.band_fits(true);
+     }},
+    {Algorithm::kPackedProduct, [](const Case&) { return true; }},
+};
+
+constexpr Rule kWgradRules[] = {
+    {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
+    {Algorithm::kWinograd, [](const Case& c) {
+       return c.winograd && c.is(DType::kFloat32) &&
+              c.narrower_side() >= kWinogradWgradChannels &&
+              c.v.C * c.v.K >= kWinogradWgradProduct && winograd_wgrad_applies(c.v);
+     }},
+    {Algorithm::kBandAlongPixels, [](const Case& c) {
+       return c.nchw() && c.wider_side() <= kNarrow && c.band_fits(true);
+     }},
+    {Algorithm::kBandAlongChannels, [](const Case& c) {
+       return c.grouped() && !c.nchw() && c.wider_side() <= kNarrow && c.band_fits(false);
+     }},
+    {Algorithm::kPackedProduct, [](const Case&) { return true; }},
+};
+// clang-format on
+
+template <size_t kCount>
+ConvAlgorithm first_that_applies(const Rule (&rules)[kCount], const Case& c) {
+  return std::find_if(rules, rules + kCount - 1, [&](const Rule& r) { return r.applies(c); })
+      ->algorithm;
+}
+
+std::atomic<bool> winograd_switch{true};
 
 }  // namespace
 
 void allow_winograd(bool allowed) { winograd_switch.store(allowed, std::memory_order_relaxed); }
 bool winograd_allowed() { return winograd_switch.load(std::memory_order_relaxed); }
 
-bool gathers_by_winograd(const ConvView& view) {
-  return winograd_allowed() && std::min(view.C, view.K) >= kWinogradChannels &&
-         view.pixels() >= kWinogradPixels && winograd_applies(view);
+ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd) {
+  return first_that_applies(kGatherRules, {view, dtype, winograd});
+}
+
+ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd) {
+  return first_that_applies(kWgradRules, {view, dtype, winograd});
 }
 
 }  // namespace torchconv::cpu

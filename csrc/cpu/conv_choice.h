@@ -1,16 +1,30 @@
-// Which algorithm computes a pass, where there is a choice that the user may restrict. It depends
-// on one sample's problem, the instruction set and the switches here, never on batch or threads.
+// Which algorithm computes a pass. THE table of rules is in conv_choice.cpp: the first rule that
+// applies wins. The choice depends on one sample's problem (for wgrad on the problem), the
+// instruction set and the switch here, never on the batch or the threads.
 #pragma once
 
+#include "core/types.h"
 #include "cpu/conv_view.h"
 
 namespace torchconv::cpu {
+
+enum class ConvAlgorithm : uint8_t {
+  kWinograd,           // winograd.h, winograd_wgrad.h
+  kDepthwiseChannels,  // depthwise_channels.h
+  kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
+  kBandAlongChannels,  // the same, several groups side by side
+  kPackedProduct,      // implicit_gemm.h, conv_wgrad.h
+};
 
 // Process-wide, true at first. Calls that run already keep what they began with.
 void allow_winograd(bool allowed);
 bool winograd_allowed();
 
-// Whether a float32 gather goes by winograd.h.
-bool gathers_by_winograd(const ConvView& view);
+// The view is not empty and the type floating point. With winograd false: what computes where
+// Winograd's algorithm is not allowed, or met infinity, NaN or an overflow.
+ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd);
+
+// The same for the weight gradient; view is fprop's and has terms.
+ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd);
 
 }  // namespace torchconv::cpu

@@ -44,11 +44,6 @@ constexpr int64_t kFlushBlocks = 8;
 // Channels of either side whose accumulators (9 MB) stay in a last-level cache.
 constexpr int64_t kSliceChannels = 256;
 
-// Fewer channels or filters, or a smaller C x K, leave the transforms too few products to serve:
-// the direct product is then as fast. Images may be as small as one tile.
-constexpr int64_t kLeastChannels = 16;
-constexpr int64_t kLeastProduct = 512;
-
 // x or dz: a slice of its channels, its tiles' geometry and its planes.
 struct Operand {
   const float* data;  // at the slice's first channel
@@ -578,8 +573,7 @@ class WinogradWgrad {
 
 bool winograd_wgrad_applies(const ConvView& view) {
   constexpr int kCount = kTaps * kTaps;
-  if (view.groups != 1 || view.taps.size() != kCount || view.step_h != 1 || view.step_w != 1 ||
-      std::min(view.C, view.K) < kLeastChannels || view.C * view.K < kLeastProduct)
+  if (view.groups != 1 || view.taps.size() != kCount || view.step_h != 1 || view.step_w != 1)
     return false;
   // Nine live taps of a larger kernel are not neighbours.
   if (view.weight_c != 1 && view.weight_c != kCount) return false;

@@ -6,8 +6,8 @@
 
 namespace torchconv::cpu {
 
-// Whether view (fprop's) has all nine taps of a 3x3 kernel, step 1, no dilation and no groups, and
-// is large enough that this is the fastest way.
+// Whether view (fprop's) has all nine taps of a 3x3 kernel, step 1, no dilation and no groups.
+// Images may be as small as one tile.
 bool winograd_wgrad_applies(const ConvView& view);
 
 // Writes dw. False where an element is not finite: the transforms spread infinity, NaN and overflow
