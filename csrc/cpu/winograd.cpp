@@ -32,13 +32,32 @@ constexpr int64_t kFiltersAtOnce = 64;
 // With at most so many tiles and at least so many weights in a tap, tasks own filters.
 constexpr int64_t kFewTiles = 128, kManyWeights = 256 * 256;
 
+bool tasks_own_filters(const Plan& plan) {
+  return plan.tiles() <= kFewTiles && plan.view.C * plan.view.K >= kManyWeights;
+}
+
+void transform_all_weights(const Plan& plan, const float* w, float* u, const Parallel& pool) {
+  const WeightLayout layout(plan);
+  const WorkSplit split(
+      plan.panels * plan.blocks,
+      3.0 * kProducts * kFilters * static_cast<double>(plan.block_vectors * kVector) / 8);
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t panel = piece / plan.blocks, block = piece % plan.blocks;
+      transform_weights(plan, w, panel, block, u + panel * layout.panel + block * layout.block);
+    }
+  });
+}
+
 class Driver {
  public:
-  Driver(const ConvView& view, const float* src, const float* w, const float* bias,
+  // u: the transformed weights, or null.
+  Driver(const ConvView& view, const float* src, const float* w, const float* u, const float* bias,
          const Epilogue<float>& epilogue)
       : plan_(view),
         src_(src),
         w_(w),
+        u_(u),
         epilogue_(epilogue),
         special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()),
         weights_(plan_),
@@ -48,8 +67,7 @@ class Driver {
   }
 
   std::vector<int64_t> run(const Parallel& pool) {
-    const int64_t tiles = plan_.tiles();
-    if (tiles <= kFewTiles && plan_.view.C * plan_.view.K >= kManyWeights)
+    if (tasks_own_filters(plan_))
       by_filters(pool);
     else
       by_tiles(pool);
@@ -70,17 +88,9 @@ class Driver {
   int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
 
   void by_tiles(const Parallel& pool) {
-    Buffer<float> u(plan_.panels * weights_.panel);
-    const int64_t pieces = plan_.panels * plan_.blocks;
-    const WorkSplit split(pieces, 3.0 * kProducts * kFilters *
-                                      static_cast<double>(plan_.block_vectors * kVector) / 8);
-    split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
-      for (int64_t piece = begin; piece < end; ++piece) {
-        const int64_t panel = piece / plan_.blocks, block = piece % plan_.blocks;
-        transform_weights(plan_, w_, panel, block,
-                          u.get() + panel * weights_.panel + block * weights_.block);
-      }
-    });
+    Buffer<float> transformed(u_ != nullptr ? 0 : plan_.panels * weights_.panel);
+    if (u_ == nullptr) transform_all_weights(plan_, w_, transformed.get(), pool);
+    const float* u = u_ != nullptr ? u_ : transformed.get();
 
     const int64_t tiles = plan_.tiles();
     const int64_t blocks = ceil_div(tiles, tiles_in_cache());
@@ -99,7 +109,7 @@ class Driver {
           const int64_t count = std::min(chunk, plan_.panels - panel);
           for (int64_t c = 0; c < plan_.blocks; ++c)
             multiply(block, c, count, layout, v.get(),
-                     u.get() + panel * weights_.panel + c * weights_.block, m.get(), slots, false);
+                     u + panel * weights_.panel + c * weights_.block, m.get(), slots, false);
           for (int64_t i = 0; i < count; ++i)
             finish(block, panel + i, m.get() + i * slots * kProductSlot, scratch.get());
         }
@@ -119,12 +129,15 @@ class Driver {
         transform_source(plan_, block.segments()[s], src_, layout, scratch.get(), v.get());
     });
     parallel_for_with_scratch(pool, 0, plan_.panels, 1, [&](int64_t begin, int64_t end) {
-      Buffer<float> u(weights_.block), m(tiles * kProductSlot),
+      const bool near = u_ == nullptr;
+      Buffer<float> transformed(near ? weights_.block : 0), m(tiles * kProductSlot),
           scratch(product_scratch(plan_, tiles));
       for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t c = 0; c < plan_.blocks; ++c) {
-          transform_weights(plan_, w_, panel, c, u.get());
-          multiply(block, c, 1, layout, v.get(), u.get(), m.get(), tiles, true);
+          if (near) transform_weights(plan_, w_, panel, c, transformed.get());
+          const float* u =
+              near ? transformed.get() : u_ + panel * weights_.panel + c * weights_.block;
+          multiply(block, c, 1, layout, v.get(), u, m.get(), tiles, near);
         }
         finish(block, panel, m.get(), scratch.get());
       }
@@ -171,6 +184,7 @@ class Driver {
   const Plan plan_;
   const float* src_;
   const float* w_;
+  const float* u_;
   const Epilogue<float>& epilogue_;
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
   const WeightLayout weights_;
@@ -195,10 +209,19 @@ bool winograd_applies(const ConvView& view) {
   return std::all_of(found, found + kTaps * kTaps, [](bool f) { return f; });
 }
 
+int64_t winograd_weights_size(const ConvView& view) {
+  const winograd::Plan plan(view);
+  return winograd::tasks_own_filters(plan) ? 0 : plan.panels * winograd::WeightLayout(plan).panel;
+}
+
+void winograd_pack_weights(const ConvView& view, const float* w, float* u, const Parallel& pool) {
+  winograd::transform_all_weights(winograd::Plan(view), w, u, pool);
+}
+
 std::vector<int64_t> winograd_gather(const ConvView& view, const float* src, const float* w,
                                      const float* bias, const Epilogue<float>& epilogue,
-                                     const Parallel& pool) {
-  return winograd::Driver(view, src, w, bias, epilogue).run(pool);
+                                     const Parallel& pool, const float* u) {
+  return winograd::Driver(view, src, w, u, bias, epilogue).run(pool);
 }
 
 }  // namespace torchconv::cpu
