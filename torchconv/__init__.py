@@ -1,6 +1,7 @@
 """Convolution and pooling for PyTorch: the same numbers as torch.nn, faster."""
 
 from torchconv import _derivatives, _fake, _transforms, autograd, backends, functional, nn
+from torchconv._packed_weights import drop_packed_weights
 from torchconv._patch import patch
 from torchconv.convert import convert, restore
 from torchconv.memory import empty_cache, memory_stats, set_memory_pool
@@ -11,6 +12,7 @@ __all__ = [
     "autograd",
     "backends",
     "convert",
+    "drop_packed_weights",
     "empty_cache",
     "functional",
     "memory_stats",

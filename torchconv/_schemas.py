@@ -11,7 +11,7 @@ Every tensor is 4D, N x C x H x W in any memory format. Convolution's padding is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,10 @@ _AVERAGE = "bool ceil_mode, bool count_include_pad, SymInt? divisor_override"
 
 SCHEMAS = (
     f"conv2d({_CONV_INPUTS}) -> Tensor",
+    # The same, by packed weights that are kept for `owner` (torchconv/_packed_weights.py), who
+    # names the version of its weights. Inference calls it; what is traced holds conv2d.
+    "conv2d_packed(Tensor input, Tensor weight, Tensor? bias, int owner, int version, "
+    f"{_CONV}) -> Tensor",
     # y and the pre-activation z, for activations whose derivative needs z
     f"conv2d_with_preactivation({_CONV_INPUTS}) -> (Tensor, Tensor)",
     # dx, dw, db; one that output_mask leaves out has no elements
@@ -71,6 +75,11 @@ SCHEMAS = (
     "bool channels_last) -> Tensor",
     "adaptive_max_pool2d_gather(Tensor input, Tensor indices) -> Tensor",
 )
+
+
+def without_owner(args: Sequence[Any]) -> tuple[Any, ...]:
+    """conv2d's arguments from those of conv2d_packed."""
+    return (*args[:3], *args[5:])
 
 
 def overload(name: str) -> OpOverload:

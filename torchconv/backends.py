@@ -11,7 +11,7 @@ from types import TracebackType
 
 from torchconv import _load
 
-__all__ = ["allow_winograd", "winograd_allowed"]
+__all__ = ["allow_winograd", "keep_packed_weights", "packed_weights_kept", "winograd_allowed"]
 
 
 @functools.cache
@@ -23,12 +23,39 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+class _Switch:
+    """Sets a switch at once; as a context manager it restores what was set before."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._before = self._get()
+        self._set(enabled)
+
+    @staticmethod
+    def _get() -> bool:
+        raise NotImplementedError
+
+    @staticmethod
+    def _set(enabled: bool) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._set(self._before)
+
+
 def winograd_allowed() -> bool:
     """Whether float32 convolutions may use Winograd's algorithm."""
     return bool(_library().torchconv_winograd_allowed())
 
 
-class allow_winograd:
+class allow_winograd(_Switch):
     """Allows or forbids Winograd's algorithm for float32 convolutions with a 3x3 kernel.
 
     It needs a quarter of the multiplications and is less accurate than the direct product (the
@@ -48,17 +75,40 @@ class allow_winograd:
             y = model(x)
     """
 
-    def __init__(self, enabled: bool = True) -> None:
-        self._before = winograd_allowed()
+    @staticmethod
+    def _get() -> bool:
+        return winograd_allowed()
+
+    @staticmethod
+    def _set(enabled: bool) -> None:
         _library().torchconv_allow_winograd(enabled)
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _library().torchconv_allow_winograd(self._before)
+_keep_packed_weights = True
+
+
+def packed_weights_kept() -> bool:
+    """Whether layers in eval mode keep packed weights."""
+    return _keep_packed_weights
+
+
+class keep_packed_weights(_Switch):
+    """Lets layers in eval mode keep their weights as the algorithm reads them, or not.
+
+    A call then need not pack them again. Winograd's form takes four times the weights' memory;
+    `torchconv.drop_packed_weights` gives back what is kept already.
+
+    Args:
+        enabled: kept (the default of the process) or not.
+
+    Takes effect at once; as a context manager it restores what was set before.
+    """
+
+    @staticmethod
+    def _get() -> bool:
+        return _keep_packed_weights
+
+    @staticmethod
+    def _set(enabled: bool) -> None:
+        global _keep_packed_weights
+        _keep_packed_weights = enabled

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _conv2d = overload("conv2d")
+_conv2d_packed = overload("conv2d_packed")
 _select = {
     (name, indices): overload(f"{name}_with_indices" if indices else name)
     for name in ("max_pool2d", "min_pool2d")
@@ -47,6 +48,7 @@ _defaults = {
     op: defaults(op._schema.name.split("::")[1])
     for op in (
         _conv2d,
+        _conv2d_packed,
         *_select.values(),
         _avg_pool2d,
         _adaptive_avg_pool2d,
@@ -70,7 +72,10 @@ def _call(op: OpOverload, tensors: Sequence[Tensor | None], *args: Any) -> Any:
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or fwAD._current_level >= 0
-        or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+        or (
+            torch.is_grad_enabled()
+            and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+        )
     ):
         return op(*tensors, *args)
     # Every argument costs; those at the end that equal their defaults can be left out.
@@ -213,6 +218,48 @@ def activation_name(activation: str | None) -> str:
     return activation
 
 
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    activation: str | None,
+    flip_kernel: bool,
+    owner: int = 0,
+) -> Tensor:
+    """conv2d, below. owner: of packed weights, in a call that is sure to be for its output only."""
+    _check_tensor(input, "conv2d", "input", _CONV_DTYPES)
+    _check_tensor(weight, "conv2d", "weight", _CONV_DTYPES)
+    if bias is not None:
+        _check_tensor(bias, "conv2d", "bias", _CONV_DTYPES)
+    unbatched = input.dim() == 3
+    if not unbatched and input.dim() != 4:
+        raise RuntimeError(
+            "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: "
+            f"{list(input.shape)}"
+        )
+    if weight.dim() != 4:
+        raise RuntimeError(
+            f"Expected 4D weight for conv2d, but got weight of size: {list(weight.shape)}"
+        )
+    name = activation_name(activation)
+    strides = _pair(stride, "conv2d", "stride")
+    dilations = _pair(dilation, "conv2d", "dilation")
+    if isinstance(padding, str) and min(strides) <= 0:
+        raise RuntimeError(f"non-positive stride is not supported, but got stride={strides}")
+    pads = conv_padding(padding, input.shape[-2:], weight.shape[-2:], strides, dilations)
+    group_count = _integer(groups, "conv2d", "groups")
+    flip = _boolean(flip_kernel, "conv2d", "flip_kernel")
+    arguments = (strides, pads, dilations, group_count, name, flip)
+    dim = 3 if unbatched else 4
+    if owner == 0:
+        return _batched(_conv2d, dim, input, (weight, bias), *arguments)
+    return _batched(_conv2d_packed, dim, input, (weight, bias, owner, weight._version), *arguments)
+
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -248,34 +295,8 @@ def conv2d(
         kernels (bool, complex, ...); TypeError: an argument of the wrong type; ValueError: an
         unknown activation.
     """
-    _check_tensor(input, "conv2d", "input", _CONV_DTYPES)
-    _check_tensor(weight, "conv2d", "weight", _CONV_DTYPES)
-    if bias is not None:
-        _check_tensor(bias, "conv2d", "bias", _CONV_DTYPES)
-    unbatched = input.dim() == 3
-    if not unbatched and input.dim() != 4:
-        raise RuntimeError(
-            "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: "
-            f"{list(input.shape)}"
-        )
-    if weight.dim() != 4:
-        raise RuntimeError(
-            f"Expected 4D weight for conv2d, but got weight of size: {list(weight.shape)}"
-        )
-    name = activation_name(activation)
-    strides = _pair(stride, "conv2d", "stride")
-    dilations = _pair(dilation, "conv2d", "dilation")
-    if isinstance(padding, str) and min(strides) <= 0:
-        raise RuntimeError(f"non-positive stride is not supported, but got stride={strides}")
-    pads = conv_padding(padding, input.shape[-2:], weight.shape[-2:], strides, dilations)
-    group_count = _integer(groups, "conv2d", "groups")
-    flip = _boolean(flip_kernel, "conv2d", "flip_kernel")
-    return _batched(
-        _conv2d,
-        3 if unbatched else 4,
-        input,
-        (weight, bias),
-        *(strides, pads, dilations, group_count, name, flip),
+    return convolve(
+        *(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel)
     )
 
 

@@ -8,7 +8,7 @@ padding by side and strided 'same'. Each forward is one call into `torchconv.fun
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from torchconv._coverage import (
     covers_conv,
     covers_select_pool,
 )
+from torchconv._packed_weights import PackedWeights, drop_packed_weights, only_infers
+from torchconv.backends import packed_weights_kept
 from torchconv.functional import (
     activation_name,
     adaptive_avg_pool2d,
@@ -31,10 +33,14 @@ from torchconv.functional import (
     avg_pool2d,
     conv2d,
     conv_padding,
+    convolve,
     locally_connected2d,
     max_pool2d,
     min_pool2d,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -77,6 +83,8 @@ class Conv2d(torch.nn.Conv2d):
     # True on a layer that `convert` swapped: `restore` may swap it back, and input for which
     # torchconv has no kernel goes to torch.nn's own forward, because the model worked before.
     _converted: bool = False
+    # In eval mode, while autograd needs no graph: the weights as the algorithm reads them.
+    _packed_weights: PackedWeights | None = None
 
     def __init__(
         self,
@@ -136,6 +144,12 @@ class Conv2d(torch.nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._amounts(input), mode=self.padding_mode)
             padding = 0
+        owner = self._owner(input, weight, bias)
+        if owner != 0:
+            return convolve(
+                *(input, weight, bias, self.stride, padding, self.dilation, self.groups),
+                *(self.activation, self.flip_kernel, owner),
+            )
         return conv2d(
             input,
             weight,
@@ -147,6 +161,30 @@ class Conv2d(torch.nn.Conv2d):
             activation=self.activation,
             flip_kernel=self.flip_kernel,
         )
+
+    def _owner(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> int:
+        """Whose packed weights a call may use; 0 where none are kept."""
+        if self.training or torch.compiler.is_compiling() or not packed_weights_kept():
+            return 0
+        if weight is not self._parameters.get("weight") or not only_infers(input, weight, bias):
+            return 0
+        packed = self._packed_weights
+        if packed is None:
+            packed = vars(self)["_packed_weights"] = PackedWeights()
+        return packed.owner_of(weight)
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            drop_packed_weights(self)
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        drop_packed_weights(self)
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: packed weights are not of it."""
+        return {name: value for name, value in vars(self).items() if name != "_packed_weights"}
 
     def _amounts(self, input: Tensor) -> list[int]:
         """(left, right, top, bottom) for a padding mode that F.pad has to carry out."""

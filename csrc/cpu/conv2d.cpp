@@ -34,20 +34,68 @@ ConvBand conv_band(const ConvView& view, ConvAlgorithm algorithm) {
                   kLanes<Wide<T>>);
 }
 
+// What an algorithm packs of the weights that is worth keeping from call to call, in elements.
 template <typename T>
-void gather(const ConvView& view, bool winograd, const T* src, const T* w, const T* bias,
-            const Epilogue<T>& epilogue, const Parallel& pool) {
-  if (view.N == 0 || view.K == 0 || view.pixels() == 0) return;
-  const ConvAlgorithm algorithm = gather_algorithm(view, kDType<T>, winograd);
+int64_t packed_size(const ConvView& view, ConvAlgorithm algorithm) {
+  switch (algorithm) {
+    case ConvAlgorithm::kWinograd:
+      return winograd_weights_size(view);
+    case ConvAlgorithm::kPackedProduct:
+      return implicit_gemm_weights_size<T>(view);
+    default:
+      return 0;
+  }
+}
+
+template <typename T>
+void pack(const ConvView& view, ConvAlgorithm algorithm, const T* w, Wide<T>* packed,
+          const Parallel& pool) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
+  }
+  if (algorithm == ConvAlgorithm::kPackedProduct) implicit_gemm_pack_weights(view, w, packed, pool);
+}
+
+// The packed weights that the owner keeps, made where they are not there yet; or null.
+template <typename T>
+PackedBuffer kept_weights(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm,
+                          const T* w, const WeightsOwner& owner, const Parallel& pool) {
+  if (owner.number == 0) return nullptr;
+  const int64_t size = packed_size<T>(view, algorithm);
+  if (size == 0) return nullptr;
+  const int64_t taps = p.R * p.S;
+  PackedForm form{p, algorithm, size * static_cast<int64_t>(sizeof(Wide<T>))};
+  form.problem.N = 0;
+  // Which taps reach the image is all that the form knows of it.
+  if (static_cast<int64_t>(view.taps.size()) == taps)
+    form.problem.H = form.problem.W = form.problem.P = form.problem.Q = 0;
+  const WeightsSource source(w, p.K * view.C * taps * static_cast<int64_t>(sizeof(T)),
+                             owner.version);
+  PackedBuffer kept = packed_weights::find(owner.number, form, source);
+  if (kept == nullptr) {
+    const auto packed = std::make_shared<Buffer<Wide<T>>>(size);
+    pack(view, algorithm, w, packed->get(), pool);
+    kept = PackedBuffer(packed, packed->get());
+    packed_weights::keep(owner.number, form, source, kept);
+  }
+  return kept;
+}
+
+// packed: what `pack` made for this view and algorithm, or null.
+template <typename T>
+void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T* w,
+            const void* packed, const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
       if constexpr (std::is_same_v<T, float>) {
         // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
-        for (const int64_t n : winograd_gather(view, src, w, bias, epilogue, pool)) {
+        for (const int64_t n : winograd_gather(view, src, w, bias, epilogue, pool,
+                                               static_cast<const float*>(packed))) {
           ConvView sample = view;
           sample.N = 1;
           sample.dst_offset += n * view.dst.n;
-          gather(sample, false, src + n * view.src.n, w, bias, epilogue, pool);
+          gather(sample, gather_algorithm(sample, DType::kFloat32, false), src + n * view.src.n, w,
+                 nullptr, bias, epilogue, pool);
         }
       }
       return;
@@ -59,9 +107,11 @@ void gather(const ConvView& view, bool winograd, const T* src, const T* w, const
     case ConvAlgorithm::kBandAlongChannels:
       return band_gather(view, conv_band<T>(view, algorithm), src, w, bias, epilogue, pool);
     case ConvAlgorithm::kPackedProduct:
-      return implicit_gemm(view, src, w, bias, epilogue, pool);
+      return implicit_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
   }
 }
+
+bool is_empty(const ConvView& view) { return view.N == 0 || view.K == 0 || view.pixels() == 0; }
 
 template <typename T>
 bool all_finite(const ConvView& view, const T* dw) {
@@ -77,7 +127,7 @@ bool all_finite(const ConvView& view, const T* dw) {
 
 template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
-  if (view.N == 0 || view.K == 0 || view.pixels() == 0 || view.terms() == 0) return;
+  if (is_empty(view) || view.terms() == 0) return;
   ConvAlgorithm algorithm = wgrad_algorithm(view, kDType<T>, winograd_allowed());
   if constexpr (std::is_same_v<T, float>) {
     if (algorithm == ConvAlgorithm::kWinograd) {
@@ -102,10 +152,15 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
 }
 
 template <typename T>
-void fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-           void* preactivation, const Parallel& pool) {
+void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
+           const void* bias, void* y, void* preactivation, const Parallel& pool) {
+  const ConvView view = fprop_view(p);
+  if (is_empty(view)) return;
   const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation};
-  gather(fprop_view(p), winograd_allowed(), static_cast<const T*>(x), static_cast<const T*>(w),
+  const ConvAlgorithm algorithm = gather_algorithm(view, kDType<T>, winograd_allowed());
+  const T* weights = static_cast<const T*>(w);
+  const PackedBuffer packed = kept_weights(p, view, algorithm, weights, owner, pool);
+  gather(view, algorithm, static_cast<const T*>(x), weights, packed.get(),
          static_cast<const T*>(bias), epilogue, pool);
 }
 
@@ -125,7 +180,10 @@ void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, con
     if (!covers_all) std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));
     const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
     const bool winograd = winograd_allowed();
-    for (const ConvView& view : views) gather<T>(view, winograd, dz, w, nullptr, epilogue, pool);
+    for (const ConvView& view : views)
+      if (!is_empty(view))
+        gather<T>(view, gather_algorithm(view, kDType<T>, winograd), dz, w, nullptr, nullptr,
+                  epilogue, pool);
   }
   if (dw != nullptr) {
     const ConvView view = fprop_view(p);
@@ -147,17 +205,17 @@ void backward(const ConvProblem& p, const void* dy, const void* saved, const voi
 
 }  // namespace
 
-void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-                  void* preactivation, const Parallel& pool) {
+void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
+                  const void* bias, void* y, void* preactivation, const Parallel& pool) {
   switch (p.dtype) {
     case DType::kFloat32:
-      return fprop<float>(p, x, w, bias, y, preactivation, pool);
+      return fprop<float>(p, x, w, owner, bias, y, preactivation, pool);
     case DType::kFloat64:
-      return fprop<double>(p, x, w, bias, y, preactivation, pool);
+      return fprop<double>(p, x, w, owner, bias, y, preactivation, pool);
     case DType::kBFloat16:
-      return fprop<BFloat16>(p, x, w, bias, y, preactivation, pool);
+      return fprop<BFloat16>(p, x, w, owner, bias, y, preactivation, pool);
     case DType::kFloat16:
-      return fprop<Float16>(p, x, w, bias, y, preactivation, pool);
+      return fprop<Float16>(p, x, w, owner, bias, y, preactivation, pool);
     default:
       return conv_integer(fprop_view(p), p.dtype, x, w, bias, y, pool);
   }

@@ -4,7 +4,7 @@
 // pixels are neighbours in memory (NCHW) the vector runs along pixels: rows are filters, columns
 // pixels. Where channels are (NHWC) the vector runs along filters: rows are pixels, columns
 // filters. A task owns a block of pixels and of filters of one sample, and for each reduction block
-// packs its pixels, multiplies them with the weights (packed once a call) and adds to its scratch
+// packs its pixels, multiplies them with the weights (packed once) and adds to its scratch
 // tile; after the last block the epilogue writes each tile while it is in the first-level cache.
 // Blocking follows Goto and van de Geijn (2008) and depends on one sample's problem only, so that a
 // sample's bits depend neither on the batch nor on the threads.
@@ -35,33 +35,98 @@ struct Cuts {
 // and each should be worth its packing.
 constexpr int64_t kTasksWanted = 16;
 
+// The weights of a view, packed: [group][block][k][kARow] where the vector runs along pixels, else
+// [group][block][panel][depth][width].
+template <typename T>
+class PackedFilters {
+ public:
+  using A = Wide<T>;
+
+  explicit PackedFilters(const ConvView& view)
+      : view_(view),
+        pixel_vectors_(view.src_pixels_contiguous()),
+        blocks_(reduction_blocks(view.C, static_cast<int64_t>(view.taps.size()), kDepth,
+                                 pixel_vectors_)),
+        padded_k_(pixel_vectors_ ? view.K : round_up(view.K, kLanes<A>)) {}
+
+  const std::vector<ReductionBlock>& blocks() const { return blocks_; }
+  int64_t padded_k() const { return padded_k_; }
+  int64_t size() const {
+    if (pixel_vectors_)
+      return view_.groups * static_cast<int64_t>(blocks_.size()) * view_.K * kARow<A>;
+    return view_.groups * view_.terms() * padded_k_;
+  }
+  // Of a group's block.
+  int64_t offset(int64_t g, int64_t block) const {
+    if (pixel_vectors_)
+      return (g * static_cast<int64_t>(blocks_.size()) + block) * view_.K * kARow<A>;
+    int64_t terms = g * view_.terms();
+    for (int64_t b = 0; b < block; ++b) terms += blocks_[b].size();
+    return terms * padded_k_;
+  }
+
+  void pack(const T* w, A* packed, const Parallel& pool) const {
+    const int64_t blocks = static_cast<int64_t>(blocks_.size());
+    if (blocks == 0) return;
+    const int64_t unit = pixel_vectors_ ? kMaxRows : kPanel<A>;
+    const int64_t pieces = ceil_div(view_.K, unit);
+    const WorkSplit split(view_.groups * blocks * pieces, 4.0 * kDepth * static_cast<double>(unit));
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+      int64_t offsets[kDepth];
+      int64_t planned = -1;
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t piece = item % pieces, b = item / pieces % blocks, g = item / pieces / blocks;
+        const ReductionBlock& block = blocks_[b];
+        if (planned != b) weight_offsets(view_, block, pixel_vectors_, offsets);
+        planned = b;
+        const int64_t k = piece * unit, n = std::min(unit, view_.K - k);
+        const T* source = w + g * view_.weight_group + k * view_.weight_k;
+        A* to = packed + offset(g, b);
+        if (pixel_vectors_)
+          pack_weight_rows(source, view_.weight_k, offsets, block.size(), n, to + k * kARow<A>);
+        else
+          pack_weight_panel(source, view_.weight_k, offsets, block.size(), n,
+                            std::min(unit, padded_k_ - k), to + k * block.size());
+      }
+    });
+  }
+
+ private:
+  const ConvView& view_;
+  const bool pixel_vectors_;
+  const std::vector<ReductionBlock> blocks_;
+  const int64_t padded_k_;
+};
+
 template <typename T>
 class ImplicitGemm {
  public:
   using A = Wide<T>;
 
-  ImplicitGemm(const ConvView& view, const T* src, const T* w, const T* bias,
+  // packed: the packed weights, or null.
+  ImplicitGemm(const ConvView& view, const T* src, const T* w, const A* packed, const T* bias,
                const Epilogue<T>& epilogue)
       : view_(view),
         src_(src),
+        w_(w),
         epilogue_(epilogue),
         pixel_vectors_(view.src_pixels_contiguous()),
-        blocks_(reduction_blocks(view.C, static_cast<int64_t>(view.taps.size()), kDepth,
-                                 pixel_vectors_)),
-        padded_k_(pixel_vectors_ ? view.K : round_up(view.K, kLanes<A>)),
+        layout_(view),
+        blocks_(layout_.blocks()),
+        padded_k_(layout_.padded_k()),
         pixels_(pixel_cuts()),
         filters_(filter_cuts(pixels_.count)),
-        weights_(weights_size()),
+        own_weights_(packed != nullptr ? 0 : layout_.size()),
+        weights_(packed != nullptr ? packed : own_weights_.get()),
         bias_(view.groups * padded_k_) {
     for (int64_t g = 0; g < view.groups; ++g)
       for (int64_t k = 0; k < padded_k_; ++k)
         bias_[g * padded_k_ + k] =
             bias != nullptr && k < view.K ? to_wide(bias[g * view.K + k]) : A{0};
-    source_weights_ = w;
   }
 
   void run(const Parallel& pool) {
-    pack_weights(pool);
+    if (weights_ == own_weights_.get()) layout_.pack(w_, own_weights_.get(), pool);
     const int64_t tasks = view_.N * view_.groups * pixels_.count * filters_.count;
     const WorkSplit split(tasks, static_cast<double>(pixels_.size) *
                                      static_cast<double>(filters_.size) *
@@ -145,47 +210,7 @@ class ImplicitGemm {
                 unit);
   }
 
-  // ---- Weights: [group][block][k][kARow], or [group][block][panel][depth][width].
-
-  int64_t weights_size() const {
-    if (pixel_vectors_)
-      return view_.groups * static_cast<int64_t>(blocks_.size()) * view_.K * kARow<A>;
-    return view_.groups * view_.terms() * padded_k_;
-  }
-  const A* weights(int64_t g, int64_t block) const {
-    if (pixel_vectors_)
-      return weights_.get() +
-             (g * static_cast<int64_t>(blocks_.size()) + block) * view_.K * kARow<A>;
-    int64_t terms = g * view_.terms();
-    for (int64_t b = 0; b < block; ++b) terms += blocks_[b].size();
-    return weights_.get() + terms * padded_k_;
-  }
-
-  void pack_weights(const Parallel& pool) {
-    const int64_t blocks = static_cast<int64_t>(blocks_.size());
-    if (blocks == 0) return;
-    const int64_t unit = pixel_vectors_ ? kMaxRows : kPanel<A>;
-    const int64_t pieces = ceil_div(view_.K, unit);
-    const WorkSplit split(view_.groups * blocks * pieces, 4.0 * kDepth * static_cast<double>(unit));
-    split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
-      int64_t offsets[kDepth];
-      int64_t planned = -1;
-      for (int64_t item = begin; item < end; ++item) {
-        const int64_t piece = item % pieces, b = item / pieces % blocks, g = item / pieces / blocks;
-        const ReductionBlock& block = blocks_[b];
-        if (planned != b) weight_offsets(view_, block, pixel_vectors_, offsets);
-        planned = b;
-        const int64_t k = piece * unit, n = std::min(unit, view_.K - k);
-        const T* source = source_weights_ + g * view_.weight_group + k * view_.weight_k;
-        A* packed = const_cast<A*>(weights(g, b));
-        if (pixel_vectors_)
-          pack_weight_rows(source, view_.weight_k, offsets, block.size(), n, packed + k * kARow<A>);
-        else
-          pack_weight_panel(source, view_.weight_k, offsets, block.size(), n,
-                            std::min(unit, padded_k_ - k), packed + k * block.size());
-      }
-    });
-  }
+  const A* weights(int64_t g, int64_t block) const { return weights_ + layout_.offset(g, block); }
 
   // ---- One task.
 
@@ -287,31 +312,46 @@ class ImplicitGemm {
 
   const ConvView& view_;
   const T* src_;
-  const T* source_weights_;
+  const T* w_;
   const Epilogue<T>& epilogue_;
   bool pixel_vectors_;
-  std::vector<ReductionBlock> blocks_;
+  const PackedFilters<T> layout_;
+  const std::vector<ReductionBlock>& blocks_;
   int64_t padded_k_;
   Cuts pixels_, filters_;
-  Buffer<A> weights_;
+  Buffer<A> own_weights_;
+  const A* weights_;
   Buffer<A> bias_;
 };
 
 }  // namespace
 
 template <typename T>
-void implicit_gemm(const ConvView& view, const T* src, const T* w, const T* bias,
-                   const Epilogue<T>& epilogue, const Parallel& pool) {
-  ImplicitGemm<T>(view, src, w, bias, epilogue).run(pool);
+int64_t implicit_gemm_weights_size(const ConvView& view) {
+  return PackedFilters<T>(view).size();
 }
 
-template void implicit_gemm(const ConvView&, const float*, const float*, const float*,
-                            const Epilogue<float>&, const Parallel&);
-template void implicit_gemm(const ConvView&, const double*, const double*, const double*,
-                            const Epilogue<double>&, const Parallel&);
-template void implicit_gemm(const ConvView&, const BFloat16*, const BFloat16*, const BFloat16*,
-                            const Epilogue<BFloat16>&, const Parallel&);
-template void implicit_gemm(const ConvView&, const Float16*, const Float16*, const Float16*,
-                            const Epilogue<Float16>&, const Parallel&);
+template <typename T>
+void implicit_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
+                                const Parallel& pool) {
+  PackedFilters<T>(view).pack(w, packed, pool);
+}
+
+template <typename T>
+void implicit_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
+                   const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
+  ImplicitGemm<T>(view, src, w, packed, bias, epilogue).run(pool);
+}
+
+#define TORCHCONV_INSTANTIATE(T)                                                                  \
+  template int64_t implicit_gemm_weights_size<T>(const ConvView&);                                \
+  template void implicit_gemm_pack_weights(const ConvView&, const T*, Wide<T>*, const Parallel&); \
+  template void implicit_gemm(const ConvView&, const T*, const T*, const Wide<T>*, const T*,      \
+                              const Epilogue<T>&, const Parallel&);
+TORCHCONV_INSTANTIATE(float)
+TORCHCONV_INSTANTIATE(double)
+TORCHCONV_INSTANTIATE(BFloat16)
+TORCHCONV_INSTANTIATE(Float16)
+#undef TORCHCONV_INSTANTIATE
 
 }  // namespace torchconv::cpu

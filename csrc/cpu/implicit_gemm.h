@@ -8,10 +8,19 @@
 
 namespace torchconv::cpu {
 
-// The grid must not be empty; the terms may be. bias may be null. Instantiated for float, double,
-// BFloat16 and Float16.
+// Elements of the packed weights. What they hold depends on the weights, C, K, the groups, the taps
+// and whether pixels are neighbours in memory: not on the batch or the image.
 template <typename T>
-void implicit_gemm(const ConvView& view, const T* src, const T* w, const T* bias,
-                   const Epilogue<T>& epilogue, const Parallel& pool);
+int64_t implicit_gemm_weights_size(const ConvView& view);
+
+template <typename T>
+void implicit_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
+                                const Parallel& pool);
+
+// The grid must not be empty; the terms may be. packed: from implicit_gemm_pack_weights, or null;
+// bias may be null. Instantiated for float, double, BFloat16 and Float16.
+template <typename T>
+void implicit_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
+                   const T* bias, const Epilogue<T>& epilogue, const Parallel& pool);
 
 }  // namespace torchconv::cpu

@@ -135,7 +135,8 @@ ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArgume
 // y, and z where it is asked for.
 std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Tensor& weight,
                                                   const std::optional<Tensor>& bias,
-                                                  const ConvArguments& a, bool preactivation) {
+                                                  const ConvArguments& a, bool preactivation,
+                                                  const cpu::WeightsOwner& owner = {}) {
   const ConvProblem p = describe(input, weight, a);
   std::optional<Tensor> b;
   if (bias.has_value()) {
@@ -151,7 +152,10 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
   Tensor y = new_tensor(input, sizes, input.scalar_type(), p.layout);
   std::optional<Tensor> z;
   if (preactivation) z = new_tensor(input, sizes, input.scalar_type(), p.layout);
-  cpu::conv2d_fprop(p, x.const_data_ptr(), w.const_data_ptr(), b ? b->const_data_ptr() : nullptr,
+  // A dense copy is at an address of its own in every call.
+  const bool in_place = w.get() == weight.get();
+  cpu::conv2d_fprop(p, x.const_data_ptr(), w.const_data_ptr(),
+                    in_place ? owner : cpu::WeightsOwner{}, b ? b->const_data_ptr() : nullptr,
                     y.mutable_data_ptr(), z ? z->mutable_data_ptr() : nullptr, torch_threads());
   return {y, z};
 }
@@ -161,6 +165,14 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
               const std::string& activation, bool flip_kernel) {
   const ConvArguments a{stride, padding, dilation, groups, activation, flip_kernel};
   return std::get<0>(forward(input, weight, bias, a, /*preactivation=*/false));
+}
+
+Tensor conv2d_packed(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                     int64_t owner, int64_t version, IntList stride, IntList padding,
+                     IntList dilation, int64_t groups, const std::string& activation,
+                     bool flip_kernel) {
+  const ConvArguments a{stride, padding, dilation, groups, activation, flip_kernel};
+  return std::get<0>(forward(input, weight, bias, a, /*preactivation=*/false, {owner, version}));
 }
 
 std::tuple<Tensor, Tensor> conv2d_with_preactivation(const Tensor& input, const Tensor& weight,
@@ -226,6 +238,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("conv2d_packed", TORCH_BOX(&conv2d_packed));
   m.impl("conv2d_with_preactivation", TORCH_BOX(&conv2d_with_preactivation));
   m.impl("conv2d_backward", TORCH_BOX(&conv2d_backward));
 }

@@ -1,0 +1,61 @@
+// Packed weights that their owner, a layer in eval mode, keeps from call to call.
+//
+// An owner is a number, which an operator can take. What is kept for it was packed from the weights
+// at one address, of one version (PyTorch counts in-place changes) and with one sample of values.
+// The sample is for changes that PyTorch does not count, as of `weight.data`: it notices those that
+// touch all elements. Another address, version or sample makes all that is kept stale. Thread-safe;
+// a forked child goes on with its own copy.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/conv_problem.h"
+#include "cpu/conv_choice.h"
+
+namespace torchconv::cpu {
+
+// Whose, and which version the weights have. No owner: nothing is kept.
+struct WeightsOwner {
+  int64_t number = 0, version = 0;
+};
+
+// What the packed form depends on, besides the weights' values.
+struct PackedForm {
+  ConvProblem problem;  // without what the form does not depend on: N, and the image where it can
+  ConvAlgorithm algorithm;
+  int64_t bytes;  // 0: the weights are read as they are, or packing them costs next to nothing
+  bool operator==(const PackedForm& other) const;
+};
+
+// The contents of weights, as far as can be told at a glance.
+struct WeightsSource {
+  const void* data;
+  int64_t version;
+  uint64_t sample;
+
+  WeightsSource(const void* weights, int64_t bytes, int64_t weights_version);
+  bool operator==(const WeightsSource& other) const {
+    return data == other.data && version == other.version && sample == other.sample;
+  }
+};
+
+using PackedBuffer = std::shared_ptr<const void>;
+
+namespace packed_weights {
+
+// A new owner's number, never 0.
+int64_t create();
+// Forgets what is kept for it; destroy: and the owner.
+void clear(int64_t owner);
+void destroy(int64_t owner);
+// Bytes kept for it.
+int64_t bytes(int64_t owner);
+
+// Null where nothing is kept that is packed from this source in this form.
+PackedBuffer find(int64_t owner, const PackedForm& form, const WeightsSource& source);
+// Keeps it, and the form used last before it, for an owner that exists.
+void keep(int64_t owner, const PackedForm& form, const WeightsSource& source, PackedBuffer packed);
+
+}  // namespace packed_weights
+}  // namespace torchconv::cpu

@@ -1,0 +1,109 @@
+"""Packed weights that a convolution layer keeps while it is only asked for outputs.
+
+An algorithm reads weights in a form of its own: in panels as wide as its registers, or transformed
+(Winograd). Making that form is work of every call, and on small batches a good part of it. A layer
+in eval mode keeps it, outside of its state: for the last two forms that its inputs needed, as long
+as its weights stay what they are.
+
+What the weights are is known by their object, their address, PyTorch's count of in-place changes
+and, for what PyTorch does not count (changes of `weight.data`), a sample of their values.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad as fwAD
+from torch.nn import Parameter
+
+from torchconv import _load
+
+__all__ = ["PackedWeights", "drop_packed_weights", "only_infers"]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_load.load()))
+    library.torchconv_packed_weights_create.restype = ctypes.c_int64
+    library.torchconv_packed_weights_bytes.restype = ctypes.c_int64
+    for name in ("clear", "destroy", "bytes"):
+        function = getattr(library, f"torchconv_packed_weights_{name}")
+        function.argtypes = (ctypes.c_int64,)
+    return library
+
+
+def only_infers(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a convolution of these is a plain call whose result is all that anybody asks for:
+    nothing records, transforms, casts or watches it."""
+    return (
+        type(input) is Tensor
+        and (type(weight) is Parameter or type(weight) is Tensor)
+        and not (
+            torch.is_grad_enabled()
+            and (
+                input.requires_grad
+                or weight.requires_grad
+                or (bias is not None and bias.requires_grad)
+            )
+        )
+        and not weight.is_inference()  # whose changes are not counted
+        and fwAD._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._is_any_autocast_enabled()
+        and torch._C._get_tracing_state() is None
+    )
+
+
+class PackedWeights:
+    """What one layer keeps. A copy, or what a pickle of it gives, keeps nothing yet."""
+
+    __slots__ = ("_address", "_keepable", "_memory", "_weight", "owner")
+
+    def __init__(self) -> None:
+        self.owner: int = _library().torchconv_packed_weights_create()
+        self._weight: Tensor | None = None
+        # What is kept holds on to the weights' memory, so that its address cannot come to be that
+        # of others.
+        self._memory: Tensor | None = None
+        self._address = 0
+        self._keepable = False
+
+    def owner_of(self, weight: Tensor) -> int:
+        """The operator's argument for these weights; 0 where theirs must not be kept."""
+        address = weight.data_ptr()
+        if weight is not self._weight or address != self._address:
+            _library().torchconv_packed_weights_clear(self.owner)
+            # Other processes write to shared memory, and count no changes here.
+            self._keepable = address != 0 and not weight.is_shared()
+            self._weight, self._address = weight, address
+            self._memory = weight.detach() if self._keepable else None
+        return self.owner if self._keepable else 0
+
+    def bytes(self) -> int:
+        """Of the packed weights that are kept."""
+        kept: int = _library().torchconv_packed_weights_bytes(self.owner)
+        return kept
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedWeights, ()
+
+    def __del__(self) -> None:
+        if hasattr(self, "owner") and _library is not None:
+            _library().torchconv_packed_weights_destroy(self.owner)
+
+
+def drop_packed_weights(model: torch.nn.Module) -> None:
+    """Forgets the packed weights that the layers of `model` keep, and gives their memory back.
+
+    Layers notice changed weights by themselves. Two kinds of changes PyTorch does not count:
+    through `weight.data`, and by others that share the memory (a NumPy array). torchconv notices
+    them where they reach most elements, since it compares a sample; after one that touches few
+    elements, call this.
+    """
+    for module in model.modules():
+        vars(module).pop("_packed_weights", None)
