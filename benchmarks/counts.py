@@ -14,11 +14,13 @@ from math import prod
 from benchmarks.problems import Problem
 
 FORWARD = "forward"
+FORWARD_EVAL = "forward_eval"  # of a layer in eval mode, which may keep its weights packed
 FORWARD_BACKWARD = "forward_backward"
 FORWARD_WGRAD = "forward_wgrad"  # training without an input gradient, as in a first layer
 DGRAD = "dgrad"
 WGRAD = "wgrad"
-PASSES = (FORWARD, FORWARD_BACKWARD, FORWARD_WGRAD, DGRAD, WGRAD)
+INFERENCE = (FORWARD, FORWARD_EVAL)
+PASSES = (*INFERENCE, FORWARD_BACKWARD, FORWARD_WGRAD, DGRAD, WGRAD)
 
 
 def touched(size: int, kernel: int, stride: int, padding: int, dilation: int, outputs: int) -> int:
@@ -73,6 +75,7 @@ def minimal_bytes(problem: Problem, pass_name: str, itemsize: int) -> int:
     weights = prod(problem.weight_shape) + (problem.k if problem.bias else 0)
     traffic = {
         FORWARD: read + weights + outputs,
+        FORWARD_EVAL: read + weights + outputs,
         DGRAD: outputs + prod(problem.weight_shape) + whole,
         WGRAD: outputs + read + weights,
     }

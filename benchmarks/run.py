@@ -16,11 +16,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import counts, machine, reference, report, timing
-from benchmarks.counts import DGRAD, FORWARD, FORWARD_BACKWARD, FORWARD_WGRAD, PASSES, WGRAD
+from benchmarks.counts import (
+    DGRAD,
+    FORWARD,
+    FORWARD_BACKWARD,
+    FORWARD_EVAL,
+    FORWARD_WGRAD,
+    INFERENCE,
+    PASSES,
+    WGRAD,
+)
 from benchmarks.peers import PEERS, Operator, Peer, TorchConv
 from benchmarks.problems import DTYPES, Problem, available_groups, load_group
 
@@ -63,9 +72,20 @@ class Case:
         b = randn((problem.k,)) if problem.bias else None
         return cls(problem, dtype, layout, x, w, b, dz)
 
+    def layer(self, library: Peer) -> Operator:
+        """The convolution as a layer of this library, in eval mode."""
+        problem = self.problem
+        assert self.w is not None
+        geometry = (problem.kernel, problem.stride, problem.padding, problem.dilation)
+        layer = nn.Conv2d(problem.c, problem.k, *geometry, problem.groups, bias=False)
+        layer.weight = nn.Parameter(self.w)
+        layer.bias = None if self.b is None else nn.Parameter(self.b)
+        ready = library.model(layer.eval())
+        return lambda x, w, b: ready(x)
+
     def call(self, operator: Operator, pass_name: str) -> tuple[Call, tuple[str, ...]]:
         """What is timed, and the names of the tensors that it returns."""
-        if pass_name == FORWARD:
+        if pass_name in INFERENCE:
             return (lambda: (operator(self.x, self.w, self.b),)), ("output",)
         leaves = {"grad_input": self.x, "grad_weight": self.w, "grad_bias": self.b}
         if pass_name in (FORWARD_WGRAD, WGRAD):
@@ -93,10 +113,10 @@ class Case:
 
 
 def applicable(problem: Problem, pass_name: str, peer: Peer) -> bool:
-    """Pooling has no weights; an inference engine has no backward."""
-    if problem.pooling and pass_name in (FORWARD_WGRAD, WGRAD):
+    """Pooling has no weights, and an inference engine has no backward."""
+    if problem.pooling and pass_name in (FORWARD_EVAL, FORWARD_WGRAD, WGRAD):
         return False
-    return pass_name == FORWARD or peer.differentiable
+    return pass_name in INFERENCE or peer.differentiable
 
 
 def verdict(library: str, errors: dict[str, float], case: Case, slack: float = 1.0) -> str:
@@ -129,10 +149,11 @@ def measure(
     candidates: dict[str, dict[str, Tensor]] = {}
     refusals: dict[str, str] = {}
     for library in (ours, peer):
-        operator = library.operator(problem)
+        function = library.operator(problem)
         for pass_name in passes:
+            operator = case.layer(library) if pass_name == FORWARD_EVAL else function
             try:
-                with torch.set_grad_enabled(pass_name != FORWARD):
+                with torch.set_grad_enabled(pass_name not in INFERENCE):
                     call, names = case.call(operator, pass_name)
                     candidates[f"{library.name} {pass_name}"] = dict(
                         zip(names, call(), strict=True)
@@ -141,7 +162,7 @@ def measure(
                 refusals[pass_name] = f"{library.name} refused: {str(error).splitlines()[0]}"
                 continue
             calls[library.name, pass_name] = call
-    dz = None if all(pass_name == FORWARD for pass_name in passes) else case.dz
+    dz = None if set(passes) <= set(INFERENCE) else case.dz
     errors = reference.relative_errors(problem, case.x, case.w, case.b, dz, candidates)
     candidates.clear()
     for pass_name in passes:
@@ -158,7 +179,7 @@ def measure(
         if failure:
             yield checked
             continue
-        with torch.set_grad_enabled(pass_name != FORWARD):
+        with torch.set_grad_enabled(pass_name not in INFERENCE):
             pair = [calls[ours.name, pass_name], calls[peer.name, pass_name]]
             times = timing.interleave(pair, budget, min_rounds)
         seconds = times[0].median

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import counts, machine, models, problems, reference, report, run, timing
-from benchmarks.peers import Eager
+from benchmarks.peers import Eager, TorchConv
 from benchmarks.problems import Problem, load_group, parse_line
 
 GROUPS = problems.available_groups()
@@ -233,6 +233,7 @@ def test_tolerance_is_tight_for_every_listed_problem() -> None:
     ("pass_name", "names"),
     [
         (counts.FORWARD, ("output",)),
+        (counts.FORWARD_EVAL, ("output",)),
         (counts.FORWARD_BACKWARD, ("output", "grad_input", "grad_weight", "grad_bias")),
         (counts.FORWARD_WGRAD, ("output", "grad_weight", "grad_bias")),
         (counts.DGRAD, ("grad_input",)),
@@ -247,6 +248,17 @@ def test_passes_mask_gradients(pass_name: str, names: tuple[str, ...]) -> None:
     for _ in range(2):  # a call can be repeated
         for name, value in zip(found, call(), strict=True):
             torch.testing.assert_close(value, whole[name])
+
+
+def test_a_layer_keeps_its_weights_packed() -> None:
+    """What forward_eval times, in either library, with the case's own weights."""
+    case = run.Case.make(parse("conv2d 2x32x9x8 -> 32 3x3 s2 p1 d2 bias"), "float32", "nhwc")
+    expected = Eager().operator(case.problem)(case.x, case.w, case.b)
+    with torch.no_grad():
+        for library in (TorchConv(), Eager()):
+            layer = case.layer(library)
+            for _ in range(2):
+                torch.testing.assert_close(layer(case.x, None, None), expected)
 
 
 def test_pooling_has_no_weight_passes() -> None:
