@@ -36,26 +36,34 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+# Looked up once: on small images the attributes on the way to each count.
+_grad_enabled = torch.is_grad_enabled
+_transforms_active = torch._C._are_functorch_transforms_active
+_autocasts = torch._C._is_any_autocast_enabled
+_tracing_state = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+
+
 def only_infers(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a convolution of these is a plain call whose result is all that anybody asks for:
     nothing records, transforms, casts or watches it."""
-    return (
-        type(input) is Tensor
-        and (type(weight) is Parameter or type(weight) is Tensor)
-        and not (
-            torch.is_grad_enabled()
+    return not (
+        type(input) is not Tensor
+        or (type(weight) is not Parameter and type(weight) is not Tensor)
+        or (
+            _grad_enabled()
             and (
                 input.requires_grad
                 or weight.requires_grad
                 or (bias is not None and bias.requires_grad)
             )
         )
-        and not weight.is_inference()  # whose changes are not counted
-        and fwAD._current_level < 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._is_any_autocast_enabled()
-        and torch._C._get_tracing_state() is None
+        or weight.is_inference()  # whose changes are not counted
+        or fwAD._current_level >= 0
+        or _dispatch_modes() > 0
+        or _transforms_active()
+        or _autocasts()
+        or _tracing_state() is not None
     )
 
 

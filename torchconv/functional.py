@@ -55,7 +55,11 @@ _defaults = {
         *_adaptive_max_pool2d.values(),
     )
 }
+# Looked up once, as the few attributes on the way to each are a good part of a small call.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_grad_enabled = torch.is_grad_enabled
+_is_compiling = torch.compiler.is_compiling
+_transforms_active = torch._C._are_functorch_transforms_active
 
 _FLOATING = frozenset(FLOATS)
 _SELECT_DTYPES = _FLOATING | {*INTEGERS, torch.uint16}
@@ -69,21 +73,23 @@ def _call(op: OpOverload, tensors: Sequence[Tensor | None], *args: Any) -> Any:
     something traces or transforms the call it must see the whole operator.
     """
     if (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        _is_compiling()
+        or _transforms_active()
         or fwAD._current_level >= 0
-        or (
-            torch.is_grad_enabled()
-            and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-        )
+        or (_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     ):
         return op(*tensors, *args)
+    return _infer(op, tensors, args)
+
+
+def _infer(op: OpOverload, leading: Sequence[Any], args: Sequence[Any]) -> Any:
+    """op(*leading, *args), past the operator's derivative."""
     # Every argument costs; those at the end that equal their defaults can be left out.
     usual, count = _defaults[op], len(args)
     while count > 0 and args[count - 1] == usual[count - 1 - len(args)]:
         count -= 1
     with _below_autograd():
-        return op(*tensors, *args[:count])
+        return op._op(*leading, *args[:count])
 
 
 def _integer(value: Any, op: str, name: str) -> Any:
@@ -171,8 +177,8 @@ def same_padding(
 
 def conv_padding(
     padding: Any,
-    size: Sequence[int],
-    kernel: Sequence[int],
+    input: Tensor,
+    weight: Tensor,
     stride: Sequence[int],
     dilation: Sequence[int],
 ) -> list[Any]:
@@ -180,18 +186,26 @@ def conv_padding(
 
     Args:
         padding: int, (h, w), 'valid', 'same' or (left, right, top, bottom).
-        size, kernel, stride, dilation: (h, w) each, of the image and the convolution.
+        input, weight: whose last two sizes are the image's and the kernel's.
+        stride, dilation: (h, w) each.
 
     Raises:
         RuntimeError: for an unknown word, a wrong number of values, or a negative int or pair
             (four values may be negative: they crop, as ``F.pad`` does).
         TypeError: for anything else.
     """
+    # The usual spellings first, as in _pair.
+    if type(padding) is int and 0 <= padding < 2**31:
+        return [padding] * 4
+    if type(padding) is tuple and len(padding) == 2:
+        h, w = padding
+        if type(h) is type(w) is int and 0 <= h < 2**31 and 0 <= w < 2**31:
+            return [w, w, h, h]
     if isinstance(padding, str):
         if padding == "valid":
             return [0, 0, 0, 0]
         if padding == "same":
-            return same_padding(size, kernel, stride, dilation)
+            return same_padding(input.shape[-2:], weight.shape[-2:], stride, dilation)
         raise RuntimeError(f"Invalid padding string: '{padding}'")
     values = _integers(padding, "conv2d", "padding")
     if len(values) == 4:
@@ -235,8 +249,8 @@ def convolve(
     _check_tensor(weight, "conv2d", "weight", _CONV_DTYPES)
     if bias is not None:
         _check_tensor(bias, "conv2d", "bias", _CONV_DTYPES)
-    unbatched = input.dim() == 3
-    if not unbatched and input.dim() != 4:
+    dim = input.dim()
+    if dim != 4 and dim != 3:
         raise RuntimeError(
             "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: "
             f"{list(input.shape)}"
@@ -250,14 +264,15 @@ def convolve(
     dilations = _pair(dilation, "conv2d", "dilation")
     if isinstance(padding, str) and min(strides) <= 0:
         raise RuntimeError(f"non-positive stride is not supported, but got stride={strides}")
-    pads = conv_padding(padding, input.shape[-2:], weight.shape[-2:], strides, dilations)
+    pads = conv_padding(padding, input, weight, strides, dilations)
     group_count = _integer(groups, "conv2d", "groups")
     flip = _boolean(flip_kernel, "conv2d", "flip_kernel")
     arguments = (strides, pads, dilations, group_count, name, flip)
-    dim = 3 if unbatched else 4
     if owner == 0:
         return _batched(_conv2d, dim, input, (weight, bias), *arguments)
-    return _batched(_conv2d_packed, dim, input, (weight, bias, owner, weight._version), *arguments)
+    batch = input if dim == 4 else input.unsqueeze(0)
+    out = _infer(_conv2d_packed, (batch, weight, bias, owner, weight._version), arguments)
+    return out if dim == 4 else out.squeeze(0)
 
 
 def conv2d(
@@ -512,7 +527,7 @@ def locally_connected2d(
     strides = _pair(stride, "locally_connected2d", "stride")
     dilations = _pair(dilation, "locally_connected2d", "dilation")
     kernel = weight.shape[-2:]
-    pads = conv_padding(padding, input.shape[-2:], kernel, strides, dilations)
+    pads = conv_padding(padding, input, weight, strides, dilations)
 
     def apply(x: Tensor) -> Tensor:
         # (N, C*R*S, P*Q): column pq is the window that output position pq sees.

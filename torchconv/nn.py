@@ -32,11 +32,11 @@ from torchconv.functional import (
     adaptive_max_pool2d,
     avg_pool2d,
     conv2d,
-    conv_padding,
     convolve,
     locally_connected2d,
     max_pool2d,
     min_pool2d,
+    same_padding,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ __all__ = [
     "MaxPool2d",
     "MinPool2d",
 ]
+
+_is_compiling = torch.compiler.is_compiling
 
 # torch.fx's symbolic tracing takes only classes of torch.nn itself for leaves. It traces through
 # these, and would run into the argument checks of torchconv.functional with a Proxy.
@@ -164,7 +166,7 @@ class Conv2d(torch.nn.Conv2d):
 
     def _owner(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> int:
         """Whose packed weights a call may use; 0 where none are kept."""
-        if self.training or torch.compiler.is_compiling() or not packed_weights_kept():
+        if self.training or _is_compiling() or not packed_weights_kept():
             return 0
         if weight is not self._parameters.get("weight") or not only_infers(input, weight, bias):
             return 0
@@ -190,7 +192,7 @@ class Conv2d(torch.nn.Conv2d):
         """(left, right, top, bottom) for a padding mode that F.pad has to carry out."""
         if self.padding == "same" and any(s != 1 for s in self.stride):
             size = input.shape[-2:]
-            return conv_padding("same", size, self.kernel_size, self.stride, self.dilation)
+            return same_padding(size, self.kernel_size, self.stride, self.dilation)
         return self._reversed_padding_repeated_twice
 
 
