@@ -39,6 +39,10 @@ def truth(x: Tensor, w: Tensor, b: Tensor | None, padding: tuple[int, int, int, 
     return torch_F.conv2d(torch_F.pad(x.double(), padding), w.double(), bias)
 
 
+def truth_of(x: Tensor, w: Tensor, arguments: dict[str, int]) -> Tensor:
+    return torch_F.conv2d(x.double(), w.double(), **arguments)
+
+
 def check(
     x: Tensor, w: Tensor, b: Tensor | None, padding: tuple[int, int, int, int], bound: float = BOUND
 ) -> None:
@@ -88,6 +92,57 @@ def test_padding_of_each_side(layout: str, padding: tuple[int, int, int, int]) -
     for size in ((11, 10), (4, 17)):
         x = in_layout(torch.randn(2, 64, *size), layout)
         check(x, in_layout(torch.randn(64, 64, 3, 3), layout), torch.randn(64), padding)
+
+
+@on_formats
+@pytest.mark.parametrize("dilation", [(2, 2), (1, 3), (3, 1), (5, 2), (12, 12)], ids=str)
+def test_dilation(layout: str, dilation: tuple[int, int]) -> None:
+    """Every phase of rows and columns is a problem of its own, of two sizes at most."""
+    for height, width in ((2, 9), (11, 30), (24, 13), (31, 17)):
+        x = in_layout(torch.randn(2, 70, height, width), layout).requires_grad_()
+        w, b = in_layout(torch.randn(75, 70, 3, 3), layout), torch.randn(75)
+        exact_x = x.detach().double().requires_grad_()
+        for padding in (dilation, (dilation[0] + 1, 0), (3, dilation[1] - 1)):
+            if (
+                height + 2 * padding[0] <= 2 * dilation[0]
+                or width + 2 * padding[1] <= 2 * dilation[1]
+            ):
+                continue
+            y = F.conv2d(x, w, b, padding=padding, dilation=dilation)
+            exact = torch_F.conv2d(
+                exact_x, w.double(), b.double(), padding=padding, dilation=dilation
+            )
+            assert relative_error(y, exact) <= BOUND
+            g = torch.randn_like(y)
+            (dx,) = torch.autograd.grad(y, x, g)
+            (exact_dx,) = torch.autograd.grad(exact, exact_x, g.double())
+            assert relative_error(dx, exact_dx) <= BOUND
+
+
+@on_formats
+def test_dilation_where_it_is_used(layout: str) -> None:
+    """Also with special values, for any batch and number of threads; and not where a dilation
+    leaves nothing to share."""
+    x = in_layout(torch.randn(3, 64, 40, 29), layout)
+    w = in_layout(torch.randn(64, 64, 3, 3), layout)
+    arguments = {"padding": 6, "dilation": 6}
+    y = F.conv2d(x, w, **arguments)
+    with torchconv.backends.allow_winograd(False):
+        direct = F.conv2d(x, w, **arguments)
+    assert not torch.equal(y, direct)
+    with threads(3):
+        assert_same(F.conv2d(x, w, **arguments), y)
+    assert_same(F.conv2d(x[1:2], w, **arguments), y[1:2])
+    x[1, 5, 20, 20], x[1, 6, 3, 0] = math.nan, math.inf
+    y = F.conv2d(x, w, **arguments)
+    with torchconv.backends.allow_winograd(False):
+        direct = F.conv2d(x, w, **arguments)
+    assert_same(y[1], direct[1])
+    same_specials(y, truth_of(x, w, arguments))
+    arguments = {"padding": 28, "dilation": 28}
+    with torchconv.backends.allow_winograd(False):
+        direct = F.conv2d(x, w, **arguments)
+    assert_same(F.conv2d(x, w, **arguments), direct)
 
 
 @on_formats

@@ -17,6 +17,9 @@ namespace {
 constexpr int64_t kWinogradChannels = 32;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
+// How many times fewer multiplications pay for the transforms. Where few rows or columns are left
+// for a tile, as with a dilation near the size of the image, there are hardly fewer.
+constexpr double kWinogradSaving = 1.5;
 // Fewer channels or filters, or a smaller C x K, leave the transforms of the weight gradient too
 // few products to serve.
 constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 512;
@@ -47,6 +50,10 @@ struct Case {
     const int64_t size = is(DType::kFloat64) ? sizeof(double) : sizeof(float);
     return BandExtent(v, along_pixels, size, kVectorBytes / size).fits;
   }
+  bool winograd_saves_enough() const {
+    const auto direct = static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
+    return direct >= kWinogradSaving * static_cast<double>(winograd_products(v));
+  }
   // Several taps share a band of the source, which a single one would only copy.
   bool taps_share_a_band() const { return v.taps.size() > 1 && v.step_w == 1 && v.J >= kBandWidth; }
 };
@@ -62,7 +69,8 @@ using Algorithm = ConvAlgorithm;
 constexpr Rule kGatherRules[] = {
     {Algorithm::kWinograd, [](const Case& c) {
        return c.winograd && c.is(DType::kFloat32) && c.narrower_side() >= kWinogradChannels &&
-              c.v.pixels() >= kWinogradPixels && winograd_applies(c.v);
+              c.v.pixels() >= kWinogradPixels && winograd_applies(c.v) &&
+              c.winograd_saves_enough();
      }},
     {Algorithm::kPackedProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},

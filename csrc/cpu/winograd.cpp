@@ -85,6 +85,13 @@ class Driver {
     return std::min(std::max(kCachedElements / (kProducts * (channels + chunk)), kFewestTiles),
                     kMostTiles);
   }
+  int64_t slots_of_block() const {
+    const int64_t tiles = plan_.tiles(), across = plan_.columns.count, most = tiles_in_cache();
+    // Whole rows of tiles, because the phases of the columns share their source.
+    if (plan_.columns.dilation > 1 && across <= kMostTiles)
+      return std::max(most / across, int64_t{1}) * across;
+    return ceil_div(tiles, ceil_div(tiles, most));
+  }
   int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
 
   void by_tiles(const Parallel& pool) {
@@ -93,8 +100,7 @@ class Driver {
     const float* u = u_ != nullptr ? u_ : transformed.get();
 
     const int64_t tiles = plan_.tiles();
-    const int64_t blocks = ceil_div(tiles, tiles_in_cache());
-    const int64_t slots = ceil_div(tiles, blocks);
+    const int64_t slots = slots_of_block();
     const SourceLayout layout(plan_, slots);
     const int64_t chunk = std::min(panels_at_once(), plan_.panels);
     const int64_t scratch_size =
@@ -103,8 +109,9 @@ class Driver {
       Buffer<float> v(layout.size(plan_)), m(chunk * slots * kProductSlot), scratch(scratch_size);
       for (int64_t b = begin; b < end; ++b) {
         const TileBlock block(plan_, b * slots, std::min(slots, tiles - b * slots));
-        for (const Segment& s : block.segments())
-          transform_source(plan_, s, src_, layout, scratch.get(), v.get());
+        for (const Range& strip : block.strips())
+          transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
+                           scratch.get(), v.get());
         for (int64_t panel = 0; panel < plan_.panels; panel += chunk) {
           const int64_t count = std::min(chunk, plan_.panels - panel);
           for (int64_t c = 0; c < plan_.blocks; ++c)
@@ -122,11 +129,14 @@ class Driver {
     const TileBlock block(plan_, 0, tiles);
     const SourceLayout layout(plan_, tiles);
     Buffer<float> v(layout.size(plan_));
-    const int64_t segments = static_cast<int64_t>(block.segments().size());
-    parallel_for_with_scratch(pool, 0, segments, 1, [&](int64_t begin, int64_t end) {
+    const int64_t strips = static_cast<int64_t>(block.strips().size());
+    parallel_for_with_scratch(pool, 0, strips, 1, [&](int64_t begin, int64_t end) {
       Buffer<float> scratch(source_scratch(plan_, tiles));
-      for (int64_t s = begin; s < end; ++s)
-        transform_source(plan_, block.segments()[s], src_, layout, scratch.get(), v.get());
+      for (int64_t s = begin; s < end; ++s) {
+        const Range strip = block.strips()[s];
+        transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
+                         scratch.get(), v.get());
+      }
     });
     parallel_for_with_scratch(pool, 0, plan_.panels, 1, [&](int64_t begin, int64_t end) {
       const bool near = u_ == nullptr;
@@ -199,14 +209,24 @@ bool winograd_applies(const ConvView& view) {
   if (view.groups != 1 || view.step_h != 1 || view.step_w != 1) return false;
   if (view.taps.size() != kTaps * kTaps) return false;
   if (view.src.c != 1 && view.src.column != 1) return false;
-  int64_t h = view.taps[0].h, w = view.taps[0].w;
-  for (const ConvTap& tap : view.taps) h = std::min(h, tap.h), w = std::min(w, tap.w);
+  const int64_t h = winograd::first_tap(view, &ConvTap::h);
+  const int64_t w = winograd::first_tap(view, &ConvTap::w);
+  const int64_t step_h = winograd::tap_step(view, &ConvTap::h);
+  const int64_t step_w = winograd::tap_step(view, &ConvTap::w);
+  if (step_h == 0 || step_w == 0) return false;
   bool found[kTaps * kTaps] = {};
   for (const ConvTap& tap : view.taps) {
-    if (tap.h - h >= kTaps || tap.w - w >= kTaps) return false;
-    found[(tap.h - h) * kTaps + (tap.w - w)] = true;
+    const int64_t r = (tap.h - h) / step_h, s = (tap.w - w) / step_w;
+    if (r >= kTaps || s >= kTaps || tap.h != h + r * step_h || tap.w != w + s * step_w)
+      return false;
+    found[r * kTaps + s] = true;
   }
   return std::all_of(found, found + kTaps * kTaps, [](bool f) { return f; });
+}
+
+int64_t winograd_products(const ConvView& view) {
+  const winograd::Plan plan(view);
+  return plan.rows.points() * plan.columns.points();
 }
 
 int64_t winograd_weights_size(const ConvView& view) {

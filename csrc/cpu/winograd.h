@@ -1,4 +1,5 @@
-// 3x3 convolution of step 1 by Winograd's F(4x4,3x3): a quarter of the multiplications.
+// 3x3 convolution of step 1, with any dilation, by Winograd's F(4x4,3x3): a quarter of the
+// multiplications.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,9 @@ namespace torchconv::cpu {
 
 // Whether the view is one that winograd_gather computes: nine taps in a square, one group.
 bool winograd_applies(const ConvView& view);
+
+// Multiplications for a sample, a channel and a filter.
+int64_t winograd_products(const ConvView& view);
 
 // Elements of the transformed weights of a view that are worth keeping from call to call; 0 where
 // transforming anew costs less than reading them. They depend on the weights, C, K, the strides of

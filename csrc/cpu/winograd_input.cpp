@@ -1,6 +1,7 @@
 // Vectors run along channels in either layout: where pixels are neighbours in memory, the rows of a
 // vector of channels are first transposed into a band. The columns of the band are transformed once
-// for all tiles that share them, then the rows of each tile; every store is a whole line of V.
+// for all tiles that share them, then the rows of each tile; every store is a whole line of V. With
+// dilation the columns of all phases lie in one band, where a tile finds its own some steps apart.
 #include "cpu/winograd_input.h"
 
 #include "cpu/transpose_tile.h"
@@ -11,48 +12,53 @@ namespace {
 using V = Vec<float>;
 using Register = V::Type;
 
-// The pixels of a segment's source: rows [0, points) and columns [0, width), those inside the image
-// being [row.begin, row.end) and [column.begin, column.end).
+// The pixels of a strip's source: rows [0, points) of one phase and columns [0, width) of all
+// phases, those inside the image being [row.begin, row.end) and [column.begin, column.end).
 struct Window {
   int64_t h, w, width;
   Range row, column;
 
-  Window(const Plan& plan, const Segment& s) {
-    h = plan.rows.begin(s.i) + plan.h;
-    w = plan.columns.begin(s.j) + plan.w;
-    width = plan.columns.begin(s.j + s.count) - plan.columns.begin(s.j) + kTaps - 1;
-    const int64_t points = kPoints - (plan.rows.is_four(s.i) ? 0 : 1);
-    row = inside(h, points, plan.view.H);
-    column = inside(w, width, plan.view.W);
-  }
-
- private:
-  static Range inside(int64_t first, int64_t count, int64_t size) {
-    const int64_t begin = std::min(std::max(-first, int64_t{0}), count);
-    return {begin, std::max(begin, std::min(count, size - first))};
+  Window(const Plan& plan, const Segment* segments, int64_t count) {
+    const TileAxis& columns = plan.columns;
+    h = plan.rows.begin(segments[0].i) + plan.h;
+    int64_t begin = columns.begin(segments[0].j), end = 0;
+    for (const Segment* s = segments; s != segments + count; ++s) {
+      const int64_t first = columns.begin(s->j);
+      const int64_t positions = (kOutputs - 1) * s->count + s->wide + kTaps - 1;
+      begin = std::min(begin, first);
+      end = std::max(end, first + (positions - 1) * columns.dilation + 1);
+    }
+    w = begin + plan.w;
+    width = end - begin;
+    const int64_t points = kPoints - (plan.rows.is_four(segments[0].i) ? 0 : 1);
+    row = valid_range(points, plan.rows.dilation, h, plan.view.H);
+    column = valid_range(width, 1, w, plan.view.W);
   }
 };
 
-// Columns of at most this many pixels are transposed together.
+// No strip is wider.
 int64_t max_width(const Plan& plan, int64_t slots) {
-  return kOutputs * std::min(slots, plan.columns.count) + kTaps - 1;
+  const TileAxis& columns = plan.columns;
+  if (columns.dilation == 1) return kOutputs * std::min(slots, columns.count) + kTaps - 1;
+  return columns.outputs + (kPoints - 1) * columns.dilation;
 }
 
 // band[row][column][lane] from planes of neighbouring pixels, for `channels` of a vector.
-void transpose_window(const ConvView& view, const Window& window, const float* src,
-                      int64_t channels, float* band) {
-  const int64_t width = window.column.size();
-  src += (window.h + window.row.begin) * view.src.row + window.w + window.column.begin;
+void transpose_window(const Plan& plan, const Window& window, const float* src, int64_t channels,
+                      float* band) {
+  const ConvView& view = plan.view;
+  const int64_t width = window.column.size(), next_row = plan.rows.dilation * view.src.row;
+  src += window.h * view.src.row + window.row.begin * next_row + window.w + window.column.begin;
   // Whole rows of the image are one run.
-  const bool whole = width == view.W && view.src.row == view.W;
+  const bool whole = width == view.W && next_row == view.W;
   const int64_t runs = whole ? 1 : window.row.size();
   const int64_t run = whole ? window.row.size() * width : width;
   for (int64_t r = 0; r < runs; ++r) {
-    const float* row = src + r * view.src.row;
+    const float* row = src + r * next_row;
     float* to = band + r * width * kVector;
     for (int64_t p = 0; p < run; p += kVector) {
       for (int64_t c = 0; c < channels; ++c)
-        __builtin_prefetch(row + p + c * view.src.c + kOutputs * view.src.row, 0, 2);
+        __builtin_prefetch(row + p + c * view.src.c + kOutputs * next_row, 0, 2);
       transpose_tile(row + p, view.src.c, channels, std::min(run - p, kVector), to + p * kVector,
                      kVector, std::min(run - p, kVector));
     }
@@ -89,17 +95,17 @@ void transform_columns(const Window& window, const float* const (&rows)[kPoints]
   }
 }
 
-// V from the columns of `count` tiles, `step` columns apart.
+// V from the columns of `count` tiles; those of one tile are `step` elements apart.
 template <bool kTall, bool kWide>
-void transform_rows(const float* columns, int64_t count, int64_t point, float* v) {
+void transform_rows(const float* columns, int64_t step, int64_t count, int64_t point, float* v) {
   constexpr int kRows = kTall ? kPoints : kPoints - 1, kColumns = kWide ? kPoints : kPoints - 1;
-  constexpr int64_t kStep = (kColumns - kTaps + 1) * kPoints * kVector;
-  for (int64_t tile = 0; tile < count; ++tile, columns += kStep, v += kVector) {
+  const int64_t next_tile = (kColumns - kTaps + 1) * step;
+  for (int64_t tile = 0; tile < count; ++tile, columns += next_tile, v += kVector) {
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       Register d[kPoints], row[kPoints];
 #pragma GCC unroll 6
-      for (int s = 0; s < kColumns; ++s) d[s] = V::load(columns + (s * kPoints + r) * kVector);
+      for (int s = 0; s < kColumns; ++s) d[s] = V::load(columns + s * step + r * kVector);
       transform_input<kWide>(d, row);
 #pragma GCC unroll 6
       for (int s = 0; s < kColumns; ++s) V::store(v + (r * kPoints + s) * point, row[s]);
@@ -108,9 +114,10 @@ void transform_rows(const float* columns, int64_t count, int64_t point, float* v
 }
 
 template <bool kTall>
-void transform_tiles(const Segment& s, const float* columns, const SourceLayout& layout, float* v) {
-  transform_rows<kTall, true>(columns, s.wide, layout.point, v + s.wide_slot * kVector);
-  transform_rows<kTall, false>(columns + s.wide * kOutputs * kPoints * kVector, s.count - s.wide,
+void transform_tiles(const Segment& s, const float* columns, int64_t step,
+                     const SourceLayout& layout, float* v) {
+  transform_rows<kTall, true>(columns, step, s.wide, layout.point, v + s.wide_slot * kVector);
+  transform_rows<kTall, false>(columns + s.wide * kOutputs * step, step, s.count - s.wide,
                                layout.point, v + s.narrow_slot * kVector);
 }
 
@@ -121,14 +128,16 @@ int64_t source_scratch(const Plan& plan, int64_t slots) {
   return 2 * kPoints * width * kVector;
 }
 
-void transform_source(const Plan& plan, const Segment& segment, const float* src,
+void transform_source(const Plan& plan, const Segment* segments, int64_t count, const float* src,
                       const SourceLayout& layout, float* scratch, float* v) {
   const ConvView& view = plan.view;
-  const Window window(plan, segment);
-  const bool tall = plan.rows.is_four(segment.i);
+  const Window window(plan, segments, count);
+  const bool tall = plan.rows.is_four(segments[0].i);
+  const int64_t next_row = plan.rows.dilation * view.src.row;
+  const int64_t next_column = plan.columns.dilation * kPoints * kVector;
   float* columns = scratch;
   float* band = scratch + kPoints * window.width * kVector;
-  src += segment.n * view.src.n;
+  src += segments[0].n * view.src.n;
   for (int64_t vector = 0; vector < plan.vectors; ++vector) {
     const int64_t channels = std::min(view.C - vector * kVector, kVector);
     const float* from = src + vector * kVector * view.src.c;
@@ -138,15 +147,16 @@ void transform_source(const Plan& plan, const Segment& segment, const float* src
     if (window.row.empty() || window.column.empty()) {
       // Nothing of the image: no row is read.
     } else if (view.src_pixels_contiguous()) {
-      transpose_window(view, window, from, channels, band);
+      transpose_window(plan, window, from, channels, band);
       for (int64_t r = window.row.begin; r < window.row.end; ++r)
         rows[r] = band + (r - window.row.begin) * window.column.size() * kVector;
     } else {
       step = view.src.column;
-      ahead = kOutputs * view.src.row;
+      ahead = kOutputs * next_row;
       partial = channels < kVector;
       for (int64_t r = window.row.begin; r < window.row.end; ++r)
-        rows[r] = from + (window.h + r) * view.src.row + (window.w + window.column.begin) * step;
+        rows[r] =
+            from + window.h * view.src.row + r * next_row + (window.w + window.column.begin) * step;
     }
     const auto transform =
         tall      ? partial ? transform_columns<true, true> : transform_columns<true, false>
@@ -155,10 +165,11 @@ void transform_source(const Plan& plan, const Segment& segment, const float* src
     transform(window, rows, step, ahead, channels, columns);
     float* to = v + vector / plan.block_vectors * layout.block +
                 vector % plan.block_vectors * layout.vector;
-    if (tall)
-      transform_tiles<true>(segment, columns, layout, to);
-    else
-      transform_tiles<false>(segment, columns, layout, to);
+    for (const Segment* s = segments; s != segments + count; ++s) {
+      const int64_t column = plan.columns.begin(s->j) + plan.w - window.w;
+      const auto tiles = tall ? transform_tiles<true> : transform_tiles<false>;
+      tiles(*s, columns + column * kPoints * kVector, next_column, layout, to);
+    }
   }
 }
 

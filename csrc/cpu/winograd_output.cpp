@@ -93,21 +93,25 @@ bool transform_products(const Plan& plan, const Segment& s, int64_t panel, const
   const ConvView& view = plan.view;
   const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
   const int64_t vectors = ceil_div(filters, kVector);
-  const int64_t i = plan.rows.begin(s.i), rows = plan.rows.end(s.i) - i;
-  const int64_t j = plan.columns.begin(s.j);
-  const int64_t columns = plan.columns.end(s.j + s.count - 1) - j;
+  const int64_t rows = plan.rows.outputs_of(s.i);
+  const int64_t last = s.j + s.count - 1, step = plan.columns.dilation;
+  const int64_t columns =
+      (plan.columns.begin(last) - plan.columns.begin(s.j)) / step + plan.columns.outputs_of(last);
   const auto transform =
       plan.rows.is_four(s.i) ? transform_segment<true> : transform_segment<false>;
   float* band = scratch;
   const bool finite = !has_nan(transform(s, m, bias, vectors, rows, columns, band));
 
   const int64_t dst = view.dst_offset + s.n * view.dst.n + panel * kFilters * view.dst.c +
-                      i * view.dst.row + j * view.dst.column;
+                      plan.rows.begin(s.i) * view.dst.row +
+                      plan.columns.begin(s.j) * view.dst.column;
+  const int64_t next_row = plan.rows.dilation * view.dst.row;
+  const int64_t next_column = step * view.dst.column;
   if (view.dst.c == 1) {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < columns; ++c)
         epilogue.store(band + (r * columns + c) * kFilters, filters,
-                       dst + r * view.dst.row + c * view.dst.column, 1);
+                       dst + r * next_row + c * next_column, 1);
     return finite;
   }
   const int64_t pixels = rows * columns, plane = odd_lines(pixels);
@@ -119,12 +123,12 @@ bool transform_products(const Plan& plan, const Segment& s, int64_t panel, const
                      planes + k * plane + p, plane, lanes);
   }
   // Whole rows of the image are one run.
-  const bool whole = columns == view.J && view.dst_pixels_contiguous();
+  const bool whole = columns == view.J && plan.rows.dilation == 1 && view.dst_pixels_contiguous();
   const int64_t runs = whole ? 1 : rows, run = whole ? pixels : columns;
   for (int64_t k = 0; k < filters; ++k)
     for (int64_t r = 0; r < runs; ++r)
-      epilogue.store(planes + k * plane + r * run, run, dst + k * view.dst.c + r * view.dst.row,
-                     view.dst.column);
+      epilogue.store(planes + k * plane + r * run, run, dst + k * view.dst.c + r * next_row,
+                     next_column);
   return finite;
 }
 

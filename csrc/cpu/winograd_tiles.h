@@ -1,7 +1,9 @@
 // How a convolution is cut for Winograd, and where its pieces lie in scratch memory.
 //
-// An axis of the destination is cut into tiles of 4 outputs and, where that fits better, of 3. The
-// tiles of all samples are one list; a TileBlock is a piece of it. Within a block every tile has a
+// An axis of the destination is cut into tiles of 4 outputs and, where that fits better, of 3. With
+// dilation d the positions i, i + d, i + 2d, ... are a phase, the axis of a convolution of its own
+// without dilation, and the tiles of one phase follow those of the other. The tiles of all samples
+// and phases are one list; a TileBlock is a piece of it. Within a block every tile has a
 // slot, ordered by its height and width so that the tiles that have a product with infinity along
 // the rows, the columns or both are a range of slots each.
 //
@@ -32,17 +34,81 @@ constexpr int64_t odd_lines(int64_t elements) {
   return ceil_div(elements, kLine) / 2 * 2 * kLine + kLine;
 }
 
-struct TileAxis {
-  int64_t outputs, count;
-  int64_t fours;  // the first tiles; the others have 3 outputs
+class TileAxis {
+ public:
+  int64_t outputs, dilation, count;
 
-  explicit TileAxis(int64_t size) : outputs(size), count(ceil_div(size, int64_t{kOutputs})) {
-    fours = count - std::min(count, kOutputs * count - size);
+  explicit TileAxis(int64_t size, int64_t step = 1)
+      : outputs(size),
+        dilation(step),
+        long_phases_((size - 1) % step + 1),
+        long_(ceil_div(size, step)),
+        short_(long_.outputs - 1) {
+    count = long_phases_ * long_.count + (std::min(step, size) - long_phases_) * short_.count;
   }
-  bool is_four(int64_t tile) const { return tile < fours; }
-  int64_t begin(int64_t tile) const { return kOutputs * tile - std::max(tile - fours, int64_t{0}); }
-  int64_t end(int64_t tile) const { return std::min(begin(tile + 1), outputs); }
+  bool is_four(int64_t tile) const { return place(tile).is_four(); }
+  // Of the destination: the first, and from there to the last, `dilation` apart.
+  int64_t begin(int64_t tile) const {
+    const Place p = place(tile);
+    return p.phase + p.begin() * dilation;
+  }
+  int64_t outputs_of(int64_t tile) const {
+    const Place p = place(tile);
+    return std::min(p.begin() + (p.is_four() ? kOutputs : kOutputs - 1), p.axis->outputs) -
+           p.begin();
+  }
+  // How many tiles of the phase, and of 4 outputs, there are from this one on.
+  int64_t rest(int64_t tile) const {
+    const Place p = place(tile);
+    return p.axis->count - p.tile;
+  }
+  int64_t fours(int64_t tile) const {
+    const Place p = place(tile);
+    return std::max(p.axis->fours - p.tile, int64_t{0});
+  }
+  // Points of all tiles: what the products of an axis cost.
+  int64_t points() const {
+    const int64_t short_phases = std::min(dilation, outputs) - long_phases_;
+    return long_phases_ * long_.points() + short_phases * short_.points();
+  }
+
+ private:
+  struct Phase {
+    int64_t outputs, count;
+    int64_t fours;  // the first tiles; the others have 3 outputs
+    explicit Phase(int64_t size) : outputs(size), count(ceil_div(size, int64_t{kOutputs})) {
+      fours = count - std::min(count, kOutputs * count - size);
+    }
+    int64_t points() const { return kPoints * fours + (kPoints - 1) * (count - fours); }
+  };
+  struct Place {
+    const Phase* axis;
+    int64_t phase, tile;
+    bool is_four() const { return tile < axis->fours; }
+    int64_t begin() const { return kOutputs * tile - std::max(tile - axis->fours, int64_t{0}); }
+  };
+  Place place(int64_t tile) const {
+    const int64_t in_long = long_phases_ * long_.count;
+    if (tile < in_long) return {&long_, tile / long_.count, tile % long_.count};
+    tile -= in_long;
+    return {&short_, long_phases_ + tile / short_.count, tile % short_.count};
+  }
+
+  int64_t long_phases_;  // the first ones, with one output more than the others
+  Phase long_, short_;
 };
+
+// Of the three rows or columns that taps lie on: the first, and the distance from one to the next.
+inline int64_t first_tap(const ConvView& view, int64_t ConvTap::* axis) {
+  int64_t first = view.taps[0].*axis;
+  for (const ConvTap& tap : view.taps) first = std::min(first, tap.*axis);
+  return first;
+}
+inline int64_t tap_step(const ConvView& view, int64_t ConvTap::* axis) {
+  int64_t last = view.taps[0].*axis;
+  for (const ConvTap& tap : view.taps) last = std::max(last, tap.*axis);
+  return (last - first_tap(view, axis)) / (kTaps - 1);
+}
 
 // What depends on one sample's problem only.
 struct Plan {
@@ -56,16 +122,16 @@ struct Plan {
 
   explicit Plan(const ConvView& v)
       : view(v),
-        rows(v.I),
-        columns(v.J),
-        h(v.taps[0].h),
-        w(v.taps[0].w),
+        rows(v.I, tap_step(v, &ConvTap::h)),
+        columns(v.J, tap_step(v, &ConvTap::w)),
+        h(first_tap(v, &ConvTap::h)),
+        w(first_tap(v, &ConvTap::w)),
         vectors(ceil_div(v.C, kVector)),
         blocks(ceil_div(v.C, kChannelBlock)),
         block_vectors(ceil_div(vectors, blocks)),
         panels(ceil_div(v.K, kFilters)) {
-    for (const ConvTap& tap : v.taps) h = std::min(h, tap.h), w = std::min(w, tap.w);
-    for (const ConvTap& tap : v.taps) tap_weight[(tap.h - h) * kTaps + (tap.w - w)] = tap.weight;
+    for (const ConvTap& tap : v.taps)
+      tap_weight[(tap.h - h) / rows.dilation * kTaps + (tap.w - w) / columns.dilation] = tap.weight;
     blocks = ceil_div(vectors, block_vectors);
   }
 
@@ -75,7 +141,8 @@ struct Plan {
   }
 };
 
-// Neighbouring tiles of one row of tiles: `wide` of 4 columns, then the others.
+// Neighbouring tiles of one row of tiles and one phase of columns: `wide` of 4 columns, then the
+// others.
 struct Segment {
   int64_t n, i, j, count, wide;
   int64_t wide_slot, narrow_slot;  // of the first of each
@@ -91,8 +158,8 @@ class TileBlock {
       s.n = tile / across / down;
       s.i = tile / across % down;
       s.j = tile % across;
-      s.count = std::min(across - s.j, first + count - tile);
-      s.wide = std::min(std::max(plan.columns.fours - s.j, int64_t{0}), s.count);
+      s.count = std::min(plan.columns.rest(s.j), first + count - tile);
+      s.wide = std::min(plan.columns.fours(s.j), s.count);
       const bool tall = plan.rows.is_four(s.i);
       int64_t& wide = tall ? tall_wide_ : short_wide;
       int64_t& narrow = tall ? tall_narrow_ : short_narrow;
@@ -100,7 +167,11 @@ class TileBlock {
       s.narrow_slot = narrow;
       wide += s.wide;
       narrow += s.count - s.wide;
+      const bool same_row =
+          !segments_.empty() && segments_.back().n == s.n && segments_.back().i == s.i;
       segments_.push_back(s);
+      if (!same_row) strips_.push_back({strips_.empty() ? 0 : strips_.back().end, 0});
+      strips_.back().end = static_cast<int64_t>(segments_.size());
       tile += s.count;
     }
     short_wide_ = short_wide;
@@ -114,6 +185,8 @@ class TileBlock {
 
   int64_t tiles() const { return tiles_; }
   const std::vector<Segment>& segments() const { return segments_; }
+  // The segments of each row of tiles: they share their source rows.
+  const std::vector<Range>& strips() const { return strips_; }
   // The slots whose tiles have point (r, s).
   Range slots(int r, int s) const {
     constexpr int kLast = kPoints - 1;
@@ -127,6 +200,7 @@ class TileBlock {
   int64_t tiles_;
   int64_t tall_narrow_ = 0, tall_wide_ = 0, short_wide_ = 0;
   std::vector<Segment> segments_;
+  std::vector<Range> strips_;
 };
 
 // Strides of V for blocks of at most `slots` tiles.
