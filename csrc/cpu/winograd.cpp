@@ -26,7 +26,7 @@ namespace {
 
 // V and M of a task's tiles, in a second-level cache of 1 MB that U passes through.
 constexpr int64_t kCachedElements = 640 * 1024 / sizeof(float);
-constexpr int64_t kFewestTiles = 16, kMostTiles = 64;
+constexpr int64_t kFewestTiles = 16, kMostTiles = 64, kManyBlocks = 8;
 // Filters whose products are in M at the same time.
 constexpr int64_t kFiltersAtOnce = 64;
 // With at most so many tiles and at least so many weights in a tap, tasks own filters.
@@ -78,19 +78,24 @@ class Driver {
   }
 
  private:
-  // Slots of one block where V and M share the second-level cache.
-  int64_t tiles_in_cache() const {
+  // Where block `b` of `blocks` begins: they differ by a unit at most.
+  int64_t first_tile(int64_t b, int64_t blocks) const {
+    return plan_.tiles() / unit() * b / blocks * unit();
+  }
+  // The phases of columns share their source, so rows of tiles stay whole where there are several.
+  int64_t unit() const {
+    const int64_t across = plan_.columns.count;
+    return plan_.columns.dilation > 1 && across <= kMostTiles ? across : 1;
+  }
+  // V and M of a block share the second-level cache; usual numbers of threads get equal shares.
+  int64_t tile_blocks() const {
     const int64_t channels = plan_.vectors * kVector;
     const int64_t chunk = std::min(plan_.panels, panels_at_once()) * kFilters;
-    return std::min(std::max(kCachedElements / (kProducts * (channels + chunk)), kFewestTiles),
-                    kMostTiles);
-  }
-  int64_t slots_of_block() const {
-    const int64_t tiles = plan_.tiles(), across = plan_.columns.count, most = tiles_in_cache();
-    // Whole rows of tiles, because the phases of the columns share their source.
-    if (plan_.columns.dilation > 1 && across <= kMostTiles)
-      return std::max(most / across, int64_t{1}) * across;
-    return ceil_div(tiles, ceil_div(tiles, most));
+    const int64_t most = std::min(
+        std::max(kCachedElements / (kProducts * (channels + chunk)), kFewestTiles), kMostTiles);
+    const int64_t units = plan_.tiles() / unit();
+    const int64_t blocks = ceil_div(units, std::max(most / unit(), int64_t{1}));
+    return std::min(round_up(blocks, blocks < kManyBlocks ? 2 : 4), units);
   }
   int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
 
@@ -99,16 +104,17 @@ class Driver {
     if (u_ == nullptr) transform_all_weights(plan_, w_, transformed.get(), pool);
     const float* u = u_ != nullptr ? u_ : transformed.get();
 
-    const int64_t tiles = plan_.tiles();
-    const int64_t slots = slots_of_block();
+    const int64_t blocks = tile_blocks();
+    const int64_t slots = ceil_div(plan_.tiles() / unit(), blocks) * unit();
     const SourceLayout layout(plan_, slots);
     const int64_t chunk = std::min(panels_at_once(), plan_.panels);
     const int64_t scratch_size =
         std::max(source_scratch(plan_, slots), product_scratch(plan_, slots));
-    parallel_for_with_scratch(pool, 0, ceil_div(tiles, slots), 1, [&](int64_t begin, int64_t end) {
+    parallel_for_with_scratch(pool, 0, blocks, 1, [&](int64_t begin, int64_t end) {
       Buffer<float> v(layout.size(plan_)), m(chunk * slots * kProductSlot), scratch(scratch_size);
       for (int64_t b = begin; b < end; ++b) {
-        const TileBlock block(plan_, b * slots, std::min(slots, tiles - b * slots));
+        const int64_t first = first_tile(b, blocks);
+        const TileBlock block(plan_, first, first_tile(b + 1, blocks) - first);
         for (const Range& strip : block.strips())
           transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
                            scratch.get(), v.get());
