@@ -17,6 +17,7 @@
 #include "cpu/depthwise_channels.h"
 #include "cpu/implicit_gemm.h"
 #include "cpu/winograd.h"
+#include "cpu/winograd_strided.h"
 #include "cpu/winograd_wgrad.h"
 
 namespace torchconv::cpu {
@@ -36,10 +37,12 @@ ConvBand conv_band(const ConvView& view, ConvAlgorithm algorithm) {
 
 // What an algorithm packs of the weights that is worth keeping from call to call, in elements.
 template <typename T>
-int64_t packed_size(const ConvView& view, ConvAlgorithm algorithm) {
+int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
       return winograd_weights_size(view);
+    case ConvAlgorithm::kStridedWinograd:
+      return strided_winograd_weights_size(p);
     case ConvAlgorithm::kPackedProduct:
       return implicit_gemm_weights_size<T>(view);
     default:
@@ -48,9 +51,11 @@ int64_t packed_size(const ConvView& view, ConvAlgorithm algorithm) {
 }
 
 template <typename T>
-void pack(const ConvView& view, ConvAlgorithm algorithm, const T* w, Wide<T>* packed,
-          const Parallel& pool) {
+void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, const T* w,
+          Wide<T>* packed, const Parallel& pool) {
   if constexpr (std::is_same_v<T, float>) {
+    if (algorithm == ConvAlgorithm::kStridedWinograd)
+      strided_winograd_pack_weights(p, w, packed, pool);
     if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
   }
   if (algorithm == ConvAlgorithm::kPackedProduct) implicit_gemm_pack_weights(view, w, packed, pool);
@@ -61,7 +66,7 @@ template <typename T>
 PackedBuffer kept_weights(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm,
                           const T* w, const WeightsOwner& owner, const Parallel& pool) {
   if (owner.number == 0) return nullptr;
-  const int64_t size = packed_size<T>(view, algorithm);
+  const int64_t size = packed_size<T>(p, view, algorithm);
   if (size == 0) return nullptr;
   const int64_t taps = p.R * p.S;
   PackedForm form{p, algorithm, size * static_cast<int64_t>(sizeof(Wide<T>))};
@@ -74,11 +79,19 @@ PackedBuffer kept_weights(const ConvProblem& p, const ConvView& view, ConvAlgori
   PackedBuffer kept = packed_weights::find(owner.number, form, source);
   if (kept == nullptr) {
     const auto packed = std::make_shared<Buffer<Wide<T>>>(size);
-    pack(view, algorithm, w, packed->get(), pool);
+    pack(p, view, algorithm, w, packed->get(), pool);
     kept = PackedBuffer(packed, packed->get());
     packed_weights::keep(owner.number, form, source, kept);
   }
   return kept;
+}
+
+// One sample of a view.
+ConvView sample_of(const ConvView& view, int64_t n) {
+  ConvView sample = view;
+  sample.N = 1;
+  sample.dst_offset += n * view.dst.n;
+  return sample;
 }
 
 // packed: what `pack` made for this view and algorithm, or null.
@@ -91,9 +104,7 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
         // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
         for (const int64_t n : winograd_gather(view, src, w, bias, epilogue, pool,
                                                static_cast<const float*>(packed))) {
-          ConvView sample = view;
-          sample.N = 1;
-          sample.dst_offset += n * view.dst.n;
+          const ConvView sample = sample_of(view, n);
           gather(sample, gather_algorithm(sample, DType::kFloat32, false), src + n * view.src.n, w,
                  nullptr, bias, epilogue, pool);
         }
@@ -108,7 +119,22 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
       return band_gather(view, conv_band<T>(view, algorithm), src, w, bias, epilogue, pool);
     case ConvAlgorithm::kPackedProduct:
       return implicit_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
+    case ConvAlgorithm::kStridedWinograd:
+      return;  // of a problem, not of a view
   }
+}
+
+// A problem by kStridedWinograd; views: the same pass for other algorithms.
+void strided_gather(const ConvProblem& p, StridedPass pass, const std::vector<ConvView>& views,
+                    const float* src, const float* w, const void* packed, const float* bias,
+                    const Epilogue<float>& epilogue, const Parallel& pool) {
+  const auto* u = static_cast<const float*>(packed);
+  for (const int64_t n : strided_winograd(p, pass, src, w, bias, epilogue, pool, u))
+    for (const ConvView& view : views) {
+      const ConvView sample = sample_of(view, n);
+      gather(sample, gather_algorithm(sample, DType::kFloat32, false), src + n * view.src.n, w,
+             nullptr, bias, epilogue, pool);
+    }
 }
 
 bool is_empty(const ConvView& view) { return view.N == 0 || view.K == 0 || view.pixels() == 0; }
@@ -157,11 +183,35 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
   const ConvView view = fprop_view(p);
   if (is_empty(view)) return;
   const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation};
-  const ConvAlgorithm algorithm = gather_algorithm(view, kDType<T>, winograd_allowed());
+  const bool winograd = winograd_allowed(), strided = strides_by_winograd(p, winograd);
+  const ConvAlgorithm algorithm =
+      strided ? ConvAlgorithm::kStridedWinograd : gather_algorithm(view, kDType<T>, winograd);
   const T* weights = static_cast<const T*>(w);
   const PackedBuffer packed = kept_weights(p, view, algorithm, weights, owner, pool);
+  if constexpr (std::is_same_v<T, float>) {
+    if (strided)
+      return strided_gather(p, StridedPass::kFprop, {view}, static_cast<const T*>(x), weights,
+                            packed.get(), static_cast<const T*>(bias), epilogue, pool);
+  }
   gather(view, algorithm, static_cast<const T*>(x), weights, packed.get(),
          static_cast<const T*>(bias), epilogue, pool);
+}
+
+template <typename T>
+void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel& pool) {
+  bool covers_all = false;
+  const std::vector<ConvView> views = dgrad_views(p, &covers_all);
+  if (!covers_all) std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));
+  const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
+  const bool winograd = winograd_allowed();
+  if constexpr (std::is_same_v<T, float>) {
+    if (covers_all && strides_by_winograd(p, winograd))
+      return strided_gather(p, StridedPass::kDgrad, views, dz, w, nullptr, nullptr, epilogue, pool);
+  }
+  for (const ConvView& view : views)
+    if (!is_empty(view))
+      gather<T>(view, gather_algorithm(view, kDType<T>, winograd), dz, w, nullptr, nullptr,
+                epilogue, pool);
 }
 
 template <typename T>
@@ -174,17 +224,7 @@ void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, con
     activation_backward(p, dy, saved, need_dz ? derivative.get() : nullptr, db, pool);
   const T* dz = need_dz ? derivative.get() : dy;
 
-  if (dx != nullptr && p.N > 0 && p.C > 0) {
-    bool covers_all = false;
-    const std::vector<ConvView> views = dgrad_views(p, &covers_all);
-    if (!covers_all) std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));
-    const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
-    const bool winograd = winograd_allowed();
-    for (const ConvView& view : views)
-      if (!is_empty(view))
-        gather<T>(view, gather_algorithm(view, kDType<T>, winograd), dz, w, nullptr, nullptr,
-                  epilogue, pool);
-  }
+  if (dx != nullptr && p.N > 0 && p.C > 0) dgrad(p, dz, w, dx, pool);
   if (dw != nullptr) {
     const ConvView view = fprop_view(p);
     const bool covers_all =

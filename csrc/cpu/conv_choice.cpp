@@ -7,6 +7,7 @@
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/winograd.h"
+#include "cpu/winograd_strided.h"
 #include "cpu/winograd_wgrad.h"
 
 namespace torchconv::cpu {
@@ -17,6 +18,8 @@ namespace {
 constexpr int64_t kWinogradChannels = 32;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
+// The same for a stride of 2.
+constexpr int64_t kStridedPixels = 16;
 // How many times fewer multiplications pay for the transforms. Where few rows or columns are left
 // for a tile, as with a dilation near the size of the image, there are hardly fewer.
 constexpr double kWinogradSaving = 1.5;
@@ -122,6 +125,11 @@ bool winograd_allowed() { return winograd_switch.load(std::memory_order_relaxed)
 
 ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd) {
   return first_that_applies(kGatherRules, {view, dtype, winograd});
+}
+
+bool strides_by_winograd(const ConvProblem& p, bool winograd) {
+  const bool wide = p.K >= kWinogradChannels && (p.C >= kWinogradChannels || p.R > 3);
+  return winograd && wide && p.P * p.Q >= kStridedPixels && strided_winograd_applies(p);
 }
 
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd) {

@@ -3,13 +3,14 @@
 // instruction set and the switch here, never on the batch or the threads.
 #pragma once
 
-#include "core/types.h"
+#include "core/conv_problem.h"
 #include "cpu/conv_view.h"
 
 namespace torchconv::cpu {
 
 enum class ConvAlgorithm : uint8_t {
   kWinograd,           // winograd.h, winograd_wgrad.h
+  kStridedWinograd,    // winograd_strided.h
   kDepthwiseChannels,  // depthwise_channels.h
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
   kBandAlongChannels,  // the same, several groups side by side
@@ -24,7 +25,11 @@ bool winograd_allowed();
 // Winograd's algorithm is not allowed, or met infinity, NaN or an overflow.
 ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd);
 
-// The same for the weight gradient; view is fprop's and has terms.
+// Whether fprop and dgrad go by kStridedWinograd, which looks at the problem and not at its views:
+// dgrad has several. Otherwise each view has its gather_algorithm.
+bool strides_by_winograd(const ConvProblem& p, bool winograd);
+
+// As gather_algorithm for the weight gradient; view is fprop's and has terms.
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd);
 
 }  // namespace torchconv::cpu

@@ -167,7 +167,7 @@ class Driver {
     WinogradGemm g{};
     g.v_step = layout.vector;
     g.m_step = kProductSlot;
-    g.vectors = plan_.vectors_in(block);
+    g.channels = plan_.vectors_in(block) * kVector;
     g.accumulate = block > 0;
     v += block * layout.block;
     for (int point = 0; point < kProducts; ++point) {
@@ -184,7 +184,7 @@ class Driver {
           g.v = v + point * layout.point + slot * kVector;
           g.m = m + (panel * slots + slot) * kProductSlot + point * kFilters;
           winograd_microkernel(rows)(g);
-          if (u_is_near) g.next += g.vectors * kVector * kFilters;
+          if (u_is_near) g.next += g.channels * kFilters;
         });
       }
     }

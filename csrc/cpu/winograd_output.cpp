@@ -83,9 +83,10 @@ int64_t max_pixels(const Plan& plan, int64_t slots) {
 
 }  // namespace
 
+int64_t band_size(int64_t pixels) { return kFilters * (pixels + odd_lines(pixels)); }
+
 int64_t product_scratch(const Plan& plan, int64_t slots) {
-  const int64_t pixels = max_pixels(plan, slots);
-  return kFilters * (pixels + odd_lines(pixels));
+  return band_size(max_pixels(plan, slots));
 }
 
 bool transform_products(const Plan& plan, const Segment& s, int64_t panel, const float* m,
@@ -105,14 +106,19 @@ bool transform_products(const Plan& plan, const Segment& s, int64_t panel, const
   const int64_t dst = view.dst_offset + s.n * view.dst.n + panel * kFilters * view.dst.c +
                       plan.rows.begin(s.i) * view.dst.row +
                       plan.columns.begin(s.j) * view.dst.column;
-  const int64_t next_row = plan.rows.dilation * view.dst.row;
-  const int64_t next_column = step * view.dst.column;
-  if (view.dst.c == 1) {
+  store_band({0, view.dst.c, plan.rows.dilation * view.dst.row, step * view.dst.column}, dst,
+             filters, rows, columns, epilogue, band);
+  return finite;
+}
+
+void store_band(const ConvStrides& strides, int64_t dst, int64_t filters, int64_t rows,
+                int64_t columns, const Epilogue<float>& epilogue, float* band) {
+  if (strides.c == 1) {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < columns; ++c)
         epilogue.store(band + (r * columns + c) * kFilters, filters,
-                       dst + r * next_row + c * next_column, 1);
-    return finite;
+                       dst + r * strides.row + c * strides.column, 1);
+    return;
   }
   const int64_t pixels = rows * columns, plane = odd_lines(pixels);
   float* planes = band + pixels * kFilters;
@@ -123,13 +129,12 @@ bool transform_products(const Plan& plan, const Segment& s, int64_t panel, const
                      planes + k * plane + p, plane, lanes);
   }
   // Whole rows of the image are one run.
-  const bool whole = columns == view.J && plan.rows.dilation == 1 && view.dst_pixels_contiguous();
+  const bool whole = strides.column == 1 && strides.row == columns;
   const int64_t runs = whole ? 1 : rows, run = whole ? pixels : columns;
   for (int64_t k = 0; k < filters; ++k)
     for (int64_t r = 0; r < runs; ++r)
-      epilogue.store(planes + k * plane + r * run, run, dst + k * view.dst.c + r * next_row,
-                     next_column);
-  return finite;
+      epilogue.store(planes + k * plane + r * run, run, dst + k * strides.c + r * strides.row,
+                     strides.column);
 }
 
 }  // namespace torchconv::cpu::winograd

@@ -41,74 +41,13 @@ TORCHCONV_INLINE void load_taps(const float* p, int64_t weight_k, Register (&tap
 
 // The taps of a filter's channel are neighbours in memory, in any order: order[i] is the tap at the
 // i-th place after the first.
-bool taps_contiguous(const Plan& plan, int64_t* first, int64_t (&order)[kAllTaps]) {
-  *first = *std::min_element(plan.tap_weight, plan.tap_weight + kAllTaps);
+bool taps_contiguous(const TapOffsets& offsets, int64_t* first, int64_t (&order)[kAllTaps]) {
+  *first = *std::min_element(offsets, offsets + kAllTaps);
   for (int64_t tap = 0; tap < kAllTaps; ++tap) {
-    if (plan.tap_weight[tap] - *first >= kAllTaps) return false;
-    order[plan.tap_weight[tap] - *first] = tap;
+    if (offsets[tap] - *first >= kAllTaps) return false;
+    order[offsets[tap] - *first] = tap;
   }
   return true;
-}
-
-// g[channel][tap][kFilters] of `channels` channels, at most a vector; zero beyond `filters`.
-void gather_taps(const Plan& plan, const float* w, int64_t filters, int64_t channels, float* g) {
-  const ConvView& view = plan.view;
-  constexpr int64_t kChannel = kAllTaps * kFilters;
-  int64_t first, order[kAllTaps];
-  if (view.weight_c == 1 || view.weight_k == 1) {
-    for (int64_t tap = 0; tap < kAllTaps; ++tap) {
-      const float* from = w + plan.tap_weight[tap];
-      float* to = g + tap * kFilters;
-      for (int64_t k = 0; k < kFilters; k += kVector) {
-        const int64_t lanes = std::min(std::max(filters - k, int64_t{0}), kVector);
-        if (view.weight_c == 1) {
-          transpose_tile(from + (lanes > 0 ? k * view.weight_k : 0), view.weight_k, lanes, channels,
-                         to + k, kChannel, channels);
-          continue;
-        }
-        for (int64_t c = 0; c < channels; ++c)
-          V::store(to + c * kChannel + k,
-                   lanes > 0 ? V::load_partial(from + c * view.weight_c + k, lanes) : Register{});
-      }
-    }
-  } else if (filters == kFilters && taps_contiguous(plan, &first, order)) {
-    for (int64_t k = 0; k < kFilters; k += kVector)
-      for (int64_t c = 0; c < channels; ++c) {
-        const float* from = w + k * view.weight_k + c * view.weight_c + first;
-        float* to = g + c * kChannel + k;
-        constexpr int64_t kFirstOf[] = {0, 4, kAllTaps - 4};
-#pragma GCC unroll 3
-        for (const int64_t begin : kFirstOf) {
-          Register taps[4];
-          load_taps(from + begin, view.weight_k, taps);
-#pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) V::store(to + order[begin + i] * kFilters, taps[i]);
-        }
-      }
-  } else {
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t tap = 0; tap < kAllTaps; ++tap) {
-        const float* from = w + c * view.weight_c + plan.tap_weight[tap];
-        float* to = g + c * kChannel + tap * kFilters;
-        for (int64_t k = 0; k < kFilters; ++k) to[k] = k < filters ? from[k * view.weight_k] : 0.0f;
-      }
-  }
-}
-
-// Fetches the i-th part in kVector of the weights of a vector of channels of a panel, at w. They
-// lie in many short runs, which the hardware does not foresee.
-TORCHCONV_INLINE void prefetch_weights(const Plan& plan, const float* w, int64_t i) {
-  const ConvView& view = plan.view;
-  const bool by_tap = view.weight_c == 1 || view.weight_k == 1;
-  const bool by_filter = view.weight_k > view.weight_c;
-  const int64_t runs = by_filter ? kMaxVectors : 1;
-  const int64_t run = by_filter ? kVector : kFilters;
-  for (int64_t j = i * runs; j < (i + 1) * runs; ++j) {
-    const float* at = w + j * std::max(view.weight_k, view.weight_c);
-    for (int64_t tap = 0; tap < kAllTaps; ++tap)
-      for (int64_t line = 0; line < run; line += kLine)
-        __builtin_prefetch(at + line + (by_tap ? plan.tap_weight[tap] : tap * run));
-  }
 }
 
 // u[point] = G g G^T for one vector of filters of one channel.
@@ -133,6 +72,63 @@ TORCHCONV_INLINE void transform_filter(const float* g, float* u, int64_t point) 
 
 }  // namespace
 
+void gather_taps(const ConvView& view, const TapOffsets& offsets, const float* w, int64_t filters,
+                 int64_t channels, float* g) {
+  constexpr int64_t kChannel = kAllTaps * kFilters;
+  int64_t first, order[kAllTaps];
+  if (view.weight_c == 1 || view.weight_k == 1) {
+    for (int64_t tap = 0; tap < kAllTaps; ++tap) {
+      const float* from = w + offsets[tap];
+      float* to = g + tap * kFilters;
+      for (int64_t k = 0; k < kFilters; k += kVector) {
+        const int64_t lanes = std::min(std::max(filters - k, int64_t{0}), kVector);
+        if (view.weight_c == 1) {
+          transpose_tile(from + (lanes > 0 ? k * view.weight_k : 0), view.weight_k, lanes, channels,
+                         to + k, kChannel, channels);
+          continue;
+        }
+        for (int64_t c = 0; c < channels; ++c)
+          V::store(to + c * kChannel + k,
+                   lanes > 0 ? V::load_partial(from + c * view.weight_c + k, lanes) : Register{});
+      }
+    }
+  } else if (filters == kFilters && taps_contiguous(offsets, &first, order)) {
+    for (int64_t k = 0; k < kFilters; k += kVector)
+      for (int64_t c = 0; c < channels; ++c) {
+        const float* from = w + k * view.weight_k + c * view.weight_c + first;
+        float* to = g + c * kChannel + k;
+        constexpr int64_t kFirstOf[] = {0, 4, kAllTaps - 4};
+#pragma GCC unroll 3
+        for (const int64_t begin : kFirstOf) {
+          Register taps[4];
+          load_taps(from + begin, view.weight_k, taps);
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) V::store(to + order[begin + i] * kFilters, taps[i]);
+        }
+      }
+  } else {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t tap = 0; tap < kAllTaps; ++tap) {
+        const float* from = w + c * view.weight_c + offsets[tap];
+        float* to = g + c * kChannel + tap * kFilters;
+        for (int64_t k = 0; k < kFilters; ++k) to[k] = k < filters ? from[k * view.weight_k] : 0.0f;
+      }
+  }
+}
+
+void prefetch_weights(const ConvView& view, const TapOffsets& offsets, const float* w, int64_t i) {
+  const bool by_tap = view.weight_c == 1 || view.weight_k == 1;
+  const bool by_filter = view.weight_k > view.weight_c;
+  const int64_t runs = by_filter ? kMaxVectors : 1;
+  const int64_t run = by_filter ? kVector : kFilters;
+  for (int64_t j = i * runs; j < (i + 1) * runs; ++j) {
+    const float* at = w + j * std::max(view.weight_k, view.weight_c);
+    for (int64_t tap = 0; tap < kAllTaps; ++tap)
+      for (int64_t line = 0; line < run; line += kLine)
+        __builtin_prefetch(at + line + (by_tap ? offsets[tap] : tap * run));
+  }
+}
+
 void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t block, float* u) {
   const WeightLayout layout(plan);
   const ConvView& view = plan.view;
@@ -142,13 +138,13 @@ void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t 
   for (int64_t vector = 0; vector < plan.vectors_in(block); ++vector) {
     const int64_t c = (block * plan.block_vectors + vector) * kVector;
     const int64_t channels = std::min(view.C - c, kVector);
-    gather_taps(plan, w + c * view.weight_c, filters, channels, g);
+    gather_taps(view, plan.tap_weight, w + c * view.weight_c, filters, channels, g);
     for (int64_t i = channels * kAllTaps * kFilters; i < kVector * kAllTaps * kFilters; ++i)
       g[i] = 0.0f;
     const float* next =
         c + kVector < view.C ? w + (c + kVector) * view.weight_c : w + kFilters * view.weight_k;
     for (int64_t i = 0; i < kVector; ++i) {
-      prefetch_weights(plan, next, i);
+      prefetch_weights(view, plan.tap_weight, next, i);
       for (int64_t k = 0; k < kFilters; k += kVector)
         transform_filter(g + i * kAllTaps * kFilters + k, u + (vector * kVector + i) * kFilters + k,
                          layout.point);

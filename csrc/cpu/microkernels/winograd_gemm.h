@@ -21,13 +21,13 @@ struct WinogradGemm {
   const float* next;  // as many elements as u has, or any address
   int64_t v_step;     // from one vector of channels to the next
   int64_t m_step;     // from one tile to the next
-  int64_t vectors;    // of channels
+  int64_t channels;   // a multiple of four
   bool accumulate;    // add to m, else overwrite it
 };
 
 using WinogradMicrokernel = void (*)(const WinogradGemm&);
 
-// 1 <= rows <= kMaxRows.
-WinogradMicrokernel winograd_microkernel(int64_t rows);
+// 1 <= rows <= kMaxRows, 1 <= vectors <= kMaxVectors: of the panel's filters, the first ones.
+WinogradMicrokernel winograd_microkernel(int64_t rows, int64_t vectors = kMaxVectors);
 
 }  // namespace torchconv::cpu

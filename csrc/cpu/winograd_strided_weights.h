@@ -1,0 +1,14 @@
+// The weight side of strided Winograd.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/winograd_strided_tiles.h"
+
+namespace torchconv::cpu::winograd_strided {
+
+// Transforms the filters of one panel and the channels of one block into u, [plane][channel]
+// [kFilters]; filters and channels beyond the last are zero.
+void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t block, float* u);
+
+}  // namespace torchconv::cpu::winograd_strided
