@@ -183,7 +183,8 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
   const ConvView view = fprop_view(p);
   if (is_empty(view)) return;
   const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation};
-  const bool winograd = winograd_allowed(), strided = strides_by_winograd(p, winograd);
+  const bool winograd = winograd_allowed(),
+             strided = strides_by_winograd(p, StridedPass::kFprop, winograd);
   const ConvAlgorithm algorithm =
       strided ? ConvAlgorithm::kStridedWinograd : gather_algorithm(view, kDType<T>, winograd);
   const T* weights = static_cast<const T*>(w);
@@ -205,7 +206,7 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
   const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
   const bool winograd = winograd_allowed();
   if constexpr (std::is_same_v<T, float>) {
-    if (covers_all && strides_by_winograd(p, winograd))
+    if (covers_all && strides_by_winograd(p, StridedPass::kDgrad, winograd))
       return strided_gather(p, StridedPass::kDgrad, views, dz, w, nullptr, nullptr, epilogue, pool);
   }
   for (const ConvView& view : views)

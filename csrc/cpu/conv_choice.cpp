@@ -18,8 +18,11 @@ namespace {
 constexpr int64_t kWinogradChannels = 32;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
-// The same for a stride of 2.
-constexpr int64_t kStridedPixels = 16;
+// The same for a stride of 2. The direct algorithm packs the weights too, and dgrad's does so once
+// for each residue; in channels_last fprop's has least to pack.
+constexpr int64_t kStridedChannels = 16;
+constexpr int64_t kStridedPixels = 4, kStridedPixelsChannelsLast = 26;
+constexpr double kStridedSaving = 1.4, kStridedSavingDgrad = 1.1;
 // How many times fewer multiplications pay for the transforms. Where few rows or columns are left
 // for a tile, as with a dilation near the size of the image, there are hardly fewer.
 constexpr double kWinogradSaving = 1.5;
@@ -127,9 +130,15 @@ ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd)
   return first_that_applies(kGatherRules, {view, dtype, winograd});
 }
 
-bool strides_by_winograd(const ConvProblem& p, bool winograd) {
-  const bool wide = p.K >= kWinogradChannels && (p.C >= kWinogradChannels || p.R > 3);
-  return winograd && wide && p.P * p.Q >= kStridedPixels && strided_winograd_applies(p);
+bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {
+  if (!winograd || !strided_winograd_applies(p)) return false;
+  const bool fprop = pass == StridedPass::kFprop, channels_last = p.layout == Layout::kNHWC;
+  const bool wide = p.K >= kStridedChannels && (p.C >= kStridedChannels || p.R > 3);
+  const int64_t least = fprop && channels_last ? kStridedPixelsChannelsLast : kStridedPixels;
+  const double saving = fprop ? kStridedSaving : kStridedSavingDgrad;
+  const auto direct = static_cast<double>(p.P * p.Q) * static_cast<double>(p.R * p.S);
+  return wide && p.P * p.Q >= least &&
+         direct >= saving * static_cast<double>(strided_winograd_products(p, pass));
 }
 
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd) {

@@ -5,6 +5,7 @@
 
 #include "core/conv_problem.h"
 #include "cpu/conv_view.h"
+#include "cpu/winograd_strided.h"
 
 namespace torchconv::cpu {
 
@@ -25,9 +26,9 @@ bool winograd_allowed();
 // Winograd's algorithm is not allowed, or met infinity, NaN or an overflow.
 ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd);
 
-// Whether fprop and dgrad go by kStridedWinograd, which looks at the problem and not at its views:
+// Whether fprop or dgrad goes by kStridedWinograd, which looks at the problem and not at its views:
 // dgrad has several. Otherwise each view has its gather_algorithm.
-bool strides_by_winograd(const ConvProblem& p, bool winograd);
+bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd);
 
 // As gather_algorithm for the weight gradient; view is fprop's and has terms.
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd);

@@ -199,9 +199,9 @@ class Driver {
   int64_t tiles_in_cache() const {
     const int64_t channels = plan_.vectors * kVector;
     const int64_t chunk = std::min(plan_.panels, panels_at_once()) * kFilters;
-    return std::min(
-        std::max(kCachedElements / (plan_.shape().products() * (channels + chunk)), kFewestTiles),
-        kMostTiles);
+    const int64_t side = plan_.shape().products(), products = side * side;
+    return std::min(std::max(kCachedElements / (products * (channels + chunk)), kFewestTiles),
+                    kMostTiles);
   }
   int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
 
@@ -331,6 +331,12 @@ bool strided_winograd_applies(const ConvProblem& p) {
   // The phases of all channels are one panel.
   const auto folds = [](int64_t size) { return size == 6 || size == 7; };
   return folds(p.R) && folds(p.S) && 4 * p.C <= winograd_strided::kFilters;
+}
+
+int64_t strided_winograd_products(const ConvProblem& p, StridedPass pass) {
+  const winograd_strided::Plan plan = winograd_strided::make_plan(p, pass);
+  const int64_t phases = winograd_strided::folds(plan.rows.form) ? 4 : 1;
+  return phases * plan.rows.products() * plan.columns.products();
 }
 
 int64_t strided_winograd_weights_size(const ConvProblem& p) {

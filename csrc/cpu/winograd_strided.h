@@ -1,5 +1,5 @@
-// 3x3 convolution of stride 2 by Winograd, fprop and dgrad: 81 multiplications for what takes the
-// direct algorithm 144.
+// Convolution of stride 2 by Winograd, fprop and dgrad: 81 multiplications for what takes the
+// direct algorithm 144 with a 3x3 kernel, and 144 for 441 with a 7x7 kernel of few channels.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,12 @@ namespace torchconv::cpu {
 
 enum class StridedPass { kFprop, kDgrad };
 
-// Whether the problem is one that these compute: float32, nine taps, stride 2 both ways, no
-// dilation, one group, and outputs.
+// Whether the problem is one that these compute: float32, stride 2 both ways, no dilation, one
+// group, outputs, and a kernel of 3x3, or one of six or seven rows and columns with few channels.
 bool strided_winograd_applies(const ConvProblem& p);
+
+// Multiplications for a sample, a channel and a filter.
+int64_t strided_winograd_products(const ConvProblem& p, StridedPass pass);
 
 // Elements of fprop's transformed weights where they are worth keeping from call to call; 0 where
 // transforming anew costs less than reading them. They depend on the weights, their sizes and

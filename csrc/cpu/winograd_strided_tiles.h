@@ -79,10 +79,8 @@ struct Shape {
   constexpr int64_t rows(int kind) const {
     return kind == kBoth ? 1 : kind == kNeither ? units * units : units;
   }
-  constexpr int64_t products() const {
-    const int64_t side = points + (has_plain() ? units : 0);
-    return side * side;
-  }
+  // Of a tall tile along an axis.
+  constexpr int64_t products() const { return points + (has_plain() ? units : 0); }
 };
 
 struct AxisPlan {
@@ -107,6 +105,9 @@ struct AxisPlan {
   int64_t per_unit() const { return form == Axis::kDown || form == Axis::kFold ? 1 : 2; }
   int64_t source_begin(int64_t tile) const { return source + begin(tile) * step(); }
   int64_t output_begin(int64_t tile) const { return std::min(begin(tile) * per_unit(), outputs); }
+  int64_t products() const {
+    return count * shape.products() - (count - tall) * (shape.has_plain() ? 2 : 1);
+  }
   // Source positions that `n` units see.
   int64_t source_size(int64_t n) const { return n * step() + (folds(form) ? quad::kTaps - 1 : 1); }
 };
