@@ -56,11 +56,11 @@ def winograd_allowed() -> bool:
 
 
 class allow_winograd(_Switch):
-    """Allows or forbids Winograd's algorithm for float32 convolutions with a 3x3 kernel.
+    """Allows or forbids Winograd's algorithm for float32 convolutions: 3x3, and stems of stride 2.
 
-    It needs a quarter of the multiplications and is less accurate than the direct product (the
-    tables in benchmarks/results give the errors). It mixes the values of a neighbourhood of 6x6
-    pixels: the error of an output follows the largest of them, also where they cancel. A sample
+    It needs a quarter to two thirds of the multiplications and is less accurate than the direct
+    product (the tables in benchmarks/results give the errors). It mixes the values of a
+    neighbourhood of 6x6 pixels, with a stride of 2 of up to 12x12: the error of an output follows the largest of them, also where they cancel. A sample
     with an infinite or NaN output is computed again without it, so both stay where they belong;
     so is a weight gradient.
 

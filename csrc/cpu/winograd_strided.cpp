@@ -62,7 +62,7 @@ namespace {
 
 // V and M of a task's tiles, in a second-level cache of 1 MB that U passes through.
 constexpr int64_t kCachedElements = 640 * 1024 / sizeof(float);
-constexpr int64_t kFewestTiles = 6, kMostTiles = 32;
+constexpr int64_t kFewestTiles = 6, kMostTiles = 32, kManyBlocks = 8;
 // Filters whose products are in M at the same time.
 constexpr int64_t kFiltersAtOnce = 64;
 // With at most so many tiles and at least so many weights in a tap, tasks own filters.
@@ -195,13 +195,15 @@ class Driver {
   }
 
  private:
-  // Slots of one block where V and M share the second-level cache.
-  int64_t tiles_in_cache() const {
+  // V and M of a block share the second-level cache; usual numbers of threads get equal shares.
+  int64_t tile_blocks() const {
     const int64_t channels = plan_.vectors * kVector;
     const int64_t chunk = std::min(plan_.panels, panels_at_once()) * kFilters;
     const int64_t side = plan_.shape().products(), products = side * side;
-    return std::min(std::max(kCachedElements / (products * (channels + chunk)), kFewestTiles),
-                    kMostTiles);
+    const int64_t most = std::min(
+        std::max(kCachedElements / (products * (channels + chunk)), kFewestTiles), kMostTiles);
+    const int64_t blocks = ceil_div(plan_.tiles(), most);
+    return std::min(round_up(blocks, blocks < kManyBlocks ? 2 : 4), plan_.tiles());
   }
   int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
 
@@ -212,18 +214,19 @@ class Driver {
       transform_all_weights(plan_, w_, transformed.get(), pool);
       u = transformed.get();
     }
-    const int64_t tiles = plan_.tiles();
-    const int64_t blocks = ceil_div(tiles, tiles_in_cache());
+    const int64_t tiles = plan_.tiles(), blocks = tile_blocks();
     const int64_t slots = ceil_div(tiles, blocks);
     const SourceLayout layout(plan_, slots);
     const ProductLayout products(plan_.shape(), slots);
     const int64_t chunk = std::min(panels_at_once(), plan_.panels);
     const int64_t scratch_size =
         std::max(source_scratch(plan_, slots), product_scratch(plan_, slots));
-    parallel_for_with_scratch(pool, 0, ceil_div(tiles, slots), 1, [&](int64_t begin, int64_t end) {
+    parallel_for_with_scratch(pool, 0, blocks, 1, [&](int64_t begin, int64_t end) {
       Buffer<float> v(layout.size(plan_)), m(chunk * products.panel), scratch(scratch_size);
       for (int64_t b = begin; b < end; ++b) {
-        const TileBlock block(plan_, b * slots, std::min(slots, tiles - b * slots));
+        // They differ by one tile at most.
+        const int64_t first = tiles * b / blocks, last = tiles * (b + 1) / blocks;
+        const TileBlock block(plan_, first, last - first);
         for (const Segment& s : block.segments())
           transform_source(plan_, block, s, src_, layout, scratch.get(), v.get());
         for (int64_t panel = 0; panel < plan_.panels; panel += chunk) {

@@ -34,6 +34,9 @@
 
 namespace torchconv::cpu::winograd_strided {
 
+// Products are summed in registers over at most so many channels, and these sums in M: for
+// accuracy, and so that the U of a block stays in the second-level cache where it has just been
+// transformed.
 inline constexpr int64_t kChannelBlock = 64;
 using winograd::kFilters;
 using winograd::kVector;
