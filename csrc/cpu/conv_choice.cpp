@@ -29,6 +29,9 @@ constexpr double kWinogradSaving = 1.5;
 // Fewer channels or filters, or a smaller C x K, leave the transforms of the weight gradient too
 // few products to serve.
 constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 512;
+// But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
+// stride 1 from so many channels and filters on.
+constexpr int64_t kFirstLayerChannels = 3, kFirstLayerFilters = 32;
 // A side this narrow would use a fraction of a register tile of the packed product.
 constexpr int64_t kNarrow = 8;
 // So would filters that fill at most half a vector; vectors then run along pixels in either layout.
@@ -59,6 +62,11 @@ struct Case {
   bool winograd_saves_enough() const {
     const auto direct = static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
     return direct >= kWinogradSaving * static_cast<double>(winograd_products(v));
+  }
+  bool feeds_winograd_wgrad() const {
+    if (narrower_side() >= kWinogradWgradChannels) return v.C * v.K >= kWinogradWgradProduct;
+    if (v.taps.size() > 9) return v.K >= kWinogradWgradChannels;
+    return v.step_h == 1 && v.C >= kFirstLayerChannels && v.K >= kFirstLayerFilters;
   }
   // Several taps share a band of the source, which a single one would only copy.
   bool taps_share_a_band() const { return v.taps.size() > 1 && v.step_w == 1 && v.J >= kBandWidth; }
@@ -99,9 +107,8 @@ constexpr Rule kGatherRules[] = {
 constexpr Rule kWgradRules[] = {
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
     {Algorithm::kWinograd, [](const Case& c) {
-       return c.winograd && c.is(DType::kFloat32) &&
-              c.narrower_side() >= kWinogradWgradChannels &&
-              c.v.C * c.v.K >= kWinogradWgradProduct && winograd_wgrad_applies(c.v);
+       return c.winograd && c.is(DType::kFloat32) && c.feeds_winograd_wgrad() &&
+              winograd_wgrad_applies(c.v);
      }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
        return c.nchw() && c.wider_side() <= kNarrow && c.band_fits(true);

@@ -1,4 +1,5 @@
-// The weight gradient of 3x3 kernels by Winograd's F(3x3, 4x4): a quarter of the multiplications.
+// The weight gradient in Winograd's domain: 3x3 kernels of any dilation, 3x3 kernels with stride 2,
+// and the first layer's 7x7 kernel with stride 2.
 #pragma once
 
 #include "core/parallel.h"
@@ -6,8 +7,7 @@
 
 namespace torchconv::cpu {
 
-// Whether view (fprop's) has all nine taps of a 3x3 kernel, step 1, no dilation and no groups.
-// Images may be as small as one tile.
+// Whether view (fprop's) is one of these, without groups. Images may be as small as one tile.
 bool winograd_wgrad_applies(const ConvView& view);
 
 // Writes dw. False where an element is not finite: the transforms spread infinity, NaN and overflow

@@ -1,23 +1,24 @@
-// One-dimensional transforms of F(3, 4), three weight gradients from tiles of four dz and six x:
+// One-dimensional transforms for weight gradients: r taps from tiles of s gradients (dz) g and of
+// the elements of x, d, that these meet:
 //
-//   y = A^T ((G g) * (B^T d)),   y[r] = sum over i < 4 of g[i] * d[i + r]
+//   y = A^T ((G g) * (B^T d)),   y[r] = sum over i of g[i] * d[i + r]
 //
-// (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016; the matrices by
-// Toom-Cook). The interpolation points are 0, +-5/8, +-3/2 and infinity: their squares are exact,
-// and the rounding error is a fraction of that of 0, +-1, +-2 (Barabasz et al., "Error analysis and
-// improving the accuracy of Winograd convolution", 2020). The denominators of G are applied by the
-// inverse transform, once for all tiles. Two-dimensional transforms apply these to columns, then
-// rows.
+// (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016, section 4.3; the
+// matrices by Toom-Cook). The interpolation points are 0, +-5/8, +-3/2 and infinity: their squares
+// are exact, and the rounding error is a fraction of that of 0, +-1, +-2 (Barabasz et al., "Error
+// analysis and improving the accuracy of Winograd convolution", 2020). The denominators of G are
+// applied by the inverse transform, once for all tiles. Two-dimensional transforms apply these to
+// columns, then rows.
+//
+// A scheme has kValues products for an axis, of which several may be summed: kSums are inverted.
+// Only the last value needs the tile's last gradient, so a tile without it has one value fewer.
 #pragma once
+
+#include <algorithm>
 
 #include "cpu/simd.h"
 
-namespace torchconv::cpu::winograd_wgrad_transforms {
-
-inline constexpr int kTaps = 3;
-inline constexpr int kStep = 4;   // dz in a tile, and the distance of tiles
-inline constexpr int kInput = 6;  // x in a tile
-inline constexpr int kPoints = 6;
+namespace torchconv::cpu::winograd_gradient {
 
 inline constexpr float kA = 0.625f, kB = 1.5f;
 inline constexpr float kA2 = kA * kA, kB2 = kB * kB;
@@ -30,37 +31,102 @@ using Vector = Vec<float>::Type;
 
 TORCHCONV_INLINE Vector lanes(float x) { return Vec<float>::broadcast(x); }
 
-// B^T d; the points in the order 0, a, -a, b, -b, infinity.
-TORCHCONV_INLINE void transform(const Vector (&d)[kInput], Vector (&u)[kPoints]) {
-  u[0] = lanes(kA2 * kB2) * d[0] - lanes(kA2 + kB2) * d[2] + d[4];
-  u[5] = lanes(kA2 * kB2) * d[1] - lanes(kA2 + kB2) * d[3] + d[5];
-  const Vector even_a = d[4] - lanes(kB2) * d[2], odd_a = d[3] - lanes(kB2) * d[1];
-  const Vector even_b = d[4] - lanes(kA2) * d[2], odd_b = d[3] - lanes(kA2) * d[1];
+// B^T d of the finite points, in the order 0, a, -a, b, -b.
+TORCHCONV_INLINE void finite_points(Vector d0, Vector d1, Vector d2, Vector d3, Vector d4,
+                                    Vector* u) {
+  const Vector even_a = d4 - lanes(kB2) * d2, odd_a = d3 - lanes(kB2) * d1;
+  const Vector even_b = d4 - lanes(kA2) * d2, odd_b = d3 - lanes(kA2) * d1;
+  u[0] = lanes(kA2 * kB2) * d0 - lanes(kA2 + kB2) * d2 + d4;
   u[1] = even_a + lanes(kA) * odd_a;
   u[2] = even_a - lanes(kA) * odd_a;
   u[3] = even_b + lanes(kB) * odd_b;
   u[4] = even_b - lanes(kB) * odd_b;
 }
 
-// G g without its denominators.
-TORCHCONV_INLINE void transform(const Vector (&g)[kStep], Vector (&u)[kPoints]) {
-  const Vector even_a = g[0] + lanes(kA2) * g[2], odd_a = g[1] + lanes(kA2) * g[3];
-  const Vector even_b = g[0] + lanes(kB2) * g[2], odd_b = g[1] + lanes(kB2) * g[3];
-  u[0] = g[0];
+// G g at the finite points without its denominators, from four gradients.
+TORCHCONV_INLINE void finite_points(Vector g0, Vector g1, Vector g2, Vector g3, Vector* u) {
+  const Vector even_a = g0 + lanes(kA2) * g2, odd_a = g1 + lanes(kA2) * g3;
+  const Vector even_b = g0 + lanes(kB2) * g2, odd_b = g1 + lanes(kB2) * g3;
+  u[0] = g0;
   u[1] = even_a + lanes(kA) * odd_a;
   u[2] = even_a - lanes(kA) * odd_a;
   u[3] = even_b + lanes(kB) * odd_b;
   u[4] = even_b - lanes(kB) * odd_b;
-  u[5] = g[3];
 }
 
-// A^T m with G's denominators.
-TORCHCONV_INLINE void inverse_transform(const Vector (&m)[kPoints], Vector (&y)[kTaps]) {
+TORCHCONV_INLINE Vector at_infinity(Vector d1, Vector d3, Vector d5) {
+  return lanes(kA2 * kB2) * d1 - lanes(kA2 + kB2) * d3 + d5;
+}
+
+// Taps 0, 1, .. without the share of infinity: sums of the points' products times their powers.
+template <int kCount>
+TORCHCONV_INLINE void inverse_points(const Vector* m, Vector (&y)[kCount]) {
   const Vector even_a = m[1] + m[2], odd_a = m[1] - m[2];
   const Vector even_b = m[3] + m[4], odd_b = m[3] - m[4];
   y[0] = lanes(kScale0) * m[0] + lanes(kScaleA) * even_a + lanes(kScaleB) * even_b;
   y[1] = lanes(kA * kScaleA) * odd_a + lanes(kB * kScaleB) * odd_b;
-  y[2] = lanes(kA2 * kScaleA) * even_a + lanes(kB2 * kScaleB) * even_b + m[5];
+  if constexpr (kCount > 2) y[2] = lanes(kA2 * kScaleA) * even_a + lanes(kB2 * kScaleB) * even_b;
+  if constexpr (kCount > 3)
+    y[3] = lanes(kA2 * kA * kScaleA) * odd_a + lanes(kB2 * kB * kScaleB) * odd_b;
 }
 
-}  // namespace torchconv::cpu::winograd_wgrad_transforms
+// F(3, 4).
+struct ThreeTaps {
+  static constexpr int kTaps = 3, kTile = 4, kStride = 1, kInput = 6, kValues = 6, kSums = 6;
+
+  static TORCHCONV_INLINE void source(const Vector (&d)[kInput], Vector (&u)[kValues]) {
+    finite_points(d[0], d[1], d[2], d[3], d[4], u);
+    u[5] = at_infinity(d[1], d[3], d[5]);
+  }
+  static TORCHCONV_INLINE void gradient(const Vector (&g)[kTile], Vector (&u)[kValues]) {
+    finite_points(g[0], g[1], g[2], g[3], u);
+    u[5] = g[3];
+  }
+  static TORCHCONV_INLINE void inverse(const Vector (&m)[kSums], Vector (&y)[kTaps]) {
+    inverse_points(m, y);
+    y[2] += m[5];
+  }
+};
+
+// F(4, 3).
+struct FourTaps {
+  static constexpr int kTaps = 4, kTile = 3, kStride = 1, kInput = 6, kValues = 6, kSums = 6;
+
+  static TORCHCONV_INLINE void source(const Vector (&d)[kInput], Vector (&u)[kValues]) {
+    ThreeTaps::source(d, u);
+  }
+  static TORCHCONV_INLINE void gradient(const Vector (&g)[kTile], Vector (&u)[kValues]) {
+    finite_points(g[0], g[1], g[2], Vector{}, u);
+    u[5] = g[2];
+  }
+  static TORCHCONV_INLINE void inverse(const Vector (&m)[kSums], Vector (&y)[kTaps]) {
+    inverse_points(m, y);
+    y[3] += m[5];
+  }
+};
+
+// Stride 2: taps 0 and 2 meet every second element, which is F(2, 4) at the finite points; tap 1
+// meets the others, one product for each gradient, and these are summed.
+struct ThreeTapsStride2 {
+  static constexpr int kTaps = 3, kTile = 4, kStride = 2, kInput = 9, kValues = 9, kSums = 6;
+
+  static TORCHCONV_INLINE void source(const Vector (&d)[kInput], Vector (&u)[kValues]) {
+    finite_points(d[0], d[2], d[4], d[6], d[8], u);
+#pragma GCC unroll 4
+    for (int i = 0; i < kTile; ++i) u[5 + i] = d[2 * i + 1];
+  }
+  static TORCHCONV_INLINE void gradient(const Vector (&g)[kTile], Vector (&u)[kValues]) {
+    finite_points(g[0], g[1], g[2], g[3], u);
+#pragma GCC unroll 4
+    for (int i = 0; i < kTile; ++i) u[5 + i] = g[i];
+  }
+  static TORCHCONV_INLINE void inverse(const Vector (&m)[kSums], Vector (&y)[kTaps]) {
+    Vector even[2];
+    inverse_points(m, even);
+    y[0] = even[0];
+    y[1] = m[5];
+    y[2] = even[1];
+  }
+};
+
+}  // namespace torchconv::cpu::winograd_gradient

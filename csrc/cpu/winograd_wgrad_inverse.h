@@ -1,0 +1,56 @@
+// From the sums of products to the taps of dw.
+//
+// A product tile is kPanel rows by kPanel columns of every sum of a scheme, each sum's tile in a
+// plane of its own: filters by channels, or for a first layer, whose few channels would leave most
+// of a vector empty, channels by filters. Its taps are held as [row][vector of columns][tap][lane]
+// until all tiles of dz are summed.
+#pragma once
+
+#include <vector>
+
+#include "cpu/conv_view.h"
+#include "cpu/microkernels/gemm.h"
+#include "cpu/winograd_wgrad_transforms.h"
+
+namespace torchconv::cpu::winograd_gradient {
+
+inline constexpr int64_t kTileElements = kPanel<float> * kPanel<float>;
+
+struct ProductTile {
+  const float* sums;
+  int64_t plane;  // stride
+  int64_t first_row, first_column;
+  int64_t rows, columns;
+};
+
+// Writes the taps of dw.
+template <typename Scheme>
+class TapWriter {
+ public:
+  static constexpr int kCount = Scheme::kTaps * Scheme::kTaps;
+
+  // channel_rows: the rows of a product tile are channels, of space_to_depth for FourTaps.
+  TapWriter(const ConvView& view, float* dw, bool channel_rows);
+
+  // dw of a tile, which is complete. False where an element is not finite.
+  bool invert(const ProductTile& tile) const;
+  // The same, from the sum of `parts` tiles of taps, `stride` apart.
+  bool reduce(const ProductTile& tile, const float* taps, int64_t parts, int64_t stride) const;
+
+ private:
+  void scatter(const Vector (&taps)[kCount], int64_t channel, int64_t k, int64_t n) const;
+  template <typename Taps>
+  bool write(const ProductTile& tile, Taps&& taps_of) const;
+
+  const ConvView& view_;
+  float* dw_;
+  bool streams_;
+  std::vector<int64_t> offsets_;  // with channel rows: [row][tap], -1 where there is none
+};
+
+// Adds a tile's taps to `taps` with compensation: `lost` holds what rounding has cost so far.
+// first: both are overwritten. last: lost is added to taps.
+template <typename Scheme>
+void add_taps(const ProductTile& tile, bool first, bool last, float* taps, float* lost);
+
+}  // namespace torchconv::cpu::winograd_gradient
