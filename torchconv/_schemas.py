@@ -44,7 +44,7 @@ SCHEMAS = (
     # The same, by packed weights that are kept for `owner` (torchconv/_packed_weights.py), who
     # names the version of its weights. Inference calls it; what is traced holds conv2d.
     "conv2d_packed(Tensor input, Tensor weight, Tensor? bias, int owner, int version, "
-    f"{_CONV}) -> Tensor",
+    f"{_CONV.replace('SymInt', 'int')}) -> Tensor",
     # y and the pre-activation z, for activations whose derivative needs z
     f"conv2d_with_preactivation({_CONV_INPUTS}) -> (Tensor, Tensor)",
     # dx, dw, db; one that output_mask leaves out has no elements

@@ -31,29 +31,30 @@ __all__ = [
     "min_pool2d",
 ]
 
-_conv2d = overload("conv2d")
-_conv2d_packed = overload("conv2d_packed")
+
+class _Operator:
+    """An operator, what calls it without a detour, and its default values."""
+
+    __slots__ = ("call", "defaults", "overload")
+
+    def __init__(self, name: str) -> None:
+        self.overload: OpOverload = overload(name)
+        self.call = self.overload._op
+        self.defaults = tuple(defaults(name))
+
+
+_conv2d = _Operator("conv2d")
+_conv2d_packed = _Operator("conv2d_packed")
 _select = {
-    (name, indices): overload(f"{name}_with_indices" if indices else name)
+    (name, indices): _Operator(f"{name}_with_indices" if indices else name)
     for name in ("max_pool2d", "min_pool2d")
     for indices in (False, True)
 }
-_avg_pool2d = overload("avg_pool2d")
-_adaptive_avg_pool2d = overload("adaptive_avg_pool2d")
+_avg_pool2d = _Operator("avg_pool2d")
+_adaptive_avg_pool2d = _Operator("adaptive_avg_pool2d")
 _adaptive_max_pool2d = {
-    False: overload("adaptive_max_pool2d_values"),
-    True: overload("adaptive_max_pool2d"),
-}
-_defaults = {
-    op: defaults(op._schema.name.split("::")[1])
-    for op in (
-        _conv2d,
-        _conv2d_packed,
-        *_select.values(),
-        _avg_pool2d,
-        _adaptive_avg_pool2d,
-        *_adaptive_max_pool2d.values(),
-    )
+    False: _Operator("adaptive_max_pool2d_values"),
+    True: _Operator("adaptive_max_pool2d"),
 }
 # Looked up once, as the few attributes on the way to each are a good part of a small call.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -66,7 +67,7 @@ _SELECT_DTYPES = _FLOATING | {*INTEGERS, torch.uint16}
 _CONV_DTYPES = _SELECT_DTYPES - {torch.bool, torch.uint16}
 
 
-def _call(op: OpOverload, tensors: Sequence[Tensor | None], *args: Any) -> Any:
+def _call(op: _Operator, tensors: Sequence[Tensor | None], args: tuple[Any, ...]) -> Any:
     """op(*tensors, *args), past the operator's derivative where nobody can ask for it.
 
     That spares the small problems of inference the cost of a Python kernel in the dispatcher. While
@@ -78,18 +79,20 @@ def _call(op: OpOverload, tensors: Sequence[Tensor | None], *args: Any) -> Any:
         or fwAD._current_level >= 0
         or (_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     ):
-        return op(*tensors, *args)
+        return op.overload(*tensors, *args)
     return _infer(op, tensors, args)
 
 
-def _infer(op: OpOverload, leading: Sequence[Any], args: Sequence[Any]) -> Any:
+def _infer(op: _Operator, leading: Sequence[Any], args: tuple[Any, ...]) -> Any:
     """op(*leading, *args), past the operator's derivative."""
-    # Every argument costs; those at the end that equal their defaults can be left out.
-    usual, count = _defaults[op], len(args)
-    while count > 0 and args[count - 1] == usual[count - 1 - len(args)]:
-        count -= 1
+    # Every argument costs: usual ones at the end are left out, which is all but two or three.
+    usual = op.defaults[len(leading) :]
+    for count in (0, 2, 3):
+        if args[count:] == usual[count:]:
+            args = args[:count]
+            break
     with _below_autograd():
-        return op._op(*leading, *args[:count])
+        return op.call(*leading, *args)
 
 
 def _integer(value: Any, op: str, name: str) -> Any:
@@ -146,13 +149,11 @@ def _check_tensor(value: Any, op: str, name: str, dtypes: frozenset[torch.dtype]
         raise NotImplementedError(f'torchconv "{op}" not implemented for {value.dtype}')
 
 
-def _batched(
-    op: OpOverload, dim: int, input: Tensor, others: Sequence[Tensor | None], *args: Any
-) -> Any:
+def _batched(op: _Operator, dim: int, tensors: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
     """op on N x C x H x W; an unbatched C x H x W goes in and comes out as a batch of one."""
     if dim == 4:
-        return _call(op, (input, *others), *args)
-    out = _call(op, (input.unsqueeze(0), *others), *args)
+        return _call(op, tensors, args)
+    out = _call(op, (tensors[0].unsqueeze(0), *tensors[1:]), args)
     return tuple(t.squeeze(0) for t in out) if isinstance(out, tuple) else out.squeeze(0)
 
 
@@ -259,17 +260,17 @@ def convolve(
         raise RuntimeError(
             f"Expected 4D weight for conv2d, but got weight of size: {list(weight.shape)}"
         )
-    name = activation_name(activation)
+    name = "none" if activation is None else activation_name(activation)
     strides = _pair(stride, "conv2d", "stride")
     dilations = _pair(dilation, "conv2d", "dilation")
     if isinstance(padding, str) and min(strides) <= 0:
         raise RuntimeError(f"non-positive stride is not supported, but got stride={strides}")
     pads = conv_padding(padding, input, weight, strides, dilations)
-    group_count = _integer(groups, "conv2d", "groups")
+    count = _integer(groups, "conv2d", "groups")
     flip = _boolean(flip_kernel, "conv2d", "flip_kernel")
-    arguments = (strides, pads, dilations, group_count, name, flip)
+    arguments = (strides, pads, dilations, count, name, flip)
     if owner == 0:
-        return _batched(_conv2d, dim, input, (weight, bias), *arguments)
+        return _batched(_conv2d, dim, (input, weight, bias), arguments)
     batch = input if dim == 4 else input.unsqueeze(0)
     out = _infer(_conv2d_packed, (batch, weight, bias, owner, weight._version), arguments)
     return out if dim == 4 else out.squeeze(0)
@@ -310,9 +311,8 @@ def conv2d(
         kernels (bool, complex, ...); TypeError: an argument of the wrong type; ValueError: an
         unknown activation.
     """
-    return convolve(
-        *(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel)
-    )
+    geometry = (stride, padding, dilation, groups)
+    return convolve(input, weight, bias, *geometry, activation, flip_kernel)
 
 
 def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> list[list[Any]]:
@@ -346,7 +346,7 @@ def _select_pool2d(
     window.append(_pair(dilation, name, "dilation"))
     ceil = _boolean(ceil_mode, name, "ceil_mode")
     op = _select[name, bool(return_indices)]
-    return _batched(op, dim, input, (), *window, ceil)
+    return _batched(op, dim, (input,), (*window, ceil))
 
 
 def max_pool2d(
@@ -437,10 +437,10 @@ def avg_pool2d(
     divisor = divisor_override
     if divisor is not None:
         divisor = _integer(divisor, "avg_pool2d", "divisor_override")
-    return _batched(_avg_pool2d, dim, input, (), *window, *flags, divisor)
+    return _batched(_avg_pool2d, dim, (input,), (*window, *flags, divisor))
 
 
-def _adaptive_pool2d(name: str, op: OpOverload, input: Tensor, output_size: Any) -> Any:
+def _adaptive_pool2d(name: str, op: _Operator, input: Tensor, output_size: Any) -> Any:
     _check_tensor(input, name, "input", _FLOATING)
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * 2
     if input.dim() not in (3, 4):
@@ -454,7 +454,7 @@ def _adaptive_pool2d(name: str, op: OpOverload, input: Tensor, output_size: Any)
     wanted = [_integer(out, name, "output_size") for out in sizes]
     # PyTorch gives an unbatched image no channels_last strides here, whatever its own are.
     images = input.contiguous() if input.dim() == 3 else input
-    return _batched(op, input.dim(), images, (), wanted)
+    return _batched(op, input.dim(), (images,), (wanted,))
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:

@@ -110,7 +110,8 @@ class Driver {
     const int64_t chunk = std::min(panels_at_once(), plan_.panels);
     const int64_t scratch_size =
         std::max(source_scratch(plan_, slots), product_scratch(plan_, slots));
-    parallel_for_with_scratch(pool, 0, blocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t grain = work_grain(multiplications(slots, plan_.panels));
+    parallel_for_with_scratch(pool, 0, blocks, grain, [&](int64_t begin, int64_t end) {
       Buffer<float> v(layout.size(plan_)), m(chunk * slots * kProductSlot), scratch(scratch_size);
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = first_tile(b, blocks);
@@ -130,13 +131,20 @@ class Driver {
     });
   }
 
+  double multiplications(int64_t tiles, int64_t panels) const {
+    return static_cast<double>(tiles * kProducts * panels * kFilters) *
+           static_cast<double>(plan_.vectors * kVector);
+  }
+
   void by_filters(const Parallel& pool) {
     const int64_t tiles = plan_.tiles();
     const TileBlock block(plan_, 0, tiles);
     const SourceLayout layout(plan_, tiles);
     Buffer<float> v(layout.size(plan_));
     const int64_t strips = static_cast<int64_t>(block.strips().size());
-    parallel_for_with_scratch(pool, 0, strips, 1, [&](int64_t begin, int64_t end) {
+    // The transform of the source takes about a quarter of the time of a panel's products.
+    const int64_t strip_grain = work_grain(multiplications(ceil_div(tiles, strips), 1) / 4);
+    parallel_for_with_scratch(pool, 0, strips, strip_grain, [&](int64_t begin, int64_t end) {
       Buffer<float> scratch(source_scratch(plan_, tiles));
       for (int64_t s = begin; s < end; ++s) {
         const Range strip = block.strips()[s];
@@ -144,7 +152,8 @@ class Driver {
                          scratch.get(), v.get());
       }
     });
-    parallel_for_with_scratch(pool, 0, plan_.panels, 1, [&](int64_t begin, int64_t end) {
+    const int64_t grain = work_grain(multiplications(tiles, 1));
+    parallel_for_with_scratch(pool, 0, plan_.panels, grain, [&](int64_t begin, int64_t end) {
       const bool near = u_ == nullptr;
       Buffer<float> transformed(near ? weights_.block : 0), m(tiles * kProductSlot),
           scratch(product_scratch(plan_, tiles));
