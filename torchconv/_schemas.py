@@ -45,6 +45,9 @@ SCHEMAS = (
     # names the version of its weights. Inference calls it; what is traced holds conv2d.
     "conv2d_packed(Tensor input, Tensor weight, Tensor? bias, int owner, int version, "
     f"{_CONV.replace('SymInt', 'int')}) -> Tensor",
+    # Lines of text about what conv2d and its backward will run (torchconv/_explain.py)
+    "explain_conv2d(Tensor input, Tensor weight, int[2] stride, int[4] padding, int[2] dilation, "
+    "int groups, bool flip_kernel) -> str",
     # y and the pre-activation z, for activations whose derivative needs z
     f"conv2d_with_preactivation({_CONV_INPUTS}) -> (Tensor, Tensor)",
     # dx, dw, db; one that output_mask leaves out has no elements

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/conv_problem.h"
+#include "cpu/conv_explain.h"
 #include "ops/tensor_args.h"
 
 namespace torchconv::ops {
@@ -234,9 +235,26 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
   return {dx, dw, db};
 }
 
+// Lines of fields, see cpu/conv_explain.h. Reads sizes, strides and types only.
+std::string explain_conv2d(const Tensor& input, const Tensor& weight, IntList stride,
+                           IntList padding, IntList dilation, int64_t groups, bool flip_kernel) {
+  const ConvProblem p =
+      describe(input, weight, {stride, padding, dilation, groups, "none", flip_kernel});
+  TORCHCONV_CHECK(is_floating(p.dtype), "explain not implemented for '",
+                  torch::headeronly::toString(input.scalar_type()), "'");
+  TORCHCONV_CHECK(p.N > 0 && p.C > 0, "nothing to explain for an empty input of size ",
+                  to_string(input.sizes()));
+  return cpu::conv2d_explain(p);
+}
+
 }  // namespace
 
+STABLE_TORCH_LIBRARY_IMPL(torchconv, Meta, m) {
+  m.impl("explain_conv2d", TORCH_BOX(&explain_conv2d));
+}
+
 STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, m) {
+  m.impl("explain_conv2d", TORCH_BOX(&explain_conv2d));
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_packed", TORCH_BOX(&conv2d_packed));
   m.impl("conv2d_with_preactivation", TORCH_BOX(&conv2d_with_preactivation));

@@ -1,0 +1,178 @@
+// See conv_explain.h. Of an algorithm's own operations, Winograd's are the products of its tiles
+// and, as additions take as long as multiply-adds, two for each step of the transforms; the other
+// algorithms multiply by every tap that reaches the image.
+#include "cpu/conv_explain.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <vector>
+
+#include "cpu/conv_band.h"
+#include "cpu/conv_choice.h"
+#include "cpu/conv_view.h"
+#include "cpu/microkernels/gemm.h"
+#include "cpu/winograd.h"
+#include "cpu/winograd_tiles.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// Steps of the transforms of a tile of a channel, a tile of a filter, and a filter's channel.
+constexpr double kSourceSteps = 144, kProductSteps = 100, kWeightSteps = 72;
+
+const char* name_of(ConvAlgorithm algorithm) {
+  switch (algorithm) {
+    case ConvAlgorithm::kWinograd:
+      return "Winograd";
+    case ConvAlgorithm::kDepthwiseChannels:
+      return "depthwise, vectors along channels";
+    case ConvAlgorithm::kBandAlongPixels:
+      return "bands of rows, vectors along pixels";
+    case ConvAlgorithm::kBandAlongChannels:
+      return "bands of rows, vectors along channels";
+    case ConvAlgorithm::kPackedProduct:
+      return "packed matrix product";
+  }
+  return "";
+}
+
+double product_of(std::initializer_list<int64_t> sizes) {
+  double product = 1;
+  for (const int64_t size : sizes) product *= static_cast<double>(size);
+  return product;
+}
+
+std::string text(const char* format, int64_t a, int64_t b, int64_t c) {
+  char buffer[160];
+  std::snprintf(buffer, sizeof(buffer), format, static_cast<long long>(a),
+                static_cast<long long>(b), static_cast<long long>(c));
+  return buffer;
+}
+
+std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
+  const int64_t size = dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  const int64_t lanes = kVectorBytes / size;
+  switch (algorithm) {
+    case ConvAlgorithm::kWinograd: {
+      const winograd::Plan plan(v);
+      return text("F(4x4,3x3): %lld x %lld tiles a sample, sums of %lld channels", plan.rows.count,
+                  plan.columns.count, std::min(v.C, plan.block_vectors * winograd::kVector));
+    }
+    case ConvAlgorithm::kBandAlongPixels:
+    case ConvAlgorithm::kBandAlongChannels: {
+      const ConvBand band(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes);
+      return text("%lld bands of %lld rows, %lld positions wide", band.bands, band.band,
+                  band.width);
+    }
+    case ConvAlgorithm::kDepthwiseChannels:
+      return text("%lld rows of %lld pixels, %lld channels in a vector", v.I, v.J, lanes);
+    case ConvAlgorithm::kPackedProduct:
+      return text("register tiles of %lld x %lld, sums of at most %lld terms", kMaxRows,
+                  kMaxVectors * lanes, kDepth);
+  }
+  return "";
+}
+
+std::string wgrad_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
+  if (algorithm == ConvAlgorithm::kWinograd)
+    return text("F(3x3,4x4): %lld x %lld tiles a sample of %lld", ceil_div(v.I, int64_t{4}),
+                ceil_div(v.J, int64_t{4}), v.N);
+  return gather_blocking(v, dtype, algorithm);
+}
+
+double multiplications(const ConvView& v) {
+  return product_of({v.N, v.groups, v.K, v.pixels()}) * static_cast<double>(v.terms());
+}
+
+double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
+  if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
+  const winograd::Plan plan(v);
+  const auto tiles = static_cast<double>(plan.tiles());
+  const auto C = static_cast<double>(v.C), K = static_cast<double>(v.K);
+  return 2 * (product_of({v.N, winograd_products(v), v.C, v.K}) + tiles * C * kSourceSteps +
+              tiles * K * kProductSteps + C * K * kWeightSteps);
+}
+
+double wgrad_operations(const ConvView& v, ConvAlgorithm algorithm) {
+  if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
+  const double tiles = product_of({v.N, ceil_div(v.I, int64_t{4}), ceil_div(v.J, int64_t{4})});
+  const auto C = static_cast<double>(v.C), K = static_cast<double>(v.K);
+  return 2 * (tiles * C * K * 36 + tiles * (C + K) * kSourceSteps + C * K * kProductSteps);
+}
+
+struct Line {
+  const char* pass;
+  ConvAlgorithm algorithm;
+  const char* otherwise;  // for what is not finite
+  std::string blocking;
+  double direct, operations, bytes;
+};
+
+std::string formatted(const Line& line) {
+  char numbers[120];
+  std::snprintf(numbers, sizeof(numbers), "\t%.17g\t%.17g\t%.17g\n", line.direct, line.operations,
+                line.bytes);
+  return std::string(line.pass) + '\t' + name_of(line.algorithm) + '\t' + line.otherwise + '\t' +
+         line.blocking + numbers;
+}
+
+const char* gather_otherwise(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
+  return algorithm == ConvAlgorithm::kWinograd ? name_of(gather_algorithm(v, dtype, false)) : "";
+}
+
+int64_t element_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
+}  // namespace
+
+std::string conv2d_explain(const ConvProblem& p) {
+  const bool winograd = winograd_allowed();
+  const double direct = 2 * product_of({p.N, p.K, p.P, p.Q, p.C / p.groups, p.R, p.S});
+  const double bytes =
+      static_cast<double>(element_size(p.dtype)) *
+      (product_of({p.N, p.C, p.H, p.W}) + product_of({p.K, p.C / p.groups, p.R, p.S}) +
+       product_of({p.N, p.K, p.P, p.Q}));
+  const ConvView view = fprop_view(p);
+  std::string lines;
+
+  const ConvAlgorithm fprop = gather_algorithm(view, p.dtype, winograd);
+  lines += formatted({"fprop", fprop, gather_otherwise(view, p.dtype, fprop),
+                      gather_blocking(view, p.dtype, fprop), direct, gather_operations(view, fprop),
+                      bytes});
+
+  bool covers_all = false;
+  const std::vector<ConvView> views = dgrad_views(p, &covers_all);
+  if (views.empty()) {
+    lines += "dgrad\tzeros\t\tno output reads the image\t0\t0\t" + std::to_string(bytes) + '\n';
+  } else {
+    // Where the phases of a stride are computed in several ways, the largest names the way.
+    const ConvView& largest =
+        *std::max_element(views.begin(), views.end(), [](const ConvView& a, const ConvView& b) {
+          return multiplications(a) < multiplications(b);
+        });
+    const ConvAlgorithm dgrad = gather_algorithm(largest, p.dtype, winograd);
+    double operations = 0;
+    for (const ConvView& v : views)
+      operations += gather_operations(v, gather_algorithm(v, p.dtype, winograd));
+    std::string blocking = gather_blocking(largest, p.dtype, dgrad);
+    if (views.size() > 1)
+      blocking = std::to_string(views.size()) + " phases of the stride; the largest: " + blocking;
+    lines += formatted({"dgrad", dgrad, gather_otherwise(largest, p.dtype, dgrad), blocking, direct,
+                        operations, bytes});
+  }
+
+  if (view.terms() == 0)
+    return lines + "wgrad\tzeros\t\tno output reads the image\t0\t0\t" + std::to_string(bytes) +
+           '\n';
+  const ConvAlgorithm wgrad = wgrad_algorithm(view, p.dtype, winograd);
+  const bool band =
+      wgrad == ConvAlgorithm::kBandAlongPixels || wgrad == ConvAlgorithm::kBandAlongChannels;
+  const char* otherwise = band ? name_of(ConvAlgorithm::kPackedProduct) : "";
+  if (wgrad == ConvAlgorithm::kWinograd) otherwise = name_of(wgrad_algorithm(view, p.dtype, false));
+  return lines + formatted({"wgrad", wgrad, otherwise, wgrad_blocking(view, p.dtype, wgrad), direct,
+                            wgrad_operations(view, wgrad), bytes});
+}
+
+}  // namespace torchconv::cpu
