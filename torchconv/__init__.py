@@ -1,6 +1,7 @@
 """Convolution and pooling for PyTorch: the same numbers as torch.nn, faster."""
 
 from torchconv import _derivatives, _fake, _transforms, autograd, backends, functional, nn
+from torchconv._explain import explain
 from torchconv._packed_weights import drop_packed_weights
 from torchconv._patch import patch
 from torchconv.convert import convert, restore
@@ -14,6 +15,7 @@ __all__ = [
     "convert",
     "drop_packed_weights",
     "empty_cache",
+    "explain",
     "functional",
     "memory_stats",
     "nn",

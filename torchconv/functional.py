@@ -233,7 +233,7 @@ def activation_name(activation: str | None) -> str:
     return activation
 
 
-def convolve(
+def conv_arguments(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -243,9 +243,8 @@ def convolve(
     groups: Any,
     activation: str | None,
     flip_kernel: bool,
-    owner: int = 0,
-) -> Tensor:
-    """conv2d, below. owner: of packed weights, in a call that is sure to be for its output only."""
+) -> tuple[Any, ...]:
+    """conv2d's arguments checked, and those after the tensors in the operators' form."""
     _check_tensor(input, "conv2d", "input", _CONV_DTYPES)
     _check_tensor(weight, "conv2d", "weight", _CONV_DTYPES)
     if bias is not None:
@@ -268,7 +267,15 @@ def convolve(
     pads = conv_padding(padding, input, weight, strides, dilations)
     count = _integer(groups, "conv2d", "groups")
     flip = _boolean(flip_kernel, "conv2d", "flip_kernel")
-    arguments = (strides, pads, dilations, count, name, flip)
+    return strides, pads, dilations, count, name, flip
+
+
+def convolve(
+    input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any, owner: int = 0
+) -> Tensor:
+    """conv2d, below. owner: of packed weights, in a call that is sure to be for its output only."""
+    arguments = conv_arguments(input, weight, bias, *settings)
+    dim = input.dim()
     if owner == 0:
         return _batched(_conv2d, dim, (input, weight, bias), arguments)
     batch = input if dim == 4 else input.unsqueeze(0)
@@ -311,8 +318,7 @@ def conv2d(
         kernels (bool, complex, ...); TypeError: an argument of the wrong type; ValueError: an
         unknown activation.
     """
-    geometry = (stride, padding, dilation, groups)
-    return convolve(input, weight, bias, *geometry, activation, flip_kernel)
+    return convolve(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel)
 
 
 def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> list[list[Any]]:

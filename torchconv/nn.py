@@ -150,7 +150,8 @@ class Conv2d(torch.nn.Conv2d):
         if owner != 0:
             return convolve(
                 *(input, weight, bias, self.stride, padding, self.dilation, self.groups),
-                *(self.activation, self.flip_kernel, owner),
+                *(self.activation, self.flip_kernel),
+                owner=owner,
             )
         return conv2d(
             input,

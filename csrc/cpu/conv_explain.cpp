@@ -25,6 +25,8 @@ const char* name_of(ConvAlgorithm algorithm) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
       return "Winograd";
+    case ConvAlgorithm::kStridedWinograd:
+      return "Winograd of stride 2";
     case ConvAlgorithm::kDepthwiseChannels:
       return "depthwise, vectors along channels";
     case ConvAlgorithm::kBandAlongPixels:
@@ -70,8 +72,17 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kPackedProduct:
       return text("register tiles of %lld x %lld, sums of at most %lld terms", kMaxRows,
                   kMaxVectors * lanes, kDepth);
+    case ConvAlgorithm::kStridedWinograd:
+      break;  // of a problem, not of a view
   }
   return "";
+}
+
+bool folds(const ConvProblem& p) { return p.R > 3; }
+
+std::string strided_blocking(const ConvProblem& p) {
+  if (folds(p)) return "F(3x3,4x4) of the stride's four phases as channels";
+  return "F(4x4,2x2) of every other pixel, plain products between";
 }
 
 std::string wgrad_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
@@ -92,6 +103,12 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
   const auto C = static_cast<double>(v.C), K = static_cast<double>(v.K);
   return 2 * (product_of({v.N, winograd_products(v), v.C, v.K}) + tiles * C * kSourceSteps +
               tiles * K * kProductSteps + C * K * kWeightSteps);
+}
+
+// Of full tiles, without the transforms.
+double strided_operations(const ConvProblem& p) {
+  const double products = folds(p) ? 6 * 6 * 4 / (3.0 * 3.0) : 9 * 9 / (4.0 * 4.0);
+  return 2 * products * product_of({p.N, p.C, p.K, p.P, p.Q});
 }
 
 double wgrad_operations(const ConvView& v, ConvAlgorithm algorithm) {
@@ -117,6 +134,12 @@ std::string formatted(const Line& line) {
          line.blocking + numbers;
 }
 
+// No window holds a pixel of the image.
+std::string zeros(const char* pass, double bytes) {
+  return std::string(pass) + "\tzeros\t\tno window reads the image\t0\t0\t" +
+         std::to_string(bytes) + '\n';
+}
+
 const char* gather_otherwise(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
   return algorithm == ConvAlgorithm::kWinograd ? name_of(gather_algorithm(v, dtype, false)) : "";
 }
@@ -137,15 +160,23 @@ std::string conv2d_explain(const ConvProblem& p) {
   const ConvView view = fprop_view(p);
   std::string lines;
 
-  const ConvAlgorithm fprop = gather_algorithm(view, p.dtype, winograd);
-  lines += formatted({"fprop", fprop, gather_otherwise(view, p.dtype, fprop),
-                      gather_blocking(view, p.dtype, fprop), direct, gather_operations(view, fprop),
-                      bytes});
-
   bool covers_all = false;
   const std::vector<ConvView> views = dgrad_views(p, &covers_all);
+  const bool strided = strides_by_winograd(p, winograd);
+  const auto strided_line = [&](const char* pass, const ConvView& v) {
+    return formatted({pass, ConvAlgorithm::kStridedWinograd,
+                      name_of(gather_algorithm(v, p.dtype, false)), strided_blocking(p), direct,
+                      strided_operations(p), bytes});
+  };
+
+  const ConvAlgorithm fprop = gather_algorithm(view, p.dtype, winograd);
+  lines += strided ? strided_line("fprop", view)
+                   : formatted({"fprop", fprop, gather_otherwise(view, p.dtype, fprop),
+                                gather_blocking(view, p.dtype, fprop), direct,
+                                gather_operations(view, fprop), bytes});
+
   if (views.empty()) {
-    lines += "dgrad\tzeros\t\tno output reads the image\t0\t0\t" + std::to_string(bytes) + '\n';
+    lines += zeros("dgrad", bytes);
   } else {
     // Where the phases of a stride are computed in several ways, the largest names the way.
     const ConvView& largest =
@@ -159,13 +190,13 @@ std::string conv2d_explain(const ConvProblem& p) {
     std::string blocking = gather_blocking(largest, p.dtype, dgrad);
     if (views.size() > 1)
       blocking = std::to_string(views.size()) + " phases of the stride; the largest: " + blocking;
-    lines += formatted({"dgrad", dgrad, gather_otherwise(largest, p.dtype, dgrad), blocking, direct,
-                        operations, bytes});
+    lines += strided && covers_all
+                 ? strided_line("dgrad", largest)
+                 : formatted({"dgrad", dgrad, gather_otherwise(largest, p.dtype, dgrad), blocking,
+                              direct, operations, bytes});
   }
 
-  if (view.terms() == 0)
-    return lines + "wgrad\tzeros\t\tno output reads the image\t0\t0\t" + std::to_string(bytes) +
-           '\n';
+  if (view.terms() == 0) return lines + zeros("wgrad", bytes);
   const ConvAlgorithm wgrad = wgrad_algorithm(view, p.dtype, winograd);
   const bool band =
       wgrad == ConvAlgorithm::kBandAlongPixels || wgrad == ConvAlgorithm::kBandAlongChannels;

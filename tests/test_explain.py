@@ -1,0 +1,111 @@
+"""torchconv.explain: the choice that really runs, without a second copy of the rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchconv
+from torchconv import explain
+
+WINOGRAD, PRODUCT = "Winograd", "packed matrix product"
+
+
+def operands(*sizes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Meta tensors: N, C, H, W, K, R."""
+    n, c, h, w, k, r = sizes
+    x = torch.empty(n, c, h, w, dtype=dtype, device="meta")
+    return x, torch.empty(k, c, r, r, dtype=dtype, device="meta")
+
+
+def at(*arguments: Any, **kwargs: Any) -> torchconv._explain.Explanation:
+    return explain(*arguments, **kwargs, peak=100.0, bandwidth=10.0)
+
+
+def test_numbers() -> None:
+    x, w = operands(2, 64, 28, 28, 32, 3)
+    found = at(x, w, None, 1, 1)
+    direct = 2 * 2 * 32 * 28 * 28 * 64 * 9
+    moved = 4 * (x.numel() + w.numel() + 2 * 32 * 28 * 28)
+    assert [p.name for p in found.passes] == ["fprop", "dgrad", "wgrad"]
+    for each in found.passes:
+        assert each.algorithm == WINOGRAD
+        assert each.otherwise != WINOGRAD and each.otherwise != ""
+        assert each.direct_operations == direct and each.bytes == moved
+        assert direct / 4 < each.operations < direct
+        assert each.floor == max(direct / 100, moved / 10) / 1e9
+        assert each.predicted == max(each.operations / 100, moved / 10) / 1e9
+    assert "7 x 7 tiles" in found["fprop"].blocking
+    assert found.measured == ()
+    with pytest.raises(KeyError):
+        found["forward"]
+
+
+@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
+@pytest.mark.parametrize(
+    ("sizes", "arguments"),
+    [
+        ((1, 64, 14, 14, 64, 3), {"padding": 1}),
+        ((2, 64, 14, 14, 64, 1), {"stride": 2}),
+        ((2, 64, 15, 14, 64, 3), {"stride": 2, "padding": (0, 1), "flip_kernel": True}),
+        ((2, 3, 31, 31, 64, 7), {"stride": 2, "padding": 3}),
+        ((2, 4, 15, 14, 6, 5), {"padding": "same", "dilation": 2}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_every_kind(
+    sizes: tuple[int, ...], arguments: dict[str, Any], dtype: torch.dtype, layout: str
+) -> None:
+    """Real and meta tensors agree, and the switch is obeyed."""
+    x, w = (t.to(memory_format=getattr(torch, layout)) for t in operands(*sizes, dtype=dtype))
+    found = at(x, w, **arguments)
+    real = [torch.zeros_like(t, device="cpu") for t in (x, w)]
+    assert at(*real, **arguments) == found
+    assert all(p.algorithm and p.blocking and p.operations > 0 for p in found.passes)
+    with torchconv.backends.allow_winograd(False):
+        forbidden = at(x, w, **arguments)
+    for with_it, without in zip(found.passes, forbidden.passes, strict=True):
+        assert WINOGRAD not in without.algorithm
+        if WINOGRAD in with_it.algorithm:
+            assert dtype == torch.float32 and with_it.otherwise == without.algorithm
+        else:
+            assert with_it == without
+
+
+def test_a_band_that_does_not_fit() -> None:
+    """Taps too far apart for scratch: the product that packs runs instead."""
+    x, w = operands(1, 4, 3000, 3000, 4, 3)
+    near, far = (at(x, w, None, 1, d, d)["fprop"].algorithm for d in (1, 1400))
+    assert near.startswith("bands of rows")
+    assert far == PRODUCT
+
+
+def test_one_image_and_arguments() -> None:
+    x, w = operands(1, 64, 28, 28, 64, 3)
+    assert at(x[0], w, padding=1).passes == at(x, w, padding=[1, 1]).passes
+    with pytest.raises(RuntimeError, match="64 channels, but got 32"):
+        at(x[:, :32], w)
+    with pytest.raises(RuntimeError, match="empty"):
+        at(x[:0], w)
+    with pytest.raises(NotImplementedError):
+        at(x.to(torch.int32), w.to(torch.int32))
+
+
+def test_windows_that_miss_the_image() -> None:
+    x, w = operands(1, 8, 2, 2, 8, 1)
+    found = at(x, w, None, 16, (5, 5, 5, 5))
+    for name in ("dgrad", "wgrad"):
+        assert found[name].algorithm == "zeros" and found[name].operations == 0
+
+
+def test_text() -> None:
+    """What is measured is said to be, and measured once."""
+    x, w = operands(1, 64, 28, 28, 64, 3)
+    text = str(explain(x, w, padding=1))
+    assert text.count("(measured)") == 2 and "fprop  Winograd" in text
+    assert str(explain(x, w, padding=1)) == text
+    assert "100 GFLOP/s (given), 10.0 GB/s (given)" in str(at(x, w, padding=1))
