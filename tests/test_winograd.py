@@ -296,6 +296,25 @@ def test_switch() -> None:
     assert allowed()
 
 
+def test_switch_and_compile() -> None:
+    """A compiled graph obeys when it runs; the context manager works inside a function too."""
+    x, w = torch.randn(1, 64, 20, 20), torch.randn(64, 64, 3, 3)
+
+    def inside(x: Tensor) -> Tensor:
+        with torchconv.backends.allow_winograd(False):
+            return F.conv2d(x, w)
+
+    compiled = torch.compile(lambda x: F.conv2d(x, w), backend="eager", fullgraph=True)
+    allowed = compiled(x)
+    with torchconv.backends.allow_winograd(False):
+        direct = F.conv2d(x, w)
+        assert torch.equal(compiled(x), direct)
+    assert torch.equal(compiled(x), allowed) and not torch.equal(allowed, direct)
+    function = torch.compile(inside, backend="eager")
+    assert all(torch.equal(function(x), direct) for _ in range(3))
+    assert torchconv.backends.winograd_allowed()
+
+
 def test_switched_off_it_is_the_direct_algorithm() -> None:
     x, w = torch.randn(1, 128, 28, 28), torch.randn(128, 128, 3, 3)
     with torchconv.backends.allow_winograd(False):
