@@ -105,10 +105,9 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
               tiles * K * kProductSteps + C * K * kWeightSteps);
 }
 
-// Of full tiles, without the transforms.
-double strided_operations(const ConvProblem& p) {
-  const double products = folds(p) ? 6 * 6 * 4 / (3.0 * 3.0) : 9 * 9 / (4.0 * 4.0);
-  return 2 * products * product_of({p.N, p.C, p.K, p.P, p.Q});
+// Without the transforms.
+double strided_operations(const ConvProblem& p, StridedPass pass) {
+  return 2 * product_of({p.N, p.C, p.K, strided_winograd_products(p, pass)});
 }
 
 double wgrad_operations(const ConvView& v, ConvAlgorithm algorithm) {
@@ -162,18 +161,18 @@ std::string conv2d_explain(const ConvProblem& p) {
 
   bool covers_all = false;
   const std::vector<ConvView> views = dgrad_views(p, &covers_all);
-  const bool strided = strides_by_winograd(p, winograd);
-  const auto strided_line = [&](const char* pass, const ConvView& v) {
-    return formatted({pass, ConvAlgorithm::kStridedWinograd,
+  const auto strided_line = [&](const char* name, StridedPass pass, const ConvView& v) {
+    return formatted({name, ConvAlgorithm::kStridedWinograd,
                       name_of(gather_algorithm(v, p.dtype, false)), strided_blocking(p), direct,
-                      strided_operations(p), bytes});
+                      strided_operations(p, pass), bytes});
   };
 
   const ConvAlgorithm fprop = gather_algorithm(view, p.dtype, winograd);
-  lines += strided ? strided_line("fprop", view)
-                   : formatted({"fprop", fprop, gather_otherwise(view, p.dtype, fprop),
-                                gather_blocking(view, p.dtype, fprop), direct,
-                                gather_operations(view, fprop), bytes});
+  lines += strides_by_winograd(p, StridedPass::kFprop, winograd)
+               ? strided_line("fprop", StridedPass::kFprop, view)
+               : formatted({"fprop", fprop, gather_otherwise(view, p.dtype, fprop),
+                            gather_blocking(view, p.dtype, fprop), direct,
+                            gather_operations(view, fprop), bytes});
 
   if (views.empty()) {
     lines += zeros("dgrad", bytes);
@@ -190,8 +189,8 @@ std::string conv2d_explain(const ConvProblem& p) {
     std::string blocking = gather_blocking(largest, p.dtype, dgrad);
     if (views.size() > 1)
       blocking = std::to_string(views.size()) + " phases of the stride; the largest: " + blocking;
-    lines += strided && covers_all
-                 ? strided_line("dgrad", largest)
+    lines += covers_all && strides_by_winograd(p, StridedPass::kDgrad, winograd)
+                 ? strided_line("dgrad", StridedPass::kDgrad, largest)
                  : formatted({"dgrad", dgrad, gather_otherwise(largest, p.dtype, dgrad), blocking,
                               direct, operations, bytes});
   }
