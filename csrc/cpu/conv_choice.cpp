@@ -15,7 +15,7 @@ namespace {
 
 // Winograd's transforms of the source are shared by all filters and those of the destination by all
 // channels, so both sides must be wide.
-constexpr int64_t kWinogradChannels = 32;
+constexpr int64_t kWinogradChannels = 16;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
 // The same for a stride of 2. The direct algorithm packs the weights too, and dgrad's does so once

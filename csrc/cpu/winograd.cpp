@@ -31,12 +31,17 @@ constexpr int64_t kFewestTiles = 16, kMostTiles = 64, kManyBlocks = 8;
 constexpr int64_t kFiltersAtOnce = 64;
 // With at most so many tiles and at least so many weights in a tap, tasks own filters.
 constexpr int64_t kFewTiles = 128, kManyWeights = 256 * 256;
+// Of more weights than this the gathered taps are kept: U, four times as much, takes as long to
+// read as to make from them.
+constexpr int64_t kTransformedWeights = 256 * 256;
+
+bool keeps_taps(const ConvView& view) { return view.C * view.K > kTransformedWeights; }
 
 bool tasks_own_filters(const Plan& plan) {
   return plan.tiles() <= kFewTiles && plan.view.C * plan.view.K >= kManyWeights;
 }
 
-void transform_all_weights(const Plan& plan, const float* w, float* u, const Parallel& pool) {
+void transform_all_weights(const Plan& plan, WeightSource w, float* u, const Parallel& pool) {
   const WeightLayout layout(plan);
   const WorkSplit split(
       plan.panels * plan.blocks,
@@ -51,13 +56,13 @@ void transform_all_weights(const Plan& plan, const float* w, float* u, const Par
 
 class Driver {
  public:
-  // u: the transformed weights, or null.
-  Driver(const ConvView& view, const float* src, const float* w, const float* u, const float* bias,
-         const Epilogue<float>& epilogue)
+  // kept: what winograd_pack_weights has made of the weights, or null.
+  Driver(const ConvView& view, const float* src, const float* w, const float* kept,
+         const float* bias, const Epilogue<float>& epilogue)
       : plan_(view),
         src_(src),
-        w_(w),
-        u_(u),
+        w_(w, keeps_taps(view) ? kept : nullptr),
+        u_(keeps_taps(view) ? nullptr : kept),
         epilogue_(epilogue),
         special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()),
         weights_(plan_),
@@ -122,8 +127,8 @@ class Driver {
         for (int64_t panel = 0; panel < plan_.panels; panel += chunk) {
           const int64_t count = std::min(chunk, plan_.panels - panel);
           for (int64_t c = 0; c < plan_.blocks; ++c)
-            multiply(block, c, count, layout, v.get(),
-                     u + panel * weights_.panel + c * weights_.block, m.get(), slots, false);
+            multiply(block, c, {panel, panel + count}, layout, v.get(),
+                     u + panel * weights_.panel + c * weights_.block, m.get(), slots, nullptr);
           for (int64_t i = 0; i < count; ++i)
             finish(block, panel + i, m.get() + i * slots * kProductSlot, scratch.get());
         }
@@ -159,32 +164,42 @@ class Driver {
           scratch(product_scratch(plan_, tiles));
       for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t c = 0; c < plan_.blocks; ++c) {
+          const bool last = c + 1 == plan_.blocks;
+          WeightPrefetch fetch(plan_, w_, std::min(panel + (last ? 1 : 0), end - 1),
+                               last ? 0 : c + 1);
           if (near) transform_weights(plan_, w_, panel, c, transformed.get());
           const float* u =
               near ? transformed.get() : u_ + panel * weights_.panel + c * weights_.block;
-          multiply(block, c, 1, layout, v.get(), u, m.get(), tiles, near);
+          multiply(block, c, {panel, panel + 1}, layout, v.get(), u, m.get(), tiles,
+                   near ? &fetch : nullptr);
         }
         finish(block, panel, m.get(), scratch.get());
       }
     });
   }
 
-  // Adds one block of channels to `panels` panels of M. u_is_near: it has just been written, and V
-  // is what has to be fetched.
-  void multiply(const TileBlock& tiles, int64_t block, int64_t panels, const SourceLayout& layout,
-                const float* v, const float* u, float* m, int64_t slots, bool u_is_near) const {
+  // Adds one block of channels to some panels of M; u and m are the first one's. With next_weights
+  // U has just been written: then V and these have to be fetched, else the rest of U.
+  void multiply(const TileBlock& tiles, int64_t block, Range panels, const SourceLayout& layout,
+                const float* v, const float* u, float* m, int64_t slots,
+                WeightPrefetch* next_weights) const {
     WinogradGemm g{};
     g.v_step = layout.vector;
     g.m_step = kProductSlot;
     g.channels = plan_.vectors_in(block) * kVector;
     g.accumulate = block > 0;
     v += block * layout.block;
+    const int64_t calls = kProducts * panels.size() * ceil_div(tiles.tiles(), kMaxRows);
+    const int64_t lines = next_weights != nullptr ? ceil_div(next_weights->lines(), calls) : 0;
     for (int point = 0; point < kProducts; ++point) {
       const Range range = tiles.slots(point / kPoints, point % kPoints);
-      for (int64_t panel = 0; panel < panels; ++panel) {
+      for (int64_t panel = 0; panel < panels.size(); ++panel) {
+        const int64_t filters =
+            std::min(plan_.view.K - (panels.begin + panel) * kFilters, kFilters);
+        const int64_t vectors = ceil_div(filters, kVector);
         g.u = u + panel * weights_.panel + point * weights_.point;
-        const bool last = panel + 1 == panels;
-        if (u_is_near)
+        const bool last = panel + 1 == panels.size();
+        if (next_weights != nullptr)
           g.next = v + (point + 1) * layout.point;
         else
           g.next = last ? u + (point + 1) * weights_.point : g.u + weights_.panel;
@@ -192,8 +207,10 @@ class Driver {
           const int64_t slot = range.begin + first;
           g.v = v + point * layout.point + slot * kVector;
           g.m = m + (panel * slots + slot) * kProductSlot + point * kFilters;
-          winograd_microkernel(rows)(g);
-          if (u_is_near) g.next += g.channels * kFilters;
+          winograd_microkernel(rows, vectors)(g);
+          if (next_weights == nullptr) return;
+          g.next += g.channels * kFilters;
+          next_weights->advance(lines);
         });
       }
     }
@@ -208,8 +225,8 @@ class Driver {
 
   const Plan plan_;
   const float* src_;
-  const float* w_;
-  const float* u_;
+  const WeightSource w_;
+  const float* u_;  // or null
   const Epilogue<float>& epilogue_;
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
   const WeightLayout weights_;
@@ -246,17 +263,24 @@ int64_t winograd_products(const ConvView& view) {
 
 int64_t winograd_weights_size(const ConvView& view) {
   const winograd::Plan plan(view);
-  return winograd::tasks_own_filters(plan) ? 0 : plan.panels * winograd::WeightLayout(plan).panel;
+  return plan.panels * (winograd::keeps_taps(view) ? winograd::gathered_panel(plan)
+                                                   : winograd::WeightLayout(plan).panel);
 }
 
-void winograd_pack_weights(const ConvView& view, const float* w, float* u, const Parallel& pool) {
-  winograd::transform_all_weights(winograd::Plan(view), w, u, pool);
+void winograd_pack_weights(const ConvView& view, const float* w, float* packed,
+                           const Parallel& pool) {
+  const winograd::Plan plan(view);
+  if (!winograd::keeps_taps(view)) return winograd::transform_all_weights(plan, w, packed, pool);
+  parallel_for(pool, 0, plan.panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel)
+      winograd::gather_weights(plan, w, panel, packed);
+  });
 }
 
 std::vector<int64_t> winograd_gather(const ConvView& view, const float* src, const float* w,
                                      const float* bias, const Epilogue<float>& epilogue,
-                                     const Parallel& pool, const float* u) {
-  return winograd::Driver(view, src, w, u, bias, epilogue).run(pool);
+                                     const Parallel& pool, const float* packed) {
+  return winograd::Driver(view, src, w, packed, bias, epilogue).run(pool);
 }
 
 }  // namespace torchconv::cpu

@@ -16,20 +16,20 @@ bool winograd_applies(const ConvView& view);
 // Multiplications for a sample, a channel and a filter.
 int64_t winograd_products(const ConvView& view);
 
-// Elements of the transformed weights of a view that are worth keeping from call to call; 0 where
-// transforming anew costs less than reading them. They depend on the weights, C, K, the strides of
-// the weights and the order of the taps alone: views of any batch and image size share them.
+// Weights in a form worth keeping from call to call: how many elements, and what fills them. It
+// depends on the weights, C, K, the strides of the weights and the order of the taps alone, so
+// views of any batch and image size share it.
 int64_t winograd_weights_size(const ConvView& view);
-// Fills them.
-void winograd_pack_weights(const ConvView& view, const float* w, float* u, const Parallel& pool);
+void winograd_pack_weights(const ConvView& view, const float* w, float* packed,
+                           const Parallel& pool);
 
-// The gather of one view (see conv_view.h). u: from winograd_pack_weights, or null. A tile mixes
-// its inputs, so an infinity, a NaN or an overflow may reach outputs whose window does not hold it,
-// but never without making them infinite or NaN. The samples with such an output are returned, in
-// ascending order, and what was written for them is not to be trusted: the caller has to compute
-// them in another way.
+// The gather of one view (see conv_view.h). packed: from winograd_pack_weights, or null. A tile
+// mixes its inputs, so an infinity, a NaN or an overflow may reach outputs whose window does not
+// hold it, but never without making them infinite or NaN. The samples with such an output are
+// returned, in ascending order, and what was written for them is not to be trusted: the caller has
+// to compute them in another way.
 std::vector<int64_t> winograd_gather(const ConvView& view, const float* src, const float* w,
                                      const float* bias, const Epilogue<float>& epilogue,
-                                     const Parallel& pool, const float* u = nullptr);
+                                     const Parallel& pool, const float* packed = nullptr);
 
 }  // namespace torchconv::cpu

@@ -27,7 +27,7 @@ inline constexpr int64_t kFilters = kPanel<float>;  // of a panel
 inline constexpr int64_t kLine = 64 / sizeof(float);
 // Products are summed in registers over at most so many channels, and these sums in M: the error
 // grows with the longer of the two chains.
-inline constexpr int64_t kChannelBlock = 128;
+inline constexpr int64_t kChannelBlock = 64;
 
 // Strides of an odd number of cache lines spread over all sets of a cache.
 constexpr int64_t odd_lines(int64_t elements) {

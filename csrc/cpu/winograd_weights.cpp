@@ -11,6 +11,8 @@ using V = Vec<float>;
 using Register = V::Type;
 
 constexpr int64_t kAllTaps = kTaps * kTaps;
+// Elements of one panel and vector of channels.
+constexpr int64_t kGathered = kVector * kAllTaps * kFilters;
 
 // Lanes 4q to 4q + 3 from p + q*step.
 TORCHCONV_INLINE Register load_quads(const float* p, [[maybe_unused]] int64_t step) {
@@ -50,8 +52,9 @@ bool taps_contiguous(const TapOffsets& offsets, int64_t* first, int64_t (&order)
   return true;
 }
 
-// u[point] = G g G^T for one vector of filters of one channel.
-TORCHCONV_INLINE void transform_filter(const float* g, float* u, int64_t point) {
+// u[point] = G g G^T for one vector of filters of one channel. In one function with gather_taps,
+// GCC spills the registers of both.
+__attribute__((noinline)) void transform_filter(const float* g, float* u, int64_t point) {
   Register columns[kTaps][kPoints];
 #pragma GCC unroll 3
   for (int s = 0; s < kTaps; ++s) {
@@ -70,13 +73,37 @@ TORCHCONV_INLINE void transform_filter(const float* g, float* u, int64_t point) 
   }
 }
 
+// The taps of one panel and vector of channels; channels beyond the last are zero.
+void gather_vector(const Plan& plan, const float* w, int64_t panel, int64_t vector, float* g) {
+  const ConvView& view = plan.view;
+  const int64_t k = panel * kFilters, c = vector * kVector;
+  const int64_t channels = std::min(view.C - c, kVector);
+  gather_taps(view, plan.tap_weight, w + k * view.weight_k + c * view.weight_c,
+              std::min(view.K - k, kFilters), channels, g);
+  std::fill(g + channels * kAllTaps * kFilters, g + kGathered, 0.0f);
+}
+
 }  // namespace
 
-void gather_taps(const ConvView& view, const TapOffsets& offsets, const float* w, int64_t filters,
-                 int64_t channels, float* g) {
+__attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffsets& offsets,
+                                           const float* w, int64_t filters, int64_t channels,
+                                           float* g) {
   constexpr int64_t kChannel = kAllTaps * kFilters;
   int64_t first, order[kAllTaps];
-  if (view.weight_c == 1 || view.weight_k == 1) {
+  const bool contiguous = taps_contiguous(offsets, &first, order);
+  if (contiguous && view.weight_c == kAllTaps && std::is_sorted(order, order + kAllTaps)) {
+    // All taps of all channels are one run, in the order of g.
+    const int64_t run = channels * kAllTaps;
+    for (int64_t k = 0; k < kFilters; k += kVector) {
+      const int64_t lanes = std::min(std::max(filters - k, int64_t{0}), kVector);
+      const float* from = w + first + (lanes > 0 ? k * view.weight_k : 0);
+      for (int64_t i = 0; i < run; i += kVector) {
+        const int64_t columns = std::min(run - i, kVector);
+        transpose_tile(from + i, view.weight_k, lanes, columns, g + i * kFilters + k, kFilters,
+                       columns);
+      }
+    }
+  } else if (view.weight_c == 1 || view.weight_k == 1) {
     for (int64_t tap = 0; tap < kAllTaps; ++tap) {
       const float* from = w + offsets[tap];
       float* to = g + tap * kFilters;
@@ -92,7 +119,7 @@ void gather_taps(const ConvView& view, const TapOffsets& offsets, const float* w
                    lanes > 0 ? V::load_partial(from + c * view.weight_c + k, lanes) : Register{});
       }
     }
-  } else if (filters == kFilters && taps_contiguous(offsets, &first, order)) {
+  } else if (filters == kFilters && contiguous) {
     for (int64_t k = 0; k < kFilters; k += kVector)
       for (int64_t c = 0; c < channels; ++c) {
         const float* from = w + k * view.weight_k + c * view.weight_c + first;
@@ -129,26 +156,68 @@ void prefetch_weights(const ConvView& view, const TapOffsets& offsets, const flo
   }
 }
 
-void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t block, float* u) {
+void gather_weights(const Plan& plan, const float* w, int64_t panel, float* taps) {
+  for (int64_t vector = 0; vector < plan.vectors; ++vector)
+    gather_vector(plan, w, panel, vector, taps + panel * gathered_panel(plan) + vector * kGathered);
+}
+
+void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int64_t block,
+                       float* u) {
   const WeightLayout layout(plan);
   const ConvView& view = plan.view;
-  const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
-  w += panel * kFilters * view.weight_k;
-  alignas(64) float g[kVector * kAllTaps * kFilters];
+  alignas(64) float gathered[kGathered];
   for (int64_t vector = 0; vector < plan.vectors_in(block); ++vector) {
-    const int64_t c = (block * plan.block_vectors + vector) * kVector;
-    const int64_t channels = std::min(view.C - c, kVector);
-    gather_taps(view, plan.tap_weight, w + c * view.weight_c, filters, channels, g);
-    for (int64_t i = channels * kAllTaps * kFilters; i < kVector * kAllTaps * kFilters; ++i)
-      g[i] = 0.0f;
-    const float* next =
-        c + kVector < view.C ? w + (c + kVector) * view.weight_c : w + kFilters * view.weight_k;
+    const int64_t from = block * plan.block_vectors + vector, c = from * kVector;
+    const float* g = gathered;
+    const float* next = nullptr;
+    if (source.taps != nullptr) {
+      g = source.taps + panel * gathered_panel(plan) + from * kGathered;
+    } else {
+      gather_vector(plan, source.w, panel, from, gathered);
+      next = source.w + panel * kFilters * view.weight_k;
+      next += c + kVector < view.C ? (c + kVector) * view.weight_c : kFilters * view.weight_k;
+    }
     for (int64_t i = 0; i < kVector; ++i) {
-      prefetch_weights(view, plan.tap_weight, next, i);
+      if (next != nullptr) prefetch_weights(view, plan.tap_weight, next, i);
       for (int64_t k = 0; k < kFilters; k += kVector)
         transform_filter(g + i * kAllTaps * kFilters + k, u + (vector * kVector + i) * kFilters + k,
                          layout.point);
     }
+  }
+}
+
+WeightPrefetch::WeightPrefetch(const Plan& plan, WeightSource source, int64_t panel, int64_t block)
+    : plan_(plan) {
+  const int64_t vector = block * plan.block_vectors, vectors = plan.vectors_in(block);
+  if (source.taps != nullptr) {
+    w_ = source.taps + panel * gathered_panel(plan) + vector * kGathered;
+    outer_ = taps_ = 1;
+    stride_ = 0;
+    run_lines_ = vectors * kGathered / kLine;
+    return;
+  }
+  const ConvView& view = plan.view;
+  const int64_t k = panel * kFilters, filters = std::min(view.K - k, kFilters);
+  const int64_t c = vector * kVector, channels = std::min(view.C - c, vectors * kVector);
+  w_ = source.w + k * view.weight_k + c * view.weight_c;
+  const bool by_filter = view.weight_k > view.weight_c;
+  outer_ = by_filter ? filters : channels;
+  stride_ = std::max(view.weight_k, view.weight_c);
+  const int64_t inner = by_filter ? channels : filters;
+  const bool by_tap = std::min(view.weight_k, view.weight_c) == 1;
+  taps_ = by_tap ? kAllTaps : 1;
+  run_lines_ = ceil_div(by_tap ? inner : inner * kAllTaps, kLine);
+}
+
+void WeightPrefetch::advance(int64_t lines) {
+  for (; lines > 0 && at_ < outer_; --lines) {
+    const float* run = w_ + at_ * stride_ + (taps_ > 1 ? plan_.tap_weight[tap_] : 0);
+    __builtin_prefetch(run + line_ * kLine, 0, 2);
+    if (++line_ < run_lines_) continue;
+    line_ = 0;
+    if (++tap_ < taps_) continue;
+    tap_ = 0;
+    ++at_;
   }
 }
 

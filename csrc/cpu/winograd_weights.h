@@ -7,9 +7,41 @@
 
 namespace torchconv::cpu::winograd {
 
+// The weights, or their taps as gather_weights has laid them out: in the order of reading.
+struct WeightSource {
+  const float* w;
+  const float* taps;
+
+  WeightSource(const float* weights, const float* gathered = nullptr)
+      : w(weights), taps(gathered) {}
+};
+
 // Transforms the filters of one panel and the channels of one block into u, [point][channel]
 // [kFilters]; filters and channels beyond the last are zero.
-void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t block, float* u);
+void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int64_t block,
+                       float* u);
+
+// Gathers the filters of one panel from w into taps, [panel][channel][tap][kFilters].
+void gather_weights(const Plan& plan, const float* w, int64_t panel, float* taps);
+inline int64_t gathered_panel(const Plan& plan) {
+  return plan.vectors * kVector * kTaps * kTaps * kFilters;
+}
+
+// Fetches what transform_weights is going to read into the second-level cache, some lines at a time
+// between products: it lies in many short runs, which the hardware does not foresee.
+class WeightPrefetch {
+ public:
+  WeightPrefetch(const Plan& plan, WeightSource source, int64_t panel, int64_t block);
+  int64_t lines() const { return outer_ * taps_ * run_lines_; }
+  void advance(int64_t lines);
+
+ private:
+  const Plan& plan_;
+  const float* w_;
+  int64_t outer_, stride_;    // runs side by side: filters or channels
+  int64_t taps_, run_lines_;  // a run is of one tap or of all
+  int64_t at_ = 0, tap_ = 0, line_ = 0;
+};
 
 // Where the nine taps of a filter's channel lie.
 using TapOffsets = int64_t[kTaps * kTaps];
