@@ -154,6 +154,30 @@ def test_channels_and_filters(layout: str, channels: int, filters: int) -> None:
     check(x, w, torch.randn(filters), (1, 1, 1, 1))
 
 
+@on_formats
+@pytest.mark.parametrize("channels, filters", [(16, 16), (17, 40), (40, 17), (31, 35)])
+def test_few_channels_or_filters(layout: str, channels: int, filters: int) -> None:
+    x = in_layout(torch.randn(2, channels, 12, 10), layout)
+    w = in_layout(torch.randn(filters, channels, 3, 3), layout)
+    assert used(x, w, 1)
+    check(x, w, torch.randn(filters), (1, 1, 1, 1))
+
+
+@on_formats
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("channels, filters", [(64, 70), (261, 263), (520, 144)])
+def test_weights_that_are_kept(layout: str, flip: bool, channels: int, filters: int) -> None:
+    """In eval mode: U, or the gathered taps of deep layers, for few and many tiles."""
+    layer = torchconv.nn.Conv2d(channels, filters, 3, padding=1, flip_kernel=flip).eval()
+    layer.weight.data = in_layout(layer.weight.data, layout)
+    for size in ((1, channels, 14, 11), (3, channels, 30, 29), (1, channels, 7, 9)):
+        x = in_layout(torch.randn(size), layout)
+        expected = F.conv2d(x, layer.weight, layer.bias, padding=1, flip_kernel=flip)
+        with torch.no_grad():
+            for _ in range(2):
+                assert_same(layer(x), expected.detach())
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("weight_layout", LAYOUTS)
 def test_layouts(layout: str, weight_layout: str) -> None:
