@@ -40,17 +40,17 @@ constexpr int64_t kSegmentColumns = 58;
 constexpr int64_t kProductTiles = 64;
 // Accumulators of all K x C at most so large are a slab's own: a last-level cache holds them.
 constexpr int64_t kSlabBytes = 5 << 19;
-// Planes of a slab's block, for a second-level cache of a megabyte.
-constexpr int64_t kSlabPlaneBytes = 3 << 19;
-constexpr int64_t kLeastBlockTiles = 28;
-constexpr int64_t kMostBlockTiles = 42;
+// Tiles in a block of a slab: few enough that the planes of 64 channels stay in a second-level
+// cache of a megabyte, many against the traffic of the accumulators.
+constexpr int64_t kBlockTiles = 42;
 // Tiles in a slab, against the work to invert its accumulators, and the most slabs.
 constexpr int64_t kSlabTiles = 96;
 constexpr int64_t kMostSlabs = 16;
 // Tiles added up in the transformed domain before they go into the compensated sum.
 constexpr int64_t kFlushTiles = 1024;
-// Planes that all threads share, for a last-level cache.
+// Planes that all threads share, for a last-level cache, but of no fewer tiles.
 constexpr int64_t kSharedPlaneBytes = 14 << 20;
+constexpr int64_t kLeastSharedTiles = 28;
 
 // Fewer channels than these are the products' rows: they would leave most of a vector empty.
 constexpr int64_t kFewChannels = 16;
@@ -71,20 +71,12 @@ class Wgrad {
         tiling_(view, S::kTile, S::kStride > 1 ? 1 : spread_h_, S::kStride > 1 ? 1 : spread_w_,
                 std::max<int64_t>(1, kSegmentColumns / (S::kTile * S::kStride))),
         bands_(S::kValues, source_columns<S>(tiling_.segment_tiles)) {
-    const int64_t tile_bytes = S::kValues * S::kValues * (c_panels_ + k_panels_) * kWidth * 4;
+    const int64_t tile_bytes = kValues * (c_panels_ + k_panels_) * kWidth * 4;
     const int64_t accumulators = kSums * products() * kTileElements * 4;
-    int64_t block = 0;
-    slabs_ = 1;
-    if (accumulators <= kSlabBytes) slabs_ = std::min(tiling_.tiles / kSlabTiles, kMostSlabs);
-    slabs_ = std::max<int64_t>(1, slabs_);
-    if (slabs_ > 1) {
-      block = std::min(std::max(kSlabPlaneBytes / tile_bytes, kLeastBlockTiles), kMostBlockTiles);
-      block = std::min(block, ceil_div(tiling_.tiles, slabs_));
-    } else {
-      block = std::max(kSharedPlaneBytes / tile_bytes, kLeastBlockTiles);
-    }
+    slabs_ = accumulators > kSlabBytes ? 1 : std::min(tiling_.tiles / kSlabTiles, kMostSlabs);
+    const int64_t block =
+        slabs_ > 1 ? kBlockTiles : std::max(kSharedPlaneBytes / tile_bytes, kLeastSharedTiles);
     tiling_.cut_blocks(block, S::kTile);
-    slabs_ = std::min(slabs_, static_cast<int64_t>(tiling_.blocks.size()));
     panel_ = tiling_.block_tiles * kWidth;
     source(x);
     gradient(dz);

@@ -53,7 +53,7 @@ struct Tiling {
   int64_t block_tiles = 0;    // at most, in a block
   int64_t segment_tiles = 0;  // at most, in a segment
 
-  // Segments and blocks of at most `segment_most` and max(segment_most, block_most) tiles.
+  // Segments of at most segment_most tiles; cut_blocks has yet to be called.
   Tiling(const ConvView& view, int64_t tile, int64_t dilation_h, int64_t dilation_w,
          int64_t segment_most) {
     const int64_t h = std::min(dilation_h, view.I), w = std::min(dilation_w, view.J);
