@@ -1,298 +1,418 @@
-// The weight gradient as a matrix product over pixels.
+// The weight gradient as a product over pixels, dw = dz^T x for each tap, on the images where they
+// lie.
 //
-// The operand that repeats the image (x seen through the taps) is packed by plain copies in either
-// layout, and the smaller one, dz, is transposed where needed. With pixels contiguous (NCHW) rows
-// are (c, t) and the vector runs along filters; with channels contiguous (NHWC) rows are filters
-// and the vector runs along (t, c). A task is a block of (c, t) and a slab of pixels; it adds its
-// products to a partial gradient of its own, and the slabs are added in order at the end. Slabs and
-// blocks follow from the shape alone, so that the bits do not depend on the number of threads.
+// One operand supplies rows, channels read one element at a time with any distance between pixels;
+// the other columns, channels side by side in a vector. Where channels are innermost neither is
+// copied; where pixels are, the columns are transposed, a panel and a chunk of pixels at a time.
+// A task is a block of rows, some panels of columns and a slab of pixels. It adds its products to a
+// partial gradient, chunk by chunk; the slabs are added in order at the end. Slabs and blocks
+// follow from the shape alone, so that the bits do not depend on the number of threads.
+//
+// While a panel is multiplied, what the next one reads is fetched into cache: the images are read
+// in pieces too short for the hardware to foresee.
 #include "cpu/conv_wgrad.h"
 
 #include <algorithm>
 
 #include "core/buffer.h"
 #include "cpu/conv_pack.h"
+#include "cpu/microkernels/pixel_product.h"
 #include "cpu/parallel_range.h"
+#include "cpu/wgrad_pixels.h"
 
 namespace torchconv::cpu {
 namespace {
 
-// Rows or columns of (c, t) in a task: large against the transposition of dz that each repeats,
-// small against the second-level cache.
-constexpr int64_t kTermsPerTask = 512;
-// Slabs are cut until there are about this many tasks, but none below kMinChunks reductions.
+// Rows of a block, (channel, tap), and their channels: what a chunk reads stays in a second-level
+// cache of 1 MB for all panels of columns.
+constexpr int64_t kRows = 1024;
+constexpr int64_t kRowChannels = 256;
+// Slabs are cut until there are about this many tasks, but none below kMinChunks chunks.
 constexpr int64_t kTasksWanted = 32;
 constexpr int64_t kMinChunks = 6;
 // Partial gradients take at most about this many bytes.
 constexpr int64_t kPartialBytes = 64 << 20;
 
-// A run of pixels of one sample's row: terms [term, term + n) of a chunk.
-struct ChunkRun {
-  int64_t n, i, j, term, length;
-};
-
-// Copy of a run through one tap: zeros around `length` elements from src.
-struct RunCopy {
-  int64_t src, term, before, length, after;
-};
-
-template <typename T>
+template <typename A>
 class ConvWgrad {
  public:
-  using A = Wide<T>;
+  static constexpr int64_t kL = kLanes<A>;
 
-  ConvWgrad(const ConvView& view, const T* dz, const T* x, T* dw)
-      : view_(view),
-        dz_(dz),
-        x_(x),
-        dw_(dw),
-        pixel_rows_(view.src_pixels_contiguous()),
-        blocks_(reduction_blocks(view.C, static_cast<int64_t>(view.taps.size()), kTermsPerTask,
-                                 pixel_rows_)),
-        terms_(view.N * view.pixels()),
-        chunks_(ceil_div(terms_, kDepth)),
-        chunk_(round_up(ceil_div(terms_, chunks_), kLanes<A>)) {
-    chunks_ = ceil_div(terms_, chunk_);
-    for (const ReductionBlock& block : blocks_) most_ = std::max(most_, block.size());
-    partial_ = pixel_rows_ ? most_ * padded_k() : view.K * odd_lines(most_);
-    const int64_t tasks = view.groups * static_cast<int64_t>(blocks_.size());
+  ConvWgrad(const ConvView& view, const A* dz, const A* x)
+      : view_(view), dz_(dz), x_(x), pixels_(view), taps_(static_cast<int64_t>(view.taps.size())) {
+    choose_columns();
+    vectors_ = ceil_div(columns_.channels, kL);
+    panels_ = ceil_div(vectors_, kProductVectors);
+    width_ = ceil_div(vectors_, panels_) * kL;
+    ld_ = vectors_ * kL;
+    const int64_t most = std::min(kRowChannels, std::max<int64_t>(1, kRows / taps_));
+    blocks_ = ceil_div(rows_.channels, most);
+    block_ = ceil_div(rows_.channels, blocks_);
+    blocks_ = ceil_div(rows_.channels, block_);
+    partial_ = block_ * taps_ * ld_;
+    const int64_t tasks = view.groups * blocks_;
     const int64_t bytes = std::max<int64_t>(1, tasks * partial_ * static_cast<int64_t>(sizeof(A)));
-    slabs_ = std::min(ceil_div(kTasksWanted, tasks), chunks_ / kMinChunks);
+    slabs_ = std::min(ceil_div(kTasksWanted, tasks), pixels_.chunks() / kMinChunks);
     slabs_ = std::max<int64_t>(1, std::min(slabs_, kPartialBytes / bytes));
-    slab_chunks_ = ceil_div(chunks_, slabs_);
-    slabs_ = ceil_div(chunks_, slab_chunks_);
+    slab_chunks_ = ceil_div(pixels_.chunks(), slabs_);
+    slabs_ = ceil_div(pixels_.chunks(), slab_chunks_);
+    parts_ = std::min(panels_, ceil_div(kTasksWanted / 2, tasks * slabs_));
   }
 
-  void run(const Parallel& pool) {
-    const int64_t blocks = static_cast<int64_t>(blocks_.size());
-    const int64_t tasks = view_.groups * blocks * slabs_;
-    const WorkSplit split(tasks, static_cast<double>(slab_chunks_ * chunk_) *
-                                     static_cast<double>(view_.K) * static_cast<double>(most_));
-    const int64_t rows_size = round_up((pixel_rows_ ? most_ : view_.K) * kARow<A>, 16);
-    const int64_t columns_size = kDepth * (pixel_rows_ ? padded_k() : odd_lines(most_)) + 16;
-    const int64_t runs = max_runs();
-    int64_t taps = 0;
-    for (const ReductionBlock& block : blocks_) taps = std::max(taps, block.tn);
-    const int64_t copies = pixel_rows_ ? taps * runs : 0;
-    std::vector<std::vector<TapRun>> tap_run_lists;
-    if (!pixel_rows_)
-      for (const ReductionBlock& block : blocks_) tap_run_lists.push_back(tap_runs(view_, block));
-
-    Buffer<A> partial(tasks * partial_);
-    Buffer<A> rows(split.slots * rows_size);
-    Buffer<A> columns(split.slots * columns_size);
-    Buffer<ChunkRun> run_lists(split.slots * runs);
-    Buffer<RunCopy> copy_lists(split.slots * copies);
+  template <typename T>
+  void run(T* dw, const Parallel& pool) {
+    const int64_t tasks = view_.groups * blocks_ * slabs_ * parts_;
+    const WorkSplit split(tasks, static_cast<double>(slab_chunks_ * pixels_.chunk()) *
+                                     static_cast<double>(partial_ / parts_));
+    const int64_t panel_size = columns_in_place_ ? 0 : pixels_.chunk() * width_;
+    const int64_t pieces = pixels_.max_pieces();
+    Buffer<A> partial(view_.groups * blocks_ * slabs_ * partial_);
+    Buffer<A> panels(split.slots * panel_size);
+    Buffer<PixelPiece> piece_lists(split.slots * 2 * pieces);
+    Buffer<TapPixels> tap_lists(split.slots * pieces);
+    Buffer<ProductRun> run_lists(split.slots * pieces);
+    Buffer<uint64_t> fetch_lists(split.slots * (FetchList::kCapacity + FetchList::kSlack));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+      Scratch s{panels.get() + slot * panel_size,
+                {piece_lists.get() + slot * 2 * pieces, piece_lists.get() + (slot * 2 + 1) * pieces},
+                tap_lists.get() + slot * pieces,
+                run_lists.get() + slot * pieces,
+                FetchList(fetch_lists.get() + slot * (FetchList::kCapacity + FetchList::kSlack))};
       for (int64_t task = begin; task < end; ++task) {
         Task t;
-        t.slab = task % slabs_;
-        const int64_t b = task / slabs_ % blocks;
-        t.g = task / slabs_ / blocks;
-        t.block = &blocks_[b];
-        t.taps = pixel_rows_ ? nullptr : &tap_run_lists[b];
-        t.rows = rows.get() + slot * rows_size;
-        t.columns = columns.get() + slot * columns_size;
-        t.runs = run_lists.get() + slot * runs;
-        t.copies = copy_lists.get() + slot * copies;
-        t.partial = partial.get() + task * partial_;
-        accumulate(t);
+        const int64_t part = task % parts_;
+        t.first_panel = part * panels_ / parts_;
+        t.last_panel = (part + 1) * panels_ / parts_;
+        t.slab = task / parts_ % slabs_;
+        const int64_t block = task / parts_ / slabs_ % blocks_;
+        t.group = task / parts_ / slabs_ / blocks_;
+        t.row = block * block_;
+        t.rows = std::min(block_, rows_.channels - t.row);
+        t.partial = partial.get() + task / parts_ * partial_;
+        accumulate(t, s);
       }
     });
-    finish(partial.get(), pool);
+    finish(partial.get(), dw, pool);
   }
 
  private:
+  // The channels of one group that rows or columns stand for.
+  struct Operand {
+    const A* data;
+    int64_t channels, stride, step;
+  };
+  struct Scratch {
+    A* panel;  // [pixel of the chunk][width_]
+    PixelPiece* pieces[2];
+    TapPixels* pixels;
+    ProductRun* runs;
+    FetchList fetch;
+  };
   struct Task {
-    int64_t slab, g;
-    const ReductionBlock* block;
-    const std::vector<TapRun>* taps;
-    A* rows;
-    A* columns;
-    ChunkRun* runs;
-    RunCopy* copies;
-    A* partial;
+    int64_t group, slab;
+    int64_t row, rows;  // channels
+    int64_t first_panel, last_panel;
+    A* partial;  // [rows x taps][ld_]
   };
 
-  int64_t padded_k() const { return round_up(view_.K, kLanes<A>); }
-  // A row stride of an odd number of vectors: neighbouring rows fall into different cache sets.
-  static int64_t odd_lines(int64_t columns) {
-    return (ceil_div(columns, kLanes<A>) | 1) * kLanes<A>;
-  }
-  int64_t max_runs() const {
-    return std::min(chunk_, chunk_ / view_.J + 3 + chunk_ / view_.pixels());
-  }
-
-  int64_t chunk_runs(int64_t first, int64_t count, ChunkRun* runs) const {
-    int64_t found = 0;
-    for (int64_t term = 0; term < count;) {
-      const int64_t n = (first + term) / view_.pixels(), pixel = (first + term) % view_.pixels();
-      const int64_t i = pixel / view_.J, j = pixel % view_.J;
-      const int64_t length = std::min(view_.J - j, count - term);
-      runs[found++] = {n, i, j, term, length};
-      term += length;
-    }
-    return found;
+  // Columns cost a register tile for every vector and, unless they are read in place, a copy.
+  void choose_columns() {
+    const Operand dz{dz_, view_.K, view_.dst.c, pixels_.dz_step()};
+    const Operand x{x_, view_.C, view_.src.c, pixels_.x_step()};
+    const auto in_place = [](const Operand& o) { return o.stride == 1 && o.channels % kL == 0; };
+    const auto cost = [&](const Operand& columns, const Operand& rows) {
+      const int64_t products = ceil_div(columns.channels, kL) * rows.channels * taps_;
+      return products + (in_place(columns) ? 0 : columns.channels / 4);
+    };
+    filters_ = !(in_place(x) || taps_ == 1) || cost(dz, x) <= cost(x, dz);
+    rows_ = filters_ ? x : dz;
+    columns_ = filters_ ? dz : x;
+    columns_in_place_ = in_place(columns_);
   }
 
-  void accumulate(const Task& t) const {
-    const int64_t first = t.slab * slab_chunks_, last = std::min(first + slab_chunks_, chunks_);
+  // Of (channel, tap) in the block of a task: as close to the order of dw as that allows.
+  int64_t row_index(const Task& t, int64_t channel, int64_t tap) const {
+    return taps_inner() ? channel * taps_ + tap : tap * t.rows + channel;
+  }
+  bool taps_inner() const { return !filters_ || view_.weight_c != 1; }
+
+  void accumulate(const Task& t, Scratch& s) const {
+    const int64_t first = t.slab * slab_chunks_;
+    const int64_t last = std::min(first + slab_chunks_, pixels_.chunks());
+    const PixelPiece* pieces = s.pieces[first % 2];
+    int64_t count = pixels_.pieces(first, s.pieces[first % 2]);
     for (int64_t chunk = first; chunk < last; ++chunk) {
-      const int64_t begin = chunk * chunk_, depth = std::min(chunk_, terms_ - begin);
-      const int64_t run_count = chunk_runs(begin, depth, t.runs);
-      if (pixel_rows_) {
-        pack_x_rows(t, run_count);
-        pack_dz_columns(t, run_count);
-        multiply(t, t.block->size(), view_.K, padded_k(), depth, chunk > first);
-      } else {
-        pack_dz_rows(t, run_count);
-        pack_x_columns(t, run_count);
-        multiply(t, view_.K, t.block->size(), odd_lines(most_), depth, chunk > first);
+      PixelPiece* next = s.pieces[(chunk + 1) % 2];
+      const int64_t next_count = chunk + 1 < last ? pixels_.pieces(chunk + 1, next) : 0;
+      for (int64_t panel = t.first_panel; panel < t.last_panel; ++panel) {
+        s.fetch.clear();
+        if (panel + 1 < t.last_panel) {
+          fetch_columns(t, panel + 1, pieces, count, s);
+        } else {
+          fetch_rows(t, next, next_count, s);
+          fetch_columns(t, t.first_panel, next, next_count, s);
+        }
+        s.fetch.close(s.runs);
+        multiply(t, panel, pieces, count, chunk > first, s);
       }
+      pieces = next;
+      count = next_count;
     }
   }
 
-  // partial[row][ld] (+)= rows x columns, where columns is [depth][ld].
-  void multiply(const Task& t, int64_t rows, int64_t columns, int64_t ld, int64_t depth,
-                bool accumulate) const {
-    const int64_t tiles = ceil_div(rows, kMaxRows);
-    for (int64_t column = 0; column < columns; column += kPanel<A>) {
-      const int64_t vectors = ceil_div(std::min(kPanel<A>, columns - column), kLanes<A>);
+  int64_t panel_begin(int64_t panel) const {
+    return (panel * (vectors_ / panels_) + std::min(panel, vectors_ % panels_)) * kL;
+  }
+
+  void multiply(const Task& t, int64_t panel, const PixelPiece* pieces, int64_t count,
+                bool accumulate, Scratch& s) const {
+    const int64_t begin = panel_begin(panel), end = panel_begin(panel + 1);
+    const A* columns = columns_.data + (t.group * columns_.channels + begin) * columns_.stride;
+    PixelProduct<A> tile;
+    tile.row_step = rows_.step;
+    tile.sum_stride = ld_;
+    tile.accumulate = accumulate;
+    tile.runs = s.runs;
+    if (columns_in_place_) {
+      tile.columns = columns;
+      tile.column_step = columns_.step;
+    } else {
+      pack_panel(columns, std::min(end, columns_.channels) - begin, pieces, count, s);
+      tile.columns = s.panel;
+      tile.column_step = width_;
+    }
+    const A* rows = rows_.data + (t.group * rows_.channels + t.row) * rows_.stride;
+    A* sums = t.partial + begin;
+    const int64_t vectors = (end - begin) / kL;
+    int64_t fetched = 0;
+    // Rows [first, first + n) of `total`, whose tap and channel follow from `locate`.
+    const auto multiply_rows = [&](int64_t total, int64_t runs, int64_t terms, auto&& locate) {
+      const int64_t tiles = ceil_div(total, kProductRows);
+      tile.run_count = runs;
       int64_t row = 0;
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t n = rows / tiles + (tile < rows % tiles ? 1 : 0);
-        gemm_microkernel<A>(n, vectors)({t.rows + row * kARow<A>, t.columns + column,
-                                         t.partial + row * ld + column, depth, ld, ld, accumulate});
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t n = total / tiles + (i < total % tiles ? 1 : 0);
+        for (int64_t m = 0; m < n; ++m) tile.rows[m] = locate(row + m, m == 0);
+        tile.fetch = s.fetch.from(fetched);
+        fetched += terms;
+        pixel_product_kernel<A>(n, vectors)(tile);
         row += n;
       }
+    };
+    if (pixels_.shared() && filters_) {
+      int64_t terms = 0;
+      const int64_t runs = plan_runs(0, pieces, count, s, &terms);
+      const ConvTap& origin = view_.taps[0];
+      multiply_rows(t.rows * taps_, runs, terms, [&](int64_t row, bool first) {
+        const int64_t channel = taps_inner() ? row / taps_ : row % t.rows;
+        const ConvTap& tap = view_.taps[taps_inner() ? row % taps_ : row / t.rows];
+        if (first) tile.sum = sums + row * ld_;
+        return rows + channel * rows_.stride + (tap.h - origin.h) * view_.src.row +
+               (tap.w - origin.w) * view_.src.column;
+      });
+      return;
+    }
+    tile.sum_stride = row_index(t, 1, 0) * ld_;
+    for (int64_t tap = 0; tap < taps_; ++tap) {
+      int64_t terms = 0;
+      const int64_t runs = plan_runs(tap, pieces, count, s, &terms);
+      if (runs == 0 && accumulate) continue;
+      multiply_rows(t.rows, runs, terms, [&](int64_t channel, bool first) {
+        if (first) tile.sum = sums + row_index(t, channel, tap) * ld_;
+        return rows + channel * rows_.stride;
+      });
     }
   }
 
-  // ---- Pixels contiguous: rows [c][t][term], columns [term][k].
-
-  void pack_x_rows(const Task& t, int64_t run_count) const {
-    const ReductionBlock& block = *t.block;
-    RunCopy* copy = t.copies;
-    for (int64_t tap = block.t0; tap < block.t0 + block.tn; ++tap) {
-      for (int64_t r = 0; r < run_count; ++r, ++copy) {
-        const ChunkRun& run = t.runs[r];
-        const int64_t h = run.i * view_.step_h + view_.taps[tap].h;
-        const int64_t w = run.j * view_.step_w + view_.taps[tap].w;
-        Range range{0, 0};
-        if (h >= 0 && h < view_.H) range = valid_range(run.length, view_.step_w, w, view_.W);
-        if (range.begin >= range.end) range = {0, 0};
-        *copy = {run.n * view_.src.n + h * view_.src.row + w + range.begin * view_.step_w, run.term,
-                 range.begin, range.end - range.begin, run.length - range.end};
-      }
+  int64_t plan_runs(int64_t tap, const PixelPiece* pieces, int64_t count, Scratch& s,
+                    int64_t* terms) const {
+    const int64_t runs = pixels_.tap_pixels(tap, pieces, count, s.pixels);
+    for (int64_t r = 0; r < runs; ++r) {
+      const TapPixels& p = s.pixels[r];
+      const int64_t column = filters_ ? p.dz : p.x;
+      s.runs[r] = {filters_ ? p.x : p.dz, columns_in_place_ ? column : p.term * width_, p.count};
+      *terms += p.count;
     }
-    for (int64_t c = 0; c < block.cn; ++c) {
-      const T* src = x_ + (t.g * view_.C + block.c0 + c) * view_.src.c;
-      copy = t.copies;
-      for (int64_t tap = 0; tap < block.tn; ++tap) {
-        A* row = t.rows + (c * block.tn + tap) * kARow<A>;
-        for (int64_t r = 0; r < run_count; ++r, ++copy) {
-          A* dst = row + copy->term;
-          fill_zero(dst, copy->before);
-          dst += copy->before;
-          if (view_.step_w == 1) {
-            if (copy->length > 0) copy_wide(dst, src + copy->src, copy->length);
-          } else {
-            for (int64_t l = 0; l < copy->length; ++l)
-              dst[l] = to_wide(src[copy->src + l * view_.step_w]);
-          }
-          fill_zero(dst + copy->length, copy->after);
-        }
-      }
-    }
+    return runs;
   }
 
-  void pack_dz_columns(const Task& t, int64_t run_count) const {
-    const int64_t ld = padded_k();
-    const T* dz = dz_ + t.g * view_.K * view_.dst.c;
-    for (int64_t r = 0; r < run_count; ++r) {
-      const ChunkRun& run = t.runs[r];
-      const T* src = dz + run.n * view_.dst.n + run.i * view_.dst.row + run.j * view_.dst.column;
-      A* dst = t.columns + run.term * ld;
-      if (view_.dst.column == 1 && view_.dst.c != 1) {
-        pack_transposed(src, view_.dst.c, view_.K, run.length, dst, ld);
+  // ---- Columns that are not read in place.
+
+  void pack_panel(const A* src, int64_t channels, const PixelPiece* pieces, int64_t count,
+                  Scratch& s) const {
+    const int64_t runs = filters_ ? pixels_.dz_pixels(pieces, count, s.pixels)
+                                  : pixels_.tap_pixels(0, pieces, count, s.pixels);
+    for (int64_t r = 0; r < runs; ++r) {
+      const TapPixels& run = s.pixels[r];
+      const A* from = src + (filters_ ? run.dz : run.x);
+      A* to = s.panel + run.term * width_;
+      if (columns_.stride == 1) {
+        for (int64_t i = 0; i < run.count; ++i, from += columns_.step, to += width_)
+          copy_padded_row(to, from, 1, 0, channels, channels);
       } else {
-        for (int64_t l = 0; l < run.length; ++l, src += view_.dst.column)
-          for (int64_t k = 0; k < view_.K; ++k) dst[l * ld + k] = to_wide(src[k * view_.dst.c]);
+        for (int64_t c = 0; c < channels; c += kL)
+          transpose_columns(from + c * columns_.stride, std::min(kL, channels - c), run.count,
+                            to + c);
       }
-      for (int64_t l = 0; l < run.length; ++l)
-        for (int64_t k = view_.K; k < ld; ++k) dst[l * ld + k] = 0;
     }
   }
 
-  // ---- Channels contiguous: rows [k][term], columns [term][t][c].
-
-  void pack_dz_rows(const Task& t, int64_t run_count) const {
-    const T* dz = dz_ + t.g * view_.K * view_.dst.c;
-    for (int64_t r = 0; r < run_count; ++r) {
-      const ChunkRun& run = t.runs[r];
-      const T* src = dz + run.n * view_.dst.n + run.i * view_.dst.row + run.j * view_.dst.column;
-      pack_transposed(src, view_.dst.column, run.length, view_.K, t.rows + run.term, kARow<A>);
+  // to[i*width_ + c] = from[c*stride + i*step] for c < n, zero for the other lanes of the vector.
+  void transpose_columns(const A* from, int64_t n, int64_t count, A* to) const {
+    using V = WideVec<A>;
+    for (int64_t i = 0; i < count; i += kL, from += kL * columns_.step, to += kL * width_) {
+      const int64_t last = std::min(kL, count - i);
+      typename V::Type tile[kL];
+      if (columns_.step == 1 && last == kL && n == kL) {
+#pragma GCC unroll 16
+        for (int c = 0; c < kL; ++c) tile[c] = V::load(from + c * columns_.stride);
+      } else if (columns_.step == 1) {
+#pragma GCC unroll 16
+        for (int c = 0; c < kL; ++c)
+          tile[c] = c < n ? V::load_partial(from + c * columns_.stride, last) : typename V::Type{};
+      } else {
+#pragma GCC unroll 16
+        for (int c = 0; c < kL; ++c)
+          tile[c] = c < n ? load_lanes_strided(from + c * columns_.stride, columns_.step, 0, last,
+                                               i + kL < count)
+                          : typename V::Type{};
+      }
+      transpose_steps<1>(tile);
+#pragma GCC unroll 16
+      for (int l = 0; l < kL; ++l)
+        if (l < last) V::Registers::store(to + l * width_, tile[l]);
     }
   }
 
-  void pack_x_columns(const Task& t, int64_t run_count) const {
-    const ReductionBlock& block = *t.block;
-    const int64_t ld = odd_lines(most_), padded = round_up(block.size(), kLanes<A>);
-    for (int64_t r = 0; r < run_count; ++r) {
-      const ChunkRun& run = t.runs[r];
-      const T* src = x_ + run.n * view_.src.n + t.g * view_.C + block.c0;
-      for (int64_t l = 0; l < run.length; ++l) {
-        A* row = t.columns + (run.term + l) * ld;
-        pack_channel_row(view_, block, *t.taps, src, run.i, run.j + l, row);
-        fill_zero(row + block.size(), padded - block.size());
-      }
-    }
+  // ---- What the next panel or chunk reads.
+
+  void fetch_rows(const Task& t, const PixelPiece* pieces, int64_t count, Scratch& s) const {
+    const int64_t c = t.group * rows_.channels + t.row;
+    if (filters_)
+      pixels_.fetch_x(x_, sizeof(A), c, t.rows, pieces, count, &s.fetch);
+    else
+      pixels_.fetch_dz(dz_, sizeof(A), c, t.rows, pieces, count, &s.fetch);
+  }
+
+  void fetch_columns(const Task& t, int64_t panel, const PixelPiece* pieces, int64_t count,
+                     Scratch& s) const {
+    const int64_t begin = panel_begin(panel);
+    const int64_t n = std::min(panel_begin(panel + 1), columns_.channels) - begin;
+    const int64_t c = t.group * columns_.channels + begin;
+    if (filters_)
+      pixels_.fetch_dz(dz_, sizeof(A), c, n, pieces, count, &s.fetch);
+    else
+      pixels_.fetch_x(x_, sizeof(A), c, n, pieces, count, &s.fetch);
   }
 
   // ---- dw from the slabs' partial gradients, in order.
 
-  void finish(A* partial, const Parallel& pool) const {
-    const int64_t blocks = static_cast<int64_t>(blocks_.size());
-    const int64_t ld = pixel_rows_ ? padded_k() : odd_lines(most_);
-    const WorkSplit split(view_.groups * blocks * view_.K,
-                          static_cast<double>(most_) * static_cast<double>(4 * slabs_ + 4));
+  int64_t weight(const Task& t, int64_t row) const {
+    const int64_t channel = t.row + (taps_inner() ? row / taps_ : row % t.rows);
+    const ConvTap& tap = view_.taps[taps_inner() ? row % taps_ : row / t.rows];
+    return channel * (filters_ ? view_.weight_c : view_.weight_k) + tap.weight;
+  }
+
+  template <typename T>
+  void finish(const A* partial, T* dw, const Parallel& pool) const {
+    const int64_t strips = ceil_div(block_ * taps_, kL);
+    const WorkSplit split(view_.groups * blocks_ * strips,
+                          static_cast<double>(kL * ld_) * static_cast<double>(slabs_ + 1));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t item = begin; item < end; ++item) {
-        const int64_t k = item % view_.K, b = item / view_.K % blocks;
-        const int64_t g = item / view_.K / blocks;
-        const ReductionBlock& block = blocks_[b];
-        const A* first = partial + (g * blocks + b) * slabs_ * partial_;
-        T* dw = dw_ + g * view_.weight_group + k * view_.weight_k;
-        for (int64_t c = 0; c < block.cn; ++c) {
-          for (int64_t tap = 0; tap < block.tn; ++tap) {
-            const int64_t at =
-                pixel_rows_ ? (c * block.tn + tap) * ld + k : k * ld + tap * block.cn + c;
-            A sum = first[at];
-            for (int64_t s = 1; s < slabs_; ++s) sum += first[s * partial_ + at];
-            dw[(block.c0 + c) * view_.weight_c + view_.taps[block.t0 + tap].weight] =
-                from_wide<T>(sum);
-          }
-        }
+        Task t;
+        t.group = item / strips / blocks_;
+        t.row = item / strips % blocks_ * block_;
+        t.rows = std::min(block_, rows_.channels - t.row);
+        const int64_t row = item % strips * kL;
+        const int64_t n = std::min(kL, t.rows * taps_ - row);
+        if (n > 0)
+          finish_strip(t, row, n, partial + item / strips * slabs_ * partial_ + row * ld_,
+                       dw + t.group * view_.weight_group);
       }
     });
   }
 
+  // n rows of the block.
+  template <typename T>
+  void finish_strip(const Task& t, int64_t row, int64_t n, const A* partial, T* dw) const {
+    using V = WideVec<T>;
+    const int64_t step = filters_ ? view_.weight_k : view_.weight_c;
+    int64_t at[kL];
+    bool neighbours = true;
+    for (int64_t r = 0; r < n; ++r) {
+      at[r] = weight(t, row + r);
+      neighbours = neighbours && at[r] == at[0] + r;
+    }
+    for (int64_t column = 0; column < columns_.channels; column += kL) {
+      const int64_t lanes = std::min(kL, columns_.channels - column);
+      typename V::Type tile[kL];
+#pragma GCC unroll 16
+      for (int r = 0; r < kL; ++r) {
+        tile[r] = typename V::Type{};
+        if (r < n) {
+          const A* from = partial + r * ld_ + column;
+          tile[r] = V::Registers::load(from);
+          for (int64_t slab = 1; slab < slabs_; ++slab)
+            tile[r] += V::Registers::load(from + slab * partial_);
+        }
+      }
+      T* to = dw + column * step;
+      if (step == 1) {
+#pragma GCC unroll 16
+        for (int r = 0; r < kL; ++r)
+          if (r < n) V::store_partial(to + at[r], tile[r], lanes);
+      } else if (neighbours) {
+        transpose_steps<1>(tile);
+#pragma GCC unroll 16
+        for (int l = 0; l < kL; ++l)
+          if (l < lanes) V::store_partial(to + l * step + at[0], tile[l], n);
+      } else {
+#pragma GCC unroll 16
+        for (int r = 0; r < kL; ++r)
+          if (r < n)
+            for (int64_t l = 0; l < lanes; ++l) to[l * step + at[r]] = from_wide<T>(tile[r][l]);
+      }
+    }
+  }
+
   const ConvView& view_;
-  const T* dz_;
-  const T* x_;
-  T* dw_;
-  bool pixel_rows_;
-  std::vector<ReductionBlock> blocks_;
-  int64_t terms_, chunks_, chunk_;
-  int64_t most_ = 0;  // (c, t) in a block
-  int64_t partial_, slabs_, slab_chunks_;
+  const A* dz_;
+  const A* x_;
+  WgradPixels pixels_;
+  int64_t taps_;
+  bool filters_;  // columns are filters and rows (channel, tap); else the other way round
+  bool columns_in_place_;
+  Operand rows_, columns_;
+  int64_t vectors_, panels_, width_, ld_;  // of columns
+  int64_t blocks_, block_;                 // of row channels
+  int64_t partial_, slabs_, slab_chunks_, parts_;
 };
+
+// Float images of narrower types.
+template <typename T>
+Buffer<Wide<T>> widen_image(const T* image, int64_t size, const Parallel& pool) {
+  Buffer<Wide<T>> wide(size);
+  constexpr int64_t kPiece = 1 << 14;
+  const WorkSplit split(ceil_div(size, kPiece), static_cast<double>(kPiece));
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    const int64_t first = begin * kPiece, last = std::min(end * kPiece, size);
+    copy_wide(wide.get() + first, image + first, last - first);
+  });
+  return wide;
+}
 
 }  // namespace
 
 template <typename T>
 void conv_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
-  ConvWgrad<T>(view, dz, x, dw).run(pool);
+  if constexpr (std::is_same_v<T, Wide<T>>) {
+    ConvWgrad<T>(view, dz, x).run(dw, pool);
+  } else {
+    const auto wide_x = widen_image(x, view.N * view.src.n, pool);
+    const auto wide_dz = widen_image(dz, view.N * view.dst.n, pool);
+    ConvWgrad<Wide<T>>(view, wide_dz.get(), wide_x.get()).run(dw, pool);
+  }
 }
 
 template void conv_wgrad(const ConvView&, const float*, const float*, float*, const Parallel&);

@@ -1,0 +1,91 @@
+// The register tile of a weight gradient, one function per size.
+#include "cpu/microkernels/pixel_product.h"
+
+#include <utility>
+
+namespace torchconv::cpu {
+namespace {
+
+template <typename T, int kRows, int kVectors>
+void pixel_product_tile(const PixelProduct<T>& tile) {
+  using V = Vec<T>;
+  using Register = typename V::Type;
+  constexpr int64_t kL = V::kLanes;
+  Register sum[kRows][kVectors];
+  const T* rows[kRows];
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) {
+    rows[m] = tile.rows[m];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      sum[m][v] = Register{};
+      if (tile.accumulate) __builtin_prefetch(tile.sum + m * tile.sum_stride + v * kL, 1, 3);
+    }
+  }
+
+  const void* const* fetch = tile.fetch;
+  const ProductRun* last = tile.runs + tile.run_count;
+  for (const ProductRun* run = tile.runs; run < last; ++run) {
+    const T* columns = tile.columns + run->column;
+    int64_t at = run->row;
+    for (int64_t i = run->count; i > 0; --i) {
+      Register column[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) column[v] = V::load(columns + v * kL);
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) {
+        const Register x = V::broadcast(rows[m][at]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[m][v] += x * column[v];
+      }
+      __builtin_prefetch(*fetch++, 0, 2);
+      at += tile.row_step;
+      columns += tile.column_step;
+    }
+  }
+
+  T* to = tile.sum;
+  if (tile.accumulate) {
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        T* at = to + m * tile.sum_stride + v * kL;
+        V::store(at, V::load(at) + sum[m][v]);
+      }
+  } else {
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) V::store(to + m * tile.sum_stride + v * kL, sum[m][v]);
+  }
+}
+
+// [vectors - 1][rows - 1]
+template <typename T, int kVectors, int... kRow>
+PixelProductKernel<T> find_rows(int64_t rows, std::integer_sequence<int, kRow...>) {
+  static constexpr PixelProductKernel<T> kTable[] = {pixel_product_tile<T, kRow + 1, kVectors>...};
+  return kTable[rows - 1];
+}
+
+template <typename T, int... kVector>
+PixelProductKernel<T> find_tile(int64_t rows, int64_t vectors,
+                                std::integer_sequence<int, kVector...>) {
+  using Find = PixelProductKernel<T> (*)(int64_t);
+  static constexpr Find kTable[] = {[](int64_t n) {
+    return find_rows<T, kVector + 1>(n, std::make_integer_sequence<int, kProductRows>());
+  }...};
+  return kTable[vectors - 1](rows);
+}
+
+}  // namespace
+
+template <typename T>
+PixelProductKernel<T> pixel_product_kernel(int64_t rows, int64_t vectors) {
+  return find_tile<T>(rows, vectors, std::make_integer_sequence<int, kProductVectors>());
+}
+
+template PixelProductKernel<float> pixel_product_kernel(int64_t, int64_t);
+template PixelProductKernel<double> pixel_product_kernel(int64_t, int64_t);
+
+}  // namespace torchconv::cpu
