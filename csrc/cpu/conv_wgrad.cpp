@@ -13,11 +13,14 @@
 #include "cpu/conv_wgrad.h"
 
 #include <algorithm>
+#include <atomic>
+#include <optional>
 
 #include "core/buffer.h"
 #include "cpu/conv_pack.h"
 #include "cpu/microkernels/pixel_product.h"
 #include "cpu/parallel_range.h"
+#include "cpu/wgrad_band.h"
 #include "cpu/wgrad_pixels.h"
 
 namespace torchconv::cpu {
@@ -27,9 +30,11 @@ namespace {
 // cache of 1 MB for all panels of columns.
 constexpr int64_t kRows = 1024;
 constexpr int64_t kRowChannels = 256;
+// Fewer row channels than two tiles are padded, so that a tile can hold several taps.
+constexpr int64_t kBandChannels = 2 * kProductRows;
 // Slabs are cut until there are about this many tasks, but none below kMinChunks chunks.
 constexpr int64_t kTasksWanted = 32;
-constexpr int64_t kMinChunks = 6;
+constexpr int64_t kMinChunks = 4;
 // Partial gradients take at most about this many bytes.
 constexpr int64_t kPartialBytes = 64 << 20;
 
@@ -37,8 +42,10 @@ template <typename A>
 class ConvWgrad {
  public:
   static constexpr int64_t kL = kLanes<A>;
+  // Columns that are summed over the slabs at a time: each slab's are one run of memory.
+  static constexpr int64_t kStrip = 8 * kL;
 
-  ConvWgrad(const ConvView& view, const A* dz, const A* x)
+  ConvWgrad(const ConvView& view, const A* dz, const A* x, bool band)
       : view_(view), dz_(dz), x_(x), pixels_(view), taps_(static_cast<int64_t>(view.taps.size())) {
     choose_columns();
     vectors_ = ceil_div(columns_.channels, kL);
@@ -49,6 +56,9 @@ class ConvWgrad {
     blocks_ = ceil_div(rows_.channels, most);
     block_ = ceil_div(rows_.channels, blocks_);
     blocks_ = ceil_div(rows_.channels, block_);
+    if (band && filters_ && taps_ > 1 && !pixels_.shared() && block_ < kBandChannels)
+      band_.emplace(view, pixels_, block_);
+    if (band_ && !band_->fits()) band_.reset();
     partial_ = block_ * taps_ * ld_;
     const int64_t tasks = view.groups * blocks_;
     const int64_t bytes = std::max<int64_t>(1, tasks * partial_ * static_cast<int64_t>(sizeof(A)));
@@ -59,25 +69,34 @@ class ConvWgrad {
     parts_ = std::min(panels_, ceil_div(kTasksWanted / 2, tasks * slabs_));
   }
 
+  // False where a band was used and an element is not finite: padding that is multiplied by
+  // infinity or NaN gives NaN, so that the caller has to do without a band.
   template <typename T>
-  void run(T* dw, const Parallel& pool) {
+  bool run(T* dw, const Parallel& pool) {
     const int64_t tasks = view_.groups * blocks_ * slabs_ * parts_;
     const WorkSplit split(tasks, static_cast<double>(slab_chunks_ * pixels_.chunk()) *
                                      static_cast<double>(partial_ / parts_));
     const int64_t panel_size = columns_in_place_ ? 0 : pixels_.chunk() * width_;
     const int64_t pieces = pixels_.max_pieces();
     Buffer<A> partial(view_.groups * blocks_ * slabs_ * partial_);
+    const int64_t band_size = band_ ? round_up(band_->size(), 16) : 0;
     Buffer<A> panels(split.slots * panel_size);
+    Buffer<A> bands(split.slots * band_size);
     Buffer<PixelPiece> piece_lists(split.slots * 2 * pieces);
     Buffer<TapPixels> tap_lists(split.slots * pieces);
     Buffer<ProductRun> run_lists(split.slots * pieces);
+    const int64_t ranges = pixels_.max_ranges();
+    Buffer<Range> range_lists(split.slots * ranges);
     Buffer<uint64_t> fetch_lists(split.slots * (FetchList::kCapacity + FetchList::kSlack));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
-      Scratch s{panels.get() + slot * panel_size,
-                {piece_lists.get() + slot * 2 * pieces, piece_lists.get() + (slot * 2 + 1) * pieces},
-                tap_lists.get() + slot * pieces,
-                run_lists.get() + slot * pieces,
-                FetchList(fetch_lists.get() + slot * (FetchList::kCapacity + FetchList::kSlack))};
+      Scratch s{
+          panels.get() + slot * panel_size,
+          bands.get() + slot * band_size,
+          {piece_lists.get() + slot * 2 * pieces, piece_lists.get() + (slot * 2 + 1) * pieces},
+          tap_lists.get() + slot * pieces,
+          run_lists.get() + slot * pieces,
+          range_lists.get() + slot * ranges,
+          FetchList(fetch_lists.get() + slot * (FetchList::kCapacity + FetchList::kSlack))};
       for (int64_t task = begin; task < end; ++task) {
         Task t;
         const int64_t part = task % parts_;
@@ -93,6 +112,7 @@ class ConvWgrad {
       }
     });
     finish(partial.get(), dw, pool);
+    return !band_ || finite_.load();
   }
 
  private:
@@ -103,10 +123,16 @@ class ConvWgrad {
   };
   struct Scratch {
     A* panel;  // [pixel of the chunk][width_]
+    A* band;
     PixelPiece* pieces[2];
     TapPixels* pixels;
     ProductRun* runs;
+    Range* ranges;
     FetchList fetch;
+  };
+  // The first `count` of the runs in scratch, and their pixels.
+  struct Runs {
+    int64_t count, pixels;
   };
   struct Task {
     int64_t group, slab;
@@ -130,20 +156,18 @@ class ConvWgrad {
     columns_in_place_ = in_place(columns_);
   }
 
-  // Of (channel, tap) in the block of a task: as close to the order of dw as that allows.
-  int64_t row_index(const Task& t, int64_t channel, int64_t tap) const {
-    return taps_inner() ? channel * taps_ + tap : tap * t.rows + channel;
-  }
+  // The order of the rows of a partial gradient, as close to that of dw as blocks allow.
   bool taps_inner() const { return !filters_ || view_.weight_c != 1; }
 
   void accumulate(const Task& t, Scratch& s) const {
     const int64_t first = t.slab * slab_chunks_;
     const int64_t last = std::min(first + slab_chunks_, pixels_.chunks());
-    const PixelPiece* pieces = s.pieces[first % 2];
-    int64_t count = pixels_.pieces(first, s.pieces[first % 2]);
+    PixelPiece* pieces = s.pieces[0];
+    PixelPiece* next = s.pieces[1];
+    int64_t count = pixels_.pieces(first, pieces);
     for (int64_t chunk = first; chunk < last; ++chunk) {
-      PixelPiece* next = s.pieces[(chunk + 1) % 2];
       const int64_t next_count = chunk + 1 < last ? pixels_.pieces(chunk + 1, next) : 0;
+      const Runs shared = shared_rows() ? plan_runs(t, 0, pieces, count, s) : Runs{0, 0};
       for (int64_t panel = t.first_panel; panel < t.last_panel; ++panel) {
         s.fetch.clear();
         if (panel + 1 < t.last_panel) {
@@ -153,9 +177,9 @@ class ConvWgrad {
           fetch_columns(t, t.first_panel, next, next_count, s);
         }
         s.fetch.close(s.runs);
-        multiply(t, panel, pieces, count, chunk > first, s);
+        multiply(t, panel, pieces, count, shared, chunk > first, s);
       }
-      pieces = next;
+      std::swap(pieces, next);
       count = next_count;
     }
   }
@@ -163,14 +187,18 @@ class ConvWgrad {
   int64_t panel_begin(int64_t panel) const {
     return (panel * (vectors_ / panels_) + std::min(panel, vectors_ % panels_)) * kL;
   }
+  // Whether the runs of one tap are those of all, so that a tile may hold rows of several.
+  bool shared_rows() const { return filters_ && (band_ || pixels_.shared()); }
 
+  // `shared` are the runs of all taps, where they are shared.
   void multiply(const Task& t, int64_t panel, const PixelPiece* pieces, int64_t count,
-                bool accumulate, Scratch& s) const {
+                const Runs& shared, bool accumulate, Scratch& s) const {
     const int64_t begin = panel_begin(panel), end = panel_begin(panel + 1);
+    const int64_t vectors = (end - begin) / kL;
+    const A* rows = rows_.data + (t.group * rows_.channels + t.row) * rows_.stride;
     const A* columns = columns_.data + (t.group * columns_.channels + begin) * columns_.stride;
     PixelProduct<A> tile;
-    tile.row_step = rows_.step;
-    tile.sum_stride = ld_;
+    tile.row_step = band_ ? band_->step() : rows_.step;
     tile.accumulate = accumulate;
     tile.runs = s.runs;
     if (columns_in_place_) {
@@ -181,57 +209,58 @@ class ConvWgrad {
       tile.columns = s.panel;
       tile.column_step = width_;
     }
-    const A* rows = rows_.data + (t.group * rows_.channels + t.row) * rows_.stride;
-    A* sums = t.partial + begin;
-    const int64_t vectors = (end - begin) / kL;
     int64_t fetched = 0;
-    // Rows [first, first + n) of `total`, whose tap and channel follow from `locate`.
-    const auto multiply_rows = [&](int64_t total, int64_t runs, int64_t terms, auto&& locate) {
+    // `total` rows, whose first pixels follow from `locate` and whose sums start at `sum`.
+    const auto multiply_rows = [&](int64_t total, const Runs& runs, A* sum, auto&& locate) {
       const int64_t tiles = ceil_div(total, kProductRows);
-      tile.run_count = runs;
+      tile.run_count = runs.count;
       int64_t row = 0;
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t n = total / tiles + (i < total % tiles ? 1 : 0);
-        for (int64_t m = 0; m < n; ++m) tile.rows[m] = locate(row + m, m == 0);
+        for (int64_t m = 0; m < n; ++m) tile.rows[m] = locate(row + m);
+        tile.sum = sum + row * tile.sum_stride;
         tile.fetch = s.fetch.from(fetched);
-        fetched += terms;
+        fetched += runs.pixels;
         pixel_product_kernel<A>(n, vectors)(tile);
         row += n;
       }
     };
-    if (pixels_.shared() && filters_) {
-      int64_t terms = 0;
-      const int64_t runs = plan_runs(0, pieces, count, s, &terms);
-      const ConvTap& origin = view_.taps[0];
-      multiply_rows(t.rows * taps_, runs, terms, [&](int64_t row, bool first) {
+    A* sums = t.partial + begin;
+    if (shared_rows()) {
+      tile.sum_stride = ld_;
+      const int64_t stride = band_ ? band_->channel_stride() : rows_.stride;
+      multiply_rows(t.rows * taps_, shared, sums, [&](int64_t row) {
         const int64_t channel = taps_inner() ? row / taps_ : row % t.rows;
-        const ConvTap& tap = view_.taps[taps_inner() ? row % taps_ : row / t.rows];
-        if (first) tile.sum = sums + row * ld_;
-        return rows + channel * rows_.stride + (tap.h - origin.h) * view_.src.row +
-               (tap.w - origin.w) * view_.src.column;
+        const int64_t tap = taps_inner() ? row % taps_ : row / t.rows;
+        return (band_ ? s.band + band_->tap_offset(tap) : rows + pixels_.tap_offset(tap)) +
+               channel * stride;
       });
       return;
     }
-    tile.sum_stride = row_index(t, 1, 0) * ld_;
+    tile.sum_stride = (taps_inner() ? taps_ : 1) * ld_;
     for (int64_t tap = 0; tap < taps_; ++tap) {
-      int64_t terms = 0;
-      const int64_t runs = plan_runs(tap, pieces, count, s, &terms);
-      if (runs == 0 && accumulate) continue;
-      multiply_rows(t.rows, runs, terms, [&](int64_t channel, bool first) {
-        if (first) tile.sum = sums + row_index(t, channel, tap) * ld_;
-        return rows + channel * rows_.stride;
-      });
+      const Runs runs = plan_runs(t, tap, pieces, count, s);
+      if (runs.count == 0 && accumulate) continue;
+      multiply_rows(t.rows, runs, sums + (taps_inner() ? tap : tap * t.rows) * ld_,
+                    [&](int64_t channel) { return rows + channel * rows_.stride; });
     }
   }
 
-  int64_t plan_runs(int64_t tap, const PixelPiece* pieces, int64_t count, Scratch& s,
-                    int64_t* terms) const {
-    const int64_t runs = pixels_.tap_pixels(tap, pieces, count, s.pixels);
-    for (int64_t r = 0; r < runs; ++r) {
+  // The runs of a tap, into s.runs. Fills the band too.
+  Runs plan_runs(const Task& t, int64_t tap, const PixelPiece* pieces, int64_t count,
+                 Scratch& s) const {
+    Runs runs{0, 0};
+    if (band_) {
+      const A* x = x_ + (t.group * view_.C + t.row) * view_.src.c;
+      runs.count = band_->fill(x, t.rows, pieces, count, s.band, s.pixels);
+    } else {
+      runs.count = pixels_.tap_pixels(tap, pieces, count, s.pixels);
+    }
+    for (int64_t r = 0; r < runs.count; ++r) {
       const TapPixels& p = s.pixels[r];
       const int64_t column = filters_ ? p.dz : p.x;
       s.runs[r] = {filters_ ? p.x : p.dz, columns_in_place_ ? column : p.term * width_, p.count};
-      *terms += p.count;
+      runs.pixels += p.count;
     }
     return runs;
   }
@@ -289,9 +318,9 @@ class ConvWgrad {
   void fetch_rows(const Task& t, const PixelPiece* pieces, int64_t count, Scratch& s) const {
     const int64_t c = t.group * rows_.channels + t.row;
     if (filters_)
-      pixels_.fetch_x(x_, sizeof(A), c, t.rows, pieces, count, &s.fetch);
+      pixels_.fetch_x(x_, sizeof(A), c, t.rows, pieces, count, s.ranges, &s.fetch);
     else
-      pixels_.fetch_dz(dz_, sizeof(A), c, t.rows, pieces, count, &s.fetch);
+      pixels_.fetch_dz(dz_, sizeof(A), c, t.rows, pieces, count, s.ranges, &s.fetch);
   }
 
   void fetch_columns(const Task& t, int64_t panel, const PixelPiece* pieces, int64_t count,
@@ -300,9 +329,9 @@ class ConvWgrad {
     const int64_t n = std::min(panel_begin(panel + 1), columns_.channels) - begin;
     const int64_t c = t.group * columns_.channels + begin;
     if (filters_)
-      pixels_.fetch_dz(dz_, sizeof(A), c, n, pieces, count, &s.fetch);
+      pixels_.fetch_dz(dz_, sizeof(A), c, n, pieces, count, s.ranges, &s.fetch);
     else
-      pixels_.fetch_x(x_, sizeof(A), c, n, pieces, count, &s.fetch);
+      pixels_.fetch_x(x_, sizeof(A), c, n, pieces, count, s.ranges, &s.fetch);
   }
 
   // ---- dw from the slabs' partial gradients, in order.
@@ -314,7 +343,7 @@ class ConvWgrad {
   }
 
   template <typename T>
-  void finish(const A* partial, T* dw, const Parallel& pool) const {
+  void finish(const A* partial, T* dw, const Parallel& pool) {
     const int64_t strips = ceil_div(block_ * taps_, kL);
     const WorkSplit split(view_.groups * blocks_ * strips,
                           static_cast<double>(kL * ld_) * static_cast<double>(slabs_ + 1));
@@ -326,37 +355,43 @@ class ConvWgrad {
         t.rows = std::min(block_, rows_.channels - t.row);
         const int64_t row = item % strips * kL;
         const int64_t n = std::min(kL, t.rows * taps_ - row);
-        if (n > 0)
-          finish_strip(t, row, n, partial + item / strips * slabs_ * partial_ + row * ld_,
-                       dw + t.group * view_.weight_group);
+        const A* from = partial + item / strips * slabs_ * partial_ + row * ld_;
+        // The last block may have fewer strips.
+        for (int64_t column = 0; n > 0 && column < columns_.channels; column += kStrip)
+          finish_strip(t, row, n, column, from + column, dw + t.group * view_.weight_group);
       }
     });
   }
 
-  // n rows of the block.
+  // n rows of the block, and kStrip columns.
   template <typename T>
-  void finish_strip(const Task& t, int64_t row, int64_t n, const A* partial, T* dw) const {
+  void finish_strip(const Task& t, int64_t row, int64_t n, int64_t column, const A* partial,
+                    T* dw) {
     using V = WideVec<T>;
-    const int64_t step = filters_ ? view_.weight_k : view_.weight_c;
+    alignas(kVectorBytes) A sums[kL * kStrip];
+    const int64_t vectors = ceil_div(std::min(kStrip, columns_.channels - column), kL);
+    auto check = typename V::Type{};  // NaN once any element is not finite
     int64_t at[kL];
     bool neighbours = true;
     for (int64_t r = 0; r < n; ++r) {
       at[r] = weight(t, row + r);
       neighbours = neighbours && at[r] == at[0] + r;
+      A* to = sums + r * kStrip;
+      for (int64_t slab = 0; slab < slabs_; ++slab)
+        for (int64_t v = 0; v < vectors * kL; v += kL) {
+          auto sum = V::Registers::load(partial + slab * partial_ + r * ld_ + v);
+          if (slab > 0) sum += V::Registers::load(to + v);
+          if (slab == slabs_ - 1) check += sum * 0;
+          V::Registers::store(to + v, sum);
+        }
     }
-    for (int64_t column = 0; column < columns_.channels; column += kL) {
+    const int64_t step = filters_ ? view_.weight_k : view_.weight_c;
+    for (int64_t v = 0; v < vectors; ++v, column += kL) {
       const int64_t lanes = std::min(kL, columns_.channels - column);
       typename V::Type tile[kL];
 #pragma GCC unroll 16
-      for (int r = 0; r < kL; ++r) {
-        tile[r] = typename V::Type{};
-        if (r < n) {
-          const A* from = partial + r * ld_ + column;
-          tile[r] = V::Registers::load(from);
-          for (int64_t slab = 1; slab < slabs_; ++slab)
-            tile[r] += V::Registers::load(from + slab * partial_);
-        }
-      }
+      for (int r = 0; r < kL; ++r)
+        tile[r] = r < n ? V::Registers::load(sums + r * kStrip + v * kL) : typename V::Type{};
       T* to = dw + column * step;
       if (step == 1) {
 #pragma GCC unroll 16
@@ -368,12 +403,14 @@ class ConvWgrad {
         for (int l = 0; l < kL; ++l)
           if (l < lanes) V::store_partial(to + l * step + at[0], tile[l], n);
       } else {
-#pragma GCC unroll 16
-        for (int r = 0; r < kL; ++r)
-          if (r < n)
-            for (int64_t l = 0; l < lanes; ++l) to[l * step + at[r]] = from_wide<T>(tile[r][l]);
+        for (int64_t r = 0; r < n; ++r)
+          for (int64_t l = 0; l < lanes; ++l)
+            to[l * step + at[r]] = from_wide<T>(sums[r * kStrip + v * kL + l]);
       }
     }
+    bool finite = true;
+    for (int l = 0; l < kL; ++l) finite = finite && check[l] == 0;
+    if (!finite) finite_.store(false);
   }
 
   const ConvView& view_;
@@ -383,6 +420,8 @@ class ConvWgrad {
   int64_t taps_;
   bool filters_;  // columns are filters and rows (channel, tap); else the other way round
   bool columns_in_place_;
+  std::optional<WgradBand> band_;
+  std::atomic<bool> finite_{true};
   Operand rows_, columns_;
   int64_t vectors_, panels_, width_, ld_;  // of columns
   int64_t blocks_, block_;                 // of row channels
@@ -406,12 +445,16 @@ Buffer<Wide<T>> widen_image(const T* image, int64_t size, const Parallel& pool) 
 
 template <typename T>
 void conv_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
+  const auto run = [&](const Wide<T>* wide_dz, const Wide<T>* wide_x) {
+    if (!ConvWgrad<Wide<T>>(view, wide_dz, wide_x, true).run(dw, pool))
+      ConvWgrad<Wide<T>>(view, wide_dz, wide_x, false).run(dw, pool);
+  };
   if constexpr (std::is_same_v<T, Wide<T>>) {
-    ConvWgrad<T>(view, dz, x).run(dw, pool);
+    run(dz, x);
   } else {
-    const auto wide_x = widen_image(x, view.N * view.src.n, pool);
     const auto wide_dz = widen_image(dz, view.N * view.dst.n, pool);
-    ConvWgrad<Wide<T>>(view, wide_dz.get(), wide_x.get()).run(dw, pool);
+    const auto wide_x = widen_image(x, view.N * view.src.n, pool);
+    run(wide_dz.get(), wide_x.get());
   }
 }
 

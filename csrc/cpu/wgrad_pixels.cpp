@@ -24,7 +24,8 @@ void FetchList::add(const void* p, int64_t offset, int64_t bytes) {
   const uint64_t begin = reinterpret_cast<uintptr_t>(p) + static_cast<uint64_t>(offset);
   uint64_t line = begin / kLine * kLine;
   if (size_ > 0 && lines_[size_ - 1] == line) line += kLine;
-  const int64_t count = static_cast<int64_t>(begin + static_cast<uint64_t>(bytes) - line + kLine - 1) / kLine;
+  const int64_t count =
+      static_cast<int64_t>(begin + static_cast<uint64_t>(bytes) - line + kLine - 1) / kLine;
   if (count <= 0 || size_ + count > kCapacity) return;
   auto lines = V::broadcast(line) + V::iota() * kLine;
   for (int64_t i = 0; i < count; i += V::kLanes, lines += V::kLanes * kLine)
@@ -118,59 +119,81 @@ int64_t WgradPixels::tap_pixels(int64_t tap, const PixelPiece* pieces, int64_t c
 int64_t WgradPixels::dz_pixels(const PixelPiece* pieces, int64_t count, TapPixels* runs) const {
   int64_t found = 0;
   for (const PixelPiece* p = pieces; p < pieces + count; ++p)
-    add_run({0, p->n * view_.dst.n + p->i * view_.dst.row + p->j * view_.dst.column, p->term,
-             p->count},
-            0, dz_step_, runs, &found);
+    add_run(
+        {0, p->n * view_.dst.n + p->i * view_.dst.row + p->j * view_.dst.column, p->term, p->count},
+        0, dz_step_, runs, &found);
   return found;
 }
 
-void WgradPixels::fetch_x(const void* x, int64_t size, int64_t c, int64_t n,
-                          const PixelPiece* pieces, int64_t count, FetchList* list) const {
-  const ConvStrides& stride = view_.src;
-  const bool pixels_inner = stride.column == 1;
-  const int64_t step = columns_ == 1 ? view_.step_w : 1;
-  for (int64_t channel = 0; channel < (pixels_inner ? n : 1); ++channel) {
-    for (const PixelPiece* p = pieces; p < pieces + count; ++p) {
-      const int64_t begin = std::max(p->j * view_.step_w + first_w_, int64_t{0});
-      const int64_t end =
-          std::min((p->j + p->count - 1) * view_.step_w + last_w_ + 1, view_.W);
-      if (begin >= end) continue;
-      for (int64_t row = std::min(view_.step_h, rows_) - 1; row >= 0; --row) {
-        const int64_t h = p->i * view_.step_h + last_h_ - row;
-        if (h < 0 || h >= view_.H) continue;
-        const int64_t at = p->n * stride.n + h * stride.row + begin * stride.column +
-                           (c + channel) * stride.c;
-        if (pixels_inner) {
-          list->add(x, at * size, (end - begin) * size);
-        } else if (step == 1 && n == stride.column) {
-          list->add(x, at * size, (end - begin) * n * size);
-        } else {
-          for (int64_t w = 0; w < end - begin; w += step)
-            list->add(x, (at + w * stride.column) * size, n * size);
-        }
-      }
+// Joins a piece of memory to the one before it where the gap between them is less than a line.
+void WgradPixels::add_range(Range range, int64_t size, Range* ranges, int64_t* found) {
+  if (*found > 0) {
+    Range& last = ranges[*found - 1];
+    if (range.begin >= last.begin && range.begin <= last.end + kLine / size) {
+      last.end = std::max(last.end, range.end);
+      return;
     }
+  }
+  ranges[(*found)++] = range;
+}
+
+int64_t WgradPixels::new_rows() const { return std::min(view_.step_h, rows_); }
+
+int64_t WgradPixels::x_ranges(int64_t size, const PixelPiece* pieces, int64_t count,
+                              Range* ranges) const {
+  int64_t found = 0;
+  for (const PixelPiece* p = pieces; p < pieces + count; ++p) {
+    const int64_t begin = std::max(p->j * view_.step_w + first_w_, int64_t{0});
+    const int64_t end = std::min((p->j + p->count - 1) * view_.step_w + last_w_ + 1, view_.W);
+    if (begin >= end) continue;
+    for (int64_t row = new_rows() - 1; row >= 0; --row) {
+      const int64_t h = p->i * view_.step_h + last_h_ - row;
+      if (h < 0 || h >= view_.H) continue;
+      const int64_t at = p->n * view_.src.n + h * view_.src.row;
+      add_range({at + begin * view_.src.column, at + end * view_.src.column}, size, ranges, &found);
+    }
+  }
+  return found;
+}
+
+int64_t WgradPixels::dz_ranges(int64_t size, const PixelPiece* pieces, int64_t count,
+                               Range* ranges) const {
+  int64_t found = 0;
+  for (const PixelPiece* p = pieces; p < pieces + count; ++p) {
+    const int64_t at = p->n * view_.dst.n + p->i * view_.dst.row + p->j * view_.dst.column;
+    add_range({at, at + p->count * view_.dst.column}, size, ranges, &found);
+  }
+  return found;
+}
+
+void WgradPixels::fetch(const void* data, int64_t size, const ConvStrides& stride, int64_t step,
+                        int64_t c, int64_t n, const Range* ranges, int64_t count,
+                        FetchList* list) const {
+  if (stride.column == 1) {
+    for (int64_t channel = c; channel < c + n; ++channel)
+      for (const Range* r = ranges; r < ranges + count; ++r)
+        list->add(data, (channel * stride.c + r->begin) * size, r->size() * size);
+  } else if (step == 1 && n == stride.column) {
+    for (const Range* r = ranges; r < ranges + count; ++r)
+      list->add(data, r->begin * size, r->size() * size);
+  } else {
+    for (const Range* r = ranges; r < ranges + count; ++r)
+      for (int64_t at = r->begin; at < r->end; at += step * stride.column)
+        list->add(data, (at + c) * size, n * size);
   }
 }
 
+void WgradPixels::fetch_x(const void* x, int64_t size, int64_t c, int64_t n,
+                          const PixelPiece* pieces, int64_t count, Range* ranges,
+                          FetchList* list) const {
+  const int64_t step = columns_ == 1 ? view_.step_w : 1;
+  fetch(x, size, view_.src, step, c, n, ranges, x_ranges(size, pieces, count, ranges), list);
+}
+
 void WgradPixels::fetch_dz(const void* dz, int64_t size, int64_t c, int64_t n,
-                           const PixelPiece* pieces, int64_t count, FetchList* list) const {
-  const ConvStrides& stride = view_.dst;
-  const bool pixels_inner = stride.column == 1;
-  for (int64_t channel = 0; channel < (pixels_inner ? n : 1); ++channel) {
-    for (const PixelPiece* p = pieces; p < pieces + count; ++p) {
-      const int64_t at = p->n * stride.n + p->i * stride.row + p->j * stride.column +
-                         (c + channel) * stride.c;
-      if (pixels_inner) {
-        list->add(dz, at * size, p->count * size);
-      } else if (n == stride.column) {
-        list->add(dz, at * size, p->count * n * size);
-      } else {
-        for (int64_t j = 0; j < p->count; ++j)
-          list->add(dz, (at + j * stride.column) * size, n * size);
-      }
-    }
-  }
+                           const PixelPiece* pieces, int64_t count, Range* ranges,
+                           FetchList* list) const {
+  fetch(dz, size, view_.dst, 1, c, n, ranges, dz_ranges(size, pieces, count, ranges), list);
 }
 
 }  // namespace torchconv::cpu

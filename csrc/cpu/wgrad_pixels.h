@@ -1,10 +1,10 @@
-// The pixels that a direct weight gradient sums over, cut into chunks: which of them a tap sees, and
-// which cache lines of x and dz a chunk reads first.
+// The pixels that a direct weight gradient sums over, cut into chunks: which of them a tap sees,
+// and which cache lines of x and dz a chunk reads first.
 //
 // A chunk is a run of pixels of the batch, short enough to be added up in registers: the rounding
 // error grows with the length of a chunk plus the number of chunks instead of with the number of
-// pixels. A tap sees the pixels of a chunk as a list of runs, pieces of image rows on which it stays
-// inside the image, merged where they are neighbours in both images.
+// pixels. A tap sees the pixels of a chunk as a list of runs, pieces of image rows on which it
+// stays inside the image, merged where they are neighbours in both images.
 #pragma once
 
 #include <cstdint>
@@ -60,8 +60,12 @@ class WgradPixels {
   int64_t max_pieces() const { return chunk_ / view_.J + chunk_ / view_.pixels() + 3; }
   int64_t x_step() const { return x_step_; }
   int64_t dz_step() const { return dz_step_; }
-  // Whether all taps see the same pixels.
+  // Whether all taps see the same pixels, a constant distance from those of the first.
   bool shared() const { return shared_; }
+  int64_t tap_offset(int64_t tap) const {
+    return (view_.taps[tap].h - view_.taps[0].h) * view_.src.row +
+           (view_.taps[tap].w - view_.taps[0].w) * view_.src.column;
+  }
 
   int64_t pieces(int64_t chunk, PixelPiece* pieces) const;
   int64_t tap_pixels(int64_t tap, const PixelPiece* pieces, int64_t count, TapPixels* runs) const;
@@ -69,10 +73,12 @@ class WgradPixels {
   int64_t dz_pixels(const PixelPiece* pieces, int64_t count, TapPixels* runs) const;
 
   // What a chunk reads of channels [c, c + n): of x, only what the chunk before it did not read.
+  // `ranges` is scratch.
   void fetch_x(const void* x, int64_t size, int64_t c, int64_t n, const PixelPiece* pieces,
-               int64_t count, FetchList* list) const;
+               int64_t count, Range* ranges, FetchList* list) const;
   void fetch_dz(const void* dz, int64_t size, int64_t c, int64_t n, const PixelPiece* pieces,
-                int64_t count, FetchList* list) const;
+                int64_t count, Range* ranges, FetchList* list) const;
+  int64_t max_ranges() const { return max_pieces() * new_rows(); }
 
  private:
   struct TapRange {
@@ -80,6 +86,13 @@ class WgradPixels {
   };
   static void add_run(const TapPixels& run, int64_t x_step, int64_t dz_step, TapPixels* runs,
                       int64_t* found);
+  static void add_range(Range range, int64_t size, Range* ranges, int64_t* found);
+  // Rows of x that a row of the grid reads and the one above it did not.
+  int64_t new_rows() const;
+  int64_t x_ranges(int64_t size, const PixelPiece* pieces, int64_t count, Range* ranges) const;
+  int64_t dz_ranges(int64_t size, const PixelPiece* pieces, int64_t count, Range* ranges) const;
+  void fetch(const void* data, int64_t size, const ConvStrides& stride, int64_t step, int64_t c,
+             int64_t n, const Range* ranges, int64_t count, FetchList* list) const;
 
   const ConvView& view_;
   int64_t chunk_, chunks_;
