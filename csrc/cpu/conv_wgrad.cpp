@@ -3,13 +3,13 @@
 //
 // One operand supplies rows, channels read one element at a time with any distance between pixels;
 // the other columns, channels side by side in a vector. Where channels are innermost neither is
-// copied; where pixels are, the columns are transposed, a panel and a chunk of pixels at a time.
-// A task is a block of rows, some panels of columns and a slab of pixels. It adds its products to a
-// partial gradient, chunk by chunk; the slabs are added in order at the end. Slabs and blocks
-// follow from the shape alone, so that the bits do not depend on the number of threads.
+// copied; where pixels are, the columns are transposed, some panels and a chunk of pixels at a
+// time. A task is a block of rows, some panels of columns and a slab of pixels. It adds its
+// products to a partial gradient, chunk by chunk; the slabs are added in order at the end. Slabs
+// and blocks follow from the shape alone, so that the bits do not depend on the number of threads.
 //
-// While a panel is multiplied, what the next one reads is fetched into cache: the images are read
-// in pieces too short for the hardware to foresee.
+// While a stripe of panels is multiplied, what the next one reads is fetched into cache: the images
+// are read in pieces too short for the hardware to foresee.
 #include "cpu/conv_wgrad.h"
 
 #include <algorithm>
@@ -32,9 +32,14 @@ constexpr int64_t kRows = 1024;
 constexpr int64_t kRowChannels = 256;
 // Fewer row channels than two tiles are padded, so that a tile can hold several taps.
 constexpr int64_t kBandChannels = 2 * kProductRows;
+// Columns of a stripe: as many, for the same reason.
+constexpr int64_t kStripeColumns = 256;
 // Slabs are cut until there are about this many tasks, but none below kMinChunks chunks.
 constexpr int64_t kTasksWanted = 32;
 constexpr int64_t kMinChunks = 4;
+// Chunks that are added up plainly; their sums are added with compensation, so that the rounding
+// error does not grow with the number of pixels.
+constexpr int64_t kFlushChunks = 64;
 // Partial gradients take at most about this many bytes.
 constexpr int64_t kPartialBytes = 64 << 20;
 
@@ -51,6 +56,7 @@ class ConvWgrad {
     vectors_ = ceil_div(columns_.channels, kL);
     panels_ = ceil_div(vectors_, kProductVectors);
     width_ = ceil_div(vectors_, panels_) * kL;
+    stripe_ = std::max<int64_t>(1, kStripeColumns / width_);
     ld_ = vectors_ * kL;
     const int64_t most = std::min(kRowChannels, std::max<int64_t>(1, kRows / taps_));
     blocks_ = ceil_div(rows_.channels, most);
@@ -66,6 +72,7 @@ class ConvWgrad {
     slabs_ = std::max<int64_t>(1, std::min(slabs_, kPartialBytes / bytes));
     slab_chunks_ = ceil_div(pixels_.chunks(), slabs_);
     slabs_ = ceil_div(pixels_.chunks(), slab_chunks_);
+    compensated_ = slab_chunks_ > kFlushChunks;
     parts_ = std::min(panels_, ceil_div(kTasksWanted / 2, tasks * slabs_));
   }
 
@@ -76,11 +83,16 @@ class ConvWgrad {
     const int64_t tasks = view_.groups * blocks_ * slabs_ * parts_;
     const WorkSplit split(tasks, static_cast<double>(slab_chunks_ * pixels_.chunk()) *
                                      static_cast<double>(partial_ / parts_));
-    const int64_t panel_size = columns_in_place_ ? 0 : pixels_.chunk() * width_;
+    const int64_t stripe_size =
+        columns_in_place_ ? 0 : std::min(stripe_, panels_) * pixels_.chunk() * width_;
     const int64_t pieces = pixels_.max_pieces();
-    Buffer<A> partial(view_.groups * blocks_ * slabs_ * partial_);
+    // A single slab is finished at once, while it is in cache.
+    const int64_t partials = tasks / parts_;
+    const bool by_slot = slabs_ == 1 && split.slots < partials;
+    Buffer<A> partial((by_slot ? split.slots : partials) * partial_);
+    Buffer<A> totals(compensated_ ? 2 * (by_slot ? split.slots : partials) * partial_ : 0);
     const int64_t band_size = band_ ? round_up(band_->size(), 16) : 0;
-    Buffer<A> panels(split.slots * panel_size);
+    Buffer<A> stripes(split.slots * stripe_size);
     Buffer<A> bands(split.slots * band_size);
     Buffer<PixelPiece> piece_lists(split.slots * 2 * pieces);
     Buffer<TapPixels> tap_lists(split.slots * pieces);
@@ -90,7 +102,7 @@ class ConvWgrad {
     Buffer<uint64_t> fetch_lists(split.slots * (FetchList::kCapacity + FetchList::kSlack));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       Scratch s{
-          panels.get() + slot * panel_size,
+          stripes.get() + slot * stripe_size,
           bands.get() + slot * band_size,
           {piece_lists.get() + slot * 2 * pieces, piece_lists.get() + (slot * 2 + 1) * pieces},
           tap_lists.get() + slot * pieces,
@@ -107,11 +119,15 @@ class ConvWgrad {
         t.group = task / parts_ / slabs_ / blocks_;
         t.row = block * block_;
         t.rows = std::min(block_, rows_.channels - t.row);
-        t.partial = partial.get() + task / parts_ * partial_;
+        const int64_t own = by_slot ? slot : task / parts_;
+        t.partial = partial.get() + own * partial_;
+        t.totals = totals.get() + 2 * own * partial_;
         accumulate(t, s);
+        if (slabs_ == 1)
+          for (int64_t row = 0; row < t.rows * taps_; row += kL) finish_rows(t, row, t.partial, dw);
       }
     });
-    finish(partial.get(), dw, pool);
+    if (slabs_ > 1) finish(partial.get(), dw, pool);
     return !band_ || finite_.load();
   }
 
@@ -122,7 +138,7 @@ class ConvWgrad {
     int64_t channels, stride, step;
   };
   struct Scratch {
-    A* panel;  // [pixel of the chunk][width_]
+    A* stripe;  // [panel][pixel of the chunk][width_]
     A* band;
     PixelPiece* pieces[2];
     TapPixels* pixels;
@@ -139,6 +155,7 @@ class ConvWgrad {
     int64_t row, rows;  // channels
     int64_t first_panel, last_panel;
     A* partial;  // [rows x taps][ld_]
+    A* totals;   // two of these, if compensated: sums of partial, and what rounding lost of them
   };
 
   // Columns cost a register tile for every vector and, unless they are read in place, a copy.
@@ -150,7 +167,9 @@ class ConvWgrad {
       const int64_t products = ceil_div(columns.channels, kL) * rows.channels * taps_;
       return products + (in_place(columns) ? 0 : columns.channels / 4);
     };
-    filters_ = !(in_place(x) || taps_ == 1) || cost(dz, x) <= cost(x, dz);
+    // Columns that are channels give rows of dw where these are innermost there.
+    filters_ = !(in_place(x) || taps_ == 1) || cost(dz, x) < cost(x, dz) ||
+               (cost(dz, x) == cost(x, dz) && view_.weight_c != 1);
     rows_ = filters_ ? x : dz;
     columns_ = filters_ ? dz : x;
     columns_in_place_ = in_place(columns_);
@@ -168,68 +187,98 @@ class ConvWgrad {
     for (int64_t chunk = first; chunk < last; ++chunk) {
       const int64_t next_count = chunk + 1 < last ? pixels_.pieces(chunk + 1, next) : 0;
       const Runs shared = shared_rows() ? plan_runs(t, 0, pieces, count, s) : Runs{0, 0};
-      for (int64_t panel = t.first_panel; panel < t.last_panel; ++panel) {
+      for (int64_t first_panel = t.first_panel; first_panel < t.last_panel;) {
+        const Range panels = stripe(t, first_panel);
         s.fetch.clear();
-        if (panel + 1 < t.last_panel) {
-          fetch_columns(t, panel + 1, pieces, count, s);
+        if (panels.end < t.last_panel) {
+          fetch_columns(t, stripe(t, panels.end), pieces, count, s);
         } else {
           fetch_rows(t, next, next_count, s);
-          fetch_columns(t, t.first_panel, next, next_count, s);
+          fetch_columns(t, stripe(t, t.first_panel), next, next_count, s);
         }
         s.fetch.close(s.runs);
-        multiply(t, panel, pieces, count, shared, chunk > first, s);
+        multiply(t, panels, pieces, count, shared,
+                 compensated_ ? (chunk - first) % kFlushChunks > 0 : chunk > first, s);
+        first_panel = panels.end;
       }
+      if (compensated_ && ((chunk - first) % kFlushChunks == kFlushChunks - 1 || chunk + 1 == last))
+        flush(t, chunk - first < kFlushChunks, chunk + 1 == last);
       std::swap(pieces, next);
       count = next_count;
+    }
+  }
+
+  // Adds partial to the totals (Knuth's two-sum); the last time it becomes the sum of these.
+  void flush(const Task& t, bool first, bool last) const {
+    using V = Vec<A>;
+    const int64_t begin = panel_begin(t.first_panel), end = panel_begin(t.last_panel);
+    for (int64_t row = 0; row < t.rows * taps_; ++row) {
+      for (int64_t at = row * ld_ + begin; at < row * ld_ + end; at += kL) {
+        const auto x = V::load(t.partial + at);
+        A* totals = t.totals + 2 * at;
+        const auto sum = first ? typename V::Type{} : V::load(totals);
+        const auto lost = first ? typename V::Type{} : V::load(totals + kL);
+        const auto total = sum + x, part = total - sum;
+        const auto error = lost + ((sum - (total - part)) + (x - part));
+        V::store(totals, total);
+        V::store(totals + kL, error);
+        if (last) V::store(t.partial + at, total + error);
+      }
     }
   }
 
   int64_t panel_begin(int64_t panel) const {
     return (panel * (vectors_ / panels_) + std::min(panel, vectors_ % panels_)) * kL;
   }
+  Range stripe(const Task& t, int64_t first) const {
+    return {first, std::min(first + stripe_, t.last_panel)};
+  }
+  int64_t panel_channels(int64_t panel) const {
+    return std::min(panel_begin(panel + 1), columns_.channels) - panel_begin(panel);
+  }
   // Whether the runs of one tap are those of all, so that a tile may hold rows of several.
   bool shared_rows() const { return filters_ && (band_ || pixels_.shared()); }
 
   // `shared` are the runs of all taps, where they are shared.
-  void multiply(const Task& t, int64_t panel, const PixelPiece* pieces, int64_t count,
+  void multiply(const Task& t, Range panels, const PixelPiece* pieces, int64_t count,
                 const Runs& shared, bool accumulate, Scratch& s) const {
-    const int64_t begin = panel_begin(panel), end = panel_begin(panel + 1);
-    const int64_t vectors = (end - begin) / kL;
     const A* rows = rows_.data + (t.group * rows_.channels + t.row) * rows_.stride;
-    const A* columns = columns_.data + (t.group * columns_.channels + begin) * columns_.stride;
+    const A* columns = columns_.data + t.group * columns_.channels * columns_.stride;
     PixelProduct<A> tile;
     tile.row_step = band_ ? band_->step() : rows_.step;
+    tile.column_step = columns_in_place_ ? columns_.step : width_;
     tile.accumulate = accumulate;
     tile.runs = s.runs;
-    if (columns_in_place_) {
-      tile.columns = columns;
-      tile.column_step = columns_.step;
-    } else {
-      pack_panel(columns, std::min(end, columns_.channels) - begin, pieces, count, s);
-      tile.columns = s.panel;
-      tile.column_step = width_;
-    }
+    const int64_t panel_size = pixels_.chunk() * width_;
+    if (!columns_in_place_)
+      for (int64_t panel = panels.begin; panel < panels.end; ++panel)
+        pack_panel(columns + panel_begin(panel) * columns_.stride, panel_channels(panel), pieces,
+                   count, s, s.stripe + (panel - panels.begin) * panel_size);
     int64_t fetched = 0;
-    // `total` rows, whose first pixels follow from `locate` and whose sums start at `sum`.
-    const auto multiply_rows = [&](int64_t total, const Runs& runs, A* sum, auto&& locate) {
+    // `total` rows, whose first pixels follow from `locate` and whose sums start at `sums`.
+    const auto multiply_rows = [&](int64_t total, const Runs& runs, A* sums, auto&& locate) {
       const int64_t tiles = ceil_div(total, kProductRows);
       tile.run_count = runs.count;
       int64_t row = 0;
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t n = total / tiles + (i < total % tiles ? 1 : 0);
         for (int64_t m = 0; m < n; ++m) tile.rows[m] = locate(row + m);
-        tile.sum = sum + row * tile.sum_stride;
-        tile.fetch = s.fetch.from(fetched);
-        fetched += runs.pixels;
-        pixel_product_kernel<A>(n, vectors)(tile);
+        for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+          const int64_t begin = panel_begin(panel);
+          tile.columns =
+              columns_in_place_ ? columns + begin : s.stripe + (panel - panels.begin) * panel_size;
+          tile.sum = sums + row * tile.sum_stride + begin;
+          tile.fetch = s.fetch.from(fetched);
+          fetched += runs.pixels;
+          pixel_product_kernel<A>(n, (panel_begin(panel + 1) - begin) / kL)(tile);
+        }
         row += n;
       }
     };
-    A* sums = t.partial + begin;
     if (shared_rows()) {
       tile.sum_stride = ld_;
       const int64_t stride = band_ ? band_->channel_stride() : rows_.stride;
-      multiply_rows(t.rows * taps_, shared, sums, [&](int64_t row) {
+      multiply_rows(t.rows * taps_, shared, t.partial, [&](int64_t row) {
         const int64_t channel = taps_inner() ? row / taps_ : row % t.rows;
         const int64_t tap = taps_inner() ? row % taps_ : row / t.rows;
         return (band_ ? s.band + band_->tap_offset(tap) : rows + pixels_.tap_offset(tap)) +
@@ -241,7 +290,7 @@ class ConvWgrad {
     for (int64_t tap = 0; tap < taps_; ++tap) {
       const Runs runs = plan_runs(t, tap, pieces, count, s);
       if (runs.count == 0 && accumulate) continue;
-      multiply_rows(t.rows, runs, sums + (taps_inner() ? tap : tap * t.rows) * ld_,
+      multiply_rows(t.rows, runs, t.partial + (taps_inner() ? tap : tap * t.rows) * ld_,
                     [&](int64_t channel) { return rows + channel * rows_.stride; });
     }
   }
@@ -268,13 +317,13 @@ class ConvWgrad {
   // ---- Columns that are not read in place.
 
   void pack_panel(const A* src, int64_t channels, const PixelPiece* pieces, int64_t count,
-                  Scratch& s) const {
+                  Scratch& s, A* panel) const {
     const int64_t runs = filters_ ? pixels_.dz_pixels(pieces, count, s.pixels)
                                   : pixels_.tap_pixels(0, pieces, count, s.pixels);
     for (int64_t r = 0; r < runs; ++r) {
       const TapPixels& run = s.pixels[r];
       const A* from = src + (filters_ ? run.dz : run.x);
-      A* to = s.panel + run.term * width_;
+      A* to = panel + run.term * width_;
       if (columns_.stride == 1) {
         for (int64_t i = 0; i < run.count; ++i, from += columns_.step, to += width_)
           copy_padded_row(to, from, 1, 0, channels, channels);
@@ -323,10 +372,10 @@ class ConvWgrad {
       pixels_.fetch_dz(dz_, sizeof(A), c, t.rows, pieces, count, s.ranges, &s.fetch);
   }
 
-  void fetch_columns(const Task& t, int64_t panel, const PixelPiece* pieces, int64_t count,
+  void fetch_columns(const Task& t, Range panels, const PixelPiece* pieces, int64_t count,
                      Scratch& s) const {
-    const int64_t begin = panel_begin(panel);
-    const int64_t n = std::min(panel_begin(panel + 1), columns_.channels) - begin;
+    const int64_t begin = panel_begin(panels.begin);
+    const int64_t n = std::min(panel_begin(panels.end), columns_.channels) - begin;
     const int64_t c = t.group * columns_.channels + begin;
     if (filters_)
       pixels_.fetch_dz(dz_, sizeof(A), c, n, pieces, count, s.ranges, &s.fetch);
@@ -353,23 +402,32 @@ class ConvWgrad {
         t.group = item / strips / blocks_;
         t.row = item / strips % blocks_ * block_;
         t.rows = std::min(block_, rows_.channels - t.row);
+        t.first_panel = 0;
+        t.last_panel = panels_;
         const int64_t row = item % strips * kL;
-        const int64_t n = std::min(kL, t.rows * taps_ - row);
-        const A* from = partial + item / strips * slabs_ * partial_ + row * ld_;
         // The last block may have fewer strips.
-        for (int64_t column = 0; n > 0 && column < columns_.channels; column += kStrip)
-          finish_strip(t, row, n, column, from + column, dw + t.group * view_.weight_group);
+        if (row < t.rows * taps_)
+          finish_rows(t, row, partial + item / strips * slabs_ * partial_, dw);
       }
     });
   }
 
-  // n rows of the block, and kStrip columns.
+  // At most a vector of rows, from `row` on, of a task's panels.
   template <typename T>
-  void finish_strip(const Task& t, int64_t row, int64_t n, int64_t column, const A* partial,
-                    T* dw) {
+  void finish_rows(const Task& t, int64_t row, const A* partial, T* dw) {
+    const int64_t n = std::min(kL, t.rows * taps_ - row);
+    const int64_t end = std::min(panel_begin(t.last_panel), columns_.channels);
+    for (int64_t column = panel_begin(t.first_panel); column < end; column += kStrip)
+      finish_strip(t, row, n, {column, std::min(column + kStrip, end)},
+                   partial + row * ld_ + column, dw + t.group * view_.weight_group);
+  }
+
+  // n rows of the block, and at most kStrip columns.
+  template <typename T>
+  void finish_strip(const Task& t, int64_t row, int64_t n, Range columns, const A* partial, T* dw) {
     using V = WideVec<T>;
     alignas(kVectorBytes) A sums[kL * kStrip];
-    const int64_t vectors = ceil_div(std::min(kStrip, columns_.channels - column), kL);
+    const int64_t vectors = ceil_div(columns.size(), kL);
     auto check = typename V::Type{};  // NaN once any element is not finite
     int64_t at[kL];
     bool neighbours = true;
@@ -386,8 +444,9 @@ class ConvWgrad {
         }
     }
     const int64_t step = filters_ ? view_.weight_k : view_.weight_c;
-    for (int64_t v = 0; v < vectors; ++v, column += kL) {
-      const int64_t lanes = std::min(kL, columns_.channels - column);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t column = columns.begin + v * kL;
+      const int64_t lanes = std::min(kL, columns.end - column);
       typename V::Type tile[kL];
 #pragma GCC unroll 16
       for (int r = 0; r < kL; ++r)
@@ -423,9 +482,10 @@ class ConvWgrad {
   std::optional<WgradBand> band_;
   std::atomic<bool> finite_{true};
   Operand rows_, columns_;
-  int64_t vectors_, panels_, width_, ld_;  // of columns
-  int64_t blocks_, block_;                 // of row channels
+  int64_t vectors_, panels_, width_, stripe_, ld_;  // of columns
+  int64_t blocks_, block_;                          // of row channels
   int64_t partial_, slabs_, slab_chunks_, parts_;
+  bool compensated_;
 };
 
 // Float images of narrower types.
