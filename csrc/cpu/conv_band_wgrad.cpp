@@ -1,16 +1,21 @@
 // wgrad with few channels in a group: each tap is a dot product of dz with the image shifted by the
 // tap. The band of x is the one that fprop uses (conv_band.h); dz is copied beside it with zeros
-// where one row's positions run into the next. Sums are kept short (one band) and added in the
-// order of bands and samples; samples are dealt to slabs by the shape alone, never by the thread
-// count.
+// where one row's positions run into the next. Sums in registers are short, those of a slab are
+// compensated where they are long, and slabs are added in order; samples are dealt to slabs by the
+// shape alone, never by the thread count.
 #include "cpu/conv_band_wgrad.h"
 
 #include "core/buffer.h"
+#include "cpu/compensated_sum.h"
 #include "cpu/microkernels/taps.h"
 #include "cpu/parallel_range.h"
 
 namespace torchconv::cpu {
 namespace {
+
+// Products that are added up in registers, and such sums that are added up plainly.
+constexpr int64_t kDotLength = 192;
+constexpr int64_t kPlainSums = 64;
 
 template <typename T>
 class BandWgrad {
@@ -35,11 +40,13 @@ class BandWgrad {
                               static_cast<double>(per_block() * terms_ + 8));
     Buffer<A> sums(band_.blocks * slabs_ * sums_size_);
     Buffer<A> scratch(split.slots * (scratch_size + dz_size));
+    const int64_t totals_size = compensated() ? 2 * sums_size_ : 0;
+    Buffer<A> totals(split.slots * totals_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       A* source = scratch.get() + slot * (scratch_size + dz_size);
       for (int64_t task = begin; task < end; ++task)
         accumulate(task / slabs_, task % slabs_, source, source + scratch_size,
-                   sums.get() + task * sums_size_);
+                   sums.get() + task * sums_size_, totals.get() + slot * totals_size);
     });
     finish(sums.get());
   }
@@ -50,9 +57,19 @@ class BandWgrad {
   int64_t per_block() const { return band_.pixels ? view_.K : 1; }
   int64_t lanes() const { return band_.pixels ? kL : band_.lanes; }
 
-  void accumulate(int64_t block, int64_t slab, A* source, A* gradient, A* sums) const {
+  // Sums in registers that a band adds to each sum.
+  int64_t band_dots() const {
+    return band_.pixels ? ceil_div(band_.positions(band_.band, view_.J), kL * kDotLength)
+                        : band_.band * ceil_div(view_.J, kDotLength);
+  }
+  bool compensated() const { return slab_ * band_.bands * band_dots() > kPlainSums; }
+
+  void accumulate(int64_t block, int64_t slab, A* source, A* gradient, A* sums, A* totals) const {
     fill_zero(sums, sums_size_);
-    for (int64_t n = slab * slab_; n < std::min((slab + 1) * slab_, view_.N); ++n) {
+    const int64_t last = std::min((slab + 1) * slab_, view_.N);
+    int64_t dots = 0;
+    bool first = true;
+    for (int64_t n = slab * slab_; n < last; ++n) {
       for (int64_t i0 = 0; i0 < view_.I; i0 += band_.band) {
         const int64_t rows = std::min(band_.band, view_.I - i0);
         const T* dz = dz_ + n * view_.dst.n + i0 * view_.dst.row;
@@ -63,6 +80,14 @@ class BandWgrad {
                        sums + k * terms_ * lanes());
         } else {
           add_channels(source, dz, block * band_.lanes, rows, gradient, sums);
+        }
+        dots += band_dots();
+        const bool end = n + 1 == last && i0 + band_.band >= view_.I;
+        if (compensated() && (dots > kPlainSums || end)) {
+          add_compensated(sums, sums_size_, first, end, totals);
+          if (!end) fill_zero(sums, sums_size_);
+          first = false;
+          dots = 0;
         }
       }
     }
@@ -78,7 +103,9 @@ class BandWgrad {
       if (i + 1 < rows) fill_zero(row + view_.J, gap);
     }
     fill_zero(gradient + positions, vectors * kL - positions);
-    tap_dot<A>({gradient, source, band_.offsets.data(), sums, terms_, kL, vectors, kL, kL, 1});
+    for (int64_t v = 0; v < vectors; v += kDotLength)
+      tap_dot<A>({gradient + v * kL, source + v * kL, band_.offsets.data(), sums, terms_, kL,
+                  std::min(kDotLength, vectors - v), kL, kL, 1});
   }
 
   void add_channels(const A* source, const T* dz, int64_t channel, int64_t rows, A* gradient,
@@ -92,8 +119,10 @@ class BandWgrad {
                      used, view_.dst.c);
         fill_zero(to + used, lanes - used);
       }
-      tap_dot<A>({gradient, source + i * band_.width * lanes, band_.offsets.data(), sums, terms_,
-                  lanes, view_.J, lanes, lanes, lanes / kL});
+      const A* row = source + i * band_.width * lanes;
+      for (int64_t j = 0; j < view_.J; j += kDotLength)
+        tap_dot<A>({gradient + j * lanes, row + j * lanes, band_.offsets.data(), sums, terms_,
+                    lanes, std::min(kDotLength, view_.J - j), lanes, lanes, lanes / kL});
     }
   }
 

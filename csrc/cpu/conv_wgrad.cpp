@@ -17,6 +17,7 @@
 #include <optional>
 
 #include "core/buffer.h"
+#include "cpu/compensated_sum.h"
 #include "cpu/conv_pack.h"
 #include "cpu/microkernels/pixel_product.h"
 #include "cpu/parallel_range.h"
@@ -208,22 +209,11 @@ class ConvWgrad {
     }
   }
 
-  // Adds partial to the totals (Knuth's two-sum); the last time it becomes the sum of these.
   void flush(const Task& t, bool first, bool last) const {
-    using V = Vec<A>;
     const int64_t begin = panel_begin(t.first_panel), end = panel_begin(t.last_panel);
     for (int64_t row = 0; row < t.rows * taps_; ++row) {
-      for (int64_t at = row * ld_ + begin; at < row * ld_ + end; at += kL) {
-        const auto x = V::load(t.partial + at);
-        A* totals = t.totals + 2 * at;
-        const auto sum = first ? typename V::Type{} : V::load(totals);
-        const auto lost = first ? typename V::Type{} : V::load(totals + kL);
-        const auto total = sum + x, part = total - sum;
-        const auto error = lost + ((sum - (total - part)) + (x - part));
-        V::store(totals, total);
-        V::store(totals + kL, error);
-        if (last) V::store(t.partial + at, total + error);
-      }
+      const int64_t at = row * ld_ + begin;
+      add_compensated(t.partial + at, end - begin, first, last, t.totals + 2 * at);
     }
   }
 
