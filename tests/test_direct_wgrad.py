@@ -26,9 +26,8 @@ TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 4e-3, to
 
 @pytest.fixture(autouse=True)
 def direct() -> Iterator[None]:
-    torchconv.backends.allow_winograd = False
-    yield
-    torchconv.backends.allow_winograd = True
+    with torchconv.backends.allow_winograd(False):
+        yield
 
 
 def wgrad(x: Tensor, dz: Tensor, w: Tensor, **kwargs: Any) -> Tensor:
