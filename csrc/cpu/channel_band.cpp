@@ -1,0 +1,42 @@
+// The geometry of a channel band, from one sample's shape.
+#include "cpu/channel_band.h"
+
+namespace torchconv::cpu {
+namespace {
+
+std::vector<int64_t> distinct(const ConvView& view, int64_t ConvTap::*axis) {
+  std::vector<int64_t> offsets;
+  for (const ConvTap& tap : view.taps) offsets.push_back(tap.*axis);
+  std::sort(offsets.begin(), offsets.end());
+  offsets.erase(std::unique(offsets.begin(), offsets.end()), offsets.end());
+  return offsets;
+}
+
+}  // namespace
+
+BandAxis::BandAxis(std::vector<int64_t> offsets, int64_t step, int64_t outputs)
+    : offsets_(std::move(offsets)), source_step_(step), outputs_(outputs) {
+  const int64_t apart = outputs * static_cast<int64_t>(offsets_.size());
+  const int64_t span = offsets_.back() - offsets_.front() + 1;
+  // The first comparison guards the product.
+  together_ = span <= apart && (outputs - 1) * step + span <= apart;
+  positions_ = together_ ? (outputs - 1) * step + span : apart;
+}
+
+int64_t BandAxis::position(int64_t tap_offset) const {
+  if (together_) return tap_offset - offsets_.front();
+  return rank(tap_offset) * outputs_;
+}
+
+ChannelBand::ChannelBand(const ConvView& view, int64_t block_rows, int64_t block_columns,
+                         int64_t channels, int64_t element_size)
+    : rows(distinct(view, &ConvTap::h), view.step_h, block_rows),
+      columns(distinct(view, &ConvTap::w), view.step_w, block_columns),
+      pixel(channels) {
+  // Pixels of a tile this far apart would all fall into a few of the first-level cache's sets.
+  constexpr int64_t kAlias = 4096, kLine = 64;
+  if (columns.step() * pixel * element_size % kAlias == 0) pixel += kLine / element_size;
+  row = columns.positions() * pixel;
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,525 @@
+// Blocking and order of direct_gemm.h.
+//
+// A task owns a block of pixels (rows of a sample, or small samples whole) and filters. For each
+// chunk of channels it copies the block's band of the image, unless the image itself will do (one
+// tap, no padding), and multiplies it with the chunk's panels of weights; sums of earlier chunks
+// wait in the destination, or in scratch where the epilogue needs more than the kernel offers. The
+// panel stays in the second-level cache while the block's tiles pass (Goto and van de Geijn, 2008).
+#include "cpu/direct_gemm.h"
+
+#include <cstdlib>
+#include <limits>
+#include <type_traits>
+
+#include "core/buffer.h"
+#include "cpu/microkernels/direct_tile.h"
+#include "cpu/parallel_range.h"
+#include "cpu/source_prefetch.h"
+
+namespace torchconv::cpu {
+namespace {
+// See kDepth; a reduction in place has no panel that must fit the first-level cache.
+constexpr int64_t kTermsInRegisters = 256;
+// What a block keeps in the second-level cache.
+constexpr int64_t kPanelBytes = 256 << 10, kBandBytes = 320 << 10, kWeightBytes = 640 << 10;
+// Outputs in a block: enough to repay its preparation.
+constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
+// The tasks of one call should be enough for several threads when it is large.
+// From so many pixels on a tile is as fast as a full one.
+constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
+constexpr int64_t kTasksWanted = 16, kBlocksWanted = 6;
+
+// `total` in even pieces of at most `limit`.
+int64_t even_piece(int64_t total, int64_t limit) {
+  return ceil_div(total, ceil_div(total, std::max<int64_t>(limit, 1)));
+}
+
+bool all_inside(const ConvView& view, const ConvTap& tap) {
+  const Range h = valid_range(view.I, view.step_h, tap.h, view.H);
+  const Range w = valid_range(view.J, view.step_w, tap.w, view.W);
+  return h.begin == 0 && h.end == view.I && w.begin == 0 && w.end == view.J;
+}
+
+}  // namespace
+
+DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place_possible) {
+  const int64_t lanes = kVectorBytes / element_size;
+  padded_filters = round_up(view.K, lanes);
+  const int64_t taps = static_cast<int64_t>(view.taps.size());
+  const int64_t pixels = std::clamp(kBlockProducts / std::max<int64_t>(1, view.terms() * view.K),
+                                    kBlockPixels, 4 * kBlockPixels);
+  columns = even_piece(view.J, pixels);
+  rows = even_piece(view.I, pixels / columns);
+  samples = nominal_samples = 1;
+  channels = std::max<int64_t>(view.C, 1);
+  chunks = 1;
+  if (view.terms() > 0) {
+    const auto cut_channels = [&](int64_t limit) {
+      if (limit >= view.C) return view.C;
+      // Whole cache lines, where there are enough.
+      const int64_t line = 64 / element_size;
+      const int64_t piece = even_piece(view.C, limit);
+      return limit >= 4 * line ? std::min(view.C, round_up(piece, line)) : piece;
+    };
+    channels = cut_channels(kPanelBytes / (kMaxVectors * kVectorBytes) / taps);
+    // Pixels of a tile this far apart share a few of the first-level cache's sets.
+    constexpr int64_t kAlias = 4096;
+    const bool aliased = view.step_w * view.src.column * element_size % kAlias == 0;
+    if (!(in_place_possible && taps == 1 && !aliased && all_inside(view, view.taps[0]))) {
+      // Rows that several blocks read are copied for each of them.
+      const ConvTap &first = view.taps.front(), &last_tap = view.taps.back();
+      const int64_t halo = std::abs(last_tap.h - first.h) / view.step_h;
+      while (rows < std::min(2 * halo, view.I / kBlocksWanted)) {
+        band.emplace(view, 2 * rows, columns, channels, element_size);
+        if (band->size() * element_size > kBandBytes / 2) break;
+        rows = even_piece(view.I, 2 * rows);
+      }
+      for (;;) {
+        band.emplace(view, rows, columns, channels, element_size);
+        if (band->size() * element_size <= kBandBytes) break;
+        if (channels > 64)
+          channels = cut_channels(channels / 2);
+        else if (rows > 1)
+          rows = even_piece(view.I, rows / 2);
+        else if (columns > kMaxRows)
+          columns = even_piece(view.J, columns / 2);
+        else if (channels > 1)
+          channels = cut_channels(channels / 2);
+        else
+          break;
+      }
+    }
+    chunks = ceil_div(view.C, channels);
+  }
+  reads_neighbours = !band && view.terms() > 0 && view.step_w * view.src.column == view.C;
+  if (rows == view.I && columns == view.J) {
+    nominal_samples = std::max<int64_t>(1, pixels / (rows * columns));
+    if (band)
+      nominal_samples = std::min(nominal_samples, kBandBytes / (band->size() * element_size));
+    nominal_samples = std::max<int64_t>(nominal_samples, 1);
+    samples = even_piece(view.N, nominal_samples);
+  }
+}
+
+namespace {
+
+// Outputs that read the image through the same taps of an axis: offsets [taps.begin, taps.end) of
+// the axis' distinct ones. The products of the others with the padding are left out.
+struct AxisGroup {
+  Range outputs, taps;
+};
+
+// Groups of at least `least` outputs, where there are so many, whose taps are those of any of them.
+std::vector<AxisGroup> group_outputs(const std::vector<int64_t>& offsets, int64_t step,
+                                     int64_t size, Range outputs, int64_t least) {
+  std::vector<AxisGroup> groups;
+  // Both ends fall as outputs rise.
+  Range taps{static_cast<int64_t>(offsets.size()), static_cast<int64_t>(offsets.size())};
+  for (int64_t o = outputs.begin; o < outputs.end; ++o) {
+    while (taps.begin > 0 && offsets[taps.begin - 1] + o * step >= 0) --taps.begin;
+    while (taps.end > 0 && offsets[taps.end - 1] + o * step >= size) --taps.end;
+    AxisGroup* group = groups.empty() ? nullptr : &groups.back();
+    if (group != nullptr && (group->outputs.size() < least || outputs.end - o < least ||
+                             (group->taps.begin == taps.begin && group->taps.end == taps.end))) {
+      group->outputs.end = o + 1;
+      if (taps.empty()) continue;
+      group->taps = group->taps.empty() ? taps
+                                        : Range{std::min(group->taps.begin, taps.begin),
+                                                std::max(group->taps.end, taps.end)};
+    } else {
+      groups.push_back({{o, o + 1}, taps});
+    }
+  }
+  return groups;
+}
+
+template <typename T>
+class DirectGemm {
+ public:
+  using A = Wide<T>;
+
+  DirectGemm(const ConvView& view, const DirectPlan& plan, const T* src, const A* weights,
+             const T* bias, const Epilogue<T>& epilogue)
+      : view_(view),
+        plan_(plan),
+        src_(src),
+        weights_(weights),
+        epilogue_(epilogue),
+        taps_(static_cast<int64_t>(view.taps.size())),
+        blocks_i_(ceil_div(view.I, plan.rows)),
+        blocks_j_(ceil_div(view.J, plan.columns)),
+        blocks_n_(ceil_div(view.N, plan.samples)),
+        zero_bias_(view.groups * plan.padded_filters),
+        bias_(zero_bias_ + kPanel<A>),
+        terms_(2 * plan.channels * taps_) {
+    group_pixels();
+    for (int64_t g = 0; g < view.groups; ++g)
+      for (int64_t k = 0; k < plan.padded_filters; ++k)
+        bias_[g * plan.padded_filters + k] =
+            bias != nullptr && k < view.K ? to_wide(bias[g * view.K + k]) : A{0};
+    fill_zero(bias_.get() + zero_bias_, kPanel<A>);
+    if (view.terms() > 0) {
+      fill_terms(plan.channels, terms_.get());
+      fill_terms(plan.chunk_channels(view, plan.chunks - 1),
+                 terms_.get() + plan.channels * taps_);
+    }
+    const Activation activation = epilogue.activation;
+    high_ = activation == Activation::kReLU6 ? A{6} : std::numeric_limits<A>::infinity();
+    to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && epilogue.preactivation == nullptr &&
+              (activation == Activation::kNone || activation == Activation::kReLU ||
+               activation == Activation::kReLU6);
+    if constexpr (std::is_same_v<T, A>)
+      streams_ = to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
+                 WideVec<T>::streams(epilogue.y + view.dst_offset,
+                                     view.N * view.pixels() * view.groups * view.K,
+                                     view.dst.column);
+    const int64_t blocks = blocks_n_ * blocks_i_ * blocks_j_ * view.groups;
+    const int64_t pieces = std::min(ceil_div(kTasksWanted, blocks), ceil_div(view.K, 128));
+    filters_ = round_up(ceil_div(view.K, pieces), kPanel<A>);
+    filter_pieces_ = ceil_div(view.K, filters_);
+  }
+
+  void run(const Parallel& pool) {
+    const int64_t pixels = plan_.samples * plan_.rows * plan_.columns;
+    const int64_t tasks = blocks_n_ * view_.groups * blocks_i_ * blocks_j_ * filter_pieces_;
+    const WorkSplit split(tasks, static_cast<double>(pixels) * static_cast<double>(filters_) *
+                                     static_cast<double>(view_.terms() + 4));
+    const int64_t band = plan_.band ? round_up(plan_.samples * plan_.band->size(), 16) : 0;
+    const int64_t ld = scratch_ld();
+    const int64_t slot_size = band + kTileSize<A> + (to_dst_ ? 0 : round_up(pixels * ld, 16));
+    Buffer<A> scratch(split.slots * slot_size);
+    Buffer<int64_t> tables(split.slots * pixels * 3);
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+      Task t;
+      t.totals = scratch.get() + slot * slot_size;
+      t.band = t.totals + kTileSize<A>;
+      t.scratch = t.band + band;
+      t.src_offsets = tables.get() + slot * pixels * 3;
+      t.dst_offsets = t.src_offsets + pixels;
+      t.scratch_offsets = t.dst_offsets + pixels;
+      if (!to_dst_)
+        for (int64_t p = 0; p < pixels; ++p) t.scratch_offsets[p] = p * ld;
+      for (int64_t task = begin; task < end; ++task) {
+        t.at = position(task);
+        order_pixels(t);
+        for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
+          t.ahead.clear();
+          if (chunk + 1 < plan_.chunks)
+            add_source(t.at, chunk + 1, &t.ahead);
+          else if (task + 1 < end)
+            add_source(position(task + 1), 0, &t.ahead);
+          run_chunk(t, chunk);
+        }
+      }
+      if (streams_) stream_fence();
+    });
+  }
+
+ private:
+  // Of a tap's offsets among the distinct ones of their axis.
+  struct TapRank {
+    int64_t row, column;
+  };
+  // Pixels [begin, end) of the task's list, and what they read.
+  struct PixelGroup {
+    Range pixels, rows, columns;
+    int64_t segments, terms;
+  };
+  struct Position {
+    Range n, i, j, k;
+    int64_t g;
+    int64_t pixels() const { return n.size() * i.size() * j.size(); }
+  };
+  struct Task {
+    Position at;
+    A *totals, *band, *scratch;
+    int64_t *src_offsets, *dst_offsets, *scratch_offsets;  // [pixels]
+    std::vector<PixelGroup> groups;
+    std::vector<TermSegment> segments;
+    SourcePrefetch ahead;  // of what is copied next
+  };
+
+  Position position(int64_t task) const {
+    Position at;
+    at.k = block(task % filter_pieces_, filters_, view_.K);
+    task /= filter_pieces_;
+    at.j = block(task % blocks_j_, plan_.columns, view_.J);
+    task /= blocks_j_;
+    at.i = block(task % blocks_i_, plan_.rows, view_.I);
+    task /= blocks_i_;
+    at.g = task % view_.groups;
+    at.n = block(task / view_.groups, plan_.samples, view_.N);
+    return at;
+  }
+
+  const T* source(const Position& at, int64_t chunk) const {
+    return src_ + at.n.begin * view_.src.n + at.g * view_.C + chunk * plan_.channels;
+  }
+  void add_source(const Position& at, int64_t chunk, SourcePrefetch* ahead) const {
+    if (view_.terms() == 0 || plan_.reads_neighbours) return;
+    constexpr int64_t kSize = sizeof(T);
+    const int64_t channels = plan_.chunk_channels(view_, chunk);
+    for (int64_t n = 0; n < at.n.size(); ++n) {
+      const T* sample = source(at, chunk) + n * view_.src.n;
+      if (!plan_.band) {
+        for (int64_t i = at.i.begin; i < at.i.end; ++i)
+          ahead->add(sample + (i * view_.step_h + view_.taps[0].h) * view_.src.row +
+                         (at.j.begin * view_.step_w + view_.taps[0].w) * view_.src.column,
+                     at.j.size(), view_.step_w * view_.src.column * kSize, channels * kSize);
+        continue;
+      }
+      plan_.band->for_pieces(
+          view_, at.i, at.j, [&](int64_t, int64_t, Range inside, int64_t from, int64_t step) {
+            ahead->add(sample + from, inside.size(), step * kSize, channels * kSize);
+          });
+    }
+  }
+
+  static Range block(int64_t index, int64_t size, int64_t total) {
+    return {index * size, std::min((index + 1) * size, total)};
+  }
+  // The rows of a tile in different sets of the first-level cache.
+  int64_t scratch_ld() const { return round_up(filters_, 32) + 16; }
+
+  // The terms of a chunk, as offsets from a pixel's first.
+  void fill_terms(int64_t channels, int32_t* terms) const {
+    for (const ConvTap& tap : view_.taps) {
+      const int64_t offset = plan_.band ? plan_.band->tap_offset(tap) : 0;
+      for (int64_t c = 0; c < channels; ++c) *terms++ = static_cast<int32_t>(offset + c);
+    }
+  }
+
+  void group_pixels() {
+    const auto group = [](int64_t count, int64_t total, int64_t size, const auto& of_block) {
+      std::vector<std::vector<AxisGroup>> groups;
+      for (int64_t b = 0; b < count; ++b) groups.push_back(of_block(block(b, size, total)));
+      return groups;
+    };
+    if (!plan_.band) {
+      const auto whole = [](Range outputs) {
+        return std::vector<AxisGroup>{{outputs, {0, 0}}};
+      };
+      row_groups_ = group(blocks_i_, view_.I, plan_.rows, whole);
+      for (auto& groups : column_groups_)
+        groups = group(blocks_j_, view_.J, plan_.columns, whole);
+      return;
+    }
+    const ChannelBand& band = *plan_.band;
+    for (const ConvTap& tap : view_.taps)
+      ranks_.push_back({band.rows.rank(tap.h), band.columns.rank(tap.w)});
+    const bool deep = view_.terms() >= kTermsInRegisters;
+    const int64_t rows =
+        deep ? ceil_div(kTileEnough, plan_.nominal_samples * plan_.columns) : plan_.rows;
+    row_groups_ = group(blocks_i_, view_.I, plan_.rows, [&](Range outputs) {
+      return group_outputs(band.rows.offsets(), view_.step_h, view_.H, outputs, rows);
+    });
+    for (int64_t columns = 1; columns <= kTileEnough; ++columns)
+      column_groups_[columns - 1] = group(blocks_j_, view_.J, plan_.columns, [&](Range outputs) {
+        return group_outputs(band.columns.offsets(), view_.step_w, view_.W, outputs,
+                             deep ? columns : plan_.columns);
+      });
+  }
+
+  // Lists the task's pixels, those that read through the same taps together.
+  void order_pixels(Task& t) const {
+    const Position& at = t.at;
+    const ConvStrides& s = view_.src;
+    int64_t row = view_.step_h * s.row, column = view_.step_w * s.column, sample = s.n, first = 0;
+    if (plan_.band) {
+      row = plan_.band->row_step();
+      column = plan_.band->column_step();
+      sample = plan_.band->size();
+    } else if (taps_ == 1) {
+      const ConvTap& tap = view_.taps[0];
+      first = (at.i.begin * view_.step_h + tap.h) * s.row +
+              (at.j.begin * view_.step_w + tap.w) * s.column;
+    }
+    t.groups.clear();
+    int64_t p = 0;
+    for (const AxisGroup& r : row_groups_[at.i.begin / plan_.rows]) {
+      const int64_t least = ceil_div(kTileEnough, plan_.nominal_samples * r.outputs.size());
+      for (const AxisGroup& c : column_groups_[least - 1][at.j.begin / plan_.columns]) {
+        const int64_t begin = p, width = c.outputs.size();
+        for (int64_t n = 0; n < at.n.size(); ++n) {
+          for (int64_t i = r.outputs.begin - at.i.begin; i < r.outputs.end - at.i.begin;
+               ++i, p += width) {
+            const int64_t j0 = c.outputs.begin - at.j.begin;
+            const int64_t from = first + n * sample + i * row + j0 * column;
+            const int64_t to = n * view_.dst.n + i * view_.dst.row + j0 * view_.dst.column;
+            for (int64_t j = 0; j < width; ++j) t.src_offsets[p + j] = from + j * column;
+            for (int64_t j = 0; j < width; ++j) t.dst_offsets[p + j] = to + j * view_.dst.column;
+          }
+        }
+        t.groups.push_back({{begin, p}, r.taps, c.taps, 0, 0});
+      }
+    }
+  }
+
+  // The terms of a chunk that each group of pixels reads, cut where sums go from registers to
+  // memory: at the same places whatever is left out, so that this changes no bit.
+  void cut_segments(Task& t, int64_t channels) const {
+    const int64_t depth = channels * taps_;
+    const int64_t block = even_piece(std::max<int64_t>(depth, 1), kTermsInRegisters);
+    std::vector<TermSegment>& segments = t.segments;
+    segments.clear();
+    for (PixelGroup& group : t.groups) {
+      group.segments = static_cast<int64_t>(segments.size());
+      const auto reads = [&](int64_t tap) {
+        return ranks_.empty() || (group.rows.begin <= ranks_[tap].row &&
+                                  ranks_[tap].row < group.rows.end &&
+                                  group.columns.begin <= ranks_[tap].column &&
+                                  ranks_[tap].column < group.columns.end);
+      };
+      group.terms = 0;
+      for (int64_t tap = 0; tap < taps_;) {
+        if (!reads(tap)) {
+          ++tap;
+          continue;
+        }
+        int64_t begin = tap * channels;
+        while (tap < taps_ && reads(tap)) ++tap;
+        group.terms += tap * channels - begin;
+        while (begin < tap * channels) {
+          const int64_t end = std::min(tap * channels, (begin / block + 1) * block);
+          if (static_cast<int64_t>(segments.size()) > group.segments)
+            segments.back().ends_block = segments.back().begin / block != begin / block;
+          segments.push_back(
+              {static_cast<int32_t>(begin), static_cast<int32_t>(end), false, false});
+          begin = end;
+        }
+      }
+      if (group.terms == 0) segments.push_back({0, 0, true, true});
+      segments.back().ends_block = segments.back().last = true;
+    }
+  }
+
+  void run_chunk(Task& t, int64_t chunk) const {
+    const Position& at = t.at;
+    const int64_t channels = view_.terms() > 0 ? plan_.chunk_channels(view_, chunk) : 0;
+    const bool last = chunk + 1 == plan_.chunks;
+    const T* src = source(at, chunk);
+    DirectTile<A> tile;
+    if (plan_.band) {
+      for (int64_t n = 0; n < at.n.size(); ++n)
+        plan_.band->fill(view_, src + n * view_.src.n, channels, at.i, at.j,
+                         t.band + n * plan_.band->size());
+      tile.a = t.band;
+    } else if constexpr (std::is_same_v<T, A>) {
+      tile.a = src;
+    }
+    if (chunk == 0 || last) cut_segments(t, channels);
+    tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
+    tile.totals = t.totals;
+    tile.accumulate = chunk > 0;
+    tile.stream = streams_;
+    tile.clamp = last && to_dst_ && epilogue_.activation != Activation::kNone;
+    tile.low = 0;
+    tile.high = high_;
+
+    const int64_t depth = channels * taps_;
+    const int64_t panels = ceil_div(at.k.size(), kPanel<A>);
+    const A* weights = weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) *
+                                      plan_.padded_filters;
+    const auto run_tile = [&](int64_t panel, const PixelGroup& group, int64_t first, int64_t rows) {
+      const int64_t k = at.k.begin + panel * kPanel<A>;
+      const int64_t filters = std::min(kPanel<A>, at.k.end - k);
+      const int64_t vectors = ceil_div(filters, kLanes<A>);
+      tile.pixels = t.src_offsets + first;
+      tile.segments = t.segments.data() + group.segments;
+      tile.b = weights + k * depth;
+      tile.lanes = filters - (vectors - 1) * kLanes<A>;
+      tile.bias = bias_.get() + (chunk == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
+      if (to_dst_) {
+        if constexpr (std::is_same_v<T, A>) tile.c = epilogue_.y + dst_offset(at) + k;
+        tile.c_rows = t.dst_offsets + first;
+      } else {
+        tile.c = t.scratch + panel * kPanel<A>;
+        tile.c_rows = t.scratch_offsets + first;
+      }
+      direct_microkernel<A>(rows, vectors)(tile);
+      tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms;
+      if (last && !to_dst_)
+        for (int64_t m = first; m < first + rows; ++m)
+          epilogue_.store(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>, filters,
+                          dst_offset(at) + t.dst_offsets[m] + k, 1);
+    };
+    const auto for_tiles = [&](const auto& f) {
+      for (const PixelGroup& group : t.groups)
+        for_row_tiles(group.pixels.size(), [&](int64_t first, int64_t rows) {
+          f(group, group.pixels.begin + first, rows);
+        });
+    };
+    constexpr int64_t kSize = sizeof(A);
+    int64_t tiles = 0;
+    for (const PixelGroup& group : t.groups) tiles += ceil_div(group.pixels.size(), kMaxRows);
+    const int64_t lines_ahead = ceil_div(t.ahead.lines(), tiles * panels);
+    if (at.k.size() * depth * kSize <= kWeightBytes) {
+      // All weights stay in the second-level cache, so that a tile's pixels are read once.
+      const int64_t end = at.pixels();
+      tile.next = weights;
+      tile.next_step = 0;
+      for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
+        if (plan_.reads_neighbours && first + 2 * rows <= end) {
+          tile.next = tile.a + t.src_offsets[first + rows];
+          tile.next_step =
+              (t.src_offsets[first + rows] - t.src_offsets[first]) * kSize / (panels * depth);
+        }
+        for (int64_t panel = 0; panel < panels; ++panel) {
+          t.ahead.ask(lines_ahead);
+          run_tile(panel, group, first, rows);
+        }
+      });
+      return;
+    }
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      tile.next = weights + (at.k.begin + std::min(panel + 1, panels - 1) * kPanel<A>) * depth;
+      tile.next_step = kPanel<A> * kSize / tiles;
+      for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
+        t.ahead.ask(lines_ahead);
+        run_tile(panel, group, first, rows);
+      });
+    }
+  }
+
+  // Of the task's first pixel.
+  int64_t dst_offset(const Position& at) const {
+    return view_.dst_offset + at.n.begin * view_.dst.n + at.g * view_.K +
+           at.i.begin * view_.dst.row + at.j.begin * view_.dst.column;
+  }
+
+  const ConvView& view_;
+  const DirectPlan& plan_;
+  const T* src_;
+  const A* weights_;
+  const Epilogue<T>& epilogue_;
+  int64_t taps_, blocks_i_, blocks_j_, blocks_n_;
+  int64_t filters_, filter_pieces_;
+  int64_t zero_bias_;  // where a panel of zeros lies behind the bias
+  Buffer<A> bias_;     // [group][padded_filters]
+  Buffer<int32_t> terms_;  // of a full chunk and of the last
+  std::vector<std::vector<AxisGroup>> row_groups_;  // [block]
+  std::vector<std::vector<AxisGroup>> column_groups_[kTileEnough];  // of at least 1, 2, ...: [block]
+  std::vector<TapRank> ranks_;  // [tap], or empty where every pixel reads through every tap
+  A high_;
+  bool to_dst_;  // by the kernel
+  bool streams_ = false;
+};
+
+}  // namespace
+
+template <typename T>
+void direct_gemm(const ConvView& view, const DirectPlan& plan, const T* src, const Wide<T>* packed,
+                 const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
+  DirectGemm<T>(view, plan, src, packed, bias, epilogue).run(pool);
+}
+
+template void direct_gemm(const ConvView&, const DirectPlan&, const float*, const float*,
+                          const float*, const Epilogue<float>&, const Parallel&);
+template void direct_gemm(const ConvView&, const DirectPlan&, const double*, const double*,
+                          const double*, const Epilogue<double>&, const Parallel&);
+template void direct_gemm(const ConvView&, const DirectPlan&, const BFloat16*, const float*,
+                          const BFloat16*, const Epilogue<BFloat16>&, const Parallel&);
+template void direct_gemm(const ConvView&, const DirectPlan&, const Float16*, const float*,
+                          const Float16*, const Epilogue<Float16>&, const Parallel&);
+
+}  // namespace torchconv::cpu

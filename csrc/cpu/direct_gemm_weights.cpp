@@ -1,0 +1,120 @@
+// The weights of direct_gemm.h: panels of filters, whatever the order of the weight's axes.
+#include "cpu/direct_gemm.h"
+#include "cpu/microkernels/gemm.h"
+#include "cpu/parallel_range.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// Terms that are neighbours in a filter, and the panel's rows where they belong.
+struct TermRun {
+  int64_t source, first, count;  // rows[first] to rows[first + count]
+};
+
+// The terms of a chunk in the order of memory.
+void order_terms(const ConvView& view, int64_t c0, int64_t channels, std::vector<TermRun>* runs,
+                 std::vector<int32_t>* rows) {
+  const int64_t T = static_cast<int64_t>(view.taps.size());
+  std::vector<int64_t> taps(static_cast<size_t>(T));
+  for (int64_t t = 0; t < T; ++t) taps[t] = t;
+  std::sort(taps.begin(), taps.end(),
+            [&](int64_t a, int64_t b) { return view.taps[a].weight < view.taps[b].weight; });
+  runs->clear();
+  rows->clear();
+  int64_t end = -1;
+  const auto add = [&](int64_t c, int64_t t) {
+    const int64_t source = (c0 + c) * view.weight_c + view.taps[t].weight;
+    if (source != end) runs->push_back({source, static_cast<int64_t>(rows->size()), 0});
+    end = source + 1;
+    ++runs->back().count;
+    rows->push_back(static_cast<int32_t>(t * channels + c));
+  };
+  if (view.weight_c == 1) {
+    for (const int64_t t : taps)
+      for (int64_t c = 0; c < channels; ++c) add(c, t);
+  } else {
+    for (int64_t c = 0; c < channels; ++c)
+      for (const int64_t t : taps) add(c, t);
+  }
+}
+
+// panel[rows[i]*width + k] = w[k*weight_k + i] for k < filters and i < count, and zero for the other
+// k < width.
+template <typename T>
+void pack_run(const T* w, int64_t weight_k, int64_t filters, int64_t width, const int32_t* rows,
+              int64_t count, Wide<T>* panel) {
+  using V = WideVec<T>;
+  constexpr int64_t kL = V::kLanes;
+  for (int64_t k = 0; k < width; k += kL) {
+    const int64_t used = std::min(kL, filters - k);
+    const T* from = w + k * weight_k;
+    if (weight_k == 1) {
+      for (int64_t i = 0; i < count; ++i)
+        V::Registers::store(panel + rows[i] * width + k, V::load_partial(from + i, used));
+      continue;
+    }
+    int64_t i = 0;
+    for (constexpr int64_t kFew = 3; i + kFew < count; i += kL) {
+      const int64_t n = std::min(kL, count - i);
+      typename V::Type tile[kL];
+#pragma GCC unroll 16
+      for (int r = 0; r < kL; ++r)
+        tile[r] = r < used ? V::load_partial(from + r * weight_k + i, n) : typename V::Type{};
+      transpose_steps<1>(tile);
+#pragma GCC unroll 16
+      for (int r = 0; r < kL; ++r)
+        if (r < n) V::Registers::store(panel + rows[i + r] * width + k, tile[r]);
+    }
+    for (; i < count; ++i)
+      for (int64_t r = 0; r < kL; ++r)
+        panel[rows[i] * width + k + r] = r < used ? to_wide(from[r * weight_k + i]) : Wide<T>{0};
+  }
+}
+
+}  // namespace
+
+int64_t direct_weights_size(const ConvView& view, const DirectPlan& plan) {
+  return view.groups * view.terms() * plan.padded_filters;
+}
+
+template <typename T>
+void direct_pack_weights(const ConvView& view, const DirectPlan& plan, const T* w, Wide<T>* packed,
+                         const Parallel& pool) {
+  if (view.terms() == 0) return;
+  constexpr int64_t kWidth = kPanel<Wide<T>>;
+  const int64_t T_count = static_cast<int64_t>(view.taps.size());
+  const int64_t panels = ceil_div(view.K, kWidth);
+  const WorkSplit split(view.groups * plan.chunks * panels,
+                        4.0 * static_cast<double>(plan.channels * T_count * kWidth));
+  parallel_for_with_scratch(pool, 0, split.slots, 1, [&](int64_t first, int64_t last) {
+    std::vector<TermRun> runs;
+    std::vector<int32_t> rows;
+    int64_t ordered = -1;
+    const int64_t end = std::min(last * split.grain, split.items);
+    for (int64_t item = first * split.grain; item < end; ++item) {
+      const int64_t panel = item % panels, chunk = item / panels % plan.chunks;
+      const int64_t g = item / panels / plan.chunks;
+      const int64_t channels = plan.chunk_channels(view, chunk);
+      if (ordered != chunk) order_terms(view, chunk * plan.channels, channels, &runs, &rows);
+      ordered = chunk;
+      const int64_t k = panel * kWidth, filters = std::min(kWidth, view.K - k);
+      const int64_t width = round_up(filters, kLanes<Wide<T>>);
+      Wide<T>* to = packed + g * view.terms() * plan.padded_filters +
+                    chunk * plan.channels * T_count * plan.padded_filters + k * channels * T_count;
+      for (const TermRun& run : runs)
+        pack_run(w + g * view.weight_group + k * view.weight_k + run.source, view.weight_k, filters,
+                 width, rows.data() + run.first, run.count, to);
+    }
+  });
+}
+
+template void direct_pack_weights(const ConvView&, const DirectPlan&, const float*, float*,
+                                  const Parallel&);
+template void direct_pack_weights(const ConvView&, const DirectPlan&, const double*, double*,
+                                  const Parallel&);
+template void direct_pack_weights(const ConvView&, const DirectPlan&, const BFloat16*, float*,
+                                  const Parallel&);
+template void direct_pack_weights(const ConvView&, const DirectPlan&, const Float16*, float*,
+                                  const Parallel&);
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,56 @@
+// The register-tile product of convolutions on channels_last images, straight from where the pixels
+// lie to where the result belongs:
+//
+//   c[m][n] = clamp(bias[n] + sum over terms t of a[pixels[m] + terms[t]] * b[t*width + n])
+//
+// Row m is a pixel and reads the source through its own pointer, so that a tile takes any pixels:
+// neighbours or strided, of one image row or several (Dukhan, "The Indirect Convolution Algorithm",
+// arXiv 1907.02129; his table has a pointer for each pixel and tap, this one a pointer for each
+// pixel and an offset for each term, since padding is written out before). Column n is a filter, b
+// a packed panel. The epilogue is applied while the tile is in registers.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/microkernels/gemm.h"
+
+namespace torchconv::cpu {
+
+template <typename T>
+inline constexpr int64_t kTileSize = kMaxRows * kPanel<T>;
+
+// Terms [begin, end) of a tile. They are summed in registers up to one with ends_block, and these
+// sums then in memory (see kDepth).
+struct TermSegment {
+  int32_t begin, end;
+  bool ends_block, last;  // last also ends a block
+};
+
+template <typename T>
+struct DirectTile {
+  const T* a;
+  const int64_t* pixels;  // [rows]
+  const int32_t* terms;
+  const TermSegment* segments;
+  T* totals;   // scratch: kTileSize, aligned to 64 bytes
+  const T* b;  // [term][vectors of lanes]
+  T* c;        // row m starts at c + c_rows[m]
+  const int64_t* c_rows;
+  int64_t lanes;  // of the last vector that exist in c
+  bool accumulate;
+  bool stream;  // past the caches: every row of c aligned and its vectors whole
+  const T* bias;  // [vectors of lanes]
+  bool clamp;
+  T low, high;    // applied with NaN kept
+  const void* next;     // what a later call will read, asked for along the way: a piece of it
+  int64_t next_step;    // for each term
+};
+
+template <typename T>
+using DirectMicrokernel = void (*)(const DirectTile<T>&);
+
+// 1 <= rows <= kMaxRows, 1 <= vectors <= kMaxVectors; T is float or double.
+template <typename T>
+DirectMicrokernel<T> direct_microkernel(int64_t rows, int64_t vectors);
+
+}  // namespace torchconv::cpu

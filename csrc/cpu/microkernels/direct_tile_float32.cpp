@@ -1,0 +1,11 @@
+// The register tiles of channels_last convolutions in float.
+#include "cpu/microkernels/direct_tile_impl.h"
+
+namespace torchconv::cpu {
+
+template <>
+DirectMicrokernel<float> direct_microkernel<float>(int64_t rows, int64_t vectors) {
+  return find_direct_tile<float>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
+}
+
+}  // namespace torchconv::cpu

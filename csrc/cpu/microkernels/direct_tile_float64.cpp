@@ -1,0 +1,11 @@
+// The register tiles of channels_last convolutions in double.
+#include "cpu/microkernels/direct_tile_impl.h"
+
+namespace torchconv::cpu {
+
+template <>
+DirectMicrokernel<double> direct_microkernel<double>(int64_t rows, int64_t vectors) {
+  return find_direct_tile<double>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,132 @@
+// The body of direct_tile.h, instantiated once for each type in a file of its own.
+#pragma once
+
+#include <utility>
+
+#include "cpu/microkernels/direct_tile.h"
+
+namespace torchconv::cpu {
+
+template <typename T, int kRows, int kVectors>
+void direct_tile(const DirectTile<T>& tile) {
+  using V = Vec<T>;
+  using Register = typename V::Type;
+  constexpr int64_t kL = V::kLanes;
+  Register sum[kRows][kVectors];
+  T* const totals = tile.totals;
+
+  // More pointers than there are registers for are read from memory at each use: GCC would else
+  // keep them in vector registers, and moving them from there takes the time of a product.
+  constexpr int kNear = 8, kFar = kRows > kNear ? kRows - kNear : 1;
+  const T* row[kNear];
+  const T* volatile far[kFar];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+    if (m < kNear)
+      row[m] = tile.a + tile.pixels[m];
+    else
+      far[m - kNear] = tile.a + tile.pixels[m];
+  }
+  if (!tile.stream) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        __builtin_prefetch(tile.c + tile.c_rows[m] + v * kL, 1, 3);
+  }
+
+  const int32_t* const terms = tile.terms;
+  const T* const panel = tile.b;
+  const char* next = static_cast<const char*>(tile.next);
+  const int64_t next_step = tile.next_step;
+  const TermSegment* segment = tile.segments;
+  Register start[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) start[v] = V::load(tile.bias + v * kL);
+  for (bool first = true;; first = false) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[m][v] = start[v];
+    for (;; ++segment) {
+      const int32_t* term = terms + segment->begin;
+      const int32_t* const end = terms + segment->end;
+      const T* b = panel + segment->begin * (kVectors * kL);
+      for (; term != end; ++term) {
+        const int64_t at = *term;
+        Register filters[kVectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kL);
+        __builtin_prefetch(next, 0, 2);
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m) {
+          const Register x = V::broadcast(m < kNear ? row[m][at] : far[m - kNear][at]);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) sum[m][v] += x * filters[v];
+        }
+        b += kVectors * kL;
+        next += next_step;
+      }
+      if (segment->ends_block) break;
+    }
+    if (!first) {
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[m][v] += V::load(totals + (m * kVectors + v) * kL);
+    }
+    if (segment++->last) break;
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) V::store(totals + (m * kVectors + v) * kL, sum[m][v]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) start[v] = Register{};
+  }
+
+  const int64_t lanes = tile.lanes;
+  if (tile.accumulate) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const T* c = tile.c + tile.c_rows[m];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        sum[m][v] += v + 1 < kVectors || lanes == kL ? V::load(c + v * kL)
+                                                     : V::load_partial(c + v * kL, lanes);
+    }
+  }
+  if (tile.clamp) {
+    const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sum[m][v] = sum[m][v] < low ? low : sum[m][v];
+        sum[m][v] = sum[m][v] > high ? high : sum[m][v];
+      }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+    T* c = tile.c + tile.c_rows[m];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      if (tile.stream)
+        stream_bytes(c + v * kL, sum[m][v]);
+      else if (v + 1 < kVectors || lanes == kL)
+        V::store(c + v * kL, sum[m][v]);
+      else
+        V::store_partial(c + v * kL, sum[m][v], lanes);
+    }
+  }
+}
+
+// [vectors - 1][rows - 1]
+template <typename T, int... kRow>
+DirectMicrokernel<T> find_direct_tile(int64_t rows, int64_t vectors,
+                                      std::integer_sequence<int, kRow...>) {
+  static constexpr DirectMicrokernel<T> kTable[kMaxVectors][kMaxRows] = {
+      {direct_tile<T, kRow + 1, 1>...}, {direct_tile<T, kRow + 1, 2>...}};
+  return kTable[vectors - 1][rows - 1];
+}
+
+}  // namespace torchconv::cpu
