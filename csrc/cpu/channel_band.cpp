@@ -4,7 +4,7 @@
 namespace torchconv::cpu {
 namespace {
 
-std::vector<int64_t> distinct(const ConvView& view, int64_t ConvTap::*axis) {
+std::vector<int64_t> distinct(const ConvView& view, int64_t ConvTap::* axis) {
   std::vector<int64_t> offsets;
   for (const ConvTap& tap : view.taps) offsets.push_back(tap.*axis);
   std::sort(offsets.begin(), offsets.end());
@@ -33,9 +33,8 @@ ChannelBand::ChannelBand(const ConvView& view, int64_t block_rows, int64_t block
     : rows(distinct(view, &ConvTap::h), view.step_h, block_rows),
       columns(distinct(view, &ConvTap::w), view.step_w, block_columns),
       pixel(channels) {
-  // Pixels of a tile this far apart would all fall into a few of the first-level cache's sets.
-  constexpr int64_t kAlias = 4096, kLine = 64;
-  if (columns.step() * pixel * element_size % kAlias == 0) pixel += kLine / element_size;
+  constexpr int64_t kLine = 64;
+  if (columns.step() * pixel * element_size % kAliasedBytes == 0) pixel += kLine / element_size;
   row = columns.positions() * pixel;
 }
 

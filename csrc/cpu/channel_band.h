@@ -17,6 +17,10 @@
 
 namespace torchconv::cpu {
 
+// Rows of a tile that are a multiple of this apart share few sets of a first-level cache of 64
+// sets.
+inline constexpr int64_t kAliasedBytes = 4096;
+
 // The positions of one axis that a block of outputs reads.
 class BandAxis {
  public:
@@ -86,8 +90,7 @@ void ChannelBand::for_pieces(const ConvView& view, Range i, Range j, F&& f) cons
         Range inside = outside ? Range{0, 0} : valid_range(n, step_w, w, view.W);
         if (inside.empty()) inside = {0, 0};
         const int64_t source =
-            inside.empty() ? 0
-                           : h * view.src.row + (w + inside.begin * step_w) * view.src.column;
+            inside.empty() ? 0 : h * view.src.row + (w + inside.begin * step_w) * view.src.column;
         f(y * row + x * pixel, n, inside, source, step_w * view.src.column);
       });
     }

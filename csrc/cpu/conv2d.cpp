@@ -15,6 +15,7 @@
 #include "cpu/conv_view.h"
 #include "cpu/conv_wgrad.h"
 #include "cpu/depthwise_channels.h"
+#include "cpu/direct_gemm.h"
 #include "cpu/implicit_gemm.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_strided.h"
@@ -43,6 +44,8 @@ int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm al
       return winograd_weights_size(view);
     case ConvAlgorithm::kStridedWinograd:
       return strided_winograd_weights_size(p);
+    case ConvAlgorithm::kDirectProduct:
+      return direct_gemm_weights_size<T>(view);
     case ConvAlgorithm::kPackedProduct:
       return implicit_gemm_weights_size<T>(view);
     default:
@@ -58,6 +61,7 @@ void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, c
       strided_winograd_pack_weights(p, w, packed, pool);
     if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
   }
+  if (algorithm == ConvAlgorithm::kDirectProduct) direct_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kPackedProduct) implicit_gemm_pack_weights(view, w, packed, pool);
 }
 
@@ -117,6 +121,8 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels:
       return band_gather(view, conv_band<T>(view, algorithm), src, w, bias, epilogue, pool);
+    case ConvAlgorithm::kDirectProduct:
+      return direct_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kPackedProduct:
       return implicit_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kStridedWinograd:

@@ -6,6 +6,7 @@
 
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
+#include "cpu/direct_gemm.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_strided.h"
 #include "cpu/winograd_wgrad.h"
@@ -34,8 +35,9 @@ constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 512;
 constexpr int64_t kFirstLayerChannels = 3, kFirstLayerFilters = 32;
 // A side this narrow would use a fraction of a register tile of the packed product.
 constexpr int64_t kNarrow = 8;
-// So would filters that fill at most half a vector; vectors then run along pixels in either layout.
-constexpr int64_t kFewFilters = kVectorBytes / 8;
+// So would filters that fill at most half a vector: vectors then run along pixels in either layout,
+// where as many taps share the transposed source.
+constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
 
@@ -50,6 +52,8 @@ struct Case {
   int64_t wider_side() const { return std::max(v.C, v.K); }
   bool grouped() const { return v.groups > 1; }
   bool nchw() const { return v.src_pixels_contiguous(); }
+  // As are images of one pixel in either layout.
+  bool channels_last() const { return direct_gemm_applies(v); }
   bool depthwise() const {
     return is(DType::kFloat32)   ? depthwise_channels_applies<float>(v)
            : is(DType::kFloat64) ? depthwise_channels_applies<double>(v)
@@ -86,6 +90,9 @@ constexpr Rule kGatherRules[] = {
               c.v.pixels() >= kWinogradPixels && winograd_applies(c.v) &&
               c.winograd_saves_enough();
      }},
+    {Algorithm::kDirectProduct, [](const Case& c) {
+       return c.v.terms() == 0 && c.channels_last();
+     }},
     {Algorithm::kPackedProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
@@ -95,11 +102,13 @@ constexpr Rule kGatherRules[] = {
        return c.grouped() && !c.nchw() && c.wider_side() <= kNarrow && c.band_fits(false);
      }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
-       return !c.grouped() && c.nchw() && (c.taps_share_a_band() || c.narrower_side() <= kNarrow) &&
-              c.band_fits(true);
+       return !c.grouped() && c.channels_last() && c.v.K <= kFewFilters &&
+              static_cast<int64_t>(c.v.taps.size()) >= kManyTaps && c.band_fits(true);
      }},
+    {Algorithm::kDirectProduct, [](const Case& c) { return c.channels_last(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
-       return !c.grouped() && !c.nchw() && c.v.K <= kFewFilters && c.band_fits(true);
+       return !c.grouped() && (c.taps_share_a_band() || c.narrower_side() <= kNarrow) &&
+              c.band_fits(true);
      }},
     {Algorithm::kPackedProduct, [](const Case&) { return true; }},
 };

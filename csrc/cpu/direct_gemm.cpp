@@ -9,9 +9,12 @@
 
 #include <cstdlib>
 #include <limits>
+#include <optional>
 #include <type_traits>
+#include <vector>
 
 #include "core/buffer.h"
+#include "cpu/channel_band.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/parallel_range.h"
 #include "cpu/source_prefetch.h"
@@ -21,7 +24,7 @@ namespace {
 // See kDepth; a reduction in place has no panel that must fit the first-level cache.
 constexpr int64_t kTermsInRegisters = 256;
 // What a block keeps in the second-level cache.
-constexpr int64_t kPanelBytes = 256 << 10, kBandBytes = 320 << 10, kWeightBytes = 640 << 10;
+constexpr int64_t kBandBytes = 384 << 10, kWeightBytes = 640 << 10;
 // Outputs in a block: enough to repay its preparation.
 constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
 // The tasks of one call should be enough for several threads when it is large.
@@ -40,68 +43,64 @@ bool all_inside(const ConvView& view, const ConvTap& tap) {
   return h.begin == 0 && h.end == view.I && w.begin == 0 && w.end == view.J;
 }
 
-}  // namespace
+// How a view is cut: from one sample's shape, but for `samples`, which changes no sum.
+struct Plan {
+  // in_place_possible: the image is in the computing type.
+  Plan(const ConvView& view, int64_t element_size, bool in_place_possible);
 
-DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place_possible) {
-  const int64_t lanes = kVectorBytes / element_size;
-  padded_filters = round_up(view.K, lanes);
-  const int64_t taps = static_cast<int64_t>(view.taps.size());
+  int64_t channels, chunks;         // of the reduction
+  int64_t rows, columns;            // outputs in a block
+  int64_t samples;                  // blocks of that many samples, where a block is a whole one
+  int64_t nominal_samples;          // the same in an endless batch
+  std::optional<ChannelBand> band;  // or the image itself is read
+  bool reads_neighbours;            // there: one pixel after the other
+  int64_t padded_filters;
+
+  int64_t chunk_channels(const ConvView& view, int64_t chunk) const {
+    return std::min(channels, view.C - chunk * channels);
+  }
+};
+
+Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible)
+    : channels(direct_gemm_chunk(view, element_size)),
+      chunks(std::max<int64_t>(1, ceil_div(view.C, channels))),
+      padded_filters(round_up(view.K, kVectorBytes / element_size)) {
   const int64_t pixels = std::clamp(kBlockProducts / std::max<int64_t>(1, view.terms() * view.K),
                                     kBlockPixels, 4 * kBlockPixels);
   columns = even_piece(view.J, pixels);
   rows = even_piece(view.I, pixels / columns);
-  samples = nominal_samples = 1;
-  channels = std::max<int64_t>(view.C, 1);
-  chunks = 1;
-  if (view.terms() > 0) {
-    const auto cut_channels = [&](int64_t limit) {
-      if (limit >= view.C) return view.C;
-      // Whole cache lines, where there are enough.
-      const int64_t line = 64 / element_size;
-      const int64_t piece = even_piece(view.C, limit);
-      return limit >= 4 * line ? std::min(view.C, round_up(piece, line)) : piece;
+  const bool aliased = view.step_w * view.src.column * element_size % kAliasedBytes == 0;
+  const bool in_place = in_place_possible && view.taps.size() == 1 && !aliased && chunks == 1 &&
+                        all_inside(view, view.taps[0]);
+  if (view.terms() > 0 && !in_place) {
+    const auto try_block = [&](int64_t block_rows, int64_t block_columns, int64_t limit) {
+      band.emplace(view, block_rows, block_columns, channels, element_size);
+      return band->size() * element_size <= limit;
     };
-    channels = cut_channels(kPanelBytes / (kMaxVectors * kVectorBytes) / taps);
-    // Pixels of a tile this far apart share a few of the first-level cache's sets.
-    constexpr int64_t kAlias = 4096;
-    const bool aliased = view.step_w * view.src.column * element_size % kAlias == 0;
-    if (!(in_place_possible && taps == 1 && !aliased && all_inside(view, view.taps[0]))) {
-      // Rows that several blocks read are copied for each of them.
-      const ConvTap &first = view.taps.front(), &last_tap = view.taps.back();
-      const int64_t halo = std::abs(last_tap.h - first.h) / view.step_h;
-      while (rows < std::min(2 * halo, view.I / kBlocksWanted)) {
-        band.emplace(view, 2 * rows, columns, channels, element_size);
-        if (band->size() * element_size > kBandBytes / 2) break;
-        rows = even_piece(view.I, 2 * rows);
-      }
-      for (;;) {
-        band.emplace(view, rows, columns, channels, element_size);
-        if (band->size() * element_size <= kBandBytes) break;
-        if (channels > 64)
-          channels = cut_channels(channels / 2);
-        else if (rows > 1)
-          rows = even_piece(view.I, rows / 2);
-        else if (columns > kMaxRows)
-          columns = even_piece(view.J, columns / 2);
-        else if (channels > 1)
-          channels = cut_channels(channels / 2);
-        else
-          break;
-      }
+    // Rows that several blocks read are copied for each of them.
+    const int64_t halo = std::abs(view.taps.back().h - view.taps.front().h) / view.step_h;
+    while (rows < std::min(2 * halo, view.I / kBlocksWanted) &&
+           try_block(even_piece(view.I, 2 * rows), columns, kBandBytes / 2))
+      rows = even_piece(view.I, 2 * rows);
+    while (!try_block(rows, columns, kBandBytes)) {
+      if (rows > 1)
+        rows = even_piece(view.I, rows / 2);
+      else if (columns > kMaxRows)
+        columns = even_piece(view.J, columns / 2);
+      else
+        break;
     }
-    chunks = ceil_div(view.C, channels);
   }
-  reads_neighbours = !band && view.terms() > 0 && view.step_w * view.src.column == view.C;
+  reads_neighbours = in_place && view.step_w * view.src.column == view.C;
+  samples = nominal_samples = 1;
   if (rows == view.I && columns == view.J) {
-    nominal_samples = std::max<int64_t>(1, pixels / (rows * columns));
+    nominal_samples = pixels / (rows * columns);
     if (band)
       nominal_samples = std::min(nominal_samples, kBandBytes / (band->size() * element_size));
-    nominal_samples = std::max<int64_t>(nominal_samples, 1);
+    nominal_samples = std::max<int64_t>(1, nominal_samples);
     samples = even_piece(view.N, nominal_samples);
   }
 }
-
-namespace {
 
 // Outputs that read the image through the same taps of an axis: offsets [taps.begin, taps.end) of
 // the axis' distinct ones. The products of the others with the padding are left out.
@@ -138,8 +137,8 @@ class DirectGemm {
  public:
   using A = Wide<T>;
 
-  DirectGemm(const ConvView& view, const DirectPlan& plan, const T* src, const A* weights,
-             const T* bias, const Epilogue<T>& epilogue)
+  DirectGemm(const ConvView& view, const Plan& plan, const T* src, const A* weights, const T* bias,
+             const Epilogue<T>& epilogue)
       : view_(view),
         plan_(plan),
         src_(src),
@@ -160,8 +159,7 @@ class DirectGemm {
     fill_zero(bias_.get() + zero_bias_, kPanel<A>);
     if (view.terms() > 0) {
       fill_terms(plan.channels, terms_.get());
-      fill_terms(plan.chunk_channels(view, plan.chunks - 1),
-                 terms_.get() + plan.channels * taps_);
+      fill_terms(plan.chunk_channels(view, plan.chunks - 1), terms_.get() + plan.channels * taps_);
     }
     const Activation activation = epilogue.activation;
     high_ = activation == Activation::kReLU6 ? A{6} : std::numeric_limits<A>::infinity();
@@ -169,10 +167,10 @@ class DirectGemm {
               (activation == Activation::kNone || activation == Activation::kReLU ||
                activation == Activation::kReLU6);
     if constexpr (std::is_same_v<T, A>)
-      streams_ = to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
-                 WideVec<T>::streams(epilogue.y + view.dst_offset,
-                                     view.N * view.pixels() * view.groups * view.K,
-                                     view.dst.column);
+      streams_ =
+          to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
+          WideVec<T>::streams(epilogue.y + view.dst_offset,
+                              view.N * view.pixels() * view.groups * view.K, view.dst.column);
     const int64_t blocks = blocks_n_ * blocks_i_ * blocks_j_ * view.groups;
     const int64_t pieces = std::min(ceil_div(kTasksWanted, blocks), ceil_div(view.K, 128));
     filters_ = round_up(ceil_div(view.K, pieces), kPanel<A>);
@@ -296,12 +294,9 @@ class DirectGemm {
       return groups;
     };
     if (!plan_.band) {
-      const auto whole = [](Range outputs) {
-        return std::vector<AxisGroup>{{outputs, {0, 0}}};
-      };
+      const auto whole = [](Range outputs) { return std::vector<AxisGroup>{{outputs, {0, 0}}}; };
       row_groups_ = group(blocks_i_, view_.I, plan_.rows, whole);
-      for (auto& groups : column_groups_)
-        groups = group(blocks_j_, view_.J, plan_.columns, whole);
+      for (auto& groups : column_groups_) groups = group(blocks_j_, view_.J, plan_.columns, whole);
       return;
     }
     const ChannelBand& band = *plan_.band;
@@ -365,10 +360,10 @@ class DirectGemm {
     for (PixelGroup& group : t.groups) {
       group.segments = static_cast<int64_t>(segments.size());
       const auto reads = [&](int64_t tap) {
-        return ranks_.empty() || (group.rows.begin <= ranks_[tap].row &&
-                                  ranks_[tap].row < group.rows.end &&
-                                  group.columns.begin <= ranks_[tap].column &&
-                                  ranks_[tap].column < group.columns.end);
+        return ranks_.empty() ||
+               (group.rows.begin <= ranks_[tap].row && ranks_[tap].row < group.rows.end &&
+                group.columns.begin <= ranks_[tap].column &&
+                ranks_[tap].column < group.columns.end);
       };
       group.terms = 0;
       for (int64_t tap = 0; tap < taps_;) {
@@ -418,8 +413,8 @@ class DirectGemm {
 
     const int64_t depth = channels * taps_;
     const int64_t panels = ceil_div(at.k.size(), kPanel<A>);
-    const A* weights = weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) *
-                                      plan_.padded_filters;
+    const A* weights =
+        weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters;
     const auto run_tile = [&](int64_t panel, const PixelGroup& group, int64_t first, int64_t rows) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
       const int64_t filters = std::min(kPanel<A>, at.k.end - k);
@@ -472,7 +467,7 @@ class DirectGemm {
       return;
     }
     for (int64_t panel = 0; panel < panels; ++panel) {
-      tile.next = weights + (at.k.begin + std::min(panel + 1, panels - 1) * kPanel<A>) * depth;
+      tile.next = weights + (at.k.begin + std::min(panel + 1, panels - 1) * kPanel<A>)*depth;
       tile.next_step = kPanel<A> * kSize / tiles;
       for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
         t.ahead.ask(lines_ahead);
@@ -488,18 +483,19 @@ class DirectGemm {
   }
 
   const ConvView& view_;
-  const DirectPlan& plan_;
+  const Plan& plan_;
   const T* src_;
   const A* weights_;
   const Epilogue<T>& epilogue_;
   int64_t taps_, blocks_i_, blocks_j_, blocks_n_;
   int64_t filters_, filter_pieces_;
-  int64_t zero_bias_;  // where a panel of zeros lies behind the bias
-  Buffer<A> bias_;     // [group][padded_filters]
-  Buffer<int32_t> terms_;  // of a full chunk and of the last
+  int64_t zero_bias_;                               // where a panel of zeros lies behind the bias
+  Buffer<A> bias_;                                  // [group][padded_filters]
+  Buffer<int32_t> terms_;                           // of a full chunk and of the last
   std::vector<std::vector<AxisGroup>> row_groups_;  // [block]
-  std::vector<std::vector<AxisGroup>> column_groups_[kTileEnough];  // of at least 1, 2, ...: [block]
-  std::vector<TapRank> ranks_;  // [tap], or empty where every pixel reads through every tap
+  std::vector<std::vector<AxisGroup>>
+      column_groups_[kTileEnough];  // of at least 1, 2, ...: [block]
+  std::vector<TapRank> ranks_;      // [tap], or empty where every pixel reads through every tap
   A high_;
   bool to_dst_;  // by the kernel
   bool streams_ = false;
@@ -508,18 +504,22 @@ class DirectGemm {
 }  // namespace
 
 template <typename T>
-void direct_gemm(const ConvView& view, const DirectPlan& plan, const T* src, const Wide<T>* packed,
+void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
                  const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
-  DirectGemm<T>(view, plan, src, packed, bias, epilogue).run(pool);
+  using A = Wide<T>;
+  const Buffer<A> own(packed != nullptr ? 0 : direct_gemm_weights_size<T>(view));
+  if (packed == nullptr) direct_gemm_pack_weights(view, w, own.get(), pool);
+  const Plan plan(view, sizeof(A), std::is_same_v<T, A>);
+  DirectGemm<T>(view, plan, src, packed != nullptr ? packed : own.get(), bias, epilogue).run(pool);
 }
 
-template void direct_gemm(const ConvView&, const DirectPlan&, const float*, const float*,
-                          const float*, const Epilogue<float>&, const Parallel&);
-template void direct_gemm(const ConvView&, const DirectPlan&, const double*, const double*,
+template void direct_gemm(const ConvView&, const float*, const float*, const float*, const float*,
+                          const Epilogue<float>&, const Parallel&);
+template void direct_gemm(const ConvView&, const double*, const double*, const double*,
                           const double*, const Epilogue<double>&, const Parallel&);
-template void direct_gemm(const ConvView&, const DirectPlan&, const BFloat16*, const float*,
+template void direct_gemm(const ConvView&, const BFloat16*, const BFloat16*, const float*,
                           const BFloat16*, const Epilogue<BFloat16>&, const Parallel&);
-template void direct_gemm(const ConvView&, const DirectPlan&, const Float16*, const float*,
+template void direct_gemm(const ConvView&, const Float16*, const Float16*, const float*,
                           const Float16*, const Epilogue<Float16>&, const Parallel&);
 
 }  // namespace torchconv::cpu

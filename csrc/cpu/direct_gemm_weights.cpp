@@ -1,4 +1,9 @@
 // The weights of direct_gemm.h: panels of filters, whatever the order of the weight's axes.
+#include <algorithm>
+#include <vector>
+
+#include "cpu/channel_band.h"
+#include "cpu/conv_pack.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/parallel_range.h"
@@ -38,8 +43,8 @@ void order_terms(const ConvView& view, int64_t c0, int64_t channels, std::vector
   }
 }
 
-// panel[rows[i]*width + k] = w[k*weight_k + i] for k < filters and i < count, and zero for the other
-// k < width.
+// panel[rows[i]*width + k] = w[k*weight_k + i] for k < filters and i < count, and zero for the
+// other k < width.
 template <typename T>
 void pack_run(const T* w, int64_t weight_k, int64_t filters, int64_t width, const int32_t* rows,
               int64_t count, Wide<T>* panel) {
@@ -73,48 +78,67 @@ void pack_run(const T* w, int64_t weight_k, int64_t filters, int64_t width, cons
 
 }  // namespace
 
-int64_t direct_weights_size(const ConvView& view, const DirectPlan& plan) {
-  return view.groups * view.terms() * plan.padded_filters;
+int64_t direct_gemm_chunk(const ConvView& view, int64_t element_size) {
+  const int64_t taps = std::max<int64_t>(1, static_cast<int64_t>(view.taps.size()));
+  // A panel of a chunk lies in the second-level cache beside a band of the image, whose pixels must
+  // be narrow enough for several rows of them. One tap needs no band, unless the image's pixels
+  // would all fall into the same cache sets (see ChannelBand).
+  constexpr int64_t kPanelBytes = 256 << 10, kPixelBytes = 1024;
+  const int64_t panel = kPanelBytes / (kMaxVectors * kVectorBytes) / taps;
+  const int64_t pixel = kPixelBytes / element_size;
+  const bool in_place = taps == 1 && view.C * element_size % kAliasedBytes != 0;
+  const int64_t limit = std::max<int64_t>(1, in_place ? panel : std::min(panel, pixel));
+  if (limit >= view.C) return std::max<int64_t>(1, view.C);
+  const int64_t even = ceil_div(view.C, ceil_div(view.C, limit));
+  // Whole cache lines, where there are enough.
+  const int64_t line = 64 / element_size;
+  return even >= 4 * line ? std::min(view.C, round_up(even, line)) : even;
 }
 
 template <typename T>
-void direct_pack_weights(const ConvView& view, const DirectPlan& plan, const T* w, Wide<T>* packed,
-                         const Parallel& pool) {
+int64_t direct_gemm_weights_size(const ConvView& view) {
+  return view.groups * view.terms() * round_up(view.K, kLanes<Wide<T>>);
+}
+
+template <typename T>
+void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
+                              const Parallel& pool) {
+  using A = Wide<T>;
   if (view.terms() == 0) return;
-  constexpr int64_t kWidth = kPanel<Wide<T>>;
-  const int64_t T_count = static_cast<int64_t>(view.taps.size());
-  const int64_t panels = ceil_div(view.K, kWidth);
-  const WorkSplit split(view.groups * plan.chunks * panels,
-                        4.0 * static_cast<double>(plan.channels * T_count * kWidth));
+  constexpr int64_t kWidth = kPanel<A>;
+  const int64_t taps = static_cast<int64_t>(view.taps.size());
+  const int64_t chunk_size = direct_gemm_chunk(view, sizeof(A));
+  const int64_t chunks = ceil_div(view.C, chunk_size), panels = ceil_div(view.K, kWidth);
+  const int64_t padded_filters = round_up(view.K, kLanes<A>);
+  const WorkSplit split(view.groups * chunks * panels,
+                        4.0 * static_cast<double>(chunk_size * taps * kWidth));
   parallel_for_with_scratch(pool, 0, split.slots, 1, [&](int64_t first, int64_t last) {
     std::vector<TermRun> runs;
     std::vector<int32_t> rows;
     int64_t ordered = -1;
     const int64_t end = std::min(last * split.grain, split.items);
     for (int64_t item = first * split.grain; item < end; ++item) {
-      const int64_t panel = item % panels, chunk = item / panels % plan.chunks;
-      const int64_t g = item / panels / plan.chunks;
-      const int64_t channels = plan.chunk_channels(view, chunk);
-      if (ordered != chunk) order_terms(view, chunk * plan.channels, channels, &runs, &rows);
+      const int64_t panel = item % panels, chunk = item / panels % chunks;
+      const int64_t g = item / panels / chunks;
+      const int64_t c = chunk * chunk_size, channels = std::min(chunk_size, view.C - c);
+      if (ordered != chunk) order_terms(view, c, channels, &runs, &rows);
       ordered = chunk;
       const int64_t k = panel * kWidth, filters = std::min(kWidth, view.K - k);
-      const int64_t width = round_up(filters, kLanes<Wide<T>>);
-      Wide<T>* to = packed + g * view.terms() * plan.padded_filters +
-                    chunk * plan.channels * T_count * plan.padded_filters + k * channels * T_count;
+      A* to = packed + (g * view.terms() + c * taps) * padded_filters + k * channels * taps;
       for (const TermRun& run : runs)
         pack_run(w + g * view.weight_group + k * view.weight_k + run.source, view.weight_k, filters,
-                 width, rows.data() + run.first, run.count, to);
+                 round_up(filters, kLanes<A>), rows.data() + run.first, run.count, to);
     }
   });
 }
 
-template void direct_pack_weights(const ConvView&, const DirectPlan&, const float*, float*,
-                                  const Parallel&);
-template void direct_pack_weights(const ConvView&, const DirectPlan&, const double*, double*,
-                                  const Parallel&);
-template void direct_pack_weights(const ConvView&, const DirectPlan&, const BFloat16*, float*,
-                                  const Parallel&);
-template void direct_pack_weights(const ConvView&, const DirectPlan&, const Float16*, float*,
-                                  const Parallel&);
+#define TORCHCONV_INSTANTIATE(T)                                 \
+  template int64_t direct_gemm_weights_size<T>(const ConvView&); \
+  template void direct_gemm_pack_weights(const ConvView&, const T*, Wide<T>*, const Parallel&);
+TORCHCONV_INSTANTIATE(float)
+TORCHCONV_INSTANTIATE(double)
+TORCHCONV_INSTANTIATE(BFloat16)
+TORCHCONV_INSTANTIATE(Float16)
+#undef TORCHCONV_INSTANTIATE
 
 }  // namespace torchconv::cpu

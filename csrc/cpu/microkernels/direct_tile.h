@@ -38,12 +38,12 @@ struct DirectTile {
   const int64_t* c_rows;
   int64_t lanes;  // of the last vector that exist in c
   bool accumulate;
-  bool stream;  // past the caches: every row of c aligned and its vectors whole
+  bool stream;    // past the caches: every row of c aligned and its vectors whole
   const T* bias;  // [vectors of lanes]
   bool clamp;
-  T low, high;    // applied with NaN kept
-  const void* next;     // what a later call will read, asked for along the way: a piece of it
-  int64_t next_step;    // for each term
+  T low, high;        // applied with NaN kept
+  const void* next;   // what a later call will read, asked for along the way: a piece of it
+  int64_t next_step;  // for each term
 };
 
 template <typename T>

@@ -31,8 +31,7 @@ void direct_tile(const DirectTile<T>& tile) {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        __builtin_prefetch(tile.c + tile.c_rows[m] + v * kL, 1, 3);
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(tile.c + tile.c_rows[m] + v * kL, 1, 3);
   }
 
   const int32_t* const terms = tile.terms;
