@@ -11,6 +11,7 @@
 #include "cpu/conv_band.h"
 #include "cpu/conv_choice.h"
 #include "cpu/conv_view.h"
+#include "cpu/direct_gemm.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_tiles.h"
@@ -33,6 +34,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "bands of rows, vectors along pixels";
     case ConvAlgorithm::kBandAlongChannels:
       return "bands of rows, vectors along channels";
+    case ConvAlgorithm::kDirectProduct:
+      return "matrix product in place";
     case ConvAlgorithm::kPackedProduct:
       return "packed matrix product";
   }
@@ -69,6 +72,9 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     }
     case ConvAlgorithm::kDepthwiseChannels:
       return text("%lld rows of %lld pixels, %lld channels in a vector", v.I, v.J, lanes);
+    case ConvAlgorithm::kDirectProduct:
+      return text("register tiles of %lld x %lld, sums of %lld channels", kMaxRows,
+                  kMaxVectors * lanes, direct_gemm_chunk(v, size));
     case ConvAlgorithm::kPackedProduct:
       return text("register tiles of %lld x %lld, sums of at most %lld terms", kMaxRows,
                   kMaxVectors * lanes, kDepth);
