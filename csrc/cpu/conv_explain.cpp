@@ -15,6 +15,7 @@
 #include "cpu/microkernels/gemm.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_tiles.h"
+#include "cpu/winograd_wgrad.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -92,10 +93,10 @@ std::string strided_blocking(const ConvProblem& p) {
 }
 
 std::string wgrad_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
-  if (algorithm == ConvAlgorithm::kWinograd)
-    return text("F(3x3,4x4): %lld x %lld tiles a sample of %lld", ceil_div(v.I, int64_t{4}),
-                ceil_div(v.J, int64_t{4}), v.N);
-  return gather_blocking(v, dtype, algorithm);
+  if (algorithm != ConvAlgorithm::kWinograd) return gather_blocking(v, dtype, algorithm);
+  const WinogradWgradCost cost = winograd_wgrad_cost(v);
+  return cost.scheme + text(": %lld tiles a sample of %lld, %lld products of each", cost.tiles, v.N,
+                            cost.products / cost.tiles);
 }
 
 double multiplications(const ConvView& v) {
@@ -118,9 +119,11 @@ double strided_operations(const ConvProblem& p, StridedPass pass) {
 
 double wgrad_operations(const ConvView& v, ConvAlgorithm algorithm) {
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
-  const double tiles = product_of({v.N, ceil_div(v.I, int64_t{4}), ceil_div(v.J, int64_t{4})});
+  const WinogradWgradCost cost = winograd_wgrad_cost(v);
+  const auto tiles = product_of({v.N, cost.tiles});
   const auto C = static_cast<double>(v.C), K = static_cast<double>(v.K);
-  return 2 * (tiles * C * K * 36 + tiles * (C + K) * kSourceSteps + C * K * kProductSteps);
+  return 2 * (product_of({v.N, cost.products, v.C, v.K}) + tiles * (C + K) * kSourceSteps +
+              C * K * kProductSteps);
 }
 
 struct Line {

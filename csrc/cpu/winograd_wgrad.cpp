@@ -394,8 +394,41 @@ Kind kind_of(const ConvView& view) {
   return Kind::kNone;
 }
 
+// Tiles along an axis, of all its phases.
+int64_t tiles_along(int64_t outputs, int64_t dilation, int64_t tile) {
+  int64_t tiles = 0;
+  for (int64_t i = 0; i < std::min(dilation, outputs); ++i)
+    tiles += TileAxis(ceil_div(outputs - i, dilation), tile).count();
+  return tiles;
+}
+
+template <typename Scheme>
+WinogradWgradCost cost(const char* scheme, const ConvView& view, int64_t dilation_h,
+                       int64_t dilation_w, int64_t phases_as_channels) {
+  const int64_t tiles = tiles_along(view.I, dilation_h, Scheme::kTile) *
+                        tiles_along(view.J, dilation_w, Scheme::kTile);
+  return {scheme, tiles, tiles * Scheme::kValues * Scheme::kValues * phases_as_channels};
+}
+
 }  // namespace
 }  // namespace winograd_gradient
+
+WinogradWgradCost winograd_wgrad_cost(const ConvView& view) {
+  using namespace winograd_gradient;  // NOLINT: the vocabulary of this file
+  switch (kind_of(view)) {
+    case Kind::kThreeTaps:
+      return cost<ThreeTaps>("F(3x3,4x4)", view, view.taps[3].h - view.taps[0].h,
+                             view.taps[1].w - view.taps[0].w, 1);
+    case Kind::kStride2:
+      return cost<ThreeTapsStride2>("F(2x2,4x4) of every other pixel, plain products between", view,
+                                    1, 1, 1);
+    case Kind::kStem:
+      return cost<FourTaps>("F(4x4,3x3) of the stride's four phases as channels", view, 1, 1, 4);
+    case Kind::kNone:
+      break;
+  }
+  return {"", 0, 0};
+}
 
 bool winograd_wgrad_applies(const ConvView& view) {
   return winograd_gradient::kind_of(view) != winograd_gradient::Kind::kNone;

@@ -10,6 +10,14 @@ namespace torchconv::cpu {
 // Whether view (fprop's) is one of these, without groups. Images may be as small as one tile.
 bool winograd_wgrad_applies(const ConvView& view);
 
+// What it does of a sample, for a view that it applies to.
+struct WinogradWgradCost {
+  const char* scheme;
+  int64_t tiles;
+  int64_t products;  // multiplications for a channel and a filter
+};
+WinogradWgradCost winograd_wgrad_cost(const ConvView& view);
+
 // Writes dw. False where an element is not finite: the transforms spread infinity, NaN and overflow
 // over all taps, so that the caller has to compute dw another way.
 bool winograd_wgrad(const ConvView& view, const float* dz, const float* x, float* dw,
