@@ -77,6 +77,8 @@ def packed() -> Iterator[nn.Conv2d]:
         {"kernel": 1},
         {"kernel": 1, "channels": 40, "filters": 50, "stride": 2},
         {"kernel": 5, "stride": 2},
+        {"stride": 2},
+        {"channels": 3, "filters": 64, "kernel": 7, "stride": 2},
         {"dilation": 2},
         {"stride": 2},
         {"channels": 3, "filters": 20, "kernel": 7, "stride": 2},

@@ -1,7 +1,7 @@
 """Switches between algorithms, in the manner of ``torch.backends``.
 
-A switch holds for the whole process, all its threads, and for the calls that follow it. A graph that
-torch.compile made obeys when it runs; inside a compiled function a switch breaks the graph.
+A switch holds for the whole process, all its threads, and for the calls that follow it. A graph
+that torch.compile made obeys when it runs; inside a compiled function a switch breaks the graph.
 """
 
 from __future__ import annotations
