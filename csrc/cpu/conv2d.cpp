@@ -8,6 +8,7 @@
 
 #include "core/buffer.h"
 #include "cpu/activation.h"
+#include "cpu/band_gemm.h"
 #include "cpu/conv_band_gather.h"
 #include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_choice.h"
@@ -17,6 +18,7 @@
 #include "cpu/depthwise_channels.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/implicit_gemm.h"
+#include "cpu/pixel_gemm.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_strided.h"
 #include "cpu/winograd_wgrad.h"
@@ -48,6 +50,10 @@ int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm al
       return direct_gemm_weights_size<T>(view);
     case ConvAlgorithm::kPackedProduct:
       return implicit_gemm_weights_size<T>(view);
+    case ConvAlgorithm::kPixelProduct:
+      return pixel_gemm_weights_size(view);
+    case ConvAlgorithm::kBandProduct:
+      return band_gemm_weights_size<T>(view);
     default:
       return 0;
   }
@@ -63,6 +69,8 @@ void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, c
   }
   if (algorithm == ConvAlgorithm::kDirectProduct) direct_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kPackedProduct) implicit_gemm_pack_weights(view, w, packed, pool);
+  if (algorithm == ConvAlgorithm::kPixelProduct) pixel_gemm_pack_weights(view, w, packed, pool);
+  if (algorithm == ConvAlgorithm::kBandProduct) band_gemm_pack_weights(view, w, packed, pool);
 }
 
 // The packed weights that the owner keeps, made where they are not there yet; or null.
@@ -123,6 +131,10 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
       return band_gather(view, conv_band<T>(view, algorithm), src, w, bias, epilogue, pool);
     case ConvAlgorithm::kDirectProduct:
       return direct_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
+    case ConvAlgorithm::kPixelProduct:
+      return pixel_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
+    case ConvAlgorithm::kBandProduct:
+      return band_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kPackedProduct:
       return implicit_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kStridedWinograd:

@@ -39,7 +39,7 @@ BandExtent::BandExtent(const ConvView& view, bool along_pixels, int64_t element_
 }
 
 ConvBand::ConvBand(const ConvView& view, bool along_pixels, int64_t element_size,
-                   int64_t vector_lanes)
+                   int64_t vector_lanes, int64_t most_rows)
     : pixels(along_pixels) {
   const BandExtent extent(view, along_pixels, element_size, vector_lanes);
   lanes = extent.lanes;
@@ -58,6 +58,7 @@ ConvBand::ConvBand(const ConvView& view, bool along_pixels, int64_t element_size
   const int64_t affordable = static_cast<int64_t>(static_cast<double>(budget) / row) - halo;
   // At least as many rows as the halo repeats, where they exist.
   band = std::min(view.I, std::max({affordable, std::min(halo, int64_t{8}), int64_t{1}}));
+  if (most_rows > 0) band = std::min(view.I, most_rows);
   bands = (view.I + band - 1) / band;
   band = (view.I + bands - 1) / bands;
   bands = (view.I + band - 1) / band;

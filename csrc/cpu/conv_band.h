@@ -30,8 +30,9 @@ struct BandExtent {
 };
 
 struct ConvBand {
-  // The band must fit.
-  ConvBand(const ConvView& view, bool along_pixels, int64_t element_size, int64_t vector_lanes);
+  // The band must fit. most_rows: of a band, if not as many as suits the caches.
+  ConvBand(const ConvView& view, bool along_pixels, int64_t element_size, int64_t vector_lanes,
+           int64_t most_rows = 0);
 
   bool pixels;     // vectors run along pixels
   int64_t lanes;   // output channels side by side
@@ -63,6 +64,26 @@ template <typename T>
 TORCHCONV_INLINE void copy_strided(Wide<T>* dst, const T* src, int64_t n, int64_t step) {
   if (step == 1) return copy_wide(dst, src, n);
   for (int64_t i = 0; i < n; ++i) dst[i] = to_wide(src[i * step]);
+}
+
+// even[i] = src[first + 2*i] and odd[i] = src[first + 2*i + 1], zero outside [0, W), for i < width.
+// Whole vectors are stored: write rows in ascending order.
+template <typename T>
+TORCHCONV_INLINE void split_padded_row(Wide<T>* even, Wide<T>* odd, const T* src, int64_t first,
+                                       int64_t W, int64_t width) {
+  using V = WideVec<T>;
+  constexpr int64_t kL = V::kLanes;
+  constexpr auto kAll = std::make_integer_sequence<int, V::kLanes>();
+  const auto load = [&](int64_t column) {
+    const int64_t begin = std::min(std::max(-column, int64_t{0}), kL);
+    const int64_t end = std::max(std::min(W - column, kL), begin);
+    return begin == 0 && end == kL ? V::load(src + column) : load_lanes(src + column, begin, end);
+  };
+  for (int64_t i = 0; i < width; i += kL) {
+    const auto low = load(first + 2 * i), high = load(first + 2 * i + kL);
+    V::Registers::store(even + i, alternate_lanes<0>(low, high, kAll));
+    V::Registers::store(odd + i, alternate_lanes<1>(low, high, kAll));
+  }
 }
 
 // to[l] = from[sources[l]] for the n lanes of a vector, where the sources ascend within one.
@@ -106,6 +127,11 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
         const int64_t h = (i0 + row) * view.step_h + first_h_ + phase_h;
         Wide<T>* dst =
             scratch + (c * phases_h_ + phase_h) * phases_w_ * plane_ + row * width * lanes;
+        if (pixels && step == 2 && phases_w_ == 2 && h >= 0 && h < view.H) {
+          split_padded_row(dst, dst + plane_, src + h * view.src.row, first_column_[0], view.W,
+                           width);
+          continue;
+        }
         for (int64_t phase_w = 0; phase_w < phases_w_; ++phase_w, dst += plane_) {
           const Range range = h < 0 || h >= view.H ? Range{0, 0} : ranges_[phase_w];
           if (range.begin >= range.end) {

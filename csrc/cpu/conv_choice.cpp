@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "cpu/band_gemm.h"
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/direct_gemm.h"
@@ -41,6 +42,11 @@ constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
 
+// Terms that repay the transposition of the band product's sums.
+constexpr int64_t kBandProductTerms = 100;
+// Pixels of a row that are enough rows of its register tile.
+constexpr int64_t kBandProductWidth = 4;
+
 // What the rules ask for.
 struct Case {
   const ConvView& v;
@@ -60,8 +66,14 @@ struct Case {
                                  : false;
   }
   bool band_fits(bool along_pixels) const {
-    const int64_t size = is(DType::kFloat64) ? sizeof(double) : sizeof(float);
+    const int64_t size = element_size();
     return BandExtent(v, along_pixels, size, kVectorBytes / size).fits;
+  }
+  // Of the type that is computed in.
+  int64_t element_size() const { return is(DType::kFloat64) ? sizeof(double) : sizeof(float); }
+  // Wide groups whose last vector of filters is not mostly empty.
+  bool filters_fill_vectors() const {
+    return wider_side() > kNarrow && 4 * v.K >= 3 * round_up(v.K, kVectorBytes / element_size());
   }
   bool winograd_saves_enough() const {
     const auto direct = static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
@@ -93,8 +105,14 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() == 0 && c.channels_last();
      }},
+    {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0 && c.nchw(); }},
     {Algorithm::kPackedProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
+    {Algorithm::kBandProduct, [](const Case& c) {
+       return c.nchw() && c.v.taps.size() > 1 && c.v.J >= kBandProductWidth &&
+              c.v.terms() >= kBandProductTerms && c.filters_fill_vectors() &&
+              band_gemm_applies(c.v, c.element_size());
+     }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
        return c.grouped() && c.nchw() && c.wider_side() <= kNarrow && c.band_fits(true);
      }},
@@ -110,6 +128,7 @@ constexpr Rule kGatherRules[] = {
        return !c.grouped() && (c.taps_share_a_band() || c.narrower_side() <= kNarrow) &&
               c.band_fits(true);
      }},
+    {Algorithm::kPixelProduct, [](const Case& c) { return c.nchw(); }},
     {Algorithm::kPackedProduct, [](const Case&) { return true; }},
 };
 

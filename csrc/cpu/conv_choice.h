@@ -16,6 +16,8 @@ enum class ConvAlgorithm : uint8_t {
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
   kBandAlongChannels,  // the same, several groups side by side
   kDirectProduct,      // direct_gemm.h
+  kBandProduct,        // band_gemm.h
+  kPixelProduct,       // pixel_gemm.h
   kPackedProduct,      // implicit_gemm.h, conv_wgrad.h
 };
 

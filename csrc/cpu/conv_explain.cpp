@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <vector>
 
+#include "cpu/band_gemm.h"
 #include "cpu/conv_band.h"
 #include "cpu/conv_choice.h"
 #include "cpu/conv_view.h"
@@ -37,6 +38,10 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "bands of rows, vectors along channels";
     case ConvAlgorithm::kDirectProduct:
       return "matrix product in place";
+    case ConvAlgorithm::kBandProduct:
+      return "bands of rows, vectors along filters";
+    case ConvAlgorithm::kPixelProduct:
+      return "matrix product, vectors along pixels";
     case ConvAlgorithm::kPackedProduct:
       return "packed matrix product";
   }
@@ -76,6 +81,10 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kDirectProduct:
       return text("register tiles of %lld x %lld, sums of %lld channels", kMaxRows,
                   kMaxVectors * lanes, direct_gemm_chunk(v, size));
+    case ConvAlgorithm::kBandProduct:
+      return text("register tiles of %lld x %lld, sums of at most %lld terms", kMaxRows,
+                  kMaxVectors * lanes, kBandBlockTerms);
+    case ConvAlgorithm::kPixelProduct:
     case ConvAlgorithm::kPackedProduct:
       return text("register tiles of %lld x %lld, sums of at most %lld terms", kMaxRows,
                   kMaxVectors * lanes, kDepth);

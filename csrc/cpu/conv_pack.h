@@ -56,10 +56,10 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_lanes(const T* p, int64_t begin,
   return V::Registers::load(lanes);
 }
 
-// The even lanes of two vectors.
-template <typename V, typename Type, int... I>
-TORCHCONV_INLINE Type even_lanes(Type a, Type b, std::integer_sequence<int, I...>) {
-  return shuffle<2 * I...>(a, b);
+// The even (kFirst = 0) or odd lanes of two vectors.
+template <int kFirst, typename Type, int... I>
+TORCHCONV_INLINE Type alternate_lanes(Type a, Type b, std::integer_sequence<int, I...>) {
+  return shuffle<(2 * I + kFirst)...>(a, b);
 }
 
 // Lane begin + l from p[l*step] for begin + l < end, zero elsewhere. more_follow: the lane after
@@ -71,8 +71,17 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_lanes_strided(const T* p, int64_
                                                               bool more_follow) {
   using V = WideVec<T>;
   if (step == 2 && begin == 0 && end == V::kLanes && more_follow)
-    return even_lanes<V>(V::load(p), V::load(p + V::kLanes),
-                         std::make_integer_sequence<int, V::kLanes>());
+    return alternate_lanes<0>(V::load(p), V::load(p + V::kLanes),
+                              std::make_integer_sequence<int, V::kLanes>());
+  if (step == 2) {
+    constexpr int64_t kL = V::kLanes;
+    const T* first = p - 2 * begin;  // lane 0's element, which may not exist
+    const int64_t from = 2 * begin, to = std::max(2 * end - 1, from);
+    return alternate_lanes<0>(
+        load_lanes(first, std::min(from, kL), std::min(to, kL)),
+        load_lanes(first + kL, std::max(from - kL, int64_t{0}), std::max(to - kL, int64_t{0})),
+        std::make_integer_sequence<int, V::kLanes>());
+  }
   Wide<T> lanes[V::kLanes] = {};
   for (int64_t l = begin; l < end; ++l) lanes[l] = to_wide(p[(l - begin) * step]);
   return V::Registers::load(lanes);
@@ -110,100 +119,6 @@ TORCHCONV_INLINE void copy_padded_row(Wide<T>* row, const T* src, int64_t step, 
 template <typename A>
 TORCHCONV_INLINE void fill_zero(A* dst, int64_t n) {
   for (int64_t i = 0; i < n; ++i) dst[i] = 0;
-}
-
-// A run of the grid's pixels in one row, as columns [lane, lane + n) of a panel.
-struct PixelRun {
-  int64_t i, j, lane, n;
-};
-
-// The runs of `count` pixels from flat index `first`; returns how many.
-inline int64_t pixel_runs(int64_t first, int64_t count, int64_t J, PixelRun* runs) {
-  int64_t found = 0;
-  for (int64_t lane = 0; lane < count;) {
-    const int64_t i = (first + lane) / J, j = (first + lane) % J;
-    const int64_t n = std::min(J - j, count - lane);
-    runs[found++] = {i, j, lane, n};
-    lane += n;
-  }
-  return found;
-}
-inline int64_t max_pixel_runs(int64_t count, int64_t J) { return std::min(count, count / J + 2); }
-
-// ---- Pixels along the vector: panels [c][t][vector] from a source whose pixels are contiguous.
-
-struct LaneCopy {
-  int64_t src;  // of lane begin
-  int32_t begin, end;
-  bool last;         // of its vector
-  bool more_follow;  // the run goes on past its last lane
-};
-
-// The copies that fill `vectors` vectors for each tap of the block.
-template <typename A>
-int64_t plan_pixel_panel(const ConvView& view, const ReductionBlock& block, const PixelRun* runs,
-                         int64_t run_count, int64_t vectors, LaneCopy* plan) {
-  constexpr int64_t kL = kLanes<A>;
-  int64_t size = 0;
-  for (int64_t t = block.t0; t < block.t0 + block.tn; ++t) {
-    const ConvTap& tap = view.taps[t];
-    int64_t r = 0;
-    for (int64_t v = 0; v < vectors; ++v) {
-      const int64_t start = size;
-      for (;; ++r) {
-        if (r == run_count || runs[r].lane >= (v + 1) * kL) break;
-        const PixelRun& run = runs[r];
-        const int64_t h = run.i * view.step_h + tap.h;
-        if (h >= 0 && h < view.H) {
-          const int64_t w = run.j * view.step_w + tap.w;
-          const Range range = valid_range(run.n, view.step_w, w, view.W);
-          const int64_t begin = std::max(run.lane + range.begin - v * kL, int64_t{0});
-          const int64_t end = std::min(run.lane + range.end - v * kL, kL);
-          if (begin < end)
-            plan[size++] = {h * view.src.row + w + (begin + v * kL - run.lane) * view.step_w,
-                            static_cast<int32_t>(begin), static_cast<int32_t>(end), false,
-                            run.lane + range.end - v * kL > end};
-        }
-        if (run.lane + run.n > (v + 1) * kL) break;  // goes on in the next vector
-      }
-      if (size == start) plan[size++] = {0, 0, 0, false, false};
-      plan[size - 1].last = true;
-    }
-  }
-  return size;
-}
-
-// Most copies that a plan can hold.
-inline int64_t max_pixel_plan(int64_t taps, int64_t vectors, int64_t runs) {
-  return taps * (2 * vectors + runs);
-}
-
-// src is at the block's first channel; panel is [cn][tn][vectors].
-template <typename T>
-void pack_pixel_panel(const ConvView& view, const ReductionBlock& block, const T* src,
-                      const LaneCopy* plan, int64_t plan_size, Wide<T>* panel) {
-  using V = WideVec<T>;
-  for (int64_t c = 0; c < block.cn; ++c, src += view.src.c) {
-    auto sum = typename V::Type{};
-    for (int64_t i = 0; i < plan_size; ++i) {
-      const LaneCopy& copy = plan[i];
-      typename V::Type lanes;
-      if (view.step_w == 1) {
-        lanes = copy.begin == 0 && copy.end == V::kLanes
-                    ? V::load(src + copy.src)
-                    : load_lanes(src + copy.src - copy.begin, copy.begin, copy.end);
-      } else {
-        lanes =
-            load_lanes_strided(src + copy.src, view.step_w, copy.begin, copy.end, copy.more_follow);
-      }
-      sum += lanes;
-      if (copy.last) {
-        V::Registers::store(panel, sum);
-        panel += V::kLanes;
-        sum = typename V::Type{};
-      }
-    }
-  }
 }
 
 // ---- Channels along the vector: rows [pixel][t][c] from a source whose channels are contiguous.
@@ -268,24 +183,37 @@ void pack_transposed(const T* src, int64_t src_stride, int64_t rows, int64_t col
                      int64_t dst_stride) {
   using V = WideVec<T>;
   constexpr int kL = V::kLanes;
-  int64_t r = 0;
-  for (; r + kL <= rows; r += kL) {
-    int64_t c = 0;
-    for (; c + kL <= columns; c += kL) {
+  constexpr int64_t kFew = 4;  // columns that do not repay a tile in registers
+  for (int64_t r = 0; r < rows; r += kL, src += kL * src_stride, dst += kL) {
+    const int64_t lanes = std::min<int64_t>(rows - r, kL);
+    for (int64_t c = 0; c < columns; c += kL) {
+      const int64_t n = std::min<int64_t>(columns - c, kL);
+      if (n < kFew) {
+        for (int64_t i = 0; i < n; ++i)
+          for (int64_t l = 0; l < lanes; ++l)
+            dst[(c + i) * dst_stride + l] = to_wide(src[l * src_stride + c + i]);
+        continue;
+      }
       typename V::Type tile[kL];
+      if (n == kL && lanes == kL) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kL; ++i) tile[i] = V::load(src + (r + i) * src_stride + c);
+        for (int i = 0; i < kL; ++i) tile[i] = V::load(src + i * src_stride + c);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i)
+          tile[i] = i < lanes ? V::load_partial(src + i * src_stride + c, n) : typename V::Type{};
+      }
       transpose_steps<1>(tile);
+      if (n == kL && lanes == kL) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kL; ++i) V::Registers::store(dst + (c + i) * dst_stride + r, tile[i]);
+        for (int i = 0; i < kL; ++i) V::Registers::store(dst + (c + i) * dst_stride, tile[i]);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i)
+          if (i < n) V::Registers::store_partial(dst + (c + i) * dst_stride, tile[i], lanes);
+      }
     }
-    for (; c < columns; ++c)
-      for (int64_t i = r; i < r + kL; ++i)
-        dst[c * dst_stride + i] = to_wide(src[i * src_stride + c]);
   }
-  for (; r < rows; ++r)
-    for (int64_t c = 0; c < columns; ++c)
-      dst[c * dst_stride + r] = to_wide(src[r * src_stride + c]);
 }
 
 // ---- Weights: the operand that all samples share.
@@ -324,9 +252,13 @@ void pack_weight_rows(const T* w, int64_t weight_k, const int64_t* offsets, int6
 template <typename T>
 void pack_weight_panel(const T* w, int64_t weight_k, const int64_t* offsets, int64_t depth,
                        int64_t columns, int64_t width, Wide<T>* dst) {
-  for_weight_runs(offsets, depth, [&](int64_t k, int64_t n) {
-    pack_transposed(w + offsets[k], weight_k, columns, n, dst + k * width, width);
-  });
+  if (weight_k == 1) {
+    for (int64_t k = 0; k < depth; ++k) copy_wide(dst + k * width, w + offsets[k], columns);
+  } else {
+    for_weight_runs(offsets, depth, [&](int64_t k, int64_t n) {
+      pack_transposed(w + offsets[k], weight_k, columns, n, dst + k * width, width);
+    });
+  }
   for (int64_t k = 0; k < depth; ++k)
     for (int64_t n = columns; n < width; ++n) dst[k * width + n] = 0;
 }

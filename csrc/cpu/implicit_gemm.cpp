@@ -1,11 +1,10 @@
 // Convolution as a matrix product without an im2col matrix in memory.
 //
-// The destination of one sample and group is a matrix of filters by pixels. Where the source's
-// pixels are neighbours in memory (NCHW) the vector runs along pixels: rows are filters, columns
-// pixels. Where channels are (NHWC) the vector runs along filters: rows are pixels, columns
-// filters. A task owns a block of pixels and of filters of one sample, and for each reduction block
-// packs its pixels, multiplies them with the weights (packed once) and adds to its scratch
-// tile; after the last block the epilogue writes each tile while it is in the first-level cache.
+// The source's channels are neighbours in memory (NHWC). The destination of one sample and group is
+// a matrix of pixels by filters, with the vector along filters. A task owns a block of pixels and
+// of filters of one sample, and for each reduction block packs its pixels, multiplies them with the
+// weights (packed once) and adds to its scratch tile; after the last block the epilogue writes each
+// tile while it is in the first-level cache.
 // Blocking follows Goto and van de Geijn (2008) and depends on one sample's problem only, so that a
 // sample's bits depend neither on the batch nor on the threads.
 #include "cpu/implicit_gemm.h"
@@ -35,8 +34,7 @@ struct Cuts {
 // and each should be worth its packing.
 constexpr int64_t kTasksWanted = 16;
 
-// The weights of a view, packed: [group][block][k][kARow] where the vector runs along pixels, else
-// [group][block][panel][depth][width].
+// The weights of a view, packed: [group][block][panel][depth][width].
 template <typename T>
 class PackedFilters {
  public:
@@ -44,22 +42,14 @@ class PackedFilters {
 
   explicit PackedFilters(const ConvView& view)
       : view_(view),
-        pixel_vectors_(view.src_pixels_contiguous()),
-        blocks_(reduction_blocks(view.C, static_cast<int64_t>(view.taps.size()), kDepth,
-                                 pixel_vectors_)),
-        padded_k_(pixel_vectors_ ? view.K : round_up(view.K, kLanes<A>)) {}
+        blocks_(reduction_blocks(view.C, static_cast<int64_t>(view.taps.size()), kDepth, false)),
+        padded_k_(round_up(view.K, kLanes<A>)) {}
 
   const std::vector<ReductionBlock>& blocks() const { return blocks_; }
   int64_t padded_k() const { return padded_k_; }
-  int64_t size() const {
-    if (pixel_vectors_)
-      return view_.groups * static_cast<int64_t>(blocks_.size()) * view_.K * kARow<A>;
-    return view_.groups * view_.terms() * padded_k_;
-  }
+  int64_t size() const { return view_.groups * view_.terms() * padded_k_; }
   // Of a group's block.
   int64_t offset(int64_t g, int64_t block) const {
-    if (pixel_vectors_)
-      return (g * static_cast<int64_t>(blocks_.size()) + block) * view_.K * kARow<A>;
     int64_t terms = g * view_.terms();
     for (int64_t b = 0; b < block; ++b) terms += blocks_[b].size();
     return terms * padded_k_;
@@ -68,7 +58,7 @@ class PackedFilters {
   void pack(const T* w, A* packed, const Parallel& pool) const {
     const int64_t blocks = static_cast<int64_t>(blocks_.size());
     if (blocks == 0) return;
-    const int64_t unit = pixel_vectors_ ? kMaxRows : kPanel<A>;
+    const int64_t unit = kPanel<A>;
     const int64_t pieces = ceil_div(view_.K, unit);
     const WorkSplit split(view_.groups * blocks * pieces, 4.0 * kDepth * static_cast<double>(unit));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
@@ -77,23 +67,19 @@ class PackedFilters {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t piece = item % pieces, b = item / pieces % blocks, g = item / pieces / blocks;
         const ReductionBlock& block = blocks_[b];
-        if (planned != b) weight_offsets(view_, block, pixel_vectors_, offsets);
+        if (planned != b) weight_offsets(view_, block, false, offsets);
         planned = b;
         const int64_t k = piece * unit, n = std::min(unit, view_.K - k);
         const T* source = w + g * view_.weight_group + k * view_.weight_k;
         A* to = packed + offset(g, b);
-        if (pixel_vectors_)
-          pack_weight_rows(source, view_.weight_k, offsets, block.size(), n, to + k * kARow<A>);
-        else
-          pack_weight_panel(source, view_.weight_k, offsets, block.size(), n,
-                            std::min(unit, padded_k_ - k), to + k * block.size());
+        pack_weight_panel(source, view_.weight_k, offsets, block.size(), n,
+                          std::min(unit, padded_k_ - k), to + k * block.size());
       }
     });
   }
 
  private:
   const ConvView& view_;
-  const bool pixel_vectors_;
   const std::vector<ReductionBlock> blocks_;
   const int64_t padded_k_;
 };
@@ -110,7 +96,6 @@ class ImplicitGemm {
         src_(src),
         w_(w),
         epilogue_(epilogue),
-        pixel_vectors_(view.src_pixels_contiguous()),
         layout_(view),
         blocks_(layout_.blocks()),
         padded_k_(layout_.padded_k()),
@@ -132,25 +117,16 @@ class ImplicitGemm {
                                      static_cast<double>(filters_.size) *
                                      static_cast<double>(view_.terms() + 4));
     const int64_t filters = std::min(filters_.size, padded_k_);
-    const int64_t panel_size =
-        pixel_vectors_ ? kDepth * round_up(pixels_.size, kLanes<A>) : pixels_.size * kARow<A>;
+    const int64_t panel_size = pixels_.size * kARow<A>;
     const int64_t tile_size = filters * round_up(pixels_.size, kLanes<A>) + kPanel<A>;
-    const int64_t runs = max_pixel_runs(kPanel<A>, view_.J);
-    int64_t most_taps = 0;
-    for (const ReductionBlock& block : blocks_) most_taps = std::max(most_taps, block.tn);
-    const int64_t plan_size =
-        pixel_vectors_ ? max_pixel_plan(most_taps, kMaxVectors, runs) : int64_t{0};
     std::vector<std::vector<TapRun>> taps;
-    if (!pixel_vectors_)
-      for (const ReductionBlock& block : blocks_) taps.push_back(tap_runs(view_, block));
+    for (const ReductionBlock& block : blocks_) taps.push_back(tap_runs(view_, block));
 
     Buffer<A> panels(split.slots * round_up(panel_size, 16));
     Buffer<A> tiles(split.slots * round_up(tile_size, 16));
-    Buffer<LaneCopy> plans(split.slots * plan_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       const Scratch scratch{panels.get() + slot * round_up(panel_size, 16),
-                            tiles.get() + slot * round_up(tile_size, 16),
-                            plans.get() + slot * plan_size};
+                            tiles.get() + slot * round_up(tile_size, 16)};
       for (int64_t task = begin; task < end; ++task) {
         int64_t rest = task;
         Task t;
@@ -166,10 +142,7 @@ class ImplicitGemm {
         t.filters = filters_.length(filter_block);
         t.src = src_ + t.n * view_.src.n + t.g * view_.C * view_.src.c;
         t.dst = view_.dst_offset + t.n * view_.dst.n + t.g * view_.K * view_.dst.c;
-        if (pixel_vectors_)
-          run_pixel_vectors(t, scratch);
-        else
-          run_filter_vectors(t, scratch, taps);
+        run_filter_vectors(t, scratch, taps);
       }
     });
   }
@@ -183,24 +156,18 @@ class ImplicitGemm {
   struct Scratch {
     A* panels;
     A* tile;
-    LaneCopy* plan;
   };
 
   Cuts pixel_cuts() const {
     // The scratch tile and the packed pixels share the second-level cache with weights.
     const int64_t pixels = view_.pixels();
-    if (pixel_vectors_) {
-      const int64_t budget = 32768 / std::max<int64_t>(1, std::min<int64_t>(view_.K, 512));
-      const int64_t limit = std::min<int64_t>(std::max(budget, kPanel<A>), 8 * kPanel<A>);
-      return Cuts(pixels, limit / kPanel<A> * kPanel<A>, kPanel<A>);
-    }
     const int64_t budget = 32768 / std::max<int64_t>(1, std::min<int64_t>(padded_k_, 512));
     return Cuts(pixels, std::min<int64_t>(std::max<int64_t>(budget, 2 * kMaxRows), 8 * kMaxRows),
                 1);
   }
 
   Cuts filter_cuts(int64_t pixel_blocks) const {
-    const int64_t unit = pixel_vectors_ ? 1 : kPanel<A>;
+    const int64_t unit = kPanel<A>;
     const int64_t have = pixel_blocks * view_.groups;
     const int64_t pieces =
         std::min(ceil_div(kTasksWanted, std::max<int64_t>(have, 1)), ceil_div(view_.K, 128));
@@ -213,57 +180,6 @@ class ImplicitGemm {
   const A* weights(int64_t g, int64_t block) const { return weights_ + layout_.offset(g, block); }
 
   // ---- One task.
-
-  void run_pixel_vectors(const Task& task, const Scratch& scratch) const {
-    const int64_t width = round_up(task.pixels, kLanes<A>);
-    if (blocks_.empty()) fill_zero(scratch.tile, task.filters * width);
-    PixelRun runs[kPanel<A>];
-    const int64_t blocks = std::max<int64_t>(1, static_cast<int64_t>(blocks_.size()));
-    for (int64_t b = 0; b < blocks; ++b) {
-      for (int64_t column = 0; column < task.pixels; column += kPanel<A>) {
-        const int64_t pixels = std::min(kPanel<A>, task.pixels - column);
-        const int64_t vectors = ceil_div(pixels, kLanes<A>);
-        const int64_t run_count = pixel_runs(task.pixel + column, pixels, view_.J, runs);
-        const A* rows = nullptr;
-        int64_t depth = 0;
-        if (!blocks_.empty()) {
-          const ReductionBlock& block = blocks_[b];
-          const int64_t planned =
-              plan_pixel_panel<A>(view_, block, runs, run_count, vectors, scratch.plan);
-          pack_pixel_panel(view_, block, task.src + block.c0 * view_.src.c, scratch.plan, planned,
-                           scratch.panels);
-          rows = weights(task.g, b) + task.filter * kARow<A>;
-          depth = block.size();
-        }
-        for_row_tiles(task.filters, [&](int64_t first, int64_t n) {
-          A* c = scratch.tile + first * width + column;
-          if (depth > 0)
-            gemm_microkernel<A>(n, vectors)({rows + first * kARow<A>, scratch.panels, c, depth,
-                                             vectors * kLanes<A>, width, b > 0});
-          if (b + 1 == blocks)
-            store_pixel_vectors(task, task.filter + first, n, pixels, c, width, runs, run_count);
-        });
-      }
-    }
-  }
-
-  void store_pixel_vectors(const Task& task, int64_t filter, int64_t filters, int64_t pixels, A* c,
-                           int64_t ldc, const PixelRun* runs, int64_t run_count) const {
-    const bool whole = view_.dst_pixels_contiguous();
-    for (int64_t m = 0; m < filters; ++m, c += ldc) {
-      const A bias = bias_[task.g * padded_k_ + filter + m];
-      for (int64_t i = 0; i < pixels; ++i) c[i] += bias;
-      const int64_t dst = task.dst + (filter + m) * view_.dst.c;
-      if (whole) {
-        epilogue_.store(c, pixels, dst + runs[0].i * view_.J + runs[0].j, 1);
-        continue;
-      }
-      for (int64_t r = 0; r < run_count; ++r)
-        epilogue_.store(c + runs[r].lane, runs[r].n,
-                        dst + runs[r].i * view_.dst.row + runs[r].j * view_.dst.column,
-                        view_.dst.column);
-    }
-  }
 
   void run_filter_vectors(const Task& task, const Scratch& scratch,
                           const std::vector<std::vector<TapRun>>& taps) const {
@@ -314,7 +230,6 @@ class ImplicitGemm {
   const T* src_;
   const T* w_;
   const Epilogue<T>& epilogue_;
-  bool pixel_vectors_;
   const PackedFilters<T> layout_;
   const std::vector<ReductionBlock>& blocks_;
   int64_t padded_k_;

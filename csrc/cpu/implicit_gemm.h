@@ -8,8 +8,8 @@
 
 namespace torchconv::cpu {
 
-// Elements of the packed weights. What they hold depends on the weights, C, K, the groups, the taps
-// and whether pixels are neighbours in memory: not on the batch or the image.
+// src has its channels contiguous. Elements of the packed weights: what they hold depends on the
+// weights, C, K, the groups and the taps, not on the batch or the image.
 template <typename T>
 int64_t implicit_gemm_weights_size(const ConvView& view);
 
