@@ -11,7 +11,7 @@ from torch import Tensor
 import torchconv
 from torchconv import explain
 
-WINOGRAD, PRODUCT = "Winograd", "packed matrix product"
+WINOGRAD, PRODUCT = "Winograd", "matrix product, vectors along pixels"
 
 
 def operands(*sizes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

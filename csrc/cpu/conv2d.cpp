@@ -17,7 +17,6 @@
 #include "cpu/conv_wgrad.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/direct_gemm.h"
-#include "cpu/implicit_gemm.h"
 #include "cpu/pixel_gemm.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_strided.h"
@@ -48,8 +47,6 @@ int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm al
       return strided_winograd_weights_size(p);
     case ConvAlgorithm::kDirectProduct:
       return direct_gemm_weights_size<T>(view);
-    case ConvAlgorithm::kPackedProduct:
-      return implicit_gemm_weights_size<T>(view);
     case ConvAlgorithm::kPixelProduct:
       return pixel_gemm_weights_size(view);
     case ConvAlgorithm::kBandProduct:
@@ -68,7 +65,6 @@ void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, c
     if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
   }
   if (algorithm == ConvAlgorithm::kDirectProduct) direct_gemm_pack_weights(view, w, packed, pool);
-  if (algorithm == ConvAlgorithm::kPackedProduct) implicit_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kPixelProduct) pixel_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kBandProduct) band_gemm_pack_weights(view, w, packed, pool);
 }
@@ -135,10 +131,9 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
       return pixel_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kBandProduct:
       return band_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
-    case ConvAlgorithm::kPackedProduct:
-      return implicit_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kStridedWinograd:
-      return;  // of a problem, not of a view
+    case ConvAlgorithm::kWgradProduct:
+      return;  // of a problem, not of a view, and of no gather
   }
 }
 

@@ -34,7 +34,7 @@ constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 512;
 // But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
 // stride 1 from so many channels and filters on.
 constexpr int64_t kFirstLayerChannels = 3, kFirstLayerFilters = 32;
-// A side this narrow would use a fraction of a register tile of the packed product.
+// A side this narrow would use a fraction of a register tile of the products.
 constexpr int64_t kNarrow = 8;
 // So would filters that fill at most half a vector: vectors then run along pixels in either layout,
 // where as many taps share the transposed source.
@@ -105,8 +105,7 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() == 0 && c.channels_last();
      }},
-    {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0 && c.nchw(); }},
-    {Algorithm::kPackedProduct, [](const Case& c) { return c.v.terms() == 0; }},
+    {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
     {Algorithm::kBandProduct, [](const Case& c) {
        return c.nchw() && c.v.taps.size() > 1 && c.v.J >= kBandProductWidth &&
@@ -128,8 +127,7 @@ constexpr Rule kGatherRules[] = {
        return !c.grouped() && (c.taps_share_a_band() || c.narrower_side() <= kNarrow) &&
               c.band_fits(true);
      }},
-    {Algorithm::kPixelProduct, [](const Case& c) { return c.nchw(); }},
-    {Algorithm::kPackedProduct, [](const Case&) { return true; }},
+    {Algorithm::kPixelProduct, [](const Case&) { return true; }},
 };
 
 constexpr Rule kWgradRules[] = {
@@ -144,7 +142,7 @@ constexpr Rule kWgradRules[] = {
     {Algorithm::kBandAlongChannels, [](const Case& c) {
        return c.grouped() && !c.nchw() && c.wider_side() <= kNarrow && c.band_fits(false);
      }},
-    {Algorithm::kPackedProduct, [](const Case&) { return true; }},
+    {Algorithm::kWgradProduct, [](const Case&) { return true; }},
 };
 // clang-format on
 

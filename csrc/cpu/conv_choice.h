@@ -18,7 +18,7 @@ enum class ConvAlgorithm : uint8_t {
   kDirectProduct,      // direct_gemm.h
   kBandProduct,        // band_gemm.h
   kPixelProduct,       // pixel_gemm.h
-  kPackedProduct,      // implicit_gemm.h, conv_wgrad.h
+  kWgradProduct,       // conv_wgrad.h
 };
 
 // Process-wide, true at first. Calls that run already keep what they began with.

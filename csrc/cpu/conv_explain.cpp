@@ -14,6 +14,8 @@
 #include "cpu/conv_view.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/microkernels/gemm.h"
+#include "cpu/microkernels/pixel_product.h"
+#include "cpu/wgrad_pixels.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_tiles.h"
 #include "cpu/winograd_wgrad.h"
@@ -42,8 +44,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "bands of rows, vectors along filters";
     case ConvAlgorithm::kPixelProduct:
       return "matrix product, vectors along pixels";
-    case ConvAlgorithm::kPackedProduct:
-      return "packed matrix product";
+    case ConvAlgorithm::kWgradProduct:
+      return "matrix product over pixels";
   }
   return "";
 }
@@ -85,9 +87,11 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
       return text("register tiles of %lld x %lld, sums of at most %lld terms", kMaxRows,
                   kMaxVectors * lanes, kBandBlockTerms);
     case ConvAlgorithm::kPixelProduct:
-    case ConvAlgorithm::kPackedProduct:
       return text("register tiles of %lld x %lld, sums of at most %lld terms", kMaxRows,
                   kMaxVectors * lanes, kDepth);
+    case ConvAlgorithm::kWgradProduct:
+      return text("register tiles of %lld x %lld, sums of at most %lld pixels", kProductRows,
+                  kProductVectors * lanes, WgradPixels(v).chunk());
     case ConvAlgorithm::kStridedWinograd:
       break;  // of a problem, not of a view
   }
@@ -217,7 +221,7 @@ std::string conv2d_explain(const ConvProblem& p) {
   const ConvAlgorithm wgrad = wgrad_algorithm(view, p.dtype, winograd);
   const bool band =
       wgrad == ConvAlgorithm::kBandAlongPixels || wgrad == ConvAlgorithm::kBandAlongChannels;
-  const char* otherwise = band ? name_of(ConvAlgorithm::kPackedProduct) : "";
+  const char* otherwise = band ? name_of(ConvAlgorithm::kWgradProduct) : "";
   if (wgrad == ConvAlgorithm::kWinograd) otherwise = name_of(wgrad_algorithm(view, p.dtype, false));
   return lines + formatted({"wgrad", wgrad, otherwise, wgrad_blocking(view, p.dtype, wgrad), direct,
                             wgrad_operations(view, wgrad), bytes});
