@@ -61,6 +61,7 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 _grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
 
 _FLOATING = frozenset(FLOATS)
 _SELECT_DTYPES = _FLOATING | {*INTEGERS, torch.uint16}
@@ -77,6 +78,7 @@ def _call(op: _Operator, tensors: Sequence[Tensor | None], args: tuple[Any, ...]
         _is_compiling()
         or _transforms_active()
         or fwAD._current_level >= 0
+        or _tracing_state() is not None
         or (_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     ):
         return op.overload(*tensors, *args)
