@@ -1,9 +1,7 @@
-// How a reduction is cut into blocks and which taps can be copied together: the shape-only half of
-// packing.
+// How a reduction is cut into blocks: the half of packing that knows only shapes.
 #include "cpu/conv_pack.h"
 
 namespace torchconv::cpu {
-namespace {}  // namespace
 
 std::vector<ReductionBlock> reduction_blocks(int64_t C, int64_t T, int64_t limit, bool taps_inner) {
   std::vector<ReductionBlock> blocks;
@@ -21,20 +19,6 @@ std::vector<ReductionBlock> reduction_blocks(int64_t C, int64_t T, int64_t limit
     }
   }
   return blocks;
-}
-
-std::vector<TapRun> tap_runs(const ConvView& view, const ReductionBlock& block) {
-  const bool whole_pixels = block.cn == view.src.column;
-  std::vector<TapRun> runs;
-  for (int64_t t = block.t0; t < block.t0 + block.tn; ++t) {
-    const ConvTap& tap = view.taps[t];
-    if (whole_pixels && !runs.empty() && runs.back().h == tap.h &&
-        runs.back().w + runs.back().count == tap.w)
-      ++runs.back().count;
-    else
-      runs.push_back({tap.h, tap.w, 1});
-  }
-  return runs;
 }
 
 }  // namespace torchconv::cpu

@@ -1,10 +1,8 @@
 // Packers: they copy what a tile product needs into panels, converting to the computing type and
 // writing zeros where a tap leaves the image, so that the product itself has no edges.
 //
-// A reduction over (c, t) is cut into blocks of at most kDepth terms (ReductionBlock). What a block
-// needs of the source is planned once for each panel, as a list of copies with bounds worked out,
-// and the plan then runs for every channel or row. This is im2col on the fly, one cache-sized panel
-// at a time (Chetlur et al., "cuDNN", 2014, section 3).
+// A reduction over (c, t) is cut into blocks of limited size (ReductionBlock). Here are the weights
+// and the pieces that the packers of sources share; pixel_panel.h and conv_band.h are those.
 #pragma once
 
 #include <algorithm>
@@ -119,38 +117,6 @@ TORCHCONV_INLINE void copy_padded_row(Wide<T>* row, const T* src, int64_t step, 
 template <typename A>
 TORCHCONV_INLINE void fill_zero(A* dst, int64_t n) {
   for (int64_t i = 0; i < n; ++i) dst[i] = 0;
-}
-
-// ---- Channels along the vector: rows [pixel][t][c] from a source whose channels are contiguous.
-
-// Copies of one pixel's taps in the block; a run of neighbouring taps is one copy where a pixel's
-// channels fill it (one group), so that few channels still move in whole vectors.
-struct TapRun {
-  int64_t h, w, count;  // taps at w, w + 1, ...
-};
-std::vector<TapRun> tap_runs(const ConvView& view, const ReductionBlock& block);
-
-// One pixel: row[(t - t0)*cn + (c - c0)]; src is the sample's group at the block's first channel.
-template <typename T>
-TORCHCONV_INLINE void pack_channel_row(const ConvView& view, const ReductionBlock& block,
-                                       const std::vector<TapRun>& runs, const T* src, int64_t i,
-                                       int64_t j, Wide<T>* row) {
-  const int64_t cn = block.cn;
-  for (const TapRun& run : runs) {
-    const int64_t h = i * view.step_h + run.h, w = j * view.step_w + run.w;
-    if (h >= 0 && h < view.H) {
-      const int64_t begin = std::min(std::max(-w, int64_t{0}), run.count);
-      const int64_t end = std::max(std::min(view.W - w, run.count), begin);
-      fill_zero(row, begin * cn);
-      if (begin < end)
-        copy_wide(row + begin * cn, src + h * view.src.row + (w + begin) * view.src.column,
-                  (end - begin) * cn);
-      fill_zero(row + end * cn, (run.count - end) * cn);
-    } else {
-      fill_zero(row, run.count * cn);
-    }
-    row += run.count * cn;
-  }
 }
 
 // ---- Plain matrices.
