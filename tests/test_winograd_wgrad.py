@@ -76,16 +76,19 @@ def wgrad(
 
 
 def reference(x: Tensor, dz: Tensor, padding: Sides, kernel: Kernel = DENSE) -> Tensor:
-    """A matrix product for each tap in x's dtype, of PyTorch's."""
+    """A matrix product for each tap in x's dtype, of PyTorch's, over the pixels inside the image:
+    what is not finite meets no padding, as in PyTorch's float32."""
     padded = torch_F.pad(x, padding).contiguous()
+    inside = torch_F.pad(torch.ones_like(x[:, :1], dtype=torch.bool), padding)
     p, q = ((n - 1) * kernel.stride + 1 for n in dz.shape[2:])
     dilation_h, dilation_w = kernel.dilations
     rows = dz.transpose(0, 1).flatten(1)
     taps = []
     for r in range(0, kernel.size * dilation_h, dilation_h):
         for s in range(0, kernel.size * dilation_w, dilation_w):
-            pixels = padded[:, :, r : r + p : kernel.stride, s : s + q : kernel.stride]
-            taps.append(rows @ pixels.transpose(0, 1).flatten(1).T)
+            window = (..., slice(r, r + p, kernel.stride), slice(s, s + q, kernel.stride))
+            columns, chosen = padded[window].transpose(0, 1).flatten(1), inside[window].flatten()
+            taps.append(rows[:, chosen] @ columns[:, chosen].T)
     return torch.stack(taps, -1).unflatten(-1, (kernel.size, kernel.size))
 
 
