@@ -125,9 +125,16 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
       ordered = chunk;
       const int64_t k = panel * kWidth, filters = std::min(kWidth, view.K - k);
       A* to = packed + (g * view.terms() + c * taps) * padded_filters + k * channels * taps;
-      for (const TermRun& run : runs)
-        pack_run(w + g * view.weight_group + k * view.weight_k + run.source, view.weight_k, filters,
-                 round_up(filters, kLanes<A>), rows.data() + run.first, run.count, to);
+      const T* from = w + g * view.weight_group + k * view.weight_k;
+      for (size_t r = 0; r < runs.size(); ++r) {
+        // Short runs far apart are not foreseen by the hardware.
+        constexpr size_t kAhead = 16;
+        if (view.weight_k == 1 && r + kAhead < runs.size())
+          for (int64_t i = 0; i < filters; i += 64 / static_cast<int64_t>(sizeof(T)))
+            __builtin_prefetch(from + runs[r + kAhead].source + i);
+        pack_run(from + runs[r].source, view.weight_k, filters, round_up(filters, kLanes<A>),
+                 rows.data() + runs[r].first, runs[r].count, to);
+      }
     }
   });
 }
