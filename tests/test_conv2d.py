@@ -30,6 +30,8 @@ from conftest import (
 )
 
 FORMATS = ("contiguous", "channels_last")
+# Of the direct product, and of the choice that may fall on Winograd's algorithms.
+ERROR_BOUNDS = {False: 1e-6, True: 2e-6}
 
 # name: input size, weight size, further arguments of conv2d
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
@@ -244,6 +246,53 @@ def test_empty_batch(dtype: torch.dtype, layout: str) -> None:
     assert torch.equal(dw, torch.zeros_like(w)) and torch.equal(db, torch.zeros_like(b))
 
 
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("sides", [(90, 0, 0, 9), (0, 90, 9, 0), (3, 70, 17, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("c", "k", "size", "kwargs"),
+    [
+        (32, 33, 3, {}),
+        (160, 48, 3, {}),
+        (32, 32, 3, {"dilation": 3}),
+        (32, 32, 3, {"stride": 2}),
+        (3, 32, 7, {"stride": 2}),
+        (3, 32, 3, {}),
+        (20, 24, 5, {}),
+        (20, 24, 1, {"stride": 3}),
+        (20, 24, (1, 3), {"stride": (1, 2)}),
+        (32, 32, 3, {"groups": 32}),
+        (32, 32, 3, {"groups": 8}),
+    ],
+    ids=str,
+)
+def test_padding_far_beyond_the_image(
+    c: int, k: int, size: Any, kwargs: dict[str, Any], sides: tuple[int, ...], layout: str
+) -> None:
+    """Whole tiles and vectors of a row that no pixel of the image reaches, in all passes."""
+    kernel = size if isinstance(size, tuple) else (size, size)
+    x = in_layout(torch.randn(2, c, 9, 8), layout)
+    w = in_layout(torch.randn(k, c // kwargs.get("groups", 1), *kernel), layout)
+    leaves = [t.requires_grad_() for t in (x, w)]
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+
+    def padded(x: Tensor, w: Tensor) -> Tensor:
+        return torch_F.conv2d(torch_F.pad(x, sides), w, **kwargs)
+
+    dz = torch.randn(padded(*doubles).shape)
+    truth, expected = gradients(padded, doubles, {}, dz)
+    z, got = gradients(F.conv2d, leaves, {"padding": sides, **kwargs}, dz)
+    for value, exact in zip((z, *got), (truth, *expected), strict=True):
+        assert relative_error(value, exact) <= ERROR_BOUNDS[True]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 7])
+def test_no_input_channels_of_any_kernel(size: int, stride: int) -> None:
+    x, w, b = torch.randn(2, 0, 32, 32), torch.randn(16, 0, size, size), torch.randn(16)
+    z = F.conv2d(x, w, b, stride)
+    assert torch.equal(z, b[:, None, None].expand(z.shape))
+
+
 def test_no_input_channels() -> None:
     """The empty sum is zero and leaves the bias; PyTorch's output has no channels either."""
     x, w = torch.randn(2, 0, 8, 8), torch.randn(6, 0, 3, 3)
@@ -328,10 +377,6 @@ def test_flip_kernel(case: str, layout: str, dtype: torch.dtype) -> None:
 
 
 # --- numbers -------------------------------------------------------------------------------------
-
-
-# Of the direct product, and of the choice that may fall on Winograd's algorithms.
-ERROR_BOUNDS = {False: 1e-6, True: 2e-6}
 
 
 @pytest.mark.parametrize("winograd", ERROR_BOUNDS, ids=("direct", "chosen"))

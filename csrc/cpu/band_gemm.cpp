@@ -5,10 +5,10 @@
 // so that the pixels that one tap reads for a run of outputs are neighbours. Vectors run along
 // filters and the pixels of a row are the broadcasts of a register tile: no lane is lost at the end
 // of a row, whatever its length, and no tap needs an im2col copy. It is the loop of Georganas et
-// al.
-// ("Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures", 2018) on plain
-// NCHW. A panel of weights stays in the first-level cache for all pixels of the band, while the
-// next one is fetched. The sums of a finished panel are transposed in registers on their way out.
+// al. ("Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures", 2018) on
+// plain NCHW. A panel of weights stays in the first-level cache for all pixels of the band, while
+// the next one is fetched. The sums of a finished panel are transposed in registers on their way
+// out.
 #include "cpu/band_gemm.h"
 
 #include <algorithm>
@@ -66,7 +66,7 @@ ConvView ordered(const ConvView& view) {
 std::vector<ReductionBlock> blocks_of(const ConvView& view) {
   const int64_t all = static_cast<int64_t>(view.taps.size()), taps = column_taps(view);
   std::vector<ReductionBlock> blocks =
-      reduction_blocks(view.C, taps > 0 ? taps : all, kBandBlockTerms, true);
+      reduction_blocks(view.C, taps > 0 ? taps : all, kBandBlockTerms);
   if (taps == 0) return blocks;
   std::vector<ReductionBlock> split;
   for (size_t first = 0, last = 0; first < blocks.size(); first = last) {

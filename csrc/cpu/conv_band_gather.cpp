@@ -35,8 +35,7 @@ class BandGather {
       bias_[channel] = bias != nullptr && channel < channels_ ? to_wide(bias[channel]) : A{0};
     // [c][t], the order of the band's offsets
     std::vector<int64_t> offsets(static_cast<size_t>(terms_));
-    weight_offsets(view, {0, view.C, 0, static_cast<int64_t>(view.taps.size())}, true,
-                   offsets.data());
+    weight_offsets(view, {0, view.C, 0, static_cast<int64_t>(view.taps.size())}, offsets.data());
     const WorkSplit split(padded_, 4.0 * static_cast<double>(terms_));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t channel = begin; channel < end; ++channel) {
@@ -129,8 +128,8 @@ class BandGather {
         for (int64_t at = 0; at < positions; at += kPanel<A>, next += step) {
           for (int64_t i = 0; i < step; i += kL) __builtin_prefetch(next + i, 0, 2);
           const int64_t vectors = std::min<int64_t>(kMaxVectors, ceil_div(positions - at, kL));
-          indirect_gemm_microkernel<A>(n, vectors)({weights, source + at, out + at, depth, 0, ld,
-                                                    b > 0, band_.offsets.data() + b * kDepth});
+          gemm_microkernel<A>(n, vectors)({weights, source + at, out + at, depth, ld, b > 0,
+                                           band_.offsets.data() + b * kDepth});
         }
       }
       for (int64_t k = 0; k < n; ++k, ++channel) {

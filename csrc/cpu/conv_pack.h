@@ -21,9 +21,9 @@ struct ReductionBlock {
   int64_t size() const { return cn * tn; }
 };
 
-// Cuts C x T into even blocks of at most limit. The inner index (all taps of a channel, or all
-// channels of a tap) is kept whole where it fits.
-std::vector<ReductionBlock> reduction_blocks(int64_t C, int64_t T, int64_t limit, bool taps_inner);
+// Cuts C x T into even blocks of at most limit; all taps of a channel are kept together where they
+// fit.
+std::vector<ReductionBlock> reduction_blocks(int64_t C, int64_t T, int64_t limit);
 
 // Lanes [begin, end) of the vector at p, zero elsewhere; no other memory is touched.
 template <typename T>
@@ -185,12 +185,10 @@ void pack_transposed(const T* src, int64_t src_stride, int64_t rows, int64_t col
 // ---- Weights: the operand that all samples share.
 
 // Offset of term k of the block in a filter, in the order of the panels.
-inline void weight_offsets(const ConvView& view, const ReductionBlock& block, bool taps_inner,
-                           int64_t* offsets) {
+inline void weight_offsets(const ConvView& view, const ReductionBlock& block, int64_t* offsets) {
   for (int64_t c = 0; c < block.cn; ++c)
     for (int64_t t = 0; t < block.tn; ++t)
-      offsets[taps_inner ? c * block.tn + t : t * block.cn + c] =
-          (block.c0 + c) * view.weight_c + view.taps[block.t0 + t].weight;
+      *offsets++ = (block.c0 + c) * view.weight_c + view.taps[block.t0 + t].weight;
 }
 
 // Calls f(k, n) on the runs [k, k + n) of terms that are neighbours in memory.

@@ -82,7 +82,7 @@ std::vector<ConvTap> product(const std::vector<AxisTap>& rows, const std::vector
 
 Range valid_range(int64_t count, int64_t step, int64_t offset, int64_t size) {
   if (offset >= size) return {0, 0};
-  const int64_t begin = offset >= 0 ? 0 : (-offset - 1) / step + 1;
+  const int64_t begin = std::min(count, offset >= 0 ? 0 : (-offset - 1) / step + 1);
   const int64_t end = std::min(count, (size - 1 - offset) / step + 1);
   return {begin, std::max(begin, end)};
 }

@@ -21,15 +21,16 @@
 
 namespace torchconv::cpu {
 namespace {
+
 // See kDepth; a reduction in place has no panel that must fit the first-level cache.
 constexpr int64_t kTermsInRegisters = 256;
 // What a block keeps in the second-level cache.
 constexpr int64_t kBandBytes = 384 << 10, kWeightBytes = 640 << 10;
 // Outputs in a block: enough to repay its preparation.
 constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
-// The tasks of one call should be enough for several threads when it is large.
 // From so many pixels on a tile is as fast as a full one.
 constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
+// The tasks of one call should be enough for several threads when it is large.
 constexpr int64_t kTasksWanted = 16, kBlocksWanted = 6;
 
 // `total` in even pieces of at most `limit`.
@@ -393,7 +394,7 @@ class DirectGemm {
     const int64_t channels = view_.terms() > 0 ? plan_.chunk_channels(view_, chunk) : 0;
     const bool last = chunk + 1 == plan_.chunks;
     const T* src = source(at, chunk);
-    DirectTile<A> tile;
+    DirectTile<A> tile{};
     if (plan_.band) {
       for (int64_t n = 0; n < at.n.size(); ++n)
         plan_.band->fill(view_, src + n * view_.src.n, channels, at.i, at.j,

@@ -21,31 +21,6 @@ inline int64_t work_grain(double operations) {
   return std::max<int64_t>(1, wanted < 1e15 ? static_cast<int64_t>(wanted) : int64_t{1} << 50);
 }
 
-// Items go to threads in runs of at least work_grain, and in at most kMaxSlots runs, so that
-// scratch for each of them can be allocated before the threads start (a body must not throw).
-struct WorkSplit {
-  static constexpr int64_t kMaxSlots = 64;
-  int64_t items, grain, slots;
-
-  // operations: see work_grain.
-  WorkSplit(int64_t item_count, double operations) : items(std::max<int64_t>(item_count, 0)) {
-    const int64_t runs = std::min(items / work_grain(operations), kMaxSlots);
-    grain = ceil_div(std::max<int64_t>(items, 1), std::max<int64_t>(runs, 1));
-    slots = std::max<int64_t>(1, ceil_div(items, grain));
-  }
-
-  // f(begin, end, slot): no two concurrent calls have the same slot, and 0 <= slot < slots.
-  template <typename F>
-  void run(const Parallel& pool, F&& f) const {
-    if (items == 0) return;
-    if (slots == 1) return f(int64_t{0}, items, int64_t{0});
-    // The pool deals out whole runs: it may cut a range below a grain above 1.
-    parallel_for(pool, 0, slots, 1, [&](int64_t first, int64_t last) {
-      f(first * grain, std::min(last * grain, items), first);
-    });
-  }
-};
-
 // parallel_for for a body that allocates scratch memory: failing to get it is reported here.
 template <typename F>
 void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
@@ -60,5 +35,31 @@ void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end,
   });
   if (failed) throw std::bad_alloc();
 }
+
+// Items go to threads in runs of at least work_grain, and in at most kMaxSlots runs, so that
+// scratch for each of them can be allocated before the threads start.
+struct WorkSplit {
+  static constexpr int64_t kMaxSlots = 64;
+  int64_t items, grain, slots;
+
+  // operations: see work_grain.
+  WorkSplit(int64_t item_count, double operations) : items(std::max<int64_t>(item_count, 0)) {
+    const int64_t runs = std::min(items / work_grain(operations), kMaxSlots);
+    grain = ceil_div(std::max<int64_t>(items, 1), std::max<int64_t>(runs, 1));
+    slots = std::max<int64_t>(1, ceil_div(items, grain));
+  }
+
+  // f(begin, end, slot): no two concurrent calls have the same slot, and 0 <= slot < slots. f may
+  // fail to get memory.
+  template <typename F>
+  void run(const Parallel& pool, F&& f) const {
+    if (items == 0) return;
+    if (slots == 1) return f(int64_t{0}, items, int64_t{0});
+    // The pool deals out whole runs: it may cut a range below a grain above 1.
+    parallel_for_with_scratch(pool, 0, slots, 1, [&](int64_t first, int64_t last) {
+      f(first * grain, std::min(last * grain, items), first);
+    });
+  }
+};
 
 }  // namespace torchconv::cpu

@@ -30,7 +30,7 @@ constexpr int64_t kMostFilters = 512;
 constexpr int64_t kPanelBytes = 256 << 10;
 
 std::vector<ReductionBlock> blocks_of(const ConvView& view) {
-  return reduction_blocks(view.C, static_cast<int64_t>(view.taps.size()), kDepth, true);
+  return reduction_blocks(view.C, static_cast<int64_t>(view.taps.size()), kDepth);
 }
 
 // Filters [begin, end) of tile t: even tiles of at most kMaxRows.
@@ -300,7 +300,7 @@ void pixel_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
     for (int64_t item = begin; item < end; ++item) {
       const int64_t t = item % tiles.count, b = item / tiles.count % count;
       const int64_t g = item / tiles.count / count;
-      if (item == begin || t == 0) weight_offsets(view, blocks[b], true, offsets);
+      if (item == begin || t == 0) weight_offsets(view, blocks[b], offsets);
       int64_t terms = g * view.terms();
       for (int64_t i = 0; i < b; ++i) terms += blocks[i].size();
       const int64_t filter = tiles.begin(t), rows = tiles.begin(t + 1) - filter;

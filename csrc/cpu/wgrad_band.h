@@ -47,9 +47,8 @@ class WgradBand {
 // Columns [w, w + width) of row h of the image, zero outside it.
 template <typename A>
 void WgradBand::copy_row(const A* x, int64_t n, int64_t h, int64_t w, int64_t width, A* to) const {
-  int64_t begin = std::min(std::max(-w, int64_t{0}), width);
-  int64_t end = std::max(std::min(view_.W - w, width), begin);
-  if (h < 0 || h >= view_.H) begin = end = 0;
+  const bool outside = h < 0 || h >= view_.H;
+  const auto [begin, end] = outside ? Range{0, 0} : valid_range(width, 1, w, view_.W);
   const A* from = x + h * view_.src.row + w * view_.src.column;
   if (column_ == 1 && view_.src.column == 1) {
     for (int64_t c = 0; c < n; ++c, from += view_.src.c, to += channel_)

@@ -31,8 +31,8 @@ constexpr int64_t kFewestTiles = 16, kMostTiles = 64, kManyBlocks = 8;
 constexpr int64_t kFiltersAtOnce = 64;
 // With at most so many tiles and at least so many weights in a tap, tasks own filters.
 constexpr int64_t kFewTiles = 128, kManyWeights = 256 * 256;
-// Of more weights than this the gathered taps are kept: U, four times as much, takes as long to
-// read as to make from them.
+// Of more weights than this the gathered taps are kept: U, four times as much, would have to come
+// from memory.
 constexpr int64_t kTransformedWeights = 256 * 256;
 
 bool keeps_taps(const ConvView& view) { return view.C * view.K > kTransformedWeights; }
@@ -147,7 +147,7 @@ class Driver {
     const SourceLayout layout(plan_, tiles);
     Buffer<float> v(layout.size(plan_));
     const int64_t strips = static_cast<int64_t>(block.strips().size());
-    // The transform of the source takes about a quarter of the time of a panel's products.
+    // A strip's transform is counted as a part of its products with one panel.
     const int64_t strip_grain = work_grain(multiplications(ceil_div(tiles, strips), 1) / 4);
     parallel_for_with_scratch(pool, 0, strips, strip_grain, [&](int64_t begin, int64_t end) {
       Buffer<float> scratch(source_scratch(plan_, tiles));

@@ -69,6 +69,12 @@ Register transform_segment(const Segment& s, const float* m, const float* bias, 
                                        band_row);
 }
 
+int64_t max_pixels(const Plan& plan, int64_t slots) {
+  return kOutputs * kOutputs * std::min(slots, plan.columns.count);
+}
+
+}  // namespace
+
 bool has_nan(Register special) {
   float lanes[kVector];
   V::store(lanes, special);
@@ -76,12 +82,6 @@ bool has_nan(Register special) {
   for (const float lane : lanes) found |= lane != lane;
   return found;
 }
-
-int64_t max_pixels(const Plan& plan, int64_t slots) {
-  return kOutputs * kOutputs * std::min(slots, plan.columns.count);
-}
-
-}  // namespace
 
 int64_t band_size(int64_t pixels) { return kFilters * (pixels + odd_lines(pixels)); }
 

@@ -9,6 +9,9 @@
 
 namespace torchconv::cpu::winograd {
 
+// Whether a lane is NaN.
+bool has_nan(Vec<float>::Type lanes);
+
 // Scratch for transform_products.
 int64_t product_scratch(const Plan& plan, int64_t slots);
 

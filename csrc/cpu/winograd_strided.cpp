@@ -221,7 +221,8 @@ class Driver {
     const int64_t chunk = std::min(panels_at_once(), plan_.panels);
     const int64_t scratch_size =
         std::max(source_scratch(plan_, slots), product_scratch(plan_, slots));
-    parallel_for_with_scratch(pool, 0, blocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t grain = work_grain(multiplications(slots, plan_.panels));
+    parallel_for_with_scratch(pool, 0, blocks, grain, [&](int64_t begin, int64_t end) {
       Buffer<float> v(layout.size(plan_)), m(chunk * products.panel), scratch(scratch_size);
       for (int64_t b = begin; b < end; ++b) {
         // They differ by one tile at most.
@@ -241,6 +242,13 @@ class Driver {
     });
   }
 
+  double multiplications(int64_t tiles, int64_t panels) const {
+    const int64_t side = plan_.shape().products();
+    return static_cast<double>(tiles * side * side * panels * kFilters) *
+           static_cast<double>(plan_.vectors * kVector);
+  }
+
+  // Of weights too large to be kept: they are transformed a block at a time.
   void by_filters(const Parallel& pool) {
     const int64_t tiles = plan_.tiles();
     const TileBlock block(plan_, 0, tiles);
@@ -248,20 +256,19 @@ class Driver {
     const ProductLayout products(plan_.shape(), tiles);
     Buffer<float> v(layout.size(plan_));
     const int64_t segments = static_cast<int64_t>(block.segments().size());
-    parallel_for_with_scratch(pool, 0, segments, 1, [&](int64_t begin, int64_t end) {
+    const int64_t segment_grain = work_grain(multiplications(ceil_div(tiles, segments), 1) / 4);
+    parallel_for_with_scratch(pool, 0, segments, segment_grain, [&](int64_t begin, int64_t end) {
       Buffer<float> scratch(source_scratch(plan_, tiles));
       for (int64_t s = begin; s < end; ++s)
         transform_source(plan_, block, block.segments()[s], src_, layout, scratch.get(), v.get());
     });
-    parallel_for_with_scratch(pool, 0, plan_.panels, 1, [&](int64_t begin, int64_t end) {
-      Buffer<float> u(u_ == nullptr ? weights_.block : 0), m(products.panel),
-          scratch(product_scratch(plan_, tiles));
+    const int64_t grain = work_grain(multiplications(tiles, 1));
+    parallel_for_with_scratch(pool, 0, plan_.panels, grain, [&](int64_t begin, int64_t end) {
+      Buffer<float> u(weights_.block), m(products.panel), scratch(product_scratch(plan_, tiles));
       for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t c = 0; c < plan_.blocks; ++c) {
-          if (u_ == nullptr) transform_panel(plan_, w_, panel, c, u.get());
-          const float* packed = u_ + panel * weights_.panel + c * weights_.block;
-          multiply(block, c, panel, 1, layout, v.get(), u_ == nullptr ? u.get() : packed, products,
-                   m.get(), u_ == nullptr);
+          transform_panel(plan_, w_, panel, c, u.get());
+          multiply(block, c, panel, 1, layout, v.get(), u.get(), products, m.get(), true);
         }
         finish(block, panel, products, m.get(), scratch.get());
       }
@@ -328,7 +335,7 @@ class Driver {
 
 bool strided_winograd_applies(const ConvProblem& p) {
   if (p.dtype != DType::kFloat32 || p.groups != 1 || p.stride_h != 2 || p.stride_w != 2 ||
-      p.dilation_h != 1 || p.dilation_w != 1 || p.P == 0 || p.Q == 0)
+      p.dilation_h != 1 || p.dilation_w != 1 || p.C == 0 || p.P == 0 || p.Q == 0)
     return false;
   if (p.R == 3 && p.S == 3) return true;
   // The phases of all channels are one panel.

@@ -193,14 +193,6 @@ Register transform_segment(const Plan& plan, const TileBlock& block, const Segme
              : transform_segment<kFamily, false>(plan, block, s, layout, m, bias, vectors, piece);
 }
 
-bool has_nan(Register special) {
-  float lanes[kVector];
-  V::store(lanes, special);
-  bool found = false;
-  for (const float lane : lanes) found |= lane != lane;
-  return found;
-}
-
 }  // namespace
 
 int64_t product_scratch(const Plan& plan, int64_t slots) {
@@ -237,7 +229,7 @@ bool transform_products(const Plan& plan, const TileBlock& block, const Segment&
   else if (!in_place)
     winograd::store_band(view.dst, dst + panel * kFilters * view.dst.c, filters, rows, columns,
                          epilogue, scratch);
-  return !has_nan(special);
+  return !winograd::has_nan(special);
 }
 
 }  // namespace torchconv::cpu::winograd_strided

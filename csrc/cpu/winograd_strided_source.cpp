@@ -62,14 +62,8 @@ struct Window {
     width = plan.columns.source_size(units);
     height = plan.rows.source_size(plan.rows.is_tall(s.i) ? most : most - 1);
     const bool folded = plan.rows.form == Axis::kFold;  // its band has the padding
-    row = folded ? Range{0, height} : inside(h, height, plan.view.H);
-    column = folded ? Range{0, width} : inside(w, width, plan.view.W);
-  }
-
- private:
-  static Range inside(int64_t first, int64_t count, int64_t size) {
-    const int64_t begin = std::min(std::max(-first, int64_t{0}), count);
-    return {begin, std::max(begin, std::min(count, size - first))};
+    row = folded ? Range{0, height} : valid_range(height, 1, h, plan.view.H);
+    column = folded ? Range{0, width} : valid_range(width, 1, w, plan.view.W);
   }
 };
 

@@ -88,13 +88,6 @@ void transform_rows(const float* band, int64_t band_row, int64_t rows, int64_t c
   }
 }
 
-// The r in [0, count) whose element first + r*step lies in [0, size): [begin, end).
-Range inside(int64_t first, int64_t step, int64_t count, int64_t size) {
-  const Range range = valid_range(count, step, first, size);
-  const int64_t begin = std::min(range.begin, count);
-  return {begin, std::max(begin, range.end)};
-}
-
 template <typename Side>
 void transform_segment(const Operand& x, const Segment& now, const Segment& next, int64_t v,
                        const Bands& bands, float* band) {
@@ -107,8 +100,8 @@ void transform_segment(const Operand& x, const Segment& now, const Segment& next
   const int64_t width = gradients * Side::kUnit + kMore;
   const int64_t height = now.height * Side::kUnit + kMore;
   const int64_t top = x.top + now.row * x.step_h, left = x.left + now.column * x.step_w;
-  const Range columns = inside(left, x.spread_w, width, x.columns);
-  const Range range = inside(top, x.spread_h, height, x.rows);
+  const Range columns = valid_range(width, x.spread_w, left, x.columns);
+  const Range range = valid_range(height, x.spread_h, top, x.rows);
   const ConvStrides& stride = x.stride;
   const int64_t row_stride = stride.row * x.spread_h, column_stride = stride.column * x.spread_w;
   const int64_t ahead = (next.n - now.n) * stride.n + (next.row - now.row) * x.step_h * stride.row +

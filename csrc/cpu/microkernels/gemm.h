@@ -1,14 +1,14 @@
-// The register-tile product that every convolution pass ends in:
+// The register-tile product of a band (conv_band_gather.h):
 //
-//   c[m][n] (+)= sum over k < depth of a[m*kARow + k] * b[k*ldb + n],   m < rows, n < vectors*lanes
+//   c[m][n] (+)= sum over k < depth of a[m*kARow + k] * b[offsets[k] + n],
+//   m < rows, n < vectors*lanes
 //
 // a is a packed block of rows with a compile-time row stride, so that every broadcast has a
-// constant address offset and a tile may start at any row; b is a packed panel (ldb = tile width)
-// or any matrix whose rows are contiguous, or its row k starts at b + offsets[k] (Dukhan, "The
-// Indirect Convolution Algorithm", arXiv 1907.02129), which needs no packing. c is scratch in the
-// computing type: bias, activation, rounding and ragged edges belong to the epilogue. The design is
-// Goto and van de Geijn's ("Anatomy of High-Performance Matrix Multiplication", 2008) with the
-// broadcast operand in memory.
+// constant address offset and a tile may start at any row; row k of b starts at b + offsets[k]
+// (Dukhan, "The Indirect Convolution Algorithm", arXiv 1907.02129), which needs no packing. c is
+// scratch in the computing type: bias, activation, rounding and ragged edges belong to the
+// epilogue. The design is Goto and van de Geijn's ("Anatomy of High-Performance Matrix
+// Multiplication", 2008) with the broadcast operand in memory.
 #pragma once
 
 #include <cstdint>
@@ -48,9 +48,9 @@ struct GemmTile {
   const T* a;
   const T* b;
   T* c;
-  int64_t depth, ldb, ldc;
-  bool accumulate;                   // add to c, else overwrite it
-  const int64_t* offsets = nullptr;  // [depth], for the indirect kernels, which ignore ldb
+  int64_t depth, ldc;
+  bool accumulate;         // add to c, else overwrite it
+  const int64_t* offsets;  // [depth]
 };
 
 // Calls f(first, rows) on even tiles of at most kMaxRows rows.
@@ -71,7 +71,5 @@ using GemmMicrokernel = void (*)(const GemmTile<T>&);
 // 1 <= rows <= kMaxRows, 1 <= vectors <= kMaxVectors; T is float or double.
 template <typename T>
 GemmMicrokernel<T> gemm_microkernel(int64_t rows, int64_t vectors);
-template <typename T>
-GemmMicrokernel<T> indirect_gemm_microkernel(int64_t rows, int64_t vectors);
 
 }  // namespace torchconv::cpu

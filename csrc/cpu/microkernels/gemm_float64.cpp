@@ -5,12 +5,7 @@ namespace torchconv::cpu {
 
 template <>
 GemmMicrokernel<double> gemm_microkernel<double>(int64_t rows, int64_t vectors) {
-  return find_gemm_tile<double, false>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
-}
-
-template <>
-GemmMicrokernel<double> indirect_gemm_microkernel<double>(int64_t rows, int64_t vectors) {
-  return find_gemm_tile<double, true>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
+  return find_gemm_tile<double>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
 }
 
 }  // namespace torchconv::cpu

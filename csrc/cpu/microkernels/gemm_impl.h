@@ -7,7 +7,7 @@
 
 namespace torchconv::cpu {
 
-template <typename T, int kRows, int kVectors, bool kIndirect>
+template <typename T, int kRows, int kVectors>
 void gemm_tile(const GemmTile<T>& tile) {
   using V = Vec<T>;
   using Register = typename V::Type;
@@ -20,13 +20,11 @@ void gemm_tile(const GemmTile<T>& tile) {
 
   const T* a = tile.a;
   const T* b = tile.b;
-  [[maybe_unused]] const int64_t ldb = tile.ldb;
 #pragma GCC unroll 4
   for (int64_t k = 0; k < tile.depth; ++k) {
     Register row[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      row[v] = V::load((kIndirect ? b + tile.offsets[k] : b) + v * kL);
+    for (int v = 0; v < kVectors; ++v) row[v] = V::load(b + tile.offsets[k] + v * kL);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const Register x = V::broadcast(a[m * kARow<T>]);
@@ -34,7 +32,6 @@ void gemm_tile(const GemmTile<T>& tile) {
       for (int v = 0; v < kVectors; ++v) sum[m][v] += x * row[v];
     }
     ++a;
-    if constexpr (!kIndirect) b += ldb;
   }
 
   T* c = tile.c;
@@ -53,11 +50,11 @@ void gemm_tile(const GemmTile<T>& tile) {
 }
 
 // [vectors - 1][rows - 1]
-template <typename T, bool kIndirect, int... kRow>
+template <typename T, int... kRow>
 GemmMicrokernel<T> find_gemm_tile(int64_t rows, int64_t vectors,
                                   std::integer_sequence<int, kRow...>) {
   static constexpr GemmMicrokernel<T> kTable[kMaxVectors][kMaxRows] = {
-      {gemm_tile<T, kRow + 1, 1, kIndirect>...}, {gemm_tile<T, kRow + 1, 2, kIndirect>...}};
+      {gemm_tile<T, kRow + 1, 1>...}, {gemm_tile<T, kRow + 1, 2>...}};
   return kTable[vectors - 1][rows - 1];
 }
 
