@@ -123,7 +123,7 @@ def measure(
         double = copy.deepcopy(model).double()
         expected = probe(double, pass_name, images.double(), labels)
         exact = relative(probe(ours.model(double), pass_name, images.double(), labels), expected)
-        layouts = [layout for layout in LAYOUTS if takes(model, layout)]
+        layouts = [layout for layout in LAYOUTS if layout == "nchw" or takes(model, layout)]
         for layout in layouts:
             for library in (ours, peer):
                 candidate = copy.deepcopy(model)

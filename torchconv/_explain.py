@@ -168,7 +168,7 @@ def _best(call: Callable[[], Any]) -> float:
 def _peak(dtype: torch.dtype, threads: int) -> float:
     """GFLOP/s of a matrix product. 16-bit types compute in float32 here, at its peak."""
     size, wide = 1024, torch.float64 if dtype == torch.float64 else torch.float32
-    a = torch.ones(size, size, dtype=wide)
+    a = torch.ones(size, size, dtype=wide, device="cpu")
     out = torch.empty_like(a)
     with torch.no_grad():
         return 2 * size**3 / _best(lambda: torch.mm(a, a, out=out)) / 1e9
@@ -177,6 +177,6 @@ def _peak(dtype: torch.dtype, threads: int) -> float:
 @functools.cache
 def _bandwidth(threads: int) -> float:
     """GB/s of a copy larger than the caches, bytes read and bytes written."""
-    source = torch.ones(16 << 20)
+    source = torch.ones(16 << 20, device="cpu")
     target = torch.zeros_like(source)
     return 2 * source.nbytes / _best(lambda: target.copy_(source)) / 1e9

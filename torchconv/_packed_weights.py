@@ -6,7 +6,7 @@ in eval mode keeps it, outside of its state: for the last two forms that its inp
 as its weights stay what they are.
 
 What the weights are is known by their object, their address, PyTorch's count of in-place changes
-and, for what PyTorch does not count (changes of `weight.data`), a sample of their values.
+and, for what PyTorch does not count (changes of `weight.data`), a checksum.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def only_infers(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
             )
         )
         or weight.is_inference()  # whose changes are not counted
+        or weight.layout is not torch.strided
+        or input.layout is not torch.strided
         or fwAD._current_level >= 0
         or _dispatch_modes() > 0
         or _transforms_active()
@@ -108,10 +110,7 @@ class PackedWeights:
 def drop_packed_weights(model: torch.nn.Module) -> None:
     """Forgets the packed weights that the layers of `model` keep, and gives their memory back.
 
-    Layers notice changed weights by themselves. Two kinds of changes PyTorch does not count:
-    through `weight.data`, and by others that share the memory (a NumPy array). torchconv notices
-    them where they reach most elements, since it compares a sample; after one that touches few
-    elements, call this.
+    Changed weights need no such call: layers notice them by themselves.
     """
     for module in model.modules():
         vars(module).pop("_packed_weights", None)

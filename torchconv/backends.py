@@ -1,13 +1,15 @@
 """Switches between algorithms, in the manner of ``torch.backends``.
 
 A switch holds for the whole process, all its threads, and for the calls that follow it. A graph
-that torch.compile made obeys when it runs; inside a compiled function a switch breaks the graph.
+that torch.compile made obeys `allow_winograd` when it runs; inside a compiled function that switch
+breaks the graph.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from abc import ABC, abstractmethod
 from types import TracebackType
 
 from torchconv import _load
@@ -24,7 +26,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-class _Switch:
+class _Switch(ABC):
     """Sets a switch at once; as a context manager it restores what was set before."""
 
     def __init__(self, enabled: bool = True) -> None:
@@ -32,12 +34,14 @@ class _Switch:
         self._set(enabled)
 
     @staticmethod
+    @abstractmethod
     def _get() -> bool:
-        raise NotImplementedError
+        """What is set."""
 
     @staticmethod
+    @abstractmethod
     def _set(enabled: bool) -> None:
-        raise NotImplementedError
+        """From now on."""
 
     def __enter__(self) -> None:
         return None
@@ -96,8 +100,9 @@ def packed_weights_kept() -> bool:
 class keep_packed_weights(_Switch):
     """Lets layers in eval mode keep their weights as the algorithm reads them, or not.
 
-    A call then need not pack them again. Winograd's form takes four times the weights' memory;
-    `torchconv.drop_packed_weights` gives back what is kept already.
+    A call then need not pack them again. What is kept takes up to four times the weights' memory
+    (Winograd's form), for each of the last two forms; `torchconv.drop_packed_weights` gives it
+    back.
 
     Args:
         enabled: kept (the default of the process) or not.

@@ -169,7 +169,10 @@ class Conv2d(torch.nn.Conv2d):
         """Whose packed weights a call may use; 0 where none are kept."""
         if self.training or _is_compiling() or not packed_weights_kept():
             return 0
-        if weight is not self._parameters.get("weight") or not only_infers(input, weight, bias):
+        if weight is not self._parameters.get("weight"):
+            drop_packed_weights(self)  # computed weights, from now on
+            return 0
+        if not only_infers(input, weight, bias):
             return 0
         packed = self._packed_weights
         if packed is None:

@@ -83,7 +83,7 @@ PackedBuffer kept_weights(const ConvProblem& p, const ConvView& view, ConvAlgori
   if (static_cast<int64_t>(view.taps.size()) == taps)
     form.problem.H = form.problem.W = form.problem.P = form.problem.Q = 0;
   const WeightsSource source(w, p.K * view.C * taps * static_cast<int64_t>(sizeof(T)),
-                             owner.version);
+                             owner.version, pool);
   PackedBuffer kept = packed_weights::find(owner.number, form, source);
   if (kept == nullptr) {
     const auto packed = std::make_shared<Buffer<Wide<T>>>(size);

@@ -10,11 +10,33 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/range.h"
+#include "cpu/parallel_range.h"
+
 namespace torchconv::cpu {
 namespace {
 
-// Values that a sample takes, of eight bytes each.
-constexpr int64_t kSampled = 64;
+// Bytes that are summed as one, and by one thread.
+constexpr int64_t kPiece = int64_t{1} << 17;
+constexpr uint32_t kFactor = 0x9E3779B1u;
+constexpr uint64_t kWideFactor = 0x9E3779B97F4A7C15u;
+
+// A polynomial in an odd number modulo 2^32 for each of 64 lanes: whatever changes one word of a
+// lane changes its sum.
+uint64_t checksum_of(const char* data, int64_t bytes) {
+  constexpr int64_t kLanes = 64, kRow = kLanes * sizeof(uint32_t);
+  uint32_t sums[kLanes] = {}, row[kLanes];
+  int64_t at = 0;
+  for (; at + kRow <= bytes; at += kRow) {
+    std::memcpy(row, data + at, kRow);
+    for (int64_t l = 0; l < kLanes; ++l) sums[l] = sums[l] * kFactor + row[l];
+  }
+  std::memset(row, 0, kRow);
+  if (at < bytes) std::memcpy(row, data + at, static_cast<size_t>(bytes - at));
+  auto sum = static_cast<uint64_t>(bytes);
+  for (int64_t l = 0; l < kLanes; ++l) sum = (sum ^ (sums[l] * kFactor + row[l])) * kWideFactor;
+  return sum;
+}
 // Forms kept for an owner: images of several sizes may need several.
 constexpr size_t kForms = 2;
 
@@ -55,22 +77,21 @@ bool PackedForm::operator==(const PackedForm& other) const {
          a.dilation_h == b.dilation_h && a.dilation_w == b.dilation_w;
 }
 
-WeightsSource::WeightsSource(const void* weights, int64_t bytes, int64_t weights_version)
-    : data(weights), version(weights_version), sample(static_cast<uint64_t>(bytes)) {
-  constexpr int64_t kWord = sizeof(uint64_t);
+WeightsSource::WeightsSource(const void* weights, int64_t bytes, int64_t weights_version,
+                             const Parallel& pool)
+    : data(weights), version(weights_version), checksum(static_cast<uint64_t>(bytes)) {
   const char* const begin = static_cast<const char*>(weights);
-  const int64_t words = bytes / kWord;
-  const int64_t count = std::min(words, kSampled);
-  for (int64_t i = 0; i < count; ++i) {
-    uint64_t word;
-    // The last word is among them. words * count overflows for no size that fits in memory.
-    const int64_t at = count > 1 ? (words - 1) * i / (count - 1) : 0;
-    std::memcpy(&word, begin + at * kWord, sizeof(word));
-    sample = (sample ^ word) * 0x9E3779B97F4A7C15u;
-    sample ^= sample >> 32;
+  std::vector<uint64_t> sums(static_cast<size_t>(ceil_div(bytes, kPiece)));
+  const int64_t pieces = static_cast<int64_t>(sums.size());
+  const WorkSplit split(pieces, static_cast<double>(kPiece));
+  split.run(pool, [&](int64_t first, int64_t last, int64_t) {
+    for (int64_t i = first; i < last; ++i)
+      sums[i] = checksum_of(begin + i * kPiece, std::min(kPiece, bytes - i * kPiece));
+  });
+  for (const uint64_t sum : sums) {
+    checksum = (checksum ^ sum) * kWideFactor;
+    checksum ^= checksum >> 32;
   }
-  for (int64_t i = words * kWord; i < bytes; ++i)
-    sample = (sample ^ static_cast<unsigned char>(begin[i])) * 0x9E3779B97F4A7C15u;
 }
 
 namespace packed_weights {

@@ -1,16 +1,17 @@
 // Packed weights that their owner, a layer in eval mode, keeps from call to call.
 //
 // An owner is a number, which an operator can take. What is kept for it was packed from the weights
-// at one address, of one version (PyTorch counts in-place changes) and with one sample of values.
-// The sample is for changes that PyTorch does not count, as of `weight.data`: it notices those that
-// touch all elements. Another address, version or sample makes all that is kept stale. Thread-safe;
-// a forked child goes on with its own copy.
+// at one address, of one version (PyTorch counts in-place changes) and with one checksum. The
+// checksum is for changes that PyTorch does not count, as of `weight.data`: it takes a fraction of
+// the time of packing. Another address, version or checksum makes all that is kept stale.
+// Thread-safe; a forked child goes on with its own copy.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 
 #include "core/conv_problem.h"
+#include "core/parallel.h"
 #include "cpu/conv_choice.h"
 
 namespace torchconv::cpu {
@@ -28,15 +29,15 @@ struct PackedForm {
   bool operator==(const PackedForm& other) const;
 };
 
-// The contents of weights, as far as can be told at a glance.
+// The contents of weights.
 struct WeightsSource {
   const void* data;
   int64_t version;
-  uint64_t sample;
+  uint64_t checksum;
 
-  WeightsSource(const void* weights, int64_t bytes, int64_t weights_version);
+  WeightsSource(const void* weights, int64_t bytes, int64_t weights_version, const Parallel& pool);
   bool operator==(const WeightsSource& other) const {
-    return data == other.data && version == other.version && sample == other.sample;
+    return data == other.data && version == other.version && checksum == other.checksum;
   }
 };
 
