@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from benchmarks import counts, machine, models, problems, reference, report, run, timing
 from benchmarks.peers import Eager, TorchConv
 from benchmarks.problems import Problem, load_group, parse_line
+from torchconv._packed_weights import PackedWeights
 
 GROUPS = problems.available_groups()
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -250,8 +251,16 @@ def test_passes_mask_gradients(pass_name: str, names: tuple[str, ...]) -> None:
             torch.testing.assert_close(value, whole[name])
 
 
-def test_a_layer_keeps_its_weights_packed() -> None:
+def test_a_layer_keeps_its_weights_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What forward_eval times, in either library, with the case's own weights."""
+    created: list[PackedWeights] = []
+
+    class Recorded(PackedWeights):
+        def __init__(self) -> None:
+            super().__init__()
+            created.append(self)
+
+    monkeypatch.setattr("torchconv.nn.PackedWeights", Recorded)
     case = run.Case.make(parse("conv2d 2x32x9x8 -> 32 3x3 s2 p1 d2 bias"), "float32", "nhwc")
     expected = Eager().operator(case.problem)(case.x, case.w, case.b)
     with torch.no_grad():
@@ -259,6 +268,7 @@ def test_a_layer_keeps_its_weights_packed() -> None:
             layer = case.layer(library)
             for _ in range(2):
                 torch.testing.assert_close(layer(case.x, None, None), expected)
+            assert [packed.bytes() > 0 for packed in created] == [True]
 
 
 def test_pooling_has_no_weight_passes() -> None:

@@ -1,4 +1,4 @@
-"""torchconv.explain: the choice that really runs, without a second copy of the rules."""
+"""torchconv.explain: what the table of algorithms says of a convolution, and its numbers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchconv
-from torchconv import explain
+from torchconv import _explain, explain
 
 WINOGRAD, PRODUCT = "Winograd", "matrix product, vectors along pixels"
 
@@ -77,7 +78,7 @@ def test_every_kind(
 
 
 def test_a_band_that_does_not_fit() -> None:
-    """Taps too far apart for scratch: the product that packs runs instead."""
+    """Taps too far apart for scratch: a product that needs no band runs instead."""
     x, w = operands(1, 4, 3000, 3000, 4, 3)
     near, far = (at(x, w, None, 1, d, d)["fprop"].algorithm for d in (1, 1400))
     assert near.startswith("bands of rows")
@@ -109,3 +110,20 @@ def test_text() -> None:
     assert text.count("(measured)") == 2 and "fprop  Winograd" in text
     assert str(explain(x, w, padding=1)) == text
     assert "100 GFLOP/s (given), 10.0 GB/s (given)" in str(at(x, w, padding=1))
+
+
+def test_the_machine_is_measured_whatever_the_default_device() -> None:
+    devices = set()
+
+    class Devices(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            devices.add(out.device.type)
+            return out
+
+    with torch.device("meta"), Devices():
+        _explain._peak.__wrapped__(torch.float32, 1)
+        _explain._bandwidth.__wrapped__(1)
+    assert devices == {"cpu"}
