@@ -37,6 +37,15 @@ COMMON_FLAGS = (
     "-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden",
     "-Wall", "-Wextra", "-Wno-psabi", *ABI_FLAGS,
 )  # fmt: skip
+# Sources that -O2 serves as well: pooling, whose loops are written as vectors and which has the
+# most instances, and what runs once a call. It takes a quarter less time to compile them.
+LIGHT_PATTERNS = (
+    "core/*.cpp", "ops/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
+    "cpu/packed_weights.cpp",
+)  # fmt: skip
+LIGHT_FLAGS = ("-O2",)
+# These take longest to compile and are begun first, so that no core is idle at the end.
+SLOW_PATTERNS = ("cpu/select_pool2d_*.cpp", "cpu/avg_pool2d.cpp", "ops/*2d.cpp")
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "default": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
@@ -107,7 +116,9 @@ def source_root() -> Path:
 
 def sources(root: Path) -> list[Path]:
     """Every translation unit, in an order that does not depend on the file system."""
+    slow = {path for pattern in SLOW_PATTERNS for path in root.glob(pattern)}
     found = sorted({path for pattern in SOURCE_PATTERNS for path in root.glob(pattern)})
+    found.sort(key=lambda path: path not in slow)
     if not found:
         raise BuildError(
             f"no C++ sources in {root}", "reinstall torchconv; its folder csrc is not there"
@@ -128,8 +139,13 @@ def sanitize_flags() -> tuple[str, ...]:
     return SANITIZE_FLAGS if os.environ.get("TORCHCONV_SANITIZE", "") not in ("", "0") else ()
 
 
-def compile_flags(isa: str) -> list[str]:
-    return [*COMMON_FLAGS, *ISA_FLAGS[isa], *sanitize_flags()]
+def compile_flags(isa: str, light: bool = False) -> list[str]:
+    chosen = LIGHT_FLAGS if light else ()
+    return [*COMMON_FLAGS, *chosen, *ISA_FLAGS[isa], *sanitize_flags()]
+
+
+def light_sources(root: Path) -> set[Path]:
+    return {path for pattern in LIGHT_PATTERNS for path in root.glob(pattern)}
 
 
 def link_flags() -> list[str]:
@@ -152,6 +168,7 @@ def source_hash(isa: str, root: Path) -> str:
     """
     files = [*sources(root), *headers(root), *growth_source(root)]
     parts: list[str | bytes] = [*compile_flags(isa), *link_flags(), *GROWTH_FLAGS]
+    parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS]
     for path in files:
         parts += [path.relative_to(root).as_posix(), path.read_bytes()]
     return _digest(parts)
@@ -281,13 +298,14 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
             f"build {GROWTH_LIBRARY}: growth {_ninja_path(source)}",
             f"  flags = {_ninja_command(GROWTH_FLAGS)}",
         ]
+    light = light_sources(root)
     for isa in wanted:
         objects = []
         for source in sources(root):
             objects.append(f"{isa}/{source.relative_to(root).with_suffix('.o').as_posix()}")
             lines += [
                 f"build {_ninja_path(objects[-1])}: compile {_ninja_path(source)}",
-                f"  flags = {_ninja_command(compile_flags(isa))}",
+                f"  flags = {_ninja_command(compile_flags(isa, source in light))}",
             ]
         inputs = " ".join(_ninja_path(name) for name in objects)
         lines.append(f"build {library_name(isa)}: link {inputs}")

@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad as fwAD
 
 from torchconv._coverage import FLOATS, INTEGERS
+from torchconv._packed_weights import only_infers
 from torchconv._schemas import defaults, overload
 from torchconv.autograd import ACTIVATIONS
 
@@ -82,19 +83,22 @@ def _call(op: _Operator, tensors: Sequence[Tensor | None], args: tuple[Any, ...]
         or (_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     ):
         return op.overload(*tensors, *args)
-    return _infer(op, tensors, args)
+    return _infer(op, tensors, _unusual(op, len(tensors), args))
 
 
 def _infer(op: _Operator, leading: Sequence[Any], args: tuple[Any, ...]) -> Any:
     """op(*leading, *args), past the operator's derivative."""
-    # Every argument costs: usual ones at the end are left out, which is all but two or three.
-    usual = op.defaults[len(leading) :]
-    for count in (0, 2, 3):
-        if args[count:] == usual[count:]:
-            args = args[:count]
-            break
     with _below_autograd():
         return op.call(*leading, *args)
+
+
+def _unusual(op: _Operator, first: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """args, the operator's from number `first` on, without defaults at the end: each costs."""
+    usual = op.defaults[first:]
+    for count in (0, 2, 3):  # all but so many are usual, most often
+        if args[count:] == usual[count:]:
+            return args[:count]
+    return args
 
 
 def _integer(value: Any, op: str, name: str) -> Any:
@@ -272,17 +276,24 @@ def conv_arguments(
     return strides, pads, dilations, count, name, flip
 
 
-def convolve(
-    input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any, owner: int = 0
+def inference_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Those of `infer_conv2d` from those of `conv_arguments`."""
+    return _unusual(_conv2d_packed, 5, arguments)
+
+
+def infer_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, owner: int, arguments: tuple[Any, ...]
 ) -> Tensor:
-    """conv2d, below. owner: of packed weights, in a call that is sure to be for its output only."""
-    arguments = conv_arguments(input, weight, bias, *settings)
-    dim = input.dim()
-    if owner == 0:
-        return _batched(_conv2d, dim, (input, weight, bias), arguments)
-    batch = input if dim == 4 else input.unsqueeze(0)
-    out = _infer(_conv2d_packed, (batch, weight, bias, owner, weight._version), arguments)
-    return out if dim == 4 else out.squeeze(0)
+    """conv2d where `only_infers`. owner: of packed weights, or 0.
+
+    Its operator takes plain integers, which PyTorch reads in less time than symbolic ones.
+    """
+    version = weight._version if owner else 0
+    if input.dim() == 4:
+        with _below_autograd():
+            return _conv2d_packed.call(input, weight, bias, owner, version, *arguments)
+    out = infer_conv2d(input.unsqueeze(0), weight, bias, owner, arguments)
+    return out.squeeze(0)
 
 
 def conv2d(
@@ -320,7 +331,12 @@ def conv2d(
         kernels (bool, complex, ...); TypeError: an argument of the wrong type; ValueError: an
         unknown activation.
     """
-    return convolve(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel)
+    arguments = conv_arguments(
+        input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel
+    )
+    if not _is_compiling() and only_infers(input, weight, bias):
+        return infer_conv2d(input, weight, bias, 0, inference_arguments(arguments))
+    return _batched(_conv2d, input.dim(), (input, weight, bias), arguments)
 
 
 def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> list[list[Any]]:

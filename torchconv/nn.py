@@ -32,7 +32,9 @@ from torchconv.functional import (
     adaptive_max_pool2d,
     avg_pool2d,
     conv2d,
-    convolve,
+    conv_arguments,
+    infer_conv2d,
+    inference_arguments,
     locally_connected2d,
     max_pool2d,
     min_pool2d,
@@ -139,6 +141,20 @@ class Conv2d(torch.nn.Conv2d):
             text += ", flip_kernel=True"
         return text
 
+    def forward(self, input: Tensor) -> Tensor:
+        # A call like the last one: on small images every detour of the general way counts.
+        packed, parameters = self._packed_weights, self._parameters
+        if packed is not None and not _is_compiling() and packed_weights_kept():
+            weight, bias = parameters.get("weight"), parameters.get("bias")
+            arguments = packed.arguments_of(self._settings(), input, weight, bias)
+            if arguments is not None and only_infers(input, weight, bias):
+                return infer_conv2d(input, weight, bias, packed.owner_of(weight), arguments)
+        return super().forward(input)
+
+    def _settings(self) -> tuple[Any, ...]:
+        settings = (self.stride, self.padding, self.dilation, self.groups)
+        return (*settings, self.activation, self.flip_kernel, self.padding_mode)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._converted and not (isinstance(input, Proxy) or covers_conv(input, weight, bias)):
             return super()._conv_forward(input, weight, bias)
@@ -146,13 +162,20 @@ class Conv2d(torch.nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._amounts(input), mode=self.padding_mode)
             padding = 0
-        owner = self._owner(input, weight, bias)
-        if owner != 0:
-            return convolve(
-                *(input, weight, bias, self.stride, padding, self.dilation, self.groups),
-                *(self.activation, self.flip_kernel),
-                owner=owner,
+        if self._keeps_weights(input, weight, bias):
+            arguments = inference_arguments(
+                conv_arguments(
+                    *(input, weight, bias, self.stride, padding, self.dilation, self.groups),
+                    *(self.activation, self.flip_kernel),
+                )
             )
+            packed = self._packed_weights
+            if packed is None:
+                packed = vars(self)["_packed_weights"] = PackedWeights()
+            owner = packed.owner_of(weight)
+            if self.padding_mode == "zeros" and self._is_plain() and not isinstance(padding, str):
+                packed.remember(self._settings(), bias, arguments)
+            return infer_conv2d(input, weight, bias, owner, arguments)
         return conv2d(
             input,
             weight,
@@ -165,19 +188,17 @@ class Conv2d(torch.nn.Conv2d):
             flip_kernel=self.flip_kernel,
         )
 
-    def _owner(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> int:
-        """Whose packed weights a call may use; 0 where none are kept."""
+    def _is_plain(self) -> bool:
+        """Whether nobody has put a step of his own between `forward` and here."""
+        return getattr(self._conv_forward, "__func__", None) is Conv2d._conv_forward
+
+    def _keeps_weights(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         if self.training or _is_compiling() or not packed_weights_kept():
-            return 0
+            return False
         if weight is not self._parameters.get("weight"):
             drop_packed_weights(self)  # computed weights, from now on
-            return 0
-        if not only_infers(input, weight, bias):
-            return 0
-        packed = self._packed_weights
-        if packed is None:
-            packed = vars(self)["_packed_weights"] = PackedWeights()
-        return packed.owner_of(weight)
+            return False
+        return only_infers(input, weight, bias)
 
     def train(self, mode: bool = True) -> Self:
         if mode:

@@ -50,9 +50,11 @@ ConvBand::ConvBand(const ConvView& view, bool along_pixels, int64_t element_size
   const int64_t budget = (pixels && view.C == 1 ? 32 << 10 : 384 << 10) / element_size;
   const int64_t channels = view.groups * view.K;
   blocks = pixels ? view.groups : (channels + lanes - 1) / lanes;
-  if (!pixels)
+  if (!pixels) {
+    lane_source_.reserve(static_cast<size_t>(channels));
     for (int64_t channel = 0; channel < channels; ++channel)
       lane_source_.push_back(channel / view.K * view.C * view.src.c);
+  }
   const int64_t halo = extent.halo;
   const double row = extent.row;
   const int64_t affordable = static_cast<int64_t>(static_cast<double>(budget) / row) - halo;
@@ -66,10 +68,13 @@ ConvBand::ConvBand(const ConvView& view, bool along_pixels, int64_t element_size
   next_band_ = std::min(view.H, band * view.step_h) * view.src.row;
   plane_ = rows_ * width * lanes + vector_lanes;
   size = view.C * phases_h_ * phases_w_ * plane_;
+  ranges_.reserve(static_cast<size_t>(phases_w_));
+  first_column_.reserve(static_cast<size_t>(phases_w_));
   for (int64_t phase = 0; phase < phases_w_; ++phase) {
     ranges_.push_back(valid_range(width, view.step_w, extent.first_w + phase, view.W));
     first_column_.push_back((extent.first_w + phase) * view.src.column);
   }
+  offsets.reserve(static_cast<size_t>(view.terms()));
   for (int64_t c = 0; c < view.C; ++c) {
     for (const ConvTap& tap : view.taps) {
       const int64_t h = tap.h - first_h_, w = tap.w - extent.first_w;

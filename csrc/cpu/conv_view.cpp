@@ -32,6 +32,7 @@ struct AxisTap {
 std::vector<AxisTap> fprop_axis(int64_t taps, int64_t stride, int64_t pad, int64_t dilation,
                                 bool flip, int64_t size, int64_t outputs) {
   std::vector<AxisTap> live;
+  live.reserve(static_cast<size_t>(taps));
   for (int64_t r = 0; r < taps; ++r) {
     const int64_t offset = r * dilation - pad;
     const Range range = valid_range(outputs, stride, offset, size);

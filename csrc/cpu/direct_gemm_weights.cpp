@@ -26,6 +26,7 @@ void order_terms(const ConvView& view, int64_t c0, int64_t channels, std::vector
             [&](int64_t a, int64_t b) { return view.taps[a].weight < view.taps[b].weight; });
   runs->clear();
   rows->clear();
+  rows->reserve(static_cast<size_t>(channels * T));
   int64_t end = -1;
   const auto add = [&](int64_t c, int64_t t) {
     const int64_t source = (c0 + c) * view.weight_c + view.taps[t].weight;

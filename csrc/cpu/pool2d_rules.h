@@ -76,6 +76,40 @@ struct Selection : Rule<T> {
   }
 };
 
+// Of the floating-point types that are pooled least: the minimum, which no network takes, shares
+// the maximum's code and is chosen at run time.
+template <typename T>
+struct MirroredSelection : Rule<T> {
+  using Divisors = NoDivisors;
+  using typename Rule<T>::V;
+  using typename Rule<T>::Lane;
+  using typename Rule<T>::Code;
+  using typename Rule<T>::C;
+  static constexpr int kUnroll = 16;
+  static constexpr bool kStride2 = true;
+  static constexpr bool kRepeats = true;
+  Code mirror = 0;  // the sign's bit for the minimum
+
+  template <typename X>
+  TORCHCONV_INLINE X prepare(X x) const {
+    if constexpr (std::is_arithmetic_v<X>)
+      return mirror != 0 ? -x : x;
+    else
+      return reinterpret_cast<X>(reinterpret_cast<C>(x) ^ mirror);
+  }
+  TORCHCONV_INLINE V finish(V x, const Lane*) const { return prepare(x); }
+  TORCHCONV_INLINE V finish_all(V x, const Lane*) const { return prepare(x); }
+  Lane none() const {
+    constexpr Lane kInfinity = std::numeric_limits<Lane>::infinity();
+    return mirror != 0 ? kInfinity : -kInfinity;
+  }
+
+  template <bool kCodes, typename X, typename I>
+  static TORCHCONV_INLINE void fold(X* best, I* code, X candidate, I candidate_code) {
+    Selection<T, false>::template fold<kCodes>(best, code, candidate, candidate_code);
+  }
+};
+
 template <typename T>
 struct IntegerSelection : Rule<T> {
   using Divisors = NoDivisors;

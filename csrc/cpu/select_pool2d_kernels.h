@@ -1,10 +1,12 @@
 // Max and min pooling's kernels for one element type. Included only by the files that instantiate
 // them, which are several only to compile side by side.
 //
-// The integer types compute in int32_t or int64_t lanes; their minimum is the maximum of the
-// complements, chosen at run time to keep the library small.
+// The integer types compute in int32_t or int64_t lanes. Their minimum is the maximum of the
+// complements, that of all but float32 the maximum of the negatives: chosen at run time to keep the
+// library small.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "cpu/pool2d_layouts.h"
@@ -28,6 +30,11 @@ void select_pool2d_as(const PoolProblem& p, Select select, const T* x, T* y, Sel
   if constexpr (std::is_integral_v<T>) {
     IntegerSelection<T> rule;
     rule.mirror = select == Select::kMax ? 0 : -1;
+    select_with(p, rule, x, y, selected, pool);
+  } else if constexpr (!std::is_same_v<T, float>) {
+    MirroredSelection<T> rule;
+    using Code = typename MirroredSelection<T>::Code;
+    rule.mirror = select == Select::kMax ? 0 : std::numeric_limits<Code>::min();
     select_with(p, rule, x, y, selected, pool);
   } else if (select == Select::kMax) {
     select_with(p, Selection<T, false>(), x, y, selected, pool);
