@@ -1,1 +1,1 @@
-"""Benchmarks of torchconv against its peers: `python -m benchmarks.run` and `benchmarks.models`."""
+"""Benchmarks of torchconv against its peers: `python -m benchmarks.run` and others."""

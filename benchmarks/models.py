@@ -2,10 +2,11 @@
 
     python -m benchmarks.models --peer torch
 
-Each network of pytorchcv (random weights) runs inference on one image and a training step (forward,
-cross entropy, backward, SGD) on a small batch, both libraries in both layouts, call by call in
-turn. The ratio compares the better layout of each. Before timing, the outputs and the gradients of
-all parameters are checked against the same network in float64.
+Each network of pytorchcv, and ConvNeXt-T (convnext.py), all with random weights, runs inference on
+one image and a training step (forward, cross entropy, backward, SGD) on a small batch, both
+libraries in both layouts, call by call in turn. The ratio compares the better layout of each.
+Before timing, the outputs and the gradients of all parameters are checked against the same network
+in float64.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import machine, report, timing
+from benchmarks.convnext import convnext_tiny
 from benchmarks.peers import PEERS, Peer, TorchConv
 from benchmarks.run import LAYOUTS, RESULTS
 
@@ -33,6 +35,7 @@ MODELS = (
     "mobilenetv2_w1",
     "resnext50_32x4d",
     "squeezenet_v1_1",
+    "convnext_tiny",
 )
 PASSES = ("inference", "training")
 # Errors grow from layer to layer, so a network is judged by the peer's own error in float32. In
@@ -45,10 +48,12 @@ LEAST_FLOAT64 = 1e-9
 
 
 def load_model(name: str) -> nn.Module:
-    """A network of pytorchcv with seeded random weights."""
+    """A network with seeded random weights."""
     from pytorchcv.model_provider import get_model
 
     torch.manual_seed(0)
+    if name == "convnext_tiny":
+        return convnext_tiny()
     try:
         model: nn.Module = get_model(name, pretrained=False)
     except ValueError as error:
@@ -166,7 +171,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Time whole converted networks against a peer in its better layout.",
     )
     add = parser.add_argument
-    add("--models", default=",".join(MODELS), help="names in pytorchcv, comma-separated")
+    add(
+        "--models",
+        default=",".join(MODELS),
+        help="names in pytorchcv or convnext_tiny, comma-separated",
+    )
     add("--peer", default="torch", choices=sorted(PEERS))
     add("--passes", default="both", choices=[*PASSES, "both"])
     add("--batch", type=int, default=1, help="images in an inference batch (default: 1)")
@@ -223,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"inference on {options.batch}, training on {options.training_batch} images of 224x224"
     )
     summary = report.Report(
-        title=f"pytorchcv networks against {peer.name}, {batches}",
+        title=f"Networks against {peer.name}, {batches}",
         peer=peer.name,
         machine={**machine.describe(), "load before": load},
         results=results,

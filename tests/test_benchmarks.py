@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import counts, machine, models, problems, reference, report, run, timing
+from benchmarks import build, counts, machine, models, problems, reference, report, run, timing
 from benchmarks.peers import Eager, TorchConv
 from benchmarks.problems import Problem, load_group, parse_line
 from torchconv._packed_weights import PackedWeights
@@ -509,3 +510,46 @@ def test_machine_description_names_what_matters() -> None:
     info = machine.describe()
     assert {"cpu", "cores", "threads", "isa", "caches", "torch", "torchconv", "commit"} <= set(info)
     assert info["torch"] == torch.__version__
+
+
+# Builds.
+
+
+def test_build_reads_ninjas_log(tmp_path: Path) -> None:
+    log = "# ninja log v7\n10\t1510\t77\tavx2/cpu/a.o\tabc\n0\t3000\t78\tavx2/cpu/b.o\tdef\n"
+    (tmp_path / ".ninja_log").write_text(log)
+    assert list(build.file_seconds(tmp_path).items()) == [
+        ("avx2/cpu/b.o", 3.0),
+        ("avx2/cpu/a.o", 1.5),
+    ]
+
+
+def test_build_leaves_ccache_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCACHE_DISABLE", "0")
+    monkeypatch.setenv("CXX", "ccache c++ -pipe")
+    monkeypatch.setattr(build._build, "compiler", lambda: ["ccache", "c++", "-pipe"])
+    build.without_ccache()
+    assert os.environ["CXX"] == "c++ -pipe" and os.environ["CCACHE_DISABLE"] == "1"
+
+
+def test_build_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each build, with nothing compiled."""
+
+    def compile_libraries(isas: list[str], root: Path, folder: Path, progress: object) -> None:
+        (folder / ".ninja_log").write_text("# ninja log v7\n0\t2000\t1\ta.o\tabc\n")
+
+    for name in ("CCACHE_DISABLE", "CXX"):
+        monkeypatch.setenv(name, "")  # what the run sets is undone
+    monkeypatch.setattr(build._build, "compile_libraries", compile_libraries)
+    assert build.main(["--output", str(tmp_path / "build")]) == 0
+    rows = json.loads((tmp_path / "build.json").read_text())["rows"]
+    assert [row["peer"]["median"] for row in rows] == list(build.LIMITS.values())
+    assert all(row["extra"] == {"files": 1, "sum of files s": 2.0} for row in rows)
+    assert "a.o 2.0 s" in (tmp_path / "build.md").read_text()
+
+
+def test_convnext_is_the_papers() -> None:
+    model = models.load_model("convnext_tiny").eval()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 28_589_128
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 32, 32)).shape == (1, 1000)

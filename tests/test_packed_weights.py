@@ -298,6 +298,92 @@ def test_change_is_noticed(change: Callable[[nn.Conv2d], None]) -> None:
         assert kept(module) <= forms * before  # nothing stale
 
 
+def by_activation(module: nn.Conv2d) -> None:
+    module.activation = "relu"
+
+
+def by_padding(module: nn.Conv2d) -> None:
+    module.padding = (0, 2)
+
+
+def by_padding_mode(module: nn.Conv2d) -> None:
+    module.padding_mode = "reflect"
+
+
+def by_new_bias(module: nn.Conv2d) -> None:
+    module.bias = Parameter(torch.randn_like(module.bias))
+
+
+def by_no_bias(module: nn.Conv2d) -> None:
+    module.bias = None
+
+
+def by_writing_bias(module: nn.Conv2d) -> None:
+    module.bias.data.add_(1)
+
+
+def by_parametrizing_bias(module: nn.Conv2d) -> None:
+    torch.nn.utils.parametrize.register_parametrization(module, "bias", torch.nn.Softplus())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(by_activation, by_padding, by_padding_mode, by_new_bias, by_no_bias, by_writing_bias),
+        by_parametrizing_bias,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_arguments_are_not_stale(packed: nn.Conv2d, change: Callable[[nn.Conv2d], None]) -> None:
+    """The layer remembers the operator's arguments, too."""
+    change(packed)
+    x = torch.randn(SIZE)
+    images, padding = x, packed.padding
+    if packed.padding_mode == "reflect":
+        images, padding = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="reflect"), 0
+    for _ in range(2):
+        with torch.no_grad():
+            actual = packed(x)
+            expected = F.conv2d(
+                *(images, packed.weight, packed.bias, packed.stride, padding),
+                activation=packed.activation,
+            )
+        assert torch.equal(actual, expected)
+
+
+def test_other_images(packed: nn.Conv2d) -> None:
+    """Sizes and gradients after a call that was remembered; and what is refused still is."""
+    for size in ((1, 32, 7, 9), (3, 32, 20, 4), (32, 8, 8), (0, 32, 8, 8)):
+        assert_fresh(packed, torch.randn(size))
+    assert packed(torch.randn(SIZE)).requires_grad
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="should be the same"):
+            packed(torch.randn(SIZE).double())
+        with pytest.raises(RuntimeError, match="32 channels"):
+            packed(torch.randn(2, 31, 8, 8))
+        with pytest.raises(TypeError):
+            packed([1.0])
+
+
+def test_steps_of_a_subclass() -> None:
+    class Doubling(nn.Conv2d):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(2 * input, weight, bias)
+
+    x = torch.randn(SIZE)
+    module = Doubling(32, 32, 3, padding=1).eval()
+    plain = layer()
+    plain.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        expected = plain(2 * x)
+        for _ in range(3):
+            assert torch.equal(module(x), expected)
+    own: Any = plain
+    own._conv_forward = lambda input, weight, bias: input
+    with torch.no_grad():
+        assert own(x) is x
+
+
 def test_winograd_switch(packed: nn.Conv2d) -> None:
     with torchconv.backends.allow_winograd(False):
         assert_fresh(packed)

@@ -144,8 +144,14 @@ class Conv2d(torch.nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         # A call like the last one: on small images every detour of the general way counts.
         packed, parameters = self._packed_weights, self._parameters
-        if packed is not None and not _is_compiling() and packed_weights_kept():
-            weight, bias = parameters.get("weight"), parameters.get("bias")
+        if (
+            packed is not None
+            and not _is_compiling()
+            and packed_weights_kept()
+            and "_conv_forward" not in self.__dict__  # somebody's own
+        ):
+            weight: Any = parameters.get("weight")
+            bias: Any = parameters.get("bias")
             arguments = packed.arguments_of(self._settings(), input, weight, bias)
             if arguments is not None and only_infers(input, weight, bias):
                 return infer_conv2d(input, weight, bias, packed.owner_of(weight), arguments)
