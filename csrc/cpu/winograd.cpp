@@ -237,23 +237,21 @@ class Driver {
 }  // namespace winograd
 
 bool winograd_applies(const ConvView& view) {
-  using winograd::kTaps;
-  if (view.groups != 1 || view.step_h != 1 || view.step_w != 1) return false;
-  if (view.taps.size() != kTaps * kTaps) return false;
+  const int64_t side = winograd::kernel_side(view);
+  if (view.groups != 1 || view.step_h != 1 || view.step_w != 1 || side == 0) return false;
   if (view.src.c != 1 && view.src.column != 1) return false;
   const int64_t h = winograd::first_tap(view, &ConvTap::h);
   const int64_t w = winograd::first_tap(view, &ConvTap::w);
   const int64_t step_h = winograd::tap_step(view, &ConvTap::h);
   const int64_t step_w = winograd::tap_step(view, &ConvTap::w);
   if (step_h == 0 || step_w == 0) return false;
-  bool found[kTaps * kTaps] = {};
+  bool found[winograd::kMostTaps] = {};
   for (const ConvTap& tap : view.taps) {
     const int64_t r = (tap.h - h) / step_h, s = (tap.w - w) / step_w;
-    if (r >= kTaps || s >= kTaps || tap.h != h + r * step_h || tap.w != w + s * step_w)
-      return false;
-    found[r * kTaps + s] = true;
+    if (r >= side || s >= side || tap.h != h + r * step_h || tap.w != w + s * step_w) return false;
+    found[r * side + s] = true;
   }
-  return std::all_of(found, found + kTaps * kTaps, [](bool f) { return f; });
+  return std::all_of(found, found + side * side, [](bool f) { return f; });
 }
 
 int64_t winograd_products(const ConvView& view) {

@@ -24,13 +24,13 @@ struct Window {
     int64_t begin = columns.begin(segments[0].j), end = 0;
     for (const Segment* s = segments; s != segments + count; ++s) {
       const int64_t first = columns.begin(s->j);
-      const int64_t positions = (kOutputs - 1) * s->count + s->wide + kTaps - 1;
+      const int64_t positions = (columns.full - 1) * s->count + s->wide + plan.side - 1;
       begin = std::min(begin, first);
       end = std::max(end, first + (positions - 1) * columns.dilation + 1);
     }
     w = begin + plan.w;
     width = end - begin;
-    const int64_t points = kPoints - (plan.rows.is_four(segments[0].i) ? 0 : 1);
+    const int64_t points = kPoints - (plan.rows.is_full(segments[0].i) ? 0 : 1);
     row = valid_range(points, plan.rows.dilation, h, plan.view.H);
     column = valid_range(width, 1, w, plan.view.W);
   }
@@ -39,7 +39,7 @@ struct Window {
 // No strip is wider.
 int64_t max_width(const Plan& plan, int64_t slots) {
   const TileAxis& columns = plan.columns;
-  if (columns.dilation == 1) return kOutputs * std::min(slots, columns.count) + kTaps - 1;
+  if (columns.dilation == 1) return columns.full * std::min(slots, columns.count) + plan.side - 1;
   return columns.outputs + (kPoints - 1) * columns.dilation;
 }
 
@@ -58,7 +58,7 @@ void transpose_window(const Plan& plan, const Window& window, const float* src, 
     float* to = band + r * width * kVector;
     for (int64_t p = 0; p < run; p += kVector) {
       for (int64_t c = 0; c < channels; ++c)
-        __builtin_prefetch(row + p + c * view.src.c + kOutputs * next_row, 0, 2);
+        __builtin_prefetch(row + p + c * view.src.c + plan.rows.full * next_row, 0, 2);
       transpose_tile(row + p, view.src.c, channels, std::min(run - p, kVector), to + p * kVector,
                      kVector, std::min(run - p, kVector));
     }
@@ -67,10 +67,10 @@ void transpose_window(const Plan& plan, const Window& window, const float* src, 
 
 // columns[column][point]: B^T applied down the columns. A row is at rows[r], its columns `step`
 // apart, of which the first `lanes` lanes are read. ahead: from a row to that of the tiles below,
-// in the image, or 0.
+// in the image, or 0; from row `fresh` on those are not in this window.
 template <bool kTall, bool kPartial>
 void transform_columns(const Window& window, const float* const (&rows)[kPoints], int64_t step,
-                       int64_t ahead, int64_t lanes, float* columns) {
+                       int64_t ahead, int fresh, int64_t lanes, float* columns) {
   constexpr int kRows = kTall ? kPoints : kPoints - 1;
   const auto zero = [&](int64_t column) {
     for (int r = 0; r < kRows; ++r)
@@ -87,20 +87,22 @@ void transform_columns(const Window& window, const float* const (&rows)[kPoints]
         d[r] = kPartial ? V::load_partial(rows[r] + at, lanes) : V::load(rows[r] + at);
     // The rows that the tiles below add.
 #pragma GCC unroll 6
-    for (int r = kTaps - 1; r < kRows; ++r)
-      if (ahead != 0 && rows[r] != nullptr) __builtin_prefetch(rows[r] + at + ahead, 0, 2);
+    for (int r = 0; r < kRows; ++r)
+      if (ahead != 0 && r >= fresh && rows[r] != nullptr)
+        __builtin_prefetch(rows[r] + at + ahead, 0, 2);
     transform_input<kTall>(d, v);
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) V::store(columns + (c * kPoints + r) * kVector, v[r]);
   }
 }
 
-// V from the columns of `count` tiles; those of one tile are `step` elements apart.
+// V from the columns of `count` tiles; those of one tile are `step` elements apart, and `next` to
+// those of the next tile.
 template <bool kTall, bool kWide>
-void transform_rows(const float* columns, int64_t step, int64_t count, int64_t point, float* v) {
+void transform_rows(const float* columns, int64_t step, int64_t next, int64_t count, int64_t point,
+                    float* v) {
   constexpr int kRows = kTall ? kPoints : kPoints - 1, kColumns = kWide ? kPoints : kPoints - 1;
-  const int64_t next_tile = (kColumns - kTaps + 1) * step;
-  for (int64_t tile = 0; tile < count; ++tile, columns += next_tile, v += kVector) {
+  for (int64_t tile = 0; tile < count; ++tile, columns += next, v += kVector) {
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       Register d[kPoints], row[kPoints];
@@ -114,10 +116,11 @@ void transform_rows(const float* columns, int64_t step, int64_t count, int64_t p
 }
 
 template <bool kTall>
-void transform_tiles(const Segment& s, const float* columns, int64_t step,
+void transform_tiles(const Segment& s, const float* columns, int64_t step, int64_t full,
                      const SourceLayout& layout, float* v) {
-  transform_rows<kTall, true>(columns, step, s.wide, layout.point, v + s.wide_slot * kVector);
-  transform_rows<kTall, false>(columns + s.wide * kOutputs * step, step, s.count - s.wide,
+  const int64_t next = full * step;
+  transform_rows<kTall, true>(columns, step, next, s.wide, layout.point, v + s.wide_slot * kVector);
+  transform_rows<kTall, false>(columns + s.wide * next, step, next - step, s.count - s.wide,
                                layout.point, v + s.narrow_slot * kVector);
 }
 
@@ -132,7 +135,7 @@ void transform_source(const Plan& plan, const Segment* segments, int64_t count, 
                       const SourceLayout& layout, float* scratch, float* v) {
   const ConvView& view = plan.view;
   const Window window(plan, segments, count);
-  const bool tall = plan.rows.is_four(segments[0].i);
+  const bool tall = plan.rows.is_full(segments[0].i);
   const int64_t next_row = plan.rows.dilation * view.src.row;
   const int64_t next_column = plan.columns.dilation * kPoints * kVector;
   float* columns = scratch;
@@ -152,7 +155,7 @@ void transform_source(const Plan& plan, const Segment* segments, int64_t count, 
         rows[r] = band + (r - window.row.begin) * window.column.size() * kVector;
     } else {
       step = view.src.column;
-      ahead = kOutputs * next_row;
+      ahead = plan.rows.full * next_row;
       partial = channels < kVector;
       for (int64_t r = window.row.begin; r < window.row.end; ++r)
         rows[r] =
@@ -162,13 +165,13 @@ void transform_source(const Plan& plan, const Segment* segments, int64_t count, 
         tall      ? partial ? transform_columns<true, true> : transform_columns<true, false>
         : partial ? transform_columns<false, true>
                   : transform_columns<false, false>;
-    transform(window, rows, step, ahead, channels, columns);
+    transform(window, rows, step, ahead, plan.side - 1, channels, columns);
     float* to = v + vector / plan.block_vectors * layout.block +
                 vector % plan.block_vectors * layout.vector;
     for (const Segment* s = segments; s != segments + count; ++s) {
       const int64_t column = plan.columns.begin(s->j) + plan.w - window.w;
       const auto tiles = tall ? transform_tiles<true> : transform_tiles<false>;
-      tiles(*s, columns + column * kPoints * kVector, next_column, layout, to);
+      tiles(*s, columns + column * kPoints * kVector, next_column, plan.columns.full, layout, to);
     }
   }
 }

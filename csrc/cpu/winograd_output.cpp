@@ -13,27 +13,28 @@ using Register = V::Type;
 
 // One tile's vector of filters to band, whose rows are band_row apart; returns a vector that holds
 // a NaN where an output is not finite. rows and columns: how many outputs exist.
-template <bool kTall, bool kWide>
+template <int kFull, bool kTall, bool kWide>
 TORCHCONV_INLINE Register transform_tile(const float* m, Register bias, int64_t rows,
                                          int64_t columns, float* band, int64_t band_row) {
-  constexpr int kRows = kTall ? kPoints : kPoints - 1, kColumns = kWide ? kPoints : kPoints - 1;
-  Register sums[kOutputs][kPoints];
+  constexpr int kRows = kTall ? kFull : kFull - 1, kColumns = kWide ? kFull : kFull - 1;
+  constexpr int kRowPoints = kPoints - kFull + kRows, kColumnPoints = kPoints - kFull + kColumns;
+  Register sums[kFull][kPoints];
 #pragma GCC unroll 6
-  for (int s = 0; s < kColumns; ++s) {
-    Register column[kPoints], y[kOutputs];
+  for (int s = 0; s < kColumnPoints; ++s) {
+    Register column[kPoints], y[kFull];
 #pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) column[r] = V::load(m + (r * kPoints + s) * kFilters);
+    for (int r = 0; r < kRowPoints; ++r) column[r] = V::load(m + (r * kPoints + s) * kFilters);
     transform_output<kTall>(column, y);
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows - kTaps + 1; ++r) sums[r][s] = y[r];
+    for (int r = 0; r < kRows; ++r) sums[r][s] = y[r];
   }
   Register special{};
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows - kTaps + 1; ++r) {
-    Register y[kOutputs];
+  for (int r = 0; r < kRows; ++r) {
+    Register y[kFull];
     transform_output<kWide>(sums[r], y);
 #pragma GCC unroll 4
-    for (int s = 0; s < kColumns - kTaps + 1; ++s) {
+    for (int s = 0; s < kColumns; ++s) {
       special += y[s] * 0.0f;
       if (r < rows && s < columns) V::store(band + r * band_row + s * kFilters, y[s] + bias);
     }
@@ -42,15 +43,15 @@ TORCHCONV_INLINE Register transform_tile(const float* m, Register bias, int64_t 
 }
 
 // `count` tiles side by side, to band and the rest of its rows, `columns` pixels.
-template <bool kTall, bool kWide>
+template <int kFull, bool kTall, bool kWide>
 Register transform_tiles(const float* m, int64_t count, const float* bias, int64_t vectors,
                          int64_t rows, int64_t columns, float* band, int64_t band_row) {
-  constexpr int64_t kStep = kWide ? kOutputs : kOutputs - 1;
+  constexpr int64_t kStep = kWide ? kFull : kFull - 1;
   Register special{};
   for (int64_t tile = 0; tile < count; ++tile) {
     for (int64_t v = 0; v < vectors; ++v)
-      special += transform_tile<kTall, kWide>(m + v * kVector, V::load(bias + v * kVector), rows,
-                                              columns, band + v * kVector, band_row);
+      special += transform_tile<kFull, kTall, kWide>(m + v * kVector, V::load(bias + v * kVector),
+                                                     rows, columns, band + v * kVector, band_row);
     m += kProductSlot;
     band += kStep * kFilters;
     columns -= kStep;
@@ -58,19 +59,24 @@ Register transform_tiles(const float* m, int64_t count, const float* bias, int64
   return special;
 }
 
-template <bool kTall>
+template <int kFull, bool kTall>
 Register transform_segment(const Segment& s, const float* m, const float* bias, int64_t vectors,
                            int64_t rows, int64_t columns, float* band) {
-  const int64_t wide = s.wide * kOutputs, band_row = columns * kFilters;
-  return transform_tiles<kTall, true>(m + s.wide_slot * kProductSlot, s.wide, bias, vectors, rows,
-                                      columns, band, band_row) +
-         transform_tiles<kTall, false>(m + s.narrow_slot * kProductSlot, s.count - s.wide, bias,
-                                       vectors, rows, columns - wide, band + wide * kFilters,
-                                       band_row);
+  const int64_t wide = s.wide * kFull, band_row = columns * kFilters;
+  return transform_tiles<kFull, kTall, true>(m + s.wide_slot * kProductSlot, s.wide, bias, vectors,
+                                             rows, columns, band, band_row) +
+         transform_tiles<kFull, kTall, false>(m + s.narrow_slot * kProductSlot, s.count - s.wide,
+                                              bias, vectors, rows, columns - wide,
+                                              band + wide * kFilters, band_row);
+}
+
+template <int kFull>
+constexpr auto segment_transform(bool tall) {
+  return tall ? transform_segment<kFull, true> : transform_segment<kFull, false>;
 }
 
 int64_t max_pixels(const Plan& plan, int64_t slots) {
-  return kOutputs * kOutputs * std::min(slots, plan.columns.count);
+  return plan.rows.full * plan.columns.full * std::min(slots, plan.columns.count);
 }
 
 }  // namespace
@@ -98,8 +104,9 @@ bool transform_products(const Plan& plan, const Segment& s, int64_t panel, const
   const int64_t last = s.j + s.count - 1, step = plan.columns.dilation;
   const int64_t columns =
       (plan.columns.begin(last) - plan.columns.begin(s.j)) / step + plan.columns.outputs_of(last);
-  const auto transform =
-      plan.rows.is_four(s.i) ? transform_segment<true> : transform_segment<false>;
+  const bool tall = plan.rows.is_full(s.i);
+  const auto transform = plan.side == 3 ? segment_transform<tile_outputs(3)>(tall)
+                                        : segment_transform<tile_outputs(5)>(tall);
   float* band = scratch;
   const bool finite = !has_nan(transform(s, m, bias, vectors, rows, columns, band));
 

@@ -4,6 +4,7 @@
 #include "cpu/winograd_strided_fold.h"
 
 #include "cpu/transpose_tile.h"
+#include "cpu/winograd_weights.h"
 
 namespace torchconv::cpu::winograd_strided {
 namespace {
@@ -12,26 +13,6 @@ using V = Vec<float>;
 using Register = V::Type;
 
 constexpr int kAllTaps = quad::kTaps * quad::kTaps;
-
-// u[plane] of one vector of filters of one channel, from g[tap][kFilters].
-TORCHCONV_INLINE void transform_filter(const float* g, float* u, int64_t plane) {
-  Register columns[quad::kTaps][kSide];
-#pragma GCC unroll 4
-  for (int s = 0; s < quad::kTaps; ++s) {
-    Register taps[quad::kTaps];
-#pragma GCC unroll 4
-    for (int r = 0; r < quad::kTaps; ++r) taps[r] = V::load(g + (r * quad::kTaps + s) * kFilters);
-    quad::transform_weight(taps, columns[s]);
-  }
-#pragma GCC unroll 6
-  for (int r = 0; r < kSide; ++r) {
-    const Register taps[quad::kTaps] = {columns[0][r], columns[1][r], columns[2][r], columns[3][r]};
-    Register row[kSide];
-    quad::transform_weight(taps, row);
-#pragma GCC unroll 6
-    for (int s = 0; s < kSide; ++s) V::store(u + (r * kSide + s) * plane, row[s]);
-  }
-}
 
 // The weight of a folded channel and its counterpart at each place of the window.
 struct FoldedWeight {
@@ -65,7 +46,7 @@ void transform_folded_weights(const Plan& plan, const float* w, int64_t panel, i
                                 : fprop                     ? weight(c, first + k, tap)
                                                             : weight(first + k, c, tap);
     for (int64_t k = 0; k < kFilters; k += kVector)
-      transform_filter(g + k, u + i * kFilters + k, layout.plane);
+      winograd::transform_filter<quad::kTaps>(g + k, u + i * kFilters + k, layout.plane);
   }
 }
 

@@ -120,7 +120,7 @@ TORCHCONV_INLINE Register transform_folded_tile(const float* m, Register bias, c
     Register column[quad::kPoints], y[quad::kOutputs];
 #pragma GCC unroll 6
     for (int r = 0; r < kUsedRows; ++r) column[r] = V::load(m + (r * kSide + s) * kFilters);
-    quad::transform_output<kTall>(column, y);
+    winograd::transform_output<kTall>(column, y);
 #pragma GCC unroll 3
     for (int r = 0; r < quad::kOutputs - (kTall ? 0 : 1); ++r) sums[r][s] = y[r];
   }
@@ -128,7 +128,7 @@ TORCHCONV_INLINE Register transform_folded_tile(const float* m, Register bias, c
 #pragma GCC unroll 3
   for (int r = 0; r < quad::kOutputs - (kTall ? 0 : 1); ++r) {
     Register y[quad::kOutputs];
-    quad::transform_output<kWide>(sums[r], y);
+    winograd::transform_output<kWide>(sums[r], y);
 #pragma GCC unroll 3
     for (int s = 0; s < quad::kOutputs - (kWide ? 0 : 1); ++s) {
       special += y[s] * 0.0f;

@@ -5,8 +5,8 @@
 // winograd_transforms.h without infinity, in the order kA, -kA, kB, -kB, 0. A short tile leaves 0
 // out; the factors that this changes go into its source, so that both sizes share their weights.
 //
-// F(3,4), and for a short tile F(2,4), is what four taps make of a phase of the source. The points
-// and the transform of the source are those of F(4,3).
+// F(3,4), and for a short tile F(2,4), is what four taps make of a phase of the source: as it is in
+// winograd_transforms.h.
 #pragma once
 
 #include "cpu/winograd_transforms.h"
@@ -78,30 +78,8 @@ TORCHCONV_INLINE void transform_output(const V* m, V* y) {
 // Of four taps.
 namespace quad {
 
-inline constexpr int kPoints = 6, kOutputs = 3, kTaps = 4;
-
-// g[kTaps] to u[kPoints].
-template <typename V>
-TORCHCONV_INLINE void transform_weight(const V* g, V* u) {
-  const V even_a = (g[0] + g[2] * kAA) * kAtA, odd_a = (g[1] + g[3] * kAA) * (kA * kAtA);
-  const V even_b = (g[0] + g[2] * kBB) * kAtB, odd_b = (g[1] + g[3] * kBB) * (kB * kAtB);
-  u[0] = g[0] * kAtZero;
-  u[1] = even_a + odd_a;
-  u[2] = even_a - odd_a;
-  u[3] = even_b + odd_b;
-  u[4] = even_b - odd_b;
-  u[5] = g[3];
-}
-
-// m[kPoints] to y[kOutputs]; one less of each in a short tile.
-template <bool kTall, typename V>
-TORCHCONV_INLINE void transform_output(const V* m, V* y) {
-  const V sum_a = m[1] + m[2], difference_a = m[1] - m[2];
-  const V sum_b = m[3] + m[4], difference_b = m[3] - m[4];
-  y[0] = m[0] + sum_a + sum_b;
-  y[1] = difference_a * kA + difference_b * kB;
-  if constexpr (kTall) y[2] = sum_a * kAA + sum_b * kBB + m[5];
-}
+inline constexpr int kPoints = winograd::kPoints, kTaps = 4;
+inline constexpr int kOutputs = winograd::tile_outputs(kTaps);
 
 }  // namespace quad
 

@@ -41,17 +41,18 @@ void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t 
   const ConvView& view = plan.view;
   const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
   w += panel * kFilters * view.weight_k;
+  const winograd::TapOffsets taps{kAllTaps, plan.tap_weight};
   alignas(64) float g[kVector * kAllTaps * kFilters];
   for (int64_t vector = 0; vector < plan.vectors_in(block); ++vector) {
     const int64_t c = (block * plan.block_vectors + vector) * kVector;
     const int64_t channels = std::min(view.C - c, kVector);
-    winograd::gather_taps(view, plan.tap_weight, w + c * view.weight_c, filters, channels, g);
+    winograd::gather_taps(view, taps, w + c * view.weight_c, filters, channels, g);
     for (int64_t i = channels * kAllTaps * kFilters; i < kVector * kAllTaps * kFilters; ++i)
       g[i] = 0.0f;
     const float* next =
         c + kVector < view.C ? w + (c + kVector) * view.weight_c : w + kFilters * view.weight_k;
     for (int64_t i = 0; i < kVector; ++i) {
-      winograd::prefetch_weights(view, plan.tap_weight, next, i);
+      winograd::prefetch_weights(view, taps, next, i);
       for (int64_t k = 0; k < kFilters; k += kVector)
         transform_filter(g + i * kAllTaps * kFilters + k, u + (vector * kVector + i) * kFilters + k,
                          layout.plane);

@@ -1,6 +1,7 @@
 // How a convolution is cut for Winograd, and where its pieces lie in scratch memory.
 //
-// An axis of the destination is cut into tiles of 4 outputs and, where that fits better, of 3. With
+// An axis of the destination is cut into full tiles of 4 outputs, of 2 where the kernel has 5 taps
+// instead of 3, and, where that fits better, of one fewer. With
 // dilation d the positions i, i + d, i + 2d, ... are a phase, the axis of a convolution of its own
 // without dilation, and the tiles of one phase follow those of the other. The tiles of all samples
 // and phases are one list; a TileBlock is a piece of it. Within a block every tile has a
@@ -28,6 +29,8 @@ inline constexpr int64_t kLine = 64 / sizeof(float);
 // Products are summed in registers over at most so many channels, and these sums in M: the error
 // grows with the longer of the two chains.
 inline constexpr int64_t kChannelBlock = 64;
+// Of the largest kernel.
+inline constexpr int64_t kMostTaps = 5 * 5;
 
 // Strides of an odd number of cache lines spread over all sets of a cache.
 constexpr int64_t odd_lines(int64_t elements) {
@@ -37,16 +40,18 @@ constexpr int64_t odd_lines(int64_t elements) {
 class TileAxis {
  public:
   int64_t outputs, dilation, count;
+  int64_t full;  // outputs of a full tile
 
-  explicit TileAxis(int64_t size, int64_t step = 1)
+  TileAxis(int64_t size, int64_t step, int64_t tile)
       : outputs(size),
         dilation(step),
+        full(tile),
         long_phases_((size - 1) % step + 1),
-        long_(ceil_div(size, step)),
-        short_(long_.outputs - 1) {
+        long_(ceil_div(size, step), tile),
+        short_(long_.outputs - 1, tile) {
     count = long_phases_ * long_.count + (std::min(step, size) - long_phases_) * short_.count;
   }
-  bool is_four(int64_t tile) const { return place(tile).is_four(); }
+  bool is_full(int64_t tile) const { return place(tile).is_full(); }
   // Of the destination: the first, and from there to the last, `dilation` apart.
   int64_t begin(int64_t tile) const {
     const Place p = place(tile);
@@ -54,17 +59,16 @@ class TileAxis {
   }
   int64_t outputs_of(int64_t tile) const {
     const Place p = place(tile);
-    return std::min(p.begin() + (p.is_four() ? kOutputs : kOutputs - 1), p.axis->outputs) -
-           p.begin();
+    return std::min(p.begin() + full - (p.is_full() ? 0 : 1), p.axis->outputs) - p.begin();
   }
-  // How many tiles of the phase, and of 4 outputs, there are from this one on.
+  // How many tiles of the phase, and how many full ones, there are from this one on.
   int64_t rest(int64_t tile) const {
     const Place p = place(tile);
     return p.axis->count - p.tile;
   }
-  int64_t fours(int64_t tile) const {
+  int64_t fulls(int64_t tile) const {
     const Place p = place(tile);
-    return std::max(p.axis->fours - p.tile, int64_t{0});
+    return std::max(p.axis->fulls - p.tile, int64_t{0});
   }
   // Points of all tiles: what the products of an axis cost.
   int64_t points() const {
@@ -74,18 +78,18 @@ class TileAxis {
 
  private:
   struct Phase {
-    int64_t outputs, count;
-    int64_t fours;  // the first tiles; the others have 3 outputs
-    explicit Phase(int64_t size) : outputs(size), count(ceil_div(size, int64_t{kOutputs})) {
-      fours = count - std::min(count, kOutputs * count - size);
+    int64_t outputs, full, count;
+    int64_t fulls;  // the first tiles; the others have one output fewer
+    Phase(int64_t size, int64_t tile) : outputs(size), full(tile), count(ceil_div(size, tile)) {
+      fulls = count - std::min(count, full * count - size);
     }
-    int64_t points() const { return kPoints * fours + (kPoints - 1) * (count - fours); }
+    int64_t points() const { return kPoints * fulls + (kPoints - 1) * (count - fulls); }
   };
   struct Place {
     const Phase* axis;
     int64_t phase, tile;
-    bool is_four() const { return tile < axis->fours; }
-    int64_t begin() const { return kOutputs * tile - std::max(tile - axis->fours, int64_t{0}); }
+    bool is_full() const { return tile < axis->fulls; }
+    int64_t begin() const { return axis->full * tile - std::max(tile - axis->fulls, int64_t{0}); }
   };
   Place place(int64_t tile) const {
     const int64_t in_long = long_phases_ * long_.count;
@@ -98,7 +102,11 @@ class TileAxis {
   Phase long_, short_;
 };
 
-// Of the three rows or columns that taps lie on: the first, and the distance from one to the next.
+// Taps along an axis of a square kernel; 0 for one that has no transform.
+inline int kernel_side(const ConvView& view) {
+  return view.taps.size() == 9 ? 3 : view.taps.size() == 25 ? 5 : 0;
+}
+// Of the rows or columns that taps lie on: the first, and the distance from one to the next.
 inline int64_t first_tap(const ConvView& view, int64_t ConvTap::* axis) {
   int64_t first = view.taps[0].*axis;
   for (const ConvTap& tap : view.taps) first = std::min(first, tap.*axis);
@@ -107,23 +115,32 @@ inline int64_t first_tap(const ConvView& view, int64_t ConvTap::* axis) {
 inline int64_t tap_step(const ConvView& view, int64_t ConvTap::* axis) {
   int64_t last = view.taps[0].*axis;
   for (const ConvTap& tap : view.taps) last = std::max(last, tap.*axis);
-  return (last - first_tap(view, axis)) / (kTaps - 1);
+  return (last - first_tap(view, axis)) / (kernel_side(view) - 1);
 }
+
+// Where the taps of a filter's channel lie: `count` elements, row by row of the kernel.
+struct TapOffsets {
+  int64_t count;
+  const int64_t* at;
+  int64_t operator[](int64_t tap) const { return at[tap]; }
+};
 
 // What depends on one sample's problem only.
 struct Plan {
   const ConvView& view;
+  int side;  // taps along an axis
   TileAxis rows, columns;
-  int64_t h, w;                       // source offset of tap (0, 0)
-  int64_t tap_weight[kTaps * kTaps];  // ConvTap::weight of tap (r, s)
-  int64_t vectors;                    // of channels
-  int64_t blocks, block_vectors;      // of channels; the last may have fewer
-  int64_t panels;                     // of filters
+  int64_t h, w;                   // source offset of tap (0, 0)
+  int64_t tap_weight[kMostTaps];  // ConvTap::weight of tap (r, s)
+  int64_t vectors;                // of channels
+  int64_t blocks, block_vectors;  // of channels; the last may have fewer
+  int64_t panels;                 // of filters
 
   explicit Plan(const ConvView& v)
       : view(v),
-        rows(v.I, tap_step(v, &ConvTap::h)),
-        columns(v.J, tap_step(v, &ConvTap::w)),
+        side(kernel_side(v)),
+        rows(v.I, tap_step(v, &ConvTap::h), tile_outputs(side)),
+        columns(v.J, tap_step(v, &ConvTap::w), tile_outputs(side)),
         h(first_tap(v, &ConvTap::h)),
         w(first_tap(v, &ConvTap::w)),
         vectors(ceil_div(v.C, kVector)),
@@ -131,17 +148,18 @@ struct Plan {
         block_vectors(ceil_div(vectors, blocks)),
         panels(ceil_div(v.K, kFilters)) {
     for (const ConvTap& tap : v.taps)
-      tap_weight[(tap.h - h) / rows.dilation * kTaps + (tap.w - w) / columns.dilation] = tap.weight;
+      tap_weight[(tap.h - h) / rows.dilation * side + (tap.w - w) / columns.dilation] = tap.weight;
     blocks = ceil_div(vectors, block_vectors);
   }
 
+  TapOffsets taps() const { return {int64_t{side} * side, tap_weight}; }
   int64_t tiles() const { return view.N * rows.count * columns.count; }
   int64_t vectors_in(int64_t block) const {
     return std::min(block_vectors, vectors - block * block_vectors);
   }
 };
 
-// Neighbouring tiles of one row of tiles and one phase of columns: `wide` of 4 columns, then the
+// Neighbouring tiles of one row of tiles and one phase of columns: `wide` of full width, then the
 // others.
 struct Segment {
   int64_t n, i, j, count, wide;
@@ -159,8 +177,8 @@ class TileBlock {
       s.i = tile / across % down;
       s.j = tile % across;
       s.count = std::min(plan.columns.rest(s.j), first + count - tile);
-      s.wide = std::min(plan.columns.fours(s.j), s.count);
-      const bool tall = plan.rows.is_four(s.i);
+      s.wide = std::min(plan.columns.fulls(s.j), s.count);
+      const bool tall = plan.rows.is_full(s.i);
       int64_t& wide = tall ? tall_wide_ : short_wide;
       int64_t& narrow = tall ? tall_narrow_ : short_narrow;
       s.wide_slot = wide;
@@ -177,7 +195,7 @@ class TileBlock {
     short_wide_ = short_wide;
     // Tall and narrow, tall and wide, short and wide, short and narrow.
     for (Segment& s : segments_) {
-      const bool tall = plan.rows.is_four(s.i);
+      const bool tall = plan.rows.is_full(s.i);
       s.wide_slot += tall_narrow_ + (tall ? 0 : tall_wide_);
       if (!tall) s.narrow_slot += tall_narrow_ + tall_wide_ + short_wide_;
     }

@@ -1,6 +1,6 @@
-// The one-dimensional transforms of Winograd's F(4,3), lane by lane on vectors:
+// The one-dimensional transforms of Winograd's F(4,3), F(3,4) and F(2,5), lane by lane on vectors:
 //
-//   y = A^T ((G g) * (B^T d)),   d 6 inputs, g 3 taps, y 4 outputs, * element by element
+//   y = A^T ((G g) * (B^T d)),   d 6 inputs, g the taps, y the outputs, * element by element
 //
 // A two-dimensional tile applies each to the columns and then to the rows (Lavin and Gray, "Fast
 // Algorithms for Convolutional Neural Networks", 2015). The interpolation points are 0, +-5/8,
@@ -9,18 +9,19 @@
 // the squares of these two are exact.
 //
 // Row p of B^T holds the coefficients of the product of (x - q) over the finite points q other than
-// p, and for infinity over all of them; row p of G is (1, p, p^2) over the same product at x = p;
-// column p of A^T is the powers of p. Infinity touches d[5] and y[3] only, so without it the other
-// five points compute F(3,3) with the same G: the smaller tile that fits 7 or 14 outputs exactly.
+// p, and for infinity over all of them; row p of G is (1, p, p^2, ..) over the same product at
+// x = p; column p of A^T is the powers of p. So B^T is the same for any number of taps. Infinity
+// touches d[5] and the last output only, so without it the other five points compute one output
+// less with the same G: the smaller tile that fits, of three taps, 7 or 14 outputs exactly.
 #pragma once
 
 #include "cpu/simd.h"
 
 namespace torchconv::cpu::winograd {
 
-inline constexpr int kOutputs = 4, kTaps = 3;
-inline constexpr int kPoints = kOutputs + kTaps - 1;  // the last is infinity
+inline constexpr int kPoints = 6;  // the last is infinity
 inline constexpr int kProducts = kPoints * kPoints;
+constexpr int tile_outputs(int taps) { return kPoints - taps + 1; }
 
 inline constexpr float kA = 0.625f, kB = 1.5f;  // the points are 0, +-kA, +-kB
 inline constexpr float kAA = kA * kA, kBB = kB * kB;
@@ -39,29 +40,41 @@ TORCHCONV_INLINE void transform_input(const V (&d)[kPoints], V (&v)[kPoints]) {
 }
 
 // u = G g.
-template <typename V>
+template <int kTaps, typename V>
 TORCHCONV_INLINE void transform_weight(const V (&g)[kTaps], V (&u)[kPoints]) {
+  static_assert(kTaps >= 3 && kTaps <= 5, "powers up to the fourth");
   constexpr float kAtZero = 1 / (kAA * kBB);
   constexpr float kAtA = 1 / (2 * kAA * (kAA - kBB)), kAtB = 1 / (2 * kBB * (kBB - kAA));
-  const V even_a = g[0] * kAtA + g[2] * (kAA * kAtA), odd_a = g[1] * (kA * kAtA);
-  const V even_b = g[0] * kAtB + g[2] * (kBB * kAtB), odd_b = g[1] * (kB * kAtB);
+  V even_a = g[0] * kAtA + g[2] * (kAA * kAtA), odd_a = g[1] * (kA * kAtA);
+  V even_b = g[0] * kAtB + g[2] * (kBB * kAtB), odd_b = g[1] * (kB * kAtB);
+  if constexpr (kTaps > 3) {
+    odd_a += g[3] * (kA * kAA * kAtA);
+    odd_b += g[3] * (kB * kBB * kAtB);
+  }
+  if constexpr (kTaps > 4) {
+    even_a += g[4] * (kAA * kAA * kAtA);
+    even_b += g[4] * (kBB * kBB * kAtB);
+  }
   u[0] = g[0] * kAtZero;
   u[1] = even_a + odd_a;
   u[2] = even_a - odd_a;
   u[3] = even_b + odd_b;
   u[4] = even_b - odd_b;
-  u[5] = g[2];
+  u[5] = g[kTaps - 1];
 }
 
-// y = A^T m. Without infinity m[5] is not read and y[3] not written.
-template <bool kInfinity, typename V>
+// y = A^T m. Without infinity m[5] is not read and the last output not written.
+template <bool kInfinity, int kOutputs, typename V>
 TORCHCONV_INLINE void transform_output(const V (&m)[kPoints], V (&y)[kOutputs]) {
+  static_assert(kOutputs >= 2 && kOutputs <= 4, "powers up to the third");
+  constexpr int kCount = kOutputs - (kInfinity ? 0 : 1);
   const V sum_a = m[1] + m[2], difference_a = m[1] - m[2];
   const V sum_b = m[3] + m[4], difference_b = m[3] - m[4];
   y[0] = m[0] + sum_a + sum_b;
-  y[1] = difference_a * kA + difference_b * kB;
-  y[2] = sum_a * kAA + sum_b * kBB;
-  if constexpr (kInfinity) y[3] = difference_a * (kA * kAA) + difference_b * (kB * kBB) + m[5];
+  if constexpr (kCount > 1) y[1] = difference_a * kA + difference_b * kB;
+  if constexpr (kCount > 2) y[2] = sum_a * kAA + sum_b * kBB;
+  if constexpr (kCount > 3) y[3] = difference_a * (kA * kAA) + difference_b * (kB * kBB);
+  if constexpr (kInfinity) y[kCount - 1] += m[kPoints - 1];
 }
 
 }  // namespace torchconv::cpu::winograd

@@ -10,9 +10,8 @@ namespace {
 using V = Vec<float>;
 using Register = V::Type;
 
-constexpr int64_t kAllTaps = kTaps * kTaps;
-// Elements of one panel and vector of channels.
-constexpr int64_t kGathered = kVector * kAllTaps * kFilters;
+// Elements of one tap of a panel and a vector of channels.
+constexpr int64_t kTapElements = kVector * kFilters;
 
 // Lanes 4q to 4q + 3 from p + q*step.
 TORCHCONV_INLINE Register load_quads(const float* p, [[maybe_unused]] int64_t step) {
@@ -43,34 +42,13 @@ TORCHCONV_INLINE void load_taps(const float* p, int64_t weight_k, Register (&tap
 
 // The taps of a filter's channel are neighbours in memory, in any order: order[i] is the tap at the
 // i-th place after the first.
-bool taps_contiguous(const TapOffsets& offsets, int64_t* first, int64_t (&order)[kAllTaps]) {
-  *first = *std::min_element(offsets, offsets + kAllTaps);
-  for (int64_t tap = 0; tap < kAllTaps; ++tap) {
-    if (offsets[tap] - *first >= kAllTaps) return false;
-    order[offsets[tap] - *first] = tap;
+bool taps_contiguous(const TapOffsets& taps, int64_t* first, int64_t (&order)[kMostTaps]) {
+  *first = *std::min_element(taps.at, taps.at + taps.count);
+  for (int64_t tap = 0; tap < taps.count; ++tap) {
+    if (taps[tap] - *first >= taps.count) return false;
+    order[taps[tap] - *first] = tap;
   }
   return true;
-}
-
-// u[point] = G g G^T for one vector of filters of one channel. In one function with gather_taps,
-// GCC spills the registers of both.
-__attribute__((noinline)) void transform_filter(const float* g, float* u, int64_t point) {
-  Register columns[kTaps][kPoints];
-#pragma GCC unroll 3
-  for (int s = 0; s < kTaps; ++s) {
-    Register taps[kTaps];
-#pragma GCC unroll 3
-    for (int r = 0; r < kTaps; ++r) taps[r] = V::load(g + (r * kTaps + s) * kFilters);
-    transform_weight(taps, columns[s]);
-  }
-#pragma GCC unroll 6
-  for (int r = 0; r < kPoints; ++r) {
-    const Register taps[kTaps] = {columns[0][r], columns[1][r], columns[2][r]};
-    Register row[kPoints];
-    transform_weight(taps, row);
-#pragma GCC unroll 6
-    for (int s = 0; s < kPoints; ++s) V::store(u + (r * kPoints + s) * point, row[s]);
-  }
 }
 
 // The taps of one panel and vector of channels; channels beyond the last are zero.
@@ -78,22 +56,48 @@ void gather_vector(const Plan& plan, const float* w, int64_t panel, int64_t vect
   const ConvView& view = plan.view;
   const int64_t k = panel * kFilters, c = vector * kVector;
   const int64_t channels = std::min(view.C - c, kVector);
-  gather_taps(view, plan.tap_weight, w + k * view.weight_k + c * view.weight_c,
-              std::min(view.K - k, kFilters), channels, g);
-  std::fill(g + channels * kAllTaps * kFilters, g + kGathered, 0.0f);
+  const TapOffsets taps = plan.taps();
+  gather_taps(view, taps, w + k * view.weight_k + c * view.weight_c, std::min(view.K - k, kFilters),
+              channels, g);
+  std::fill(g + channels * taps.count * kFilters, g + taps.count * kTapElements, 0.0f);
 }
 
 }  // namespace
 
-__attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffsets& offsets,
+// In one function with gather_taps, GCC spills the registers of both.
+template <int kTaps>
+__attribute__((noinline)) void transform_filter(const float* g, float* u, int64_t point) {
+  Register columns[kTaps][kPoints];
+#pragma GCC unroll 5
+  for (int s = 0; s < kTaps; ++s) {
+    Register taps[kTaps];
+#pragma GCC unroll 5
+    for (int r = 0; r < kTaps; ++r) taps[r] = V::load(g + (r * kTaps + s) * kFilters);
+    transform_weight(taps, columns[s]);
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kPoints; ++r) {
+    Register taps[kTaps], row[kPoints];
+#pragma GCC unroll 5
+    for (int s = 0; s < kTaps; ++s) taps[s] = columns[s][r];
+    transform_weight(taps, row);
+#pragma GCC unroll 6
+    for (int s = 0; s < kPoints; ++s) V::store(u + (r * kPoints + s) * point, row[s]);
+  }
+}
+template void transform_filter<3>(const float*, float*, int64_t);
+template void transform_filter<4>(const float*, float*, int64_t);
+template void transform_filter<5>(const float*, float*, int64_t);
+
+__attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffsets& taps,
                                            const float* w, int64_t filters, int64_t channels,
                                            float* g) {
-  constexpr int64_t kChannel = kAllTaps * kFilters;
-  int64_t first, order[kAllTaps];
-  const bool contiguous = taps_contiguous(offsets, &first, order);
-  if (contiguous && view.weight_c == kAllTaps && std::is_sorted(order, order + kAllTaps)) {
+  const int64_t count = taps.count, channel = count * kFilters;
+  int64_t first, order[kMostTaps];
+  const bool contiguous = taps_contiguous(taps, &first, order);
+  if (contiguous && view.weight_c == count && std::is_sorted(order, order + count)) {
     // All taps of all channels are one run, in the order of g.
-    const int64_t run = channels * kAllTaps;
+    const int64_t run = channels * count;
     for (int64_t k = 0; k < kFilters; k += kVector) {
       const int64_t lanes = std::min(std::max(filters - k, int64_t{0}), kVector);
       const float* from = w + first + (lanes > 0 ? k * view.weight_k : 0);
@@ -104,18 +108,18 @@ __attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffset
       }
     }
   } else if (view.weight_c == 1 || view.weight_k == 1) {
-    for (int64_t tap = 0; tap < kAllTaps; ++tap) {
-      const float* from = w + offsets[tap];
+    for (int64_t tap = 0; tap < count; ++tap) {
+      const float* from = w + taps[tap];
       float* to = g + tap * kFilters;
       for (int64_t k = 0; k < kFilters; k += kVector) {
         const int64_t lanes = std::min(std::max(filters - k, int64_t{0}), kVector);
         if (view.weight_c == 1) {
           transpose_tile(from + (lanes > 0 ? k * view.weight_k : 0), view.weight_k, lanes, channels,
-                         to + k, kChannel, channels);
+                         to + k, channel, channels);
           continue;
         }
         for (int64_t c = 0; c < channels; ++c)
-          V::store(to + c * kChannel + k,
+          V::store(to + c * channel + k,
                    lanes > 0 ? V::load_partial(from + c * view.weight_c + k, lanes) : Register{});
       }
     }
@@ -123,65 +127,67 @@ __attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffset
     for (int64_t k = 0; k < kFilters; k += kVector)
       for (int64_t c = 0; c < channels; ++c) {
         const float* from = w + k * view.weight_k + c * view.weight_c + first;
-        float* to = g + c * kChannel + k;
-        constexpr int64_t kFirstOf[] = {0, 4, kAllTaps - 4};
-#pragma GCC unroll 3
-        for (const int64_t begin : kFirstOf) {
-          Register taps[4];
-          load_taps(from + begin, view.weight_k, taps);
+        float* to = g + c * channel + k;
+        for (int64_t quad = 0; quad < count; quad += 4) {
+          const int64_t begin = std::min(quad, count - 4);
+          Register four[4];
+          load_taps(from + begin, view.weight_k, four);
 #pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) V::store(to + order[begin + i] * kFilters, taps[i]);
+          for (int i = 0; i < 4; ++i) V::store(to + order[begin + i] * kFilters, four[i]);
         }
       }
   } else {
     for (int64_t c = 0; c < channels; ++c)
-      for (int64_t tap = 0; tap < kAllTaps; ++tap) {
-        const float* from = w + c * view.weight_c + offsets[tap];
-        float* to = g + c * kChannel + tap * kFilters;
+      for (int64_t tap = 0; tap < count; ++tap) {
+        const float* from = w + c * view.weight_c + taps[tap];
+        float* to = g + c * channel + tap * kFilters;
         for (int64_t k = 0; k < kFilters; ++k) to[k] = k < filters ? from[k * view.weight_k] : 0.0f;
       }
   }
 }
 
-void prefetch_weights(const ConvView& view, const TapOffsets& offsets, const float* w, int64_t i) {
+void prefetch_weights(const ConvView& view, const TapOffsets& taps, const float* w, int64_t i) {
   const bool by_tap = view.weight_c == 1 || view.weight_k == 1;
   const bool by_filter = view.weight_k > view.weight_c;
   const int64_t runs = by_filter ? kMaxVectors : 1;
   const int64_t run = by_filter ? kVector : kFilters;
   for (int64_t j = i * runs; j < (i + 1) * runs; ++j) {
     const float* at = w + j * std::max(view.weight_k, view.weight_c);
-    for (int64_t tap = 0; tap < kAllTaps; ++tap)
+    for (int64_t tap = 0; tap < taps.count; ++tap)
       for (int64_t line = 0; line < run; line += kLine)
-        __builtin_prefetch(at + line + (by_tap ? offsets[tap] : tap * run));
+        __builtin_prefetch(at + line + (by_tap ? taps[tap] : tap * run));
   }
 }
 
 void gather_weights(const Plan& plan, const float* w, int64_t panel, float* taps) {
   for (int64_t vector = 0; vector < plan.vectors; ++vector)
-    gather_vector(plan, w, panel, vector, taps + panel * gathered_panel(plan) + vector * kGathered);
+    gather_vector(plan, w, panel, vector,
+                  taps + panel * gathered_panel(plan) + vector * plan.taps().count * kTapElements);
 }
 
 void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int64_t block,
                        float* u) {
   const WeightLayout layout(plan);
   const ConvView& view = plan.view;
-  alignas(64) float gathered[kGathered];
+  const TapOffsets taps = plan.taps();
+  const auto transform = plan.side == 3 ? transform_filter<3> : transform_filter<5>;
+  alignas(64) float gathered[kMostTaps * kTapElements];
   for (int64_t vector = 0; vector < plan.vectors_in(block); ++vector) {
     const int64_t from = block * plan.block_vectors + vector, c = from * kVector;
     const float* g = gathered;
     const float* next = nullptr;
     if (source.taps != nullptr) {
-      g = source.taps + panel * gathered_panel(plan) + from * kGathered;
+      g = source.taps + panel * gathered_panel(plan) + from * taps.count * kTapElements;
     } else {
       gather_vector(plan, source.w, panel, from, gathered);
       next = source.w + panel * kFilters * view.weight_k;
       next += c + kVector < view.C ? (c + kVector) * view.weight_c : kFilters * view.weight_k;
     }
     for (int64_t i = 0; i < kVector; ++i) {
-      if (next != nullptr) prefetch_weights(view, plan.tap_weight, next, i);
+      if (next != nullptr) prefetch_weights(view, taps, next, i);
       for (int64_t k = 0; k < kFilters; k += kVector)
-        transform_filter(g + i * kAllTaps * kFilters + k, u + (vector * kVector + i) * kFilters + k,
-                         layout.point);
+        transform(g + i * taps.count * kFilters + k, u + (vector * kVector + i) * kFilters + k,
+                  layout.point);
     }
   }
 }
@@ -190,10 +196,11 @@ WeightPrefetch::WeightPrefetch(const Plan& plan, WeightSource source, int64_t pa
     : plan_(plan) {
   const int64_t vector = block * plan.block_vectors, vectors = plan.vectors_in(block);
   if (source.taps != nullptr) {
-    w_ = source.taps + panel * gathered_panel(plan) + vector * kGathered;
+    const int64_t gathered = plan.taps().count * kTapElements;
+    w_ = source.taps + panel * gathered_panel(plan) + vector * gathered;
     outer_ = taps_ = 1;
     stride_ = 0;
-    run_lines_ = vectors * kGathered / kLine;
+    run_lines_ = vectors * gathered / kLine;
     return;
   }
   const ConvView& view = plan.view;
@@ -205,8 +212,8 @@ WeightPrefetch::WeightPrefetch(const Plan& plan, WeightSource source, int64_t pa
   stride_ = std::max(view.weight_k, view.weight_c);
   const int64_t inner = by_filter ? channels : filters;
   const bool by_tap = std::min(view.weight_k, view.weight_c) == 1;
-  taps_ = by_tap ? kAllTaps : 1;
-  run_lines_ = ceil_div(by_tap ? inner : inner * kAllTaps, kLine);
+  taps_ = by_tap ? plan.taps().count : 1;
+  run_lines_ = ceil_div(by_tap ? inner : inner * plan.taps().count, kLine);
 }
 
 void WeightPrefetch::advance(int64_t lines) {

@@ -24,7 +24,7 @@ void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int
 // Gathers the filters of one panel from w into taps, [panel][channel][tap][kFilters].
 void gather_weights(const Plan& plan, const float* w, int64_t panel, float* taps);
 inline int64_t gathered_panel(const Plan& plan) {
-  return plan.vectors * kVector * kTaps * kTaps * kFilters;
+  return plan.vectors * kVector * plan.taps().count * kFilters;
 }
 
 // Fetches what transform_weights is going to read into the second-level cache, some lines at a time
@@ -43,16 +43,18 @@ class WeightPrefetch {
   int64_t at_ = 0, tap_ = 0, line_ = 0;
 };
 
-// Where the nine taps of a filter's channel lie.
-using TapOffsets = int64_t[kTaps * kTaps];
-
 // g[channel][tap][kFilters] of `channels` channels, at most a vector, from the weights at w; zero
 // beyond `filters`.
-void gather_taps(const ConvView& view, const TapOffsets& offsets, const float* w, int64_t filters,
+void gather_taps(const ConvView& view, const TapOffsets& taps, const float* w, int64_t filters,
                  int64_t channels, float* g);
+
+// u[point] = G g G^T for one vector of filters of one channel, from g[tap][kFilters] and to planes
+// `point` elements apart.
+template <int kTaps>
+void transform_filter(const float* g, float* u, int64_t point);
 
 // Fetches the i-th part in kVector of the weights of a vector of channels of a panel, at w. They
 // lie in many short runs, which the hardware does not foresee.
-void prefetch_weights(const ConvView& view, const TapOffsets& offsets, const float* w, int64_t i);
+void prefetch_weights(const ConvView& view, const TapOffsets& taps, const float* w, int64_t i);
 
 }  // namespace torchconv::cpu::winograd

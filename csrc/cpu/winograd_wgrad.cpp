@@ -364,7 +364,7 @@ class Wgrad {
 // Channels of a first layer: its four phases fill one vector of 16.
 constexpr int64_t kMostStemChannels = 4;
 
-enum class Kind { kNone, kThreeTaps, kStride2, kStem };
+enum class Kind { kNone, kThreeTaps, kFiveTaps, kStride2, kStem };
 
 bool is_grid(const ConvView& view, int64_t side, int64_t spread_h, int64_t spread_w) {
   if (static_cast<int64_t>(view.taps.size()) != side * side) return false;
@@ -380,17 +380,19 @@ Kind kind_of(const ConvView& view) {
   const bool stride1 = view.step_h == 1 && view.step_w == 1;
   const bool stride2 = view.step_h == 2 && view.step_w == 2;
   if (stride2 && view.C <= kMostStemChannels && is_grid(view, 7, 1, 1)) return Kind::kStem;
-  if (view.taps.size() != 9) return Kind::kNone;
-  // Nine live taps of a larger kernel are not neighbours.
-  if (view.weight_c != 1 && view.weight_c != 9) return Kind::kNone;
+  const auto taps = static_cast<int64_t>(view.taps.size());
+  if (taps != 9 && taps != 25) return Kind::kNone;
+  // The live taps of a larger kernel are not neighbours.
+  if (view.weight_c != 1 && view.weight_c != taps) return Kind::kNone;
   if (stride2 && is_grid(view, 3, 1, 1)) return Kind::kStride2;
-  const int64_t spread_h = view.taps[3].h - view.taps[0].h;
+  const int64_t side = taps == 9 ? 3 : 5;
+  const int64_t spread_h = view.taps[side].h - view.taps[0].h;
   const int64_t spread_w = view.taps[1].w - view.taps[0].w;
   // Phases of fewer rows than a tile leave most of it empty.
   const bool whole = spread_h == 1 || view.I >= 3 * spread_h;
   if (stride1 && whole && (spread_w == 1 || view.J >= 3 * spread_w) &&
-      is_grid(view, 3, spread_h, spread_w))
-    return Kind::kThreeTaps;
+      is_grid(view, side, spread_h, spread_w))
+    return side == 3 ? Kind::kThreeTaps : Kind::kFiveTaps;
   return Kind::kNone;
 }
 
@@ -419,6 +421,9 @@ WinogradWgradCost winograd_wgrad_cost(const ConvView& view) {
     case Kind::kThreeTaps:
       return cost<ThreeTaps>("F(3x3,4x4)", view, view.taps[3].h - view.taps[0].h,
                              view.taps[1].w - view.taps[0].w, 1);
+    case Kind::kFiveTaps:
+      return cost<FiveTaps>("F(5x5,2x2)", view, view.taps[5].h - view.taps[0].h,
+                            view.taps[1].w - view.taps[0].w, 1);
     case Kind::kStride2:
       return cost<ThreeTapsStride2>("F(2x2,4x4) of every other pixel, plain products between", view,
                                     1, 1, 1);
@@ -440,6 +445,8 @@ bool winograd_wgrad(const ConvView& view, const float* dz, const float* x, float
   switch (kind_of(view)) {
     case Kind::kThreeTaps:
       return Wgrad<ThreeTaps>(view, dz, x, dw, pool).run();
+    case Kind::kFiveTaps:
+      return Wgrad<FiveTaps>(view, dz, x, dw, pool).run();
     case Kind::kStride2:
       return Wgrad<ThreeTapsStride2>(view, dz, x, dw, pool).run();
     case Kind::kStem:

@@ -25,14 +25,14 @@ TORCHCONV_INLINE void inverse_vector(const float* m, int64_t plane,
 #pragma GCC unroll 6
     for (int r = 0; r < kSums; ++r) in[r] = V::load(m + (r * kSums + s) * plane);
     S::inverse(in, out);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int r = 0; r < kTaps; ++r) rows[r][s] = out[r];
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 5
   for (int r = 0; r < kTaps; ++r) {
     Vector out[kTaps];
     S::inverse(rows[r], out);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int s = 0; s < kTaps; ++s) taps[r * kTaps + s] = out[s];
   }
 }
@@ -55,12 +55,11 @@ TORCHCONV_INLINE void store_lanes(float* p, Vector v, int64_t n, bool streams) {
     V::store_partial(p, v, n);
 }
 
-// Stores nine neighbouring taps of a vector of channels. They are put in order in memory, and what
-// was put there a step earlier is copied: reading back at once would wait for the stores.
+// Stores the kCount neighbouring taps of a vector of channels. They are put in order in memory, and
+// what was put there a step earlier is copied: reading back at once would wait for the stores.
+template <int kCount>
 class FilterStore {
  public:
-  static constexpr int kCount = 9;
-
   FilterStore(bool flip, bool streams) : flip_(flip), streams_(streams) {}
 
   void put(const Vector (&taps)[kCount], float* dw, int64_t n) {
@@ -83,11 +82,13 @@ class FilterStore {
   }
 
  private:
-  // Each row's whole vectors, where the next row overwrites what is too much.
+  // Each row's whole vectors, the last one first: the next row, or its own first vectors after
+  // that, overwrite what is too much.
   template <bool kFlip>
   static TORCHCONV_INLINE void order(const Vector (&taps)[kCount], float* slot) {
-#pragma GCC unroll 3
-    for (int t = 0; t + 1 < kCount; t += kL) {
+    constexpr int kLast = (kCount - 2) / kL * kL;
+#pragma GCC unroll 6
+    for (int t = kLast; t >= 0; t -= kL) {
       Vector tile[kL];
 #pragma GCC unroll 16
       for (int i = 0; i < kL; ++i)
@@ -139,21 +140,21 @@ template <typename Scheme>
 template <typename Taps>
 bool TapWriter<Scheme>::write(const ProductTile& tile, Taps&& taps_of) const {
   auto check = Vector{};  // NaN once any tap is not finite
-  FilterStore filters(view_.taps[0].weight != 0, streams_);
+  FilterStore<kCount> filters(view_.taps[0].weight != 0, streams_);
   for (int64_t row = 0; row < tile.rows; ++row) {
     for (int64_t column = 0; column < tile.columns; column += kL) {
       Vector taps[kCount];
       taps_of(row, column, taps);
-#pragma GCC unroll 16
+#pragma GCC unroll 25
       for (int t = 0; t < kCount; ++t) check += taps[t] * 0.0f;
       const int64_t n = std::min(kL, tile.columns - column);
       if (!offsets_.empty()) {
         scatter(taps, tile.first_row + row, tile.first_column + column, n);
-      } else if constexpr (Scheme::kTaps == 3) {
+      } else if constexpr (Scheme::kTaps != 4) {
         const int64_t c = tile.first_column + column;
         float* dw = dw_ + (tile.first_row + row) * view_.weight_k + c * view_.weight_c;
         if (view_.weight_c == 1) {
-#pragma GCC unroll 9
+#pragma GCC unroll 25
           for (int t = 0; t < kCount; ++t)
             store_lanes(dw + view_.taps[t].weight, taps[t], n, streams_);
         } else {
@@ -181,7 +182,7 @@ bool TapWriter<Scheme>::reduce(const ProductTile& tile, const float* taps, int64
                                int64_t stride) const {
   return write(tile, [&](int64_t row, int64_t column, Vector(&total)[kCount]) {
     const float* at = taps + (row * kWidth + column) * kCount;
-#pragma GCC unroll 16
+#pragma GCC unroll 25
     for (int t = 0; t < kCount; ++t) {
       Vector sum = V::load(at + t * kL), lost{};
       for (int64_t p = 1; p < parts; ++p)
@@ -200,7 +201,7 @@ void add_taps(const ProductTile& tile, bool first, bool last, float* taps, float
       inverse_vector<Scheme>(tile.sums + row * kWidth + column, tile.plane, values);
       float* sum_at = taps + (row * kWidth + column) * kCount;
       float* lost_at = lost + (row * kWidth + column) * kCount;
-#pragma GCC unroll 16
+#pragma GCC unroll 25
       for (int t = 0; t < kCount; ++t) {
         Vector sum = values[t], rest{};
         if (!first) {
@@ -221,6 +222,7 @@ void add_taps(const ProductTile& tile, bool first, bool last, float* taps, float
 TORCHCONV_INVERSE(ThreeTaps)
 TORCHCONV_INVERSE(ThreeTapsStride2)
 TORCHCONV_INVERSE(FourTaps)
+TORCHCONV_INVERSE(FiveTaps)
 #undef TORCHCONV_INVERSE
 
 }  // namespace torchconv::cpu::winograd_gradient

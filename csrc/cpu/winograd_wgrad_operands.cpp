@@ -199,6 +199,7 @@ void transform_gradient(const Operand& dz, const Segment& now, const Segment& ne
 TORCHCONV_TRANSFORMS(ThreeTaps)
 TORCHCONV_TRANSFORMS(ThreeTapsStride2)
 TORCHCONV_TRANSFORMS(FourTaps)
+TORCHCONV_TRANSFORMS(FiveTaps)
 #undef TORCHCONV_TRANSFORMS
 
 }  // namespace torchconv::cpu::winograd_gradient

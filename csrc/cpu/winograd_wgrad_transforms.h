@@ -43,11 +43,20 @@ TORCHCONV_INLINE void finite_points(Vector d0, Vector d1, Vector d2, Vector d3, 
   u[4] = even_b - lanes(kB) * odd_b;
 }
 
-// G g at the finite points without its denominators, from four gradients.
-TORCHCONV_INLINE void finite_points(Vector g0, Vector g1, Vector g2, Vector g3, Vector* u) {
-  const Vector even_a = g0 + lanes(kA2) * g2, odd_a = g1 + lanes(kA2) * g3;
-  const Vector even_b = g0 + lanes(kB2) * g2, odd_b = g1 + lanes(kB2) * g3;
-  u[0] = g0;
+// G g at the finite points without its denominators.
+template <int kCount>
+TORCHCONV_INLINE void finite_points(const Vector (&g)[kCount], Vector* u) {
+  static_assert(kCount >= 2 && kCount <= 4, "powers up to the third");
+  Vector even_a = g[0], odd_a = g[1], even_b = g[0], odd_b = g[1];
+  if constexpr (kCount > 2) {
+    even_a += lanes(kA2) * g[2];
+    even_b += lanes(kB2) * g[2];
+  }
+  if constexpr (kCount > 3) {
+    odd_a += lanes(kA2) * g[3];
+    odd_b += lanes(kB2) * g[3];
+  }
+  u[0] = g[0];
   u[1] = even_a + lanes(kA) * odd_a;
   u[2] = even_a - lanes(kA) * odd_a;
   u[3] = even_b + lanes(kB) * odd_b;
@@ -68,42 +77,32 @@ TORCHCONV_INLINE void inverse_points(const Vector* m, Vector (&y)[kCount]) {
   if constexpr (kCount > 2) y[2] = lanes(kA2 * kScaleA) * even_a + lanes(kB2 * kScaleB) * even_b;
   if constexpr (kCount > 3)
     y[3] = lanes(kA2 * kA * kScaleA) * odd_a + lanes(kB2 * kB * kScaleB) * odd_b;
+  if constexpr (kCount > 4)
+    y[4] = lanes(kA2 * kA2 * kScaleA) * even_a + lanes(kB2 * kB2 * kScaleB) * even_b;
 }
 
-// F(3, 4).
-struct ThreeTaps {
-  static constexpr int kTaps = 3, kTile = 4, kStride = 1, kInput = 6, kValues = 6, kSums = 6;
+// F(R, 7 - R): neighbouring taps.
+template <int R>
+struct NeighbourTaps {
+  static constexpr int kTaps = R, kInput = 6, kTile = kInput - kTaps + 1, kStride = 1;
+  static constexpr int kValues = kInput, kSums = kValues;
 
   static TORCHCONV_INLINE void source(const Vector (&d)[kInput], Vector (&u)[kValues]) {
     finite_points(d[0], d[1], d[2], d[3], d[4], u);
     u[5] = at_infinity(d[1], d[3], d[5]);
   }
   static TORCHCONV_INLINE void gradient(const Vector (&g)[kTile], Vector (&u)[kValues]) {
-    finite_points(g[0], g[1], g[2], g[3], u);
-    u[5] = g[3];
+    finite_points(g, u);
+    u[5] = g[kTile - 1];
   }
   static TORCHCONV_INLINE void inverse(const Vector (&m)[kSums], Vector (&y)[kTaps]) {
     inverse_points(m, y);
-    y[2] += m[5];
+    y[kTaps - 1] += m[5];
   }
 };
-
-// F(4, 3).
-struct FourTaps {
-  static constexpr int kTaps = 4, kTile = 3, kStride = 1, kInput = 6, kValues = 6, kSums = 6;
-
-  static TORCHCONV_INLINE void source(const Vector (&d)[kInput], Vector (&u)[kValues]) {
-    ThreeTaps::source(d, u);
-  }
-  static TORCHCONV_INLINE void gradient(const Vector (&g)[kTile], Vector (&u)[kValues]) {
-    finite_points(g[0], g[1], g[2], Vector{}, u);
-    u[5] = g[2];
-  }
-  static TORCHCONV_INLINE void inverse(const Vector (&m)[kSums], Vector (&y)[kTaps]) {
-    inverse_points(m, y);
-    y[3] += m[5];
-  }
-};
+using ThreeTaps = NeighbourTaps<3>;
+using FourTaps = NeighbourTaps<4>;
+using FiveTaps = NeighbourTaps<5>;
 
 // Stride 2: taps 0 and 2 meet every second element, which is F(2, 4) at the finite points; tap 1
 // meets the others, one product for each gradient, and these are summed.
@@ -116,7 +115,7 @@ struct ThreeTapsStride2 {
     for (int i = 0; i < kTile; ++i) u[5 + i] = d[2 * i + 1];
   }
   static TORCHCONV_INLINE void gradient(const Vector (&g)[kTile], Vector (&u)[kValues]) {
-    finite_points(g[0], g[1], g[2], g[3], u);
+    finite_points(g, u);
 #pragma GCC unroll 4
     for (int i = 0; i < kTile; ++i) u[5 + i] = g[i];
   }
