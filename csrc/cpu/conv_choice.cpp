@@ -20,6 +20,8 @@ namespace {
 constexpr int64_t kWinogradChannels = 16;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
+// A kernel of 5x5 has more to save, of less wide sides and smaller images.
+constexpr int64_t kLargeWinogradChannels = 12, kLargeWinogradPixels = 16;
 // The same for a stride of 2. The direct algorithm packs the weights too, and dgrad's does so once
 // for each residue; in channels_last fprop's has least to pack.
 constexpr int64_t kStridedChannels = 16;
@@ -31,6 +33,8 @@ constexpr double kWinogradSaving = 1.5;
 // Fewer channels or filters, or a smaller C x K, leave the transforms of the weight gradient too
 // few products to serve.
 constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 512;
+// A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
+constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWork = 25000;
 // But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
 // stride 1 from so many channels and filters on.
 constexpr int64_t kFirstLayerChannels = 3, kFirstLayerFilters = 32;
@@ -75,11 +79,19 @@ struct Case {
   bool filters_fill_vectors() const {
     return wider_side() > kNarrow && 4 * v.K >= 3 * round_up(v.K, kVectorBytes / element_size());
   }
+  bool feeds_winograd() const {
+    const bool large = v.taps.size() > 9;
+    return narrower_side() >= (large ? kLargeWinogradChannels : kWinogradChannels) &&
+           v.pixels() >= (large ? kLargeWinogradPixels : kWinogradPixels);
+  }
   bool winograd_saves_enough() const {
     const auto direct = static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
     return direct >= kWinogradSaving * static_cast<double>(winograd_products(v));
   }
   bool feeds_winograd_wgrad() const {
+    if (v.taps.size() == 25)
+      return narrower_side() >= kLargeWgradChannels && v.pixels() >= kLargeWgradPixels &&
+             v.pixels() * v.C * v.K >= kLargeWgradWork;
     if (narrower_side() >= kWinogradWgradChannels) return v.C * v.K >= kWinogradWgradProduct;
     if (v.taps.size() > 9) return v.K >= kWinogradWgradChannels;
     return v.step_h == 1 && v.C >= kFirstLayerChannels && v.K >= kFirstLayerFilters;
@@ -98,8 +110,7 @@ using Algorithm = ConvAlgorithm;
 // clang-format off
 constexpr Rule kGatherRules[] = {
     {Algorithm::kWinograd, [](const Case& c) {
-       return c.winograd && c.is(DType::kFloat32) && c.narrower_side() >= kWinogradChannels &&
-              c.v.pixels() >= kWinogradPixels && winograd_applies(c.v) &&
+       return c.winograd && c.is(DType::kFloat32) && c.feeds_winograd() && winograd_applies(c.v) &&
               c.winograd_saves_enough();
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {

@@ -186,7 +186,7 @@ class Driver {
     WinogradGemm g{};
     g.v_step = layout.vector;
     g.m_step = kProductSlot;
-    g.channels = plan_.vectors_in(block) * kVector;
+    g.channels = plan_.channels_in(block);
     g.accumulate = block > 0;
     v += block * layout.block;
     const int64_t calls = kProducts * panels.size() * ceil_div(tiles.tiles(), kMaxRows);

@@ -53,7 +53,7 @@ void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t 
         c + kVector < view.C ? w + (c + kVector) * view.weight_c : w + kFilters * view.weight_k;
     for (int64_t i = 0; i < kVector; ++i) {
       winograd::prefetch_weights(view, taps, next, i);
-      for (int64_t k = 0; k < kFilters; k += kVector)
+      for (int64_t k = 0; k < filters; k += kVector)
         transform_filter(g + i * kAllTaps * kFilters + k, u + (vector * kVector + i) * kFilters + k,
                          layout.plane);
     }

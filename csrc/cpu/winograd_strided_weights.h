@@ -8,7 +8,8 @@
 namespace torchconv::cpu::winograd_strided {
 
 // Transforms the filters of one panel and the channels of one block into u, [plane][channel]
-// [kFilters]; filters and channels beyond the last are zero.
+// [kFilters]. The last vector of filters and the last of channels are filled up with zeros; nothing
+// is written beyond.
 void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t block, float* u);
 
 }  // namespace torchconv::cpu::winograd_strided

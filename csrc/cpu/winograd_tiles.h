@@ -157,6 +157,11 @@ struct Plan {
   int64_t vectors_in(int64_t block) const {
     return std::min(block_vectors, vectors - block * block_vectors);
   }
+  // Rounded up to the step of the matrix product.
+  int64_t channels_in(int64_t block) const {
+    const int64_t first = block * block_vectors * kVector;
+    return round_up(std::min(block_vectors * kVector, view.C - first), int64_t{4});
+  }
 };
 
 // Neighbouring tiles of one row of tiles and one phase of columns: `wide` of full width, then the

@@ -51,6 +51,29 @@ bool taps_contiguous(const TapOffsets& taps, int64_t* first, int64_t (&order)[kM
   return true;
 }
 
+// g[tap][kFilters] of a vector of filters of one channel, `lanes` of them, whose taps are neighbours
+// at p, the filters weight_k apart.
+void gather_filters(const float* p, int64_t weight_k, int64_t lanes, int64_t count,
+                    const int64_t* order, float* g) {
+  if (lanes == kVector) {
+    for (int64_t quad = 0; quad < count; quad += 4) {
+      const int64_t begin = std::min(quad, count - 4);
+      Register taps[4];
+      load_taps(p + begin, weight_k, taps);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) V::store(g + order[begin + i] * kFilters, taps[i]);
+    }
+    return;
+  }
+  float taps[kVector * kVector];
+  for (int64_t begin = 0; begin < count; begin += kVector) {
+    const int64_t columns = std::min(count - begin, kVector);
+    transpose_tile(p + begin, weight_k, lanes, columns, taps, kVector, columns);
+    for (int64_t i = 0; i < columns; ++i)
+      V::store(g + order[begin + i] * kFilters, V::load(taps + i * kVector));
+  }
+}
+
 // The taps of one panel and vector of channels; channels beyond the last are zero.
 void gather_vector(const Plan& plan, const float* w, int64_t panel, int64_t vector, float* g) {
   const ConvView& view = plan.view;
@@ -98,9 +121,9 @@ __attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffset
   if (contiguous && view.weight_c == count && std::is_sorted(order, order + count)) {
     // All taps of all channels are one run, in the order of g.
     const int64_t run = channels * count;
-    for (int64_t k = 0; k < kFilters; k += kVector) {
-      const int64_t lanes = std::min(std::max(filters - k, int64_t{0}), kVector);
-      const float* from = w + first + (lanes > 0 ? k * view.weight_k : 0);
+    for (int64_t k = 0; k < filters; k += kVector) {
+      const int64_t lanes = std::min(filters - k, kVector);
+      const float* from = w + first + k * view.weight_k;
       for (int64_t i = 0; i < run; i += kVector) {
         const int64_t columns = std::min(run - i, kVector);
         transpose_tile(from + i, view.weight_k, lanes, columns, g + i * kFilters + k, kFilters,
@@ -111,37 +134,29 @@ __attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffset
     for (int64_t tap = 0; tap < count; ++tap) {
       const float* from = w + taps[tap];
       float* to = g + tap * kFilters;
-      for (int64_t k = 0; k < kFilters; k += kVector) {
-        const int64_t lanes = std::min(std::max(filters - k, int64_t{0}), kVector);
+      for (int64_t k = 0; k < filters; k += kVector) {
+        const int64_t lanes = std::min(filters - k, kVector);
         if (view.weight_c == 1) {
-          transpose_tile(from + (lanes > 0 ? k * view.weight_k : 0), view.weight_k, lanes, channels,
-                         to + k, channel, channels);
+          transpose_tile(from + k * view.weight_k, view.weight_k, lanes, channels, to + k, channel,
+                         channels);
           continue;
         }
         for (int64_t c = 0; c < channels; ++c)
-          V::store(to + c * channel + k,
-                   lanes > 0 ? V::load_partial(from + c * view.weight_c + k, lanes) : Register{});
+          V::store(to + c * channel + k, V::load_partial(from + c * view.weight_c + k, lanes));
       }
     }
-  } else if (filters == kFilters && contiguous) {
-    for (int64_t k = 0; k < kFilters; k += kVector)
-      for (int64_t c = 0; c < channels; ++c) {
-        const float* from = w + k * view.weight_k + c * view.weight_c + first;
-        float* to = g + c * channel + k;
-        for (int64_t quad = 0; quad < count; quad += 4) {
-          const int64_t begin = std::min(quad, count - 4);
-          Register four[4];
-          load_taps(from + begin, view.weight_k, four);
-#pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) V::store(to + order[begin + i] * kFilters, four[i]);
-        }
-      }
+  } else if (contiguous) {
+    for (int64_t k = 0; k < filters; k += kVector)
+      for (int64_t c = 0; c < channels; ++c)
+        gather_filters(w + k * view.weight_k + c * view.weight_c + first, view.weight_k,
+                       std::min(filters - k, kVector), count, order, g + c * channel + k);
   } else {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t tap = 0; tap < count; ++tap) {
         const float* from = w + c * view.weight_c + taps[tap];
         float* to = g + c * channel + tap * kFilters;
-        for (int64_t k = 0; k < kFilters; ++k) to[k] = k < filters ? from[k * view.weight_k] : 0.0f;
+        for (int64_t k = 0; k < round_up(filters, kVector); ++k)
+          to[k] = k < filters ? from[k * view.weight_k] : 0.0f;
       }
   }
 }
@@ -183,9 +198,11 @@ void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int
       next = source.w + panel * kFilters * view.weight_k;
       next += c + kVector < view.C ? (c + kVector) * view.weight_c : kFilters * view.weight_k;
     }
-    for (int64_t i = 0; i < kVector; ++i) {
+    const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
+    const int64_t channels = std::min(round_up(view.C - c, int64_t{4}), kVector);
+    for (int64_t i = 0; i < channels; ++i) {
       if (next != nullptr) prefetch_weights(view, taps, next, i);
-      for (int64_t k = 0; k < kFilters; k += kVector)
+      for (int64_t k = 0; k < filters; k += kVector)
         transform(g + i * taps.count * kFilters + k, u + (vector * kVector + i) * kFilters + k,
                   layout.point);
     }

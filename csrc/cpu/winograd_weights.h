@@ -17,7 +17,8 @@ struct WeightSource {
 };
 
 // Transforms the filters of one panel and the channels of one block into u, [point][channel]
-// [kFilters]; filters and channels beyond the last are zero.
+// [kFilters]. The last vector of filters and the last step of the product's channels are filled up
+// with zeros; nothing is written beyond.
 void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int64_t block,
                        float* u);
 
@@ -43,8 +44,8 @@ class WeightPrefetch {
   int64_t at_ = 0, tap_ = 0, line_ = 0;
 };
 
-// g[channel][tap][kFilters] of `channels` channels, at most a vector, from the weights at w; zero
-// beyond `filters`.
+// g[channel][tap][kFilters] of `channels` channels, at most a vector, from the weights at w. The
+// last vector of filters is filled up with zeros, and nothing is written beyond.
 void gather_taps(const ConvView& view, const TapOffsets& taps, const float* w, int64_t filters,
                  int64_t channels, float* g);
 
