@@ -31,11 +31,14 @@ constexpr int64_t kFewestTiles = 16, kMostTiles = 64, kManyBlocks = 8;
 constexpr int64_t kFiltersAtOnce = 64;
 // With at most so many tiles and at least so many weights in a tap, tasks own filters.
 constexpr int64_t kFewTiles = 128, kManyWeights = 256 * 256;
-// Of more weights than this the gathered taps are kept: U, four times as much, would have to come
-// from memory.
+// Of more weights than this the gathered taps are kept where U is much larger, four times as much
+// with nine of them: it would have to come from memory.
 constexpr int64_t kTransformedWeights = 256 * 256;
 
-bool keeps_taps(const ConvView& view) { return view.C * view.K > kTransformedWeights; }
+bool keeps_taps(const ConvView& view) {
+  const auto taps = static_cast<int64_t>(view.taps.size());
+  return kProducts > 2 * taps && view.C * view.K > kTransformedWeights;
+}
 
 bool tasks_own_filters(const Plan& plan) {
   return plan.tiles() <= kFewTiles && plan.view.C * plan.view.K >= kManyWeights;
