@@ -1,8 +1,8 @@
 """The weight gradient in Winograd's domain: ragged sizes, accuracy, special values.
 
-Sizes are such that the algorithm is chosen (float32, enough channels and pixels): 3x3 with any
-dilation, 3x3 with stride 2, and 7x7 with stride 2 of a few channels. float64, which never takes it,
-is the judge.
+Sizes are such that the algorithm is chosen (float32, enough channels and pixels): 3x3 and 5x5 with
+any dilation, 3x3 with stride 2, and 7x7 with stride 2 of a few channels. float64, which never takes
+it, is the judge.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Kernel:
 
 
 DENSE, STRIDED, STEM = Kernel(), Kernel(stride=2), Kernel(7, stride=2)
+LARGE = Kernel(5)
 
 
 def problem(
@@ -140,6 +141,16 @@ OTHERS = (
     (Kernel(dilation=(1, 4)), (2, 32, 15, 23), 40),
     (Kernel(dilation=(5, 1)), (2, 40, 24, 18), 32),
     (Kernel(dilation=12), (1, 36, 65, 62), 48),
+    (LARGE, (2, 8, 30, 41), 64),
+    (LARGE, (1, 15, 19, 70), 35),
+    (LARGE, (2, 33, 9, 13), 47),
+    (LARGE, (3, 64, 7, 7), 63),
+    (LARGE, (9, 40, 22, 19), 33),
+    (LARGE, (2, 290, 10, 11), 150),
+    (LARGE, (2, 50, 13, 11), 8),
+    (Kernel(5, dilation=2), (2, 33, 15, 18), 36),
+    (Kernel(5, dilation=(1, 3)), (2, 12, 13, 23), 40),
+    (Kernel(5, dilation=(4, 1)), (1, 40, 24, 18), 32),
     (STEM, (2, 3, 33, 38), 64),
     (STEM, (3, 1, 64, 29), 19),
     (STEM, (1, 4, 90, 131), 50),
@@ -168,7 +179,7 @@ def test_other_kernels_against_float64(
 
 
 @on_formats
-@pytest.mark.parametrize("kernel", [STRIDED, STEM, Kernel(dilation=2)], ids=str)
+@pytest.mark.parametrize("kernel", [STRIDED, STEM, LARGE, Kernel(dilation=2)], ids=str)
 def test_every_ragged_size_of_other_kernels(kernel: Kernel, layout: str) -> None:
     """All residues of rows and columns by the tile, and by the phases."""
     padding = around(kernel)
@@ -198,11 +209,17 @@ def test_flipped_other_kernels_and_mixed_layouts(
 @on_formats
 def test_a_gradient_of_many_weights(layout: str, w_layout: str) -> None:
     """Which goes past the caches where whole vectors can, with filters in either order."""
-    for c in (384, 392, 395):
-        x, dz = problem((1, c, 9, 7), 385, (1, 1, 1, 1), layout)
-        truth = reference(x.double(), dz.double(), (1, 1, 1, 1))
-        assert relative_error(wgrad(x, dz, (1, 1, 1, 1), w_layout), truth) <= 1e-6
-        flipped = wgrad(x, dz, (1, 1, 1, 1), w_layout, flip=True)
+    for c, k, kernel in (
+        (384, 385, DENSE),
+        (392, 385, DENSE),
+        (395, 385, DENSE),
+        (208, 205, LARGE),
+    ):
+        padding = around(kernel)
+        x, dz = problem((1, c, 9, 7), k, padding, layout, kernel)
+        truth = reference(x.double(), dz.double(), padding, kernel)
+        assert relative_error(wgrad(x, dz, padding, w_layout, kernel=kernel), truth) <= 1e-6
+        flipped = wgrad(x, dz, padding, w_layout, flip=True, kernel=kernel)
         assert relative_error(flipped, truth.flip(2, 3)) <= 1e-6
 
 
@@ -218,6 +235,7 @@ def test_flipped_kernel_and_mixed_layouts(layout: str, w_layout: str) -> None:
 
 
 @on_formats
+@pytest.mark.parametrize("kernel", [DENSE, LARGE], ids=str)
 @pytest.mark.parametrize(
     "change",
     [
@@ -228,10 +246,13 @@ def test_flipped_kernel_and_mixed_layouts(layout: str, w_layout: str) -> None:
     ],
     ids=["relu", "mean 100", "positive", "scaled"],
 )
-def test_accuracy(change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], layout: str) -> None:
-    x, dz = change(*problem((4, 64, 28, 30), 64, (1, 1, 1, 1), layout))
-    truth = reference(x.double(), dz.double(), (1, 1, 1, 1))
-    assert relative_error(wgrad(x, dz, (1, 1, 1, 1), layout), truth) <= 1e-6
+def test_accuracy(
+    change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], kernel: Kernel, layout: str
+) -> None:
+    padding = around(kernel)
+    x, dz = change(*problem((4, 64, 28, 30), 64, padding, layout, kernel))
+    truth = reference(x.double(), dz.double(), padding, kernel)
+    assert relative_error(wgrad(x, dz, padding, layout, kernel=kernel), truth) <= 1e-6
 
 
 @on_formats
@@ -246,7 +267,7 @@ def test_a_sum_over_a_million_pixels(layout: str) -> None:
 @on_formats
 @pytest.mark.parametrize(
     ("kernel", "c", "size"),
-    [(STRIDED, 32, 500), (STEM, 3, 400), (Kernel(dilation=2), 32, 400)],
+    [(STRIDED, 32, 500), (STEM, 3, 400), (Kernel(dilation=2), 32, 400), (LARGE, 16, 300)],
     ids=str,
 )
 def test_many_pixels_of_other_kernels(kernel: Kernel, c: int, size: int, layout: str) -> None:
@@ -277,7 +298,9 @@ def test_what_is_not_finite_stays_where_it_is(operand: str, value: float, layout
 @pytest.mark.parametrize("value", [torch.inf, torch.nan, 3.0e38])
 @pytest.mark.parametrize("operand", ["x", "dz"])
 @pytest.mark.parametrize(
-    ("kernel", "c"), [(DENSE, 3), (STRIDED, 34), (STEM, 3), (Kernel(dilation=2), 33)], ids=str
+    ("kernel", "c"),
+    [(DENSE, 3), (STRIDED, 34), (STEM, 3), (Kernel(dilation=2), 33), (LARGE, 34), (LARGE, 9)],
+    ids=str,
 )
 def test_what_is_not_finite_in_other_kernels(
     kernel: Kernel, c: int, operand: str, value: float, layout: str
@@ -327,6 +350,8 @@ def test_threads_and_repetition(size: tuple[int, int, int, int], k: int, layout:
         (STRIDED, (4, 33, 79, 80), 40),
         (Kernel(dilation=2), (3, 40, 50, 41), 40),
         (STEM, (3, 3, 120, 131), 32),
+        (LARGE, (5, 33, 28, 27), 40),
+        (LARGE, (1, 300, 9, 9), 130),
     ],
     ids=str,
 )
@@ -360,6 +385,7 @@ _GUARDED = """
 cases = (
     ((2, 32, 7, 9), 32, 3, 1, 1), ((1, 45, 14, 13), 51, 3, 1, 1), ((1, 33, 5, 62), 51, 3, 1, 1),
     ((2, 33, 19, 15), 35, 3, 2, 1), ((1, 32, 8, 63), 32, 3, 2, 1), ((1, 35, 9, 17), 32, 3, 1, 2),
+    ((2, 17, 7, 9), 32, 5, 1, 1), ((1, 35, 13, 15), 32, 5, 1, 2),
     ((2, 3, 23, 26), 40, 7, 2, 1), ((1, 1, 9, 61), 16, 7, 2, 1),
 )
 for layout, at_end, ((n, c, h, w), k, r, stride, dilation) in itertools.product(
@@ -381,7 +407,7 @@ def test_reads_stay_inside_the_tensors() -> None:
     assert "alive" in run(_GUARD + _GUARDED)
 
 
-@pytest.mark.parametrize("kernel", [DENSE, STRIDED, STEM, Kernel(dilation=2)], ids=str)
+@pytest.mark.parametrize("kernel", [DENSE, STRIDED, STEM, LARGE, Kernel(dilation=2)], ids=str)
 def test_the_switch_holds_for_it(kernel: Kernel) -> None:
     sides = around(kernel)
     x, dz = problem((2, 3 if kernel is STEM else 64, 20, 20), 64, sides, "contiguous", kernel)
