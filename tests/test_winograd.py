@@ -247,8 +247,7 @@ def test_layouts(layout: str, weight_layout: str, side: int) -> None:
     ids=str,
 )
 def test_few_and_many_tiles(layout: str, side: int, size: tuple[int, ...], filters: int) -> None:
-    """A task owns filters, or tiles with all of their channels, or tiles with all of their
-    filters."""
+    """A task owns filters, or a block of tiles."""
     w = in_layout(torch.randn(filters, size[1], side, side), layout)
     check(in_layout(torch.randn(size), layout), w, None, around(side))
 

@@ -95,29 +95,17 @@ class Driver {
     const int64_t across = plan_.columns.count;
     return plan_.columns.dilation > 1 && across <= kMostTiles ? across : 1;
   }
-  // What a task works on at a time, beside a block of tiles: all channels and some panels of
-  // filters, or a block of channels and all panels, whichever takes less of a cache. Then V or M is
-  // made a piece at a time.
-  struct Chunk {
-    int64_t blocks, panels;
-    int64_t width(const Plan& plan) const {
-      return std::min(blocks * plan.block_vectors, plan.vectors) * kVector + panels * kFilters;
-    }
-  };
-  Chunk chunk() const {
-    const Chunk by_panels{plan_.blocks,
-                          std::min(std::max<int64_t>(1, kFiltersAtOnce / kFilters), plan_.panels)};
-    const Chunk by_blocks{1, plan_.panels};
-    return by_panels.width(plan_) <= by_blocks.width(plan_) ? by_panels : by_blocks;
-  }
   // V and M of a block share the second-level cache; usual numbers of threads get equal shares.
   int64_t tile_blocks() const {
+    const int64_t channels = plan_.vectors * kVector;
+    const int64_t chunk = std::min(plan_.panels, panels_at_once()) * kFilters;
     const int64_t most = std::min(
-        std::max(kCachedElements / (kProducts * chunk().width(plan_)), kFewestTiles), kMostTiles);
+        std::max(kCachedElements / (kProducts * (channels + chunk)), kFewestTiles), kMostTiles);
     const int64_t units = plan_.tiles() / unit();
     const int64_t blocks = ceil_div(units, std::max(most / unit(), int64_t{1}));
     return std::min(round_up(blocks, blocks < kManyBlocks ? 2 : 4), units);
   }
+  int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
 
   void by_tiles(const Parallel& pool) {
     Buffer<float> transformed(u_ != nullptr ? 0 : plan_.panels * weights_.panel);
@@ -127,29 +115,25 @@ class Driver {
     const int64_t blocks = tile_blocks();
     const int64_t slots = ceil_div(plan_.tiles() / unit(), blocks) * unit();
     const SourceLayout layout(plan_, slots);
-    const Chunk step = chunk();
+    const int64_t chunk = std::min(panels_at_once(), plan_.panels);
     const int64_t scratch_size =
         std::max(source_scratch(plan_, slots), product_scratch(plan_, slots));
     const int64_t grain = work_grain(multiplications(slots, plan_.panels));
     parallel_for_with_scratch(pool, 0, blocks, grain, [&](int64_t begin, int64_t end) {
-      Buffer<float> v(layout.size(step.blocks)), m(step.panels * slots * kProductSlot),
-          scratch(scratch_size);
+      Buffer<float> v(layout.size(plan_)), m(chunk * slots * kProductSlot), scratch(scratch_size);
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = first_tile(b, blocks);
         const TileBlock block(plan_, first, first_tile(b + 1, blocks) - first);
-        for (int64_t c = 0; c < plan_.blocks; c += step.blocks) {
-          const Range channels{c, std::min(c + step.blocks, plan_.blocks)};
-          for (const Range& strip : block.strips())
-            transform_source(plan_, &block.segments()[strip.begin], strip.size(), channels, src_,
-                             layout, scratch.get(), v.get());
-          for (int64_t panel = 0; panel < plan_.panels; panel += step.panels) {
-            const Range panels{panel, std::min(panel + step.panels, plan_.panels)};
-            for (int64_t at = channels.begin; at < channels.end; ++at)
-              multiply(block, at, panels, layout, v.get() + (at - channels.begin) * layout.block,
-                       u + panel * weights_.panel + at * weights_.block, m.get(), slots, nullptr);
-            for (int64_t i = 0; channels.end == plan_.blocks && i < panels.size(); ++i)
-              finish(block, panel + i, m.get() + i * slots * kProductSlot, scratch.get());
-          }
+        for (const Range& strip : block.strips())
+          transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
+                           scratch.get(), v.get());
+        for (int64_t panel = 0; panel < plan_.panels; panel += chunk) {
+          const int64_t count = std::min(chunk, plan_.panels - panel);
+          for (int64_t c = 0; c < plan_.blocks; ++c)
+            multiply(block, c, {panel, panel + count}, layout, v.get(),
+                     u + panel * weights_.panel + c * weights_.block, m.get(), slots, nullptr);
+          for (int64_t i = 0; i < count; ++i)
+            finish(block, panel + i, m.get() + i * slots * kProductSlot, scratch.get());
         }
       }
     });
@@ -164,7 +148,7 @@ class Driver {
     const int64_t tiles = plan_.tiles();
     const TileBlock block(plan_, 0, tiles);
     const SourceLayout layout(plan_, tiles);
-    Buffer<float> v(layout.size(plan_.blocks));
+    Buffer<float> v(layout.size(plan_));
     const int64_t strips = static_cast<int64_t>(block.strips().size());
     // A strip's transform is counted as a part of its products with one panel.
     const int64_t strip_grain = work_grain(multiplications(ceil_div(tiles, strips), 1) / 4);
@@ -172,8 +156,8 @@ class Driver {
       Buffer<float> scratch(source_scratch(plan_, tiles));
       for (int64_t s = begin; s < end; ++s) {
         const Range strip = block.strips()[s];
-        transform_source(plan_, &block.segments()[strip.begin], strip.size(), {0, plan_.blocks},
-                         src_, layout, scratch.get(), v.get());
+        transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
+                         scratch.get(), v.get());
       }
     });
     const int64_t grain = work_grain(multiplications(tiles, 1));
@@ -189,16 +173,15 @@ class Driver {
           if (near) transform_weights(plan_, w_, panel, c, transformed.get());
           const float* u =
               near ? transformed.get() : u_ + panel * weights_.panel + c * weights_.block;
-          multiply(block, c, {panel, panel + 1}, layout, v.get() + c * layout.block, u, m.get(),
-                   tiles, near ? &fetch : nullptr);
+          multiply(block, c, {panel, panel + 1}, layout, v.get(), u, m.get(), tiles,
+                   near ? &fetch : nullptr);
         }
         finish(block, panel, m.get(), scratch.get());
       }
     });
   }
 
-  // Adds one block of channels, whose V is at v, to some panels of M; u and m are the first one's.
-  // With next_weights
+  // Adds one block of channels to some panels of M; u and m are the first one's. With next_weights
   // U has just been written: then V and these have to be fetched, else the rest of U.
   void multiply(const TileBlock& tiles, int64_t block, Range panels, const SourceLayout& layout,
                 const float* v, const float* u, float* m, int64_t slots,
@@ -208,6 +191,7 @@ class Driver {
     g.m_step = kProductSlot;
     g.channels = plan_.channels_in(block);
     g.accumulate = block > 0;
+    v += block * layout.block;
     const int64_t calls = kProducts * panels.size() * ceil_div(tiles.tiles(), kMaxRows);
     const int64_t lines = next_weights != nullptr ? ceil_div(next_weights->lines(), calls) : 0;
     for (int point = 0; point < kProducts; ++point) {

@@ -131,8 +131,8 @@ int64_t source_scratch(const Plan& plan, int64_t slots) {
   return 2 * kPoints * width * kVector;
 }
 
-void transform_source(const Plan& plan, const Segment* segments, int64_t count, Range blocks,
-                      const float* src, const SourceLayout& layout, float* scratch, float* v) {
+void transform_source(const Plan& plan, const Segment* segments, int64_t count, const float* src,
+                      const SourceLayout& layout, float* scratch, float* v) {
   const ConvView& view = plan.view;
   const Window window(plan, segments, count);
   const bool tall = plan.rows.is_full(segments[0].i);
@@ -141,9 +141,7 @@ void transform_source(const Plan& plan, const Segment* segments, int64_t count, 
   float* columns = scratch;
   float* band = scratch + kPoints * window.width * kVector;
   src += segments[0].n * view.src.n;
-  const Range vectors{blocks.begin * plan.block_vectors,
-                      std::min(blocks.end * plan.block_vectors, plan.vectors)};
-  for (int64_t vector = vectors.begin; vector < vectors.end; ++vector) {
+  for (int64_t vector = 0; vector < plan.vectors; ++vector) {
     const int64_t channels = std::min(view.C - vector * kVector, kVector);
     const float* from = src + vector * kVector * view.src.c;
     const float* rows[kPoints] = {};
@@ -168,9 +166,8 @@ void transform_source(const Plan& plan, const Segment* segments, int64_t count, 
         : partial ? transform_columns<false, true>
                   : transform_columns<false, false>;
     transform(window, rows, step, ahead, plan.side - 1, channels, columns);
-    const int64_t at = vector - vectors.begin;
-    float* to =
-        v + at / plan.block_vectors * layout.block + at % plan.block_vectors * layout.vector;
+    float* to = v + vector / plan.block_vectors * layout.block +
+                vector % plan.block_vectors * layout.vector;
     for (const Segment* s = segments; s != segments + count; ++s) {
       const int64_t column = plan.columns.begin(s->j) + plan.w - window.w;
       const auto tiles = tall ? transform_tiles<true> : transform_tiles<false>;

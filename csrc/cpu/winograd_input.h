@@ -10,9 +10,8 @@ namespace torchconv::cpu::winograd {
 // Scratch for transform_source.
 int64_t source_scratch(const Plan& plan, int64_t slots);
 
-// Transforms the tiles of a strip of segments, for some blocks of channels, into v, where the first
-// of these begins.
-void transform_source(const Plan& plan, const Segment* segments, int64_t count, Range blocks,
-                      const float* src, const SourceLayout& layout, float* scratch, float* v);
+// Transforms the tiles of a strip of segments, for all channels, into v.
+void transform_source(const Plan& plan, const Segment* segments, int64_t count, const float* src,
+                      const SourceLayout& layout, float* scratch, float* v);
 
 }  // namespace torchconv::cpu::winograd

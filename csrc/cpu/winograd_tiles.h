@@ -234,7 +234,7 @@ struct SourceLayout {
       : vector(odd_lines(slots * kVector)),
         point(odd_lines(plan.block_vectors * vector)),
         block(kProducts * point) {}
-  int64_t size(int64_t blocks) const { return blocks * block; }
+  int64_t size(const Plan& plan) const { return plan.blocks * block; }
 };
 
 // Strides of U.

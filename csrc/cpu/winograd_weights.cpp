@@ -51,8 +51,8 @@ bool taps_contiguous(const TapOffsets& taps, int64_t* first, int64_t (&order)[kM
   return true;
 }
 
-// g[tap][kFilters] of a vector of filters of one channel, `lanes` of them, whose taps are
-// neighbours at p, the filters weight_k apart.
+// g[tap][kFilters] of a vector of filters of one channel, `lanes` of them, whose taps are neighbours
+// at p, the filters weight_k apart.
 void gather_filters(const float* p, int64_t weight_k, int64_t lanes, int64_t count,
                     const int64_t* order, float* g) {
   if (lanes == kVector) {
