@@ -72,7 +72,6 @@ class ConvWgrad {
     slabs_ = std::min(ceil_div(kTasksWanted, tasks), pixels_.chunks() / kMinChunks);
     slabs_ = std::max<int64_t>(1, std::min(slabs_, kPartialBytes / bytes));
     slab_chunks_ = ceil_div(pixels_.chunks(), slabs_);
-    slabs_ = ceil_div(pixels_.chunks(), slab_chunks_);
     compensated_ = slab_chunks_ > kFlushChunks;
     parts_ = std::min(panels_, ceil_div(kTasksWanted / 2, tasks * slabs_));
   }
@@ -180,8 +179,8 @@ class ConvWgrad {
   bool taps_inner() const { return !filters_ || view_.weight_c != 1; }
 
   void accumulate(const Task& t, Scratch& s) const {
-    const int64_t first = t.slab * slab_chunks_;
-    const int64_t last = std::min(first + slab_chunks_, pixels_.chunks());
+    const int64_t first = t.slab * pixels_.chunks() / slabs_;
+    const int64_t last = (t.slab + 1) * pixels_.chunks() / slabs_;
     PixelPiece* pieces = s.pieces[0];
     PixelPiece* next = s.pieces[1];
     int64_t count = pixels_.pieces(first, pieces);
@@ -474,7 +473,7 @@ class ConvWgrad {
   Operand rows_, columns_;
   int64_t vectors_, panels_, width_, stripe_, ld_;  // of columns
   int64_t blocks_, block_;                          // of row channels
-  int64_t partial_, slabs_, slab_chunks_, parts_;
+  int64_t partial_, slabs_, slab_chunks_, parts_;  // slabs have this many chunks or one less
   bool compensated_;
 };
 
