@@ -153,18 +153,6 @@ void strided_gather(const ConvProblem& p, StridedPass pass, const std::vector<Co
 bool is_empty(const ConvView& view) { return view.N == 0 || view.K == 0 || view.pixels() == 0; }
 
 template <typename T>
-bool all_finite(const ConvView& view, const T* dw) {
-  const int64_t count = view.groups * view.K * view.C;
-  for (const ConvTap& tap : view.taps)
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t k = i / view.C, c = i % view.C;
-      const T* w = dw + k / view.K * view.weight_group + k % view.K * view.weight_k;
-      if (!std::isfinite(to_wide(w[c * view.weight_c + tap.weight]))) return false;
-    }
-  return true;
-}
-
-template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   if (is_empty(view) || view.terms() == 0) return;
   ConvAlgorithm algorithm = wgrad_algorithm(view, kDType<T>, winograd_allowed());
@@ -180,11 +168,8 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
       return;
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels:
-      band_wgrad(view, conv_band<T>(view, algorithm), dz, x, dw, pool);
-      // The band multiplies pixels that no window holds by zero, which infinity and NaN survive;
-      // packing leaves such pixels out.
-      if (all_finite(view, dw)) return;
-      [[fallthrough]];
+      if (band_wgrad(view, algorithm == ConvAlgorithm::kBandAlongPixels, dz, x, dw, pool)) return;
+      [[fallthrough]];  // which multiplies nothing by padding
     default:
       return conv_wgrad(view, dz, x, dw, pool);
   }

@@ -30,6 +30,10 @@ BandExtent::BandExtent(const ConvView& view, bool along_pixels, int64_t element_
   phases_h = std::min(view.step_h, span_h + 1);
   phases_w = std::min(view.step_w, span_w + 1);
   width = view.J + span_w / view.step_w;
+  // The zeros right of a row may be those left of the next.
+  const int64_t right = view.J - 1 + last_w - (view.W - 1);
+  shared = view.step_w == 1 ? std::max<int64_t>(std::min({-first_w, right, span_w}), 0) : 0;
+  width -= shared;
   halo = span_h / view.step_h;
   // The second factor guards the products below.
   if (width > most || halo > most || phases_h > most || phases_w > most) return;
@@ -66,7 +70,7 @@ ConvBand::ConvBand(const ConvView& view, bool along_pixels, int64_t element_size
   bands = (view.I + band - 1) / band;
   rows_ = band + halo;
   next_band_ = std::min(view.H, band * view.step_h) * view.src.row;
-  plane_ = rows_ * width * lanes + vector_lanes;
+  plane_ = rows_ * width * lanes + vector_lanes + extent.shared * lanes;
   size = view.C * phases_h_ * phases_w_ * plane_;
   ranges_.reserve(static_cast<size_t>(phases_w_));
   first_column_.reserve(static_cast<size_t>(phases_w_));

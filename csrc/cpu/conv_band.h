@@ -24,9 +24,10 @@ struct BandExtent {
   bool fits;      // else the taps are too far apart for scratch: use the matrix product
   int64_t lanes;  // output channels side by side
   int64_t first_h, first_w, phases_h, phases_w;
-  int64_t width;  // positions in a row: J and what the taps add
-  int64_t halo;   // rows of scratch that a band has more than output rows
-  double row;     // elements of scratch in a row
+  int64_t width;   // positions in a row: J and what the taps add
+  int64_t shared;  // of the latter, zeros of two neighbouring rows that are the same ones
+  int64_t halo;    // rows of scratch that a band has more than output rows
+  double row;      // elements of scratch in a row
 };
 
 struct ConvBand {
@@ -51,9 +52,15 @@ struct ConvBand {
   void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch) const;
 
  private:
+  // Along pixels, from channels that are neighbours in memory.
+  template <typename T>
+  void fill_transposed(const ConvView& view, const T* src, int64_t i0, Wide<T>* scratch) const;
+  template <typename T>
+  void clear_slack(Wide<T>* scratch) const;
+
   int64_t first_h_, phases_h_, phases_w_, rows_;
-  int64_t next_band_;  // in memory, where pixels are neighbours
-  int64_t plane_;      // of one phase: its rows and a vector, which the last row may overrun
+  int64_t next_band_;                  // in memory, where pixels are neighbours
+  int64_t plane_;                      // of one phase: its rows and what the last one may overrun
   std::vector<Range> ranges_;          // [phase_w]: positions inside the image
   std::vector<int64_t> first_column_;  // [phase_w]: source offset of position 0
   std::vector<int64_t> lane_source_;   // of each output channel, from the sample
@@ -120,6 +127,10 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
       !pixels && lanes == WideVec<T>::kLanes && sources[used - 1] - sources[0] < WideVec<T>::kLanes;
   const LanePermutation<T> permutation(sources, permuted ? used : 1);
   if (pixels) src += block * view.C * view.src.c;
+  if (pixels && view.src.c == 1 && view.C > 1) {
+    fill_transposed(view, src, i0, scratch);
+    return;
+  }
   for (int64_t c = 0; c < view.C; ++c, src += view.src.c) {
     // Rows in the order of memory, which is what the hardware prefetches.
     for (int64_t row = 0; row < rows_; ++row) {
@@ -164,9 +175,38 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
       }
     }
   }
+  clear_slack<T>(scratch);
+}
+
+template <typename T>
+void ConvBand::clear_slack(Wide<T>* scratch) const {
   const int64_t slack = plane_ - rows_ * width * lanes;
   for (Wide<T>* plane = scratch; plane < scratch + size; plane += plane_)
     fill_zero(plane + plane_ - slack, slack);
+}
+
+template <typename T>
+void ConvBand::fill_transposed(const ConvView& view, const T* src, int64_t i0,
+                               Wide<T>* scratch) const {
+  const int64_t stride = phases_h_ * phases_w_ * plane_;  // between channels
+  const int64_t step = view.step_w * view.src.column;
+  for (int64_t row = 0; row < rows_; ++row) {
+    for (int64_t phase_h = 0; phase_h < phases_h_; ++phase_h) {
+      const int64_t h = (i0 + row) * view.step_h + first_h_ + phase_h;
+      for (int64_t phase_w = 0; phase_w < phases_w_; ++phase_w) {
+        Wide<T>* dst = scratch + (phase_h * phases_w_ + phase_w) * plane_ + row * width;
+        const Range range = h < 0 || h >= view.H ? Range{0, 0} : ranges_[phase_w];
+        for (int64_t c = 0; c < view.C; ++c) {
+          fill_zero(dst + c * stride, range.begin);
+          fill_zero(dst + c * stride + range.end, width - range.end);
+        }
+        if (range.begin < range.end)
+          pack_transposed(src + h * view.src.row + first_column_[phase_w] + range.begin * step,
+                          step, range.size(), view.C, dst + range.begin, stride);
+      }
+    }
+  }
+  clear_slack<T>(scratch);
 }
 
 }  // namespace torchconv::cpu

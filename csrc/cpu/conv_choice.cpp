@@ -96,6 +96,11 @@ struct Case {
     if (v.taps.size() > 9) return v.K >= kWinogradWgradChannels;
     return v.step_h == 1 && v.C >= kFirstLayerChannels && v.K >= kFirstLayerFilters;
   }
+  // Too few channels on both sides for vectors along them, or filters where they are not innermost.
+  bool wgrad_narrow() const {
+    if (nchw() && !grouped() && v.taps.size() > 1) return v.K <= kNarrow;
+    return wider_side() <= kNarrow && (nchw() || !grouped());
+  }
   // Several taps share a band of the source, which a single one would only copy.
   bool taps_share_a_band() const { return v.taps.size() > 1 && v.step_w == 1 && v.J >= kBandWidth; }
 };
@@ -148,7 +153,7 @@ constexpr Rule kWgradRules[] = {
               winograd_wgrad_applies(c.v);
      }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
-       return c.nchw() && c.wider_side() <= kNarrow && c.band_fits(true);
+       return c.wgrad_narrow() && c.band_fits(true);
      }},
     {Algorithm::kBandAlongChannels, [](const Case& c) {
        return c.grouped() && !c.nchw() && c.wider_side() <= kNarrow && c.band_fits(false);

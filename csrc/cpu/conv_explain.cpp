@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cpu/band_gemm.h"
-#include "cpu/conv_band.h"
+#include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_choice.h"
 #include "cpu/conv_view.h"
 #include "cpu/direct_gemm.h"
@@ -63,6 +63,10 @@ std::string text(const char* format, int64_t a, int64_t b, int64_t c) {
   return buffer;
 }
 
+std::string band_blocking(const ConvBand& band) {
+  return text("%lld bands of %lld rows, %lld positions wide", band.bands, band.band, band.width);
+}
+
 std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
   const int64_t size = dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
   const int64_t lanes = kVectorBytes / size;
@@ -74,9 +78,7 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     }
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels: {
-      const ConvBand band(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes);
-      return text("%lld bands of %lld rows, %lld positions wide", band.bands, band.band,
-                  band.width);
+      return band_blocking(ConvBand(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes));
     }
     case ConvAlgorithm::kDepthwiseChannels:
       return text("%lld rows of %lld pixels, %lld channels in a vector", v.I, v.J, lanes);
@@ -106,6 +108,12 @@ std::string strided_blocking(const ConvProblem& p) {
 }
 
 std::string wgrad_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
+  if (algorithm == ConvAlgorithm::kBandAlongPixels ||
+      algorithm == ConvAlgorithm::kBandAlongChannels) {
+    const int64_t size = dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+    return band_blocking(band_wgrad_band(v, algorithm == ConvAlgorithm::kBandAlongPixels, size,
+                                         kVectorBytes / size));
+  }
   if (algorithm != ConvAlgorithm::kWinograd) return gather_blocking(v, dtype, algorithm);
   const WinogradWgradCost cost = winograd_wgrad_cost(v);
   return cost.scheme + text(": %lld tiles a sample of %lld, %lld products of each", cost.tiles, v.N,

@@ -194,7 +194,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
                                                    IntList dilation, int64_t groups,
                                                    const std::string& activation, bool flip_kernel,
                                                    const std::vector<bool>& output_mask) {
-  const ConvProblem p =
+  ConvProblem p =
       describe(input, weight, {stride, padding, dilation, groups, activation, flip_kernel});
   TORCHCONV_CHECK(is_floating(p.dtype), "conv2d_backward not implemented for '",
                   torch::headeronly::toString(input.scalar_type()), "'");
@@ -208,6 +208,9 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
     check_same_kind(input, t, name);
   };
   check_output_like(grad_output, "grad_output");
+  // A single channel is dense in both layouts: then dz is read as it lies.
+  const Layout input_layout = p.layout;
+  if (p.C == 1 && p.N > 0) p.layout = suggested_layout(grad_output);
   TORCHCONV_CHECK(saved.has_value() == (p.activation != Activation::kNone),
                   "conv2d_backward with activation '", activation,
                   saved.has_value() ? "' takes no saved tensor" : "' needs the saved tensor");
@@ -220,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
   const Tensor x = dense(input, p.layout), w = dense(weight, p.weight_layout);
   const ScalarType type = input.scalar_type();
   const Tensor dx =
-      output_mask[0] ? new_tensor(input, input.sizes(), type, p.layout) : no_tensor(input);
+      output_mask[0] ? new_tensor(input, input.sizes(), type, input_layout) : no_tensor(input);
   const Tensor dw =
       output_mask[1] ? new_tensor(input, weight.sizes(), type, p.weight_layout) : no_tensor(input);
   const Tensor db = output_mask[2] ? torch::stable::empty(std::array<int64_t, 1>{p.K}, type,
