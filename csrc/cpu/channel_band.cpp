@@ -1,19 +1,9 @@
 // The geometry of a channel band, from one sample's shape.
 #include "cpu/channel_band.h"
 
+#include "cpu/axis_groups.h"
+
 namespace torchconv::cpu {
-namespace {
-
-std::vector<int64_t> distinct(const ConvView& view, int64_t ConvTap::* axis) {
-  std::vector<int64_t> offsets;
-  for (const ConvTap& tap : view.taps) offsets.push_back(tap.*axis);
-  std::sort(offsets.begin(), offsets.end());
-  offsets.erase(std::unique(offsets.begin(), offsets.end()), offsets.end());
-  return offsets;
-}
-
-}  // namespace
-
 BandAxis::BandAxis(std::vector<int64_t> offsets, int64_t step, int64_t outputs)
     : offsets_(std::move(offsets)), source_step_(step), outputs_(outputs) {
   const int64_t apart = outputs * static_cast<int64_t>(offsets_.size());
@@ -30,8 +20,8 @@ int64_t BandAxis::position(int64_t tap_offset) const {
 
 ChannelBand::ChannelBand(const ConvView& view, int64_t block_rows, int64_t block_columns,
                          int64_t channels, int64_t element_size)
-    : rows(distinct(view, &ConvTap::h), view.step_h, block_rows),
-      columns(distinct(view, &ConvTap::w), view.step_w, block_columns),
+    : rows(distinct_offsets(view, &ConvTap::h), view.step_h, block_rows),
+      columns(distinct_offsets(view, &ConvTap::w), view.step_w, block_columns),
       pixel(channels) {
   constexpr int64_t kLine = 64;
   if (columns.step() * pixel * element_size % kAliasedBytes == 0) pixel += kLine / element_size;

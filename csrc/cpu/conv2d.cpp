@@ -17,6 +17,7 @@
 #include "cpu/conv_wgrad.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/direct_gemm.h"
+#include "cpu/inner_gather.h"
 #include "cpu/pixel_gemm.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_strided.h"
@@ -125,6 +126,9 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels:
       return band_gather(view, conv_band<T>(view, algorithm), src, w, bias, epilogue, pool);
+    case ConvAlgorithm::kInnerProduct:
+      if constexpr (std::is_floating_point_v<T>) inner_gather(view, src, w, bias, epilogue, pool);
+      return;
     case ConvAlgorithm::kDirectProduct:
       return direct_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kPixelProduct:

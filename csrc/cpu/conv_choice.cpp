@@ -8,6 +8,7 @@
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/direct_gemm.h"
+#include "cpu/inner_gather.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_strided.h"
 #include "cpu/winograd_wgrad.h"
@@ -43,6 +44,10 @@ constexpr int64_t kNarrow = 8;
 // So would filters that fill at most half a vector: vectors then run along pixels in either layout,
 // where as many taps share the transposed source.
 constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
+// Filters so few that the lanes of the inner products are summed for less than the lanes that
+// filters would leave empty, and the part of the inner products' lanes that must hold a term.
+constexpr int64_t kInnerFiltersMost = 8;
+constexpr double kLanesUsed = 0.7;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
 
@@ -73,6 +78,8 @@ struct Case {
     const int64_t size = element_size();
     return BandExtent(v, along_pixels, size, kVectorBytes / size).fits;
   }
+  bool half() const { return is(DType::kBFloat16) || is(DType::kFloat16); }
+  double lanes_used() const { return inner_gather_lanes_used(v, kVectorBytes / element_size()); }
   // Of the type that is computed in.
   int64_t element_size() const { return is(DType::kFloat64) ? sizeof(double) : sizeof(float); }
   // Wide groups whose last vector of filters is not mostly empty.
@@ -133,6 +140,10 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kBandAlongChannels, [](const Case& c) {
        return c.grouped() && !c.nchw() && c.wider_side() <= kNarrow && c.band_fits(false);
+     }},
+    {Algorithm::kInnerProduct, [](const Case& c) {
+       return c.v.K <= kInnerFiltersMost && !c.half() && inner_gather_applies(c.v) &&
+              c.lanes_used() >= kLanesUsed;
      }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
        return !c.grouped() && c.channels_last() && c.v.K <= kFewFilters &&

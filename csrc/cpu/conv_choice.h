@@ -15,6 +15,7 @@ enum class ConvAlgorithm : uint8_t {
   kDepthwiseChannels,  // depthwise_channels.h
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
   kBandAlongChannels,  // the same, several groups side by side
+  kInnerProduct,       // inner_gather.h
   kDirectProduct,      // direct_gemm.h
   kBandProduct,        // band_gemm.h
   kPixelProduct,       // pixel_gemm.h

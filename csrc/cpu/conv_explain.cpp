@@ -14,6 +14,7 @@
 #include "cpu/conv_view.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/microkernels/gemm.h"
+#include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
 #include "cpu/wgrad_pixels.h"
 #include "cpu/winograd.h"
@@ -38,6 +39,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "bands of rows, vectors along pixels";
     case ConvAlgorithm::kBandAlongChannels:
       return "bands of rows, vectors along channels";
+    case ConvAlgorithm::kInnerProduct:
+      return "inner products along channels";
     case ConvAlgorithm::kDirectProduct:
       return "matrix product in place";
     case ConvAlgorithm::kBandProduct:
@@ -82,6 +85,9 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     }
     case ConvAlgorithm::kDepthwiseChannels:
       return text("%lld rows of %lld pixels, %lld channels in a vector", v.I, v.J, lanes);
+    case ConvAlgorithm::kInnerProduct:
+      return text("register tiles of %lld x %lld, %lld terms in a vector", kInnerPixels,
+                  std::min(v.K, kInnerFilters), lanes);
     case ConvAlgorithm::kDirectProduct:
       return text("register tiles of %lld x %lld, sums of %lld channels", kMaxRows,
                   kMaxVectors * lanes, direct_gemm_chunk(v, size));

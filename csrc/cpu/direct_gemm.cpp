@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/buffer.h"
+#include "cpu/axis_groups.h"
 #include "cpu/channel_band.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/parallel_range.h"
@@ -101,36 +102,6 @@ Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible)
     nominal_samples = std::max<int64_t>(1, nominal_samples);
     samples = even_piece(view.N, nominal_samples);
   }
-}
-
-// Outputs that read the image through the same taps of an axis: offsets [taps.begin, taps.end) of
-// the axis' distinct ones. The products of the others with the padding are left out.
-struct AxisGroup {
-  Range outputs, taps;
-};
-
-// Groups of at least `least` outputs, where there are so many, whose taps are those of any of them.
-std::vector<AxisGroup> group_outputs(const std::vector<int64_t>& offsets, int64_t step,
-                                     int64_t size, Range outputs, int64_t least) {
-  std::vector<AxisGroup> groups;
-  // Both ends fall as outputs rise.
-  Range taps{static_cast<int64_t>(offsets.size()), static_cast<int64_t>(offsets.size())};
-  for (int64_t o = outputs.begin; o < outputs.end; ++o) {
-    while (taps.begin > 0 && offsets[taps.begin - 1] + o * step >= 0) --taps.begin;
-    while (taps.end > 0 && offsets[taps.end - 1] + o * step >= size) --taps.end;
-    AxisGroup* group = groups.empty() ? nullptr : &groups.back();
-    if (group != nullptr && (group->outputs.size() < least || outputs.end - o < least ||
-                             (group->taps.begin == taps.begin && group->taps.end == taps.end))) {
-      group->outputs.end = o + 1;
-      if (taps.empty()) continue;
-      group->taps = group->taps.empty() ? taps
-                                        : Range{std::min(group->taps.begin, taps.begin),
-                                                std::max(group->taps.end, taps.end)};
-    } else {
-      groups.push_back({{o, o + 1}, taps});
-    }
-  }
-  return groups;
 }
 
 template <typename T>
@@ -459,6 +430,11 @@ class DirectGemm {
           tile.next = tile.a + t.src_offsets[first + rows];
           tile.next_step =
               (t.src_offsets[first + rows] - t.src_offsets[first]) * kSize / (panels * depth);
+        }
+        if (!plan_.reads_neighbours && to_dst_ && !streams_ && first + rows < end) {
+          if constexpr (std::is_same_v<T, A>)
+            tile.next = epilogue_.y + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
+          tile.next_step = rows * view_.dst.column * kSize / (panels * depth) + 1;
         }
         for (int64_t panel = 0; panel < panels; ++panel) {
           t.ahead.ask(lines_ahead);
