@@ -20,6 +20,7 @@
 #include "cpu/inner_gather.h"
 #include "cpu/pixel_gemm.h"
 #include "cpu/winograd.h"
+#include "cpu/winograd_rows.h"
 #include "cpu/winograd_strided.h"
 #include "cpu/winograd_wgrad.h"
 
@@ -109,10 +110,15 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
             const void* packed, const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
+    case ConvAlgorithm::kWinogradRows:
       if constexpr (std::is_same_v<T, float>) {
         // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
-        for (const int64_t n : winograd_gather(view, src, w, bias, epilogue, pool,
-                                               static_cast<const float*>(packed))) {
+        const std::vector<int64_t> special =
+            algorithm == ConvAlgorithm::kWinograd
+                ? winograd_gather(view, src, w, bias, epilogue, pool,
+                                  static_cast<const float*>(packed))
+                : winograd_rows(view, src, w, bias, epilogue, pool);
+        for (const int64_t n : special) {
           const ConvView sample = sample_of(view, n);
           gather(sample, gather_algorithm(sample, DType::kFloat32, false), src + n * view.src.n, w,
                  nullptr, bias, epilogue, pool);

@@ -10,6 +10,7 @@
 #include "cpu/direct_gemm.h"
 #include "cpu/inner_gather.h"
 #include "cpu/winograd.h"
+#include "cpu/winograd_rows.h"
 #include "cpu/winograd_strided.h"
 #include "cpu/winograd_wgrad.h"
 
@@ -19,6 +20,9 @@ namespace {
 // Winograd's transforms of the source are shared by all filters and those of the destination by all
 // channels, so both sides must be wide.
 constexpr int64_t kWinogradChannels = 16;
+// With fewer channels it is along the rows only: so many filters in a whole vector or more, columns
+// for several tiles, and products that repay the transform of the source.
+constexpr int64_t kRowsFilters = 16, kRowsWidth = 12, kRowsProducts = 9 * 24;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
 // A kernel of 5x5 has more to save, of less wide sides and smaller images.
@@ -124,6 +128,12 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kWinograd, [](const Case& c) {
        return c.winograd && c.is(DType::kFloat32) && c.feeds_winograd() && winograd_applies(c.v) &&
               c.winograd_saves_enough();
+     }},
+    {Algorithm::kWinogradRows, [](const Case& c) {
+       return c.winograd && c.is(DType::kFloat32) && c.v.C < kWinogradChannels &&
+              c.v.K >= kRowsFilters && c.v.J >= kRowsWidth &&
+              static_cast<int64_t>(c.v.taps.size()) * c.v.K >= kRowsProducts &&
+              winograd_rows_applies(c.v);
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() == 0 && c.channels_last();

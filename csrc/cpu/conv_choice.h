@@ -12,6 +12,7 @@ namespace torchconv::cpu {
 enum class ConvAlgorithm : uint8_t {
   kWinograd,           // winograd.h, winograd_wgrad.h
   kStridedWinograd,    // winograd_strided.h
+  kWinogradRows,       // winograd_rows.h
   kDepthwiseChannels,  // depthwise_channels.h
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
   kBandAlongChannels,  // the same, several groups side by side

@@ -19,6 +19,7 @@
 #include "cpu/wgrad_pixels.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_tiles.h"
+#include "cpu/winograd_transforms.h"
 #include "cpu/winograd_wgrad.h"
 
 namespace torchconv::cpu {
@@ -33,6 +34,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "Winograd";
     case ConvAlgorithm::kStridedWinograd:
       return "Winograd of stride 2";
+    case ConvAlgorithm::kWinogradRows:
+      return "Winograd along rows";
     case ConvAlgorithm::kDepthwiseChannels:
       return "depthwise, vectors along channels";
     case ConvAlgorithm::kBandAlongPixels:
@@ -79,6 +82,9 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
       return text("F(4x4,3x3): %lld x %lld tiles a sample, sums of %lld channels", plan.rows.count,
                   plan.columns.count, std::min(v.C, plan.block_vectors * winograd::kVector));
     }
+    case ConvAlgorithm::kWinogradRows:
+      return text("F(4,3) along rows: %lld tiles of a row, %lld terms, %lld filters in a vector",
+                  ceil_div(v.J, int64_t{winograd::kOutputs}), v.terms() / winograd::kTaps, lanes);
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels: {
       return band_blocking(ConvBand(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes));
@@ -131,6 +137,7 @@ double multiplications(const ConvView& v) {
 }
 
 double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
+  if (algorithm == ConvAlgorithm::kWinogradRows) return multiplications(v);  // half of them
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
   const winograd::Plan plan(v);
   const auto tiles = static_cast<double>(plan.tiles());
@@ -176,7 +183,9 @@ std::string zeros(const char* pass, double bytes) {
 }
 
 const char* gather_otherwise(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
-  return algorithm == ConvAlgorithm::kWinograd ? name_of(gather_algorithm(v, dtype, false)) : "";
+  return algorithm == ConvAlgorithm::kWinograd || algorithm == ConvAlgorithm::kWinogradRows
+             ? name_of(gather_algorithm(v, dtype, false))
+             : "";
 }
 
 int64_t element_size(DType dtype) {

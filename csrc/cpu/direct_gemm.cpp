@@ -7,6 +7,7 @@
 // panel stays in the second-level cache while the block's tiles pass (Goto and van de Geijn, 2008).
 #include "cpu/direct_gemm.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <limits>
 #include <optional>
@@ -45,6 +46,20 @@ bool all_inside(const ConvView& view, const ConvTap& tap) {
   return h.begin == 0 && h.end == view.I && w.begin == 0 && w.end == view.J;
 }
 
+// Whether several taps are read where they lie, all outputs through the taps that reach the image:
+// where a pixel meets so few products that copying it first would take as long as some of them.
+bool taps_in_place(const ConvView& view, int64_t filter_bytes) {
+  constexpr int64_t kFewProducts = 4, kWide = 2 * kMaxRows;
+  constexpr int64_t kMostOffset = int64_t{1} << 29;
+  const auto taps = static_cast<int64_t>(view.taps.size());
+  if (taps < 2 || taps * ceil_div(filter_bytes, kVectorBytes) > kFewProducts) return false;
+  return view.step_h == 1 && view.step_w == 1 && view.J >= kWide &&
+         std::all_of(view.taps.begin(), view.taps.end(), [&](const ConvTap& tap) {
+           return std::abs(tap.h) < kMostOffset / view.src.row &&
+                  std::abs(tap.w) < kMostOffset / view.src.column;
+         });
+}
+
 // How a view is cut: from one sample's shape, but for `samples`, which changes no sum.
 struct Plan {
   // in_place_possible: the image is in the computing type.
@@ -56,6 +71,7 @@ struct Plan {
   int64_t nominal_samples;          // the same in an endless batch
   std::optional<ChannelBand> band;  // or the image itself is read
   bool reads_neighbours;            // there: one pixel after the other
+  bool reads_taps;                  // there: through several taps
   int64_t padded_filters;
 
   int64_t chunk_channels(const ConvView& view, int64_t chunk) const {
@@ -72,8 +88,9 @@ Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible)
   columns = even_piece(view.J, pixels);
   rows = even_piece(view.I, pixels / columns);
   const bool aliased = view.step_w * view.src.column * element_size % kAliasedBytes == 0;
-  const bool in_place = in_place_possible && view.taps.size() == 1 && !aliased && chunks == 1 &&
-                        all_inside(view, view.taps[0]);
+  const bool one_tap = view.taps.size() == 1 && all_inside(view, view.taps[0]);
+  const bool in_place = in_place_possible && !aliased && chunks == 1 &&
+                        (one_tap || taps_in_place(view, padded_filters * element_size));
   if (view.terms() > 0 && !in_place) {
     const auto try_block = [&](int64_t block_rows, int64_t block_columns, int64_t limit) {
       band.emplace(view, block_rows, block_columns, channels, element_size);
@@ -94,6 +111,7 @@ Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible)
     }
   }
   reads_neighbours = in_place && view.step_w * view.src.column == view.C;
+  reads_taps = in_place && view.taps.size() > 1;
   samples = nominal_samples = 1;
   if (rows == view.I && columns == view.J) {
     nominal_samples = pixels / (rows * columns);
@@ -254,7 +272,9 @@ class DirectGemm {
   // The terms of a chunk, as offsets from a pixel's first.
   void fill_terms(int64_t channels, int32_t* terms) const {
     for (const ConvTap& tap : view_.taps) {
-      const int64_t offset = plan_.band ? plan_.band->tap_offset(tap) : 0;
+      const int64_t offset = plan_.band         ? plan_.band->tap_offset(tap)
+                             : plan_.reads_taps ? tap.h * view_.src.row + tap.w * view_.src.column
+                                                : 0;
       for (int64_t c = 0; c < channels; ++c) *terms++ = static_cast<int32_t>(offset + c);
     }
   }
@@ -265,25 +285,32 @@ class DirectGemm {
       for (int64_t b = 0; b < count; ++b) groups.push_back(of_block(block(b, size, total)));
       return groups;
     };
-    if (!plan_.band) {
+    if (!plan_.band && !plan_.reads_taps) {
       const auto whole = [](Range outputs) { return std::vector<AxisGroup>{{outputs, {0, 0}}}; };
       row_groups_ = group(blocks_i_, view_.I, plan_.rows, whole);
       for (auto& groups : column_groups_) groups = group(blocks_j_, view_.J, plan_.columns, whole);
       return;
     }
-    const ChannelBand& band = *plan_.band;
+    const std::vector<int64_t> taps_h = distinct_offsets(view_, &ConvTap::h);
+    const std::vector<int64_t> taps_w = distinct_offsets(view_, &ConvTap::w);
+    const auto rank = [](const std::vector<int64_t>& offsets, int64_t offset) {
+      return std::lower_bound(offsets.begin(), offsets.end(), offset) - offsets.begin();
+    };
     for (const ConvTap& tap : view_.taps)
-      ranks_.push_back({band.rows.rank(tap.h), band.columns.rank(tap.w)});
-    const bool deep = view_.terms() >= kTermsInRegisters;
+      ranks_.push_back({rank(taps_h, tap.h), rank(taps_w, tap.w)});
+    // In place there is no padding that could be read.
+    const bool exact = plan_.reads_taps, deep = view_.terms() >= kTermsInRegisters;
     const int64_t rows =
         deep ? ceil_div(kTileEnough, plan_.nominal_samples * plan_.columns) : plan_.rows;
     row_groups_ = group(blocks_i_, view_.I, plan_.rows, [&](Range outputs) {
-      return group_outputs(band.rows.offsets(), view_.step_h, view_.H, outputs, rows);
+      return group_outputs(taps_h, view_.step_h, view_.H, outputs, exact ? 1 : rows);
     });
     for (int64_t columns = 1; columns <= kTileEnough; ++columns)
       column_groups_[columns - 1] = group(blocks_j_, view_.J, plan_.columns, [&](Range outputs) {
-        return group_outputs(band.columns.offsets(), view_.step_w, view_.W, outputs,
-                             deep ? columns : plan_.columns);
+        return group_outputs(taps_w, view_.step_w, view_.W, outputs,
+                             exact  ? 1
+                             : deep ? columns
+                                    : plan_.columns);
       });
   }
 
@@ -296,6 +323,8 @@ class DirectGemm {
       row = plan_.band->row_step();
       column = plan_.band->column_step();
       sample = plan_.band->size();
+    } else if (plan_.reads_taps) {
+      first = at.i.begin * row + at.j.begin * column;
     } else if (taps_ == 1) {
       const ConvTap& tap = view_.taps[0];
       first = (at.i.begin * view_.step_h + tap.h) * s.row +
@@ -423,6 +452,7 @@ class DirectGemm {
     if (at.k.size() * depth * kSize <= kWeightBytes) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.
       const int64_t end = at.pixels();
+      const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && !streams_ && depth > 0;
       tile.next = weights;
       tile.next_step = 0;
       for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
@@ -431,10 +461,12 @@ class DirectGemm {
           tile.next_step =
               (t.src_offsets[first + rows] - t.src_offsets[first]) * kSize / (panels * depth);
         }
-        if (!plan_.reads_neighbours && to_dst_ && !streams_ && first + rows < end) {
-          if constexpr (std::is_same_v<T, A>)
+        if constexpr (std::is_same_v<T, A>) {
+          // What few terms write would wait for its lines.
+          if (fetches_dst && first + rows < end) {
             tile.next = epilogue_.y + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
-          tile.next_step = rows * view_.dst.column * kSize / (panels * depth) + 1;
+            tile.next_step = rows * view_.dst.column * kSize / (panels * depth) + 1;
+          }
         }
         for (int64_t panel = 0; panel < panels; ++panel) {
           t.ahead.ask(lines_ahead);

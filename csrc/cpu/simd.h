@@ -316,6 +316,14 @@ TORCHCONV_INLINE T from_wide(Wide<T> x) {
   }
 }
 
+// Keeps a value that was loaded in its register: GCC would else fold the load into each of its uses.
+template <typename V>
+TORCHCONV_INLINE void keep_in_register([[maybe_unused]] V& v) {
+#if defined(__SSE2__)
+  __asm__("" : "+v"(v));
+#endif
+}
+
 // An array of at least this many bytes is worth streaming past the caches: its stores then need not
 // read what they overwrite, and whoever reads it next would find little of it in a last cache of
 // 32 MB, what the cores that share one commonly have.

@@ -75,7 +75,8 @@ void inner_tile(const InnerTile<T>& tile) {
 #pragma GCC unroll 4
         for (int i = 0; i < 3; ++i)
           if (m + i < kPixels) {
-            const Register x = load(pixel + i * step);
+            Register x = load(pixel + i * step);
+            if constexpr (kFilters > 1) keep_in_register(x);
 #pragma GCC unroll 4
             for (int f = 0; f < kFilters; ++f) sum[(m + i) * kFilters + f] += x * filters[f];
           }
