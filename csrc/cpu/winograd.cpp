@@ -44,15 +44,22 @@ bool tasks_own_filters(const Plan& plan) {
   return plan.tiles() <= kFewTiles && plan.view.C * plan.view.K >= kManyWeights;
 }
 
+// From this size on U is written past the caches. The first block of tiles then reads it from
+// memory, but a store need not read what it overwrites.
+constexpr int64_t kStreamedElements = (12 << 20) / sizeof(float);
+
 void transform_all_weights(const Plan& plan, WeightSource w, float* u, const Parallel& pool) {
   const WeightLayout layout(plan);
+  const bool streams =
+      plan.panels * layout.panel >= kStreamedElements && WideVec<float>::streamable(u);
   const WorkSplit split(
       plan.panels * plan.blocks,
       3.0 * kProducts * kFilters * static_cast<double>(plan.block_vectors * kVector) / 8);
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t panel = piece / plan.blocks, block = piece % plan.blocks;
-      transform_weights(plan, w, panel, block, u + panel * layout.panel + block * layout.block);
+      transform_weights(plan, w, panel, block, u + panel * layout.panel + block * layout.block,
+                        streams);
     }
   });
 }

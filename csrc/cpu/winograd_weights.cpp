@@ -51,8 +51,8 @@ bool taps_contiguous(const TapOffsets& taps, int64_t* first, int64_t (&order)[kM
   return true;
 }
 
-// g[tap][kFilters] of a vector of filters of one channel, `lanes` of them, whose taps are neighbours
-// at p, the filters weight_k apart.
+// g[tap][kFilters] of a vector of filters of one channel, `lanes` of them, whose taps are
+// neighbours at p, the filters weight_k apart.
 void gather_filters(const float* p, int64_t weight_k, int64_t lanes, int64_t count,
                     const int64_t* order, float* g) {
   if (lanes == kVector) {
@@ -88,7 +88,7 @@ void gather_vector(const Plan& plan, const float* w, int64_t panel, int64_t vect
 }  // namespace
 
 // In one function with gather_taps, GCC spills the registers of both.
-template <int kTaps>
+template <int kTaps, bool kStreams>
 __attribute__((noinline)) void transform_filter(const float* g, float* u, int64_t point) {
   Register columns[kTaps][kPoints];
 #pragma GCC unroll 5
@@ -105,12 +105,16 @@ __attribute__((noinline)) void transform_filter(const float* g, float* u, int64_
     for (int s = 0; s < kTaps; ++s) taps[s] = columns[s][r];
     transform_weight(taps, row);
 #pragma GCC unroll 6
-    for (int s = 0; s < kPoints; ++s) V::store(u + (r * kPoints + s) * point, row[s]);
+    for (int s = 0; s < kPoints; ++s) {
+      float* to = u + (r * kPoints + s) * point;
+      if constexpr (kStreams)
+        stream_bytes(to, row[s]);
+      else
+        V::store(to, row[s]);
+    }
   }
 }
-template void transform_filter<3>(const float*, float*, int64_t);
 template void transform_filter<4>(const float*, float*, int64_t);
-template void transform_filter<5>(const float*, float*, int64_t);
 
 __attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffsets& taps,
                                            const float* w, int64_t filters, int64_t channels,
@@ -181,11 +185,13 @@ void gather_weights(const Plan& plan, const float* w, int64_t panel, float* taps
 }
 
 void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int64_t block,
-                       float* u) {
+                       float* u, bool streams) {
   const WeightLayout layout(plan);
   const ConvView& view = plan.view;
   const TapOffsets taps = plan.taps();
-  const auto transform = plan.side == 3 ? transform_filter<3> : transform_filter<5>;
+  const auto transform = plan.side == 3 ? streams ? transform_filter<3, true> : transform_filter<3>
+                         : streams      ? transform_filter<5, true>
+                                        : transform_filter<5>;
   alignas(64) float gathered[kMostTaps * kTapElements];
   for (int64_t vector = 0; vector < plan.vectors_in(block); ++vector) {
     const int64_t from = block * plan.block_vectors + vector, c = from * kVector;
@@ -207,6 +213,7 @@ void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int
                   layout.point);
     }
   }
+  if (streams) stream_fence();
 }
 
 WeightPrefetch::WeightPrefetch(const Plan& plan, WeightSource source, int64_t panel, int64_t block)

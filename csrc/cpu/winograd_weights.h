@@ -18,9 +18,9 @@ struct WeightSource {
 
 // Transforms the filters of one panel and the channels of one block into u, [point][channel]
 // [kFilters]. The last vector of filters and the last step of the product's channels are filled up
-// with zeros; nothing is written beyond.
+// with zeros; nothing is written beyond. streams: past the caches.
 void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int64_t block,
-                       float* u);
+                       float* u, bool streams = false);
 
 // Gathers the filters of one panel from w into taps, [panel][channel][tap][kFilters].
 void gather_weights(const Plan& plan, const float* w, int64_t panel, float* taps);
@@ -51,7 +51,7 @@ void gather_taps(const ConvView& view, const TapOffsets& taps, const float* w, i
 
 // u[point] = G g G^T for one vector of filters of one channel, from g[tap][kFilters] and to planes
 // `point` elements apart.
-template <int kTaps>
+template <int kTaps, bool kStreams = false>
 void transform_filter(const float* g, float* u, int64_t point);
 
 // Fetches the i-th part in kVector of the weights of a vector of channels of a panel, at w. They
