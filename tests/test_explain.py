@@ -26,20 +26,21 @@ def at(*arguments: Any, **kwargs: Any) -> torchconv._explain.Explanation:
     return explain(*arguments, **kwargs, peak=100.0, bandwidth=10.0)
 
 
-def test_numbers() -> None:
-    x, w = operands(2, 64, 28, 28, 32, 3)
-    found = at(x, w, None, 1, 1)
-    direct = 2 * 2 * 32 * 28 * 28 * 64 * 9
+@pytest.mark.parametrize("side, saving, tiles", [(3, 4, "7 x 7 tiles"), (5, 2.8, "14 x 14 tiles")])
+def test_numbers(side: int, saving: float, tiles: str) -> None:
+    x, w = operands(2, 64, 28, 28, 32, side)
+    found = at(x, w, None, 1, side // 2)
+    direct = 2 * 2 * 32 * 28 * 28 * 64 * side**2
     moved = 4 * (x.numel() + w.numel() + 2 * 32 * 28 * 28)
     assert [p.name for p in found.passes] == ["fprop", "dgrad", "wgrad"]
     for each in found.passes:
         assert each.algorithm == WINOGRAD
         assert each.otherwise != WINOGRAD and each.otherwise != ""
         assert each.direct_operations == direct and each.bytes == moved
-        assert direct / 4 < each.operations < direct
+        assert direct / saving < each.operations < direct
         assert each.floor == max(direct / 100, moved / 10) / 1e9
         assert each.predicted == max(each.operations / 100, moved / 10) / 1e9
-    assert "7 x 7 tiles" in found["fprop"].blocking
+    assert tiles in found["fprop"].blocking
     assert found.measured == ()
     with pytest.raises(KeyError):
         found["forward"]

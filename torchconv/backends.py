@@ -61,7 +61,8 @@ def winograd_allowed() -> bool:
 
 
 class allow_winograd(_Switch):
-    """Allows or forbids Winograd's algorithm for float32 convolutions: 3x3, and stems of stride 2.
+    """Allows or forbids Winograd's algorithm for float32 convolutions: 3x3, 5x5 of stride 1, and
+    stems of stride 2.
 
     It needs a quarter to two thirds of the multiplications and is less accurate than the direct
     product (the tables in benchmarks/results give the errors). It mixes the values of a

@@ -25,8 +25,14 @@
 namespace torchconv::cpu {
 namespace {
 
-// Steps of the transforms of a tile of a channel, a tile of a filter, and a filter's channel.
-constexpr double kSourceSteps = 144, kProductSteps = 100, kWeightSteps = 72;
+// Steps of Winograd's transforms of a tile of a channel, a tile of a filter, and a filter's
+// channel.
+struct TransformSteps {
+  double source, product, weight;
+};
+TransformSteps transform_steps(const ConvView& v) {
+  return v.taps.size() == 25 ? TransformSteps{144, 64, 165} : TransformSteps{144, 100, 72};
+}
 
 const char* name_of(ConvAlgorithm algorithm) {
   switch (algorithm) {
@@ -79,8 +85,11 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
   switch (algorithm) {
     case ConvAlgorithm::kWinograd: {
       const winograd::Plan plan(v);
-      return text("F(4x4,3x3): %lld x %lld tiles a sample, sums of %lld channels", plan.rows.count,
-                  plan.columns.count, std::min(v.C, plan.block_vectors * winograd::kVector));
+      const char* format = plan.side == 3
+                               ? "F(4x4,3x3): %lld x %lld tiles a sample, sums of %lld channels"
+                               : "F(2x2,5x5): %lld x %lld tiles a sample, sums of %lld channels";
+      return text(format, plan.rows.count, plan.columns.count,
+                  std::min(v.C, plan.block_vectors * winograd::kVector));
     }
     case ConvAlgorithm::kWinogradRows:
       return text("F(4,3) along rows: %lld tiles of a row, %lld terms, %lld filters in a vector",
@@ -142,8 +151,9 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
   const winograd::Plan plan(v);
   const auto tiles = static_cast<double>(plan.tiles());
   const auto C = static_cast<double>(v.C), K = static_cast<double>(v.K);
-  return 2 * (product_of({v.N, winograd_products(v), v.C, v.K}) + tiles * C * kSourceSteps +
-              tiles * K * kProductSteps + C * K * kWeightSteps);
+  const TransformSteps steps = transform_steps(v);
+  return 2 * (product_of({v.N, winograd_products(v), v.C, v.K}) + tiles * C * steps.source +
+              tiles * K * steps.product + C * K * steps.weight);
 }
 
 // Without the transforms.
@@ -156,8 +166,9 @@ double wgrad_operations(const ConvView& v, ConvAlgorithm algorithm) {
   const WinogradWgradCost cost = winograd_wgrad_cost(v);
   const auto tiles = product_of({v.N, cost.tiles});
   const auto C = static_cast<double>(v.C), K = static_cast<double>(v.K);
-  return 2 * (product_of({v.N, cost.products, v.C, v.K}) + tiles * (C + K) * kSourceSteps +
-              C * K * kProductSteps);
+  const TransformSteps steps = transform_steps(v);
+  return 2 * (product_of({v.N, cost.products, v.C, v.K}) + tiles * (C + K) * steps.source +
+              C * K * (v.taps.size() == 25 ? steps.weight : steps.product));
 }
 
 struct Line {

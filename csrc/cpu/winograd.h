@@ -1,5 +1,5 @@
-// 3x3 convolution of step 1, with any dilation, by Winograd's F(4x4,3x3): a quarter of the
-// multiplications.
+// 3x3 and 5x5 convolution of step 1, with any dilation, by Winograd's F(4x4,3x3) and F(2x2,5x5): a
+// quarter and little more than a third of the multiplications.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace torchconv::cpu {
 
-// Whether the view is one that winograd_gather computes: nine taps in a square, one group.
+// Whether the view is one that winograd_gather computes: nine or 25 taps in a square, one group.
 bool winograd_applies(const ConvView& view);
 
 // Multiplications for a sample, a channel and a filter.

@@ -1,5 +1,5 @@
-// The weight gradient in Winograd's domain: 3x3 kernels of any dilation, 3x3 kernels with stride 2,
-// and the first layer's 7x7 kernel with stride 2.
+// The weight gradient in Winograd's domain: 3x3 and 5x5 kernels of any dilation, 3x3 kernels with
+// stride 2, and the first layer's 7x7 kernel with stride 2.
 #pragma once
 
 #include "core/parallel.h"
