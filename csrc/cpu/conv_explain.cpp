@@ -93,7 +93,7 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     }
     case ConvAlgorithm::kWinogradRows:
       return text("F(4,3) along rows: %lld tiles of a row, %lld terms, %lld filters in a vector",
-                  ceil_div(v.J, int64_t{winograd::kOutputs}), v.terms() / winograd::kTaps, lanes);
+                  ceil_div(v.J, int64_t{winograd::tile_outputs(3)}), v.terms() / 3, lanes);
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels: {
       return band_blocking(ConvBand(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes));

@@ -25,12 +25,11 @@
 namespace torchconv::cpu {
 namespace {
 
-using winograd::kOutputs;
 using winograd::kPoints;
-using winograd::kTaps;
 using V = Vec<float>;
 using Register = V::Type;
 constexpr int kL = V::kLanes;
+constexpr int kTaps = 3, kOutputs = winograd::tile_outputs(kTaps);
 
 // Tiles whose products are in registers, and their pixels: a whole number of vectors.
 constexpr int kTiles = kVectorBytes == 64 ? 4 : 2;
