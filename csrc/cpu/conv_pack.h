@@ -184,6 +184,15 @@ void pack_transposed(const T* src, int64_t src_stride, int64_t rows, int64_t col
 
 // ---- Weights: the operand that all samples share.
 
+// Whether several threads will read the packed weights. They are then best written past the caches:
+// every core still holds their lines since an earlier call, and to take those back from other
+// last-level caches costs more than memory.
+inline bool shared_by_threads(const ConvView& view) {
+  const double products = static_cast<double>(view.N * view.pixels()) *
+                          static_cast<double>(view.groups * view.K * view.terms());
+  return products >= 0.5e6 * kVectorBytes;
+}
+
 // Offset of term k of the block in a filter, in the order of the panels.
 inline void weight_offsets(const ConvView& view, const ReductionBlock& block, int64_t* offsets) {
   for (int64_t c = 0; c < block.cn; ++c)

@@ -30,6 +30,8 @@ constexpr int64_t kTermsInRegisters = 256;
 constexpr int64_t kBandBytes = 384 << 10, kWeightBytes = 640 << 10;
 // Outputs in a block: enough to repay its preparation.
 constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
+// Of the first-level cache, at least: so many lines may fall into the same set.
+constexpr int64_t kCacheWays = 8;
 // From so many pixels on a tile is as fast as a full one.
 constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
 // The tasks of one call should be enough for several threads when it is large.
@@ -72,6 +74,7 @@ struct Plan {
   std::optional<ChannelBand> band;  // or the image itself is read
   bool reads_neighbours;            // there: one pixel after the other
   bool reads_taps;                  // there: through several taps
+  int64_t tile_rows = kMaxRows;     // at most
   int64_t padded_filters;
 
   int64_t chunk_channels(const ConvView& view, int64_t chunk) const {
@@ -89,8 +92,9 @@ Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible)
   rows = even_piece(view.I, pixels / columns);
   const bool aliased = view.step_w * view.src.column * element_size % kAliasedBytes == 0;
   const bool one_tap = view.taps.size() == 1 && all_inside(view, view.taps[0]);
-  const bool in_place = in_place_possible && !aliased && chunks == 1 &&
+  const bool in_place = in_place_possible && chunks == 1 &&
                         (one_tap || taps_in_place(view, padded_filters * element_size));
+  if (in_place && aliased) tile_rows = std::min<int64_t>(kMaxRows, kCacheWays);
   if (view.terms() > 0 && !in_place) {
     const auto try_block = [&](int64_t block_rows, int64_t block_columns, int64_t limit) {
       band.emplace(view, block_rows, block_columns, channels, element_size);
@@ -441,13 +445,14 @@ class DirectGemm {
     };
     const auto for_tiles = [&](const auto& f) {
       for (const PixelGroup& group : t.groups)
-        for_row_tiles(group.pixels.size(), [&](int64_t first, int64_t rows) {
+        for_row_tiles(group.pixels.size(), plan_.tile_rows, [&](int64_t first, int64_t rows) {
           f(group, group.pixels.begin + first, rows);
         });
     };
     constexpr int64_t kSize = sizeof(A);
     int64_t tiles = 0;
-    for (const PixelGroup& group : t.groups) tiles += ceil_div(group.pixels.size(), kMaxRows);
+    for (const PixelGroup& group : t.groups)
+      tiles += ceil_div(group.pixels.size(), plan_.tile_rows);
     const int64_t lines_ahead = ceil_div(t.ahead.lines(), tiles * panels);
     if (at.k.size() * depth * kSize <= kWeightBytes) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.

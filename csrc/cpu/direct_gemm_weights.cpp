@@ -44,37 +44,66 @@ void order_terms(const ConvView& view, int64_t c0, int64_t channels, std::vector
   }
 }
 
-// panel[rows[i]*width + k] = w[k*weight_k + i] for k < filters and i < count, and zero for the
-// other k < width.
+template <typename A>
+int64_t padded_filters(const ConvView& view) {
+  return round_up(view.K, kLanes<A>);
+}
+
+// Where weights go: rows of terms in one panel after the other.
 template <typename T>
-void pack_run(const T* w, int64_t weight_k, int64_t filters, int64_t width, const int32_t* rows,
-              int64_t count, Wide<T>* panel) {
+struct PanelRows {
+  using V = WideVec<T>;
+  Wide<T>* first;        // of the first panel
+  int64_t panel, width;  // between panels, and of all of them
+  bool streams;
+
+  // Filters [k, k + lanes) of a term.
+  TORCHCONV_INLINE void store(int64_t row, int64_t k, typename V::Type weights) const {
+    constexpr int64_t kWidth = kPanel<Wide<T>>;
+    const int64_t at = k / kWidth * kWidth;
+    Wide<T>* to = first + k / kWidth * panel + row * std::min(kWidth, width - at) + (k - at);
+    if (streams)
+      stream_bytes(to, weights);
+    else
+      V::Registers::store(to, weights);
+  }
+};
+
+// Row rows[i] of the panels gets w[k*weight_k + i] for k < filters and i < count, and zero for the
+// other k < to.width.
+template <typename T>
+void pack_run(const T* w, int64_t weight_k, int64_t filters, const int32_t* rows, int64_t count,
+              const PanelRows<T>& to) {
   using V = WideVec<T>;
   constexpr int64_t kL = V::kLanes;
-  for (int64_t k = 0; k < width; k += kL) {
-    const int64_t used = std::min(kL, filters - k);
-    const T* from = w + k * weight_k;
-    if (weight_k == 1) {
-      for (int64_t i = 0; i < count; ++i)
-        V::Registers::store(panel + rows[i] * width + k, V::load_partial(from + i, used));
-      continue;
-    }
-    int64_t i = 0;
-    for (constexpr int64_t kFew = 3; i + kFew < count; i += kL) {
-      const int64_t n = std::min(kL, count - i);
+  int64_t i = 0;
+  if (weight_k == 1) {
+    for (; i < count; ++i)
+      for (int64_t k = 0; k < to.width; k += kL)
+        to.store(rows[i], k, V::load_partial(w + i + k, std::min(kL, filters - k)));
+    return;
+  }
+  for (constexpr int64_t kFew = 3; i + kFew < count; i += kL) {
+    const int64_t n = std::min(kL, count - i);
+    for (int64_t k = 0; k < to.width; k += kL) {
+      const int64_t used = std::min(kL, filters - k);
       typename V::Type tile[kL];
 #pragma GCC unroll 16
       for (int r = 0; r < kL; ++r)
-        tile[r] = r < used ? V::load_partial(from + r * weight_k + i, n) : typename V::Type{};
+        tile[r] = r < used ? V::load_partial(w + (k + r) * weight_k + i, n) : typename V::Type{};
       transpose_steps<1>(tile);
 #pragma GCC unroll 16
       for (int r = 0; r < kL; ++r)
-        if (r < n) V::Registers::store(panel + rows[i + r] * width + k, tile[r]);
+        if (r < n) to.store(rows[i + r], k, tile[r]);
     }
-    for (; i < count; ++i)
-      for (int64_t r = 0; r < kL; ++r)
-        panel[rows[i] * width + k + r] = r < used ? to_wide(from[r * weight_k + i]) : Wide<T>{0};
   }
+  for (; i < count; ++i)
+    for (int64_t k = 0; k < to.width; k += kL) {
+      Wide<T> lanes[kL] = {};
+      for (int64_t r = 0; r < std::min(kL, filters - k); ++r)
+        lanes[r] = to_wide(w[(k + r) * weight_k + i]);
+      to.store(rows[i], k, V::Registers::load(lanes));
+    }
 }
 
 }  // namespace
@@ -82,13 +111,11 @@ void pack_run(const T* w, int64_t weight_k, int64_t filters, int64_t width, cons
 int64_t direct_gemm_chunk(const ConvView& view, int64_t element_size) {
   const int64_t taps = std::max<int64_t>(1, static_cast<int64_t>(view.taps.size()));
   // A panel of a chunk lies in the second-level cache beside a band of the image, whose pixels must
-  // be narrow enough for several rows of them. One tap needs no band, unless the image's pixels
-  // would all fall into the same cache sets (see ChannelBand).
+  // be narrow enough for several rows of them. One tap mostly needs no band.
   constexpr int64_t kPanelBytes = 256 << 10, kPixelBytes = 1024;
   const int64_t panel = kPanelBytes / (kMaxVectors * kVectorBytes) / taps;
   const int64_t pixel = kPixelBytes / element_size;
-  const bool in_place = taps == 1 && view.C * element_size % kAliasedBytes != 0;
-  const int64_t limit = std::max<int64_t>(1, in_place ? panel : std::min(panel, pixel));
+  const int64_t limit = std::max<int64_t>(1, taps == 1 ? panel : std::min(panel, pixel));
   if (limit >= view.C) return std::max<int64_t>(1, view.C);
   const int64_t even = ceil_div(view.C, ceil_div(view.C, limit));
   // Whole cache lines, where there are enough.
@@ -98,7 +125,7 @@ int64_t direct_gemm_chunk(const ConvView& view, int64_t element_size) {
 
 template <typename T>
 int64_t direct_gemm_weights_size(const ConvView& view) {
-  return view.groups * view.terms() * round_up(view.K, kLanes<Wide<T>>);
+  return view.groups * view.terms() * padded_filters<Wide<T>>(view);
 }
 
 template <typename T>
@@ -110,22 +137,31 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
   const int64_t taps = static_cast<int64_t>(view.taps.size());
   const int64_t chunk_size = direct_gemm_chunk(view, sizeof(A));
   const int64_t chunks = ceil_div(view.C, chunk_size), panels = ceil_div(view.K, kWidth);
-  const int64_t padded_filters = round_up(view.K, kLanes<A>);
-  const WorkSplit split(view.groups * chunks * panels,
-                        4.0 * static_cast<double>(chunk_size * taps * kWidth));
+  // Neighbouring filters are read together: their rows are short and far apart.
+  constexpr int64_t kMostTogether = 4;
+  const int64_t together = view.weight_k == 1 ? std::min(ceil_div(panels, 4), kMostTogether) : 1;
+  const int64_t parts = ceil_div(panels, together);
+  const WorkSplit split(view.groups * chunks * parts, kPackingOperations *
+                                                          static_cast<double>(chunk_size * taps) *
+                                                          static_cast<double>(together * kWidth));
   parallel_for_with_scratch(pool, 0, split.slots, 1, [&](int64_t first, int64_t last) {
+    const bool alone = split.slots > 1 && first == 0 && last == split.slots;
+    const bool streams = !alone && shared_by_threads(view);
     std::vector<TermRun> runs;
     std::vector<int32_t> rows;
     int64_t ordered = -1;
     const int64_t end = std::min(last * split.grain, split.items);
     for (int64_t item = first * split.grain; item < end; ++item) {
-      const int64_t panel = item % panels, chunk = item / panels % chunks;
-      const int64_t g = item / panels / chunks;
+      const int64_t part = item % parts, chunk = item / parts % chunks;
+      const int64_t g = item / parts / chunks;
       const int64_t c = chunk * chunk_size, channels = std::min(chunk_size, view.C - c);
       if (ordered != chunk) order_terms(view, c, channels, &runs, &rows);
       ordered = chunk;
-      const int64_t k = panel * kWidth, filters = std::min(kWidth, view.K - k);
-      A* to = packed + (g * view.terms() + c * taps) * padded_filters + k * channels * taps;
+      const int64_t k = part * together * kWidth;
+      const int64_t filters = std::min(together * kWidth, view.K - k);
+      const PanelRows<T> to{
+          packed + (g * view.terms() + c * taps) * padded_filters<A>(view) + k * channels * taps,
+          kWidth * channels * taps, round_up(filters, kLanes<A>), streams};
       const T* from = w + g * view.weight_group + k * view.weight_k;
       for (size_t r = 0; r < runs.size(); ++r) {
         // Short runs far apart are not foreseen by the hardware.
@@ -133,10 +169,11 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
         if (view.weight_k == 1 && r + kAhead < runs.size())
           for (int64_t i = 0; i < filters; i += 64 / static_cast<int64_t>(sizeof(T)))
             __builtin_prefetch(from + runs[r + kAhead].source + i);
-        pack_run(from + runs[r].source, view.weight_k, filters, round_up(filters, kLanes<A>),
-                 rows.data() + runs[r].first, runs[r].count, to);
+        pack_run(from + runs[r].source, view.weight_k, filters, rows.data() + runs[r].first,
+                 runs[r].count, to);
       }
     }
+    if (streams) stream_fence();
   });
 }
 

@@ -21,6 +21,9 @@ inline int64_t work_grain(double operations) {
   return std::max<int64_t>(1, wanted < 1e15 ? static_cast<int64_t>(wanted) : int64_t{1} << 50);
 }
 
+// The packing of a weight takes the time of so many multiply-adds.
+constexpr double kPackingOperations = 12;
+
 // parallel_for for a body that allocates scratch memory: failing to get it is reported here.
 template <typename F>
 void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,

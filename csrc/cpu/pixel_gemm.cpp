@@ -53,6 +53,19 @@ ConvView flat(const ConvView& view) {
   return v;
 }
 
+// dst[i] = src[i], past the caches but for its ends.
+template <typename A>
+void stream_copy(A* dst, const A* src, int64_t n) {
+  using V = Vec<A>;
+  int64_t i = 0;
+  while (i < n && reinterpret_cast<uintptr_t>(dst + i) % sizeof(typename V::Type) != 0) {
+    dst[i] = src[i];
+    ++i;
+  }
+  for (; i + V::kLanes <= n; i += V::kLanes) stream_bytes(dst + i, V::load(src + i));
+  for (; i < n; ++i) dst[i] = src[i];
+}
+
 template <typename T>
 class PixelGemm {
  public:
@@ -169,8 +182,9 @@ class PixelGemm {
         std::max<int64_t>(depth_, 1) * kPanel<A> * static_cast<int64_t>(sizeof(A));
     const int64_t limit = std::max<int64_t>(1, std::min<int64_t>(kPanelBytes / panel_bytes, 32));
     const int64_t wanted = std::max<int64_t>(1, kTasksWanted / view_.groups);
-    panels_ = ceil_div(panels, std::max(ceil_div(panels, limit), std::min(panels, wanted)));
-    pixel_blocks_ = ceil_div(panels, panels_);
+    pixel_panels_ = panels;
+    pixel_blocks_ = std::max(ceil_div(panels, limit), std::min(panels, wanted));
+    panels_ = ceil_div(panels, pixel_blocks_);
     const int64_t affordable = std::max<int64_t>(1, view_.K / kFewestFilters);
     filter_blocks_ = std::max(std::min(ceil_div(wanted, pixel_blocks_), affordable),
                               ceil_div(view_.K, kMostFilters));
@@ -181,8 +195,9 @@ class PixelGemm {
     const int64_t g = task / filter_blocks_ / pixel_blocks_;
     const int64_t first_tile = f * tiles_.count / filter_blocks_;
     const int64_t tiles = (f + 1) * tiles_.count / filter_blocks_ - first_tile;
-    const int64_t pixel = p * panels_ * kPanel<A>;
-    const int64_t pixels = std::min(view_.N * view_.pixels() - pixel, panels_ * kPanel<A>);
+    const int64_t pixel = p * pixel_panels_ / pixel_blocks_ * kPanel<A>;
+    const int64_t end = (p + 1) * pixel_panels_ / pixel_blocks_ * kPanel<A>;
+    const int64_t pixels = std::min(view_.N * view_.pixels(), end) - pixel;
     const int64_t blocks = static_cast<int64_t>(blocks_.size());
     const T* src = src_ + g * view_.C * view_.src.c;
     int64_t terms = 0;
@@ -279,7 +294,8 @@ class PixelGemm {
   bool has_bias_, whole_, direct_;
   bool in_place_;  // the source's rows are rows of panels
   int64_t depth_ = 0, most_taps_ = 0;
-  int64_t panels_, pixel_blocks_, filter_blocks_;  // of a task, and how many
+  int64_t pixel_panels_, pixel_blocks_, filter_blocks_;
+  int64_t panels_;  // of a task, at most
 };
 
 }  // namespace
@@ -294,20 +310,28 @@ void pixel_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
   const std::vector<ReductionBlock> blocks = blocks_of(view);
   const FilterTiles tiles(view.K);
   const int64_t count = static_cast<int64_t>(blocks.size());
-  const WorkSplit split(view.groups * count * tiles.count, 4.0 * kDepth * kMaxRows);
-  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+  const WorkSplit split(view.groups * count * tiles.count,
+                        kPackingOperations * static_cast<double>(kDepth * kMaxRows));
+  parallel_for_with_scratch(pool, 0, split.slots, 1, [&](int64_t first, int64_t last) {
+    const bool alone = split.slots > 1 && first == 0 && last == split.slots;
+    const bool streams = !alone && shared_by_threads(view);
     int64_t offsets[kDepth];
-    for (int64_t item = begin; item < end; ++item) {
+    alignas(64) Wide<T> panel[kDepth * kMaxRows];
+    const int64_t end = std::min(last * split.grain, split.items);
+    for (int64_t item = first * split.grain; item < end; ++item) {
       const int64_t t = item % tiles.count, b = item / tiles.count % count;
       const int64_t g = item / tiles.count / count;
-      if (item == begin || t == 0) weight_offsets(view, blocks[b], offsets);
+      if (item == first * split.grain || t == 0) weight_offsets(view, blocks[b], offsets);
       int64_t terms = g * view.terms();
       for (int64_t i = 0; i < b; ++i) terms += blocks[i].size();
       const int64_t filter = tiles.begin(t), rows = tiles.begin(t + 1) - filter;
       const int64_t depth = blocks[b].size();
+      Wide<T>* const to = packed + terms * view.K + filter * depth;
       pack_weight_panel(w + g * view.weight_group + filter * view.weight_k, view.weight_k, offsets,
-                        depth, rows, rows, packed + terms * view.K + filter * depth);
+                        depth, rows, rows, streams ? panel : to);
+      if (streams) stream_copy(to, panel, rows * depth);
     }
+    if (streams) stream_fence();
   });
 }
 

@@ -53,16 +53,20 @@ struct GemmTile {
   const int64_t* offsets;  // [depth]
 };
 
-// Calls f(first, rows) on even tiles of at most kMaxRows rows.
+// Calls f(first, rows) on even tiles of at most `most` rows.
 template <typename F>
-TORCHCONV_INLINE void for_row_tiles(int64_t rows, F&& f) {
-  const int64_t tiles = ceil_div(rows, kMaxRows);
+TORCHCONV_INLINE void for_row_tiles(int64_t rows, int64_t most, F&& f) {
+  const int64_t tiles = ceil_div(rows, most);
   int64_t first = 0;
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t n = rows / tiles + (t < rows % tiles ? 1 : 0);
     f(first, n);
     first += n;
   }
+}
+template <typename F>
+TORCHCONV_INLINE void for_row_tiles(int64_t rows, F&& f) {
+  for_row_tiles(rows, kMaxRows, f);
 }
 
 template <typename T>
