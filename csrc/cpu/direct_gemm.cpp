@@ -42,6 +42,7 @@ int64_t even_piece(int64_t total, int64_t limit) {
   return ceil_div(total, ceil_div(total, std::max<int64_t>(limit, 1)));
 }
 
+// Whether no output meets padding through the tap.
 bool all_inside(const ConvView& view, const ConvTap& tap) {
   const Range h = valid_range(view.I, view.step_h, tap.h, view.H);
   const Range w = valid_range(view.J, view.step_w, tap.w, view.W);
@@ -49,17 +50,24 @@ bool all_inside(const ConvView& view, const ConvTap& tap) {
 }
 
 // Whether several taps are read where they lie, all outputs through the taps that reach the image:
-// where a pixel meets so few products that copying it first would take as long as some of them.
+// where there is no padding, or a pixel meets so few products that copying it first would take as
+// long as some of them.
 bool taps_in_place(const ConvView& view, int64_t filter_bytes) {
   constexpr int64_t kFewProducts = 4, kWide = 2 * kMaxRows;
   constexpr int64_t kMostOffset = int64_t{1} << 29;
   const auto taps = static_cast<int64_t>(view.taps.size());
-  if (taps < 2 || taps * ceil_div(filter_bytes, kVectorBytes) > kFewProducts) return false;
-  return view.step_h == 1 && view.step_w == 1 && view.J >= kWide &&
-         std::all_of(view.taps.begin(), view.taps.end(), [&](const ConvTap& tap) {
-           return std::abs(tap.h) < kMostOffset / view.src.row &&
-                  std::abs(tap.w) < kMostOffset / view.src.column;
-         });
+  if (taps < 2 || !std::all_of(
+                      view.taps.begin(), view.taps.end(),
+                      [&](const ConvTap& tap) {
+                        return std::abs(tap.h) < kMostOffset / view.src.row &&
+                               std::abs(tap.w) < kMostOffset / view.src.column;
+                      }))
+    return false;
+  if (std::all_of(view.taps.begin(), view.taps.end(),
+                  [&](const ConvTap& tap) { return all_inside(view, tap); }))
+    return true;
+  return taps * ceil_div(filter_bytes, kVectorBytes) <= kFewProducts && view.step_h == 1 &&
+         view.step_w == 1 && view.J >= kWide;
 }
 
 // How a view is cut: from one sample's shape, but for `samples`, which changes no sum.
@@ -248,7 +256,7 @@ class DirectGemm {
     return src_ + at.n.begin * view_.src.n + at.g * view_.C + chunk * plan_.channels;
   }
   void add_source(const Position& at, int64_t chunk, SourcePrefetch* ahead) const {
-    if (view_.terms() == 0 || plan_.reads_neighbours) return;
+    if (view_.terms() == 0 || plan_.reads_neighbours || plan_.reads_taps) return;
     constexpr int64_t kSize = sizeof(T);
     const int64_t channels = plan_.chunk_channels(view_, chunk);
     for (int64_t n = 0; n < at.n.size(); ++n) {

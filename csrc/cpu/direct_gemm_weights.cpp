@@ -150,8 +150,7 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
     std::vector<TermRun> runs;
     std::vector<int32_t> rows;
     int64_t ordered = -1;
-    const int64_t end = std::min(last * split.grain, split.items);
-    for (int64_t item = first * split.grain; item < end; ++item) {
+    for (int64_t item = split.begin(first); item < split.begin(last); ++item) {
       const int64_t part = item % parts, chunk = item / parts % chunks;
       const int64_t g = item / parts / chunks;
       const int64_t c = chunk * chunk_size, channels = std::min(chunk_size, view.C - c);

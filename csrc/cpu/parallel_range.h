@@ -39,18 +39,21 @@ void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end,
   if (failed) throw std::bad_alloc();
 }
 
-// Items go to threads in runs of at least work_grain, and in at most kMaxSlots runs, so that
-// scratch for each of them can be allocated before the threads start.
+// Items go to threads in even runs of at least work_grain, and in at most kMaxSlots runs, so that
+// scratch for each of them can be allocated before the threads start. There are as many for each of
+// two or four threads.
 struct WorkSplit {
   static constexpr int64_t kMaxSlots = 64;
-  int64_t items, grain, slots;
+  int64_t items, slots;
 
   // operations: see work_grain.
   WorkSplit(int64_t item_count, double operations) : items(std::max<int64_t>(item_count, 0)) {
-    const int64_t runs = std::min(items / work_grain(operations), kMaxSlots);
-    grain = ceil_div(std::max<int64_t>(items, 1), std::max<int64_t>(runs, 1));
-    slots = std::max<int64_t>(1, ceil_div(items, grain));
+    slots = std::max<int64_t>(1, std::min(items / work_grain(operations), kMaxSlots));
+    if (slots > 1) slots -= slots % (slots < 8 ? 2 : 4);
   }
+
+  // Where the slot's items begin, which is where those of the slot before it end.
+  int64_t begin(int64_t slot) const { return slot * items / slots; }
 
   // f(begin, end, slot): no two concurrent calls have the same slot, and 0 <= slot < slots. f may
   // fail to get memory.
@@ -60,7 +63,7 @@ struct WorkSplit {
     if (slots == 1) return f(int64_t{0}, items, int64_t{0});
     // The pool deals out whole runs: it may cut a range below a grain above 1.
     parallel_for_with_scratch(pool, 0, slots, 1, [&](int64_t first, int64_t last) {
-      f(first * grain, std::min(last * grain, items), first);
+      f(begin(first), begin(last), first);
     });
   }
 };

@@ -23,6 +23,8 @@ namespace {
 
 // Enough tasks for several threads where the problem is large.
 constexpr int64_t kTasksWanted = 16;
+// Many tasks are a multiple of this, so that a few threads have as many each.
+constexpr int64_t kEvenTasks = 8;
 // Filters below which packing the pixels again would show.
 constexpr int64_t kFewestFilters = 64;
 constexpr int64_t kMostFilters = 512;
@@ -184,6 +186,8 @@ class PixelGemm {
     const int64_t wanted = std::max<int64_t>(1, kTasksWanted / view_.groups);
     pixel_panels_ = panels;
     pixel_blocks_ = std::max(ceil_div(panels, limit), std::min(panels, wanted));
+    if (pixel_blocks_ > kEvenTasks)
+      pixel_blocks_ = std::min(panels, round_up(pixel_blocks_, kEvenTasks));
     panels_ = ceil_div(panels, pixel_blocks_);
     const int64_t affordable = std::max<int64_t>(1, view_.K / kFewestFilters);
     filter_blocks_ = std::max(std::min(ceil_div(wanted, pixel_blocks_), affordable),
@@ -317,11 +321,10 @@ void pixel_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
     const bool streams = !alone && shared_by_threads(view);
     int64_t offsets[kDepth];
     alignas(64) Wide<T> panel[kDepth * kMaxRows];
-    const int64_t end = std::min(last * split.grain, split.items);
-    for (int64_t item = first * split.grain; item < end; ++item) {
+    for (int64_t item = split.begin(first); item < split.begin(last); ++item) {
       const int64_t t = item % tiles.count, b = item / tiles.count % count;
       const int64_t g = item / tiles.count / count;
-      if (item == first * split.grain || t == 0) weight_offsets(view, blocks[b], offsets);
+      if (item == split.begin(first) || t == 0) weight_offsets(view, blocks[b], offsets);
       int64_t terms = g * view.terms();
       for (int64_t i = 0; i < b; ++i) terms += blocks[i].size();
       const int64_t filter = tiles.begin(t), rows = tiles.begin(t + 1) - filter;

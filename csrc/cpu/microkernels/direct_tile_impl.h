@@ -27,7 +27,16 @@ void direct_tile(const DirectTile<T>& tile) {
     else
       far[m - kNear] = tile.a + tile.pixels[m];
   }
-  if (!tile.stream) {
+  // The lines of c are asked for along the way by a tall tile, which has the time: as many misses
+  // at once would hold up its first products.
+  constexpr bool kAsksAlong = kRows > kNear;
+  constexpr int64_t kLast = kVectors * kL - 1;
+  [[maybe_unused]] const T* volatile ask[16];
+  if constexpr (kAsksAlong) {
+#pragma GCC unroll 16
+    for (int m = 0; m < 16; ++m)
+      ask[m] = tile.stream ? tile.b : tile.c + tile.c_rows[m < kRows ? m : 0];
+  } else if (!tile.stream) {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
@@ -57,6 +66,10 @@ void direct_tile(const DirectTile<T>& tile) {
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kL);
         __builtin_prefetch(next, 0, 2);
+        if constexpr (kAsksAlong) {
+          const uintptr_t place = reinterpret_cast<uintptr_t>(term) / sizeof(*term);
+          __builtin_prefetch(ask[place / 2 % 16] + place % 2 * kLast, 1, 3);
+        }
 #pragma GCC unroll 16
         for (int m = 0; m < kRows; ++m) {
           const Register x = V::broadcast(m < kNear ? row[m][at] : far[m - kNear][at]);

@@ -11,6 +11,7 @@ void multiply(const PixelTile<T>& tile) {
   using V = Vec<T>;
   using Register = typename V::Type;
   constexpr int64_t kL = V::kLanes;
+  [[maybe_unused]] constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
   Register sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
@@ -34,6 +35,9 @@ void multiply(const PixelTile<T>& tile) {
     }
     __builtin_prefetch(next, 0, 2);
     next += next_step;
+    // Each line of a tall tile's result as well, a row at a time: there is time for them.
+    if constexpr (kRows > 8)
+      __builtin_prefetch(tile.out + k % 16 * tile.out_step + k / 16 % 4 * kLine, 1, 3);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const Register x = V::broadcast(a[m]);
