@@ -34,18 +34,30 @@ __all__ = [
 
 
 class _Operator:
-    """An operator, what calls it without a detour, and its default values."""
+    """An operator, and what calls it without a detour.
 
-    __slots__ = ("call", "defaults", "overload")
+    leading: how many arguments every call has. usual: default values of those that follow, from the
+    first, third and fourth of them on.
+    """
 
-    def __init__(self, name: str) -> None:
+    __slots__ = ("call", "overload", "usual")
+
+    def __init__(self, name: str, leading: int = 1) -> None:
         self.overload: OpOverload = overload(name)
         self.call = self.overload._op
-        self.defaults = tuple(defaults(name))
+        rest = tuple(defaults(name))[leading:]
+        self.usual = [(count, rest[count:]) for count in (0, 2, 3)]
+
+    def unusual(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Arguments after the leading ones, without defaults at the end: each costs."""
+        for count, tail in self.usual:  # all but so many are usual, most often
+            if args[count:] == tail:
+                return args[:count]
+        return args
 
 
-_conv2d = _Operator("conv2d")
-_conv2d_packed = _Operator("conv2d_packed")
+_conv2d = _Operator("conv2d", leading=3)
+_conv2d_packed = _Operator("conv2d_packed", leading=5)
 _select = {
     (name, indices): _Operator(f"{name}_with_indices" if indices else name)
     for name in ("max_pool2d", "min_pool2d")
@@ -83,22 +95,8 @@ def _call(op: _Operator, tensors: Sequence[Tensor | None], args: tuple[Any, ...]
         or (_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     ):
         return op.overload(*tensors, *args)
-    return _infer(op, tensors, _unusual(op, len(tensors), args))
-
-
-def _infer(op: _Operator, leading: Sequence[Any], args: tuple[Any, ...]) -> Any:
-    """op(*leading, *args), past the operator's derivative."""
     with _below_autograd():
-        return op.call(*leading, *args)
-
-
-def _unusual(op: _Operator, first: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """args, the operator's from number `first` on, without defaults at the end: each costs."""
-    usual = op.defaults[first:]
-    for count in (0, 2, 3):  # all but so many are usual, most often
-        if args[count:] == usual[count:]:
-            return args[:count]
-    return args
+        return op.call(*tensors, *op.unusual(args))
 
 
 def _integer(value: Any, op: str, name: str) -> Any:
@@ -278,7 +276,7 @@ def conv_arguments(
 
 def inference_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Those of `infer_conv2d` from those of `conv_arguments`."""
-    return _unusual(_conv2d_packed, 5, arguments)
+    return _conv2d_packed.unusual(arguments)
 
 
 def infer_conv2d(

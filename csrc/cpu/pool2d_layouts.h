@@ -19,11 +19,11 @@ void pool2d_with(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArra
   if constexpr (!std::is_integral_v<T>) {
     if (PoolLarge<Rule, kCodes>::applies(p))
       return PoolLarge<Rule, kCodes>(p, rule, x, y, selected).run(pool);
+    if (!runs_channels_last(p) && PoolGlobal<Rule, kCodes>::applies(p))
+      return PoolGlobal<Rule, kCodes>(p, rule, x, y, selected).run(pool);
   }
   if (runs_channels_last(p)) {
     PoolPixels<Rule, kCodes>(p, rule, x, y, selected).run(pool);
-  } else if (PoolGlobal<Rule, kCodes>::applies(p)) {
-    PoolGlobal<Rule, kCodes>(p, rule, x, y, selected).run(pool);
   } else {
     PoolPlanes<Rule, kCodes>(p, rule, x, y, selected).run(pool);
   }

@@ -279,7 +279,8 @@ void winograd_pack_weights(const ConvView& view, const float* w, float* packed,
                            const Parallel& pool) {
   const winograd::Plan plan(view);
   if (!winograd::keeps_taps(view)) return winograd::transform_all_weights(plan, w, packed, pool);
-  parallel_for(pool, 0, plan.panels, 1, [&](int64_t begin, int64_t end) {
+  const WorkSplit split(plan.panels, static_cast<double>(winograd::gathered_panel(plan)));
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t panel = begin; panel < end; ++panel)
       winograd::gather_weights(plan, w, panel, packed);
   });
