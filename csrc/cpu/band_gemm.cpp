@@ -251,6 +251,8 @@ class BandGemm {
     ConvView chunk = view_;
     const int64_t row_tiles = ceil_div(view_.J, kMaxRows);
     const int64_t* offsets = offsets_.data();
+    // Sums of few terms are through before the lines they go to have come.
+    const bool fetches_dst = blocks_.size() == 1;
     SourceLines lines;
     for (size_t at = 0; at < blocks_.size(); ++at) {
       const ReductionBlock& block = blocks_[at];
@@ -286,6 +288,8 @@ class BandGemm {
           for_row_tiles(columns.size(), [&](int64_t first_pixel, int64_t pixels) {
             const int64_t j = columns.begin + first_pixel;
             const int64_t pixel = i * view_.J + j;
+            if (fetches_dst)
+              fetch_dst(n, g, panel, (i0 + i) * view_.dst.row + j * view_.dst.column);
             band_microkernel<A>(
                 pixels, vectors)({source + i * band_.width + j, offsets + k0, w + k0 * width,
                                   out + pixel * kPanel<A>, taps.size() * block.cn, at > 0, next});
@@ -312,6 +316,14 @@ class BandGemm {
     while (range.begin < range.end && outside(range.begin)) ++range.begin;
     while (range.begin < range.end && outside(range.end - 1)) --range.end;
     return range;
+  }
+
+  void fetch_dst(int64_t n, int64_t g, int64_t panel, int64_t pixel) const {
+    const int64_t filter = panel * kPanel<A>;
+    const T* y = epilogue_.y + view_.dst_offset + n * view_.dst.n +
+                 (g * view_.K + filter) * view_.dst.c + pixel;
+    for (int64_t f = std::min(view_.K - filter, kPanel<A>); f > 0; --f, y += view_.dst.c)
+      __builtin_prefetch(y, 1, 3);
   }
 
   // The sums of a panel to the destination.

@@ -56,7 +56,7 @@ constexpr double kLanesUsed = 0.7;
 constexpr int64_t kBandWidth = 9;
 
 // Terms that repay the transposition of the band product's sums.
-constexpr int64_t kBandProductTerms = 100;
+constexpr int64_t kBandProductTerms = 24;
 // Pixels of a row that are enough rows of its register tile.
 constexpr int64_t kBandProductWidth = 4;
 

@@ -38,7 +38,10 @@ constexpr int kPixels = kTiles * kOutputs;
 // Rows that a task reads beyond its own.
 constexpr int64_t kMostHalo = 16;
 constexpr int64_t kSourceBytes = 256 << 10;
-constexpr int64_t kTasksWanted = 16;
+constexpr int64_t kTasksWanted = 12;
+// With so few products to an output, stores that first read what they overwrite take longer than
+// the products, from fewer bytes on than elsewhere (kStreamedBytes).
+constexpr int64_t kStreamed = kStreamedBytes / 2 / static_cast<int64_t>(sizeof(float));
 
 struct RowTile {
   const float* v;  // of the first tile
@@ -47,16 +50,13 @@ struct RowTile {
   int64_t terms;
   const float* u;
   const float* bias;
-  float low, high;
+  bool stream;  // past the caches: every vector of dst aligned and whole, but for missing pixels
+  bool clamp;   // to [0, high], NaN kept
+  float high;
   float* dst;
   int64_t dst_c, dst_column;
   int64_t pixels, filters;  // that exist
 };
-
-TORCHCONV_INLINE Register clamped(Register y, Register low, Register high) {
-  y = y < low ? low : y;
-  return y > high ? high : y;
-}
 
 // Returns a vector with a NaN where a sum is not finite.
 template <bool kTransposed>
@@ -67,7 +67,7 @@ Register multiply(const RowTile& tile) {
 #pragma GCC unroll 6
     for (int p = 0; p < kPoints; ++p) sum[t][p] = Register{};
 
-  if constexpr (!kTransposed) {
+  if (!kTransposed && !tile.stream) {
 #pragma GCC unroll 16
     for (int p = 0; p < kPixels; ++p) __builtin_prefetch(tile.dst + p * tile.dst_column, 1, 3);
   }
@@ -88,7 +88,6 @@ Register multiply(const RowTile& tile) {
   auto special = Register{};
   Register y[kPixels];
   const Register bias = V::load(tile.bias);
-  const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
 #pragma GCC unroll 4
   for (int t = 0; t < kTiles; ++t) {
     Register outputs[kOutputs];
@@ -96,7 +95,15 @@ Register multiply(const RowTile& tile) {
 #pragma GCC unroll 4
     for (int i = 0; i < kOutputs; ++i) {
       special += outputs[i] - outputs[i];
-      y[t * kOutputs + i] = clamped(outputs[i] + bias, low, high);
+      y[t * kOutputs + i] = outputs[i] + bias;
+    }
+  }
+  if (tile.clamp) {
+    const Register low{}, high = V::broadcast(tile.high);
+#pragma GCC unroll 16
+    for (int p = 0; p < kPixels; ++p) {
+      y[p] = y[p] < low ? low : y[p];
+      y[p] = y[p] > high ? high : y[p];
     }
   }
   if constexpr (kTransposed) {
@@ -111,7 +118,8 @@ Register multiply(const RowTile& tile) {
       float* dst = tile.dst + first;
       if (pixels == kL && tile.filters == kL) {
 #pragma GCC unroll 16
-        for (int i = 0; i < kL; ++i) V::store(dst + i * tile.dst_c, square[i]);
+        for (int i = 0; i < kL; ++i)
+          WideVec<float>::store(dst + i * tile.dst_c, square[i], tile.stream);
       } else {
 #pragma GCC unroll 16
         for (int i = 0; i < kL; ++i)
@@ -120,7 +128,8 @@ Register multiply(const RowTile& tile) {
     }
   } else if (tile.pixels == kPixels && tile.filters == kL) {
 #pragma GCC unroll 16
-    for (int p = 0; p < kPixels; ++p) V::store(tile.dst + p * tile.dst_column, y[p]);
+    for (int p = 0; p < kPixels; ++p)
+      WideVec<float>::store(tile.dst + p * tile.dst_column, y[p], tile.stream);
   } else {
 #pragma GCC unroll 16
     for (int p = 0; p < kPixels; ++p)
@@ -163,8 +172,12 @@ class WinogradRows {
               (activation == Activation::kNone || activation == Activation::kReLU ||
                activation == Activation::kReLU6);
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
-    low_ = direct_ && activation != Activation::kNone ? 0 : -kInfinity;
-    high_ = direct_ && activation == Activation::kReLU6 ? 6 : kInfinity;
+    const bool transposed = view.dst.c != 1;
+    streams_ = direct_ && (transposed ? view.dst.c : view.dst.column) % kL == 0 &&
+               view.dst.row % kL == 0 && WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
+               view.N * view.pixels() * view.K >= kStreamed;
+    clamp_ = direct_ && activation != Activation::kNone;
+    high_ = activation == Activation::kReLU6 ? 6 : kInfinity;
     const int64_t halo = rows_.back() - rows_.front();
     const int64_t affordable = kSourceBytes / (source_row_ * static_cast<int64_t>(sizeof(float)));
     block_rows_ = std::max(ceil_div(view.I, ceil_div(kTasksWanted, view.N)), 2 * halo);
@@ -191,6 +204,7 @@ class WinogradRows {
         if (!multiply_block(n, i, v, v + source + phases))
           special_[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
       }
+      if (streams_) stream_fence();
     });
     std::vector<int64_t> special;
     for (int64_t n = 0; n < view_.N; ++n)
@@ -227,20 +241,26 @@ class WinogradRows {
   void transform_source(int64_t n, Range i, float* v, float* phases) const {
     const int64_t count = (i.size() - 1) * view_.step_h + rows_.back() - rows_.front() + 1;
     const int64_t stride = plane_ + kL;
-    const Range inside = valid_range(kOutputs * (tiles_ + 1), 1, first_column_, view_.W);
+    Range inside[kOutputs];
+    for (int p = 0; p < kOutputs; ++p)
+      inside[p] = valid_range(tiles_ + 1, kOutputs, first_column_ + p, view_.W);
     for (int64_t y = 0; y < count; ++y) {
       const int64_t h = i.begin * view_.step_h + rows_.front() + y;
       float* to = v + y * source_row_;
-      if (h < 0 || h >= view_.H || inside.empty()) {
+      if (h < 0 || h >= view_.H) {
         std::fill_n(to, source_row_, 0.0f);
         continue;
       }
       const float* row = src_ + n * view_.src.n + h * view_.src.row;
       for (int64_t c = 0; c < view_.C; ++c) {
-        std::fill_n(phases, kOutputs * stride, 0.0f);
-        const float* from = row + c * view_.src.c + first_column_ * view_.src.column;
-        for (int64_t x = inside.begin; x < inside.end; ++x)
-          phases[x % kOutputs * stride + x / kOutputs] = from[x * view_.src.column];
+        for (int p = 0; p < kOutputs; ++p) {
+          float* phase = phases + p * stride;
+          const float* from = row + c * view_.src.c + (first_column_ + p) * view_.src.column;
+          std::fill_n(phase, inside[p].begin, 0.0f);
+          for (int64_t t = inside[p].begin; t < inside[p].end; ++t)
+            phase[t] = from[t * kOutputs * view_.src.column];
+          std::fill(phase + inside[p].end, phase + stride, 0.0f);
+        }
         for (int64_t t = 0; t < plane_; t += kL, to += kL) {
           Register d[kPoints], points[kPoints];
 #pragma GCC unroll 6
@@ -264,7 +284,8 @@ class WinogradRows {
     tile.plane = plane_;
     tile.offsets = offsets_.data();
     tile.terms = terms_;
-    tile.low = low_;
+    tile.clamp = clamp_;
+    tile.stream = streams_;
     tile.high = high_;
     tile.dst_c = direct_ ? view_.dst.c : transposed ? kPixels : 1;
     tile.dst_column = direct_ ? view_.dst.column : transposed ? 1 : kL;
@@ -309,8 +330,8 @@ class WinogradRows {
   Buffer<float> bias_;                            // [filter]
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
   std::vector<int64_t> offsets_;                  // [row, channel], in the transformed source
-  bool direct_;                                   // the kernel applies the epilogue
-  float low_, high_;
+  bool direct_, clamp_, streams_;                 // the kernel applies the epilogue
+  float high_;
   int64_t block_rows_, source_rows_;
 };
 
