@@ -101,8 +101,8 @@ struct Case {
   }
   bool feeds_winograd_wgrad() const {
     if (v.taps.size() == 25)
-      return narrower_side() >= kLargeWgradChannels && v.pixels() >= kLargeWgradPixels &&
-             v.pixels() * v.C * v.K >= kLargeWgradWork;
+      return narrower_side() >= kLargeWgradChannels && wider_side() > kNarrow &&
+             v.pixels() >= kLargeWgradPixels && v.pixels() * v.C * v.K >= kLargeWgradWork;
     if (narrower_side() >= kWinogradWgradChannels) return v.C * v.K >= kWinogradWgradProduct;
     if (v.taps.size() > 9) return v.K >= kWinogradWgradChannels;
     return v.step_h == 1 && v.C >= kFirstLayerChannels && v.K >= kFirstLayerFilters;
