@@ -101,6 +101,8 @@ SHAPES: dict[str, tuple[int, int, int, int, tuple[int, int], dict[str, Any]]] = 
     "same_cache_sets": (1024, 6, 5, 40, (1, 1), {}),
     "same_cache_sets_strided": (512, 7, 9, 40, (1, 1), {"stride": 2}),
     "many_filters": (64, 5, 5, 700, (1, 1), {}),
+    "no_padding": (40, 12, 33, 50, (3, 3), {}),
+    "no_padding_strided": (9, 13, 40, 35, (3, 4), {"stride": 2, "dilation": (2, 1)}),
     "groups": (48, 9, 8, 60, (3, 3), {"padding": 1, "groups": 3}),
     "groups_1x1": (48, 9, 8, 60, (1, 1), {"groups": 3}),
 }
@@ -135,6 +137,22 @@ def test_bits_of_a_sample_alone(shape: str) -> None:
         alone = [both(x[n : n + 1], dz[n : n + 1]) for n in range(5)]
     for batch, samples in zip(together, zip(*alone, strict=True), strict=True):
         assert_same(batch, torch.cat(samples))
+
+
+@on_dtypes
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_weights_that_threads_share(weight_format: torch.memory_format, dtype: torch.dtype) -> None:
+    """So many products that packed weights are streamed to memory, by one thread or by several."""
+    x = channels_last(3, 257, 17, 21, dtype=dtype)
+    w = torch.randn(250, 257, 1, 1).to(dtype).contiguous(memory_format=weight_format)
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(check(x, w))
+    for y in results[1:]:
+        assert_same(y, results[0])
+    w = torch.randn(129, 60, 3, 3).to(dtype).contiguous(memory_format=weight_format)
+    check(channels_last(2, 60, 20, 31, dtype=dtype), w, padding=1)
 
 
 @pytest.mark.parametrize("channels", [64, 300, 2048])

@@ -26,6 +26,7 @@ PIXEL_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] 
     "blocks_of_the_reduction": ((3, 450, 6, 7), (71, 450, 1, 1), {}),
     "many_filters": ((1, 24, 5, 9), (530, 24, 1, 1), {}),
     "many_pixels": ((2, 9, 61, 67), (17, 9, 1, 1), {}),
+    "weights_that_threads_share": ((3, 257, 17, 21), (250, 257, 1, 1), {}),
     "groups": ((3, 36, 9, 5), (42, 12, 1, 1), {"groups": 3}),
     "s2": ((3, 30, 13, 18), (21, 30, 1, 1), {"stride": 2}),
     "s2_wide": ((2, 30, 5, 70), (21, 30, 1, 1), {"stride": 2}),

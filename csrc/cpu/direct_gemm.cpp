@@ -1,10 +1,11 @@
 // Blocking and order of direct_gemm.h.
 //
 // A task owns a block of pixels (rows of a sample, or small samples whole) and filters. For each
-// chunk of channels it copies the block's band of the image, unless the image itself will do (one
-// tap, no padding), and multiplies it with the chunk's panels of weights; sums of earlier chunks
-// wait in the destination, or in scratch where the epilogue needs more than the kernel offers. The
-// panel stays in the second-level cache while the block's tiles pass (Goto and van de Geijn, 2008).
+// chunk of channels it copies the block's band of the image, unless the image itself will do (no
+// padding, or few products), and multiplies it with the chunk's panels of weights; sums of earlier
+// chunks wait in the destination, or in scratch where the epilogue needs more than the kernel
+// offers. The panel stays in the second-level cache while the block's tiles pass (Goto and van de
+// Geijn, 2008).
 #include "cpu/direct_gemm.h"
 
 #include <algorithm>
@@ -56,16 +57,15 @@ bool taps_in_place(const ConvView& view, int64_t filter_bytes) {
   constexpr int64_t kFewProducts = 4, kWide = 2 * kMaxRows;
   constexpr int64_t kMostOffset = int64_t{1} << 29;
   const auto taps = static_cast<int64_t>(view.taps.size());
-  if (taps < 2 || !std::all_of(
-                      view.taps.begin(), view.taps.end(),
-                      [&](const ConvTap& tap) {
-                        return std::abs(tap.h) < kMostOffset / view.src.row &&
-                               std::abs(tap.w) < kMostOffset / view.src.column;
-                      }))
+  const auto of_all = [&](const auto& f) {
+    return std::all_of(view.taps.begin(), view.taps.end(), f);
+  };
+  if (taps < 2 || !of_all([&](const ConvTap& tap) {
+        return std::abs(tap.h) < kMostOffset / view.src.row &&
+               std::abs(tap.w) < kMostOffset / view.src.column;
+      }))
     return false;
-  if (std::all_of(view.taps.begin(), view.taps.end(),
-                  [&](const ConvTap& tap) { return all_inside(view, tap); }))
-    return true;
+  if (of_all([&](const ConvTap& tap) { return all_inside(view, tap); })) return true;
   return taps * ceil_div(filter_bytes, kVectorBytes) <= kFewProducts && view.step_h == 1 &&
          view.step_w == 1 && view.J >= kWide;
 }

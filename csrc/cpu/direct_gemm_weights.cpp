@@ -145,6 +145,7 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
                                                           static_cast<double>(chunk_size * taps) *
                                                           static_cast<double>(together * kWidth));
   parallel_for_with_scratch(pool, 0, split.slots, 1, [&](int64_t first, int64_t last) {
+    // Whoever packs everything will also read everything.
     const bool alone = split.slots > 1 && first == 0 && last == split.slots;
     const bool streams = !alone && shared_by_threads(view);
     std::vector<TermRun> runs;

@@ -317,6 +317,7 @@ void pixel_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
   const WorkSplit split(view.groups * count * tiles.count,
                         kPackingOperations * static_cast<double>(kDepth * kMaxRows));
   parallel_for_with_scratch(pool, 0, split.slots, 1, [&](int64_t first, int64_t last) {
+    // Whoever packs everything will also read everything.
     const bool alone = split.slots > 1 && first == 0 && last == split.slots;
     const bool streams = !alone && shared_by_threads(view);
     int64_t offsets[kDepth];
