@@ -316,7 +316,7 @@ TORCHCONV_INLINE T from_wide(Wide<T> x) {
   }
 }
 
-// Keeps a value that was loaded in its register: GCC would else fold the load into each of its uses.
+// Keeps a loaded value in its register: GCC would else fold the load into each of its uses.
 template <typename V>
 TORCHCONV_INLINE void keep_in_register([[maybe_unused]] V& v) {
 #if defined(__SSE2__)

@@ -1,0 +1,144 @@
+"""Dense convolutions with few channels or few filters, against float64.
+
+Inner products along channels (csrc/cpu/inner_gather.cpp) take few filters in channels_last,
+Winograd along the rows (csrc/cpu/winograd_rows.cpp) few channels and kernels of three columns, and
+direct products of few terms read several taps where they lie (csrc/cpu/direct_gemm.cpp).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as torch_F
+
+import torchconv
+import torchconv.functional as F
+from conftest import assert_accurate, in_layout, relative_error
+from test_determinism import threads
+
+# name: input size, weight size, further arguments of conv2d
+CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    f"few_filters_{k}": ((2, 37, 9, 21), (k, 37, 3, 3), {"padding": 1}) for k in range(1, 9)
+}
+CASES |= {
+    "few_filters_s2": ((2, 64, 15, 22), (3, 64, 3, 3), {"stride": 2, "padding": 1}),
+    "few_filters_dilated": ((2, 48, 19, 13), (5, 48, 3, 3), {"padding": 3, "dilation": 3}),
+    "few_filters_padded_beyond": ((1, 32, 5, 4), (2, 32, 5, 5), {"padding": 6}),
+    "few_filters_one_pixel": ((3, 40, 1, 1), (4, 40, 3, 3), {"padding": 1}),
+    "few_filters_tall": ((1, 16, 40, 3), (3, 16, 3, 3), {"padding": 1}),
+    "few_filters_1x1": ((2, 70, 7, 7), (1, 70, 1, 1), {}),
+    "few_filters_long_reduction": ((1, 2100, 3, 5), (3, 2100, 1, 3), {"padding": (0, 1)}),
+    "few_channels": ((2, 3, 17, 37), (64, 3, 3, 3), {"padding": 1}),
+    "few_channels_ragged_filters": ((2, 5, 9, 50), (41, 5, 3, 3), {"padding": (0, 2)}),
+    "few_channels_rows": ((1, 15, 40, 16), (32, 15, 7, 3), {"padding": (3, 1)}),
+    "few_channels_s2x1": ((2, 4, 21, 30), (48, 4, 3, 3), {"stride": (2, 1), "padding": 1}),
+    "few_channels_dilated_rows": (
+        (2, 3, 21, 30),
+        (48, 3, 3, 3),
+        {"padding": 2, "dilation": (2, 1)},
+    ),
+    "few_channels_wide_padding": ((1, 3, 6, 14), (32, 3, 3, 3), {"padding": 7}),
+    "few_channels_s2": ((2, 3, 21, 43), (64, 3, 3, 3), {"stride": 2, "padding": 1}),
+    "in_place_row": ((2, 16, 9, 40), (16, 16, 1, 3), {"padding": (0, 1)}),
+    "in_place_column": ((2, 13, 17, 33), (16, 13, 3, 1), {"padding": (1, 0)}),
+    "in_place_dilated": ((2, 12, 5, 64), (11, 12, 1, 3), {"padding": (0, 9), "dilation": (1, 9)}),
+    "in_place_square": ((2, 20, 11, 45), (16, 20, 2, 2), {"padding": 1}),
+}
+
+on_cases = pytest.mark.parametrize("case", CASES)
+on_layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+
+
+def make(case: str, dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], dict[str, Any]]:
+    x_size, w_size, kwargs = CASES[case]
+    scale = (w_size[1] * w_size[2] * w_size[3]) ** -0.5
+    w = torch.randn(w_size) * scale
+    return [t.to(dtype) for t in (torch.randn(x_size), w, torch.randn(w_size[0]))], kwargs
+
+
+@on_cases
+@on_layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_forward_and_input_gradient(case: str, layout: str, dtype: torch.dtype) -> None:
+    (x, w, b), kwargs = make(case, dtype)
+    x = in_layout(x, layout).requires_grad_()
+    z = F.conv2d(x, w, b, **kwargs)
+    dz = torch.randn_like(z)
+    (dx,) = torch.autograd.grad(z, x, dz)
+    exact_x = x.detach().double().requires_grad_()
+    truth = torch_F.conv2d(exact_x, w.double(), b.double(), **kwargs)
+    assert_accurate(z, truth)
+    assert_accurate(dx, torch.autograd.grad(truth, exact_x, dz.double())[0])
+
+
+@on_cases
+@on_layouts
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu"])
+def test_epilogue(case: str, layout: str, activation: str) -> None:
+    (x, w, b), kwargs = make(case)
+    x = in_layout(x, layout)
+    truth = getattr(torch_F, activation)(
+        torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)
+    )
+    assert_accurate(F.conv2d(x, w, b, **kwargs, activation=activation), truth)
+
+
+@on_cases
+@on_layouts
+def test_bits_of_a_sample(case: str, layout: str) -> None:
+    """The same alone and in its batch, and for every number of threads."""
+    (x, w, b), kwargs = make(case)
+    x = in_layout(torch.cat([x, x.flip(0), x.flip(3)]), layout).requires_grad_()
+    z = F.conv2d(x, w, b, **kwargs)
+    dz = torch.randn_like(z)
+    (dx,) = torch.autograd.grad(z, x, dz, retain_graph=True)
+    with threads(1 if torch.get_num_threads() > 1 else 2):
+        assert torch.equal(F.conv2d(x, w, b, **kwargs), z)
+        assert torch.equal(torch.autograd.grad(z, x, dz)[0], dx)
+    alone = in_layout(x.detach()[1:2], layout).requires_grad_()
+    z_alone = F.conv2d(alone, w, b, **kwargs)
+    assert torch.equal(z_alone[0], z[1])
+    assert torch.equal(torch.autograd.grad(z_alone, alone, dz[1:2])[0][0], dx[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 3e38])
+@on_cases
+@on_layouts
+def test_special_values(case: str, layout: str, value: float) -> None:
+    """A NaN or an infinity reaches the outputs whose windows hold it, and no others."""
+    (x, w, b), kwargs = make(case)
+    x[0, x.shape[1] // 2, x.shape[2] // 2, x.shape[3] // 2] = value
+    x[-1, 0, 0, 0] = value
+    w = w / 16
+    z = F.conv2d(in_layout(x, layout), w, b, **kwargs)
+    truth = torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)
+    assert torch.equal(z.isfinite(), truth.isfinite())
+    assert torch.equal(z.isnan(), truth.isnan())
+
+
+@on_layouts
+def test_winograd_rows_obey_the_switch(layout: str) -> None:
+    (x, w, b), kwargs = make("few_channels")
+    x = in_layout(x, layout)
+    z = F.conv2d(x, w, b, **kwargs)
+    with torchconv.backends.allow_winograd(False):
+        direct = F.conv2d(x, w, b, **kwargs)
+    assert not torch.equal(z, direct)
+    assert (
+        relative_error(direct, torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)) < 1e-6
+    )
+
+
+@on_layouts
+def test_streamed_outputs(layout: str) -> None:
+    x, w, b = (
+        in_layout(torch.randn(1, 3, 200, 208), layout),
+        torch.randn(64, 3, 3, 3),
+        torch.randn(64),
+    )
+    assert_accurate(
+        F.conv2d(x, w, b, padding=1), torch_F.conv2d(x.double(), w.double(), b.double(), padding=1)
+    )
