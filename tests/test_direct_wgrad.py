@@ -20,6 +20,7 @@ from test_determinism import threads
 
 FORMATS = ("contiguous", "channels_last")
 on_formats = pytest.mark.parametrize("layout", FORMATS)
+on_formats_of_dz = pytest.mark.parametrize("dz_layout", FORMATS)
 on_weight_formats = pytest.mark.parametrize("weight_layout", FORMATS)
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
@@ -164,3 +165,90 @@ def test_padding_meets_no_infinity(c: int, value: float, layout: str) -> None:
     met = torch.zeros(32, c, 3, 3, dtype=torch.bool)
     met[5, :, 1:, 1:] = True
     assert torch.equal(~torch.isfinite(dw), met)
+
+
+FEW_KINDS: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
+    **KINDS,
+    "5x5_p2": ((5, 5), {"padding": 2}),
+    "5x5_p4": ((5, 5), {"padding": 4}),
+    "3x3_p5": ((3, 3), {"padding": 5}),
+    "3x3_p12": ((3, 3), {"padding": (1, 2)}),
+    "1x3_p2": ((1, 3), {"padding": (0, 2)}),
+    "3x1": ((3, 1), {}),
+    "4x4_same": ((4, 4), {"padding": "same"}),
+}
+
+
+@on_formats
+@on_weight_formats
+@pytest.mark.parametrize("kind", FEW_KINDS)
+def test_few_filters(kind: str, layout: str, weight_layout: str) -> None:
+    """Every number of filters of a tile; rows that share their padding, and that do not."""
+    kernel, kwargs = FEW_KINDS[kind]
+    for c, k in [(1, 1), (1, 6), (2, 2), (8, 3), (3, 4), (7, 5), (8, 7), (8, 8), (21, 2), (40, 8)]:
+        x, dz, w = problem((3, c, 7, 19), (k, c, *kernel), layout, weight_layout, **kwargs)
+        truth = reference(x, dz, w, **kwargs)
+        for dtype, allowed in TOLERANCE.items():
+            if dtype.itemsize == 2 and c % 3:
+                continue
+            narrow = [t.to(dtype) for t in (x, dz, w)]
+            if dtype.itemsize == 2:
+                truth = reference(*narrow, **kwargs)
+            assert relative_error(wgrad(*narrow, **kwargs), truth) <= allowed, (c, k, dtype)
+
+
+@on_formats
+@pytest.mark.parametrize(
+    "size",
+    [(1, 3, 300, 40), (2, 4, 5, 1500), (70, 1, 1, 9), (70, 2, 4, 4), (33, 8, 20, 20)],
+    ids=str,
+)
+def test_few_filters_in_bands(size: tuple[int, ...], layout: str) -> None:
+    """Bands of a sample and slabs of several samples: the same bits for every number of threads."""
+    kwargs = {"padding": 2}
+    for k in (3, 6):
+        filters = (k, size[1], 5, 5)
+        x, dz, w = (t.float() for t in problem(size, filters, layout, layout, **kwargs))
+        with threads(1):
+            first = wgrad(x, dz, w, **kwargs)
+        assert relative_error(first, reference(x, dz, w, **kwargs)) <= 1e-6
+        for count in (2, 3):
+            with threads(count):
+                assert torch.equal(wgrad(x, dz, w, **kwargs), first)
+
+
+@on_formats
+@pytest.mark.parametrize("where", ["x", "dz"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_few_filters_with_infinity(value: float, where: str, layout: str) -> None:
+    """The zeros between rows, and those of a gap in dz, meet no infinity."""
+    for c, k in [(1, 6), (8, 8), (20, 3)]:
+        filters = (k, c, 3, 3)
+        x, dz, w = (t.float() for t in problem((2, c, 6, 7), filters, layout, layout, padding=1))
+        (x if where == "x" else dz)[1, 0, 0, 6] = value
+        want = torch.empty(w.shape, dtype=torch.float64)
+        for r, i in enumerate((slice(1, 6), slice(0, 6), slice(0, 5))):
+            for s, j in enumerate((slice(1, 7), slice(0, 7), slice(0, 6))):
+                h, v = (slice(a.start + t - 1, a.stop + t - 1) for a, t in ((i, r), (j, s)))
+                sums = torch.einsum("nkij,ncij->kc", dz[..., i, j].double(), x[..., h, v].double())
+                want[:, :, r, s] = sums
+        got = wgrad(x, dz, w, padding=1)
+        assert torch.equal(torch.isnan(got), torch.isnan(want))
+        finite = torch.isfinite(want)
+        assert torch.equal(torch.isfinite(got), finite)
+        torch.testing.assert_close(got[finite].double(), want[finite], rtol=1e-4, atol=1e-4)
+
+
+@on_formats
+@on_formats_of_dz
+def test_single_channel_with_either_gradient(dz_layout: str, layout: str) -> None:
+    """One input channel is dense in both layouts; the strides of its gradient follow PyTorch's."""
+    x, dz, w = (t.float() for t in problem((2, 1, 9, 8), (20, 1, 3, 3), layout, layout))
+    dz = in_layout(dz, dz_layout)
+    leaves = [t.detach().requires_grad_() for t in (x, w)]
+    got = torch.autograd.grad(F.conv2d(*leaves), leaves, dz)
+    want = torch.autograd.grad(torch_F.conv2d(*(t.double() for t in leaves)), leaves, dz.double())
+    for g, t in zip(got, want, strict=True):
+        assert relative_error(g, t.double()) <= 1e-6
+    fake = torch.autograd.grad(torch_F.conv2d(*leaves), leaves, dz)
+    assert got[0].stride() == fake[0].stride()

@@ -2,7 +2,6 @@
 // conv_choice.h names for each pass, and another one where that meets infinity or NaN.
 #include "cpu/conv2d.h"
 
-#include <cmath>
 #include <cstring>
 #include <type_traits>
 

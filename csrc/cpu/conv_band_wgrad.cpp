@@ -13,6 +13,7 @@
 #include "cpu/microkernels/tap_products.h"
 #include "cpu/microkernels/taps.h"
 #include "cpu/parallel_range.h"
+#include "cpu/slabs.h"
 #include "cpu/wgrad_pixels.h"
 
 namespace torchconv::cpu {
@@ -41,7 +42,7 @@ class BandWgrad {
     items_ = view.N * band.bands;
     const int64_t products = band.band * band.width / (band.pixels ? kL : 1);
     slabs_ = std::min(kTasksWanted / band.blocks, items_);
-    slabs_ = std::max<int64_t>(1, std::min(slabs_, items_ * products / kSlabProducts));
+    slabs_ = even_slabs(std::max<int64_t>(1, std::min(slabs_, items_ * products / kSlabProducts)));
     slab_ = ceil_div(items_, slabs_);
     sums_size_ = per_block() * terms_ * lanes();
     gradient_size_ = band.pixels ? filters * gradient_step() : view.J * band.lanes;
@@ -209,7 +210,7 @@ class BandWgrad {
     const int64_t filters = band_.pixels ? view_.K : band_.lanes;
     std::atomic<bool> finite{true};
     const WorkSplit split(view_.groups * view_.K * tiles,
-                          static_cast<double>(kL * lanes() * (slabs_ + 4)));
+                          kFarAddition * static_cast<double>(kL * lanes() * (slabs_ + 4)));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
       bool all = true;
       for (int64_t item = begin; item < end; ++item) {

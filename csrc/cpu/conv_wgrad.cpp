@@ -15,12 +15,14 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
+#include <utility>
 
 #include "core/buffer.h"
 #include "cpu/compensated_sum.h"
 #include "cpu/conv_pack.h"
 #include "cpu/microkernels/pixel_product.h"
 #include "cpu/parallel_range.h"
+#include "cpu/slabs.h"
 #include "cpu/wgrad_band.h"
 #include "cpu/wgrad_pixels.h"
 
@@ -41,8 +43,10 @@ constexpr int64_t kMinChunks = 4;
 // Chunks that are added up plainly; their sums are added with compensation, so that the rounding
 // error does not grow with the number of pixels.
 constexpr int64_t kFlushChunks = 64;
-// Partial gradients take at most about this many bytes.
+// Partial gradients take at most about this many bytes, and half the slabs will do where they would
+// take more than the second-level caches of a few cores.
 constexpr int64_t kPartialBytes = 64 << 20;
+constexpr int64_t kCheapPartialBytes = 1 << 20;
 
 template <typename A>
 class ConvWgrad {
@@ -69,8 +73,10 @@ class ConvWgrad {
     partial_ = block_ * taps_ * ld_;
     const int64_t tasks = view.groups * blocks_;
     const int64_t bytes = std::max<int64_t>(1, tasks * partial_ * static_cast<int64_t>(sizeof(A)));
-    slabs_ = std::min(ceil_div(kTasksWanted, tasks), pixels_.chunks() / kMinChunks);
-    slabs_ = std::max<int64_t>(1, std::min(slabs_, kPartialBytes / bytes));
+    const int64_t wanted =
+        std::clamp(kCheapPartialBytes / bytes * tasks, kTasksWanted / 2, kTasksWanted);
+    slabs_ = std::min(ceil_div(wanted, tasks), pixels_.chunks() / kMinChunks);
+    slabs_ = even_slabs(std::max<int64_t>(1, std::min(slabs_, kPartialBytes / bytes)));
     slab_chunks_ = ceil_div(pixels_.chunks(), slabs_);
     compensated_ = slab_chunks_ > kFlushChunks;
     parts_ = std::min(panels_, ceil_div(kTasksWanted / 2, tasks * slabs_));
@@ -244,14 +250,14 @@ class ConvWgrad {
         pack_panel(columns + panel_begin(panel) * columns_.stride, panel_channels(panel), pieces,
                    count, s, s.stripe + (panel - panels.begin) * panel_size);
     int64_t fetched = 0;
-    // `total` rows, whose first pixels follow from `locate` and whose sums start at `sums`.
+    // `total` rows, whose first pixels `locate` lists in order and whose sums start at `sums`.
     const auto multiply_rows = [&](int64_t total, const Runs& runs, A* sums, auto&& locate) {
       const int64_t tiles = ceil_div(total, kProductRows);
       tile.run_count = runs.count;
       int64_t row = 0;
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t n = total / tiles + (i < total % tiles ? 1 : 0);
-        for (int64_t m = 0; m < n; ++m) tile.rows[m] = locate(row + m);
+        for (int64_t m = 0; m < n; ++m) tile.rows[m] = locate();
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
           const int64_t begin = panel_begin(panel);
           tile.columns =
@@ -267,11 +273,17 @@ class ConvWgrad {
     if (shared_rows()) {
       tile.sum_stride = ld_;
       const int64_t stride = band_ ? band_->channel_stride() : rows_.stride;
-      multiply_rows(t.rows * taps_, shared, t.partial, [&](int64_t row) {
-        const int64_t channel = taps_inner() ? row / taps_ : row % t.rows;
-        const int64_t tap = taps_inner() ? row % taps_ : row / t.rows;
-        return (band_ ? s.band + band_->tap_offset(tap) : rows + pixels_.tap_offset(tap)) +
-               channel * stride;
+      int64_t channel = 0, tap = 0;
+      multiply_rows(t.rows * taps_, shared, t.partial, [&] {
+        const A* row = (band_ ? s.band + band_->tap_offset(tap) : rows + pixels_.tap_offset(tap)) +
+                       channel * stride;
+        int64_t& inner = taps_inner() ? tap : channel;
+        int64_t& outer = taps_inner() ? channel : tap;
+        if (++inner == (taps_inner() ? taps_ : t.rows)) {
+          inner = 0;
+          ++outer;
+        }
+        return row;
       });
       return;
     }
@@ -280,7 +292,9 @@ class ConvWgrad {
       const Runs runs = plan_runs(t, tap, pieces, count, s);
       if (runs.count == 0 && accumulate) continue;
       multiply_rows(t.rows, runs, t.partial + (taps_inner() ? tap : tap * t.rows) * ld_,
-                    [&](int64_t channel) { return rows + channel * rows_.stride; });
+                    [row = rows, stride = rows_.stride]() mutable {
+                      return std::exchange(row, row + stride);
+                    });
     }
   }
 
@@ -383,8 +397,10 @@ class ConvWgrad {
   template <typename T>
   void finish(const A* partial, T* dw, const Parallel& pool) {
     const int64_t strips = ceil_div(block_ * taps_, kL);
-    const WorkSplit split(view_.groups * blocks_ * strips,
-                          static_cast<double>(kL * ld_) * static_cast<double>(slabs_ + 1));
+    // Most is in another core's cache.
+    const WorkSplit split(
+        view_.groups * blocks_ * strips,
+        kFarAddition * static_cast<double>(kL * ld_) * static_cast<double>(slabs_ + 1));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t item = begin; item < end; ++item) {
         Task t;
@@ -473,7 +489,7 @@ class ConvWgrad {
   Operand rows_, columns_;
   int64_t vectors_, panels_, width_, stripe_, ld_;  // of columns
   int64_t blocks_, block_;                          // of row channels
-  int64_t partial_, slabs_, slab_chunks_, parts_;  // slabs have this many chunks or one less
+  int64_t partial_, slabs_, slab_chunks_, parts_;   // slabs have this many chunks or one less
   bool compensated_;
 };
 
