@@ -1,12 +1,12 @@
 // How a convolution is cut for Winograd, and where its pieces lie in scratch memory.
 //
 // An axis of the destination is cut into full tiles of 4 outputs, of 2 where the kernel has 5 taps
-// instead of 3, and, where that fits better, of one fewer. With
-// dilation d the positions i, i + d, i + 2d, ... are a phase, the axis of a convolution of its own
-// without dilation, and the tiles of one phase follow those of the other. The tiles of all samples
-// and phases are one list; a TileBlock is a piece of it. Within a block every tile has a
-// slot, ordered by its height and width so that the tiles that have a product with infinity along
-// the rows, the columns or both are a range of slots each.
+// instead of 3, and, where that fits better, of one fewer. With dilation d the positions i, i + d,
+// i + 2d, ... are a phase, the axis of a convolution of its own without dilation, and the tiles of
+// one phase follow those of the other. The tiles of all samples and phases are one list; a
+// TileBlock is a piece of it. Within a block every tile has a slot, ordered by its height and width
+// so that the tiles that have a product with infinity along the rows, the columns or both are a
+// range of slots each.
 //
 //   V [channel block][point][channel vector][slot][lanes]   transformed source
 //   U [channel block][point][channel][kPanel]               transformed weights of one panel
