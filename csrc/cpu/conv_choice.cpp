@@ -112,6 +112,11 @@ struct Case {
     if (nchw() && !grouped() && v.taps.size() > 1) return v.K <= kNarrow;
     return wider_side() <= kNarrow && (nchw() || !grouped());
   }
+  // One tap for each pixel of a plane, which nothing need copy.
+  bool reads_pixels_in_place() const {
+    return nchw() && v.taps.size() == 1 && v.pixels() == v.H * v.W && v.step_h == 1 &&
+           v.step_w == 1;
+  }
   // Several taps share a band of the source, which a single one would only copy.
   bool taps_share_a_band() const { return v.taps.size() > 1 && v.step_w == 1 && v.J >= kBandWidth; }
 };
@@ -161,8 +166,8 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kDirectProduct, [](const Case& c) { return c.channels_last(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
-       return !c.grouped() && (c.taps_share_a_band() || c.narrower_side() <= kNarrow) &&
-              c.band_fits(true);
+       return !c.grouped() && !c.reads_pixels_in_place() &&
+              (c.taps_share_a_band() || c.narrower_side() <= kNarrow) && c.band_fits(true);
      }},
     {Algorithm::kPixelProduct, [](const Case&) { return true; }},
 };
