@@ -16,6 +16,7 @@
 #include "cpu/conv_wgrad.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/direct_gemm.h"
+#include "cpu/group_gather.h"
 #include "cpu/inner_gather.h"
 #include "cpu/pixel_gemm.h"
 #include "cpu/winograd.h"
@@ -50,6 +51,8 @@ int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm al
       return direct_gemm_weights_size<T>(view);
     case ConvAlgorithm::kPixelProduct:
       return pixel_gemm_weights_size(view);
+    case ConvAlgorithm::kGroupTiles:
+      return group_weights_size<T>(view);
     case ConvAlgorithm::kBandProduct:
       return band_gemm_weights_size<T>(view);
     default:
@@ -67,6 +70,7 @@ void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, c
   }
   if (algorithm == ConvAlgorithm::kDirectProduct) direct_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kPixelProduct) pixel_gemm_pack_weights(view, w, packed, pool);
+  if (algorithm == ConvAlgorithm::kGroupTiles) group_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kBandProduct) band_gemm_pack_weights(view, w, packed, pool);
 }
 
@@ -128,6 +132,8 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
       if constexpr (std::is_floating_point_v<T>)
         depthwise_channels_gather(view, src, w, bias, epilogue, pool);
       return;
+    case ConvAlgorithm::kGroupTiles:
+      return group_gather(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels:
       return band_gather(view, conv_band<T>(view, algorithm), src, w, bias, epilogue, pool);

@@ -8,6 +8,7 @@
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/direct_gemm.h"
+#include "cpu/group_gather.h"
 #include "cpu/inner_gather.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
@@ -52,6 +53,8 @@ constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
 // filters would leave empty, and the part of the inner products' lanes that must hold a term.
 constexpr int64_t kInnerFiltersMost = 8;
 constexpr double kLanesUsed = 0.7;
+// Wider groups fill the vectors of the general products.
+constexpr int64_t kGroupWidth = 16;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
 
@@ -84,6 +87,11 @@ struct Case {
   }
   bool half() const { return is(DType::kBFloat16) || is(DType::kFloat16); }
   double lanes_used() const { return inner_gather_lanes_used(v, kVectorBytes / element_size()); }
+  // Groups of several channels that lie side by side in vectors.
+  bool narrow_groups() const {
+    return grouped() && v.C > 1 && wider_side() <= kGroupWidth &&
+           group_band_applies(v, element_size());
+  }
   // Of the type that is computed in.
   int64_t element_size() const { return is(DType::kFloat64) ? sizeof(double) : sizeof(float); }
   // Wide groups whose last vector of filters is not mostly empty.
@@ -145,6 +153,7 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
+    {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},
     {Algorithm::kBandProduct, [](const Case& c) {
        return c.nchw() && c.v.taps.size() > 1 && c.v.J >= kBandProductWidth &&
               c.v.terms() >= kBandProductTerms && c.filters_fill_vectors() &&

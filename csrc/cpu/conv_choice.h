@@ -14,6 +14,7 @@ enum class ConvAlgorithm : uint8_t {
   kStridedWinograd,    // winograd_strided.h
   kWinogradRows,       // winograd_rows.h
   kDepthwiseChannels,  // depthwise_channels.h
+  kGroupTiles,         // group_gather.h, group_wgrad.h
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
   kBandAlongChannels,  // the same, several groups side by side
   kInnerProduct,       // inner_gather.h

@@ -13,6 +13,7 @@
 #include "cpu/conv_choice.h"
 #include "cpu/conv_view.h"
 #include "cpu/direct_gemm.h"
+#include "cpu/group_band.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
@@ -44,6 +45,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "Winograd along rows";
     case ConvAlgorithm::kDepthwiseChannels:
       return "depthwise, vectors along channels";
+    case ConvAlgorithm::kGroupTiles:
+      return "bands of rows, groups side by side in vectors";
     case ConvAlgorithm::kBandAlongPixels:
       return "bands of rows, vectors along pixels";
     case ConvAlgorithm::kBandAlongChannels:
@@ -97,6 +100,11 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels: {
       return band_blocking(ConvBand(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes));
+    }
+    case ConvAlgorithm::kGroupTiles: {
+      const GroupBand band(v, size, size == 8 ? kPermutesLanes<double> : kPermutesLanes<float>);
+      return text("%lld bands of %lld rows, %lld groups together", band.bands, band.band,
+                  band.groups);
     }
     case ConvAlgorithm::kDepthwiseChannels:
       return text("%lld rows of %lld pixels, %lld channels in a vector", v.I, v.J, lanes);

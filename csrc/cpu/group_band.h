@@ -1,0 +1,155 @@
+// A band of rows of grouped images with the channels of a pixel side by side, in either layout: the
+// operand of the tiles of microkernels/group_tile.h.
+//
+// Several groups lie in one vector where it holds them whole, and else each group has vectors of
+// its own; the groups that are computed together are a block. The band holds what some output rows
+// of a block read, converted to the computing type and with the padding written out:
+//
+//   [vector of channels][row][column][lanes]
+//
+// The kernel's taps are cut into runs of neighbours in a row, which share pixels in registers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/conv_pack.h"
+#include "cpu/conv_view.h"
+#include "cpu/microkernels/group_tile.h"
+
+namespace torchconv::cpu {
+
+// Taps (h, w), ..., (h, w + count - 1).
+struct GroupRun {
+  int64_t h, w, count;
+  int64_t weights[kMaxRun];
+};
+// Those of equal count are neighbours.
+std::vector<GroupRun> group_runs(const ConvView& view);
+
+// Part of an image: `channels` of a vector, rows [h, h + rows) and columns [w, w + columns), zero
+// outside H x W.
+struct GroupWindow {
+  ConvStrides strides;
+  int64_t channels, H, W, h, rows, w, columns;
+};
+
+struct GroupBand {
+  GroupBand(const ConvView& view, int64_t element_size, bool permutes);
+  bool fits;
+
+  int64_t lanes;                     // of a vector
+  int64_t groups, blocks;            // groups in a block
+  int64_t src_vectors, dst_vectors;  // of a block
+  int64_t band, bands;               // output rows
+  int64_t width, rows, plane, size;  // of the band; a plane is one vector's
+  int64_t first_h, first_w;
+
+  int64_t groups_in(const ConvView& view, int64_t block) const {
+    return std::min(groups, view.groups - block * groups);
+  }
+  // Of a tap at (h, w) from the band's first output.
+  int64_t offset(int64_t h, int64_t w) const {
+    return ((h - first_h) * width + w - first_w) * lanes;
+  }
+  // Source lanes of channel 0 for the lanes of the results.
+  template <typename A>
+  void fill_lanes(const ConvView& view, LaneIndex<A>* index) const {
+    for (int64_t l = 0; l < lanes; ++l)
+      index[l] = static_cast<LaneIndex<A>>(std::min(l / view.K, groups - 1) * view.C);
+  }
+
+  // src: the sample.
+  template <typename T>
+  void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch) const;
+};
+
+// to[row][column][lanes] from src, the image's first of these channels.
+template <typename T>
+void copy_group_window(const GroupWindow& window, const T* src, Wide<T>* to) {
+  using V = WideVec<T>;
+  constexpr int64_t kL = V::kLanes;
+  const ConvStrides& s = window.strides;
+  const auto inside = [](int64_t first, int64_t count, int64_t size) {
+    const int64_t begin = std::clamp(-first, int64_t{0}, count);
+    return Range{begin, std::clamp(size - first, begin, count)};
+  };
+  const Range rows = inside(window.h, window.rows, window.H);
+  const Range columns = inside(window.w, window.columns, window.W);
+  const int64_t row_size = window.columns * kL;
+  if (rows.empty() || columns.empty()) return fill_zero(to, window.rows * row_size);
+  fill_zero(to, rows.begin * row_size);
+  fill_zero(to + rows.end * row_size, (window.rows - rows.end) * row_size);
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    fill_zero(to + r * row_size, columns.begin * kL);
+    fill_zero(to + r * row_size + columns.end * kL, (window.columns - columns.end) * kL);
+  }
+  src += (window.h + rows.begin) * s.row + (window.w + columns.begin) * s.column;
+  to += rows.begin * row_size + columns.begin * kL;
+  if (s.c == 1) {
+    for (int64_t r = 0; r < rows.size(); ++r, to += row_size, src += s.row) {
+      const T* pixel = src;
+      // The next block's channels are neighbours.
+      if (window.channels == kL) {
+        for (int64_t p = 0; p < columns.size(); ++p, pixel += s.column) {
+          __builtin_prefetch(pixel + kL);
+          V::Registers::store(to + p * kL, V::load(pixel));
+        }
+      } else {
+        for (int64_t p = 0; p < columns.size(); ++p, pixel += s.column) {
+          __builtin_prefetch(pixel + kL);
+          V::Registers::store(to + p * kL, V::load_partial(pixel, window.channels));
+        }
+      }
+    }
+    return;
+  }
+  // Else pixels are neighbours: square pieces of channels and pixels are transposed. Whole rows are
+  // one run of pixels.
+  const bool whole = columns.size() == s.row;
+  const int64_t runs = whole ? 1 : rows.size();
+  const int64_t run = whole ? rows.size() * columns.size() : columns.size();
+  const int64_t gap = (window.columns - columns.size()) * kL;
+  for (int64_t r = 0; r < runs; ++r, to += row_size, src += s.row) {
+    Wide<T>* at = to;
+    int64_t rest = columns.size();
+    for (int64_t p = 0; p < run; p += kL) {
+      const int64_t n = std::min(kL, run - p);
+      typename V::Type tile[kL];
+      if (window.channels == kL && n == kL) {
+#pragma GCC unroll 16
+        for (int c = 0; c < kL; ++c) tile[c] = V::load(src + p + c * s.c);
+      } else {
+#pragma GCC unroll 16
+        for (int c = 0; c < kL; ++c)
+          tile[c] =
+              c < window.channels ? V::load_partial(src + p + c * s.c, n) : typename V::Type{};
+      }
+      transpose_steps<1>(tile);
+#pragma GCC unroll 16
+      for (int l = 0; l < kL; ++l) {
+        if (l >= n) continue;
+        V::Registers::store(at, tile[l]);
+        at += kL;
+        if (--rest == 0) {
+          rest = columns.size();
+          at += gap;
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void GroupBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i0,
+                     Wide<T>* scratch) const {
+  const int64_t channels = groups_in(view, block) * view.C;
+  src += block * groups * view.C * view.src.c;
+  for (int64_t v = 0; v < src_vectors; ++v)
+    copy_group_window<T>({view.src, std::min(lanes, channels - v * lanes), view.H, view.W,
+                          i0 * view.step_h + first_h, rows, first_w, width},
+                         src + v * lanes * view.src.c, scratch + v * plane);
+}
+
+}  // namespace torchconv::cpu
