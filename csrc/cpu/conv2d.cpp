@@ -17,6 +17,7 @@
 #include "cpu/depthwise_channels.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
+#include "cpu/group_wgrad.h"
 #include "cpu/inner_gather.h"
 #include "cpu/pixel_gemm.h"
 #include "cpu/winograd.h"
@@ -185,6 +186,15 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
     case ConvAlgorithm::kBandAlongChannels:
       if (band_wgrad(view, algorithm == ConvAlgorithm::kBandAlongPixels, dz, x, dw, pool)) return;
       [[fallthrough]];  // which multiplies nothing by padding
+    case ConvAlgorithm::kGroupTiles:
+      if (algorithm == ConvAlgorithm::kGroupTiles)
+        group_wgrad(view, dz, x, dw, pool);
+      else
+        band_wgrad(view, conv_band<T>(view, algorithm), dz, x, dw, pool);
+      // The band multiplies pixels that no window holds by zero, which infinity and NaN survive;
+      // packing leaves such pixels out.
+      if (all_finite(view, dw)) return;
+      [[fallthrough]];
     default:
       return conv_wgrad(view, dz, x, dw, pool);
   }

@@ -187,6 +187,7 @@ constexpr Rule kWgradRules[] = {
        return c.winograd && c.is(DType::kFloat32) && c.feeds_winograd_wgrad() &&
               winograd_wgrad_applies(c.v);
      }},
+    {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
        return c.wgrad_narrow() && c.band_fits(true);
      }},

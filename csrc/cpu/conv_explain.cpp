@@ -261,8 +261,9 @@ std::string conv2d_explain(const ConvProblem& p) {
 
   if (view.terms() == 0) return lines + zeros("wgrad", bytes);
   const ConvAlgorithm wgrad = wgrad_algorithm(view, p.dtype, winograd);
-  const bool band =
-      wgrad == ConvAlgorithm::kBandAlongPixels || wgrad == ConvAlgorithm::kBandAlongChannels;
+  const bool band = wgrad == ConvAlgorithm::kBandAlongPixels ||
+                    wgrad == ConvAlgorithm::kBandAlongChannels ||
+                    wgrad == ConvAlgorithm::kGroupTiles;
   const char* otherwise = band ? name_of(ConvAlgorithm::kWgradProduct) : "";
   if (wgrad == ConvAlgorithm::kWinograd) otherwise = name_of(wgrad_algorithm(view, p.dtype, false));
   return lines + formatted({"wgrad", wgrad, otherwise, wgrad_blocking(view, p.dtype, wgrad), direct,

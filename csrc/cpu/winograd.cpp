@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <memory>
+#include <set>
 
 #include "core/buffer.h"
 #include "cpu/microkernels/winograd_gemm.h"
@@ -243,12 +244,42 @@ class Driver {
   Buffer<float> bias_;
 };
 
+// One group of a view.
+ConvView group_of(const ConvView& view, int64_t g) {
+  ConvView group = view;
+  group.groups = 1;
+  group.dst_offset += g * view.K * view.dst.c;
+  return group;
+}
+
+// f(group, pool) for all groups: many of them are dealt to the threads, few share them.
+template <typename F>
+void for_groups(const ConvView& view, const Parallel& pool, F&& f) {
+  constexpr int64_t kManyGroups = 8;
+  if (view.groups < kManyGroups) {
+    for (int64_t g = 0; g < view.groups; ++g) f(g, pool);
+    return;
+  }
+  const Parallel alone{[](int64_t begin, int64_t end, int64_t, Parallel::Body body, void* context) {
+    body(begin, end, context);
+  }};
+  const double products =
+      static_cast<double>(view.N * winograd_products(view)) * static_cast<double>(view.C * view.K);
+  parallel_for_with_scratch(pool, 0, view.groups, work_grain(products),
+                            [&](int64_t begin, int64_t end) {
+                              for (int64_t g = begin; g < end; ++g) f(g, alone);
+                            });
+}
+
 }  // namespace
 }  // namespace winograd
 
 bool winograd_applies(const ConvView& view) {
   const int64_t side = winograd::kernel_side(view);
   if (view.groups != 1 || view.step_h != 1 || view.step_w != 1 || side == 0) return false;
+  using winograd::kTaps;
+  if (view.step_h != 1 || view.step_w != 1) return false;
+  if (view.taps.size() != kTaps * kTaps) return false;
   if (view.src.c != 1 && view.src.column != 1) return false;
   const int64_t h = winograd::first_tap(view, &ConvTap::h);
   const int64_t w = winograd::first_tap(view, &ConvTap::w);
@@ -271,13 +302,21 @@ int64_t winograd_products(const ConvView& view) {
 
 int64_t winograd_weights_size(const ConvView& view) {
   const winograd::Plan plan(view);
-  return plan.panels * (winograd::keeps_taps(view) ? winograd::gathered_panel(plan)
-                                                   : winograd::WeightLayout(plan).panel);
+  return view.groups * plan.panels *
+         (winograd::keeps_taps(view) ? winograd::gathered_panel(plan)
+                                     : winograd::WeightLayout(plan).panel);
 }
 
 void winograd_pack_weights(const ConvView& view, const float* w, float* packed,
                            const Parallel& pool) {
   const winograd::Plan plan(view);
+  if (view.groups > 1) {
+    const ConvView group = winograd::group_of(view, 0);
+    const int64_t size = winograd_weights_size(group);
+    return winograd::for_groups(view, pool, [&](int64_t g, const Parallel& inner) {
+      winograd_pack_weights(group, w + g * view.weight_group, packed + g * size, inner);
+    });
+  }
   if (!winograd::keeps_taps(view)) return winograd::transform_all_weights(plan, w, packed, pool);
   const WorkSplit split(plan.panels, static_cast<double>(winograd::gathered_panel(plan)));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
@@ -289,6 +328,20 @@ void winograd_pack_weights(const ConvView& view, const float* w, float* packed,
 std::vector<int64_t> winograd_gather(const ConvView& view, const float* src, const float* w,
                                      const float* bias, const Epilogue<float>& epilogue,
                                      const Parallel& pool, const float* packed) {
+  if (view.groups > 1) {
+    const int64_t size = winograd_weights_size(winograd::group_of(view, 0));
+    std::vector<std::vector<int64_t>> special(static_cast<size_t>(view.groups));
+    winograd::for_groups(view, pool, [&](int64_t g, const Parallel& inner) {
+      const ConvView group = winograd::group_of(view, g);
+      special[static_cast<size_t>(g)] =
+          winograd_gather(group, src + g * view.C * view.src.c, w + g * view.weight_group,
+                          bias != nullptr ? bias + g * view.K : nullptr, epilogue, inner,
+                          packed != nullptr ? packed + g * size : nullptr);
+    });
+    std::set<int64_t> all;
+    for (const std::vector<int64_t>& samples : special) all.insert(samples.begin(), samples.end());
+    return {all.begin(), all.end()};
+  }
   return winograd::Driver(view, src, w, packed, bias, epilogue).run(pool);
 }
 

@@ -1,0 +1,191 @@
+// wgrad with few channels in a group, by the tiles of microkernels/group_tile.h: a lane is a
+// filter, dz has the band of fprop's x (group_band.h) beside it, and the products of some taps and
+// channels are summed in registers over some rows. Those sums are short, longer ones compensated
+// (compensated_sum.h). A task is a block of groups and a slab of bands; what a slab holds follows
+// from the problem alone, and slabs are added in order.
+#include "cpu/group_wgrad.h"
+
+#include "core/buffer.h"
+#include "cpu/compensated_sum.h"
+#include "cpu/group_band.h"
+#include "cpu/parallel_range.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// Products that are added up in registers, and such sums that are added up plainly.
+constexpr int64_t kDotLength = 192, kPlainSums = 64;
+// Enough for several threads.
+constexpr int64_t kTasksWanted = 32;
+
+template <typename T>
+class GroupWgrad {
+ public:
+  using A = Wide<T>;
+  static constexpr int64_t kL = kLanes<A>;
+
+  GroupWgrad(const ConvView& view, const T* dz, const T* x, T* dw)
+      : view_(view),
+        band_(view, sizeof(A), kPermutesLanes<A>),
+        runs_(group_runs(view)),
+        dz_(dz),
+        x_(x),
+        dw_(dw) {
+    band_.fill_lanes<A>(view, lanes_);
+    const int64_t units = view.N * band_.bands;
+    slab_ = ceil_div(units, std::clamp<int64_t>(kTasksWanted / band_.blocks, 1, units));
+    slabs_ = ceil_div(units, slab_);
+    // Sums [vector of filters][vector of channels][run][channel][tap][lanes]
+    channels_ = band_.groups > 1 ? view.C : std::min(view.C, kL);
+    taps_ = static_cast<int64_t>(view.taps.size());
+    sums_ = band_.dst_vectors * band_.src_vectors * channels_ * taps_ * kL;
+    columns_ = std::min(view.J, kDotLength);
+    rows_ = std::max<int64_t>(1, std::min(band_.band, kDotLength / view.J));
+    band_dots_ = ceil_div(band_.band, rows_) * ceil_div(view.J, columns_);
+    compensated_ = slab_ * band_dots_ > kPlainSums;
+  }
+
+  void run(const Parallel& pool) const {
+    const int64_t source = round_up(band_.size, 16);
+    const int64_t gradient = band_.dst_vectors * band_.band * view_.J * kL;
+    const int64_t totals = compensated_ ? 2 * sums_ : 0;
+    const int64_t slot_size = round_up(source + gradient + totals, 16);
+    const WorkSplit split(band_.blocks * slabs_,
+                          static_cast<double>(slab_ * gradient) *
+                              static_cast<double>(band_.src_vectors * channels_ * taps_ + 8));
+    Buffer<A> sums(band_.blocks * slabs_ * sums_);
+    Buffer<A> scratch(split.slots * slot_size);
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+      A* const band = scratch.get() + slot * slot_size;
+      for (int64_t task = begin; task < end; ++task)
+        accumulate(task / slabs_, task % slabs_, band, band + source, sums.get() + task * sums_,
+                   band + source + gradient);
+    });
+    const WorkSplit finishing(band_.blocks, static_cast<double>(slabs_ * sums_));
+    finishing.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+      for (int64_t block = begin; block < end; ++block)
+        finish(block, sums.get() + block * slabs_ * sums_);
+    });
+  }
+
+ private:
+  void accumulate(int64_t block, int64_t slab, A* band, A* gradient, A* sums, A* totals) const {
+    fill_zero(sums, sums_);
+    const int64_t last = std::min((slab + 1) * slab_, view_.N * band_.bands);
+    int64_t dots = 0;
+    bool first = true;
+    for (int64_t unit = slab * slab_; unit < last; ++unit) {
+      const int64_t n = unit / band_.bands, i0 = unit % band_.bands * band_.band;
+      const int64_t rows = std::min(band_.band, view_.I - i0);
+      band_.fill(view_, x_ + n * view_.src.n, block, i0, band);
+      fill_gradient(dz_ + n * view_.dst.n, block, i0, rows, gradient);
+      add_products(band, gradient, rows, sums);
+      dots += band_dots_;
+      const bool end = unit + 1 == last;
+      if (compensated_ && (dots > kPlainSums || end)) {
+        add_compensated(sums, sums_, first, end, totals);
+        if (!end) fill_zero(sums, sums_);
+        first = false;
+        dots = 0;
+      }
+    }
+  }
+
+  int64_t gradient_plane() const { return band_.band * view_.J * kL; }
+
+  void fill_gradient(const T* dz, int64_t block, int64_t i0, int64_t rows, A* gradient) const {
+    const int64_t filters = band_.groups_in(view_, block) * view_.K;
+    dz += block * band_.groups * view_.K * view_.dst.c;
+    for (int64_t v = 0; v < band_.dst_vectors; ++v)
+      copy_group_window<T>(
+          {view_.dst, std::min(kL, filters - v * kL), view_.I, view_.J, i0, rows, 0, view_.J},
+          dz + v * kL * view_.dst.c, gradient + v * gradient_plane());
+  }
+
+  void add_products(const A* band, const A* gradient, int64_t rows, A* sums) const {
+    GroupDot<A> d{};
+    d.lanes = band_.groups > 1 ? lanes_ : nullptr;
+    d.step = view_.step_w;
+    d.dz_row = view_.J * kL;
+    d.src_row = view_.step_h * band_.width * kL;
+    for (int64_t i = 0; i < rows; i += rows_)
+      for (int64_t j = 0; j < view_.J; j += columns_) {
+        d.rows = std::min(rows_, rows - i);
+        d.count = std::min(columns_, view_.J - j);
+        A* sum = sums;
+        for (int64_t to = 0; to < band_.dst_vectors; ++to) {
+          d.dz = gradient + to * gradient_plane() + (i * view_.J + j) * kL;
+          for (int64_t from = 0; from < band_.src_vectors; ++from) {
+            const A* src = band + from * band_.plane + i * d.src_row + j * view_.step_w * kL;
+            const int64_t channels = channels_of(from);
+            for (const GroupRun& run : runs_) {
+              d.src = src + band_.offset(run.h, run.w);
+              for (int64_t c = 0; c < channels; c += kDotChannels) {
+                d.first_channel = c;
+                d.channels = std::min<int64_t>(kDotChannels, channels - c);
+                d.sums = sum + c * run.count * kL;
+                group_dot(d, run.count);
+              }
+              sum += channels * run.count * kL;
+            }
+          }
+        }
+      }
+  }
+
+  int64_t channels_of(int64_t vector) const {
+    return band_.groups > 1 ? view_.C : std::min(kL, view_.C - vector * kL);
+  }
+
+  void finish(int64_t block, A* sums) const {
+    for (int64_t slab = 1; slab < slabs_; ++slab)
+      for (int64_t i = 0; i < sums_; i += kL)
+        Vec<A>::store(sums + i, Vec<A>::load(sums + i) + Vec<A>::load(sums + slab * sums_ + i));
+    const int64_t filters = band_.groups_in(view_, block) * view_.K;
+    for (int64_t to = 0; to < band_.dst_vectors; ++to) {
+      const int64_t lanes = std::min(kL, filters - to * kL);
+      T* filter[kL];
+      for (int64_t l = 0; l < lanes; ++l) {
+        const int64_t k = to * kL + l;
+        filter[l] = dw_ + (block * band_.groups + k / view_.K) * view_.weight_group +
+                    k % view_.K * view_.weight_k;
+      }
+      for (int64_t from = 0; from < band_.src_vectors; ++from)
+        for (const GroupRun& run : runs_)
+          for (int64_t c = 0; c < channels_of(from); ++c)
+            for (int64_t s = 0; s < run.count; ++s, sums += kL) {
+              const int64_t at = (from * kL + c) * view_.weight_c + run.weights[s];
+              for (int64_t l = 0; l < lanes; ++l) filter[l][at] = from_wide<T>(sums[l]);
+            }
+    }
+  }
+
+  const ConvView& view_;
+  const GroupBand band_;
+  const std::vector<GroupRun> runs_;
+  const T* dz_;
+  const T* x_;
+  T* dw_;
+  LaneIndex<A> lanes_[kL];
+  int64_t slab_, slabs_;  // slab_: bands in one
+  int64_t channels_, taps_, sums_;
+  int64_t rows_, columns_;  // of a sum in registers
+  int64_t band_dots_;       // such sums in a band
+  bool compensated_;
+};
+
+}  // namespace
+
+template <typename T>
+void group_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
+  GroupWgrad<T>(view, dz, x, dw).run(pool);
+}
+
+template void group_wgrad(const ConvView&, const float*, const float*, float*, const Parallel&);
+template void group_wgrad(const ConvView&, const double*, const double*, double*, const Parallel&);
+template void group_wgrad(const ConvView&, const BFloat16*, const BFloat16*, BFloat16*,
+                          const Parallel&);
+template void group_wgrad(const ConvView&, const Float16*, const Float16*, Float16*,
+                          const Parallel&);
+
+}  // namespace torchconv::cpu

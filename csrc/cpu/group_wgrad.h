@@ -1,0 +1,15 @@
+// wgrad with few channels in a group, see group_wgrad.cpp.
+#pragma once
+
+#include "core/parallel.h"
+#include "cpu/conv_view.h"
+
+namespace torchconv::cpu {
+
+// Where group_band_applies (group_gather.h). Products with the padding are formed: an infinity or a
+// NaN may reach weights that it should not, but never without making them infinite or NaN.
+// Instantiated for float, double, BFloat16 and Float16.
+template <typename T>
+void group_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool);
+
+}  // namespace torchconv::cpu
