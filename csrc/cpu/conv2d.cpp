@@ -168,6 +168,20 @@ void strided_gather(const ConvProblem& p, StridedPass pass, const std::vector<Co
 
 bool is_empty(const ConvView& view) { return view.N == 0 || view.K == 0 || view.pixels() == 0; }
 
+// The gradients of taps that reach no pixel are zeros.
+template <typename T>
+bool all_finite(const ConvView& view, const T* dw) {
+  using V = WideVec<T>;
+  const int64_t size = view.groups * view.weight_group;
+  auto check = typename V::Type{};  // NaN once any element is not finite
+  int64_t i = 0;
+  for (; i + V::kLanes <= size; i += V::kLanes) check += V::load(dw + i) * 0;
+  check += V::load_partial(dw + i, size - i) * 0;
+  for (int l = 0; l < V::kLanes; ++l)
+    if (!(check[l] == 0)) return false;
+  return true;
+}
+
 template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   if (is_empty(view) || view.terms() == 0) return;

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kDotLength = 192, kPlainSums = 64;
 // Enough for several threads.
 constexpr int64_t kTasksWanted = 32;
+constexpr int64_t kBlocksTogether = 4;
 
 template <typename T>
 class GroupWgrad {
@@ -33,14 +34,17 @@ class GroupWgrad {
         dw_(dw) {
     band_.fill_lanes<A>(view, lanes_);
     const int64_t units = view.N * band_.bands;
-    slab_ = ceil_div(units, std::clamp<int64_t>(kTasksWanted / band_.blocks, 1, units));
+    // Neighbouring blocks read the same lines of memory in channels_last.
+    together_ = view.src.c == 1 ? std::min(band_.blocks, kBlocksTogether) : 1;
+    sets_ = ceil_div(band_.blocks, together_);
+    slab_ = ceil_div(units, std::clamp<int64_t>(kTasksWanted / sets_, 1, units));
     slabs_ = ceil_div(units, slab_);
     // Sums [vector of filters][vector of channels][run][channel][tap][lanes]
     channels_ = band_.groups > 1 ? view.C : std::min(view.C, kL);
     taps_ = static_cast<int64_t>(view.taps.size());
     sums_ = band_.dst_vectors * band_.src_vectors * channels_ * taps_ * kL;
     columns_ = std::min(view.J, kDotLength);
-    rows_ = std::max<int64_t>(1, std::min(band_.band, kDotLength / view.J));
+    rows_ = ceil_div(band_.band, ceil_div(band_.band * view.J, kDotLength));
     band_dots_ = ceil_div(band_.band, rows_) * ceil_div(view.J, columns_);
     compensated_ = slab_ * band_dots_ > kPlainSums;
   }
@@ -48,17 +52,17 @@ class GroupWgrad {
   void run(const Parallel& pool) const {
     const int64_t source = round_up(band_.size, 16);
     const int64_t gradient = band_.dst_vectors * band_.band * view_.J * kL;
-    const int64_t totals = compensated_ ? 2 * sums_ : 0;
+    const int64_t totals = compensated_ ? 2 * sums_ * together_ : 0;
     const int64_t slot_size = round_up(source + gradient + totals, 16);
-    const WorkSplit split(band_.blocks * slabs_,
-                          static_cast<double>(slab_ * gradient) *
+    const WorkSplit split(sets_ * slabs_,
+                          static_cast<double>(slab_ * gradient * together_) *
                               static_cast<double>(band_.src_vectors * channels_ * taps_ + 8));
     Buffer<A> sums(band_.blocks * slabs_ * sums_);
     Buffer<A> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       A* const band = scratch.get() + slot * slot_size;
       for (int64_t task = begin; task < end; ++task)
-        accumulate(task / slabs_, task % slabs_, band, band + source, sums.get() + task * sums_,
+        accumulate(task / slabs_ * together_, task % slabs_, sums.get(), band, band + source,
                    band + source + gradient);
     });
     const WorkSplit finishing(band_.blocks, static_cast<double>(slabs_ * sums_));
@@ -69,22 +73,31 @@ class GroupWgrad {
   }
 
  private:
-  void accumulate(int64_t block, int64_t slab, A* band, A* gradient, A* sums, A* totals) const {
-    fill_zero(sums, sums_);
+  // The blocks of a set from `block` on.
+  void accumulate(int64_t block, int64_t slab, A* all_sums, A* band, A* gradient, A* totals) const {
+    const int64_t blocks = std::min(together_, band_.blocks - block);
+    const auto sums_of = [&](int64_t b) {
+      return all_sums + ((block + b) * slabs_ + slab) * sums_;
+    };
+    for (int64_t b = 0; b < blocks; ++b) fill_zero(sums_of(b), sums_);
     const int64_t last = std::min((slab + 1) * slab_, view_.N * band_.bands);
     int64_t dots = 0;
     bool first = true;
     for (int64_t unit = slab * slab_; unit < last; ++unit) {
       const int64_t n = unit / band_.bands, i0 = unit % band_.bands * band_.band;
       const int64_t rows = std::min(band_.band, view_.I - i0);
-      band_.fill(view_, x_ + n * view_.src.n, block, i0, band);
-      fill_gradient(dz_ + n * view_.dst.n, block, i0, rows, gradient);
-      add_products(band, gradient, rows, sums);
       dots += band_dots_;
-      const bool end = unit + 1 == last;
-      if (compensated_ && (dots > kPlainSums || end)) {
-        add_compensated(sums, sums_, first, end, totals);
+      const bool end = unit + 1 == last, flush = compensated_ && (dots > kPlainSums || end);
+      for (int64_t b = 0; b < blocks; ++b) {
+        A* const sums = sums_of(b);
+        band_.fill(view_, x_ + n * view_.src.n, block + b, i0, band);
+        fill_gradient(dz_ + n * view_.dst.n, block + b, i0, rows, gradient);
+        add_products(band, gradient, rows, sums);
+        if (!flush) continue;
+        add_compensated(sums, sums_, first, end, totals + 2 * b * sums_);
         if (!end) fill_zero(sums, sums_);
+      }
+      if (flush) {
         first = false;
         dots = 0;
       }
@@ -167,7 +180,8 @@ class GroupWgrad {
   const T* x_;
   T* dw_;
   LaneIndex<A> lanes_[kL];
-  int64_t slab_, slabs_;  // slab_: bands in one
+  int64_t together_, sets_;  // of blocks
+  int64_t slab_, slabs_;     // slab_: bands in one
   int64_t channels_, taps_, sums_;
   int64_t rows_, columns_;  // of a sum in registers
   int64_t band_dots_;       // such sums in a band
