@@ -41,6 +41,8 @@ constexpr double kWinogradSaving = 1.5;
 constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 512;
 // A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
 constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWork = 25000;
+constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 256;
+constexpr int64_t kStridedWgradProduct = 512;
 // But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
 // stride 1 from so many channels and filters on.
 constexpr int64_t kFirstLayerChannels = 3, kFirstLayerFilters = 32;
@@ -112,6 +114,10 @@ struct Case {
       return narrower_side() >= kLargeWgradChannels && wider_side() > kNarrow &&
              v.pixels() >= kLargeWgradPixels && v.pixels() * v.C * v.K >= kLargeWgradWork;
     if (narrower_side() >= kWinogradWgradChannels) return v.C * v.K >= kWinogradWgradProduct;
+    if (narrower_side() >= kWinogradWgradChannels) {
+      const bool strided = v.step_h > 1;
+      return v.C * v.K >= (strided ? kStridedWgradProduct : kWinogradWgradProduct);
+    }
     if (v.taps.size() > 9) return v.K >= kWinogradWgradChannels;
     return v.step_h == 1 && v.C >= kFirstLayerChannels && v.K >= kFirstLayerFilters;
   }

@@ -33,6 +33,7 @@ std::vector<GroupRun> group_runs(const ConvView& view);
 struct GroupWindow {
   ConvStrides strides;
   int64_t channels, H, W, h, rows, w, columns;
+  int64_t ahead;  // from a pixel to one that will be read later
 };
 
 struct GroupBand {
@@ -90,15 +91,14 @@ void copy_group_window(const GroupWindow& window, const T* src, Wide<T>* to) {
   if (s.c == 1) {
     for (int64_t r = 0; r < rows.size(); ++r, to += row_size, src += s.row) {
       const T* pixel = src;
-      // The next block's channels are neighbours.
       if (window.channels == kL) {
         for (int64_t p = 0; p < columns.size(); ++p, pixel += s.column) {
-          __builtin_prefetch(pixel + kL);
+          __builtin_prefetch(pixel + window.ahead, 0, 2);
           V::Registers::store(to + p * kL, V::load(pixel));
         }
       } else {
         for (int64_t p = 0; p < columns.size(); ++p, pixel += s.column) {
-          __builtin_prefetch(pixel + kL);
+          __builtin_prefetch(pixel + window.ahead, 0, 2);
           V::Registers::store(to + p * kL, V::load_partial(pixel, window.channels));
         }
       }
@@ -116,6 +116,8 @@ void copy_group_window(const GroupWindow& window, const T* src, Wide<T>* to) {
     int64_t rest = columns.size();
     for (int64_t p = 0; p < run; p += kL) {
       const int64_t n = std::min(kL, run - p);
+      for (int64_t c = 0; c < window.channels; ++c)
+        __builtin_prefetch(src + p + c * s.c + window.ahead, 0, 2);
       typename V::Type tile[kL];
       if (window.channels == kL && n == kL) {
 #pragma GCC unroll 16
@@ -146,9 +148,12 @@ void GroupBand::fill(const ConvView& view, const T* src, int64_t block, int64_t 
                      Wide<T>* scratch) const {
   const int64_t channels = groups_in(view, block) * view.C;
   src += block * groups * view.C * view.src.c;
+  // The same rows' part of the next band, or sample.
+  const int64_t ahead = i0 + band < view.I ? band * view.step_h * view.src.row
+                                           : view.src.n - i0 * view.step_h * view.src.row;
   for (int64_t v = 0; v < src_vectors; ++v)
     copy_group_window<T>({view.src, std::min(lanes, channels - v * lanes), view.H, view.W,
-                          i0 * view.step_h + first_h, rows, first_w, width},
+                          i0 * view.step_h + first_h, rows, first_w, width, ahead},
                          src + v * lanes * view.src.c, scratch + v * plane);
 }
 

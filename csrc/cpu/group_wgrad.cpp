@@ -109,10 +109,12 @@ class GroupWgrad {
   void fill_gradient(const T* dz, int64_t block, int64_t i0, int64_t rows, A* gradient) const {
     const int64_t filters = band_.groups_in(view_, block) * view_.K;
     dz += block * band_.groups * view_.K * view_.dst.c;
+    const int64_t ahead =
+        i0 + rows < view_.I ? band_.band * view_.dst.row : view_.dst.n - i0 * view_.dst.row;
     for (int64_t v = 0; v < band_.dst_vectors; ++v)
-      copy_group_window<T>(
-          {view_.dst, std::min(kL, filters - v * kL), view_.I, view_.J, i0, rows, 0, view_.J},
-          dz + v * kL * view_.dst.c, gradient + v * gradient_plane());
+      copy_group_window<T>({view_.dst, std::min(kL, filters - v * kL), view_.I, view_.J, i0, rows,
+                            0, view_.J, ahead},
+                           dz + v * kL * view_.dst.c, gradient + v * gradient_plane());
   }
 
   void add_products(const A* band, const A* gradient, int64_t rows, A* sums) const {

@@ -16,6 +16,7 @@
 #include "core/buffer.h"
 #include "cpu/microkernels/winograd_gemm.h"
 #include "cpu/parallel_range.h"
+#include "cpu/winograd_groups.h"
 #include "cpu/winograd_input.h"
 #include "cpu/winograd_output.h"
 #include "cpu/winograd_tiles.h"
@@ -244,31 +245,9 @@ class Driver {
   Buffer<float> bias_;
 };
 
-// One group of a view.
-ConvView group_of(const ConvView& view, int64_t g) {
-  ConvView group = view;
-  group.groups = 1;
-  group.dst_offset += g * view.K * view.dst.c;
-  return group;
-}
-
-// f(group, pool) for all groups: many of them are dealt to the threads, few share them.
-template <typename F>
-void for_groups(const ConvView& view, const Parallel& pool, F&& f) {
-  constexpr int64_t kManyGroups = 8;
-  if (view.groups < kManyGroups) {
-    for (int64_t g = 0; g < view.groups; ++g) f(g, pool);
-    return;
-  }
-  const Parallel alone{[](int64_t begin, int64_t end, int64_t, Parallel::Body body, void* context) {
-    body(begin, end, context);
-  }};
-  const double products =
-      static_cast<double>(view.N * winograd_products(view)) * static_cast<double>(view.C * view.K);
-  parallel_for_with_scratch(pool, 0, view.groups, work_grain(products),
-                            [&](int64_t begin, int64_t end) {
-                              for (int64_t g = begin; g < end; ++g) f(g, alone);
-                            });
+double group_products(const ConvView& view) {
+  return static_cast<double>(view.N * winograd_products(view)) *
+         static_cast<double>(view.C * view.K);
 }
 
 }  // namespace
@@ -313,9 +292,10 @@ void winograd_pack_weights(const ConvView& view, const float* w, float* packed,
   if (view.groups > 1) {
     const ConvView group = winograd::group_of(view, 0);
     const int64_t size = winograd_weights_size(group);
-    return winograd::for_groups(view, pool, [&](int64_t g, const Parallel& inner) {
-      winograd_pack_weights(group, w + g * view.weight_group, packed + g * size, inner);
-    });
+    return winograd::for_groups(
+        view.groups, winograd::group_products(view), pool, [&](int64_t g, const Parallel& inner) {
+          winograd_pack_weights(group, w + g * view.weight_group, packed + g * size, inner);
+        });
   }
   if (!winograd::keeps_taps(view)) return winograd::transform_all_weights(plan, w, packed, pool);
   const WorkSplit split(plan.panels, static_cast<double>(winograd::gathered_panel(plan)));
@@ -331,13 +311,14 @@ std::vector<int64_t> winograd_gather(const ConvView& view, const float* src, con
   if (view.groups > 1) {
     const int64_t size = winograd_weights_size(winograd::group_of(view, 0));
     std::vector<std::vector<int64_t>> special(static_cast<size_t>(view.groups));
-    winograd::for_groups(view, pool, [&](int64_t g, const Parallel& inner) {
-      const ConvView group = winograd::group_of(view, g);
-      special[static_cast<size_t>(g)] =
-          winograd_gather(group, src + g * view.C * view.src.c, w + g * view.weight_group,
-                          bias != nullptr ? bias + g * view.K : nullptr, epilogue, inner,
-                          packed != nullptr ? packed + g * size : nullptr);
-    });
+    winograd::for_groups(
+        view.groups, winograd::group_products(view), pool, [&](int64_t g, const Parallel& inner) {
+          const ConvView group = winograd::group_of(view, g);
+          special[static_cast<size_t>(g)] =
+              winograd_gather(group, src + g * view.C * view.src.c, w + g * view.weight_group,
+                              bias != nullptr ? bias + g * view.K : nullptr, epilogue, inner,
+                              packed != nullptr ? packed + g * size : nullptr);
+        });
     std::set<int64_t> all;
     for (const std::vector<int64_t>& samples : special) all.insert(samples.begin(), samples.end());
     return {all.begin(), all.end()};

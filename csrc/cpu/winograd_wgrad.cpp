@@ -19,6 +19,7 @@
 #include "core/buffer.h"
 #include "cpu/microkernels/outer_product.h"
 #include "cpu/parallel_range.h"
+#include "cpu/winograd_groups.h"
 #include "cpu/winograd_wgrad_inverse.h"
 #include "cpu/winograd_wgrad_operands.h"
 #include "cpu/winograd_wgrad_phases.h"
@@ -376,7 +377,6 @@ bool is_grid(const ConvView& view, int64_t side, int64_t spread_h, int64_t sprea
 }
 
 Kind kind_of(const ConvView& view) {
-  if (view.groups != 1) return Kind::kNone;
   const bool stride1 = view.step_h == 1 && view.step_w == 1;
   const bool stride2 = view.step_h == 2 && view.step_w == 2;
   if (stride2 && view.C <= kMostStemChannels && is_grid(view, 7, 1, 1)) return Kind::kStem;
@@ -442,6 +442,17 @@ bool winograd_wgrad_applies(const ConvView& view) {
 bool winograd_wgrad(const ConvView& view, const float* dz, const float* x, float* dw,
                     const Parallel& pool) {
   using namespace winograd_gradient;  // NOLINT: the vocabulary of this file
+  if (view.groups > 1) {
+    const double products = static_cast<double>(view.N * winograd_wgrad_cost(view).products) *
+                            static_cast<double>(view.C * view.K);
+    std::atomic<bool> finite{true};
+    winograd::for_groups(view.groups, products, pool, [&](int64_t g, const Parallel& inner) {
+      if (!winograd_wgrad(winograd::group_of(view, 0), dz + g * view.K * view.dst.c,
+                          x + g * view.C * view.src.c, dw + g * view.weight_group, inner))
+        finite = false;
+    });
+    return finite;
+  }
   switch (kind_of(view)) {
     case Kind::kThreeTaps:
       return Wgrad<ThreeTaps>(view, dz, x, dw, pool).run();

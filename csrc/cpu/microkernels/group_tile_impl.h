@@ -42,6 +42,8 @@ void group_sum(const GroupSum<A>& g) {
 #pragma GCC unroll 16
     for (int j = 0; j < kTile; ++j) sum[j] = V::load(g.sums + j * kL);
   }
+#pragma GCC unroll 16
+  for (int j = 0; j < kTile; ++j) __builtin_prefetch(g.out + j * g.out_step, 1, 3);
   const int64_t step = g.step * kL;
   const A* w = g.weights;
   const auto lanes = first_lanes<kOneGroup, A>(g.lanes);
