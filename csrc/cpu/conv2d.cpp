@@ -246,6 +246,8 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
     if (covers_all && strides_by_winograd(p, StridedPass::kDgrad, winograd))
       return strided_gather(p, StridedPass::kDgrad, views, dz, w, nullptr, nullptr, epilogue, pool);
   }
+  if (covers_all && p.N > 0 && strides_by_groups(p, views))
+    return group_dgrad(p, views, dz, w, dx, pool);
   for (const ConvView& view : views)
     if (!is_empty(view))
       gather<T>(view, gather_algorithm(view, kDType<T>, winograd), dz, w, nullptr, nullptr,

@@ -57,6 +57,9 @@ constexpr int64_t kInnerFiltersMost = 8;
 constexpr double kLanesUsed = 0.7;
 // Wider groups fill the vectors of the general products.
 constexpr int64_t kGroupWidth = 16;
+// Wider groups fill the vectors of the general products; but for NCHW images, of which these have
+// to rearrange more, and for the phases of a stride, which share their source here.
+constexpr int64_t kGroupWidth = 16, kGroupWidthPixels = 64, kGroupStride = 4;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
 
@@ -90,9 +93,8 @@ struct Case {
   bool half() const { return is(DType::kBFloat16) || is(DType::kFloat16); }
   double lanes_used() const { return inner_gather_lanes_used(v, kVectorBytes / element_size()); }
   // Groups of several channels that lie side by side in vectors.
-  bool narrow_groups() const {
-    return grouped() && v.C > 1 && wider_side() <= kGroupWidth &&
-           group_band_applies(v, element_size());
+  bool narrow_groups(int64_t width = kGroupWidth) const {
+    return grouped() && v.C > 1 && wider_side() <= width && group_band_applies(v, element_size());
   }
   // Of the type that is computed in.
   int64_t element_size() const { return is(DType::kFloat64) ? sizeof(double) : sizeof(float); }
@@ -159,7 +161,9 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
-    {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},
+    {Algorithm::kGroupTiles, [](const Case& c) {
+       return c.narrow_groups(c.nchw() ? kGroupWidthPixels : kGroupWidth);
+     }},
     {Algorithm::kBandProduct, [](const Case& c) {
        return c.nchw() && c.v.taps.size() > 1 && c.v.J >= kBandProductWidth &&
               c.v.terms() >= kBandProductTerms && c.filters_fill_vectors() &&
@@ -230,6 +234,13 @@ bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) 
   const auto direct = static_cast<double>(p.P * p.Q) * static_cast<double>(p.R * p.S);
   return wide && p.P * p.Q >= least &&
          direct >= saving * static_cast<double>(strided_winograd_products(p, pass));
+}
+
+bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views) {
+  if (views.size() < 2 || std::max(p.stride_h, p.stride_w) > kGroupStride) return false;
+  const Case c{views[0], p.dtype, false};
+  return c.grouped() && c.v.C > 1 && c.wider_side() <= kGroupWidthPixels &&
+         group_dgrad_applies(views, c.element_size());
 }
 
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd) {

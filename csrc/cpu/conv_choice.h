@@ -36,6 +36,9 @@ ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd)
 // dgrad has several. Otherwise each view has its gather_algorithm.
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd);
 
+// Whether dgrad of a stride goes by group_dgrad (group_gather.h), all views at once. They cover dx.
+bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views);
+
 // As gather_algorithm for the weight gradient; view is fprop's and has terms.
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd);
 

@@ -88,6 +88,31 @@ class GroupWeights {
   std::vector<Term> terms_;  // in the order of memory
 };
 
+// The images of one call: dst(h, w) with h = i*step_h + row of the phase that computes it, w alike.
+// A stride's dgrad has a phase for each residue; else there is one, of step 1.
+struct GroupGrid {
+  int64_t H, W, step_h, step_w;
+  ConvStrides strides;
+  int64_t offset;
+};
+
+struct GroupPhase {
+  const ConvView* view;
+  int64_t row, column;
+};
+
+// What a band must hold: the taps of all phases.
+ConvView all_phases(const std::vector<GroupPhase>& phases) {
+  ConvView all = *phases[0].view;
+  for (size_t p = 1; p < phases.size(); ++p) {
+    const ConvView& view = *phases[p].view;
+    all.I = std::max(all.I, view.I);
+    all.J = std::max(all.J, view.J);
+    all.taps.insert(all.taps.end(), view.taps.begin(), view.taps.end());
+  }
+  return all;
+}
+
 template <typename T>
 class GroupGather {
  public:
@@ -95,40 +120,44 @@ class GroupGather {
   using V = WideVec<T>;
   static constexpr int64_t kL = V::kLanes;
 
-  GroupGather(const ConvView& view, const GroupBand& band, const T* src, const A* weights,
+  GroupGather(const std::vector<GroupPhase>& phases, const GroupGrid& grid, const T* src,
               const T* bias, const Epilogue<T>& epilogue)
-      : view_(view),
-        band_(band),
+      : view_(all_phases(phases)),
+        band_(group_band<T>(view_)),
+        grid_(grid),
         src_(src),
-        weights_(weights),
         epilogue_(epilogue),
-        vectors_(band.blocks * band.dst_vectors),
-        bias_(vectors_ * kL) {
-    band.fill_lanes<A>(view, lanes_);
-    for (int64_t block = 0; block < band.blocks; ++block)
-      for (int64_t l = 0; l < band.dst_vectors * kL; ++l)
-        bias_[block * band.dst_vectors * kL + l] =
-            bias != nullptr && l < band.groups_in(view, block) * view.K
-                ? to_wide(bias[block * band.groups * view.K + l])
+        bias_(band_.blocks * band_.dst_vectors * kL) {
+    band_.fill_lanes<A>(view_, lanes_);
+    for (int64_t block = 0; block < band_.blocks; ++block)
+      for (int64_t l = 0; l < band_.dst_vectors * kL; ++l)
+        bias_[block * band_.dst_vectors * kL + l] =
+            bias != nullptr && l < band_.groups_in(view_, block) * view_.K
+                ? to_wide(bias[block * band_.groups * view_.K + l])
                 : A{0};
-    plan_calls();
+    for (const GroupPhase& phase : phases) plan(phase);
     const Activation activation = epilogue.activation;
     clamps_ = activation == Activation::kReLU || activation == Activation::kReLU6;
     high_ = activation == Activation::kReLU6 ? A{6} : std::numeric_limits<A>::infinity();
     simple_ = epilogue.preactivation == nullptr && (clamps_ || activation == Activation::kNone);
-    in_place_ = std::is_same_v<T, A> && simple_ && view.dst.c == 1;
+    in_place_ = std::is_same_v<T, A> && simple_ && grid.strides.c == 1;
     // Rows that are transposed together.
     constexpr int64_t kRowsBytes = 16 << 10;
-    out_rows_ = view.dst.c == 1
-                    ? 1
-                    : std::clamp<int64_t>(kRowsBytes / (kVectorBytes * view.J), 1, band.band);
+    out_rows_ = grid.strides.c == 1 ? 1
+                                    : std::clamp<int64_t>(kRowsBytes / (kVectorBytes * grid.W), 1,
+                                                          band_.band * grid.step_h);
   }
 
-  void run(const Parallel& pool) const {
+  int64_t weights_size() const { return weights_size_; }
+  void pack(const T* w, A* packed, const Parallel& pool) const {
+    for (const Phase& phase : phases_)
+      GroupWeights<T>(*phase.view, band_).pack(w, packed + phase.weights, pool);
+  }
+
+  void run(const A* weights, const Parallel& pool) const {
     const int64_t tasks = view_.N * band_.bands * band_.blocks;
     const int64_t source = round_up(band_.size, 16);
-    const int64_t out = (out_rows_ * view_.J + kSumTiles[0]) * kL;
-    const int64_t slot_size = source + 2 * out + round_up(kL * plane(), 16);
+    const int64_t slot_size = source + kTileSums + out_size() + round_up(kL * plane(), 16);
     const WorkSplit split(tasks,
                           static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
                               static_cast<double>(view_.terms() + 8));
@@ -136,99 +165,126 @@ class GroupGather {
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       A* const band = scratch.get() + slot * slot_size;
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t block = task % band_.blocks, n = task / (band_.blocks * band_.bands);
+        const int64_t n = task / (band_.blocks * band_.bands);
         const int64_t i0 = task / band_.blocks % band_.bands * band_.band;
-        const int64_t i1 = std::min(i0 + band_.band, view_.I);
-        band_.fill(view_, src_ + n * view_.src.n, block, i0, band);
-        for (int64_t v = 0; v < band_.dst_vectors; ++v)
-          for (int64_t i = i0; i < i1; i += out_rows_)
-            run_rows(band + (i - i0) * view_.step_h * band_.width * kL, block, v, n, i,
-                     std::min(out_rows_, i1 - i), band + source);
+        const int64_t end_row = std::min((i0 + band_.band) * grid_.step_h, grid_.H);
+        Task t{weights, band, i0, n, task % band_.blocks, 0, band + source};
+        band_.fill(view_, src_ + n * view_.src.n, t.block, i0, band);
+        for (; t.vector < band_.dst_vectors; ++t.vector)
+          for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
+            run_rows(t, h, std::min(out_rows_, end_row - h));
       }
     });
   }
 
  private:
+  static constexpr int64_t kTileSums = kSumTiles[0] * kL;
+
   // Runs of equal length that one call of a tile sums up.
   struct Call {
     int64_t taps, first, count, weights;
   };
+  struct Phase {
+    const ConvView* view;
+    int64_t row, column;
+    int64_t weights, weights_vector;  // where they are, and from one vector of filters to the next
+    std::vector<TapRun> runs;
+    std::vector<Call> calls;
+  };
+  struct Task {
+    const A* weights;
+    const A* band;
+    int64_t i0, n, block, vector;
+    A* scratch;
+  };
 
-  void plan_calls() {
-    const std::vector<GroupRun> runs = group_runs(view_);
-    int64_t weights = 0, terms = 0;
+  void plan(const GroupPhase& from) {
+    Phase phase{from.view, from.row, from.column, weights_size_, 0, {}, {}};
+    const std::vector<GroupRun> runs = group_runs(*from.view);
+    int64_t terms = 0;
     for (int64_t v = 0; v < band_.src_vectors; ++v)
       for (const GroupRun& run : runs) {
         const int64_t channels = band_.groups > 1 ? view_.C : std::min(kL, view_.C - v * kL);
         const int64_t more = channels * run.count;
-        if (calls_.empty() || calls_.back().taps != run.count || terms + more > kDepth) {
-          calls_.push_back({run.count, static_cast<int64_t>(runs_.size()), 0, weights});
+        std::vector<Call>& calls = phase.calls;
+        if (calls.empty() || calls.back().taps != run.count || terms + more > kDepth) {
+          calls.push_back(
+              {run.count, static_cast<int64_t>(phase.runs.size()), 0, phase.weights_vector});
           terms = 0;
         }
-        ++calls_.back().count;
+        ++calls.back().count;
         terms += more;
-        weights += more * kL;
-        runs_.push_back({v * band_.plane + band_.offset(run.h, run.w), channels});
+        phase.weights_vector += more * kL;
+        phase.runs.push_back({v * band_.plane + band_.offset(run.h, run.w), channels});
       }
-    weights_vector_ = weights;
+    weights_size_ += band_.blocks * band_.dst_vectors * phase.weights_vector;
+    phases_.push_back(std::move(phase));
   }
 
-  int64_t plane() const { return ceil_div(out_rows_ * view_.J, 32) * 32 + 16; }
+  int64_t plane() const { return ceil_div(out_rows_ * grid_.W, 32) * 32 + 16; }
+  int64_t out_size() const { return out_rows_ * grid_.W * kL; }
 
-  // `rows` rows of the destination from row i on.
-  void run_rows(const A* source, int64_t block, int64_t vector, int64_t n, int64_t i, int64_t rows,
-                A* out) const {
-    const int64_t index = block * band_.dst_vectors + vector;
-    const int64_t channel = block * band_.groups * view_.K + vector * kL;
-    const int64_t used = std::min(kL, band_.groups_in(view_, block) * view_.K - vector * kL);
-    const int64_t dst = view_.dst_offset + n * view_.dst.n + channel * view_.dst.c;
+  // `rows` rows of the destination from row `first` on.
+  void run_rows(const Task& t, int64_t first, int64_t rows) const {
+    const int64_t channel = t.block * band_.groups * view_.K + t.vector * kL;
+    const int64_t used = std::min(kL, band_.groups_in(view_, t.block) * view_.K - t.vector * kL);
+    const int64_t dst = grid_.offset + t.n * grid_.strides.n + channel * grid_.strides.c;
+    A* const out = t.scratch + kTileSums;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t h = first + r, i = h / grid_.step_h;
+      A* const to = out + r * grid_.W * kL;
+      for (const Phase& phase : phases_)
+        if (phase.row == h % grid_.step_h && i < phase.view->I)
+          run_row(t, phase, i, used, dst + h * grid_.strides.row, to);
+      if (grid_.strides.c == 1 && !in_place_) store_pixels(to, used, dst + h * grid_.strides.row);
+    }
+    if (grid_.strides.c != 1)
+      store_planes(out, used, rows, dst + first * grid_.strides.row, out + out_size());
+  }
+
+  // Row i of a phase: where it belongs from dst on, or in a row of pixels.
+  void run_row(const Task& t, const Phase& phase, int64_t i, int64_t used, int64_t dst,
+               A* to) const {
+    const int64_t index = t.block * band_.dst_vectors + t.vector;
+    const A* row = t.band + (i - t.i0) * view_.step_h * band_.width * kL;
+    const A* weights = t.weights + phase.weights + index * phase.weights_vector;
     GroupSum<A> g{};
     g.lanes = band_.groups > 1 ? lanes_ : nullptr;
     g.step = view_.step_w;
     g.low = A{0};
     g.high = high_;
-    for (int64_t r = 0; r < rows; ++r) {
-      const A* row = source + r * view_.step_h * band_.width * kL;
-      A* const to = out + r * view_.J * kL;
-      for (int64_t j = 0; j < view_.J;) {
-        const int64_t tile = group_sum_tile(view_.J - j);
-        const int64_t count = std::min<int64_t>(kSumTiles[tile], view_.J - j);
-        g.src = row + j * view_.step_w * kL;
-        g.start = bias_.get() + index * kL;
-        g.sums = g.out = to + j * kL;
-        g.count = kSumTiles[tile];
-        g.out_step = g.used = kL;
-        g.clamp = false;
-        for (const Call& call : calls_) {
-          if (&call == &calls_.back()) {
-            g.clamp = simple_ && clamps_;
-            if constexpr (std::is_same_v<T, A>) {
-              if (in_place_) {
-                g.out = epilogue_.y + dst + (i + r) * view_.dst.row + j * view_.dst.column;
-                g.count = count;
-                g.out_step = view_.dst.column;
-                g.used = used;
-              }
-            }
+    g.sums = t.scratch;
+    for (int64_t j = 0; j < phase.view->J; j += g.count) {
+      const int64_t rest = phase.view->J - j, tile = group_sum_tile(rest);
+      g.src = row + j * view_.step_w * kL;
+      g.start = bias_.get() + index * kL;
+      for (const Call& call : phase.calls) {
+        const bool last = &call == &phase.calls.back();
+        g.clamp = last && simple_ && clamps_;
+        g.count = last ? std::min<int64_t>(kSumTiles[tile], rest) : kSumTiles[tile];
+        const int64_t column = j * grid_.step_w + phase.column;
+        g.out = last ? to + column * kL : t.scratch;
+        g.out_step = last ? grid_.step_w * kL : kL;
+        g.used = kL;
+        if constexpr (std::is_same_v<T, A>) {
+          if (last && in_place_) {
+            g.out = epilogue_.y + dst + column * grid_.strides.column;
+            g.out_step = grid_.step_w * grid_.strides.column;
+            g.used = used;
           }
-          g.weights = weights_ + index * weights_vector_ + call.weights;
-          g.runs = runs_.data() + call.first;
-          g.count_runs = call.count;
-          group_sum_kernel<A>(call.taps, view_.step_w, band_.groups == 1, tile)(g);
-          g.start = nullptr;
         }
-        j += count;
+        g.weights = weights + call.weights;
+        g.runs = phase.runs.data() + call.first;
+        g.count_runs = call.count;
+        group_sum_kernel<A>(call.taps, view_.step_w, band_.groups == 1, tile)(g);
+        g.start = nullptr;
       }
-      if (view_.dst.c == 1 && !in_place_) store_pixels(to, used, dst + (i + r) * view_.dst.row);
     }
-    if (view_.dst.c != 1) store_planes(out, used, rows, dst + i * view_.dst.row, out + out_size());
   }
-
-  int64_t out_size() const { return (out_rows_ * view_.J + kSumTiles[0]) * kL; }
 
   // A row of pixels in channels_last.
   void store_pixels(A* row, int64_t used, int64_t dst) const {
-    for (int64_t j = 0; j < view_.J; ++j, row += kL, dst += view_.dst.column) {
+    for (int64_t j = 0; j < grid_.W; ++j, row += kL, dst += grid_.strides.column) {
       if (simple_)
         V::store_partial(epilogue_.y + dst, V::Registers::load(row), used);
       else
@@ -238,10 +294,10 @@ class GroupGather {
 
   // Rows of planes, from rows of pixels.
   void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst, A* planes) const {
-    const bool neighbours = view_.dst.row == view_.J && view_.dst.column == 1;
-    const int64_t run = neighbours ? rows * view_.J : view_.J, runs = neighbours ? 1 : rows;
-    const bool direct = simple_ && view_.dst.column == 1;
-    for (int64_t r = 0; r < runs; ++r, pixels += run * kL, dst += view_.dst.row) {
+    const bool neighbours = grid_.strides.row == grid_.W && grid_.strides.column == 1;
+    const int64_t run = neighbours ? rows * grid_.W : grid_.W, runs = neighbours ? 1 : rows;
+    const bool direct = simple_ && grid_.strides.column == 1;
+    for (int64_t r = 0; r < runs; ++r, pixels += run * kL, dst += grid_.strides.row) {
       for (int64_t p = 0; p < run; p += kL) {
         const int64_t n = std::min(kL, run - p);
         typename V::Type tile[kL];
@@ -255,39 +311,49 @@ class GroupGather {
         } else if (n == kL) {
 #pragma GCC unroll 16
           for (int c = 0; c < kL; ++c)
-            if (c < used) V::store(epilogue_.y + dst + c * view_.dst.c + p, tile[c]);
+            if (c < used) V::store(epilogue_.y + dst + c * grid_.strides.c + p, tile[c]);
         } else {
 #pragma GCC unroll 16
           for (int c = 0; c < kL; ++c)
-            if (c < used) V::store_partial(epilogue_.y + dst + c * view_.dst.c + p, tile[c], n);
+            if (c < used) V::store_partial(epilogue_.y + dst + c * grid_.strides.c + p, tile[c], n);
         }
       }
       if (direct) continue;
       for (int64_t c = 0; c < used; ++c) {
         if (simple_)
           Epilogue<T>{epilogue_.y, nullptr, Activation::kNone}.store(
-              planes + c * plane(), run, dst + c * view_.dst.c, view_.dst.column);
+              planes + c * plane(), run, dst + c * grid_.strides.c, grid_.strides.column);
         else
-          epilogue_.store(planes + c * plane(), run, dst + c * view_.dst.c, view_.dst.column);
+          epilogue_.store(planes + c * plane(), run, dst + c * grid_.strides.c,
+                          grid_.strides.column);
       }
     }
   }
 
-  const ConvView& view_;
-  const GroupBand& band_;
+  const ConvView view_;  // of all phases
+  const GroupBand band_;
+  const GroupGrid grid_;
   const T* src_;
-  const A* weights_;
   const Epilogue<T>& epilogue_;
-  int64_t vectors_;
   Buffer<A> bias_;  // [block][vector][lanes]
   LaneIndex<A> lanes_[kL];
-  std::vector<TapRun> runs_;
-  std::vector<Call> calls_;
-  int64_t weights_vector_;
+  std::vector<Phase> phases_;
+  int64_t weights_size_ = 0;
   int64_t out_rows_;
   bool clamps_, simple_, in_place_;  // simple_: the tile itself can finish
   A high_;
 };
+
+std::vector<GroupPhase> phases_of(const std::vector<ConvView>& views) {
+  std::vector<GroupPhase> phases;
+  for (const ConvView& view : views) phases.push_back({&view, 0, 0});
+  return phases;
+}
+
+// A view by itself.
+GroupGrid grid_of(const ConvView& view) {
+  return {view.I, view.J, 1, 1, view.dst, view.dst_offset};
+}
 
 }  // namespace
 
@@ -311,20 +377,42 @@ void group_pack_weights(const ConvView& view, const T* w, Wide<T>* packed, const
 template <typename T>
 void group_gather(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
                   const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
-  const GroupBand band = group_band<T>(view);
-  Buffer<Wide<T>> own(packed != nullptr ? 0 : group_weights_size<T>(view));
-  if (packed == nullptr) {
-    group_pack_weights(view, w, own.get(), pool);
-    packed = own.get();
-  }
-  GroupGather<T>(view, band, src, packed, bias, epilogue).run(pool);
+  const GroupGather<T> gather({{&view, 0, 0}}, grid_of(view), src, bias, epilogue);
+  Buffer<Wide<T>> own(packed != nullptr ? 0 : gather.weights_size());
+  if (packed == nullptr) gather.pack(w, own.get(), pool);
+  gather.run(packed != nullptr ? packed : own.get(), pool);
 }
 
-#define TORCHCONV_GROUP_GATHER(T)                                                           \
-  template int64_t group_weights_size<T>(const ConvView&);                                  \
-  template void group_pack_weights(const ConvView&, const T*, Wide<T>*, const Parallel&);   \
-  template void group_gather(const ConvView&, const T*, const T*, const Wide<T>*, const T*, \
-                             const Epilogue<T>&, const Parallel&);
+bool group_dgrad_applies(const std::vector<ConvView>& views, int64_t element_size) {
+  return group_band_applies(all_phases(phases_of(views)), element_size);
+}
+
+template <typename T>
+void group_dgrad(const ConvProblem& p, const std::vector<ConvView>& views, const T* dz, const T* w,
+                 T* dx, const Parallel& pool) {
+  GroupGrid grid{p.H, p.W, p.stride_h, p.stride_w, views[0].dst, 0};
+  const bool nchw = p.layout == Layout::kNCHW;
+  grid.strides.row = nchw ? p.W : p.W * p.C;
+  grid.strides.column = nchw ? 1 : p.C;
+  std::vector<GroupPhase> phases = phases_of(views);
+  for (GroupPhase& phase : phases) {
+    phase.row = phase.view->dst_offset / grid.strides.row;
+    phase.column = phase.view->dst_offset % grid.strides.row / grid.strides.column;
+  }
+  const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
+  const GroupGather<T> gather(phases, grid, dz, nullptr, epilogue);
+  Buffer<Wide<T>> packed(gather.weights_size());
+  gather.pack(w, packed.get(), pool);
+  gather.run(packed.get(), pool);
+}
+
+#define TORCHCONV_GROUP_GATHER(T)                                                                 \
+  template int64_t group_weights_size<T>(const ConvView&);                                        \
+  template void group_pack_weights(const ConvView&, const T*, Wide<T>*, const Parallel&);         \
+  template void group_gather(const ConvView&, const T*, const T*, const Wide<T>*, const T*,       \
+                             const Epilogue<T>&, const Parallel&);                                \
+  template void group_dgrad(const ConvProblem&, const std::vector<ConvView>&, const T*, const T*, \
+                            T*, const Parallel&);
 TORCHCONV_GROUP_GATHER(float)
 TORCHCONV_GROUP_GATHER(double)
 TORCHCONV_GROUP_GATHER(BFloat16)

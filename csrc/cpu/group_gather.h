@@ -1,6 +1,8 @@
 // fprop and dgrad with few channels in a group, see group_gather.cpp.
 #pragma once
 
+#include <vector>
+
 #include "cpu/activation.h"
 #include "cpu/conv_view.h"
 #include "cpu/simd.h"
@@ -24,5 +26,12 @@ void group_pack_weights(const ConvView& view, const T* w, Wide<T>* packed, const
 template <typename T>
 void group_gather(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
                   const T* bias, const Epilogue<T>& epilogue, const Parallel& pool);
+
+// dgrad of a stride: all its views, which cover dx, from the same bands, so that whole rows of dx
+// are written at a time.
+bool group_dgrad_applies(const std::vector<ConvView>& views, int64_t element_size);
+template <typename T>
+void group_dgrad(const ConvProblem& p, const std::vector<ConvView>& views, const T* dz, const T* w,
+                 T* dx, const Parallel& pool);
 
 }  // namespace torchconv::cpu
