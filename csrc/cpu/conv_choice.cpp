@@ -59,6 +59,8 @@ constexpr double kLanesUsed = 0.7;
 constexpr int64_t kGroupWidth = 16;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which these have
 // to rearrange more, and for the phases of a stride, which share their source here.
+// Wider groups fill the vectors of the general products; but for NCHW images, of which they have
+// to rearrange more. A stride has that squared phases.
 constexpr int64_t kGroupWidth = 16, kGroupWidthPixels = 64, kGroupStride = 4;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
@@ -239,7 +241,8 @@ bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) 
 bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views) {
   if (views.size() < 2 || std::max(p.stride_h, p.stride_w) > kGroupStride) return false;
   const Case c{views[0], p.dtype, false};
-  return c.grouped() && c.v.C > 1 && c.wider_side() <= kGroupWidthPixels &&
+  return c.grouped() && c.v.C > 1 &&
+         c.wider_side() <= (c.nchw() ? kGroupWidthPixels : kGroupWidth) &&
          group_dgrad_applies(views, c.element_size());
 }
 

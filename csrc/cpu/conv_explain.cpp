@@ -252,7 +252,9 @@ std::string conv2d_explain(const ConvProblem& p) {
         *std::max_element(views.begin(), views.end(), [](const ConvView& a, const ConvView& b) {
           return multiplications(a) < multiplications(b);
         });
-    const ConvAlgorithm dgrad = gather_algorithm(largest, p.dtype, winograd);
+    const ConvAlgorithm dgrad = covers_all && strides_by_groups(p, views)
+                                    ? ConvAlgorithm::kGroupTiles
+                                    : gather_algorithm(largest, p.dtype, winograd);
     double operations = 0;
     for (const ConvView& v : views)
       operations += gather_operations(v, gather_algorithm(v, p.dtype, winograd));
