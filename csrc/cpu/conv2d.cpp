@@ -168,20 +168,6 @@ void strided_gather(const ConvProblem& p, StridedPass pass, const std::vector<Co
 
 bool is_empty(const ConvView& view) { return view.N == 0 || view.K == 0 || view.pixels() == 0; }
 
-// The gradients of taps that reach no pixel are zeros.
-template <typename T>
-bool all_finite(const ConvView& view, const T* dw) {
-  using V = WideVec<T>;
-  const int64_t size = view.groups * view.weight_group;
-  auto check = typename V::Type{};  // NaN once any element is not finite
-  int64_t i = 0;
-  for (; i + V::kLanes <= size; i += V::kLanes) check += V::load(dw + i) * 0;
-  check += V::load_partial(dw + i, size - i) * 0;
-  for (int l = 0; l < V::kLanes; ++l)
-    if (!(check[l] == 0)) return false;
-  return true;
-}
-
 template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   if (is_empty(view) || view.terms() == 0) return;
@@ -199,15 +185,9 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels:
       if (band_wgrad(view, algorithm == ConvAlgorithm::kBandAlongPixels, dz, x, dw, pool)) return;
-      [[fallthrough]];  // which multiplies nothing by padding
+      return conv_wgrad(view, dz, x, dw, pool);  // which multiplies nothing by padding
     case ConvAlgorithm::kGroupTiles:
-      if (algorithm == ConvAlgorithm::kGroupTiles)
-        group_wgrad(view, dz, x, dw, pool);
-      else
-        band_wgrad(view, conv_band<T>(view, algorithm), dz, x, dw, pool);
-      // The band multiplies pixels that no window holds by zero, which infinity and NaN survive;
-      // packing leaves such pixels out.
-      if (all_finite(view, dw)) return;
+      if (group_wgrad(view, dz, x, dw, pool)) return;
       [[fallthrough]];
     default:
       return conv_wgrad(view, dz, x, dw, pool);

@@ -38,11 +38,10 @@ constexpr double kStridedSaving = 1.4, kStridedSavingDgrad = 1.1;
 constexpr double kWinogradSaving = 1.5;
 // Fewer channels or filters, or a smaller C x K, leave the transforms of the weight gradient too
 // few products to serve.
-constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 512;
-// A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
-constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWork = 25000;
 constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 256;
 constexpr int64_t kStridedWgradProduct = 512;
+// A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
+constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWork = 25000;
 // But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
 // stride 1 from so many channels and filters on.
 constexpr int64_t kFirstLayerChannels = 3, kFirstLayerFilters = 32;
@@ -55,10 +54,6 @@ constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
 // filters would leave empty, and the part of the inner products' lanes that must hold a term.
 constexpr int64_t kInnerFiltersMost = 8;
 constexpr double kLanesUsed = 0.7;
-// Wider groups fill the vectors of the general products.
-constexpr int64_t kGroupWidth = 16;
-// Wider groups fill the vectors of the general products; but for NCHW images, of which these have
-// to rearrange more, and for the phases of a stride, which share their source here.
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
 // to rearrange more. A stride has that squared phases.
 constexpr int64_t kGroupWidth = 16, kGroupWidthPixels = 64, kGroupStride = 4;
@@ -117,7 +112,6 @@ struct Case {
     if (v.taps.size() == 25)
       return narrower_side() >= kLargeWgradChannels && wider_side() > kNarrow &&
              v.pixels() >= kLargeWgradPixels && v.pixels() * v.C * v.K >= kLargeWgradWork;
-    if (narrower_side() >= kWinogradWgradChannels) return v.C * v.K >= kWinogradWgradProduct;
     if (narrower_side() >= kWinogradWgradChannels) {
       const bool strided = v.step_h > 1;
       return v.C * v.K >= (strided ? kStridedWgradProduct : kWinogradWgradProduct);

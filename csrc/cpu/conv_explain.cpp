@@ -160,11 +160,9 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
   const auto tiles = static_cast<double>(plan.tiles());
   const auto C = static_cast<double>(v.C), K = static_cast<double>(v.K);
   const TransformSteps steps = transform_steps(v);
-  return 2 * (product_of({v.N, winograd_products(v), v.C, v.K}) + tiles * C * steps.source +
-              tiles * K * steps.product + C * K * steps.weight);
   return 2 * static_cast<double>(v.groups) *
-         (product_of({v.N, winograd_products(v), v.C, v.K}) + tiles * C * kSourceSteps +
-          tiles * K * kProductSteps + C * K * kWeightSteps);
+         (product_of({v.N, winograd_products(v), v.C, v.K}) + tiles * C * steps.source +
+          tiles * K * steps.product + C * K * steps.weight);
 }
 
 // Without the transforms.
@@ -178,11 +176,9 @@ double wgrad_operations(const ConvView& v, ConvAlgorithm algorithm) {
   const auto tiles = product_of({v.N, cost.tiles});
   const auto C = static_cast<double>(v.C), K = static_cast<double>(v.K);
   const TransformSteps steps = transform_steps(v);
-  return 2 * (product_of({v.N, cost.products, v.C, v.K}) + tiles * (C + K) * steps.source +
-              C * K * (v.taps.size() == 25 ? steps.weight : steps.product));
   return 2 * static_cast<double>(v.groups) *
-         (product_of({v.N, cost.products, v.C, v.K}) + tiles * (C + K) * kSourceSteps +
-          C * K * kProductSteps);
+         (product_of({v.N, cost.products, v.C, v.K}) + tiles * (C + K) * steps.source +
+          C * K * (v.taps.size() == 25 ? steps.weight : steps.product));
 }
 
 struct Line {

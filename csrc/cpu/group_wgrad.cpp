@@ -190,18 +190,33 @@ class GroupWgrad {
   bool compensated_;
 };
 
+// The gradients of taps that reach no pixel are zeros.
+template <typename T>
+bool all_finite(const ConvView& view, const T* dw) {
+  using V = WideVec<T>;
+  const int64_t size = view.groups * view.weight_group;
+  auto check = typename V::Type{};  // NaN once any element is not finite
+  int64_t i = 0;
+  for (; i + V::kLanes <= size; i += V::kLanes) check += V::load(dw + i) * 0;
+  check += V::load_partial(dw + i, size - i) * 0;
+  for (int l = 0; l < V::kLanes; ++l)
+    if (!(check[l] == 0)) return false;
+  return true;
+}
+
 }  // namespace
 
 template <typename T>
-void group_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
+bool group_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   GroupWgrad<T>(view, dz, x, dw).run(pool);
+  return all_finite(view, dw);
 }
 
-template void group_wgrad(const ConvView&, const float*, const float*, float*, const Parallel&);
-template void group_wgrad(const ConvView&, const double*, const double*, double*, const Parallel&);
-template void group_wgrad(const ConvView&, const BFloat16*, const BFloat16*, BFloat16*,
+template bool group_wgrad(const ConvView&, const float*, const float*, float*, const Parallel&);
+template bool group_wgrad(const ConvView&, const double*, const double*, double*, const Parallel&);
+template bool group_wgrad(const ConvView&, const BFloat16*, const BFloat16*, BFloat16*,
                           const Parallel&);
-template void group_wgrad(const ConvView&, const Float16*, const Float16*, Float16*,
+template bool group_wgrad(const ConvView&, const Float16*, const Float16*, Float16*,
                           const Parallel&);
 
 }  // namespace torchconv::cpu

@@ -6,10 +6,10 @@
 
 namespace torchconv::cpu {
 
-// Where group_band_applies (group_gather.h). Products with the padding are formed: an infinity or a
-// NaN may reach weights that it should not, but never without making them infinite or NaN.
+// Where group_band_applies (group_gather.h). Products with the padding are formed: False
+// where any of the gradient is not finite, for an infinity or a NaN may have reached too much.
 // Instantiated for float, double, BFloat16 and Float16.
 template <typename T>
-void group_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool);
+bool group_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool);
 
 }  // namespace torchconv::cpu

@@ -11,7 +11,7 @@
 namespace torchconv::cpu {
 
 // Whether the view is one that winograd_gather computes: nine or 25 taps in a square, one group.
-// Whether the view is one that winograd_gather computes: nine taps in a square.
+// Whether the view is one that winograd_gather computes: nine or 25 taps in a square.
 bool winograd_applies(const ConvView& view);
 
 // Multiplications for a sample, a channel and a filter.

@@ -193,8 +193,6 @@ void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int
                          : streams      ? transform_filter<5, true>
                                         : transform_filter<5>;
   alignas(64) float gathered[kMostTaps * kTapElements];
-  const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
-  alignas(64) float gathered[kGathered];
   for (int64_t vector = 0; vector < plan.vectors_in(block); ++vector) {
     const int64_t from = block * plan.block_vectors + vector, c = from * kVector;
     const float* g = gathered;
@@ -213,11 +211,6 @@ void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int
       for (int64_t k = 0; k < filters; k += kVector)
         transform(g + i * taps.count * kFilters + k, u + (vector * kVector + i) * kFilters + k,
                   layout.point);
-    for (int64_t i = 0; i < kVector; ++i) {
-      if (next != nullptr) prefetch_weights(view, plan.tap_weight, next, i);
-      for (int64_t k = 0; k < filters; k += kVector)
-        transform_filter(g + i * kAllTaps * kFilters + k, u + (vector * kVector + i) * kFilters + k,
-                         layout.point);
     }
   }
   if (streams) stream_fence();
