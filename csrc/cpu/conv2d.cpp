@@ -15,6 +15,8 @@
 #include "cpu/conv_view.h"
 #include "cpu/conv_wgrad.h"
 #include "cpu/depthwise_channels.h"
+#include "cpu/depthwise_columns.h"
+#include "cpu/depthwise_planes.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
 #include "cpu/group_wgrad.h"
@@ -133,6 +135,10 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
       if constexpr (std::is_floating_point_v<T>)
         depthwise_channels_gather(view, src, w, bias, epilogue, pool);
       return;
+    case ConvAlgorithm::kDepthwiseColumns:
+      return depthwise_columns_gather(view, src, w, bias, epilogue, pool);
+    case ConvAlgorithm::kDepthwisePlanes:
+      return depthwise_planes_gather(view, src, w, bias, epilogue, pool);
     case ConvAlgorithm::kGroupTiles:
       return group_gather(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kBandAlongPixels:
@@ -186,6 +192,12 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
     case ConvAlgorithm::kBandAlongChannels:
       if (band_wgrad(view, algorithm == ConvAlgorithm::kBandAlongPixels, dz, x, dw, pool)) return;
       return conv_wgrad(view, dz, x, dw, pool);  // which multiplies nothing by padding
+    case ConvAlgorithm::kDepthwiseColumns:
+      if (depthwise_columns_wgrad(view, dz, x, dw, pool)) return;
+      return conv_wgrad(view, dz, x, dw, pool);
+    case ConvAlgorithm::kDepthwisePlanes:
+      if (depthwise_planes_wgrad(view, dz, x, dw, pool)) return;
+      return conv_wgrad(view, dz, x, dw, pool);
     case ConvAlgorithm::kGroupTiles:
       if (group_wgrad(view, dz, x, dw, pool)) return;
       [[fallthrough]];
@@ -217,6 +229,12 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
 
 template <typename T>
 void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel& pool) {
+  ConvAlgorithm at_once;
+  if (dgrad_at_once(p, &at_once)) {
+    if (at_once == ConvAlgorithm::kDepthwisePlanes)
+      return depthwise_planes_spread(p, dz, w, dx, pool);
+    return depthwise_columns_spread(p, dz, w, dx, pool);
+  }
   bool covers_all = false;
   const std::vector<ConvView> views = dgrad_views(p, &covers_all);
   if (!covers_all) std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));

@@ -7,6 +7,8 @@
 #include "cpu/band_gemm.h"
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
+#include "cpu/depthwise_columns.h"
+#include "cpu/depthwise_planes.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
 #include "cpu/inner_gather.h"
@@ -78,6 +80,10 @@ struct Case {
   bool nchw() const { return v.src_pixels_contiguous(); }
   // As are images of one pixel in either layout.
   bool channels_last() const { return direct_gemm_applies(v); }
+  bool depthwise_columns() const {
+    return is(DType::kFloat64) ? depthwise_columns_applies<double>(v)
+                               : depthwise_columns_applies<float>(v);
+  }
   bool depthwise() const {
     return is(DType::kFloat32)   ? depthwise_channels_applies<float>(v)
            : is(DType::kFloat64) ? depthwise_channels_applies<double>(v)
@@ -156,7 +162,11 @@ constexpr Rule kGatherRules[] = {
        return c.v.terms() == 0 && c.channels_last();
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
+    {Algorithm::kDepthwiseColumns, [](const Case& c) { return c.depthwise_columns(); }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
+    {Algorithm::kDepthwisePlanes, [](const Case& c) {
+       return c.grouped() && depthwise_planes_applies(c.v);
+     }},
     {Algorithm::kGroupTiles, [](const Case& c) {
        return c.narrow_groups(c.nchw() ? kGroupWidthPixels : kGroupWidth);
      }},
@@ -188,7 +198,11 @@ constexpr Rule kGatherRules[] = {
 };
 
 constexpr Rule kWgradRules[] = {
+    {Algorithm::kDepthwiseColumns, [](const Case& c) { return c.depthwise_columns(); }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
+    {Algorithm::kDepthwisePlanes, [](const Case& c) {
+       return c.grouped() && depthwise_planes_applies(c.v);
+     }},
     {Algorithm::kWinograd, [](const Case& c) {
        return c.winograd && c.is(DType::kFloat32) && c.feeds_winograd_wgrad() &&
               winograd_wgrad_applies(c.v);
@@ -223,6 +237,9 @@ ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd)
 
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {
   if (!winograd || !strided_winograd_applies(p)) return false;
+  // The direct product of pairs does as well, but for the few filters of a first layer's dgrad.
+  const bool pairs = p.dtype == DType::kBFloat16 && has_pair_products();
+  if (pairs && (pass == StridedPass::kFprop || p.C > kFewFilters)) return false;
   const bool fprop = pass == StridedPass::kFprop, channels_last = p.layout == Layout::kNHWC;
   const bool wide = p.K >= kStridedChannels && (p.C >= kStridedChannels || p.R > 3);
   const int64_t least = fprop && channels_last ? kStridedPixelsChannelsLast : kStridedPixels;
@@ -230,6 +247,14 @@ bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) 
   const auto direct = static_cast<double>(p.P * p.Q) * static_cast<double>(p.R * p.S);
   return wide && p.P * p.Q >= least &&
          direct >= saving * static_cast<double>(strided_winograd_products(p, pass));
+}
+
+bool dgrad_at_once(const ConvProblem& p, ConvAlgorithm* algorithm) {
+  *algorithm =
+      p.layout == Layout::kNCHW ? Algorithm::kDepthwisePlanes : Algorithm::kDepthwiseColumns;
+  if (p.layout == Layout::kNCHW) return depthwise_planes_spread_applies(p);
+  return p.dtype == DType::kFloat64 ? depthwise_columns_spread_applies<double>(p)
+                                    : depthwise_columns_spread_applies<float>(p);
 }
 
 bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views) {

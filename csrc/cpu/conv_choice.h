@@ -14,6 +14,8 @@ enum class ConvAlgorithm : uint8_t {
   kStridedWinograd,    // winograd_strided.h
   kWinogradRows,       // winograd_rows.h
   kDepthwiseChannels,  // depthwise_channels.h
+  kDepthwiseColumns,   // depthwise_columns.h
+  kDepthwisePlanes,    // depthwise_planes.h
   kGroupTiles,         // group_gather.h, group_wgrad.h
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
   kBandAlongChannels,  // the same, several groups side by side
@@ -38,6 +40,8 @@ bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd);
 
 // Whether dgrad of a stride goes by group_dgrad (group_gather.h), all views at once. They cover dx.
 bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views);
+// Whether dgrad of a stride above 1 goes by one algorithm for all residues, and by which.
+bool dgrad_at_once(const ConvProblem& p, ConvAlgorithm* algorithm);
 
 // As gather_algorithm for the weight gradient; view is fprop's and has terms.
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd);

@@ -44,6 +44,11 @@ const char* name_of(ConvAlgorithm algorithm) {
     case ConvAlgorithm::kWinogradRows:
       return "Winograd along rows";
     case ConvAlgorithm::kDepthwiseChannels:
+      return "depthwise taps, vectors along channels";
+    case ConvAlgorithm::kDepthwiseColumns:
+      return "depthwise rolling columns, vectors along channels";
+    case ConvAlgorithm::kDepthwisePlanes:
+      return "depthwise rolling rows, vectors along pixels";
       return "depthwise, vectors along channels";
     case ConvAlgorithm::kGroupTiles:
       return "bands of rows, groups side by side in vectors";
@@ -106,8 +111,11 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
       return text("%lld bands of %lld rows, %lld groups together", band.bands, band.band,
                   band.groups);
     }
+    case ConvAlgorithm::kDepthwiseColumns:
     case ConvAlgorithm::kDepthwiseChannels:
       return text("%lld rows of %lld pixels, %lld channels in a vector", v.I, v.J, lanes);
+    case ConvAlgorithm::kDepthwisePlanes:
+      return text("planes of %lld rows of %lld pixels, %lld pixels in a vector", v.I, v.J, lanes);
     case ConvAlgorithm::kInnerProduct:
       return text("register tiles of %lld x %lld, %lld terms in a vector", kInnerPixels,
                   std::min(v.K, kInnerFilters), lanes);
@@ -240,8 +248,14 @@ std::string conv2d_explain(const ConvProblem& p) {
                             gather_blocking(view, p.dtype, fprop), direct,
                             gather_operations(view, fprop), bytes});
 
+  ConvAlgorithm at_once;
   if (views.empty()) {
     lines += zeros("dgrad", bytes);
+  } else if (dgrad_at_once(p, &at_once)) {
+    lines += formatted({"dgrad", at_once, "",
+                        text("all %lld phases of the stride at once, %lld rows of %lld pixels",
+                             static_cast<int64_t>(views.size()), p.H, p.W),
+                        direct, direct, bytes});
   } else {
     // Where the phases of a stride are computed in several ways, the largest names the way.
     const ConvView& largest =
@@ -265,10 +279,11 @@ std::string conv2d_explain(const ConvProblem& p) {
 
   if (view.terms() == 0) return lines + zeros("wgrad", bytes);
   const ConvAlgorithm wgrad = wgrad_algorithm(view, p.dtype, winograd);
-  const bool band = wgrad == ConvAlgorithm::kBandAlongPixels ||
-                    wgrad == ConvAlgorithm::kBandAlongChannels ||
-                    wgrad == ConvAlgorithm::kGroupTiles;
-  const char* otherwise = band ? name_of(ConvAlgorithm::kWgradProduct) : "";
+  const bool multiplies_padding =
+      wgrad == ConvAlgorithm::kBandAlongPixels || wgrad == ConvAlgorithm::kBandAlongChannels ||
+      wgrad == ConvAlgorithm::kDepthwisePlanes || wgrad == ConvAlgorithm::kDepthwiseColumns ||
+      wgrad == ConvAlgorithm::kGroupTiles;
+  const char* otherwise = multiplies_padding ? name_of(ConvAlgorithm::kWgradProduct) : "";
   if (wgrad == ConvAlgorithm::kWinograd) otherwise = name_of(wgrad_algorithm(view, p.dtype, false));
   return lines + formatted({"wgrad", wgrad, otherwise, wgrad_blocking(view, p.dtype, wgrad), direct,
                             wgrad_operations(view, wgrad), bytes});

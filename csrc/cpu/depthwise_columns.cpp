@@ -1,0 +1,255 @@
+// NHWC depthwise convolution by pairs of output rows; wgrad by slabs of rows that the shape alone
+// cuts, whose sums are added up in order.
+#include "cpu/depthwise_columns.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/buffer.h"
+#include "cpu/conv_pack.h"
+#include "cpu/depthwise_taps.h"
+#include "cpu/microkernels/channel_columns.h"
+#include "cpu/parallel_range.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// [tap][channel], in the ascending order of offsets.
+template <typename T>
+void pack_taps(const DepthwiseTaps& taps, int64_t channels, const T* w, Wide<T>* packed) {
+  const int64_t count = taps.rows * taps.columns;
+  // A filter's taps are neighbours in memory, of which dgrad takes the last first.
+  if (taps.weight_column == 1 && taps.weight_row == taps.columns)
+    return pack_transposed(w + taps.weight_first, taps.filter, channels, count, packed, channels);
+  if (taps.weight_column == -1 && taps.weight_row == -taps.columns)
+    return pack_transposed(w + taps.weight_first - (count - 1), taps.filter, channels, count,
+                           packed + (count - 1) * channels, -channels);
+  for (int64_t t = 0; t < count; ++t) {
+    const T* from = w + taps.weight(t / taps.columns, t % taps.columns);
+    for (int64_t c = 0; c < channels; ++c)
+      packed[t * channels + c] = to_wide(from[c * taps.filter]);
+  }
+}
+
+// What a gather of either kind does: `pairs` pairs of output rows of each sample, dst_row apart,
+// of which pair's first is row(pair) and rows outside [0, rows) are not there. call(n, pair, sum).
+template <typename T>
+struct RowPairs {
+  int64_t N, pairs, rows, columns, channels, taps;
+  int64_t dst_n, dst_row, dst_column;
+
+  template <typename Row, typename Call>
+  void run(const DepthwiseTaps& grid, const T* w, const T* bias, const Epilogue<T>& epilogue,
+           const Parallel& pool, Row&& row, Call&& call) const {
+    using A = Wide<T>;
+    Buffer<A> weights((taps + 1) * channels);
+    A* start = weights.get() + taps * channels;
+    pack_taps(grid, channels, w, weights.get());
+    for (int64_t c = 0; c < channels; ++c) start[c] = bias != nullptr ? to_wide(bias[c]) : A{0};
+    const bool in_place =
+        epilogue.activation == Activation::kNone && epilogue.preactivation == nullptr;
+    const WorkSplit split(
+        N * pairs, static_cast<double>(2 * columns * channels) * static_cast<double>(taps + 8));
+    const int64_t line = columns * channels;
+    const bool streams = sizeof(T) == sizeof(A) && in_place && dst_column == channels &&
+                         WideVec<T>::streams(epilogue.y, N * dst_n, channels);
+    Buffer<A> lines(in_place ? 0 : split.slots * kColumnLines * line);
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t n = item / pairs, pair = item % pairs;
+        ChannelColumnsSum<T> sum;
+        sum.out_step = dst_column;
+        sum.weights = weights.get();
+        sum.weight_step = channels;
+        sum.start = start;
+        sum.next = nullptr;
+        sum.streams = streams;
+        int64_t dst[kColumnLines];
+        for (int64_t l = 0; l < kColumnLines; ++l) {
+          const int64_t i = row(pair) + l;
+          dst[l] = n * dst_n + i * dst_row;
+          sum.out[l] = i >= 0 && i < rows ? epilogue.y + dst[l] : nullptr;
+          sum.wide[l] = in_place ? nullptr : lines.get() + (slot * kColumnLines + l) * line;
+        }
+        call(n, pair, sum);
+        if (streams) stream_fence();
+        for (int64_t l = 0; l < kColumnLines && !in_place; ++l)
+          for (int64_t j = 0; j < columns && sum.out[l] != nullptr; ++j)
+            epilogue.store(sum.wide[l] + j * channels, channels, dst[l] + j * dst_column, 1);
+      }
+    });
+  }
+};
+
+template <typename T>
+class ColumnsWgrad {
+ public:
+  using A = Wide<T>;
+  static constexpr int64_t kL = WideVec<T>::kLanes;
+  // Products that a lane adds up, and slabs.
+  static constexpr int64_t kSteps = 512, kSlabs = 16;
+
+  ColumnsWgrad(const ConvView& view, const T* dz, const T* x)
+      : v_(view), taps_(view), dz_(dz), x_(x), channels_(view.groups) {
+    band_ = std::clamp<int64_t>(kSteps / v_.J, 1, v_.I);
+    bands_ = ceil_div(v_.I, band_);
+    const int64_t units = v_.N * bands_;
+    slab_ = ceil_div(units, kSlabs);
+    slabs_ = ceil_div(units, slab_);
+    // Few slabs leave the threads channels to share.
+    const int64_t vectors = ceil_div(channels_, kL);
+    block_ = ceil_div(vectors, std::clamp<int64_t>(kSlabs / slabs_ / 2, 1, vectors)) * kL;
+    blocks_ = ceil_div(channels_, block_);
+    if (blocks_ > 1 && channels_ - (blocks_ - 1) * block_ < kL) block_ = channels_, blocks_ = 1;
+  }
+
+  bool run(T* dw, const Parallel& pool) const {
+    const int64_t taps = taps_.rows * taps_.columns, width = round_up(channels_, kL);
+    const int64_t size = taps * width;
+    Buffer<A> sums(slabs_ * size);
+    const WorkSplit split(slabs_ * blocks_, static_cast<double>(slab_ * band_ * v_.J) *
+                                                static_cast<double>(block_ * (taps + 8)));
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t slab = task / blocks_, channel = task % blocks_ * block_;
+        accumulate(slab, channel, std::min(block_, channels_ - channel), width,
+                   sums.get() + slab * size + channel);
+      }
+    });
+    for (int64_t s = 1; s < slabs_; ++s)
+      for (int64_t i = 0; i < size; ++i) sums[i] += sums[s * size + i];
+    bool finite = true;
+    for (int64_t c = 0; c < channels_; ++c) {
+      // The last vector of a channel block that none divides overlaps the one before it.
+      const int64_t block = c / block_ * block_, end = std::min(block + block_, channels_);
+      const int64_t whole = block + (end - block) / kL * kL;
+      const int64_t lane = c < whole ? c : whole + c - (end - kL);
+      for (int64_t t = 0; t < taps; ++t) {
+        const A total = sums[t * width + lane];
+        finite = finite && std::isfinite(total);
+        dw[c * taps_.filter + taps_.weight(t / taps_.columns, t % taps_.columns)] =
+            from_wide<T>(total);
+      }
+    }
+    return finite;
+  }
+
+ private:
+  void accumulate(int64_t slab, int64_t channel, int64_t channels, int64_t width, A* sums) const {
+    const int64_t taps = taps_.rows * taps_.columns;
+    for (int64_t t = 0; t < taps; ++t) fill_zero(sums + t * width, round_up(channels, kL));
+    const int64_t last = std::min((slab + 1) * slab_, v_.N * bands_);
+    for (int64_t unit = slab * slab_; unit < last; ++unit) {
+      const int64_t n = unit / bands_, first = unit % bands_ * band_;
+      const ChannelColumns shape{taps_.rows, v_.step_w,      channels,
+                                 v_.J,       -taps_.first_w, v_.W - taps_.first_w,
+                                 0,          v_.src.column};
+      channel_columns_dot<T>(
+          shape, {x_ + n * v_.src.n + channel + taps_.first_w * v_.src.column,
+                  dz_ + n * v_.dst.n + channel, sums, width, v_.src.row, v_.dst.row, v_.dst.column,
+                  first, std::min(first + band_, v_.I), taps_.first_h, v_.H});
+    }
+  }
+
+  const ConvView& v_;
+  const DepthwiseTaps taps_;
+  const T* dz_;
+  const T* x_;
+  int64_t channels_;
+  int64_t band_, bands_;  // rows that are added up in registers
+  int64_t slab_, slabs_;
+  int64_t block_, blocks_;  // of channels
+};
+
+}  // namespace
+
+template <typename T>
+bool depthwise_columns_applies(const ConvView& v) {
+  if (v.C != 1 || v.K != 1 || v.groups < kLanes<Wide<T>> || v.src.c != 1 || v.dst.c != 1 ||
+      v.src.column != v.groups)
+    return false;
+  const DepthwiseTaps taps(v);
+  const int64_t R = taps.rows;
+  return taps.regular && R == taps.columns && (R == 3 || R == 5 || R == 7) && taps.gap_h == 1 &&
+         taps.gap_w == 1 && v.step_h == v.step_w && (v.step_h == 1 || (v.step_h == 2 && R < 7));
+}
+
+template <typename T>
+void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const T* bias,
+                              const Epilogue<T>& epilogue, const Parallel& pool) {
+  const DepthwiseTaps taps(v);
+  const int64_t R = taps.rows, step = v.step_h;
+  const ChannelColumns shape{R, step,    v.groups, v.J, -taps.first_w, v.W - taps.first_w,
+                             0, v.groups};
+  const Epilogue<T> moved{
+      epilogue.y + v.dst_offset,
+      epilogue.preactivation != nullptr ? epilogue.preactivation + v.dst_offset : nullptr,
+      epilogue.activation};
+  const RowPairs<T> rows{v.N,   ceil_div(v.I, 2), v.I,       v.J,         v.groups,
+                         R * R, v.dst.n,          v.dst.row, v.dst.column};
+  rows.run(
+      taps, w, bias, moved, pool, [](int64_t pair) { return 2 * pair; },
+      [&](int64_t n, int64_t pair, ChannelColumnsSum<T>& sum) {
+        const T* image = src + n * v.src.n + taps.first_w * v.src.column;
+        for (int64_t i = 0; i < R + step; ++i) {
+          const int64_t h = 2 * pair * step + i + taps.first_h;
+          const bool there = h >= 0 && h < v.H && (i < R || sum.out[1] != nullptr);
+          sum.sources[i] = there ? image + h * v.src.row : nullptr;
+        }
+        const int64_t next = (2 * pair + 1) * step + R + taps.first_h;
+        if (next >= 0 && next + 2 * step <= v.H) {
+          sum.next = image + next * v.src.row;
+          sum.next_row = v.src.row;
+        }
+        channel_columns_sum(shape, sum);
+      });
+}
+
+template <typename T>
+bool depthwise_columns_wgrad(const ConvView& view, const T* dz, const T* x, T* dw,
+                             const Parallel& pool) {
+  return ColumnsWgrad<T>(view, dz, x).run(dw, pool);
+}
+
+template <typename T>
+bool depthwise_columns_spread_applies(const ConvProblem& p) {
+  return p.layout == Layout::kNHWC && p.C >= kLanes<Wide<T>> && depthwise_spreads(p);
+}
+
+template <typename T>
+void depthwise_columns_spread(const ConvProblem& p, const T* dz, const T* w, T* dx,
+                              const Parallel& pool) {
+  const DepthwiseTaps taps = DepthwiseTaps::of(p);
+  const ChannelColumns shape{p.R, 2, p.C, p.W, 0, p.Q, p.pad_left, p.C};
+  // Output rows 2a - pad and 2a - pad + 1, from the first that is there.
+  const int64_t first = p.pad_top / 2, last = floor_div(p.H - 1 + p.pad_top, 2);
+  const RowPairs<T> rows{p.N,       last - first + 1, p.H,       p.W, p.C,
+                         p.R * p.S, p.H * p.W * p.C,  p.W * p.C, p.C};
+  rows.run(
+      taps, w, nullptr, Epilogue<T>{dx, nullptr, Activation::kNone}, pool,
+      [&](int64_t pair) { return 2 * (first + pair) - p.pad_top; },
+      [&](int64_t n, int64_t pair, ChannelColumnsSum<T>& sum) {
+        for (int64_t m = 0; 2 * m < p.R; ++m) {
+          const int64_t h = first + pair - m;
+          sum.sources[m] = h >= 0 && h < p.P ? dz + (n * p.P + h) * p.Q * p.C : nullptr;
+        }
+        if (first + pair + 1 < p.P) sum.next = dz + (n * p.P + first + pair + 1) * p.Q * p.C;
+        channel_columns_spread(shape, sum);
+      });
+}
+
+#define TORCHCONV_DEPTHWISE_COLUMNS(T)                                                             \
+  template bool depthwise_columns_applies<T>(const ConvView&);                                     \
+  template void depthwise_columns_gather(const ConvView&, const T*, const T*, const T*,            \
+                                         const Epilogue<T>&, const Parallel&);                     \
+  template bool depthwise_columns_wgrad(const ConvView&, const T*, const T*, T*, const Parallel&); \
+  template bool depthwise_columns_spread_applies<T>(const ConvProblem&);                           \
+  template void depthwise_columns_spread(const ConvProblem&, const T*, const T*, T*,               \
+                                         const Parallel&);
+TORCHCONV_DEPTHWISE_COLUMNS(float)
+TORCHCONV_DEPTHWISE_COLUMNS(double)
+TORCHCONV_DEPTHWISE_COLUMNS(BFloat16)
+TORCHCONV_DEPTHWISE_COLUMNS(Float16)
+#undef TORCHCONV_DEPTHWISE_COLUMNS
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,35 @@
+// Depthwise convolution with channels contiguous (NHWC) by square kernels of 3, 5 and 7 taps,
+// strides of 1 and 2: straight from the image by the kernels of microkernels/channel_columns.h.
+// Other shapes of kernel, and dilation, are depthwise_channels.h's.
+#pragma once
+
+#include "core/conv_problem.h"
+#include "core/parallel.h"
+#include "cpu/activation.h"
+#include "cpu/conv_view.h"
+
+namespace torchconv::cpu {
+
+// One channel and one filter in a group, at least a vector of channels.
+template <typename T>
+bool depthwise_columns_applies(const ConvView& view);
+
+// The view applies and is not empty. bias may be null.
+template <typename T>
+void depthwise_columns_gather(const ConvView& view, const T* src, const T* w, const T* bias,
+                              const Epilogue<T>& epilogue, const Parallel& pool);
+
+// view is fprop's. False where any of the gradient is not finite: pixels that no window holds are
+// multiplied by zero, which infinity and NaN survive.
+template <typename T>
+bool depthwise_columns_wgrad(const ConvView& view, const T* dz, const T* x, T* dw,
+                             const Parallel& pool);
+
+// dgrad of a stride of 2, all residues at a time. Writes all of dx.
+template <typename T>
+bool depthwise_columns_spread_applies(const ConvProblem& p);
+template <typename T>
+void depthwise_columns_spread(const ConvProblem& p, const T* dz, const T* w, T* dx,
+                              const Parallel& pool);
+
+}  // namespace torchconv::cpu

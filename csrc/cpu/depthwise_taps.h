@@ -1,0 +1,46 @@
+// The taps of a depthwise view as rows and columns of a grid, in ascending order of their offsets.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/conv_view.h"
+#include "cpu/microkernels/plane_rows.h"
+
+namespace torchconv::cpu {
+
+struct DepthwiseTaps {
+  DepthwiseTaps() = default;
+  explicit DepthwiseTaps(const ConvView& view);
+  // All taps of a problem without dilation.
+  static DepthwiseTaps of(const ConvProblem& p);
+
+  bool regular = true;  // one gap between all rows, and one between all columns
+  int64_t rows = 0, columns = 0;
+  int64_t first_h = 0, first_w = 0, gap_h = 1, gap_w = 1;
+  // Of a filter in memory: the distance of filters, and of its taps.
+  int64_t filter = 0, weight_first = 0, weight_row = 0, weight_column = 0;
+
+  int64_t weight(int64_t r, int64_t s) const {
+    return weight_first + r * weight_row + s * weight_column;
+  }
+};
+
+// Whether dgrad is one of a square depthwise kernel of 3, 5 or 7 taps with a stride of 2.
+bool depthwise_spreads(const ConvProblem& p);
+
+// f(shape, row, rows): output rows row, row + gap_h, ... of the view, so many; with a row gap above
+// 1 each residue on its own. Source (0, 0) of the shape is that of the row's first tap.
+template <typename F>
+void for_plane_rows(const DepthwiseTaps& taps, const ConvView& v, F&& f) {
+  const PlaneRows::Step step = v.step_h == 2 ? PlaneRows::kTwo : PlaneRows::kOne;
+  for (int64_t row = 0; row < std::min(taps.gap_h, v.I); ++row) {
+    const int64_t rows = ceil_div(v.I - row, taps.gap_h);
+    const Range inside =
+        valid_range((rows - 1) * v.step_h + taps.rows, taps.gap_h, row + taps.first_h, v.H);
+    f(PlaneRows{taps.rows, step, taps.gap_h * v.W, taps.gap_w, inside.begin, inside.end,
+                -taps.first_w, v.W - taps.first_w, 0, 0, v.J},
+      row, rows);
+  }
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,63 @@
+// The register kernels of depthwise convolution with channels contiguous (NHWC). A lane is a
+// channel; a row of pixels is walked from left to right, and every source pixel is loaded once for
+// all output columns that it reaches, whose sums are in registers and roll on from column to
+// column: plane_rows.h turned by a right angle. Two output rows are walked together and share the
+// source rows that both read. Rows outside the image are null, columns outside are left out, and a
+// number of channels that no vector divides is closed by a vector that overlaps the one before.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/simd.h"
+
+namespace torchconv::cpu {
+
+inline constexpr int kColumnLines = 2, kMostSources = 8;
+
+// Square kernels of R = 3, 5 or 7 taps; at least a vector of channels.
+struct ChannelColumns {
+  int64_t R, step;            // step 1 or 2; 2 with R = 3 or 5
+  int64_t channels, columns;  // output columns
+  int64_t left, right;        // source column j*step + s exists for [left, right)
+  int64_t pad_w;              // of channel_columns_spread
+  int64_t pitch;              // from a source column to the next
+};
+
+// out[line][j] of two neighbouring output rows. Source row i*step + r of line i is sources[line *
+// step + r], from the column of the first tap on.
+template <typename T>
+struct ChannelColumnsSum {
+  const T* sources[kMostSources];
+  T* out[kColumnLines];         // null: no such line
+  Wide<T>* wide[kColumnLines];  // or where the line goes unrounded
+  int64_t out_step;
+  const Wide<T>* weights;  // [R*R][weight_step]
+  const T* next;  // the first of the source rows that the next two lines read beside these, or null
+  int64_t next_row;
+  bool streams;          // past the caches
+  const Wide<T>* start;  // of all sums, by channel
+  int64_t weight_step;
+};
+template <typename T>
+void channel_columns_sum(const ChannelColumns& shape, const ChannelColumnsSum<T>& sum);
+
+// The gradient of a stride of 2: out[line][w] of output rows 2a - pad_h + line sums, with
+// sources[m] row a - m of dz, the taps (2m + line, s) at column (w + pad_w - s) / 2 where that is
+// whole. left and right are those of dz.
+template <typename T>
+void channel_columns_spread(const ChannelColumns& shape, const ChannelColumnsSum<T>& sum);
+
+// sums[R*R][sum_step] += dz * src over output rows [first, last) of a sample.
+template <typename T>
+struct ChannelColumnsDot {
+  const T* src;  // row 0, at the column of the first tap
+  const T* dz;
+  Wide<T>* sums;
+  int64_t sum_step, src_row, dz_row, dz_column;
+  int64_t first, last;
+  int64_t first_h, rows;  // of the first tap; of the source
+};
+template <typename T>
+void channel_columns_dot(const ChannelColumns& shape, const ChannelColumnsDot<T>& dot);
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,92 @@
+// What the kernels of plane_rows.h share: the source vectors that one row gives a strip.
+#pragma once
+
+#include "cpu/conv_pack.h"
+#include "cpu/lane_range.h"
+#include "cpu/microkernels/plane_rows.h"
+#include "cpu/unroll.h"
+
+namespace torchconv::cpu {
+
+// Planes narrower than half a vector of the widest registers take half vectors, of which the
+// machine does as much work at a time with fewer lanes idle.
+template <typename A>
+inline constexpr int kNarrowLanes = kVectorBytes == 64 && sizeof(A) == 4 ? 8 : kLanes<A>;
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorRegisters = 32;
+#else
+inline constexpr int kVectorRegisters = 16;
+#endif
+
+template <int kFirst, typename Type, int... I>
+TORCHCONV_INLINE Type consecutive_lanes(Type a, Type b, std::integer_sequence<int, I...>) {
+  return shuffle<(kFirst + I)...>(a, b);
+}
+
+// Columns s of the kernel for the N output columns from `first` on. With a step of 2 the row's even
+// and odd columns are parted in registers once, about the kernel's middle column; the columns
+// further out are these moved by a lane.
+template <typename A, int N, int R, int kStep>
+class StripSource {
+ public:
+  using Lanes = LaneRange<A, N>;
+  using V = Vec<A, N>;
+  using Type = typename V::Type;
+  static_assert(kStep == 1 || R <= 5, "a column further out would be two lanes away");
+
+  StripSource() = default;
+  TORCHCONV_INLINE StripSource(const PlaneRows& p, int64_t first)
+      : offset_(first * kStep), gap_(kStep == 1 ? p.dilation : 1) {
+    unroll<kLoads>([&](auto s) TORCHCONV_INLINE_LAMBDA {
+      const int64_t column = offset_ + (kStep == 1 ? s * gap_ : R / 2 + s * N);
+      lanes_[s] = Lanes::of(p.left - column, p.right - column);
+    });
+    if constexpr (kStep == 2)
+      unroll<R>([&](auto s) TORCHCONV_INLINE_LAMBDA {
+        const int64_t column = offset_ + edge(s);
+        inside_[s] = column >= p.left && column < p.right;
+      });
+  }
+
+  struct Row {
+    const A* first;
+    Type part[2];
+  };
+  TORCHCONV_INLINE Row row(const A* p) const {
+    Row row{p + offset_, {}};
+    if constexpr (kStep == 2) {
+      constexpr auto kIndex = std::make_integer_sequence<int, N>();
+      const A* middle = row.first + R / 2;
+      const Type a = lanes_[0].load(middle), b = lanes_[1].load(middle + N);
+      row.part[0] = alternate_lanes<0>(a, b, kIndex);
+      row.part[1] = alternate_lanes<1>(a, b, kIndex);
+    }
+    return row;
+  }
+  template <int s>
+  TORCHCONV_INLINE Type column(const Row& row) const {
+    if constexpr (kStep == 1) {
+      return lanes_[s].load(row.first + s * gap_);
+    } else {
+      constexpr auto kIndex = std::make_integer_sequence<int, N>();
+      const Type part = row.part[(s + R / 2) % 2];
+      if constexpr (move(s) == 0) return part;
+      const Type outside = V::broadcast(inside_[s] ? row.first[edge(s)] : A{0});
+      return move(s) < 0 ? consecutive_lanes<N - 1>(outside, part, kIndex)
+                         : consecutive_lanes<1>(part, outside, kIndex);
+    }
+  }
+
+ private:
+  static constexpr int kLoads = kStep == 1 ? R : 2;
+  // Lanes that column s is moved by, and the source column that this brings in.
+  static constexpr int move(int s) { return (s - R / 2 + 4) / 2 - 2; }
+  static constexpr int edge(int s) { return move(s) < 0 ? s : s + 2 * (N - 1); }
+
+  Lanes lanes_[kLoads];
+  bool inside_[R];
+  int64_t offset_, gap_;
+};
+
+}  // namespace torchconv::cpu

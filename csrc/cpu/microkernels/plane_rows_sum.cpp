@@ -1,0 +1,106 @@
+// plane_rows_sum for steps of 1 and 2: rolling sums of up to R output rows.
+#include "cpu/microkernels/plane_rows_impl.h"
+#include "cpu/microkernels/plane_rows_spread.h"
+
+namespace torchconv::cpu {
+namespace {
+
+template <typename A, int N, int R, int kStep, int kStrips>
+void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&first)[kStrips],
+                int64_t plane, int64_t planes) {
+  using V = Vec<A, N>;
+  using Type = typename V::Type;
+  using Source = StripSource<A, N, R, kStep>;
+  // Output rows that a source row reaches.
+  constexpr int kRows = (R + kStep - 1) / kStep;
+  // All weights stay in registers, where there is room.
+  constexpr bool kHeld = R == 3 || R * R + kRows * kStrips + 2 <= kVectorRegisters;
+  Source source[kStrips];
+  unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA { source[k] = Source(p, first[k]); });
+  const bool whole = kStrips > 1 || p.columns >= N;
+  for (const int64_t end = plane + planes; plane < end; ++plane) {
+    const A* w = t.weights + plane * t.weight_plane;
+    A weights[R * R];
+    Type held[kHeld ? R * R : 1];
+    unroll<R * R>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+      weights[i] = w[i / R * t.weight_row + i % R * t.weight_column];
+      if constexpr (kHeld) held[i] = V::broadcast(weights[i]);
+    });
+    const Type start = V::broadcast(t.bias != nullptr ? t.bias[plane] : A{0});
+    Type sum[kRows][kStrips];
+    unroll<kRows * kStrips>([&](auto i)
+                                TORCHCONV_INLINE_LAMBDA { sum[i / kStrips][i % kStrips] = start; });
+    int64_t y = t.first * kStep;
+    const A* row = t.src + plane * t.src_plane + y * p.pitch;
+    A* out = t.out + plane * t.out_plane + (t.first - (kRows - 1)) * t.out_pitch;
+    for (int64_t done = 1 - kRows; done < t.last - t.first; ++done, out += t.out_pitch) {
+      unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
+        if (y >= p.top && y < p.bottom) {
+          typename Source::Row rows[kStrips];
+          unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA { rows[k] = source[k].row(row); });
+          unroll<R>([&](auto s) TORCHCONV_INLINE_LAMBDA {
+            Type x[kStrips];
+            unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+              x[k] = source[k].template column<s>(rows[k]);
+            });
+            unroll<kRows * kStrips>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+              constexpr int m = i / kStrips, k = i % kStrips, kTap = (phase + m * kStep) * R + s;
+              if constexpr (kTap < R * R)
+                sum[m][k] += (kHeld ? held[kHeld ? kTap : 0] : V::broadcast(weights[kTap])) * x[k];
+            });
+          });
+        }
+        ++y;
+        row += p.pitch;
+      });
+      if (done >= 0) {
+        unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+          if (whole)
+            V::store(out + first[k], sum[kRows - 1][k]);
+          else
+            V::store_partial(out + first[k], sum[kRows - 1][k], p.columns);
+        });
+      }
+      unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+        unroll<kRows - 1>(
+            [&](auto m) TORCHCONV_INLINE_LAMBDA { sum[kRows - 1 - m][k] = sum[kRows - 2 - m][k]; });
+        sum[0][k] = start;
+      });
+    }
+  }
+}
+
+// The last strip overlaps the one before it.
+template <typename A, int N, int R, int kStep>
+void sum_planes(const PlaneRows& p, const PlaneRowsSum<A>& t) {
+  if (p.columns <= N) return sum_strips<A, N, R, kStep, 1>(p, t, {0}, 0, t.planes);
+  const int64_t last = p.columns - N, strips = ceil_div(p.columns, N);
+  for (int64_t plane = 0; plane < t.planes; ++plane) {
+    for (int64_t k = 0; k + 1 < strips; k += 2)
+      sum_strips<A, N, R, kStep, 2>(p, t, {std::min(k * N, last), std::min((k + 1) * N, last)},
+                                    plane, 1);
+    if (strips % 2 == 1) sum_strips<A, N, R, kStep, 1>(p, t, {last}, plane, 1);
+  }
+}
+
+template <typename A, int N>
+void sum(const PlaneRows& p, const PlaneRowsSum<A>& t) {
+  if (p.step == PlaneRows::kSpread) return plane_rows_spread<A>(p, t);
+  const bool one = p.step == PlaneRows::kOne;
+  if (p.R == 3) return one ? sum_planes<A, N, 3, 1>(p, t) : sum_planes<A, N, 3, 2>(p, t);
+  if (p.R == 5) return one ? sum_planes<A, N, 5, 1>(p, t) : sum_planes<A, N, 5, 2>(p, t);
+  sum_planes<A, N, 7, 1>(p, t);
+}
+
+}  // namespace
+
+template <typename A>
+void plane_rows_sum(const PlaneRows& p, const PlaneRowsSum<A>& t) {
+  if (p.columns <= kNarrowLanes<A>) return sum<A, kNarrowLanes<A>>(p, t);
+  sum<A, kLanes<A>>(p, t);
+}
+
+template void plane_rows_sum(const PlaneRows&, const PlaneRowsSum<float>&);
+template void plane_rows_sum(const PlaneRows&, const PlaneRowsSum<double>&);
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,175 @@
+"""Depthwise convolution: every residue of the vectors, strides, dilation, paddings and types.
+
+float64 is the judge. The kernels differ by layout, by kernel size and by stride.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as torch_F
+
+import torchconv.functional as F
+from conftest import assert_accurate, assert_same, in_layout
+from test_determinism import threads
+from torchconv import explain
+
+FORMATS = ("contiguous", "channels_last")
+on_formats = pytest.mark.parametrize("layout", FORMATS)
+on_types = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
+
+
+def operands(
+    n: int, c: int, h: int, w: int, r: int, layout: str, dtype: torch.dtype, multiplier: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(n, c, h, w, dtype=torch.float64).to(dtype)
+    filters = torch.randn(c * multiplier, 1, r, r, dtype=torch.float64).to(dtype)
+    bias = torch.randn(c * multiplier, dtype=torch.float64).to(dtype)
+    return in_layout(x, layout), filters, bias
+
+
+def results(function: Any, x: Tensor, w: Tensor, b: Tensor, dz: Tensor, **kwargs: Any) -> Any:
+    x, w, b = (t.detach().requires_grad_() for t in (x, w, b))
+    z = function(x, w, b, groups=x.shape[1], **kwargs)
+    return z.detach(), *torch.autograd.grad(z, (x, w, b), dz)
+
+
+def check(x: Tensor, w: Tensor, b: Tensor, layout: str, **kwargs: Any) -> None:
+    doubles = [t.double().contiguous() for t in (x, w, b)]
+    z = torch_F.conv2d(*doubles, groups=x.shape[1], **kwargs)
+    dz = in_layout(torch.randn_like(z).to(x.dtype), layout)
+    found = results(F.conv2d, x, w, b, dz, **kwargs)
+    truth = results(torch_F.conv2d, *doubles, dz.double().contiguous(), **kwargs)
+    for out, wanted in zip(found, truth, strict=True):
+        assert_accurate(out, wanted)
+
+
+@on_formats
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("r", [3, 5, 7])
+def test_every_width(r: int, stride: int, layout: str) -> None:
+    """Rows that end in every lane, of one vector, half a vector and several."""
+    for width in (*range(1, 36), 47, 64, 65):
+        x, w, b = operands(2, 17, 6, width, r, layout, torch.float32)
+        check(x, w, b, layout, stride=stride, padding=r // 2)
+
+
+@on_formats
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("r", [3, 5, 7])
+@on_types
+def test_every_type(dtype: torch.dtype, r: int, stride: int, layout: str) -> None:
+    for channels, size in ((40, (7, 7)), (16, (14, 15)), (33, (9, 23))):
+        x, w, b = operands(2, channels, *size, r, layout, dtype)
+        check(x, w, b, layout, stride=stride, padding=r // 2)
+
+
+@on_formats
+@pytest.mark.parametrize("padding", [(0, 0), (0, 1), (1, 0), (2, 3), (5, 6)])
+@pytest.mark.parametrize("stride", [1, 2, (1, 2), 3])
+@pytest.mark.parametrize("r", [3, 5])
+def test_paddings(r: int, stride: Any, padding: tuple[int, int], layout: str) -> None:
+    """Also wider than the kernel, and strides that take the general path."""
+    for size in ((9, 20), (10, 19), (5, 5)):
+        x, w, b = operands(1, 20, *size, r, layout, torch.float32)
+        check(x, w, b, layout, stride=stride, padding=padding)
+
+
+@on_formats
+@pytest.mark.parametrize("dilation", [2, 3, (1, 2), (3, 1)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_dilation(stride: int, dilation: Any, layout: str) -> None:
+    for r, size in ((3, (11, 18)), (5, (21, 20)), (7, (25, 35))):
+        x, w, b = operands(2, 19, *size, r, layout, torch.float32)
+        check(x, w, b, layout, stride=stride, padding=r // 2, dilation=dilation)
+
+
+@on_formats
+@pytest.mark.parametrize("multiplier", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_multiplier(stride: int, multiplier: int, layout: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w, b = operands(3, 5, 9, 18, 3, layout, dtype, multiplier)
+        check(x, w, b, layout, stride=stride, padding=1)
+
+
+@on_formats
+@pytest.mark.parametrize("channels", [2, 7, 15, 16, 31, 130])
+def test_channels(channels: int, layout: str) -> None:
+    for stride in (1, 2):
+        x, w, b = operands(1, channels, 13, 12, 5, layout, torch.float32)
+        check(x, w, b, layout, stride=stride, padding=2)
+
+
+@on_formats
+@pytest.mark.parametrize("stride", [1, 2])
+def test_large_planes(stride: int, layout: str) -> None:
+    """Several bands of rows a plane, and sums that are cut."""
+    for dtype in (torch.float32, torch.float16):
+        x, w, b = operands(1, 16, 190, 210, 3, layout, dtype)
+        check(x, w, b, layout, stride=stride, padding=1)
+
+
+@on_formats
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@on_types
+def test_activation(dtype: torch.dtype, activation: str, layout: str) -> None:
+    x, w, b = operands(2, 24, 9, 10, 3, layout, dtype)
+    out = F.conv2d(x, w, b, padding=1, groups=24, activation=activation)
+    truth = torch_F.conv2d(x.double(), w.double(), b.double(), padding=1, groups=24)
+    assert_accurate(out, getattr(torch_F, activation)(truth))
+
+
+@on_formats
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("r", [3, 5])
+def test_bits(r: int, stride: int, layout: str) -> None:
+    """The same for every number of threads, and for a sample alone."""
+    x, w, b = operands(3, 40, 29, 31, r, layout, torch.float32)
+    kwargs = {"stride": stride, "padding": 1}
+    dz = in_layout(torch.randn_like(F.conv2d(x, w, b, groups=40, **kwargs)), layout)
+    with threads(1):
+        first = results(F.conv2d, x, w, b, dz, **kwargs)
+    with threads(2):
+        for one, two in zip(first, results(F.conv2d, x, w, b, dz, **kwargs), strict=True):
+            assert_same(two, one)
+    alone = results(F.conv2d, x[1:2], w, b, dz[1:2], **kwargs)
+    assert torch.equal(alone[0], first[0][1:2]) and torch.equal(alone[1], first[1][1:2])
+
+
+@on_formats
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_meets_no_infinity(stride: int, value: float, layout: str) -> None:
+    x, w, b = operands(2, 16, 8, 19, 3, layout, torch.float32)
+    kwargs = {"stride": stride, "padding": 1}
+    dz = in_layout(torch.randn_like(F.conv2d(x, w, b, groups=16, **kwargs)), layout)
+    x[0, 3, 0, 0] = x[1, 5, 7, 18] = value
+    dz[0, 7, 0, 0] = dz[1, 9, -1, -1] = value
+    found = results(F.conv2d, x, w, b, dz, **kwargs)
+
+    def products(x: Tensor, dz: Tensor) -> list[Tensor]:
+        ones = torch.ones(16, 1, 3, 3)
+        return results(torch_F.conv2d, x.float(), ones, torch.zeros(16), dz.float(), **kwargs)
+
+    # How many products there are of each sum, and how many of finite numbers.
+    whole = products(torch.ones_like(x), torch.ones_like(dz))
+    finite = products(x.isfinite(), dz.isfinite())
+    for out, all_of_them, good in zip(found, whole, finite, strict=True):
+        assert torch.equal(out.isfinite(), all_of_them == good)
+
+
+@pytest.mark.parametrize(
+    ("layout", "along"), [("contiguous", "pixels"), ("channels_last", "channels")]
+)
+def test_explained(layout: str, along: str) -> None:
+    x, w, _ = operands(1, 32, 12, 12, 3, layout, torch.float32)
+    for stride in (1, 2):
+        for each in explain(x, w, None, stride, 1, groups=32, peak=100.0, bandwidth=10.0).passes:
+            assert each.algorithm.startswith("depthwise rolling") and along in each.algorithm
