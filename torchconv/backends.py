@@ -56,14 +56,15 @@ class _Switch(ABC):
 
 
 def winograd_allowed() -> bool:
-    """Whether float32 convolutions may use Winograd's algorithm."""
+    """Whether convolutions may use Winograd's algorithm."""
     return bool(_library().torchconv_winograd_allowed())
 
 
 class allow_winograd(_Switch):
-    """Allows or forbids Winograd's algorithm for float32 convolutions: 3x3, 5x5 of stride 1, and
-    stems of stride 2.
+    """Allows or forbids Winograd's algorithm: 3x3 convolutions, 5x5 of stride 1, and stems of
+    stride 2.
 
+    It computes in float32, also what is bfloat16 or float16, and not float64.
     It needs a quarter to two thirds of the multiplications and is less accurate than the direct
     product (the tables in benchmarks/results give the errors). It mixes the values of a
     neighbourhood of 6x6 pixels, with a stride of 2 of up to 12x12: the error of an output follows

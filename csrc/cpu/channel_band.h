@@ -21,6 +21,12 @@ namespace torchconv::cpu {
 // sets.
 inline constexpr int64_t kAliasedBytes = 4096;
 
+// `total` in even pieces of at most `limit`.
+inline int64_t even_piece(int64_t total, int64_t limit) {
+  return ceil_div(total, ceil_div(total, std::max<int64_t>(limit, 1)));
+}
+
+// Whether no output meets padding through the tap.
 // The positions of one axis that a block of outputs reads.
 class BandAxis {
  public:

@@ -21,7 +21,9 @@
 #include "cpu/group_gather.h"
 #include "cpu/group_wgrad.h"
 #include "cpu/inner_gather.h"
+#include "cpu/pair_wgrad.h"
 #include "cpu/pixel_gemm.h"
+#include "cpu/wide_array.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
 #include "cpu/winograd_strided.h"
@@ -35,6 +37,9 @@ constexpr DType kDType = std::is_same_v<T, float>      ? DType::kFloat32
                          : std::is_same_v<T, double>   ? DType::kFloat64
                          : std::is_same_v<T, BFloat16> ? DType::kBFloat16
                                                        : DType::kFloat16;
+
+template <typename T>
+constexpr bool kInFloat = std::is_same_v<Wide<T>, float>;
 
 template <typename T>
 ConvBand conv_band(const ConvView& view, ConvAlgorithm algorithm) {
@@ -66,9 +71,10 @@ int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm al
 template <typename T>
 void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, const T* w,
           Wide<T>* packed, const Parallel& pool) {
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (kInFloat<T>) {
     if (algorithm == ConvAlgorithm::kStridedWinograd)
-      strided_winograd_pack_weights(p, w, packed, pool);
+      strided_winograd_pack_weights(p, WideArray<T>(w, p.K * p.C * p.R * p.S, pool).get(), packed,
+                                    pool);
     if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
   }
   if (algorithm == ConvAlgorithm::kDirectProduct) direct_gemm_pack_weights(view, w, packed, pool);
@@ -117,16 +123,17 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
     case ConvAlgorithm::kWinogradRows:
-      if constexpr (std::is_same_v<T, float>) {
+      if constexpr (kInFloat<T>) {
         // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
-        const std::vector<int64_t> special =
-            algorithm == ConvAlgorithm::kWinograd
-                ? winograd_gather(view, src, w, bias, epilogue, pool,
-                                  static_cast<const float*>(packed))
-                : winograd_rows(view, src, w, bias, epilogue, pool);
+        std::vector<int64_t> special;
+        if (algorithm == ConvAlgorithm::kWinograd)
+          special = winograd_gather(view, src, w, bias, epilogue, pool,
+                                    static_cast<const float*>(packed));
+        else if constexpr (std::is_same_v<T, float>)
+          special = winograd_rows(view, src, w, bias, epilogue, pool);
         for (const int64_t n : special) {
           const ConvView sample = sample_of(view, n);
-          gather(sample, gather_algorithm(sample, DType::kFloat32, false), src + n * view.src.n, w,
+          gather(sample, gather_algorithm(sample, kDType<T>, false), src + n * view.src.n, w,
                  nullptr, bias, epilogue, pool);
         }
       }
@@ -155,32 +162,68 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
       return band_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kStridedWinograd:
     case ConvAlgorithm::kWgradProduct:
+    case ConvAlgorithm::kPairWgrad:
       return;  // of a problem, not of a view, and of no gather
   }
 }
 
-// A problem by kStridedWinograd; views: the same pass for other algorithms.
+// A problem by kStridedWinograd, which knows float only; views: the same pass for other algorithms.
+template <typename T>
 void strided_gather(const ConvProblem& p, StridedPass pass, const std::vector<ConvView>& views,
-                    const float* src, const float* w, const void* packed, const float* bias,
-                    const Epilogue<float>& epilogue, const Parallel& pool) {
+                    const T* src, const T* w, const void* packed, const T* bias,
+                    const Epilogue<T>& epilogue, const Parallel& pool) {
   const auto* u = static_cast<const float*>(packed);
-  for (const int64_t n : strided_winograd(p, pass, src, w, bias, epilogue, pool, u))
+  std::vector<int64_t> special;
+  if constexpr (std::is_same_v<T, float>) {
+    special = strided_winograd(p, pass, src, w, bias, epilogue, pool, u);
+  } else if constexpr (kInFloat<T>) {
+    const ConvView& view = views[0];
+    const int64_t size = view.N * view.dst.n;
+    const WideArray<T> wide_src(src, view.N * view.src.n, pool);
+    const WideArray<T> wide_w(w, u != nullptr ? 0 : p.K * p.C * p.R * p.S, pool);
+    const WideArray<T> wide_bias(bias, p.K, pool);
+    const Buffer<float> y(size), z(epilogue.preactivation != nullptr ? size : 0);
+    const Epilogue<float> wide{y.get(), epilogue.preactivation != nullptr ? z.get() : nullptr,
+                               epilogue.activation};
+    special =
+        strided_winograd(p, pass, wide_src.get(), wide_w.get(), wide_bias.get(), wide, pool, u);
+    narrow_array(epilogue.y, y.get(), size, pool);
+    if (epilogue.preactivation != nullptr)
+      narrow_array(epilogue.preactivation, z.get(), size, pool);
+  }
+  for (const int64_t n : special)
     for (const ConvView& view : views) {
       const ConvView sample = sample_of(view, n);
-      gather(sample, gather_algorithm(sample, DType::kFloat32, false), src + n * view.src.n, w,
-             nullptr, bias, epilogue, pool);
+      gather(sample, gather_algorithm(sample, kDType<T>, false), src + n * view.src.n, w, nullptr,
+             bias, epilogue, pool);
     }
 }
 
 bool is_empty(const ConvView& view) { return view.N == 0 || view.K == 0 || view.pixels() == 0; }
 
 template <typename T>
+bool wgrad_by_winograd(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
+  if constexpr (std::is_same_v<T, float>) {
+    return winograd_wgrad(view, dz, x, dw, pool);
+  } else {
+    const WideArray<T> wide_dz(dz, view.N * view.dst.n, pool);
+    const WideArray<T> wide_x(x, view.N * view.src.n, pool);
+    const int64_t size = view.K * view.weight_k;
+    const Buffer<float> sums(size);
+    if (view.weight_k != view.terms()) fill_zero(sums.get(), size);
+    if (!winograd_wgrad(view, wide_dz.get(), wide_x.get(), sums.get(), pool)) return false;
+    narrow_array(dw, sums.get(), size, pool);
+    return true;
+  }
+}
+
+template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   if (is_empty(view) || view.terms() == 0) return;
   ConvAlgorithm algorithm = wgrad_algorithm(view, kDType<T>, winograd_allowed());
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (kInFloat<T>) {
     if (algorithm == ConvAlgorithm::kWinograd) {
-      if (winograd_wgrad(view, dz, x, dw, pool)) return;
+      if (wgrad_by_winograd(view, dz, x, dw, pool)) return;
       algorithm = wgrad_algorithm(view, kDType<T>, false);
     }
   }
@@ -200,6 +243,11 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
       return conv_wgrad(view, dz, x, dw, pool);
     case ConvAlgorithm::kGroupTiles:
       if (group_wgrad(view, dz, x, dw, pool)) return;
+      return conv_wgrad(view, dz, x, dw, pool);
+    case ConvAlgorithm::kPairWgrad:
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        if (pair_wgrad(view, dz, x, dw, pool)) return;
+      }
       [[fallthrough]];
     default:
       return conv_wgrad(view, dz, x, dw, pool);
@@ -218,7 +266,7 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
       strided ? ConvAlgorithm::kStridedWinograd : gather_algorithm(view, kDType<T>, winograd);
   const T* weights = static_cast<const T*>(w);
   const PackedBuffer packed = kept_weights(p, view, algorithm, weights, owner, pool);
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (kInFloat<T>) {
     if (strided)
       return strided_gather(p, StridedPass::kFprop, {view}, static_cast<const T*>(x), weights,
                             packed.get(), static_cast<const T*>(bias), epilogue, pool);
@@ -240,9 +288,10 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
   if (!covers_all) std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));
   const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
   const bool winograd = winograd_allowed();
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (kInFloat<T>) {
     if (covers_all && strides_by_winograd(p, StridedPass::kDgrad, winograd))
-      return strided_gather(p, StridedPass::kDgrad, views, dz, w, nullptr, nullptr, epilogue, pool);
+      return strided_gather<T>(p, StridedPass::kDgrad, views, dz, w, nullptr, nullptr, epilogue,
+                               pool);
   }
   if (covers_all && p.N > 0 && strides_by_groups(p, views))
     return group_dgrad(p, views, dz, w, dx, pool);

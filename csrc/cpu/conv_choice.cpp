@@ -12,6 +12,8 @@
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
 #include "cpu/inner_gather.h"
+#include "cpu/microkernels/direct_tile.h"
+#include "cpu/pair_wgrad.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
 #include "cpu/winograd_strided.h"
@@ -37,7 +39,7 @@ constexpr int64_t kStridedPixels = 4, kStridedPixelsChannelsLast = 26;
 constexpr double kStridedSaving = 1.4, kStridedSavingDgrad = 1.1;
 // How many times fewer multiplications pay for the transforms. Where few rows or columns are left
 // for a tile, as with a dilation near the size of the image, there are hardly fewer.
-constexpr double kWinogradSaving = 1.5;
+constexpr double kWinogradSaving = 1.5, kWinogradSavingOverPairs = 3;
 // Fewer channels or filters, or a smaller C x K, leave the transforms of the weight gradient too
 // few products to serve.
 constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 256;
@@ -74,6 +76,7 @@ struct Case {
   const bool winograd;
 
   bool is(DType t) const { return dtype == t; }
+  bool in_float() const { return !is(DType::kFloat64); }
   int64_t narrower_side() const { return std::min(v.C, v.K); }
   int64_t wider_side() const { return std::max(v.C, v.K); }
   bool grouped() const { return v.groups > 1; }
@@ -84,6 +87,9 @@ struct Case {
     return is(DType::kFloat64) ? depthwise_columns_applies<double>(v)
                                : depthwise_columns_applies<float>(v);
   }
+  // Twice the multiplications of float.
+  bool by_pairs() const { return is(DType::kBFloat16) && direct_gemm_by_pairs(v); }
+  bool wgrad_by_pairs() const { return is(DType::kBFloat16) && pair_wgrad_applies(v); }
   bool depthwise() const {
     return is(DType::kFloat32)   ? depthwise_channels_applies<float>(v)
            : is(DType::kFloat64) ? depthwise_channels_applies<double>(v)
@@ -112,7 +118,8 @@ struct Case {
   }
   bool winograd_saves_enough() const {
     const auto direct = static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
-    return direct >= kWinogradSaving * static_cast<double>(winograd_products(v));
+    return direct >= (by_pairs() ? kWinogradSavingOverPairs : kWinogradSaving) *
+                         static_cast<double>(winograd_products(v));
   }
   bool feeds_winograd_wgrad() const {
     if (v.taps.size() == 25)
@@ -149,7 +156,7 @@ using Algorithm = ConvAlgorithm;
 // clang-format off
 constexpr Rule kGatherRules[] = {
     {Algorithm::kWinograd, [](const Case& c) {
-       return c.winograd && c.is(DType::kFloat32) && c.feeds_winograd() && winograd_applies(c.v) &&
+       return c.winograd && c.in_float() && c.feeds_winograd() && winograd_applies(c.v) &&
               c.winograd_saves_enough();
      }},
     {Algorithm::kWinogradRows, [](const Case& c) {
@@ -160,6 +167,9 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() == 0 && c.channels_last();
+     }},
+    {Algorithm::kDirectProduct, [](const Case& c) {
+       return c.v.terms() > 0 && c.v.K > kFewFilters && c.by_pairs();
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kDepthwiseColumns, [](const Case& c) { return c.depthwise_columns(); }},
@@ -203,8 +213,11 @@ constexpr Rule kWgradRules[] = {
     {Algorithm::kDepthwisePlanes, [](const Case& c) {
        return c.grouped() && depthwise_planes_applies(c.v);
      }},
+    {Algorithm::kPairWgrad, [](const Case& c) {
+       return c.wgrad_by_pairs() && (c.v.step_h > 1 || c.narrower_side() < kWinogradWgradChannels);
+     }},
     {Algorithm::kWinograd, [](const Case& c) {
-       return c.winograd && c.is(DType::kFloat32) && c.feeds_winograd_wgrad() &&
+       return c.winograd && c.in_float() && c.feeds_winograd_wgrad() &&
               winograd_wgrad_applies(c.v);
      }},
     {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},
@@ -214,6 +227,7 @@ constexpr Rule kWgradRules[] = {
     {Algorithm::kBandAlongChannels, [](const Case& c) {
        return c.grouped() && !c.nchw() && c.wider_side() <= kNarrow && c.band_fits(false);
      }},
+    {Algorithm::kPairWgrad, [](const Case& c) { return c.wgrad_by_pairs(); }},
     {Algorithm::kWgradProduct, [](const Case&) { return true; }},
 };
 // clang-format on

@@ -24,6 +24,7 @@ enum class ConvAlgorithm : uint8_t {
   kBandProduct,        // band_gemm.h
   kPixelProduct,       // pixel_gemm.h
   kWgradProduct,       // conv_wgrad.h
+  kPairWgrad,          // pair_wgrad.h
 };
 
 // Process-wide, true at first. Calls that run already keep what they began with.

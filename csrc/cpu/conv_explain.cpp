@@ -17,6 +17,7 @@
 #include "cpu/microkernels/gemm.h"
 #include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
+#include "cpu/pair_wgrad.h"
 #include "cpu/wgrad_pixels.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_tiles.h"
@@ -66,6 +67,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "matrix product, vectors along pixels";
     case ConvAlgorithm::kWgradProduct:
       return "matrix product over pixels";
+    case ConvAlgorithm::kPairWgrad:
+      return "matrix product over pairs of pixels";
   }
   return "";
 }
@@ -131,6 +134,9 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kWgradProduct:
       return text("register tiles of %lld x %lld, sums of at most %lld pixels", kProductRows,
                   kProductVectors * lanes, WgradPixels(v).chunk());
+    case ConvAlgorithm::kPairWgrad:
+      return text("register tiles of %lld x %lld, sums of at most %lld pixels", kMaxRows,
+                  kMaxVectors * lanes, kPairWgradPixels);
     case ConvAlgorithm::kStridedWinograd:
       break;  // of a problem, not of a view
   }
@@ -282,7 +288,7 @@ std::string conv2d_explain(const ConvProblem& p) {
   const bool multiplies_padding =
       wgrad == ConvAlgorithm::kBandAlongPixels || wgrad == ConvAlgorithm::kBandAlongChannels ||
       wgrad == ConvAlgorithm::kDepthwisePlanes || wgrad == ConvAlgorithm::kDepthwiseColumns ||
-      wgrad == ConvAlgorithm::kGroupTiles;
+      wgrad == ConvAlgorithm::kGroupTiles || wgrad == ConvAlgorithm::kPairWgrad;
   const char* otherwise = multiplies_padding ? name_of(ConvAlgorithm::kWgradProduct) : "";
   if (wgrad == ConvAlgorithm::kWinograd) otherwise = name_of(wgrad_algorithm(view, p.dtype, false));
   return lines + formatted({"wgrad", wgrad, otherwise, wgrad_blocking(view, p.dtype, wgrad), direct,

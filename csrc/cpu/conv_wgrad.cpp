@@ -25,6 +25,7 @@
 #include "cpu/slabs.h"
 #include "cpu/wgrad_band.h"
 #include "cpu/wgrad_pixels.h"
+#include "cpu/wide_array.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -493,34 +494,13 @@ class ConvWgrad {
   bool compensated_;
 };
 
-// Float images of narrower types.
-template <typename T>
-Buffer<Wide<T>> widen_image(const T* image, int64_t size, const Parallel& pool) {
-  Buffer<Wide<T>> wide(size);
-  constexpr int64_t kPiece = 1 << 14;
-  const WorkSplit split(ceil_div(size, kPiece), static_cast<double>(kPiece));
-  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
-    const int64_t first = begin * kPiece, last = std::min(end * kPiece, size);
-    copy_wide(wide.get() + first, image + first, last - first);
-  });
-  return wide;
-}
-
 }  // namespace
 
 template <typename T>
 void conv_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
-  const auto run = [&](const Wide<T>* wide_dz, const Wide<T>* wide_x) {
-    if (!ConvWgrad<Wide<T>>(view, wide_dz, wide_x, true).run(dw, pool))
-      ConvWgrad<Wide<T>>(view, wide_dz, wide_x, false).run(dw, pool);
-  };
-  if constexpr (std::is_same_v<T, Wide<T>>) {
-    run(dz, x);
-  } else {
-    const auto wide_dz = widen_image(dz, view.N * view.dst.n, pool);
-    const auto wide_x = widen_image(x, view.N * view.src.n, pool);
-    run(wide_dz.get(), wide_x.get());
-  }
+  const WideArray<T> wide_dz(dz, view.N * view.dst.n, pool), wide_x(x, view.N * view.src.n, pool);
+  if (!ConvWgrad<Wide<T>>(view, wide_dz.get(), wide_x.get(), true).run(dw, pool))
+    ConvWgrad<Wide<T>>(view, wide_dz.get(), wide_x.get(), false).run(dw, pool);
 }
 
 template void conv_wgrad(const ConvView&, const float*, const float*, float*, const Parallel&);

@@ -18,8 +18,11 @@
 #include "core/buffer.h"
 #include "cpu/axis_groups.h"
 #include "cpu/channel_band.h"
+#include "cpu/channel_pairs.h"
+#include "cpu/direct_terms.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/parallel_range.h"
+#include "cpu/plane_store.h"
 #include "cpu/source_prefetch.h"
 
 namespace torchconv::cpu {
@@ -38,12 +41,6 @@ constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
 // The tasks of one call should be enough for several threads when it is large.
 constexpr int64_t kTasksWanted = 16, kBlocksWanted = 6;
 
-// `total` in even pieces of at most `limit`.
-int64_t even_piece(int64_t total, int64_t limit) {
-  return ceil_div(total, ceil_div(total, std::max<int64_t>(limit, 1)));
-}
-
-// Whether no output meets padding through the tap.
 bool all_inside(const ConvView& view, const ConvTap& tap) {
   const Range h = valid_range(view.I, view.step_h, tap.h, view.H);
   const Range w = valid_range(view.J, view.step_w, tap.w, view.W);
@@ -72,8 +69,8 @@ bool taps_in_place(const ConvView& view, int64_t filter_bytes) {
 
 // How a view is cut: from one sample's shape, but for `samples`, which changes no sum.
 struct Plan {
-  // in_place_possible: the image is in the computing type.
-  Plan(const ConvView& view, int64_t element_size, bool in_place_possible);
+  // in_place_possible: the image is in the computing type. pixel: from one to the next, in terms.
+  Plan(const ConvView& view, int64_t element_size, bool in_place_possible, int64_t pixel);
 
   int64_t channels, chunks;         // of the reduction
   int64_t rows, columns;            // outputs in a block
@@ -90,7 +87,7 @@ struct Plan {
   }
 };
 
-Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible)
+Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible, int64_t pixel)
     : channels(direct_gemm_chunk(view, element_size)),
       chunks(std::max<int64_t>(1, ceil_div(view.C, channels))),
       padded_filters(round_up(view.K, kVectorBytes / element_size)) {
@@ -98,7 +95,7 @@ Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible)
                                     kBlockPixels, 4 * kBlockPixels);
   columns = even_piece(view.J, pixels);
   rows = even_piece(view.I, pixels / columns);
-  const bool aliased = view.step_w * view.src.column * element_size % kAliasedBytes == 0;
+  const bool aliased = pixel * element_size % kAliasedBytes == 0;
   const bool one_tap = view.taps.size() == 1 && all_inside(view, view.taps[0]);
   const bool in_place = in_place_possible && chunks == 1 &&
                         (one_tap || taps_in_place(view, padded_filters * element_size));
@@ -122,7 +119,7 @@ Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible)
         break;
     }
   }
-  reads_neighbours = in_place && view.step_w * view.src.column == view.C;
+  reads_neighbours = in_place && pixel == view.C;
   reads_taps = in_place && view.taps.size() > 1;
   samples = nominal_samples = 1;
   if (rows == view.I && columns == view.J) {
@@ -134,14 +131,16 @@ Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible)
   }
 }
 
-template <typename T>
+template <typename T, typename Terms = ChannelTerms>
 class DirectGemm {
  public:
   using A = Wide<T>;
 
-  DirectGemm(const ConvView& view, const Plan& plan, const T* src, const A* weights, const T* bias,
-             const Epilogue<T>& epilogue)
+  // view: of terms, but for the strides; channels: of the source.
+  DirectGemm(const ConvView& view, int64_t channels, const Plan& plan, const T* src,
+             const A* weights, const T* bias, const Epilogue<T>& epilogue)
       : view_(view),
+        source_channels_(channels),
         plan_(plan),
         src_(src),
         weights_(weights),
@@ -165,9 +164,11 @@ class DirectGemm {
     }
     const Activation activation = epilogue.activation;
     high_ = activation == Activation::kReLU6 ? A{6} : std::numeric_limits<A>::infinity();
-    to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && epilogue.preactivation == nullptr &&
-              (activation == Activation::kNone || activation == Activation::kReLU ||
-               activation == Activation::kReLU6);
+    const bool simple = epilogue.preactivation == nullptr &&
+                        (activation == Activation::kNone || activation == Activation::kReLU ||
+                         activation == Activation::kReLU6);
+    to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
+    rounds_ = kPairs && (view.dst.c == 1 || view.dst.column == 1) && simple;
     if constexpr (std::is_same_v<T, A>)
       streams_ =
           to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
@@ -186,7 +187,9 @@ class DirectGemm {
                                      static_cast<double>(view_.terms() + 4));
     const int64_t band = plan_.band ? round_up(plan_.samples * plan_.band->size(), 16) : 0;
     const int64_t ld = scratch_ld();
-    const int64_t slot_size = band + kTileSize<A> + (to_dst_ ? 0 : round_up(pixels * ld, 16));
+    const int64_t sums = to_dst_ ? 0 : round_up(pixels * ld, 16);
+    const int64_t rounded = rounds_ && view_.dst.c != 1 ? round_up(pixels * ld / 2, 16) : 0;
+    const int64_t slot_size = band + kTileSize<A> + sums + rounded;
     Buffer<A> scratch(split.slots * slot_size);
     Buffer<int64_t> tables(split.slots * pixels * 3);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
@@ -194,6 +197,7 @@ class DirectGemm {
       t.totals = scratch.get() + slot * slot_size;
       t.band = t.totals + kTileSize<A>;
       t.scratch = t.band + band;
+      t.rounded = reinterpret_cast<BFloat16*>(t.scratch + sums);
       t.src_offsets = tables.get() + slot * pixels * 3;
       t.dst_offsets = t.src_offsets + pixels;
       t.scratch_offsets = t.dst_offsets + pixels;
@@ -216,6 +220,8 @@ class DirectGemm {
   }
 
  private:
+  static constexpr bool kPairs = Terms::kChannels > 1;
+
   // Of a tap's offsets among the distinct ones of their axis.
   struct TapRank {
     int64_t row, column;
@@ -233,6 +239,7 @@ class DirectGemm {
   struct Task {
     Position at;
     A *totals, *band, *scratch;
+    BFloat16* rounded;                                     // of pairs: [pixel][scratch_ld]
     int64_t *src_offsets, *dst_offsets, *scratch_offsets;  // [pixels]
     std::vector<PixelGroup> groups;
     std::vector<TermSegment> segments;
@@ -253,12 +260,13 @@ class DirectGemm {
   }
 
   const T* source(const Position& at, int64_t chunk) const {
-    return src_ + at.n.begin * view_.src.n + at.g * view_.C + chunk * plan_.channels;
+    return src_ + at.n.begin * view_.src.n + at.g * source_channels_ * view_.src.c +
+           chunk * plan_.channels * Terms::kChannels * view_.src.c;
   }
   void add_source(const Position& at, int64_t chunk, SourcePrefetch* ahead) const {
     if (view_.terms() == 0 || plan_.reads_neighbours || plan_.reads_taps) return;
     constexpr int64_t kSize = sizeof(T);
-    const int64_t channels = plan_.chunk_channels(view_, chunk);
+    const int64_t channels = plan_.chunk_channels(view_, chunk) * Terms::kChannels;
     for (int64_t n = 0; n < at.n.size(); ++n) {
       const T* sample = source(at, chunk) + n * view_.src.n;
       if (!plan_.band) {
@@ -270,7 +278,11 @@ class DirectGemm {
       }
       plan_.band->for_pieces(
           view_, at.i, at.j, [&](int64_t, int64_t, Range inside, int64_t from, int64_t step) {
-            ahead->add(sample + from, inside.size(), step * kSize, channels * kSize);
+            if (view_.src.c == 1)
+              ahead->add(sample + from, inside.size(), step * kSize, channels * kSize);
+            else if (!inside.empty())
+              ahead->add(sample + from, std::min(channels, source_channels_), view_.src.c * kSize,
+                         ((inside.size() - 1) * step + 1) * kSize);
           });
     }
   }
@@ -284,9 +296,10 @@ class DirectGemm {
   // The terms of a chunk, as offsets from a pixel's first.
   void fill_terms(int64_t channels, int32_t* terms) const {
     for (const ConvTap& tap : view_.taps) {
-      const int64_t offset = plan_.band         ? plan_.band->tap_offset(tap)
-                             : plan_.reads_taps ? tap.h * view_.src.row + tap.w * view_.src.column
-                                                : 0;
+      const int64_t offset =
+          plan_.band         ? plan_.band->tap_offset(tap)
+          : plan_.reads_taps ? (tap.h * view_.src.row + tap.w * view_.src.column) / Terms::kChannels
+                             : 0;
       for (int64_t c = 0; c < channels; ++c) *terms++ = static_cast<int32_t>(offset + c);
     }
   }
@@ -329,7 +342,8 @@ class DirectGemm {
   // Lists the task's pixels, those that read through the same taps together.
   void order_pixels(Task& t) const {
     const Position& at = t.at;
-    const ConvStrides& s = view_.src;
+    ConvStrides s = view_.src;
+    s.n /= Terms::kChannels, s.row /= Terms::kChannels, s.column /= Terms::kChannels;
     int64_t row = view_.step_h * s.row, column = view_.step_w * s.column, sample = s.n, first = 0;
     if (plan_.band) {
       row = plan_.band->row_step();
@@ -408,19 +422,22 @@ class DirectGemm {
     const T* src = source(at, chunk);
     DirectTile<A> tile{};
     if (plan_.band) {
+      const int64_t first = chunk * plan_.channels * Terms::kChannels;
       for (int64_t n = 0; n < at.n.size(); ++n)
-        plan_.band->fill(view_, src + n * view_.src.n, channels, at.i, at.j,
-                         t.band + n * plan_.band->size());
+        Terms::fill(*plan_.band, view_, src + n * view_.src.n,
+                    std::min(channels * Terms::kChannels, source_channels_ - first), at.i, at.j,
+                    t.band + n * plan_.band->size());
       tile.a = t.band;
-    } else if constexpr (std::is_same_v<T, A>) {
-      tile.a = src;
+    } else {
+      tile.a = reinterpret_cast<const A*>(src);
     }
     if (chunk == 0 || last) cut_segments(t, channels);
     tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
     tile.totals = t.totals;
     tile.accumulate = chunk > 0;
     tile.stream = streams_;
-    tile.clamp = last && to_dst_ && epilogue_.activation != Activation::kNone;
+    const bool rounds = last && rounds_;
+    tile.clamp = last && (to_dst_ || rounds_) && epilogue_.activation != Activation::kNone;
     tile.low = 0;
     tile.high = high_;
 
@@ -444,9 +461,17 @@ class DirectGemm {
         tile.c = t.scratch + panel * kPanel<A>;
         tile.c_rows = t.scratch_offsets + first;
       }
-      direct_microkernel<A>(rows, vectors)(tile);
+      if constexpr (kPairs) {
+        if (rounds) {
+          const bool in_place = view_.dst.c == 1;
+          tile.rounded =
+              in_place ? epilogue_.y + dst_offset(at) + k : t.rounded + panel * kPanel<A>;
+          tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
+        }
+      }
+      Terms::template kernel<A>(rows, vectors)(tile);
       tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms;
-      if (last && !to_dst_)
+      if (last && !to_dst_ && !rounds && view_.dst.c == 1)
         for (int64_t m = first; m < first + rows; ++m)
           epilogue_.store(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>, filters,
                           dst_offset(at) + t.dst_offsets[m] + k, 1);
@@ -486,6 +511,7 @@ class DirectGemm {
           run_tile(panel, group, first, rows);
         }
       });
+      if (last && view_.dst.c != 1) store_planes(t);
       return;
     }
     for (int64_t panel = 0; panel < panels; ++panel) {
@@ -496,6 +522,20 @@ class DirectGemm {
         run_tile(panel, group, first, rows);
       });
     }
+    if (last && view_.dst.c != 1) store_planes(t);
+  }
+
+  // The finished tiles in scratch to a destination where pixels are neighbours.
+  void store_planes(const Task& t) const {
+    if constexpr (kPairs) {
+      const PlaneTarget to{
+          t.dst_offsets, t.at.pixels(),    dst_offset(t.at) + t.at.k.begin * view_.dst.c,
+          view_.dst.c,   view_.dst.column, t.at.k.size()};
+      if (rounds_)
+        store_rounded_planes(t.rounded, scratch_ld(), to, epilogue_.y);
+      else
+        store_float_planes(t.scratch, scratch_ld(), to, epilogue_);
+    }
   }
 
   // Of the task's first pixel.
@@ -505,6 +545,7 @@ class DirectGemm {
   }
 
   const ConvView& view_;
+  const int64_t source_channels_;
   const Plan& plan_;
   const T* src_;
   const A* weights_;
@@ -521,6 +562,7 @@ class DirectGemm {
   A high_;
   bool to_dst_;  // by the kernel
   bool streams_ = false;
+  bool rounds_ = false;  // by the kernel too, to a narrower type
 };
 
 }  // namespace
@@ -531,8 +573,19 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
   using A = Wide<T>;
   const Buffer<A> own(packed != nullptr ? 0 : direct_gemm_weights_size<T>(view));
   if (packed == nullptr) direct_gemm_pack_weights(view, w, own.get(), pool);
-  const Plan plan(view, sizeof(A), std::is_same_v<T, A>);
-  DirectGemm<T>(view, plan, src, packed != nullptr ? packed : own.get(), bias, epilogue).run(pool);
+  const A* weights = packed != nullptr ? packed : own.get();
+  const int64_t pixel = view.step_w * view.src.column;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (takes_pairs(view)) {
+      const ConvView pairs = pair_view(view);
+      const bool whole = view.src.c == 1 && view.C % 2 == 0 &&
+                         reinterpret_cast<uintptr_t>(src) % alignof(float) == 0;
+      const Plan plan(pairs, sizeof(A), whole, pixel / 2);
+      return DirectGemm<T, PairTerms>(pairs, view.C, plan, src, weights, bias, epilogue).run(pool);
+    }
+  }
+  const Plan plan(view, sizeof(A), std::is_same_v<T, A>, pixel);
+  DirectGemm<T>(view, view.C, plan, src, weights, bias, epilogue).run(pool);
 }
 
 template void direct_gemm(const ConvView&, const float*, const float*, const float*, const float*,

@@ -11,6 +11,8 @@ namespace torchconv::cpu {
 
 // Whether direct_gemm computes the view: channels are neighbours in both images.
 inline bool direct_gemm_applies(const ConvView& view) { return view.src.c == 1 && view.dst.c == 1; }
+// The same for bfloat16 with dot products of pairs, which reads and writes either layout.
+bool direct_gemm_by_pairs(const ConvView& view);
 
 // The reduction is cut into chunks: all taps of so many channels.
 int64_t direct_gemm_chunk(const ConvView& view, int64_t element_size);

@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/buffer.h"
 #include "cpu/channel_band.h"
+#include "cpu/channel_pairs.h"
 #include "cpu/conv_pack.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/microkernels/gemm.h"
@@ -108,6 +110,8 @@ void pack_run(const T* w, int64_t weight_k, int64_t filters, const int32_t* rows
 
 }  // namespace
 
+bool direct_gemm_by_pairs(const ConvView& view) { return takes_pairs(view); }
+
 int64_t direct_gemm_chunk(const ConvView& view, int64_t element_size) {
   const int64_t taps = std::max<int64_t>(1, static_cast<int64_t>(view.taps.size()));
   // A panel of a chunk lies in the second-level cache beside a band of the image, whose pixels must
@@ -125,17 +129,21 @@ int64_t direct_gemm_chunk(const ConvView& view, int64_t element_size) {
 
 template <typename T>
 int64_t direct_gemm_weights_size(const ConvView& view) {
-  return view.groups * view.terms() * padded_filters<Wide<T>>(view);
+  const bool pairs = std::is_same_v<T, BFloat16> && takes_pairs(view);
+  const int64_t terms = pairs ? pair_view(view).terms() : view.terms();
+  return view.groups * terms * padded_filters<Wide<T>>(view);
 }
 
+namespace {
+
+// With chunks of that many channels.
 template <typename T>
-void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
-                              const Parallel& pool) {
+void pack_chunks(const ConvView& view, int64_t chunk_size, const T* w, Wide<T>* packed,
+                 const Parallel& pool) {
   using A = Wide<T>;
   if (view.terms() == 0) return;
   constexpr int64_t kWidth = kPanel<A>;
   const int64_t taps = static_cast<int64_t>(view.taps.size());
-  const int64_t chunk_size = direct_gemm_chunk(view, sizeof(A));
   const int64_t chunks = ceil_div(view.C, chunk_size), panels = ceil_div(view.K, kWidth);
   // Neighbouring filters are read together: their rows are short and far apart.
   constexpr int64_t kMostTogether = 4;
@@ -175,6 +183,52 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
     }
     if (streams) stream_fence();
   });
+}
+
+// Pairs of channels: where these are neighbours in memory a pair is one element; else the panels of
+// single channels are made first, as floats, whose upper halves are then joined.
+void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Parallel& pool) {
+  ConvView pairs = pair_view(view);
+  const int64_t chunk = direct_gemm_chunk(pairs, sizeof(float));
+  if (view.weight_c == 1 && view.C % 2 == 0) {
+    pairs.weight_k /= 2;
+    for (ConvTap& tap : pairs.taps) tap.weight /= 2;
+    return pack_chunks(pairs, chunk, reinterpret_cast<const float*>(w), packed, pool);
+  }
+  const int64_t filters = round_up(view.K, kLanes<float>), chunks = ceil_div(pairs.C, chunk);
+  const int64_t taps = static_cast<int64_t>(view.taps.size());
+  const Buffer<float> singles(view.terms() * filters);
+  pack_chunks(view, 2 * chunk, w, singles.get(), pool);
+  constexpr int64_t kWidth = kPanel<float>;
+  const int64_t panels = ceil_div(view.K, kWidth);
+  const WorkSplit split(chunks * panels, static_cast<double>(chunk * taps * kWidth));
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t first = item / panels * chunk, k = item % panels * kWidth;
+      const int64_t width = std::min(kWidth, filters - k);
+      const int64_t channels = std::min(2 * chunk, view.C - 2 * first);
+      const int64_t joined = ceil_div(channels, int64_t{2});
+      const float* from = singles.get() + 2 * first * taps * filters + k * channels * taps;
+      float* to = packed + first * taps * filters + k * joined * taps;
+      for (int64_t tap = 0; tap < taps; ++tap, from += channels * width)
+        for (int64_t pair = 0; pair < joined; ++pair, to += width)
+          for (int64_t lane = 0; lane < width; lane += kLanes<float>) {
+            const float* even = from + 2 * pair * width + lane;
+            join_pairs(even, 2 * pair + 1 < channels ? even + width : nullptr, to + lane);
+          }
+    }
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
+                              const Parallel& pool) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (takes_pairs(view)) return pack_pairs(view, w, packed, pool);
+  }
+  pack_chunks(view, direct_gemm_chunk(view, sizeof(Wide<T>)), w, packed, pool);
 }
 
 #define TORCHCONV_INSTANTIATE(T)                                 \

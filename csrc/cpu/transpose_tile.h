@@ -8,25 +8,27 @@
 namespace torchconv::cpu {
 
 // dst[c*dst_stride + r] = src[r*src_stride + c] for r < rows and c < columns, both at most a
-// vector; whole vectors are written, with zeros in the lanes from `rows` on, for c < written.
-TORCHCONV_INLINE void transpose_tile(const float* src, int64_t src_stride, int64_t rows,
-                                     int64_t columns, float* dst, int64_t dst_stride,
+// vector, converted; whole vectors are written, with zeros in the lanes from `rows` on, for c <
+// written.
+template <typename T>
+TORCHCONV_INLINE void transpose_tile(const T* src, int64_t src_stride, int64_t rows,
+                                     int64_t columns, Wide<T>* dst, int64_t dst_stride,
                                      int64_t written) {
-  using V = Vec<float>;
+  using V = WideVec<T>;
   constexpr int kL = V::kLanes;
-  V::Type tile[kL];
+  typename V::Type tile[kL];
   if (rows == kL && columns == kL) {
 #pragma GCC unroll 16
     for (int r = 0; r < kL; ++r) tile[r] = V::load(src + r * src_stride);
   } else {
 #pragma GCC unroll 16
     for (int r = 0; r < kL; ++r)
-      tile[r] = r < rows ? V::load_partial(src + r * src_stride, columns) : V::Type{};
+      tile[r] = r < rows ? V::load_partial(src + r * src_stride, columns) : typename V::Type{};
   }
   transpose_steps<1>(tile);
 #pragma GCC unroll 16
   for (int c = 0; c < kL; ++c)
-    if (c < written) V::store(dst + c * dst_stride, tile[c]);
+    if (c < written) V::Registers::store(dst + c * dst_stride, tile[c]);
 }
 
 }  // namespace torchconv::cpu

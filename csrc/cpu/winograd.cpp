@@ -16,6 +16,7 @@
 #include "core/buffer.h"
 #include "cpu/microkernels/winograd_gemm.h"
 #include "cpu/parallel_range.h"
+#include "cpu/wide_array.h"
 #include "cpu/winograd_groups.h"
 #include "cpu/winograd_input.h"
 #include "cpu/winograd_output.h"
@@ -66,11 +67,12 @@ void transform_all_weights(const Plan& plan, WeightSource w, float* u, const Par
   });
 }
 
+template <typename T>
 class Driver {
  public:
   // kept: what winograd_pack_weights has made of the weights, or null.
-  Driver(const ConvView& view, const float* src, const float* w, const float* kept,
-         const float* bias, const Epilogue<float>& epilogue)
+  Driver(const ConvView& view, const T* src, const float* w, const float* kept, const T* bias,
+         const Epilogue<T>& epilogue)
       : plan_(view),
         src_(src),
         w_(w, keeps_taps(view) ? kept : nullptr),
@@ -80,7 +82,7 @@ class Driver {
         weights_(plan_),
         bias_(plan_.panels * kFilters) {
     for (int64_t k = 0; k < plan_.panels * kFilters; ++k)
-      bias_[k] = bias != nullptr && k < view.K ? bias[k] : 0.0f;
+      bias_[k] = bias != nullptr && k < view.K ? to_wide(bias[k]) : 0.0f;
   }
 
   std::vector<int64_t> run(const Parallel& pool) {
@@ -236,10 +238,10 @@ class Driver {
   }
 
   const Plan plan_;
-  const float* src_;
+  const T* src_;
   const WeightSource w_;
   const float* u_;  // or null
-  const Epilogue<float>& epilogue_;
+  const Epilogue<T>& epilogue_;
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
   const WeightLayout weights_;
   Buffer<float> bias_;
@@ -271,6 +273,17 @@ bool winograd_applies(const ConvView& view) {
   return std::all_of(found, found + side * side, [](bool f) { return f; });
 }
 
+namespace {
+
+// Elements from the first to the last that a tap reads.
+int64_t weights_of(const ConvView& view) {
+  int64_t last = 0;
+  for (const ConvTap& tap : view.taps) last = std::max(last, tap.weight);
+  return (view.K - 1) * view.weight_k + (view.C - 1) * view.weight_c + last + 1;
+}
+
+}  // namespace
+
 int64_t winograd_products(const ConvView& view) {
   const winograd::Plan plan(view);
   return plan.rows.points() * plan.columns.points();
@@ -283,8 +296,8 @@ int64_t winograd_weights_size(const ConvView& view) {
                                      : winograd::WeightLayout(plan).panel);
 }
 
-void winograd_pack_weights(const ConvView& view, const float* w, float* packed,
-                           const Parallel& pool) {
+template <typename T>
+void winograd_pack_weights(const ConvView& view, const T* w, float* packed, const Parallel& pool) {
   const winograd::Plan plan(view);
   if (view.groups > 1) {
     const ConvView group = winograd::group_of(view, 0);
@@ -294,17 +307,20 @@ void winograd_pack_weights(const ConvView& view, const float* w, float* packed,
           winograd_pack_weights(group, w + g * view.weight_group, packed + g * size, inner);
         });
   }
-  if (!winograd::keeps_taps(view)) return winograd::transform_all_weights(plan, w, packed, pool);
+  const WideArray<T> wide(w, weights_of(view), pool);
+  if (!winograd::keeps_taps(view))
+    return winograd::transform_all_weights(plan, wide.get(), packed, pool);
   const WorkSplit split(plan.panels, static_cast<double>(winograd::gathered_panel(plan)));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t panel = begin; panel < end; ++panel)
-      winograd::gather_weights(plan, w, panel, packed);
+      winograd::gather_weights(plan, wide.get(), panel, packed);
   });
 }
 
-std::vector<int64_t> winograd_gather(const ConvView& view, const float* src, const float* w,
-                                     const float* bias, const Epilogue<float>& epilogue,
-                                     const Parallel& pool, const float* packed) {
+template <typename T>
+std::vector<int64_t> winograd_gather(const ConvView& view, const T* src, const T* w, const T* bias,
+                                     const Epilogue<T>& epilogue, const Parallel& pool,
+                                     const float* packed) {
   if (view.groups > 1) {
     const int64_t size = winograd_weights_size(winograd::group_of(view, 0));
     std::vector<std::vector<int64_t>> special(static_cast<size_t>(view.groups));
@@ -320,7 +336,18 @@ std::vector<int64_t> winograd_gather(const ConvView& view, const float* src, con
     for (const std::vector<int64_t>& samples : special) all.insert(samples.begin(), samples.end());
     return {all.begin(), all.end()};
   }
-  return winograd::Driver(view, src, w, packed, bias, epilogue).run(pool);
+  const WideArray<T> wide(w, packed != nullptr ? 0 : weights_of(view), pool);
+  return winograd::Driver<T>(view, src, wide.get(), packed, bias, epilogue).run(pool);
 }
+
+#define TORCHCONV_INSTANTIATE(T)                                                               \
+  template void winograd_pack_weights(const ConvView&, const T*, float*, const Parallel&);     \
+  template std::vector<int64_t> winograd_gather(const ConvView&, const T*, const T*, const T*, \
+                                                const Epilogue<T>&, const Parallel&,           \
+                                                const float*);
+TORCHCONV_INSTANTIATE(float)
+TORCHCONV_INSTANTIATE(BFloat16)
+TORCHCONV_INSTANTIATE(Float16)
+#undef TORCHCONV_INSTANTIATE
 
 }  // namespace torchconv::cpu

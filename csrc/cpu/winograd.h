@@ -1,5 +1,6 @@
 // 3x3 and 5x5 convolution of step 1, with any dilation, by Winograd's F(4x4,3x3) and F(2x2,5x5): a
-// quarter and little more than a third of the multiplications.
+// quarter and little more than a third of the multiplications. In float, whatever the type of the
+// images.
 #pragma once
 
 #include <cstdint>
@@ -21,16 +22,18 @@ int64_t winograd_products(const ConvView& view);
 // depends on the weights, C, K, the strides of the weights and the order of the taps alone, so
 // views of any batch and image size share it.
 int64_t winograd_weights_size(const ConvView& view);
-void winograd_pack_weights(const ConvView& view, const float* w, float* packed,
-                           const Parallel& pool);
+template <typename T>
+void winograd_pack_weights(const ConvView& view, const T* w, float* packed, const Parallel& pool);
 
 // The gather of one view (see conv_view.h). packed: from winograd_pack_weights, or null. A tile
 // mixes its inputs, so an infinity, a NaN or an overflow may reach outputs whose window does not
 // hold it, but never without making them infinite or NaN. The samples with such an output are
 // returned, in ascending order, and what was written for them is not to be trusted: the caller has
-// to compute them in another way.
-std::vector<int64_t> winograd_gather(const ConvView& view, const float* src, const float* w,
-                                     const float* bias, const Epilogue<float>& epilogue,
-                                     const Parallel& pool, const float* packed = nullptr);
+// to compute them in another way. Instantiated for float, BFloat16 and Float16, as
+// winograd_pack_weights is; all of it is computed in float.
+template <typename T>
+std::vector<int64_t> winograd_gather(const ConvView& view, const T* src, const T* w, const T* bias,
+                                     const Epilogue<T>& epilogue, const Parallel& pool,
+                                     const float* packed = nullptr);
 
 }  // namespace torchconv::cpu

@@ -44,7 +44,8 @@ int64_t max_width(const Plan& plan, int64_t slots) {
 }
 
 // band[row][column][lane] from planes of neighbouring pixels, for `channels` of a vector.
-void transpose_window(const Plan& plan, const Window& window, const float* src, int64_t channels,
+template <typename T>
+void transpose_window(const Plan& plan, const Window& window, const T* src, int64_t channels,
                       float* band) {
   const ConvView& view = plan.view;
   const int64_t width = window.column.size(), next_row = plan.rows.dilation * view.src.row;
@@ -54,7 +55,7 @@ void transpose_window(const Plan& plan, const Window& window, const float* src, 
   const int64_t runs = whole ? 1 : window.row.size();
   const int64_t run = whole ? window.row.size() * width : width;
   for (int64_t r = 0; r < runs; ++r) {
-    const float* row = src + r * next_row;
+    const T* row = src + r * next_row;
     float* to = band + r * width * kVector;
     for (int64_t p = 0; p < run; p += kVector) {
       for (int64_t c = 0; c < channels; ++c)
@@ -68,8 +69,8 @@ void transpose_window(const Plan& plan, const Window& window, const float* src, 
 // columns[column][point]: B^T applied down the columns. A row is at rows[r], its columns `step`
 // apart, of which the first `lanes` lanes are read. ahead: from a row to that of the tiles below,
 // in the image, or 0; from row `fresh` on those are not in this window.
-template <bool kTall, bool kPartial>
-void transform_columns(const Window& window, const float* const (&rows)[kPoints], int64_t step,
+template <bool kTall, bool kPartial, typename T>
+void transform_columns(const Window& window, const T* const (&rows)[kPoints], int64_t step,
                        int64_t ahead, int fresh, int64_t lanes, float* columns) {
   constexpr int kRows = kTall ? kPoints : kPoints - 1;
   const auto zero = [&](int64_t column) {
@@ -84,7 +85,8 @@ void transform_columns(const Window& window, const float* const (&rows)[kPoints]
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r)
       if (r >= window.row.begin && r < window.row.end)
-        d[r] = kPartial ? V::load_partial(rows[r] + at, lanes) : V::load(rows[r] + at);
+        d[r] = kPartial ? WideVec<T>::load_partial(rows[r] + at, lanes)
+                        : WideVec<T>::load(rows[r] + at);
     // The rows that the tiles below add.
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r)
@@ -115,6 +117,19 @@ void transform_rows(const float* columns, int64_t step, int64_t next, int64_t co
   }
 }
 
+// transform_columns of the whole strip.
+template <typename T>
+void transform_all_columns(bool tall, const Window& window, const T* const (&rows)[kPoints],
+                           int64_t step, int64_t ahead, int fresh, int64_t channels,
+                           float* columns) {
+  const bool partial = channels < kVector;
+  const auto transform =
+      tall      ? partial ? transform_columns<true, true, T> : transform_columns<true, false, T>
+      : partial ? transform_columns<false, true, T>
+                : transform_columns<false, false, T>;
+  transform(window, rows, step, ahead, fresh, channels, columns);
+}
+
 template <bool kTall>
 void transform_tiles(const Segment& s, const float* columns, int64_t step, int64_t full,
                      const SourceLayout& layout, float* v) {
@@ -131,7 +146,8 @@ int64_t source_scratch(const Plan& plan, int64_t slots) {
   return 2 * kPoints * width * kVector;
 }
 
-void transform_source(const Plan& plan, const Segment* segments, int64_t count, const float* src,
+template <typename T>
+void transform_source(const Plan& plan, const Segment* segments, int64_t count, const T* src,
                       const SourceLayout& layout, float* scratch, float* v) {
   const ConvView& view = plan.view;
   const Window window(plan, segments, count);
@@ -143,29 +159,25 @@ void transform_source(const Plan& plan, const Segment* segments, int64_t count, 
   src += segments[0].n * view.src.n;
   for (int64_t vector = 0; vector < plan.vectors; ++vector) {
     const int64_t channels = std::min(view.C - vector * kVector, kVector);
-    const float* from = src + vector * kVector * view.src.c;
-    const float* rows[kPoints] = {};
-    int64_t step = kVector, ahead = 0;
-    bool partial = false;
-    if (window.row.empty() || window.column.empty()) {
-      // Nothing of the image: no row is read.
-    } else if (view.src_pixels_contiguous()) {
-      transpose_window(plan, window, from, channels, band);
-      for (int64_t r = window.row.begin; r < window.row.end; ++r)
-        rows[r] = band + (r - window.row.begin) * window.column.size() * kVector;
+    const T* from = src + vector * kVector * view.src.c;
+    if (view.src_pixels_contiguous()) {
+      const float* rows[kPoints] = {};
+      if (!window.row.empty() && !window.column.empty()) {
+        transpose_window(plan, window, from, channels, band);
+        for (int64_t r = window.row.begin; r < window.row.end; ++r)
+          rows[r] = band + (r - window.row.begin) * window.column.size() * kVector;
+      }
+      transform_all_columns(tall, window, rows, kVector, 0, 0, kVector, columns);
     } else {
-      step = view.src.column;
-      ahead = plan.rows.full * next_row;
-      partial = channels < kVector;
-      for (int64_t r = window.row.begin; r < window.row.end; ++r)
-        rows[r] =
-            from + window.h * view.src.row + r * next_row + (window.w + window.column.begin) * step;
+      const T* rows[kPoints] = {};
+      const int64_t step = view.src.column;
+      if (!window.row.empty() && !window.column.empty())
+        for (int64_t r = window.row.begin; r < window.row.end; ++r)
+          rows[r] = from + window.h * view.src.row + r * next_row +
+                    (window.w + window.column.begin) * step;
+      transform_all_columns(tall, window, rows, step, plan.rows.full * next_row, plan.side - 1,
+                            channels, columns);
     }
-    const auto transform =
-        tall      ? partial ? transform_columns<true, true> : transform_columns<true, false>
-        : partial ? transform_columns<false, true>
-                  : transform_columns<false, false>;
-    transform(window, rows, step, ahead, plan.side - 1, channels, columns);
     float* to = v + vector / plan.block_vectors * layout.block +
                 vector % plan.block_vectors * layout.vector;
     for (const Segment* s = segments; s != segments + count; ++s) {
@@ -175,5 +187,13 @@ void transform_source(const Plan& plan, const Segment* segments, int64_t count, 
     }
   }
 }
+
+#define TORCHCONV_INSTANTIATE(T)                                                 \
+  template void transform_source(const Plan&, const Segment*, int64_t, const T*, \
+                                 const SourceLayout&, float*, float*);
+TORCHCONV_INSTANTIATE(float)
+TORCHCONV_INSTANTIATE(BFloat16)
+TORCHCONV_INSTANTIATE(Float16)
+#undef TORCHCONV_INSTANTIATE
 
 }  // namespace torchconv::cpu::winograd

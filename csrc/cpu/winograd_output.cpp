@@ -95,8 +95,9 @@ int64_t product_scratch(const Plan& plan, int64_t slots) {
   return band_size(max_pixels(plan, slots));
 }
 
+template <typename T>
 bool transform_products(const Plan& plan, const Segment& s, int64_t panel, const float* m,
-                        const float* bias, const Epilogue<float>& epilogue, float* scratch) {
+                        const float* bias, const Epilogue<T>& epilogue, float* scratch) {
   const ConvView& view = plan.view;
   const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
   const int64_t vectors = ceil_div(filters, kVector);
@@ -118,8 +119,9 @@ bool transform_products(const Plan& plan, const Segment& s, int64_t panel, const
   return finite;
 }
 
+template <typename T>
 void store_band(const ConvStrides& strides, int64_t dst, int64_t filters, int64_t rows,
-                int64_t columns, const Epilogue<float>& epilogue, float* band) {
+                int64_t columns, const Epilogue<T>& epilogue, float* band) {
   if (strides.c == 1) {
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t c = 0; c < columns; ++c)
@@ -143,5 +145,15 @@ void store_band(const ConvStrides& strides, int64_t dst, int64_t filters, int64_
       epilogue.store(planes + k * plane + r * run, run, dst + k * strides.c + r * strides.row,
                      strides.column);
 }
+
+#define TORCHCONV_INSTANTIATE(T)                                                       \
+  template bool transform_products(const Plan&, const Segment&, int64_t, const float*, \
+                                   const float*, const Epilogue<T>&, float*);          \
+  template void store_band(const ConvStrides&, int64_t, int64_t, int64_t, int64_t,     \
+                           const Epilogue<T>&, float*);
+TORCHCONV_INSTANTIATE(float)
+TORCHCONV_INSTANTIATE(BFloat16)
+TORCHCONV_INSTANTIATE(Float16)
+#undef TORCHCONV_INSTANTIATE
 
 }  // namespace torchconv::cpu::winograd

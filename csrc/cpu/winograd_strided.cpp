@@ -334,7 +334,7 @@ class Driver {
 }  // namespace winograd_strided
 
 bool strided_winograd_applies(const ConvProblem& p) {
-  if (p.dtype != DType::kFloat32 || p.groups != 1 || p.stride_h != 2 || p.stride_w != 2 ||
+  if (p.dtype == DType::kFloat64 || p.groups != 1 || p.stride_h != 2 || p.stride_w != 2 ||
       p.dilation_h != 1 || p.dilation_w != 1 || p.C == 0 || p.P == 0 || p.Q == 0)
     return false;
   if (p.R == 3 && p.S == 3) return true;

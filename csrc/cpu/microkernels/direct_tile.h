@@ -42,6 +42,8 @@ struct DirectTile {
   const T* bias;  // [vectors of lanes]
   bool clamp;
   T low, high;        // applied with NaN kept
+  BFloat16* rounded;  // pairs only, or null: where row m goes instead of c, at rounded_rows[m]
+  const int64_t* rounded_rows;
   const void* next;   // what a later call will read, asked for along the way: a piece of it
   int64_t next_step;  // for each term
 };
@@ -52,5 +54,11 @@ using DirectMicrokernel = void (*)(const DirectTile<T>&);
 // 1 <= rows <= kMaxRows, 1 <= vectors <= kMaxVectors; T is float or double.
 template <typename T>
 DirectMicrokernel<T> direct_microkernel(int64_t rows, int64_t vectors);
+
+// Where the processor has dot products of bfloat16 (avx512_bf16): a term is a pair of neighbouring
+// channels in the 32 bits of an element of a, and in those of each element of b; sums are float.
+// The instruction rounds each step to nearest even and takes denormals for zero.
+bool has_pair_products();
+DirectMicrokernel<float> direct_pair_microkernel(int64_t rows, int64_t vectors);
 
 }  // namespace torchconv::cpu

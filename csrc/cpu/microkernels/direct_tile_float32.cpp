@@ -5,7 +5,8 @@ namespace torchconv::cpu {
 
 template <>
 DirectMicrokernel<float> direct_microkernel<float>(int64_t rows, int64_t vectors) {
-  return find_direct_tile<float>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
+  return find_direct_tile<ChannelProduct<float>>(rows, vectors,
+                                                 std::make_integer_sequence<int, kMaxRows>());
 }
 
 }  // namespace torchconv::cpu

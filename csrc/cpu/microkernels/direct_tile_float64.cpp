@@ -5,7 +5,8 @@ namespace torchconv::cpu {
 
 template <>
 DirectMicrokernel<double> direct_microkernel<double>(int64_t rows, int64_t vectors) {
-  return find_direct_tile<double>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
+  return find_direct_tile<ChannelProduct<double>>(rows, vectors,
+                                                  std::make_integer_sequence<int, kMaxRows>());
 }
 
 }  // namespace torchconv::cpu

@@ -1,4 +1,4 @@
-// The body of direct_tile.h, instantiated once for each type in a file of its own.
+// The body of direct_tile.h, instantiated once for each kind of term in a file of its own.
 #pragma once
 
 #include <utility>
@@ -7,8 +7,20 @@
 
 namespace torchconv::cpu {
 
-template <typename T, int kRows, int kVectors>
-void direct_tile(const DirectTile<T>& tile) {
+// A term is one channel.
+template <typename T>
+struct ChannelProduct {
+  using Element = T;
+  using Register = typename Vec<T>::Type;
+  static constexpr bool kRounds = false;
+  static TORCHCONV_INLINE void add(Register& sum, Register x, Register filters) {
+    sum += x * filters;
+  }
+};
+
+template <typename Product, int kRows, int kVectors>
+void direct_tile(const DirectTile<typename Product::Element>& tile) {
+  using T = typename Product::Element;
   using V = Vec<T>;
   using Register = typename V::Type;
   constexpr int64_t kL = V::kLanes;
@@ -27,20 +39,27 @@ void direct_tile(const DirectTile<T>& tile) {
     else
       far[m - kNear] = tile.a + tile.pixels[m];
   }
+  const bool rounds = Product::kRounds && tile.rounded != nullptr;
   // The lines of c are asked for along the way by a tall tile, which has the time: as many misses
   // at once would hold up its first products.
   constexpr bool kAsksAlong = kRows > kNear;
-  constexpr int64_t kLast = kVectors * kL - 1;
-  [[maybe_unused]] const T* volatile ask[16];
+  const int64_t last_byte =
+      (kVectors * kL - 1) * static_cast<int64_t>(rounds ? sizeof(BFloat16) : sizeof(T));
+  const auto result_row = [&](int m) {
+    return rounds ? reinterpret_cast<const char*>(tile.rounded + tile.rounded_rows[m])
+                  : reinterpret_cast<const char*>(tile.c + tile.c_rows[m]);
+  };
+  [[maybe_unused]] const char* volatile ask[16];
   if constexpr (kAsksAlong) {
 #pragma GCC unroll 16
     for (int m = 0; m < 16; ++m)
-      ask[m] = tile.stream ? tile.b : tile.c + tile.c_rows[m < kRows ? m : 0];
+      ask[m] = tile.stream ? reinterpret_cast<const char*>(tile.b) : result_row(m < kRows ? m : 0);
   } else if (!tile.stream) {
 #pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(tile.c + tile.c_rows[m] + v * kL, 1, 3);
+    for (int m = 0; m < kRows; ++m) {
+      __builtin_prefetch(result_row(m), 1, 3);
+      __builtin_prefetch(result_row(m) + last_byte, 1, 3);
+    }
   }
 
   const int32_t* const terms = tile.terms;
@@ -68,13 +87,13 @@ void direct_tile(const DirectTile<T>& tile) {
         __builtin_prefetch(next, 0, 2);
         if constexpr (kAsksAlong) {
           const uintptr_t place = reinterpret_cast<uintptr_t>(term) / sizeof(*term);
-          __builtin_prefetch(ask[place / 2 % 16] + place % 2 * kLast, 1, 3);
+          __builtin_prefetch(ask[place / 2 % 16] + place % 2 * last_byte, 1, 3);
         }
 #pragma GCC unroll 16
         for (int m = 0; m < kRows; ++m) {
           const Register x = V::broadcast(m < kNear ? row[m][at] : far[m - kNear][at]);
 #pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) sum[m][v] += x * filters[v];
+          for (int v = 0; v < kVectors; ++v) Product::add(sum[m][v], x, filters[v]);
         }
         b += kVectors * kL;
         next += next_step;
@@ -117,6 +136,14 @@ void direct_tile(const DirectTile<T>& tile) {
         sum[m][v] = sum[m][v] > high ? high : sum[m][v];
       }
   }
+  if constexpr (Product::kRounds) {
+    if (rounds) {
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+        Product::store(tile.rounded + tile.rounded_rows[m], sum[m], lanes);
+      return;
+    }
+  }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
     T* c = tile.c + tile.c_rows[m];
@@ -133,11 +160,11 @@ void direct_tile(const DirectTile<T>& tile) {
 }
 
 // [vectors - 1][rows - 1]
-template <typename T, int... kRow>
-DirectMicrokernel<T> find_direct_tile(int64_t rows, int64_t vectors,
-                                      std::integer_sequence<int, kRow...>) {
-  static constexpr DirectMicrokernel<T> kTable[kMaxVectors][kMaxRows] = {
-      {direct_tile<T, kRow + 1, 1>...}, {direct_tile<T, kRow + 1, 2>...}};
+template <typename Product, int... kRow>
+DirectMicrokernel<typename Product::Element> find_direct_tile(int64_t rows, int64_t vectors,
+                                                              std::integer_sequence<int, kRow...>) {
+  static constexpr DirectMicrokernel<typename Product::Element> kTable[kMaxVectors][kMaxRows] = {
+      {direct_tile<Product, kRow + 1, 1>...}, {direct_tile<Product, kRow + 1, 2>...}};
   return kTable[vectors - 1][rows - 1];
 }
 

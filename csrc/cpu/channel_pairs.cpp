@@ -1,0 +1,100 @@
+// Bands of channel pairs. Where channels are neighbours in memory pairs are copied as they are;
+// where pixels are, two rows of pixels are joined into a row of pairs, and a register tile of such
+// rows transposed.
+#include "cpu/channel_pairs.h"
+
+#include <cstring>
+
+#include "cpu/conv_pack.h"
+
+namespace torchconv::cpu {
+namespace {
+
+using Bits = Vec<uint32_t>;
+constexpr int64_t kL = Bits::kLanes;
+
+// Lanes of p[l*step], l < n, in the lower halves.
+TORCHCONV_INLINE Bits::Type load_halves(const BFloat16* p, int64_t step, int64_t n,
+                                        bool more_follow) {
+  using Halves = Vec<uint16_t, kL>;
+  if (step == 1)
+    return convert<uint32_t, uint16_t, kL>(n == kL ? Halves::load(p) : Halves::load_partial(p, n));
+  return bit_cast<Bits::Type>(load_lanes_strided(p, step, 0, n, more_follow)) >> 16;
+}
+
+// to[p*pixel + c/2] for pixels p < count and channels c < channels, which are `plane` apart.
+void transpose_pairs(const BFloat16* src, int64_t plane, int64_t step, int64_t count,
+                     int64_t channels, float* to, int64_t pixel) {
+  const int64_t pairs = ceil_div(channels, int64_t{2});
+  for (int64_t first = 0; first < pairs; first += kL) {
+    const int64_t rows = std::min(kL, pairs - first);
+    const BFloat16* from = src + 2 * first * plane;
+    for (int64_t p = 0; p < count; p += kL) {
+      const int64_t n = std::min(kL, count - p);
+      const bool more = p + kL < count;
+      Bits::Type tile[kL];
+#pragma GCC unroll 16
+      for (int r = 0; r < kL; ++r) {
+        tile[r] = Bits::Type{};
+        if (r < rows) {
+          const BFloat16* even = from + 2 * r * plane + p * step;
+          tile[r] = load_halves(even, step, n, more);
+          if (2 * (first + r) + 1 < channels)
+            tile[r] |= load_halves(even + plane, step, n, more) << 16;
+        }
+      }
+      transpose_steps<1>(tile);
+      float* row = to + p * pixel + first;
+#pragma GCC unroll 16
+      for (int l = 0; l < kL; ++l)
+        if (l < n) {
+          if (rows == kL)
+            Bits::store(row + l * pixel, tile[l]);
+          else
+            Bits::store_partial(row + l * pixel, tile[l], rows);
+        }
+    }
+  }
+}
+
+// Pixels of three channels, one after the other: a first layer's.
+void copy_triples(const BFloat16* src, int64_t count, float* to) {
+  for (int64_t p = 0; p < count; ++p, src += 3, to += 2) {
+    uint64_t channels = 0;
+    if (p + 1 < count)
+      std::memcpy(&channels, src, 8);  // with the first one of the next pixel
+    else
+      std::memcpy(&channels, src, 6);
+    channels &= 0xffffffffffff;
+    std::memcpy(to, &channels, 8);
+  }
+}
+
+}  // namespace
+
+void fill_pairs(const ChannelBand& band, const ConvView& view, const BFloat16* src,
+                int64_t channels, Range i, Range j, float* scratch) {
+  const int64_t pixel = band.pixel, pairs = ceil_div(channels, int64_t{2});
+  band.for_pieces(view, i, j, [&](int64_t to, int64_t n, Range inside, int64_t from, int64_t step) {
+    float* pixels = scratch + to;
+    fill_zero(pixels, inside.begin * pixel);
+    fill_zero(pixels + inside.end * pixel, (n - inside.end) * pixel);
+    pixels += inside.begin * pixel;
+    if (view.src.c != 1)
+      return transpose_pairs(src + from, view.src.c, step, inside.size(), channels, pixels, pixel);
+    if (channels == 3 && step == 3 && pixel == 2)
+      return copy_triples(src + from, inside.size(), pixels);
+    for (int64_t p = 0; p < inside.size(); ++p) {
+      float* row = pixels + p * pixel;
+      const BFloat16* channel = src + from + p * step;
+      if (channels % 2 == 0) {
+        copy_wide(row, reinterpret_cast<const float*>(channel), pairs);
+      } else {
+        row[pairs - 1] = 0;
+        std::memcpy(row, channel, static_cast<size_t>(channels) * sizeof(BFloat16));
+      }
+    }
+  });
+}
+
+}  // namespace torchconv::cpu

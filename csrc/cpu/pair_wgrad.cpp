@@ -1,0 +1,501 @@
+// dw = dz^T x over pairs of pixels: a term holds two neighbouring outputs of a row, and both
+// operands are copied so, into scratch of the second-level cache.
+//
+// A chunk is a block of outputs (rows of a sample, or small samples whole). x becomes a band
+// (channel_band.h with outputs that are pairs) whose element holds a pixel and the one that the
+// next output reads, zero outside the image; all taps read it in place. dz becomes panels
+// [pair][filters], the second half of a last odd pair being zero. Then a row of the product is a
+// (channel, tap), a column a filter and a term a pair, which is what the tile of direct_tile.h
+// computes. A task is a block of channels and of filters and a slab of chunks, and the slabs are
+// added in order: blocks and slabs follow from the shape alone.
+#include "cpu/pair_wgrad.h"
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "core/buffer.h"
+#include "cpu/channel_band.h"
+#include "cpu/conv_pack.h"
+#include "cpu/microkernels/direct_tile.h"
+#include "cpu/parallel_range.h"
+#include "cpu/source_prefetch.h"
+
+namespace torchconv::cpu {
+namespace {
+
+using Bits = Vec<uint32_t>;
+constexpr int64_t kL = Bits::kLanes;
+constexpr int64_t kWidth = kPanel<float>;
+
+// Outputs of a chunk: their sums stay in registers, and what they read, and what the next chunk
+// reads, in the second-level cache.
+constexpr int64_t kChunkPixels = kPairWgradPixels, kFewPixels = 192;
+constexpr int64_t kChunkElements = 96 << 10;
+constexpr int64_t kBandElements = (384 << 10) / 4;
+constexpr int64_t kMostFilters = 512;
+// Slabs are cut until there are about so many tasks, but none below kMinChunks chunks, and their
+// partial gradients take at most about so many bytes.
+constexpr int64_t kTasksWanted = 16, kMinChunks = 4, kPartialBytes = 16 << 20;
+// Narrower sides leave a tile mostly empty.
+constexpr int64_t kFewestFilters = 16;
+
+// The pixels of an image are one row to a single tap that moves with them.
+ConvView flat(const ConvView& view) {
+  ConvView v = view;
+  if (v.taps.size() != 1 || v.taps[0].h != 0 || v.taps[0].w != 0 || v.step_h != 1 ||
+      v.step_w != 1 || v.H != v.I || v.W != v.J || v.src.row != v.W * v.src.column ||
+      v.dst.row != v.J * v.dst.column)
+    return v;
+  v.W = v.J = v.pixels();
+  v.H = v.I = 1;
+  return v;
+}
+
+// The band's view: an output is a pair.
+ConvView paired(const ConvView& view) {
+  ConvView v = view;
+  v.J = ceil_div(view.J, int64_t{2});
+  v.step_w = 2 * view.step_w;
+  return v;
+}
+
+// Halves from p and q, of which the first lo and hi exist.
+TORCHCONV_INLINE Bits::Type zip(const BFloat16* p, int64_t lo, const BFloat16* q, int64_t hi) {
+  using Halves = Vec<uint16_t, kL>;
+  const auto load = [](const BFloat16* from, int64_t n) {
+    return convert<uint32_t, uint16_t, kL>(n == kL  ? Halves::load(from)
+                                           : n <= 0 ? Halves::Type{}
+                                                    : Halves::load_partial(from, n));
+  };
+  return load(p, lo) | load(q, hi) << 16;
+}
+
+// to[i] = (p[i], q[i]) for i < n; a null pointer stands for zeros. Whole vectors are written.
+void zip_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to, int64_t written) {
+  int64_t i = 0;
+  if (p != nullptr && q != nullptr)
+    for (; i + kL <= n; i += kL) Bits::store(to + i, zip(p + i, kL, q + i, kL));
+  for (; i < written; i += kL) {
+    const int64_t left = std::min(kL, n - i);
+    Bits::store_partial(to + i, zip(p + i, p != nullptr ? left : 0, q + i, q != nullptr ? left : 0),
+                        std::min(kL, written - i));
+  }
+}
+
+class PairWgrad {
+ public:
+  PairWgrad(const ConvView& view, const BFloat16* dz, const BFloat16* x, BFloat16* dw)
+      : view_(flat(view)),
+        pairs_(paired(view_)),
+        dz_(dz),
+        x_(x),
+        dw_(dw),
+        taps_(static_cast<int64_t>(view.taps.size())),
+        channels_inner_(view.src.c == 1) {
+    const int64_t pixels = std::clamp(kChunkElements / (view_.C + std::min(view_.K, kMostFilters)),
+                                      kFewPixels, kChunkPixels);
+    columns_ = round_up(even_piece(view_.J, pixels), 2);
+    rows_ = even_piece(view_.I, pixels / columns_);
+    samples_ = 1;
+    if (rows_ == view_.I && columns_ >= view_.J)
+      samples_ = even_piece(view_.N, pixels / view_.pixels());
+    blocks_j_ = ceil_div(view_.J, columns_);
+    blocks_i_ = ceil_div(view_.I, rows_);
+    chunks_ = ceil_div(view_.N, samples_) * blocks_i_ * blocks_j_;
+
+    filters_ = round_up(even_piece(view_.K, kMostFilters), kWidth);
+    filter_blocks_ = ceil_div(view_.K, filters_);
+    const int64_t one = ChannelBand(pairs_, rows_, columns_ / 2, 1, sizeof(float)).size();
+    channels_ = even_piece(view_.C, kBandElements / (one * samples_));
+    const int64_t size = view_.terms() * round_up(view_.K, kWidth);
+    const int64_t most = std::max<int64_t>(1, kPartialBytes / (4 * size));
+    slabs_ = std::clamp<int64_t>(chunks_ / kMinChunks, 1, std::min(most, kTasksWanted));
+    const int64_t blocks = ceil_div(kTasksWanted, slabs_ * filter_blocks_);
+    channels_ = std::min(channels_, std::max(even_piece(view_.C, ceil_div(view_.C, blocks)),
+                                             std::min<int64_t>(view_.C, 64)));
+    channel_blocks_ = ceil_div(view_.C, channels_);
+    slab_chunks_ = ceil_div(chunks_, slabs_);
+    slabs_ = ceil_div(chunks_, slab_chunks_);
+    partial_ = channels_ * taps_ * filters_;
+  }
+
+  bool run(const Parallel& pool) {
+    const ChannelBand band(pairs_, rows_, columns_ / 2, channels_inner_ ? channels_ : 1,
+                           sizeof(float));
+    const int64_t sample = band.size() + (channels_inner_ ? 0 : kL);
+    // Planes in different sets of a cache.
+    const int64_t plane = channels_inner_ ? 1 : round_up(samples_ * sample, 32) + 16;
+    const int64_t band_size = channels_inner_ ? samples_ * sample + kL : channels_ * plane;
+    const int64_t most_pairs = samples_ * rows_ * columns_ / 2;
+    const int64_t panel_size = most_pairs * filters_;
+    const int64_t tasks = channel_blocks_ * filter_blocks_ * slabs_;
+    const int64_t rows = channels_ * taps_;
+    const WorkSplit split(
+        tasks, static_cast<double>(partial_) * static_cast<double>(slab_chunks_ * most_pairs));
+    const int64_t scratch_size = round_up(band_size, 16) + round_up(panel_size, 16);
+    Buffer<float> partials(tasks * partial_), scratch(split.slots * scratch_size);
+    Buffer<int64_t> offsets(split.slots * 2 * rows);
+    Buffer<int32_t> terms(split.slots * most_pairs);
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+      float* const source = scratch.get() + slot * scratch_size;
+      float* const panels = source + round_up(band_size, 16);
+      int64_t* const row_offsets = offsets.get() + slot * 2 * rows;
+      int32_t* const term_offsets = terms.get() + slot * most_pairs;
+      SourcePrefetch ahead;
+      for (int64_t task = begin; task < end; ++task) {
+        const Task t = task_at(task);
+        for (int64_t m = 0; m < t.channels.size() * taps_; ++m) {
+          const auto [c, tap] = row_at(t, m);
+          row_offsets[m] = c * plane + band.tap_offset(view_.taps[tap]);
+          row_offsets[rows + m] = m * filters_;
+        }
+        for (int64_t chunk = t.chunks.begin; chunk < t.chunks.end; ++chunk) {
+          const Block b = block_at(chunk);
+          int32_t* term = term_offsets;
+          for (int64_t n = 0; n < b.n.size(); ++n)
+            for (int64_t i = 0; i < b.i.size(); ++i)
+              for (int64_t j = 0; j < b.pairs(); ++j)
+                *term++ =
+                    static_cast<int32_t>(n * sample + i * band.row_step() + j * band.column_step());
+          for (int64_t n = 0; n < b.n.size(); ++n)
+            fill(band, b, b.n.begin + n, t.channels, plane, source + n * sample);
+          pack(b, t.filters, panels);
+          ahead.clear();
+          if (chunk + 1 < t.chunks.end)
+            add_sources(band, block_at(chunk + 1), t, &ahead);
+          else if (task + 1 < end)
+            add_sources(band, block_at(task_at(task + 1).chunks.begin), task_at(task + 1), &ahead);
+          multiply(t, source, row_offsets, row_offsets + rows, term_offsets,
+                   static_cast<int32_t>(term - term_offsets), panels, chunk > t.chunks.begin,
+                   partials.get() + task * partial_, &ahead);
+        }
+      }
+    });
+    finish(partials.get(), pool);
+    return finite_.load();
+  }
+
+ private:
+  struct Task {
+    Range channels, filters, chunks;
+  };
+  struct Block {
+    Range n, i, j;
+    int64_t pairs() const { return ceil_div(j.size(), int64_t{2}); }
+  };
+  struct Row {
+    int64_t channel, tap;
+  };
+
+  static Range piece(int64_t index, int64_t size, int64_t total) {
+    return {index * size, std::min((index + 1) * size, total)};
+  }
+  Task task_at(int64_t task) const {
+    const int64_t slab = task % slabs_, block = task / slabs_;
+    return {piece(block % channel_blocks_, channels_, view_.C),
+            piece(block / channel_blocks_, filters_, view_.K), piece(slab, slab_chunks_, chunks_)};
+  }
+  Block block_at(int64_t chunk) const {
+    return {piece(chunk / blocks_j_ / blocks_i_, samples_, view_.N),
+            piece(chunk / blocks_j_ % blocks_i_, rows_, view_.I),
+            piece(chunk % blocks_j_, columns_, view_.J)};
+  }
+  // Row m of a task's product, in the order of a filter of dw.
+  Row row_at(const Task& t, int64_t m) const {
+    const int64_t n = t.channels.size();
+    return view_.weight_c == 1 ? Row{m % n, m / n} : Row{m / taps_, m % taps_};
+  }
+
+  // The band of a sample's block.
+  void fill(const ChannelBand& band, const Block& b, int64_t n, Range channels, int64_t plane,
+            float* to) const {
+    const ConvStrides& s = view_.src;
+    const BFloat16* src = x_ + n * s.n + channels.begin * s.c;
+    band.rows.for_runs(
+        b.i.begin, b.i.size(), [&](int64_t y, int64_t h, int64_t height, int64_t step_h) {
+          for (const int64_t end = y + height; y < end; ++y, h += step_h) {
+            const bool outside = h < 0 || h >= view_.H;
+            band.columns.for_runs(
+                b.j.begin / 2, b.pairs(), [&](int64_t p, int64_t w, int64_t count, int64_t step) {
+                  Range lo = outside ? Range{0, 0} : valid_range(count, step, w, view_.W);
+                  Range hi =
+                      outside ? Range{0, 0} : valid_range(count, step, w + view_.step_w, view_.W);
+                  float* row = to + y * band.row + p * band.pixel;
+                  // Of position 0, which may not exist.
+                  const int64_t at = h * s.row + w * s.column, next = view_.step_w * s.column;
+                  const int64_t n = channels.size();
+                  if (channels_inner_ && step == 1 && band.pixel == n && s.column == n) {
+                    // The channels of all positions are one run.
+                    const Range both{std::max(lo.begin, hi.begin), std::min(lo.end, hi.end)};
+                    const auto run = [&](int64_t first, int64_t last, bool low, bool high) {
+                      if (first >= last) return;
+                      const BFloat16* from = src + at + first * n;
+                      zip_run(low ? from : nullptr, high ? from + next : nullptr,
+                              (last - first) * n, row + first * n, (last - first) * n);
+                    };
+                    if (both.begin >= both.end) {
+                      for (int64_t i = 0; i < count; ++i)
+                        run(i, i + 1, i >= lo.begin && i < lo.end, i >= hi.begin && i < hi.end);
+                      return;
+                    }
+                    run(0, hi.begin, false, false);
+                    run(hi.begin, lo.begin, false, true);
+                    run(both.begin, both.end, true, true);
+                    run(hi.end, lo.end, true, false);
+                    run(lo.end, count, false, false);
+                  } else if (channels_inner_) {
+                    for (int64_t i = 0; i < count; ++i, row += band.pixel) {
+                      const int64_t pixel = at + i * step * s.column;
+                      zip_run(i >= lo.begin && i < lo.end ? src + pixel : nullptr,
+                              i >= hi.begin && i < hi.end ? src + pixel + next : nullptr,
+                              channels.size(), row, channels.size());
+                    }
+                  } else {
+                    for (int64_t c = 0; c < channels.size(); ++c, row += plane)
+                      fill_row(src + c * s.c, at, step, count, lo, hi, row);
+                  }
+                });
+          }
+        });
+  }
+
+  // Positions of a row of pixels that are neighbours: position i holds pixels at + i*step and, an
+  // output further, at + i*step + step_w.
+  void fill_row(const BFloat16* src, int64_t at, int64_t step, int64_t count, Range lo, Range hi,
+                float* to) const {
+    const int64_t next = view_.step_w, first = src - x_ + at, size = view_.N * view_.src.n;
+    for (int64_t i = 0; i < count; i += kL) {
+      const int64_t n = std::min(kL, count - i), from = first + i * step;
+      // Whole vectors may reach beyond the row, but not beyond the image.
+      const bool readable = from >= 0 && from + std::max(step * kL, kL + next) <= size;
+      Bits::Type pairs;
+      if (readable && (step == 1 || (step == 2 && next == 1) || (step == 4 && next == 2))) {
+        const BFloat16* p = x_ + from;
+        if (step == 1) {
+          pairs = zip(p, kL, p + next, kL);
+        } else if (step == 2) {
+          pairs = Bits::load(p);
+        } else {
+          const Bits::Type a = Bits::load(p), b = Bits::load(p + 2 * kL);
+          constexpr auto kAll = std::make_integer_sequence<int, kL>();
+          pairs = (alternate_lanes<0>(a, b, kAll) & 0xffffu) | alternate_lanes<1>(a, b, kAll) << 16;
+        }
+        const bool inside = lo.begin <= i && hi.begin <= i && i + n <= lo.end && i + n <= hi.end;
+        if (!inside) {
+          const auto lane = Vec<int32_t>::iota() + static_cast<int32_t>(i);
+          const auto within = [&](Range r) {
+            return bit_cast<Bits::Type>(lane >= static_cast<int32_t>(r.begin)) &
+                   bit_cast<Bits::Type>(lane < static_cast<int32_t>(r.end));
+          };
+          pairs &= (within(lo) & 0xffffu) | (within(hi) << 16);
+        }
+        Bits::store_partial(to + i, pairs, n);
+        continue;
+      }
+      for (int64_t l = i; l < i + n; ++l) {
+        const uint32_t low = l >= lo.begin && l < lo.end ? src[at + l * step].bits : 0u;
+        const uint32_t high = l >= hi.begin && l < hi.end ? src[at + l * step + next].bits : 0u;
+        to[l] = bit_cast<float>(low | high << 16);
+      }
+    }
+  }
+
+  // What a block's copies read.
+  void add_sources(const ChannelBand& band, const Block& b, const Task& t,
+                   SourcePrefetch* ahead) const {
+    constexpr int64_t kSize = sizeof(BFloat16);
+    const ConvStrides &s = view_.src, &d = view_.dst;
+    const int64_t channels = t.channels.size(), filters = t.filters.size();
+    for (int64_t n = b.n.begin; n < b.n.end; ++n) {
+      const BFloat16* src = x_ + n * s.n + t.channels.begin * s.c;
+      const BFloat16* dst = dz_ + n * d.n + t.filters.begin * d.c + b.j.begin * d.column;
+      band.rows.for_runs(
+          b.i.begin, b.i.size(), [&](int64_t, int64_t h, int64_t height, int64_t step_h) {
+            for (; height > 0; --height, h += step_h) {
+              if (h < 0 || h >= view_.H) continue;
+              band.columns.for_runs(
+                  b.j.begin / 2, b.pairs(), [&](int64_t, int64_t w, int64_t count, int64_t step) {
+                    // All positions' pixels and the next outputs'.
+                    const int64_t every = step == 1 ? 1 : view_.step_w;
+                    const int64_t end =
+                        std::min(w + (count - 1) * step + view_.step_w + 1, view_.W);
+                    const int64_t first = w >= 0 ? w : w + ceil_div(-w, every) * every;
+                    if (first >= end) return;
+                    const BFloat16* from = src + h * s.row + first * s.column;
+                    if (channels_inner_)
+                      ahead->add(from, ceil_div(end - first, every), every * s.column * kSize,
+                                 channels * kSize);
+                    else
+                      ahead->add(from, channels, s.c * kSize, (end - first) * kSize);
+                  });
+            }
+          });
+      for (int64_t i = b.i.begin; i < b.i.end; ++i) {
+        if (d.c == 1)
+          ahead->add(dst + i * d.row, b.j.size(), d.column * kSize, filters * kSize);
+        else
+          ahead->add(dst + i * d.row, filters, d.c * kSize, b.j.size() * kSize);
+      }
+    }
+  }
+
+  // The panels of a block: [panel][pair][kWidth], or of fewer vectors in the last.
+  void pack(const Block& b, Range filters, float* panels) const {
+    const int64_t depth = b.n.size() * b.i.size() * b.pairs();
+    for (int64_t k = filters.begin; k < filters.end; k += kWidth) {
+      const int64_t n = std::min(kWidth, filters.end - k), width = round_up(n, kL);
+      float* to = panels + (k - filters.begin) * depth;
+      for (int64_t sample = b.n.begin; sample < b.n.end; ++sample)
+        for (int64_t i = b.i.begin; i < b.i.end; ++i) {
+          const BFloat16* from = dz_ + sample * view_.dst.n + i * view_.dst.row +
+                                 b.j.begin * view_.dst.column + k * view_.dst.c;
+          if (view_.dst.c == 1)
+            pack_channels(from, b.j.size(), n, width, to);
+          else
+            pack_pixels(from, b.j.size(), n, width, to);
+          to += b.pairs() * width;
+        }
+    }
+  }
+
+  void pack_channels(const BFloat16* from, int64_t pixels, int64_t n, int64_t width,
+                     float* to) const {
+    const int64_t step = view_.dst.column;
+    for (int64_t j = 0; j < pixels; j += 2, from += 2 * step, to += width)
+      zip_run(from, j + 1 < pixels ? from + step : nullptr, n, to, width);
+  }
+
+  void pack_pixels(const BFloat16* from, int64_t pixels, int64_t n, int64_t width,
+                   float* to) const {
+    using Halves = Vec<uint16_t, 2 * kL>;
+    for (int64_t k = 0; k < width; k += kL) {
+      const int64_t filters = std::min(kL, n - k);
+      for (int64_t j = 0; j < pixels; j += 2 * kL) {
+        const int64_t count = std::min(2 * kL, pixels - j);
+        Bits::Type tile[kL];
+#pragma GCC unroll 16
+        for (int f = 0; f < kL; ++f)
+          tile[f] = f < filters ? bit_cast<Bits::Type>(
+                                      Halves::load_partial(from + (k + f) * view_.dst.c + j, count))
+                                : Bits::Type{};
+        transpose_steps<1>(tile);
+#pragma GCC unroll 16
+        for (int l = 0; l < kL; ++l)
+          if (2 * l < count) Bits::store(to + (j / 2 + l) * width + k, tile[l]);
+      }
+    }
+  }
+
+  void multiply(const Task& t, const float* source, const int64_t* row_offsets,
+                const int64_t* sum_offsets, const int32_t* terms, int32_t depth,
+                const float* panels, bool accumulate, float* partial, SourcePrefetch* ahead) const {
+    static constexpr float kZero[kWidth] = {};
+    const TermSegment segment{0, depth, true, true};
+    DirectTile<float> tile{};
+    tile.a = source;
+    tile.terms = terms;
+    tile.segments = &segment;
+    tile.lanes = kL;
+    tile.accumulate = accumulate;
+    tile.bias = kZero;
+    const int64_t rows_of_tiles = ceil_div(t.channels.size() * taps_, kMaxRows);
+    const int64_t lines =
+        ceil_div(ahead->lines(), rows_of_tiles * ceil_div(t.filters.size(), kWidth));
+    for (int64_t k = 0; k < t.filters.size(); k += kWidth) {
+      const int64_t vectors = ceil_div(std::min(kWidth, t.filters.size() - k), kL);
+      tile.b = panels + k * depth;
+      tile.c = partial + k;
+      tile.next = tile.b + depth * kWidth;
+      tile.next_step = 0;
+      for_row_tiles(t.channels.size() * taps_, [&](int64_t first, int64_t rows) {
+        ahead->ask(lines);
+        tile.pixels = row_offsets + first;
+        tile.c_rows = sum_offsets + first;
+        direct_pair_microkernel(rows, vectors)(tile);
+      });
+    }
+  }
+
+  // dw from the slabs' sums.
+  void finish(const float* partials, const Parallel& pool) {
+    using V = WideVec<BFloat16>;
+    const int64_t strips = ceil_div(channels_ * taps_, kL),
+                  blocks = channel_blocks_ * filter_blocks_;
+    const WorkSplit split(blocks * strips, static_cast<double>(kL * filters_ * (slabs_ + 1)));
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+      auto check = V::Type{};  // NaN once any element is not finite
+      for (int64_t item = begin; item < end; ++item) {
+        const Task t = task_at(item / strips * slabs_);
+        const int64_t m = item % strips * kL;
+        const int64_t rows = std::min(kL, t.channels.size() * taps_ - m);
+        if (rows <= 0) continue;
+        int64_t at[kL];
+        bool neighbours = true;
+        for (int64_t r = 0; r < rows; ++r) {
+          const auto [c, tap] = row_at(t, m + r);
+          at[r] = (t.channels.begin + c) * view_.weight_c + view_.taps[tap].weight;
+          neighbours = neighbours && at[r] == at[0] + r;
+        }
+        for (int64_t k = 0; k < t.filters.size(); k += kL) {
+          const int64_t filters = std::min(kL, t.filters.size() - k);
+          const float* from = partials + item / strips * slabs_ * partial_ + m * filters_ + k;
+          V::Type tile[kL] = {};
+          for (int64_t slab = 0; slab < slabs_; ++slab, from += partial_)
+#pragma GCC unroll 16
+            for (int r = 0; r < kL; ++r)
+              if (r < rows) tile[r] += V::Registers::load(from + r * filters_);
+#pragma GCC unroll 16
+          for (int r = 0; r < kL; ++r) check += tile[r] * 0.0f;
+          transpose_steps<1>(tile);
+          BFloat16* to = dw_ + (t.filters.begin + k) * view_.weight_k;
+          if (neighbours) {
+#pragma GCC unroll 16
+            for (int l = 0; l < kL; ++l)
+              if (l < filters) V::store_partial(to + l * view_.weight_k + at[0], tile[l], rows);
+          } else {
+            alignas(64) float lanes[kL];
+#pragma GCC unroll 16
+            for (int l = 0; l < kL; ++l) {
+              if (l >= filters) continue;
+              V::Registers::store(lanes, tile[l]);
+              for (int64_t r = 0; r < rows; ++r)
+                to[l * view_.weight_k + at[r]] = from_wide<BFloat16>(lanes[r]);
+            }
+          }
+        }
+      }
+      bool finite = true;
+      for (int l = 0; l < kL; ++l) finite = finite && check[l] == 0;
+      if (!finite) finite_.store(false);
+    });
+  }
+
+  const ConvView view_, pairs_;
+  const BFloat16* dz_;
+  const BFloat16* x_;
+  BFloat16* dw_;
+  int64_t taps_;
+  bool channels_inner_;
+  int64_t columns_, rows_, samples_;  // of a chunk
+  int64_t blocks_j_, blocks_i_, chunks_;
+  int64_t filters_, filter_blocks_, channels_, channel_blocks_;
+  int64_t slabs_, slab_chunks_, partial_;
+  std::atomic<bool> finite_{true};
+};
+
+}  // namespace
+
+bool pair_wgrad_applies(const ConvView& view) {
+  return has_pair_products() && view.groups == 1 && view.K >= kFewestFilters &&
+         ChannelBand(paired(view), 1, std::min(ceil_div(view.J, int64_t{2}), kChunkPixels / 2), 1,
+                     sizeof(float))
+                 .size() <= kBandElements;
+}
+
+bool pair_wgrad(const ConvView& view, const BFloat16* dz, const BFloat16* x, BFloat16* dw,
+                const Parallel& pool) {
+  return PairWgrad(view, dz, x, dw).run(pool);
+}
+
+}  // namespace torchconv::cpu
