@@ -251,10 +251,11 @@ ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd)
 
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {
   if (!winograd || !strided_winograd_applies(p)) return false;
-  // The direct product of pairs does as well, but for the few filters of a first layer's dgrad.
-  const bool pairs = p.dtype == DType::kBFloat16 && has_pair_products();
-  if (pairs && (pass == StridedPass::kFprop || p.C > kFewFilters)) return false;
   const bool fprop = pass == StridedPass::kFprop, channels_last = p.layout == Layout::kNHWC;
+  // The direct product of pairs does as well, but for the few filters of a first layer's dgrad, and
+  // for dgrad where it writes every other pixel of a plane.
+  const bool pairs = p.dtype == DType::kBFloat16 && has_pair_products();
+  if (pairs && (fprop || (channels_last && p.C > kFewFilters))) return false;
   const bool wide = p.K >= kStridedChannels && (p.C >= kStridedChannels || p.R > 3);
   const int64_t least = fprop && channels_last ? kStridedPixelsChannelsLast : kStridedPixels;
   const double saving = fprop ? kStridedSaving : kStridedSavingDgrad;
