@@ -42,6 +42,12 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "3x1_s3": ((2, 17, 16, 11), 21, (3, 1), {"stride": 3, "padding": (1, 0)}),
     "far": ((2, 16, 12, 12), 16, (3, 3), {"dilation": 5, "padding": 5}),
     "few_filters": ((2, 22, 11, 12), 3, (3, 3), {"padding": 1}),
+    "wide_groups": ((2, 96, 9, 10), 72, (3, 3), {"padding": 1, "groups": 2}),
+    "wide_groups_5x5": ((2, 54, 8, 9), 96, (5, 5), {"padding": 2, "groups": 3}),
+    "wide_groups_s2": ((2, 66, 9, 10), 40, (3, 3), {"padding": 1, "stride": 2, "groups": 2}),
+    "narrow_groups": ((2, 24, 11, 9), 32, (3, 3), {"padding": 1, "groups": 8}),
+    "depthwise": ((2, 35, 11, 12), 35, (3, 3), {"padding": 1, "groups": 35}),
+    "depthwise_s2": ((2, 20, 13, 12), 40, (5, 5), {"padding": 2, "stride": 2, "groups": 20}),
 }
 
 
@@ -50,7 +56,8 @@ def operands(
 ) -> tuple[Tensor, Tensor, Tensor]:
     size, filters, kernel, _ = CASES[case]
     x = in_layout(torch.randn(size).to(dtype), layout)
-    w = torch.randn(filters, size[1], *kernel) / max(1, size[1] * kernel[0] * kernel[1]) ** 0.5
+    channels = size[1] // CASES[case][3].get("groups", 1)
+    w = torch.randn(filters, channels, *kernel) / (channels * kernel[0] * kernel[1]) ** 0.5
     return x, in_layout(w.to(dtype), weight_layout or layout), torch.randn(filters).to(dtype)
 
 

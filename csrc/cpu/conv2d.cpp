@@ -208,7 +208,7 @@ bool wgrad_by_winograd(const ConvView& view, const T* dz, const T* x, T* dw, con
   } else {
     const WideArray<T> wide_dz(dz, view.N * view.dst.n, pool);
     const WideArray<T> wide_x(x, view.N * view.src.n, pool);
-    const int64_t size = view.K * view.weight_k;
+    const int64_t size = view.groups * view.K * view.weight_k;
     const Buffer<float> sums(size);
     if (view.weight_k != view.terms()) fill_zero(sums.get(), size);
     if (!winograd_wgrad(view, wide_dz.get(), wide_x.get(), sums.get(), pool)) return false;
