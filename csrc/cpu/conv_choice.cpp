@@ -59,7 +59,7 @@ constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
 constexpr int64_t kInnerFiltersMost = 8;
 constexpr double kLanesUsed = 0.7;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
-// to rearrange more. A stride has that squared phases.
+// to rearrange more. Phases of larger strides are not computed together.
 constexpr int64_t kGroupWidth = 16, kGroupWidthPixels = 64, kGroupStride = 4;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
