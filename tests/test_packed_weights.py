@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations
 
 import torchconv
 import torchconv.functional as F
+from conftest import in_layout
 from dispatch_log import DispatchLog
 from torchconv import nn
 
@@ -436,6 +437,18 @@ def test_images_of_many_sizes_share() -> None:
     for size in range(8, 20):
         assert_fresh(module, torch.randn(1, 32, size, 11))
     assert kept(module) == before > 0
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("groups", "kernel", "stride"), [(2, 5, 2), (2, 3, 3), (2, 2, 2), (1, 5, 2), (1, 2, 3)]
+)
+def test_image_of_one_output(groups: int, kernel: int, stride: int, layout: str) -> None:
+    """All taps reach an image of the kernel's size, but no step is ever taken."""
+    module = nn.Conv2d(16, 16, kernel, stride=stride, groups=groups).eval()
+    for size in (20, kernel, 21):
+        x = torch.randn(1, 16, size, size)
+        assert_fresh(module, in_layout(x, layout))
 
 
 def test_a_bounded_number_of_forms() -> None:

@@ -93,9 +93,13 @@ PackedBuffer kept_weights(const ConvProblem& p, const ConvView& view, ConvAlgori
   const int64_t taps = p.R * p.S;
   PackedForm form{p, algorithm, size * static_cast<int64_t>(sizeof(Wide<T>))};
   form.problem.N = 0;
-  // Which taps reach the image is all that the form knows of it.
-  if (static_cast<int64_t>(view.taps.size()) == taps)
-    form.problem.H = form.problem.W = form.problem.P = form.problem.Q = 0;
+  // Which taps reach the image, how far apart they lie and the steps between outputs are all that
+  // the form knows of it: a stride above the image's size moves taps (conv_view.cpp).
+  if (static_cast<int64_t>(view.taps.size()) == taps && p.stride_h <= p.H && p.stride_w <= p.W) {
+    form.problem.H = form.problem.W = 0;
+    form.problem.P = view.step_h;
+    form.problem.Q = view.step_w;
+  }
   const WeightsSource source(w, p.K * view.C * taps * static_cast<int64_t>(sizeof(T)),
                              owner.version, pool);
   PackedBuffer kept = packed_weights::find(owner.number, form, source);
