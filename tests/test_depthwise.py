@@ -100,6 +100,26 @@ def test_multiplier(stride: int, multiplier: int, layout: str) -> None:
 
 
 @on_formats
+@pytest.mark.parametrize("r", [3, 6])
+def test_multiplied_gradient(r: int, layout: str) -> None:
+    """The input gradient of one filter for several channels, whose weights lie in any order."""
+    for weight_layout in FORMATS:
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(2, 8, 13, 14).to(dtype)
+            x, w = in_layout(x, layout), torch.randn(4, 2, r, r).to(dtype)
+            w = in_layout(w, weight_layout).requires_grad_()
+            kwargs = {"stride": r // 3, "padding": 1, "groups": 4}
+            leaves = [t.detach().double().contiguous().requires_grad_() for t in (x, w)]
+            z = torch_F.conv2d(*leaves, **kwargs)
+            dz = in_layout(torch.randn_like(z).to(dtype), layout)
+            x.requires_grad_()
+            found = torch.autograd.grad(F.conv2d(x, w, **kwargs), (x, w), dz)
+            truth = torch.autograd.grad(z, leaves, dz.double())
+            for out, wanted in zip(found, truth, strict=True):
+                assert_accurate(out, wanted)
+
+
+@on_formats
 @pytest.mark.parametrize("channels", [2, 7, 15, 16, 31, 130])
 def test_channels(channels: int, layout: str) -> None:
     for stride in (1, 2):

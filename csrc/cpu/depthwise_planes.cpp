@@ -149,7 +149,9 @@ bool depthwise_planes_applies(const ConvView& v) {
   const bool one = v.step_h == 1 && v.step_w == 1;
   const bool two =
       taps.rows < 7 && v.step_h == 2 && v.step_w == 2 && taps.gap_h == 1 && taps.gap_w == 1;
-  return v.C == 1 && v.src.column == 1 && v.src.row == v.W && v.src.c == v.H * v.W &&
+  // With channels innermost in the weights, a group's filters are not as far apart as groups are.
+  const bool even = v.K == 1 || v.weight_group == v.K * v.weight_k;
+  return v.C == 1 && even && v.src.column == 1 && v.src.row == v.W && v.src.c == v.H * v.W &&
          v.dst_pixels_contiguous() && v.dst.c == v.pixels() && square &&
          (taps.rows == 3 || taps.rows == 5 || taps.rows == 7) && (one || two);
 }
