@@ -190,7 +190,8 @@ void pack_chunks(const ConvView& view, int64_t chunk_size, const T* w, Wide<T>* 
 void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Parallel& pool) {
   ConvView pairs = pair_view(view);
   const int64_t chunk = direct_gemm_chunk(pairs, sizeof(float));
-  if (view.weight_c == 1 && view.C % 2 == 0) {
+  const bool aligned = reinterpret_cast<uintptr_t>(w) % alignof(float) == 0;
+  if (view.weight_c == 1 && view.C % 2 == 0 && aligned) {
     pairs.weight_k /= 2;
     for (ConvTap& tap : pairs.taps) tap.weight /= 2;
     return pack_chunks(pairs, chunk, reinterpret_cast<const float*>(w), packed, pool);
