@@ -50,7 +50,6 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "depthwise rolling columns, vectors along channels";
     case ConvAlgorithm::kDepthwisePlanes:
       return "depthwise rolling rows, vectors along pixels";
-      return "depthwise, vectors along channels";
     case ConvAlgorithm::kGroupTiles:
       return "bands of rows, groups side by side in vectors";
     case ConvAlgorithm::kBandAlongPixels:

@@ -11,7 +11,6 @@
 
 namespace torchconv::cpu {
 
-// Whether the view is one that winograd_gather computes: nine or 25 taps in a square, one group.
 // Whether the view is one that winograd_gather computes: nine or 25 taps in a square.
 bool winograd_applies(const ConvView& view);
 
