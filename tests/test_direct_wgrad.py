@@ -194,7 +194,11 @@ def test_few_filters(kind: str, layout: str, weight_layout: str) -> None:
             narrow = [t.to(dtype) for t in (x, dz, w)]
             if dtype.itemsize == 2:
                 truth = reference(*narrow, **kwargs)
-            assert relative_error(wgrad(*narrow, **kwargs), truth) <= allowed, (c, k, dtype)
+            error = wgrad(*narrow, **kwargs).double() - truth
+            # A few sums of dz.numel()/k products of two normal numbers each: where they happen to
+            # cancel, what they usually are is the measure.
+            usual = (dz.numel() / k * truth.numel()) ** 0.5
+            assert error.norm() <= allowed * max(float(truth.norm()), usual), (c, k, dtype)
 
 
 @on_formats
