@@ -309,7 +309,7 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
         ]
     light = light_sources(root)
     # A wrapper such as ccache mostly cannot keep what was compiled with a precompiled header.
-    precompiles = len(compiler()) == 1
+    precompiles = len(compiler()) == 1 and (root / PRECOMPILED).is_file()
     for isa in wanted:
         header = f"{isa}/{PRECOMPILED}"
         before, extra = "", []
