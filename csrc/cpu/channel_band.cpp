@@ -4,6 +4,7 @@
 #include "cpu/axis_groups.h"
 
 namespace torchconv::cpu {
+
 BandAxis::BandAxis(std::vector<int64_t> offsets, int64_t step, int64_t outputs)
     : offsets_(std::move(offsets)), source_step_(step), outputs_(outputs) {
   const int64_t apart = outputs * static_cast<int64_t>(offsets_.size());

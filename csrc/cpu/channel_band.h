@@ -26,7 +26,6 @@ inline int64_t even_piece(int64_t total, int64_t limit) {
   return ceil_div(total, ceil_div(total, std::max<int64_t>(limit, 1)));
 }
 
-// Whether no output meets padding through the tap.
 // The positions of one axis that a block of outputs reads.
 class BandAxis {
  public:
