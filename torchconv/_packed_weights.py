@@ -74,7 +74,13 @@ class PackedWeights:
     """What one layer keeps. A copy, or what a pickle of it gives, keeps nothing yet."""
 
     __slots__ = (
-        *("_address", "_arguments", "_bias", "_keepable", "_memory", "_settings", "_weight"),
+        "_address",
+        "_arguments",
+        "_bias",
+        "_keepable",
+        "_memory",
+        "_settings",
+        "_weight",
         "owner",
     )
 

@@ -18,20 +18,14 @@ BandExtent::BandExtent(const ConvView& view, bool along_pixels, int64_t element_
   const int64_t most = most_elements(element_size);
   const bool two_vectors = view.C == 1 && view.groups * view.K > vector_lanes;
   lanes = along_pixels ? 1 : two_vectors ? 2 * vector_lanes : vector_lanes;
-  first_h = view.taps[0].h, first_w = view.taps[0].w;
-  int64_t last_h = first_h, last_w = first_w;
-  for (const ConvTap& tap : view.taps) {
-    first_h = std::min(first_h, tap.h);
-    first_w = std::min(first_w, tap.w);
-    last_h = std::max(last_h, tap.h);
-    last_w = std::max(last_w, tap.w);
-  }
-  const int64_t span_h = last_h - first_h, span_w = last_w - first_w;
+  const Range taps_h = tap_span(view, &ConvTap::h), taps_w = tap_span(view, &ConvTap::w);
+  first_h = taps_h.begin, first_w = taps_w.begin;
+  const int64_t span_h = taps_h.size() - 1, span_w = taps_w.size() - 1;
   phases_h = std::min(view.step_h, span_h + 1);
   phases_w = std::min(view.step_w, span_w + 1);
   width = view.J + span_w / view.step_w;
   // The zeros right of a row may be those left of the next.
-  const int64_t right = view.J - 1 + last_w - (view.W - 1);
+  const int64_t right = view.J - 1 + first_w + span_w - (view.W - 1);
   shared = view.step_w == 1 ? std::max<int64_t>(std::min({-first_w, right, span_w}), 0) : 0;
   width -= shared;
   halo = span_h / view.step_h;

@@ -152,4 +152,11 @@ std::vector<ConvView> dgrad_views(const ConvProblem& p, bool* covers_all) {
   return views;
 }
 
+Range tap_span(const ConvView& view, int64_t ConvTap::* axis) {
+  const auto [first, last] =
+      std::minmax_element(view.taps.begin(), view.taps.end(),
+                          [&](const ConvTap& a, const ConvTap& b) { return a.*axis < b.*axis; });
+  return {(*first).*axis, (*last).*axis + 1};
+}
+
 }  // namespace torchconv::cpu

@@ -43,15 +43,9 @@ GroupBand::GroupBand(const ConvView& view, int64_t element_size, bool permutes)
   blocks = ceil_div(view.groups, groups);
   src_vectors = ceil_div(groups * view.C, lanes);
   dst_vectors = ceil_div(groups * view.K, lanes);
-  first_h = view.taps[0].h, first_w = view.taps[0].w;
-  int64_t last_h = first_h, last_w = first_w;
-  for (const ConvTap& tap : view.taps) {
-    first_h = std::min(first_h, tap.h);
-    first_w = std::min(first_w, tap.w);
-    last_h = std::max(last_h, tap.h);
-    last_w = std::max(last_w, tap.w);
-  }
-  const int64_t span_h = last_h - first_h, span_w = last_w - first_w;
+  const Range taps_h = tap_span(view, &ConvTap::h), taps_w = tap_span(view, &ConvTap::w);
+  first_h = taps_h.begin, first_w = taps_w.begin;
+  const int64_t span_h = taps_h.size() - 1, span_w = taps_w.size() - 1;
   const int64_t most = kMostBytes / (element_size * lanes * src_vectors);
   if (view.J > most || span_w > most || span_h > most || view.step_w > most || view.step_h > most)
     return;

@@ -11,17 +11,9 @@ constexpr double kMostElements = 1 << 16;
 
 WgradBand::WgradBand(const ConvView& view, const WgradPixels& pixels, int64_t channels)
     : view_(view), whole_rows_(view.J <= pixels.chunk()) {
-  int64_t last_h = view.taps[0].h, last_w = view.taps[0].w;
-  first_h_ = last_h;
-  first_w_ = last_w;
-  for (const ConvTap& tap : view.taps) {
-    first_h_ = std::min(first_h_, tap.h);
-    first_w_ = std::min(first_w_, tap.w);
-    last_h = std::max(last_h, tap.h);
-    last_w = std::max(last_w, tap.w);
-  }
-  span_h_ = last_h - first_h_;
-  span_w_ = last_w - first_w_;
+  const Range taps_h = tap_span(view, &ConvTap::h), taps_w = tap_span(view, &ConvTap::w);
+  first_h_ = taps_h.begin, first_w_ = taps_w.begin;
+  span_h_ = taps_h.size() - 1, span_w_ = taps_w.size() - 1;
   const int64_t columns = std::min(view.J, pixels.chunk());
   const int64_t segments = whole_rows_ ? pixels.chunk() / view.pixels() + 2 : pixels.max_pieces();
   const double wide = static_cast<double>(columns) * static_cast<double>(view.step_w) +
