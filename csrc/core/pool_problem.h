@@ -24,6 +24,11 @@ struct PoolProblem {
   int64_t divisor;         // average: divisor_override, 0 for none
 };
 
+enum class Select : uint8_t { kMax, kMin };
+
+// What names the selected elements: an in-window offset of one of three widths, or an int64 index.
+enum class Selected : uint8_t { kOffset8, kOffset16, kOffset32, kIndex64 };
+
 // What max and min pooling remember for backward: the position r*S + s of the selected element in
 // its window, in the narrowest unsigned type that also leaves room for "no valid element".
 constexpr DType offset_dtype(int64_t R, int64_t S) {

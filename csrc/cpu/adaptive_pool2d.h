@@ -1,29 +1,11 @@
 // Adaptive pooling on the CPU, as csrc/ops calls it. Pointers are dense in the problem's layout.
-//
-// Output i of an axis of P outputs over H elements has the window [floor(i*H/P), ceil((i+1)*H/P)),
-// PyTorch's rule: neighbouring windows share at most one element where P <= H, and an element is
-// repeated where P > H. Where P and Q divide H and W the windows are those of ordinary pooling with
-// kernel = stride = (H/P, W/Q), and its kernels run.
+// Where the windows divide evenly the kernels of ordinary pooling run.
 #pragma once
 
+#include "core/adaptive_problem.h"
 #include "core/parallel.h"
-#include "core/types.h"
 
-namespace torchconv {
-
-struct AdaptiveProblem {
-  int64_t N, C, H, W;  // x; H > 0 and W > 0
-  int64_t P, Q;        // y: N x C x P x Q
-  DType dtype;         // float32, float64, bfloat16 or float16
-  Layout layout;       // of x, y, indices and gradients
-};
-
-namespace cpu {
-
-// Whether the windows are those of ordinary pooling.
-constexpr bool divides_evenly(const AdaptiveProblem& p) {
-  return p.P > 0 && p.Q > 0 && p.H % p.P == 0 && p.W % p.Q == 0;
-}
+namespace torchconv::cpu {
 
 void adaptive_avg_pool2d(const AdaptiveProblem& p, const void* x, void* y, const Parallel& pool);
 // Every element of dx is written, here and below.
@@ -42,5 +24,4 @@ void adaptive_max_pool2d_backward(const AdaptiveProblem& p, const void* dy, cons
 void adaptive_max_pool2d_gather(const AdaptiveProblem& p, const void* x, const int64_t* indices,
                                 void* y, const Parallel& pool);
 
-}  // namespace cpu
-}  // namespace torchconv
+}  // namespace torchconv::cpu

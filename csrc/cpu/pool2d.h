@@ -6,17 +6,12 @@
 
 namespace torchconv::cpu {
 
-enum class Select : uint8_t { kMax, kMin };
-
 // y and, where not null, what was selected: offsets of type offset_dtype(R, S), or int64 indices
 // h*W + w. At most one of the two is wanted. The first of equal elements is selected, but the last
 // of several NaN (as PyTorch does), and any NaN makes the result NaN. A window with no valid
 // element gives -inf (max), +inf (min) or the integer type's lowest / highest, and kNoOffset.
 void select_pool2d(const PoolProblem& p, Select select, const void* x, void* y, void* offsets,
                    int64_t* indices, const Parallel& pool);
-
-// What names the selected elements: an in-window offset of one of three widths, or an int64 index.
-enum class Selected : uint8_t { kOffset8, kOffset16, kOffset32, kIndex64 };
 
 // dx[h,w] = sum of dy over the windows that selected (h,w). Every element of dx is written.
 void select_pool2d_backward(const PoolProblem& p, Selected kind, const void* dy,

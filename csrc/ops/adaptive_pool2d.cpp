@@ -98,7 +98,7 @@ AdaptiveProblem describe_max(const Tensor& input, IntList output_size) {
                   to_string(input.sizes()), " with dimension 1 being empty");
   // Within a window elements are counted in 32 bits.
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  TORCHCONV_CHECK(cpu::divides_evenly(p) || p.P == 0 || (p.H / p.P + 2) <= kMost / p.W, kOp,
+  TORCHCONV_CHECK(divides_evenly(p) || p.P == 0 || (p.H / p.P + 2) <= kMost / p.W, kOp,
                   ": a window of an image of ", p.H, " x ", p.W, " may not span more than ", kMost,
                   " elements, but got output_size=", to_string(output_size));
   return p;

@@ -125,10 +125,9 @@ std::array<int64_t, 4> input_sizes(const PoolProblem& p) { return {p.N, p.C, p.H
 enum class Remember { kNothing, kOffsets, kIndices };
 
 // Maximum or minimum, and what was selected. The second tensor is absent for kNothing.
-std::tuple<Tensor, std::optional<Tensor>> select(cpu::Select which, Remember remember,
+std::tuple<Tensor, std::optional<Tensor>> select(Select which, Remember remember,
                                                  const Tensor& input, const PoolArguments& a) {
-  const PoolProblem p =
-      describe(input, which == cpu::Select::kMax ? "max_pool2d" : "min_pool2d", a);
+  const PoolProblem p = describe(input, which == Select::kMax ? "max_pool2d" : "min_pool2d", a);
   const Tensor x = dense(input, p.layout);
   const auto sizes = output_sizes(p);
   Tensor y = new_tensor(input, sizes, input.scalar_type(), p.layout);
@@ -148,14 +147,14 @@ std::tuple<Tensor, std::optional<Tensor>> select(cpu::Select which, Remember rem
   return {y, selected};
 }
 
-template <cpu::Select which>
+template <Select which>
 Tensor select_pool2d(const Tensor& input, IntList kernel_size, IntList stride, IntList padding,
                      IntList dilation, bool ceil_mode) {
   const PoolArguments a{kernel_size, stride, padding, dilation, ceil_mode};
   return std::get<0>(select(which, Remember::kNothing, input, a));
 }
 
-template <cpu::Select which, Remember remember>
+template <Select which, Remember remember>
 std::tuple<Tensor, Tensor> select_pool2d_with(const Tensor& input, IntList kernel_size,
                                               IntList stride, IntList padding, IntList dilation,
                                               bool ceil_mode) {
@@ -164,23 +163,23 @@ std::tuple<Tensor, Tensor> select_pool2d_with(const Tensor& input, IntList kerne
   return {y, *selected};
 }
 
-cpu::Selected selected_kind(const PoolProblem& p, const Tensor& selected, const Tensor& output,
-                            const char* op) {
+Selected selected_kind(const PoolProblem& p, const Tensor& selected, const Tensor& output,
+                       const char* op) {
   const IntList want = output.sizes(), got = selected.sizes();
   TORCHCONV_CHECK(want.size() == got.size() && std::equal(want.begin(), want.end(), got.begin()),
                   op, ": expected selected of size ", to_string(want), ", but got ",
                   to_string(got));
   TORCHCONV_CHECK(selected.device() == output.device(), op,
                   ": expected all tensors on the same device");
-  if (selected.scalar_type() == ScalarType::Long) return cpu::Selected::kIndex64;
+  if (selected.scalar_type() == ScalarType::Long) return Selected::kIndex64;
   const DType type = offset_dtype(p.R, p.S);
   TORCHCONV_CHECK(selected.scalar_type() == scalar_type_of(type), op, ": a window of ", p.R, " x ",
                   p.S, " has offsets of type ", torch::headeronly::toString(scalar_type_of(type)),
                   " or indices of type Long, but got ",
                   torch::headeronly::toString(selected.scalar_type()));
-  return type == DType::kUInt8    ? cpu::Selected::kOffset8
-         : type == DType::kUInt16 ? cpu::Selected::kOffset16
-                                  : cpu::Selected::kOffset32;
+  return type == DType::kUInt8    ? Selected::kOffset8
+         : type == DType::kUInt16 ? Selected::kOffset16
+                                  : Selected::kOffset32;
 }
 
 void check_gradient_type(const PoolProblem& p, const Tensor& t, const char* op) {
@@ -197,7 +196,7 @@ Tensor select_pool2d_backward(const Tensor& grad_output, const Tensor& selected,
   const PoolProblem p = describe_backward(grad_output, input_size, kOp,
                                           {kernel_size, stride, padding, dilation}, channels_last);
   check_gradient_type(p, grad_output, kOp);
-  const cpu::Selected kind = selected_kind(p, selected, grad_output, kOp);
+  const Selected kind = selected_kind(p, selected, grad_output, kOp);
   const Tensor dy = dense(grad_output, p.layout), chosen = dense(selected, p.layout);
   Tensor dx = new_tensor(grad_output, input_sizes(p), grad_output.scalar_type(), p.layout);
   cpu::select_pool2d_backward(p, kind, dy.const_data_ptr(), chosen.const_data_ptr(),
@@ -212,7 +211,7 @@ Tensor select_pool2d_gather(const Tensor& input, const Tensor& selected, IntList
       describe_backward(selected, input.sizes(), kOp, {kernel_size, stride, padding, dilation},
                         suggested_layout(input) == Layout::kNHWC);
   p.dtype = dtype_of(input, kOp);
-  const cpu::Selected kind = selected_kind(p, selected, selected, kOp);
+  const Selected kind = selected_kind(p, selected, selected, kOp);
   TORCHCONV_CHECK(selected.device() == input.device(), kOp,
                   ": expected all tensors on the same device");
   const Tensor x = dense(input, p.layout), chosen = dense(selected, p.layout);
@@ -252,7 +251,6 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntList input_size, IntLis
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, m) {
-  using cpu::Select;
   m.impl("max_pool2d", TORCH_BOX(&select_pool2d<Select::kMax>));
   m.impl("min_pool2d", TORCH_BOX(&select_pool2d<Select::kMin>));
   m.impl("max_pool2d_with_offsets",
