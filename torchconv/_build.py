@@ -41,7 +41,7 @@ COMMON_FLAGS = (
 # most instances, drivers around micro-kernels, and what runs once a call. It takes a quarter less
 # time to compile them.
 LIGHT_PATTERNS = (
-    "core/*.cpp", "ops/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
+    "core/*.cpp", "ops/**/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
     "cpu/conv_view.cpp", "cpu/conv2d.cpp", "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
     "cpu/winograd.cpp",
 )  # fmt: skip
@@ -75,7 +75,7 @@ GROWTH_LIBRARY = "torchconv_growth.so"
 GROWTH_FLAGS = (
     "-std=c++2a", "-O2", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
 )  # fmt: skip
-SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "cpu/**/*.cpp")
+SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "ops/cpu/*.cpp", "cpu/**/*.cpp")
 HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cpu/**/*.h")
 # The headers that every source reads, compiled once for all of them.
 PRECOMPILED = "cpu/precompiled.h"
