@@ -7,25 +7,27 @@
 #include <cstring>
 #include <vector>
 
+#include "emulator.h"
+
 namespace torchconv::ops {
 namespace {
 
-int setting(const char* name, int otherwise) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? otherwise : std::atoi(value);
+bool allow_tf32() {
+  const char* value = std::getenv("TORCHCONV_EMULATED_TF32");
+  return value != nullptr && std::atoi(value) != 0;
 }
 
 }  // namespace
 
 struct Execution::State {
   State() {
-    queue.capability = setting("TORCHCONV_EMULATED_CAPABILITY", 90);
-    queue.multiprocessors = setting("TORCHCONV_EMULATED_MULTIPROCESSORS", 4);
-    queue.allow_tf32 = [] { return setting("TORCHCONV_EMULATED_TF32", 0) != 0; };
+    queue.capability = cuda::emulator::capability();
+    queue.multiprocessors = cuda::emulator::multiprocessors();
+    queue.allow_tf32 = allow_tf32;
     queue.allocate = [](void* context, int64_t bytes) {
       const size_t size = static_cast<size_t>(bytes);
-      void* memory = std::aligned_alloc(256, (size + 255) / 256 * 256);
-      if (memory == nullptr) throw std::bad_alloc();
+      void* memory = nullptr;
+      if (posix_memalign(&memory, 256, size) != 0) throw std::bad_alloc();
       std::memset(memory, 0xff, size);  // NaN: nobody counts on zeros
       static_cast<State*>(context)->scratch.emplace_back(memory, std::free);
       return memory;
