@@ -18,7 +18,7 @@ namespace torchconv::cuda {
 template <typename T>
 struct Mirror {
   static constexpr bool kInteger = std::is_integral_v<T>;
-  T bits = T(0);  // of an integer, that change
+  std::conditional_t<kInteger, T, bool> bits{};  // of an integer, that change; or whether to negate
 
   Mirror() = default;
   Mirror(Select select, bool is_unsigned) {
@@ -27,14 +27,14 @@ struct Mirror {
       bits = static_cast<T>(minimum ? -1 : 0);
       if (is_unsigned) bits = static_cast<T>(bits ^ std::numeric_limits<T>::min());
     } else {
-      bits = minimum ? T(1) : T(0);
+      bits = minimum;
     }
   }
   __device__ __forceinline__ Wide<T> operator()(Wide<T> v) const {
     if constexpr (kInteger)
       return static_cast<T>(v ^ bits);
     else
-      return to_wide(bits) != 0 ? -v : v;
+      return bits ? -v : v;
   }
 };
 
