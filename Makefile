@@ -13,10 +13,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort)
+EMULATOR := $(wildcard tests/emulator/*)
 PY := setup.py torchconv tests benchmarks examples
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize lint format typecheck bench cuda-check build clean distclean
+.PHONY: help demo test sanitize emulate lint format typecheck bench cuda-check build clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,15 +48,18 @@ test: $(BUILT)  ## run the tests (ARGS="-k pool" for some of them)
 sanitize: $(INSTALLED)  ## run the kernels' tests under the address and undefined-behaviour sanitizers
 	@$(BIN)/python tests/sanitize.py $(ARGS)
 
+emulate: $(INSTALLED)  ## run the tests on the GPU's kernels, emulated (ARGS="--sanitize" for sanitizers)
+	@$(BIN)/python tests/emulated.py $(ARGS)
+
 lint: $(INSTALLED)  ## check format and lint, C++ and Python
 	@$(BIN)/ruff format --check $(PY)
 	@$(BIN)/ruff check $(PY)
-	@$(BIN)/clang-format --dry-run --Werror $(CSRC)
+	@$(BIN)/clang-format --dry-run --Werror $(CSRC) $(EMULATOR)
 
 format: $(INSTALLED)  ## format C++ and Python in place
 	@$(BIN)/ruff format $(PY)
 	@$(BIN)/ruff check --fix $(PY)
-	@$(BIN)/clang-format -i $(CSRC)
+	@$(BIN)/clang-format -i $(CSRC) $(EMULATOR)
 
 typecheck: $(INSTALLED)  ## mypy
 	@$(BIN)/mypy
