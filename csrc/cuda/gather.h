@@ -49,7 +49,6 @@ struct Taps {
 struct GatherAxis {
   int in, out;
   int origin;  // of the window of output 0
-  int tiles;
   Divisor unit;  // the dilation, by which a tile's outputs and a window's inputs are apart
 
   // First output of tile t, and first input of the window of a tile that begins at output `first`.
@@ -113,7 +112,8 @@ inline bool positions_fit(const ConvProblem& p) {
   return fits(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top) &&
          fits(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left) && p.N < kLimit &&
          p.H * p.W < kLimit && p.P * p.Q < kLimit && p.N * p.H * p.W < kLimit &&
-         p.N * p.P * p.Q < kLimit && p.K < kLimit && p.C < kLimit;
+         p.N * p.P * p.Q < kLimit && p.K < kLimit && p.C < kLimit && p.N * p.K < kLimit &&
+         p.N * p.C < kLimit;
 }
 
 // fprop's or dgrad's gather; sampling_of is not kNone, and positions_fit.
