@@ -205,9 +205,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const Fragments<T, false, Tile::kN, Tile::kGroupsN, false> b(lane, corner_n);
   Sums<Tile> sums;
   sums.clear();
-  run_pipeline<Tile::kStages>((reduction + kSlice<T> - 1) / kSlice<T>, load, [&](int, int stage) {
+  const int slices = (reduction + kSlice<T> - 1) / kSlice<T>;
+  run_pipeline<Tile::kStages>(slices, load, [&](int stage, auto&& meanwhile) {
     const SharedAddress at = staged + static_cast<SharedAddress>(stage * Tile::kStageBytes);
-    multiply_slice<T>(sums, a, at, b, at + Tile::kM * kSliceBytes);
+    multiply_slice<T>(sums, a, at, b, at + Tile::kM * kSliceBytes, meanwhile);
   });
 
   float* tile = reinterpret_cast<float*>(shared);

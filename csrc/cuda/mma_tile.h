@@ -122,10 +122,12 @@ struct Sums {
   }
 };
 
-// sums += a slice of A * a slice of B.
-template <typename T, typename Tile, typename A, typename B>
+// sums += a slice of A * a slice of B. Calls meanwhile() where the first fragments are on their
+// way.
+template <typename T, typename Tile, typename A, typename B, typename Meanwhile>
 __device__ __forceinline__ void multiply_slice(Sums<Tile>& sums, const A& a, SharedAddress staged_a,
-                                               const B& b, SharedAddress staged_b) {
+                                               const B& b, SharedAddress staged_b,
+                                               Meanwhile&& meanwhile) {
 #pragma unroll
   for (int step = 0; step < 2; ++step) {
     uint32_t fragments_a[Tile::kGroupsM][4], fragments_b[Tile::kGroupsN][4];
@@ -133,6 +135,7 @@ __device__ __forceinline__ void multiply_slice(Sums<Tile>& sums, const A& a, Sha
     for (int i = 0; i < Tile::kGroupsM; ++i) a.load(fragments_a[i], staged_a, step, i);
 #pragma unroll
     for (int j = 0; j < Tile::kGroupsN; ++j) b.load(fragments_b[j], staged_b, step, j);
+    if (step == 0) meanwhile();
 #pragma unroll
     for (int i = 0; i < Tile::kGroupsM; ++i)
 #pragma unroll
@@ -175,17 +178,18 @@ struct Unit {
   static constexpr int kAddresses = !Vectors && sizeof(T) == 2 ? 2 : 1;
 };
 
-// Stages `Count` units, all loads before the first store where the hardware cannot copy:
+// Stages `Count` units; loads, where the hardware cannot copy, all before the first store:
 // source(i, e) is that of element e of unit i, and to(i) its place.
 template <typename T, bool Vectors, int Count, typename SourceOf, typename To>
 __device__ __forceinline__ void stage_units(SourceOf&& source, To&& to) {
   using U = Unit<T, Vectors>;
   if constexpr (U::kAddresses == 1) {
+    Source from[Count];
 #pragma unroll
-    for (int i = 0; i < Count; ++i) {
-      const Source from = source(i, 0);
-      copy_async<U::kBytes>(to(i), reinterpret_cast<const void*>(from.address), from.valid);
-    }
+    for (int i = 0; i < Count; ++i) from[i] = source(i, 0);
+#pragma unroll
+    for (int i = 0; i < Count; ++i)
+      copy_async<U::kBytes>(to(i), reinterpret_cast<const void*>(from[i].address), from[i].valid);
   } else {
     uint32_t word[Count];
 #pragma unroll
@@ -203,21 +207,23 @@ __device__ __forceinline__ void stage_units(SourceOf&& source, To&& to) {
   }
 }
 
-// Runs `slices` slices through the stages: load(slice, stage) starts the copies of one, and
-// multiply(slice, stage) consumes it.
+// Runs `slices` slices through the stages: load(slice, stage) starts the copies of one (beyond the
+// last too: of zeros, so that no branch keeps it apart from the products), and
+// multiply(stage, meanwhile) consumes one and calls meanwhile() on the way.
 template <int Stages, typename Load, typename Multiply>
 __device__ __forceinline__ void run_pipeline(int slices, Load&& load, Multiply&& multiply) {
   for (int slice = 0; slice < Stages - 1; ++slice) {
-    if (slice < slices) load(slice, slice);
+    load(slice, slice);
     copy_async_commit();
   }
   for (int slice = 0; slice < slices; ++slice) {
     copy_async_wait<Stages - 2>();
     __syncthreads();
-    const int ahead = slice + Stages - 1;
-    if (ahead < slices) load(ahead, ahead % Stages);
-    copy_async_commit();
-    multiply(slice, slice % Stages);
+    multiply(slice % Stages, [&] {
+      const int ahead = slice + Stages - 1;
+      load(ahead, ahead % Stages);
+      copy_async_commit();
+    });
   }
   copy_async_wait<0>();
   __syncthreads();
