@@ -231,12 +231,12 @@ void launch_gather(GatherProblem p, const Epilogue<T>& epilogue, const Queue& qu
 }
 
 // Three tiles: 64 x 64 sums a warp reuse the most of what they load; few outputs, or few pixels for
-// the device, want less.
+// the device, want less, and then more slices on their way.
 template <typename T>
 void run_gather(GatherProblem p, const Epilogue<T>& epilogue, const Queue& queue) {
   using Large = Tile<128, 128, 2, 2, 2>;
   using Narrow = Tile<128, 64, 2, 2, 3>;
-  using Small = Tile<64, 64, 2, 2, 4>;
+  using Small = Tile<64, 64, 2, 2, 3, 8>;
   using Elements = Tile<64, 64, 2, 2, 3>;
   if (!p.vectors) return launch_gather<T, Elements, false>(p, epilogue, queue);
   // Turns of the device's multiprocessors, times the sums of a turn, by what each tile reaches.

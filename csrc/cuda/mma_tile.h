@@ -17,7 +17,7 @@ inline constexpr int kSliceBytes = 64;
 template <typename T>
 inline constexpr int kSlice = kSliceBytes / static_cast<int>(sizeof(T));
 
-template <int M, int N, int WarpsM, int WarpsN, int BlocksPerMultiprocessor>
+template <int M, int N, int WarpsM, int WarpsN, int BlocksPerMultiprocessor, int Stages = 4>
 struct Tile {
   static constexpr int kM = M, kN = N;
   static constexpr int kThreads = 32 * WarpsM * WarpsN;
@@ -25,7 +25,7 @@ struct Tile {
   static constexpr int kWarpsN = WarpsN;
   static constexpr int kWarpM = M / WarpsM, kWarpN = N / WarpsN;
   static constexpr int kGroupsM = kWarpM / 16, kGroupsN = kWarpN / 16;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = Stages;
   static constexpr int kStageBytes = (M + N) * kSliceBytes;
 };
 
@@ -208,12 +208,12 @@ __device__ __forceinline__ void stage_units(SourceOf&& source, To&& to) {
 }
 
 // Runs `slices` slices through the stages: load(slice, stage) starts the copies of one (beyond the
-// last too: of zeros, so that no branch keeps it apart from the products), and
+// last too: of zeros, so that no branch keeps it apart from the products) and
 // multiply(stage, meanwhile) consumes one and calls meanwhile() on the way.
 template <int Stages, typename Load, typename Multiply>
 __device__ __forceinline__ void run_pipeline(int slices, Load&& load, Multiply&& multiply) {
   for (int slice = 0; slice < Stages - 1; ++slice) {
-    load(slice, slice);
+    if (slice < slices) load(slice, slice);
     copy_async_commit();
   }
   for (int slice = 0; slice < slices; ++slice) {

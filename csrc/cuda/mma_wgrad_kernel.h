@@ -177,23 +177,37 @@ void launch_wgrad(const WgradProblem& p, const Queue& queue) {
          dim3(Tile::kThreads), Tile::kStages * Tile::kStageBytes, queue, p);
 }
 
+// How many parts the pixels are cut into: blocks that fill `slots` at once a whole number of times,
+// but parts that are not too short to be worth their sums.
+inline int64_t choose_parts(int64_t pixels, int64_t tiles, int64_t slots) {
+  constexpr int64_t kLeastPixels = 512, kMostPixels = int64_t{1} << 24, kOverhead = 256;
+  const int64_t least = ceil_div(pixels, kMostPixels), most = ceil_div(pixels, kLeastPixels);
+  int64_t best = least, best_cost = 0;
+  for (int64_t turns = 1; turns <= 4; ++turns) {
+    const int64_t parts = std::max(std::min(turns * slots / tiles, most), least);
+    const int64_t cost = ceil_div(parts * tiles, slots) * (ceil_div(pixels, parts) + kOverhead);
+    if (turns == 1 || cost < best_cost) best = parts, best_cost = cost;
+  }
+  return best;
+}
+
 template <typename T>
 void run_wgrad(WgradProblem p, const Queue& queue) {
   using Large = Tile<128, 128, 2, 2, 2>;
   using Flat = Tile<64, 128, 2, 2, 3>;
-  using Small = Tile<64, 64, 2, 2, 4>;
+  using Small = Tile<64, 64, 2, 2, 3, 8>;
   using Elements = Tile<64, 64, 2, 2, 3>;
-  // By the shape alone, not by what can be loaded at once: the parts, and so the bits, follow it.
+  // By the shape alone, not by what can be loaded at once or the device: the parts, and so the
+  // bits, follow it. The slots are those of a Hopper GPU.
   const int64_t m = p.filters > 64 && p.weights > 64 ? 128 : 64, n = p.weights > 64 ? 128 : 64;
   const auto tile = [&](int64_t rows, int64_t columns) {
     p.tiles_m = static_cast<uint32_t>(ceil_div(p.filters, rows));
     p.tiles_n = static_cast<uint32_t>(ceil_div(p.weights, columns));
   };
   tile(m, n);
-  constexpr int64_t kBlocks = 2 * 132, kLeastPixels = 512, kMostPixels = int64_t{1} << 24;
-  const int64_t parts = ceil_div(kBlocks, int64_t{p.tiles_m} * p.tiles_n);
-  p.part_pixels =
-      std::min(std::max(round_up(ceil_div(p.pixels, parts), kSlice<T>), kLeastPixels), kMostPixels);
+  const int64_t parts =
+      choose_parts(p.pixels, int64_t{p.tiles_m} * p.tiles_n, 132 * (m == 128 ? 2 : 3));
+  p.part_pixels = round_up(ceil_div(p.pixels, parts), kSlice<T>);
   p.parts = static_cast<uint32_t>(ceil_div(p.pixels, p.part_pixels));
   p.pitch = static_cast<int32_t>(round_up(p.weights, 2));
   p.sums = queue.scratch<float>(int64_t{p.parts} * p.filters * p.pitch);
