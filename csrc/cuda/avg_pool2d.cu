@@ -2,6 +2,7 @@
 #include "cuda/adaptive_pool2d.h"
 #include "cuda/pool2d.h"
 #include "cuda/pool_backward.h"
+#include "cuda/pool_bands.h"
 #include "cuda/pool_windows.h"
 
 namespace torchconv::cuda {
@@ -9,8 +10,10 @@ namespace {
 
 void forward(const PoolShape& s, DType dtype, const void* x, void* y, const Queue& queue) {
   with_float(dtype, [&](auto element) {
-    using T = decltype(element);
-    run_pool_windows(s, Averaging<T>{}, x, y, {Selected::kOffset8, nullptr}, queue);
+    using Rule = Averaging<decltype(element)>;
+    const SelectedOutput nothing{Selected::kOffset8, nullptr};
+    if (run_pool_bands<Rule, false>(s, x, y, nothing, queue)) return;
+    run_pool_windows(s, Rule{}, x, y, nothing, queue);
   });
 }
 

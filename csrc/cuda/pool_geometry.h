@@ -230,13 +230,13 @@ struct PoolView {
     return static_cast<A>(h.factor(p, include_pad)) * static_cast<A>(w.factor(q, include_pad));
   }
 
-  // h * W + w of what `code` names in window (p, q).
-  __device__ __forceinline__ int64_t index_of(uint32_t code, I p, I q) const {
+  // h * W + w of what `code` names in window (p, q), where the one below a tap has its code +
+  // width.
+  __device__ __forceinline__ int64_t index_of(uint32_t code, uint32_t width, I p, I q) const {
     if (code == ~uint32_t{0}) return -1;
     if (adaptive)
       return static_cast<int64_t>(h.window(p).element) * w.size + w.window(q).element + code;
-    const uint32_t r = code / static_cast<uint32_t>(row_codes);
-    const uint32_t s = code - r * static_cast<uint32_t>(row_codes);
+    const uint32_t r = code / width, s = code - r * width;
     return static_cast<int64_t>(p * h.stride - h.pad + static_cast<I>(r) * h.dilation) * w.size +
            (q * w.stride - w.pad + static_cast<I>(s) * w.dilation);
   }

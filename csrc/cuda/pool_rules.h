@@ -70,6 +70,10 @@ struct Selection {
   // A row of a window goes on with what the rows before it selected.
   static __device__ __forceinline__ State begin_row(const State& total) { return total; }
   static __device__ __forceinline__ void end_row(State& total, const State& row) { total = row; }
+  // A row that was folded by itself, its codes counted from `code`.
+  static __device__ __forceinline__ void join(State& total, const State& row, uint32_t code) {
+    fold(total, row.value, row.code + code);
+  }
   // Of two parts of a window whose taps alternate.
   static __device__ __forceinline__ void merge(State& a, const State& b) {
     const bool nan_a = a.value != a.value, nan_b = b.value != b.value;
@@ -98,6 +102,9 @@ struct Averaging {
   // Summed in two levels, which keeps the sum of a large window exact enough.
   static __device__ __forceinline__ State begin_row(const State&) { return {Value{0}}; }
   static __device__ __forceinline__ void end_row(State& total, const State& row) {
+    total.sum += row.sum;
+  }
+  static __device__ __forceinline__ void join(State& total, const State& row, uint32_t) {
     total.sum += row.sum;
   }
   static __device__ __forceinline__ void merge(State& a, const State& b) { a.sum += b.sum; }

@@ -34,7 +34,9 @@ __device__ __forceinline__ void store_outputs(const PoolView<I>& v, const Rule& 
     if (selected.data == nullptr) return;
     store_codes<n>(
         selected, position, [&](int i) { return state[i].code; },
-        [&](int i) { return v.index_of(state[i].code, at.row, at.column); });
+        [&](int i) {
+          return v.index_of(state[i].code, static_cast<uint32_t>(v.row_codes), at.row, at.column);
+        });
   }
 }
 

@@ -1,6 +1,7 @@
 // Max and min pooling's forward: which kernel runs.
 #include "cuda/adaptive_pool2d.h"
 #include "cuda/pool2d.h"
+#include "cuda/pool_bands.h"
 #include "cuda/pool_windows.h"
 
 namespace torchconv::cuda {
@@ -9,6 +10,15 @@ namespace {
 template <typename T>
 void run(const PoolShape& s, Select select, bool is_unsigned, const void* x, void* y,
          const SelectedOutput& selected, const Queue& queue) {
+  if constexpr (!std::is_integral_v<T>) {
+    const bool maximum = select == Select::kMax;
+    if (maximum && selected.data == nullptr &&
+        run_pool_bands<Selection<T>, false>(s, x, y, selected, queue))
+      return;
+    if (maximum && selected.data != nullptr &&
+        run_pool_bands<Selection<T>, true>(s, x, y, selected, queue))
+      return;
+  }
   run_pool_windows(s, Selection<T>{Mirror<T>(select, is_unsigned)}, x, y, selected, queue);
 }
 
