@@ -113,12 +113,22 @@ struct PlaneRows {
   }
 };
 
-// The factor of the window from element `start` on in an average's divisor.
+// The factor of the window from element `start` on in an average's divisor; 1 for one that there is
+// not.
 template <int kTaps>
 __device__ __forceinline__ int32_t band_factor(const Axis<int32_t>& axis,
                                                const PoolView<int32_t>& v, int32_t start) {
   const int32_t rest = axis.size - start + (v.include_pad ? axis.pad : 0);
-  return (rest < kTaps ? rest : kTaps) + (start < 0 && !v.include_pad ? start : 0);
+  const int32_t factor = (rest < kTaps ? rest : kTaps) + (start < 0 && !v.include_pad ? start : 0);
+  return factor > 1 ? factor : 1;
+}
+
+// Of the window of columns from `left` on.
+template <int kTaps>
+__device__ __forceinline__ float band_divisor(const PoolView<int32_t>& v, int32_t row_factor,
+                                              int32_t left) {
+  if (v.divisor != 0) return static_cast<float>(v.divisor);
+  return static_cast<float>(row_factor * band_factor<kTaps>(v.w, v, left));
 }
 
 template <typename Rule, int R, int S, int kStep, bool kPlanes, bool kCodes>
@@ -186,15 +196,13 @@ __global__ void __launch_bounds__(kPoolThreads)
 #pragma unroll
       for (int r = 0; r < R; r++) Rule::join(total[i], kept[r][i], r * S);
     }
-    const int32_t row_factor = band_factor<R>(b.v.h, b.v, top);
+    const int32_t row_factor = Rule::kSelects ? 1 : band_factor<R>(b.v.h, b.v, top);
     const auto output = [&](int i) {
-      if constexpr (Rule::kSelects) {
+      if constexpr (Rule::kSelects)
         return from_wide<T>(total[i].value);
-      } else {
-        const int32_t factor = row_factor * band_factor<S>(b.v.w, b.v, q(i) * kStep - b.v.w.pad);
-        return Rule::finish(total[i],
-                            static_cast<Wide<T>>(b.v.divisor != 0 ? b.v.divisor : factor));
-      }
+      else
+        return Rule::finish(
+            total[i], Division<float>(band_divisor<S>(b.v, row_factor, q(i) * kStep - b.v.w.pad)));
     };
     const auto code = [&](int i) {
       if constexpr (Rule::kSelects)
@@ -256,48 +264,49 @@ void launch_pool_bands(const PoolShape& s, int64_t images, const typename Rule::
   launch(kernel, pool_grid(b.threads), dim3(kPoolThreads), 0, queue, b, x, y, selected);
 }
 
-// Whether the windows are R x S ones at stride `step` that pool_bands takes, from and to aligned
-// vectors of channels or, in NCHW, with the padding that its vectors of columns expect.
+// The windows that there are instances for.
+enum class BandWindow : uint8_t { kNone, k2x2Stride2, k3x3Stride2, k3x3Stride1 };
+
+// Where vectors of channels are aligned or, in NCHW, with the padding that vectors of columns
+// expect.
 template <typename T>
-bool takes_bands(const PoolShape& s, int64_t taps, int64_t step, bool aligned_channels) {
-  return !s.adaptive && s.h.taps == taps && s.w.taps == taps && s.h.stride == step &&
-         s.w.stride == step && s.h.dilation == 1 && s.w.dilation == 1 &&
-         (s.channels == 1 ? s.w.pad == (taps - 1) / 2
-                          : s.channels % kLanes<T> == 0 && aligned_channels);
+BandWindow band_window(const PoolShape& s, bool aligned_channels) {
+  const auto is = [&](int64_t taps, int64_t step) {
+    return s.h.taps == taps && s.w.taps == taps && s.h.stride == step && s.w.stride == step &&
+           (s.channels > 1 || s.w.pad == (taps - 1) / 2);
+  };
+  const bool possible = sizeof(T) < 8 && !s.adaptive && s.h.dilation == 1 && s.w.dilation == 1 &&
+                        (s.channels == 1 || (s.channels % kLanes<T> == 0 && aligned_channels));
+  return !possible  ? BandWindow::kNone
+         : is(2, 2) ? BandWindow::k2x2Stride2
+         : is(3, 2) ? BandWindow::k3x3Stride2
+         : is(3, 1) ? BandWindow::k3x3Stride1
+                    : BandWindow::kNone;
 }
 
 // Runs pool_bands where there is an instance for the problem, and says whether.
 template <typename Rule, bool kCodes>
-bool run_pool_bands(const PoolShape& s, const void* x, void* y, const SelectedOutput& selected,
-                    const Queue& queue) {
+bool run_pool_bands(const PoolShape& s, int64_t images, const typename Rule::Element* x,
+                    typename Rule::Element* y, const SelectedOutput& selected, const Queue& queue) {
   using T = typename Rule::Element;
-  if constexpr (sizeof(T) == 8) {
-    return false;
-  } else {
+  if constexpr (sizeof(T) < 8) {
     constexpr int n = kLanes<T>;
-    const bool vectors =
-        aligned<T>(x, n) && aligned<T>(y, n) && aligned_codes(selected.kind, selected.data, n);
-    const int which = takes_bands<T>(s, 2, 2, vectors)   ? 0
-                      : takes_bands<T>(s, 3, 2, vectors) ? 1
-                      : takes_bands<T>(s, 3, 1, vectors) ? 2
-                                                         : 3;
-    const int64_t in = s.h.size * s.w.size * s.channels, out = s.h.out * s.w.out * s.channels;
-    bool done = false;
-    each_part(s, [&](auto counter, int64_t first, int64_t images) {
-      if (sizeof(counter) != 4 || which == 3) return;
-      const T* from = static_cast<const T*>(x) + first * in;
-      T* to = static_cast<T*>(y) + first * out;
-      const SelectedOutput codes = part_of(selected, first * out);
-      done = true;
-      if (which == 0)
-        launch_pool_bands<Rule, 2, 2, 2, kCodes>(s, images, from, to, codes, queue);
-      else if (which == 1)
-        launch_pool_bands<Rule, 3, 3, 2, kCodes>(s, images, from, to, codes, queue);
-      else
-        launch_pool_bands<Rule, 3, 3, 1, kCodes>(s, images, from, to, codes, queue);
-    });
-    return done;
+    switch (band_window<T>(s, aligned<T>(x, n) && aligned<T>(y, n) &&
+                                  aligned_codes(selected.kind, selected.data, n))) {
+      case BandWindow::k2x2Stride2:
+        launch_pool_bands<Rule, 2, 2, 2, kCodes>(s, images, x, y, selected, queue);
+        return true;
+      case BandWindow::k3x3Stride2:
+        launch_pool_bands<Rule, 3, 3, 2, kCodes>(s, images, x, y, selected, queue);
+        return true;
+      case BandWindow::k3x3Stride1:
+        launch_pool_bands<Rule, 3, 3, 1, kCodes>(s, images, x, y, selected, queue);
+        return true;
+      case BandWindow::kNone:
+        break;
+    }
   }
+  return false;
 }
 
 }  // namespace torchconv::cuda

@@ -24,8 +24,8 @@ struct PoolAxis {
 struct PoolShape {
   int64_t images, channels;
   PoolAxis h, w;
-  bool adaptive;           // windows are AdaptiveProblem's; taps and the rest are not used
-  bool count_include_pad;  // both as in PoolProblem
+  bool adaptive;     // windows are AdaptiveProblem's; taps and the rest are not used
+  bool include_pad;  // both as in PoolProblem
   int64_t divisor;
 
   bool empty() const { return images == 0 || channels == 0; }
@@ -217,7 +217,7 @@ struct PoolView {
                                (output ? s.h.out * s.w.out : s.h.size * s.w.size))),
         row_codes(static_cast<int32_t>(s.w.taps)),
         adaptive(s.adaptive),
-        include_pad(s.count_include_pad),
+        include_pad(s.include_pad),
         divisor(s.divisor),
         by_vectors(ceil_div(s.channels, width)),
         by_columns(output ? s.w.out : s.w.size),

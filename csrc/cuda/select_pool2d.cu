@@ -10,16 +10,16 @@ namespace {
 template <typename T>
 void run(const PoolShape& s, Select select, bool is_unsigned, const void* x, void* y,
          const SelectedOutput& selected, const Queue& queue) {
-  if constexpr (!std::is_integral_v<T>) {
-    const bool maximum = select == Select::kMax;
-    if (maximum && selected.data == nullptr &&
-        run_pool_bands<Selection<T>, false>(s, x, y, selected, queue))
-      return;
-    if (maximum && selected.data != nullptr &&
-        run_pool_bands<Selection<T>, true>(s, x, y, selected, queue))
-      return;
-  }
-  run_pool_windows(s, Selection<T>{Mirror<T>(select, is_unsigned)}, x, y, selected, queue);
+  const auto bands = [&](int64_t images, const T* from, T* to, const SelectedOutput& codes) {
+    if constexpr (!std::is_integral_v<T>) {
+      if (select == Select::kMax)
+        return codes.data == nullptr
+                   ? run_pool_bands<Selection<T>, false>(s, images, from, to, codes, queue)
+                   : run_pool_bands<Selection<T>, true>(s, images, from, to, codes, queue);
+    }
+    return false;
+  };
+  run_pool_windows(s, Selection<T>{Mirror<T>(select, is_unsigned)}, x, y, selected, queue, bands);
 }
 
 void run(const PoolShape& s, DType dtype, Select select, const void* x, void* y,
