@@ -211,17 +211,25 @@ __global__ void __launch_bounds__(kPoolThreads)
         return uint32_t{0};
     };
     const auto index = [&](int i) { return b.v.index_of(code(i), S, p, q(i)); };
+    // A window this small has byte offsets.
+    auto* const offsets = static_cast<uint8_t*>(selected.data) + position;
+    auto* const indices = static_cast<int64_t*>(selected.data) + position;
+    const bool bytes = selected.kind == Selected::kOffset8;
     if (!kPlanes || b.vector_outputs) {
       store_all<T, n>(y + position, output);
-      if constexpr (kCodes) store_codes<n>(selected, position, code, index);
+      if (kCodes && bytes)
+        store_all<uint8_t, n>(offsets, [&](int i) { return static_cast<uint8_t>(code(i)); });
+      else if (kCodes)
+        store_all<int64_t, n>(indices, index);
     } else {
+      const int count = b.v.w.out - column;
 #pragma unroll
       for (int i = 0; i < n; i++) {
-        if (column + i >= b.v.w.out) break;
-        y[position + i] = output(i);
-        if constexpr (kCodes)
-          store_codes<1>(
-              selected, position + i, [&](int) { return code(i); }, [&](int) { return index(i); });
+        if (i < count) {
+          y[position + i] = output(i);
+          if (kCodes && bytes) offsets[i] = static_cast<uint8_t>(code(i));
+          if (kCodes && !bytes) indices[i] = index(i);
+        }
       }
     }
 #pragma unroll
