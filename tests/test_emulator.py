@@ -88,6 +88,13 @@ def test_a_missing_barrier_shows(
     assert results[0][:, :32].isnan().all() and results[1][:, 32:].isnan().all()
 
 
+def test_shared_memory_is_clean(call: Callable[..., None], order: str) -> None:
+    x, y = torch.randn(3, 8), torch.zeros(3, 8)
+    call("first_of_block", x, y, 0b101)
+    assert torch.equal(y[0], x[0, :1].expand(8)) and torch.equal(y[2], x[2, :1].expand(8))
+    assert y[1].isnan().all()
+
+
 def test_shuffles_and_votes(call: Callable[..., None], order: str) -> None:
     y = torch.zeros(7, 64, dtype=torch.int32)
     call("shuffles", y, 64)

@@ -28,6 +28,14 @@ __global__ void reverse_block(const float* x, float* y) {
   y[i] = held[blockDim.x - 1 - threadIdx.x];
 }
 
+// y = x of the block's first thread, which writes it only where `written` says so.
+__global__ void first_of_block(const float* x, float* y, unsigned written) {
+  __shared__ float first;
+  if (threadIdx.x == 0 && (written >> blockIdx.x) % 2 == 1) first = x[blockIdx.x * blockDim.x];
+  __syncthreads();
+  y[blockIdx.x * blockDim.x + threadIdx.x] = first;
+}
+
 // Seven shuffles of the thread's number, a row of the output each.
 __global__ void shuffles(int* y) {
   const int t = static_cast<int>(threadIdx.x), n = static_cast<int>(blockDim.x);
@@ -129,6 +137,9 @@ EXPORT const char* run_reverse_block(const float* x, float* y, int blocks, int t
     launch(barrier ? reverse_block<true> : reverse_block<false>, blocks, threads, threads * 4, q, x,
            y);
   });
+}
+EXPORT const char* run_first_of_block(const float* x, float* y, unsigned written) {
+  return caught([&](const Queue& q) { launch(first_of_block, 3, 8, 0, q, x, y, written); });
 }
 EXPORT const char* run_shuffles(int* y, int threads) {
   return caught([&](const Queue& q) { launch(shuffles, 1, threads, 0, q, y); });
