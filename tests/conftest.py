@@ -52,6 +52,7 @@ DEVICES = ("cpu",) if WHY_NO_CUDA else ("cpu", "cuda")
 # is about the CPU's library, or about what PyTorch cannot do on a GPU.
 everywhere = pytest.mark.usefixtures("device")
 cpu_only = pytest.mark.cpu_only
+cuda_only = pytest.mark.cuda_only
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,6 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only: not on a GPU")
+    config.addinivalue_line("markers", "cuda_only: only on a GPU")
     if config.getoption("--device") == "cuda" and WHY_NO_CUDA:
         raise pytest.UsageError(f"--device cuda: {WHY_NO_CUDA}")
 
@@ -73,6 +75,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         one = metafunc.config.getoption("--device")
         devices = [d for d in DEVICES if one in (None, d)]
+        if metafunc.definition.get_closest_marker("cuda_only"):
+            devices = [d for d in devices if d == "cuda"]
         if metafunc.definition.get_closest_marker("cpu_only"):
             devices = [d for d in devices if d == "cpu"]
         metafunc.parametrize("device", devices, indirect=True)
