@@ -132,7 +132,8 @@ __device__ __forceinline__ float band_divisor(const PoolView<int32_t>& v, int32_
 }
 
 template <typename Rule, int R, int S, int kStep, bool kPlanes, bool kCodes>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads,
+                                  kPlanes && sizeof(typename Rule::Element) == 2 ? 2 : 1)
     pool_bands(PoolBands b, const typename Rule::Element* __restrict__ x,
                typename Rule::Element* __restrict__ y, SelectedOutput selected) {
   using T = typename Rule::Element;
@@ -155,9 +156,9 @@ __global__ void __launch_bounds__(kPoolThreads)
   const auto fold_row = [&](const typename Rows::Raw& raw, State(&row)[n]) {
 #pragma unroll
     for (int i = 0; i < n; i++) {
-      row[i] = Rule::start(0);
+      row[i] = Rule::first(Rows::value(raw, i, 0));
 #pragma unroll
-      for (int s = 0; s < S; s++) Rule::fold(row[i], Rows::value(raw, i, s), s);
+      for (int s = 1; s < S; s++) Rule::fold(row[i], Rows::value(raw, i, s), s);
     }
   };
   int32_t top = first_p * kStep - b.v.h.pad;
@@ -192,9 +193,11 @@ __global__ void __launch_bounds__(kPoolThreads)
     State total[n];
 #pragma unroll
     for (int i = 0; i < n; i++) {
-      total[i] = Rule::start(kCodes ? first_tap(i) : 0);
+      total[i] = kept[0][i];
 #pragma unroll
-      for (int r = 0; r < R; r++) Rule::join(total[i], kept[r][i], r * S);
+      for (int r = 1; r < R; r++) Rule::join(total[i], kept[r][i], r * S);
+      if constexpr (kCodes)  // nothing is greater than what padding counts as
+        if (total[i].value == Rule::none()) total[i].code = first_tap(i);
     }
     const int32_t row_factor = Rule::kSelects ? 1 : band_factor<R>(b.v.h, b.v, top);
     const auto output = [&](int i) {

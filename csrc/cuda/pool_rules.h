@@ -79,6 +79,7 @@ struct Selection {
   static __device__ __forceinline__ State start(uint32_t first_code) {
     return {none(), first_code};
   }
+  static __device__ __forceinline__ State first(Value x) { return {x, 0}; }
   __device__ __forceinline__ Value prepare(T x) const { return mirror(to_wide(x)); }
   static __device__ __forceinline__ void fold(State& best, Value x, uint32_t code) {
     const bool better = x > best.value || x != x;
@@ -115,6 +116,7 @@ struct Averaging {
 
   static __device__ __forceinline__ Value none() { return Value{0}; }
   static __device__ __forceinline__ State start(uint32_t) { return {Value{0}}; }
+  static __device__ __forceinline__ State first(Value x) { return {x}; }
   static __device__ __forceinline__ Value prepare(T x) { return to_wide(x); }
   static __device__ __forceinline__ void fold(State& total, Value x, uint32_t) { total.sum += x; }
   // Summed in two levels, which keeps the sum of a large window exact enough.
