@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "core/pool_problem.h"
@@ -130,6 +131,41 @@ struct Averaging {
   static __device__ __forceinline__ void merge(State& a, const State& b) { a.sum += b.sum; }
   static __device__ __forceinline__ T finish(const State& total, const Division<Value>& over) {
     return from_wide<T>(over(total.sum));
+  }
+};
+
+// 16 bytes of elements of at most four bytes, held as words: filling, and loading where a predicate
+// says so, then takes four instructions for 16-bit types too.
+template <typename T>
+struct alignas(16) Pack {
+  uint32_t word[4];
+
+  static __device__ __forceinline__ Pack filled(T v) {
+    uint32_t bits = 0;
+    memcpy(&bits, &v, sizeof(T));
+    if (sizeof(T) == 2) bits |= bits << 16;
+    return {{bits, bits, bits, bits}};
+  }
+  static __device__ __forceinline__ Pack load(const T* p) {
+    return *reinterpret_cast<const Pack*>(p);
+  }
+  __device__ __forceinline__ void set(int i, T v) {
+    uint32_t bits = 0;
+    memcpy(&bits, &v, sizeof(T));
+    if constexpr (sizeof(T) == 4)
+      word[i] = bits;
+    else
+      word[i / 2] = i % 2 == 0 ? bits : word[i / 2] | bits << 16;  // in ascending order
+  }
+  __device__ __forceinline__ float at(int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(word[i]);
+    } else {
+      const auto bits = static_cast<uint16_t>(word[i / 2] >> (i % 2 * 16));
+      T v;
+      memcpy(&v, &bits, sizeof(T));
+      return to_wide(v);
+    }
   }
 };
 
