@@ -180,6 +180,15 @@ struct SelectedArray {
   const void* data;
 };
 
+// An offset, as unsigned as it is stored.
+template <typename I>
+__device__ __forceinline__ uint32_t load_code(const SelectedArray& selected, I position) {
+  return selected.kind == Selected::kOffset8 ? static_cast<const uint8_t*>(selected.data)[position]
+         : selected.kind == Selected::kOffset16
+             ? static_cast<const uint16_t*>(selected.data)[position]
+             : static_cast<const uint32_t*>(selected.data)[position];
+}
+
 // n elements, in pieces of 16 bytes at most; p is aligned to a piece.
 template <typename O, int n, typename F>
 __device__ __forceinline__ void store_all(O* p, F&& value) {
