@@ -19,14 +19,14 @@ struct PlaneGather {
 };
 
 template <typename T, typename Tap, int kRows, int kColumns, int kFilters>
-__global__ void __launch_bounds__(256, 2)
+__global__ void __launch_bounds__(256, Tap::R == 3 ? 3 : 2)
     gather_planes(const __grid_constant__ PlaneGather p, const T* in, const T* w,
                   const Epilogue<T> epilogue) {
   using A = Wide<T>;
   constexpr int R = Tap::R, kTaps = R * R;
   const Gather& g = p.g;
   const PlaneTiling& t = p.t;
-  A* windows = dynamic_shared<A>();              // [slots][window_h][pitch]
+  A* windows = dynamic_shared<A>();            // [slots][window_h][pitch]
   A* weights = windows + t.window_elements();  // [slots][R][R][kFilters]
 
   uint32_t block = blockIdx.x;
@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(256, 2)
 
   constexpr int kRowStep = Tap::kSpread ? kRows / 2 : kRows * Tap::kStride;
   constexpr int kColumnStep = Tap::kSpread ? kColumns / 2 : kColumns * Tap::kStride;
-  const A* window = windows + (slot * t.window_h + y * kRowStep) * t.pitch + x * kColumnStep +
-                    (w0 - w_aligned);
+  const A* window =
+      windows + (slot * t.window_h + y * kRowStep) * t.pitch + x * kColumnStep + (w0 - w_aligned);
   const A* filters = weights + slot * (kTaps * kFilters);
 #pragma unroll 1
   for (int c = 0; c < g.in_channels; ++c) {

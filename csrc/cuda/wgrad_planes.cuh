@@ -104,10 +104,10 @@ __global__ void __launch_bounds__(256, 2)
   block_sums<kFilters * kTaps>(z, windows, [&](int i, A total) {
     const int o = o0 + i / kTaps, tap = i % kTaps;
     if (o >= g.out_channels) return;
-    sums.store(slice,
-               group * g.w_group + o * g.w_out + c * g.w_in +
-                   (g.turned ? kTaps - 1 - tap : tap) * g.w_tap,
-               total);
+    sums.store(
+        slice,
+        group * g.w_group + o * g.w_out + c * g.w_in + (g.turned ? kTaps - 1 - tap : tap) * g.w_tap,
+        total);
   });
 }
 
