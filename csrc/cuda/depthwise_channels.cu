@@ -177,7 +177,7 @@ bool depthwise_channels(DType dtype, int64_t R, Sampling sampling, const Gather&
     done = true;
     const Epilogue<T> epilogue{static_cast<const T*>(bias), static_cast<T*>(out),
                                static_cast<T*>(preactivation), activation};
-    with_taps<sizeof(T) == 8 ? 3 : 7>(R, sampling, [&](auto taps) {
+    with_taps<T, true>(R, sampling, [&](auto taps) {
       using Tap = decltype(taps);
       constexpr bool kNarrow = sizeof(T) == 2, kLarge = Tap::R > 3;
       constexpr bool kSmall = Tap::kStride == 2 || (Tap::kSpread && kNarrow && !kLarge);

@@ -150,7 +150,7 @@ bool depthwise_channels_wgrad(DType dtype, int64_t R, Sampling sampling, const G
         !aligned<T>(x, kLanes<T>))
       return;
     done = true;
-    with_taps<sizeof(T) == 8 ? 3 : 7, false>(R, sampling, [&](auto taps) {
+    with_taps<T, false>(R, sampling, [&](auto taps) {
       using Tap = decltype(taps);
       constexpr int kVector = sizeof(T) == 2 && (Tap::R > 3) ? 4 : kLanes<T>;
       run<T, Tap, kVector>(g, static_cast<const T*>(dz), static_cast<const T*>(x),

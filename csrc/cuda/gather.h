@@ -155,9 +155,9 @@ inline Gather gather_of(const ConvProblem& p, Pass pass) {
   return g;
 }
 
-// f(Taps<R, sampling>{}), with R <= kMost: the instances that sampling_of says there are. kSpread:
-// those of dgrad too.
-template <int kMost, bool kSpread = true, typename F>
+// f(Taps<R, sampling>{}), for the instances that sampling_of says there are: R up to 7, or for
+// float64 3 alone. kSpread: dgrad's too.
+template <typename T, bool kSpread, typename F>
 void with_taps(int64_t R, Sampling sampling, F&& f) {
   const auto with = [&](auto r) {
     constexpr int kR = decltype(r)::value;
@@ -169,10 +169,10 @@ void with_taps(int64_t R, Sampling sampling, F&& f) {
       if constexpr (kSpread) return f(Taps<kR, Sampling::kSpread2>{});
     }
   };
-  if constexpr (kMost >= 7)
+  if constexpr (sizeof(T) < 8) {
     if (R == 7) return with(std::integral_constant<int, 7>{});
-  if constexpr (kMost >= 5)
     if (R == 5) return with(std::integral_constant<int, 5>{});
+  }
   with(std::integral_constant<int, 3>{});
 }
 

@@ -19,8 +19,10 @@ void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, cons
 }  // namespace
 
 bool grouped_takes(const ConvProblem& p, Pass pass) {
-  return is_float(p.dtype) && p.R == 3 && sampling_of(p, pass) != Sampling::kNone &&
-         p.C / p.groups <= kMostChannels && p.K / p.groups <= kMostChannels && positions_fit(p);
+  const Sampling sampling = sampling_of(p, pass);
+  return is_float(p.dtype) && p.R == 3 && sampling != Sampling::kNone &&
+         sampling != Sampling::kDilated && p.C / p.groups <= kMostChannels &&
+         p.K / p.groups <= kMostChannels && positions_fit(p);
 }
 
 void grouped_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,

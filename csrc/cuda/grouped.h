@@ -5,6 +5,14 @@
 
 namespace torchconv::cuda {
 
+// f(Taps<3, sampling>{}) without dilation. kSpread: dgrad's too.
+template <bool kSpread, typename F>
+void with_group_taps(Sampling sampling, F&& f) {
+  if (sampling == Sampling::kUnit) return f(Taps<3, Sampling::kUnit>{});
+  if (sampling == Sampling::kStride2) return f(Taps<3, Sampling::kStride2>{});
+  if constexpr (kSpread) f(Taps<3, Sampling::kSpread2>{});
+}
+
 // fprop and dgrad, pixels contiguous.
 void grouped_planes(DType dtype, Sampling sampling, const Gather& g, const void* in, const void* w,
                     const void* bias, void* out, void* preactivation, Activation activation,

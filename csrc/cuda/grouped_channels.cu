@@ -28,13 +28,15 @@ struct QuadGather {
 };
 
 template <typename T, typename Tap, int kRows, int kColumns, bool kAligned>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
     grouped_channels_kernel(const __grid_constant__ QuadGather p, const T* in, const T* w,
                             const Epilogue<T> epilogue) {
   using A = Wide<T>;
   using Quad = Vector<T, kQuad>;
   using Weights = Vector<A, kQuad>;
   constexpr int R = Tap::R, kTaps = R * R, kWindow = Tap::window(kColumns);
+  // Window rows that are under way at once, as far as registers go.
+  constexpr int kUnroll = sizeof(T) == 4 && kColumns == 8 ? 1 : Tap::window(kRows);
   const Gather& g = p.g;
   const int lanes = static_cast<int>(p.lanes.value());
   uint32_t block = blockIdx.x;
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll 1
     for (int c = 0; c < p.in_padded; c += kQuad) {
       const A* filters = weights + (c * kTaps * lanes + lane) * kQuad;
-#pragma unroll
+#pragma unroll kUnroll
       for (int j = 0; j < Tap::window(kRows); ++j) {
         const bool row_inside =
             static_cast<unsigned>(h0 + j * unit_h) < static_cast<unsigned>(g.h.in);
@@ -179,19 +181,27 @@ void grouped_channels(DType dtype, Sampling sampling, const Gather& g, const voi
     using T = decltype(element);
     const Epilogue<T> epilogue{static_cast<const T*>(bias), static_cast<T*>(out),
                                static_cast<T*>(preactivation), activation};
-    const bool quads = g.in_channels % kQuad == 0 && g.out_channels % kQuad == 0 &&
+    // Of float64 there is the general form alone.
+    constexpr bool kVectors = sizeof(T) < 8;
+    const bool quads = kVectors && g.in_channels % kQuad == 0 && g.out_channels % kQuad == 0 &&
                        aligned<T>(in, kQuad) && aligned<T>(out, kQuad) &&
                        aligned<T>(preactivation, kQuad);
-    with_taps<3>(3, sampling, [&](auto taps) {
+    with_group_taps<true>(sampling, [&](auto taps) {
       using Tap = decltype(taps);
-      // The spread's rows come in pairs.
-      constexpr int kRows = Tap::kSpread ? 2 : 1, kColumns = 4;
       const T* source = static_cast<const T*>(in);
       const T* weights = static_cast<const T*>(w);
-      if (quads)
-        run<T, Tap, kRows, kColumns, true>(g, source, weights, epilogue, queue);
-      else
-        run<T, Tap, kRows, kColumns, false>(g, source, weights, epilogue, queue);
+      constexpr int kRows = Tap::kSpread ? 2 : 1;  // the spread's come in pairs
+      if constexpr (kVectors) {
+        // A weight from shared memory ought to serve eight pixels, unless that leaves
+        // multiprocessors idle.
+        constexpr int kWide = Tap::kStride == 1 ? 8 : 4;
+        const int64_t tiles = g.N * g.h.tiles_of(kRows) * g.w.tiles_of(kWide);
+        const bool many = tiles * g.groups * ceil_div(g.out_channels, kQuad) >= 256 * kThreads;
+        if (quads && many)
+          return run<T, Tap, kRows, kWide, true>(g, source, weights, epilogue, queue);
+        if (quads) return run<T, Tap, kRows, 4, true>(g, source, weights, epilogue, queue);
+      }
+      run<T, Tap, kRows, 2, false>(g, source, weights, epilogue, queue);
     });
   });
 }

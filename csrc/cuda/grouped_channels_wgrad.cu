@@ -27,7 +27,7 @@ struct QuadWgrad {
 };
 
 template <typename T, typename Tap, bool kAligned>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     grouped_channels_wgrad_kernel(const __grid_constant__ QuadWgrad p, const T* dz, const T* x,
                                   const SliceSums<T> sums) {
   using A = Wide<T>;
@@ -152,12 +152,13 @@ void grouped_channels_wgrad(DType dtype, Sampling sampling, const Gather& g, con
     using T = decltype(element);
     const T* gradient = static_cast<const T*>(dz);
     const T* image = static_cast<const T*>(x);
-    const bool quads = g.in_channels % kQuad == 0 && g.out_channels % kQuad == 0 &&
+    constexpr bool kVectors = sizeof(T) < 8;  // of float64 there is the general form alone
+    const bool quads = kVectors && g.in_channels % kQuad == 0 && g.out_channels % kQuad == 0 &&
                        aligned<T>(dz, kQuad) && aligned<T>(x, kQuad);
-    with_taps<3, false>(3, sampling, [&](auto taps) {
+    with_group_taps<false>(sampling, [&](auto taps) {
       using Tap = decltype(taps);
       if (quads)
-        run<T, Tap, true>(g, gradient, image, static_cast<T*>(dw), queue);
+        run<T, Tap, kVectors>(g, gradient, image, static_cast<T*>(dw), queue);
       else
         run<T, Tap, false>(g, gradient, image, static_cast<T*>(dw), queue);
     });

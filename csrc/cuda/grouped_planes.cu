@@ -13,15 +13,17 @@ void grouped_planes(DType dtype, Sampling sampling, const Gather& g, const void*
     using T = decltype(element);
     const Epilogue<T> epilogue{static_cast<const T*>(bias), static_cast<T*>(out),
                                static_cast<T*>(preactivation), activation};
-    with_taps<3>(3, sampling, [&](auto taps) {
+    with_group_taps<true>(sampling, [&](auto taps) {
       using Tap = decltype(taps);
-      constexpr int kColumns = Tap::kSpread ? 2 : 1, kMany = sizeof(T) == 8 ? 4 : 8;
+      // The spread's pixels come in pairs of pairs.
+      constexpr int kRows = Tap::kSpread ? 2 : 4, kColumns = Tap::kSpread ? 2 : 1;
+      constexpr int kMany = sizeof(T) == 8 ? 4 : 8;
       const T* source = static_cast<const T*>(in);
       const T* weights = static_cast<const T*>(w);
       if (kMany > 4 && g.out_channels > 4)
-        launch_gather_planes<T, Tap, 4, kColumns, kMany>(g, source, weights, epilogue, queue);
+        launch_gather_planes<T, Tap, kRows, kColumns, kMany>(g, source, weights, epilogue, queue);
       else
-        launch_gather_planes<T, Tap, 4, kColumns, 4>(g, source, weights, epilogue, queue);
+        launch_gather_planes<T, Tap, kRows, kColumns, 4>(g, source, weights, epilogue, queue);
     });
   });
 }
@@ -30,8 +32,8 @@ void grouped_planes_wgrad(DType dtype, Sampling sampling, const Gather& g, const
                           const void* x, void* dw, const Queue& queue) {
   with_float(dtype, [&](auto element) {
     using T = decltype(element);
-    with_taps<3, false>(3, sampling, [&](auto taps) {
-      launch_wgrad_planes<T, decltype(taps), 4, 4>(
+    with_group_taps<false>(sampling, [&](auto taps) {
+      launch_wgrad_planes<T, decltype(taps), 4, sizeof(T) == 8 ? 2 : 4>(
           g, static_cast<const T*>(dz), static_cast<const T*>(x), static_cast<T*>(dw), queue);
     });
   });

@@ -24,11 +24,11 @@ struct PlaneTiling {
   }
 };
 
-// Tiles for at most 256 threads. planes: how many there are to fill slots from; filters: sums that
-// a thread keeps per pixel, whose weights share the memory.
-template <typename T, typename Tap, int kRows, int kColumns>
+// Tiles for at most kThreads threads. planes: how many there are to fill slots from; filters: sums
+// that a thread keeps per pixel, whose weights share the memory.
+template <typename T, typename Tap, int kRows, int kColumns, int kThreads>
 PlaneTiling plane_tiling(const Gather& g, const void* in, int64_t planes, int filters) {
-  constexpr int64_t kThreads = 256, kMostBytes = 46 * 1024;
+  constexpr int64_t kMostBytes = 46 * 1024;
   PlaneTiling t{};
   t.vector = 1;
   for (const int vector : {2, kLanes<T>})
