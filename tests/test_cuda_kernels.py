@@ -131,7 +131,7 @@ def conv_problem(rng: random.Random, family: str) -> dict[str, Any]:
 
 def conv_tensors(p: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
     x, w = torch.randn(p["x"]), torch.randn(p["w"])
-    w /= max(w[0].numel(), 1) ** 0.5
+    w /= max(w.shape[1] * w.shape[2] * w.shape[3], 1) ** 0.5
     b = torch.randn(p["w"][0]).to(dtype) if p["bias"] else None
     return in_layout(x.to(dtype), p["layouts"][0]), in_layout(w.to(dtype), p["layouts"][1]), b
 

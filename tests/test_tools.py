@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tools import cuda_check, resources
+from tools import cuda_check, gpu_check, resources
 from tools.resources import Kernel
 
 REPORT = """\
 ptxas info    : 0 bytes gmem
-ptxas info    : Compiling entry function '_ZN9torchconv4cuda12_GLOBAL__N_15scaleIfLi4EEEvPKT_' for 'sm_80'
-ptxas info    : Function properties for _ZN9torchconv4cuda12_GLOBAL__N_15scaleIfLi4EEEvPKT_
+ptxas info    : Compiling entry function '_ZN9torchconv4cuda5scaleIfLi4EEEvPKT_' for 'sm_80'
+ptxas info    : Function properties for _ZN9torchconv4cuda5scaleIfLi4EEEvPKT_
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 13 registers, used 1 barriers, 128 bytes smem, 376 bytes cmem[0]
 ptxas info    : Compile time = 9.809 ms
@@ -26,12 +26,12 @@ DISASSEMBLY = """\
 	code for sm_90a
 		Function : plain
 	.headerflags	@"EF_CUDA_SM90"
-        /*0000*/                   LDC R1, c[0x0][0x28] ;              /* 0x00000a0000017a02 */
+        /*0000*/                   LDC R1, c[0x0][0x28] ;  /* 0x017a02 */
                                                                        /* 0x000e220000000800 */
-        /*0010*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;  /* 0x0000000404047981 */
-        /*0020*/         @P1       HGMMA.64x128x16.F32 R24, gdesc[UR8], R24 ; /* 0x0000000404047981 */
-        /*0030*/                   LDG.E.128.CONSTANT R8, desc[UR4][R2.64] ;  /* 0x0000000404047981 */
-"""  # noqa: E501
+        /*0010*/              @!P0 LDG.E.128.CONSTANT R4, desc[UR4][R2.64]  /* 0x04981 */
+        /*0020*/         @P1       HGMMA.64x128x16.F32 R24, gdesc[UR8], R24 ; /* 0x04981 */
+        /*0030*/                   LDG.E.128.CONSTANT R8, desc[UR4][R2.64]  /* 0x04981 */
+"""
 
 
 def test_reports_are_read() -> None:
@@ -112,3 +112,90 @@ def test_table_and_list() -> None:
     [line] = [line for line in cuda_check.table(kernels).splitlines() if "pool.cu" in line]
     assert line.split() == ["pool.cu", "pool", "sm_90a", "2", "30-62", "0-128", "0", "0"]
     assert "pool.cu: pool<8>" in cuda_check.every_instance(kernels)
+
+
+# gpu_check
+
+
+def step(code: str, seconds: float = 60, name: str = "step") -> gpu_check.Step:
+    command = [sys.executable, "-c", code]
+    return gpu_check.Step(name, seconds, command, {"WHERE": "here"}, gpu_check.last_lines(2))
+
+
+def test_a_step_that_passes(tmp_path: Path) -> None:
+    outcome = gpu_check.run(step("import os; print(1); print(os.environ['WHERE'])"), 60, tmp_path)
+    assert (outcome.status, outcome.digest) == ("passed", "1\nhere")
+    assert (tmp_path / "step.log").read_text() == "1\nhere\n"
+
+
+def test_a_step_that_fails(tmp_path: Path) -> None:
+    outcome = gpu_check.run(step("print(7); raise SystemExit(3)"), 60, tmp_path)
+    assert (outcome.status, outcome.digest) == ("failed (3)", "7")
+    assert not outcome.passed
+
+
+def test_a_step_that_hangs_is_cut_off_with_its_children(tmp_path: Path) -> None:
+    code = (
+        "import signal, subprocess, sys, time; print('begun', flush=True);"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"
+    )
+    outcome = gpu_check.run(step(code), 5, tmp_path)
+    assert outcome.status == "cut off after 5 s" and outcome.digest == "begun"
+
+
+def test_a_step_without_time_or_program(tmp_path: Path) -> None:
+    assert gpu_check.run(step("pass"), 2, tmp_path).status == "no time left"
+    absent = gpu_check.Step("x", 9, ["no-such-program"], {}, str)
+    assert gpu_check.run(absent, 60, tmp_path).status == "not there"
+
+
+def test_steps_are_chosen() -> None:
+    assert [s.name for s in gpu_check.chosen("build,sanitizer", [])] == [
+        "device", "build", "memcheck", "racecheck",
+    ]  # fmt: skip
+    [tests] = gpu_check.chosen("tests", ["tests/test_pool2d.py"])
+    assert tests.command[-1] == "tests/test_pool2d.py"
+    with pytest.raises(SystemExit, match="unknown steps: nothing"):
+        gpu_check.chosen("tests,nothing", [])
+
+
+def test_digests() -> None:
+    text = (
+        "..F\nFAILED tests/a.py::t[1] - AssertionError\nFAILED tests/a.py::t[2] - AssertionError\n"
+        "2 failed, 1 passed in 3.00s\n"
+    )
+    assert gpu_check.test_digest(text).splitlines() == [
+        "FAILED tests/a.py::t[1] - AssertionError",
+        "FAILED tests/a.py::t[2] - AssertionError",
+        "2 x FAILED tests/a.py::t",
+        "2 failed, 1 passed in 3.00s",
+    ]
+    text = "========= COMPUTE-SANITIZER\n126 calls\n========= ERROR SUMMARY: 0 errors\n"
+    assert gpu_check.sanitizer_digest(text) == "126 calls\n========= ERROR SUMMARY: 0 errors"
+
+
+def test_what_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs, results, out = (tmp_path / name for name in ("logs", "results", "out"))
+    for folder in (logs, results):
+        folder.mkdir()
+    (logs / "build.log").write_text("built\n")
+    (results / "h100.md").write_text("table")
+    monkeypatch.delenv("OUT", raising=False)
+    gpu_check.copy_out(logs, results, 0)
+    assert not out.exists()
+    monkeypatch.setenv("OUT", str(out))
+    gpu_check.copy_out(logs, results, 0)
+    assert sorted(path.name for path in out.iterdir()) == ["gpu-check.log", "h100.md"]
+    assert "===== build.log\nbuilt" in (out / "gpu-check.log").read_text()
+
+
+def test_main_reports_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_check, "LOGS", tmp_path)
+    monkeypatch.setattr(
+        gpu_check, "steps", lambda: [step("exit(1)", name="one"), step("pass", name="two")]
+    )
+    assert gpu_check.main(["--steps", "one,two"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "===== one: failed (1), two: passed"
+    assert gpu_check.main(["--steps", "two"]) == 0

@@ -111,7 +111,7 @@ def find_tool(name: str) -> str | None:
 
 _FUNCTION = re.compile(r"^\s*Function : (\w+)")
 _CODE_FOR = re.compile(r"^\s*code for (\w+)")
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 
 
 def parse_disassembly(text: str) -> dict[tuple[str, str], dict[str, int]]:

@@ -20,4 +20,12 @@ bool depthwise_channels(DType dtype, int64_t R, Sampling sampling, const Gather&
 void depthwise_taps(const ConvProblem& p, Pass pass, const void* in, const void* w,
                     const void* bias, void* out, void* preactivation, const Queue& queue);
 
+// wgrad by the same kernels; sampling and g are fprop's.
+void depthwise_planes_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g,
+                            const void* dz, const void* x, void* dw, const Queue& queue);
+bool depthwise_channels_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g,
+                              const void* dz, const void* x, void* dw, const Queue& queue);
+void depthwise_taps_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
+                          const Queue& queue);
+
 }  // namespace torchconv::cuda

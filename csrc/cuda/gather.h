@@ -149,8 +149,9 @@ inline Gather gather_of(const ConvProblem& p, Pass pass) {
   return g;
 }
 
-// f(Taps<R, sampling>{}), with R <= kMost: the instances that sampling_of says there are.
-template <int kMost, typename F>
+// f(Taps<R, sampling>{}), with R <= kMost: the instances that sampling_of says there are. kSpread:
+// those of dgrad too.
+template <int kMost, bool kSpread = true, typename F>
 void with_taps(int64_t R, Sampling sampling, F&& f) {
   const auto with = [&](auto r) {
     constexpr int kR = decltype(r)::value;
@@ -159,7 +160,7 @@ void with_taps(int64_t R, Sampling sampling, F&& f) {
       if (sampling == Sampling::kDilated) return f(Taps<kR, Sampling::kDilated>{});
     if constexpr (kR < 7) {
       if (sampling == Sampling::kStride2) return f(Taps<kR, Sampling::kStride2>{});
-      return f(Taps<kR, Sampling::kSpread2>{});
+      if constexpr (kSpread) return f(Taps<kR, Sampling::kSpread2>{});
     }
   };
   if constexpr (kMost >= 7)

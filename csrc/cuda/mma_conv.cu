@@ -83,13 +83,13 @@ bool mma_takes(const ConvProblem& p, Pass, const Queue& queue) {
       !axis_fits(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left) || p.H * p.W >= kMost ||
       p.P * p.Q >= kMost || p.R * p.S >= kMost || std::max(p.C, p.K) >= kMost / (p.R * p.S))
     return false;
-  // Blocks, with tiles of 64 x 64; at most one phase more than dx has pixels, and every phase
-  // ends in one tile that is not full.
+  // Fewer than 2^31 blocks, of 64 x 64 sums: the phases of dx, each rounded up to whole rows and
+  // columns, have less than four times its pixels; parts of dw that are not for length are few.
   const int64_t pixels = std::max(p.N * p.P * p.Q, p.N * p.H * p.W);
   const int64_t phases = std::min(p.stride_h, p.H) * std::min(p.stride_w, p.W);
   const int64_t tiles_m = ceil_div(pixels, 64) * 4 + phases;
   const int64_t tiles_n = ceil_div(std::max(p.C, p.K), 64);
-  const int64_t tiles_dw = ceil_div(p.K, 64) * ceil_div(p.R * p.S * p.C, 64) + 2 * 132;
+  const int64_t tiles_dw = ceil_div(p.K, 64) * ceil_div(p.R * p.S * p.C, 64) + 8192;
   return tiles_m < kMost / tiles_n && tiles_dw < kMost / (pixels / (int64_t{1} << 24) + 1);
 }
 

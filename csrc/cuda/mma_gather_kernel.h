@@ -107,6 +107,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     mma_gather_kernel(const __grid_constant__ GatherProblem p, const Epilogue<T> epilogue) {
   using U = Unit<T, Vectors>;
   constexpr int kUnits = kSliceBytes / U::kBytes, kPass = Tile::kThreads / kUnits;
+  constexpr int64_t kElement = sizeof(T);
   unsigned char* shared = dynamic_shared<unsigned char>();
   Place* places = reinterpret_cast<Place*>(shared + kTileBytes<Tile>);
   int64_t* offsets = reinterpret_cast<int64_t*>(places + Tile::kM);
@@ -131,7 +132,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       const int in_plane = static_cast<int>(pixel - n * plane);
       const int i = in_plane / w.outputs, j = in_plane - i * w.outputs;
       place.h = i * h.scale + h.base, place.w = j * w.scale + w.base;
-      place.offset = ((n * p.h.source + place.h) * p.w.source + place.w) * p.channels;
+      place.address = reinterpret_cast<uint64_t>(p.image) +
+                      static_cast<uint64_t>(((n * p.h.source + place.h) * p.w.source + place.w) *
+                                            (p.channels * kElement));
       const int64_t output_h = h.first_output + i * h.output_step;
       const int64_t output_w = w.first_output + j * w.output_step;
       offset = ((n * p.h.outputs + output_h) * p.w.outputs + output_w) * p.outputs;
@@ -141,63 +144,71 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   }
   __syncthreads();
 
-  const T* image = static_cast<const T*>(p.image);
-  const T* filters = static_cast<const T*>(p.filters) + h.first_tap * p.filter_line +
-                     w.first_tap * p.filter_column;
-  const int64_t image_line = int64_t{p.w.source} * p.channels;
   const int reduction = h.taps * w.taps * p.channels;
   const Divisor taps_w = w.taps == p.least_taps ? p.few_taps : p.more_taps;
+  // Bytes that a tap of the phase moves, and those from one row of filters that a thread stages to
+  // the next.
+  const int64_t image_column = p.channels * kElement * w.move;
+  const int64_t image_line = p.channels * kElement * p.w.source * h.move;
+  const int64_t filter_column = p.filter_column * kElement * w.tap_step;
+  const int64_t filter_line = p.filter_line * kElement * h.tap_step;
+  const int64_t filter_rows = p.filter_pitch * kElement * kPass;
   const int unit = thread % kUnits, first_row = thread / kUnits;
+  const int first_filter = first_column + first_row;
+  const uint64_t filters = reinterpret_cast<uint64_t>(p.filters) +
+                           static_cast<uint64_t>(kElement * (h.first_tap * p.filter_line +
+                                                             w.first_tap * p.filter_column +
+                                                             first_filter * p.filter_pitch));
   const SharedAddress staged = shared_address(shared);
   const int place_of_unit = place_in_rows(first_row, unit * U::kBytes);
 
   const auto load = [&](int slice, int stage) {
     bool inside[U::kAddresses];
     int move_h[U::kAddresses], move_w[U::kAddresses];
-    int64_t in_image[U::kAddresses], in_filter[U::kAddresses];
+    uint64_t in_image[U::kAddresses], in_filter[U::kAddresses];
 #pragma unroll
     for (int e = 0; e < U::kAddresses; ++e) {
       uint32_t j = static_cast<uint32_t>(slice * kSlice<T> + unit * U::kElements + e);
       inside[e] = j < static_cast<uint32_t>(reduction);
-      const uint32_t c = p.channel_divisor.split(j);
+      const int64_t c = p.channel_divisor.split(j);
       const int s = static_cast<int>(taps_w.split(j)), r = static_cast<int>(j);
       move_h[e] = r * h.move, move_w[e] = s * w.move;
-      in_image[e] = move_h[e] * image_line + int64_t{move_w[e]} * p.channels + c;
-      in_filter[e] = r * h.tap_step * p.filter_line + s * w.tap_step * p.filter_column + c;
+      in_image[e] = static_cast<uint64_t>(r * image_line + s * image_column + c * kElement);
+      in_filter[e] =
+          filters + static_cast<uint64_t>(r * filter_line + s * filter_column + c * kElement);
     }
     const SharedAddress staged_a =
         staged + static_cast<SharedAddress>(stage * Tile::kStageBytes + place_of_unit);
     const SharedAddress staged_b = staged_a + Tile::kM * kSliceBytes;
+    const auto next_rows = [&](SharedAddress first, int i) {
+      return first + static_cast<SharedAddress>(i * kPass * kSliceBytes);
+    };
     stage_units<T, Vectors, Tile::kM / kPass>(
-        image,
-        [&](int i, int e) -> const T* {
+        [&](int i, int e) -> Source {
           const Place place = places[first_row + i * kPass];
-          const bool hit =
-              inside[e] &&
-              static_cast<uint32_t>(place.h + move_h[e]) < static_cast<uint32_t>(p.h.source) &&
-              static_cast<uint32_t>(place.w + move_w[e]) < static_cast<uint32_t>(p.w.source);
-          return hit ? image + (place.offset + in_image[e]) : nullptr;
+          return {place.address + in_image[e],
+                  all_of(inside[e], within(place.h + move_h[e], p.h.source),
+                         within(place.w + move_w[e], p.w.source))};
         },
-        [&](int i) { return staged_a + static_cast<SharedAddress>(i * kPass * kSliceBytes); });
+        [&](int i) { return next_rows(staged_a, i); });
     stage_units<T, Vectors, Tile::kN / kPass>(
-        filters,
-        [&](int i, int e) -> const T* {
-          const int o = first_column + first_row + i * kPass;
-          const bool hit = inside[e] && o < p.outputs;
-          return hit ? filters + (o * p.filter_pitch + in_filter[e]) : nullptr;
+        [&](int i, int e) -> Source {
+          return {in_filter[e] + static_cast<uint64_t>(i * filter_rows),
+                  all_of(inside[e], first_filter + i * kPass < p.outputs)};
         },
-        [&](int i) { return staged_b + static_cast<SharedAddress>(i * kPass * kSliceBytes); });
+        [&](int i) { return next_rows(staged_b, i); });
   };
 
   const int corner_m = warp / Tile::kWarpsN * Tile::kWarpM;
   const int corner_n = warp % Tile::kWarpsN * Tile::kWarpN;
-  const Fragments<T, false, Tile::kM, true> a(lane, corner_m);
-  const Fragments<T, false, Tile::kN, false> b(lane, corner_n);
+  const Fragments<T, false, Tile::kM, Tile::kGroupsM, true> a(lane, corner_m);
+  const Fragments<T, false, Tile::kN, Tile::kGroupsN, false> b(lane, corner_n);
   Sums<Tile> sums;
   sums.clear();
-  run_pipeline<Tile::kStages>((reduction + kSlice<T> - 1) / kSlice<T>, load, [&](int, int stage) {
+  const int slices = (reduction + kSlice<T> - 1) / kSlice<T>;
+  run_pipeline<Tile::kStages>(slices, load, [&](int stage, auto&& meanwhile) {
     const SharedAddress at = staged + static_cast<SharedAddress>(stage * Tile::kStageBytes);
-    multiply_slice<T>(sums, a, at, b, at + Tile::kM * kSliceBytes);
+    multiply_slice<T>(sums, a, at, b, at + Tile::kM * kSliceBytes, meanwhile);
   });
 
   float* tile = reinterpret_cast<float*>(shared);
@@ -220,12 +231,12 @@ void launch_gather(GatherProblem p, const Epilogue<T>& epilogue, const Queue& qu
 }
 
 // Three tiles: 64 x 64 sums a warp reuse the most of what they load; few outputs, or few pixels for
-// the device, want less.
+// the device, want less, and then more slices on their way.
 template <typename T>
 void run_gather(GatherProblem p, const Epilogue<T>& epilogue, const Queue& queue) {
   using Large = Tile<128, 128, 2, 2, 2>;
   using Narrow = Tile<128, 64, 2, 2, 3>;
-  using Small = Tile<64, 64, 2, 2, 4>;
+  using Small = Tile<64, 64, 2, 2, 3, 8>;
   using Elements = Tile<64, 64, 2, 2, 3>;
   if (!p.vectors) return launch_gather<T, Elements, false>(p, epilogue, queue);
   // Turns of the device's multiprocessors, times the sums of a turn, by what each tile reaches.

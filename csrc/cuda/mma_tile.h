@@ -17,7 +17,7 @@ inline constexpr int kSliceBytes = 64;
 template <typename T>
 inline constexpr int kSlice = kSliceBytes / static_cast<int>(sizeof(T));
 
-template <int M, int N, int WarpsM, int WarpsN, int BlocksPerMultiprocessor>
+template <int M, int N, int WarpsM, int WarpsN, int BlocksPerMultiprocessor, int Stages = 4>
 struct Tile {
   static constexpr int kM = M, kN = N;
   static constexpr int kThreads = 32 * WarpsM * WarpsN;
@@ -25,7 +25,7 @@ struct Tile {
   static constexpr int kWarpsN = WarpsN;
   static constexpr int kWarpM = M / WarpsM, kWarpN = N / WarpsN;
   static constexpr int kGroupsM = kWarpM / 16, kGroupsN = kWarpN / 16;
-  static constexpr int kStages = 4;
+  static constexpr int kStages = Stages;
   static constexpr int kStageBytes = (M + N) * kSliceBytes;
 };
 
@@ -41,38 +41,43 @@ __device__ __forceinline__ int place_in_columns(int row, int byte, int pitch) {
 }
 
 // Fragments of 16 lines, half a slice deep, for one warp: as A, words 0..3; as B two groups of 8
-// columns, words 0..1 and 2..3. `Extent` lines are staged.
-template <typename T, bool Columns, int Extent, bool IsA>
+// columns, words 0..1 and 2..3. `Extent` lines are staged, of which the warp has `Groups` times 16
+// from first_line, a multiple of 32.
+template <typename T, bool Columns, int Extent, int Groups, bool IsA>
 class Fragments {
  public:
-  __device__ __forceinline__ Fragments(int lane, int first_line) : first_line_(first_line) {
+  __device__ __forceinline__ Fragments(int lane, int first_line) {
     // The matrix of eight rows whose row this lane addresses: its lines and its depth.
     const int matrix = lane >> 3;
     const int upper = IsA ? matrix & 1 : matrix >> 1, deeper = IsA ? matrix >> 1 : matrix & 1;
-    if constexpr (!Columns)
-      line_ = (lane & 7) + 8 * upper, depth_ = deeper;
-    else if constexpr (sizeof(T) == 2)
-      line_ = upper, depth_ = (lane & 7) + 8 * deeper;
-    else
-      line_ = lane >> 2, depth_ = lane & 3;
+    if constexpr (!Columns) {
+      place_[0] = place_in_rows(first_line + (lane & 7) + 8 * upper, 16 * deeper);
+    } else if constexpr (sizeof(T) == 2) {
+#pragma unroll
+      for (int group = 0; group < Groups; ++group)
+        place_[group] = place_in_columns((lane & 7) + 8 * deeper,
+                                         2 * (first_line + 16 * group + 8 * upper), kPitch);
+    } else {
+#pragma unroll
+      for (int eight = 0; eight < 2 * Groups; ++eight)
+        place_[eight] =
+            place_in_columns(lane & 3, 4 * (first_line + 8 * eight + (lane >> 2)), kPitch);
+    }
   }
 
   __device__ __forceinline__ void load(uint32_t (&word)[4], SharedAddress staged, int step,
                                        int group) const {
     if constexpr (!Columns) {
-      const int row = first_line_ + 16 * group + line_;
-      load_matrices(word, staged + place_in_rows(row, 32 * step + 16 * depth_));
+      // The second half of a slice is two chunks on, which the permutation leaves together.
+      load_matrices(word, at(staged, (place_[0] ^ (32 * step)) + 16 * group * kSliceBytes));
     } else if constexpr (sizeof(T) == 2) {
-      const int chunk = first_line_ / 8 + 2 * group + line_;
-      load_matrices_transposed(word,
-                               staged + place_in_columns(16 * step + depth_, 16 * chunk, kPitch));
+      load_matrices_transposed(word, at(staged, place_[group] + 16 * step * kPitch));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int upper = IsA ? i & 1 : i >> 1, deeper = IsA ? i >> 1 : i & 1;
-        const int line = first_line_ + 16 * group + 8 * upper + line_;
-        word[i] = load_shared(staged +
-                              place_in_columns(8 * step + 4 * deeper + depth_, 4 * line, kPitch));
+        const int place = place_[2 * group + upper] ^ (16 * deeper);  // row + 4: the next chunk
+        word[i] = load_shared(at(staged, place + (8 * step + 4 * deeper) * kPitch));
       }
     }
     if constexpr (sizeof(T) == 4) {
@@ -83,7 +88,10 @@ class Fragments {
 
  private:
   static constexpr int kPitch = Extent * static_cast<int>(sizeof(T));
-  int first_line_, line_, depth_;
+  static __device__ __forceinline__ SharedAddress at(SharedAddress staged, int place) {
+    return staged + static_cast<SharedAddress>(place);
+  }
+  int place_[!Columns ? 1 : sizeof(T) == 2 ? Groups : 2 * Groups];
 };
 
 // A warp's sums: groups of 16 rows by groups of 8 columns, as mma has them.
@@ -114,10 +122,12 @@ struct Sums {
   }
 };
 
-// sums += a slice of A * a slice of B.
-template <typename T, typename Tile, typename A, typename B>
+// sums += a slice of A * a slice of B. Calls meanwhile() where the first fragments are on their
+// way.
+template <typename T, typename Tile, typename A, typename B, typename Meanwhile>
 __device__ __forceinline__ void multiply_slice(Sums<Tile>& sums, const A& a, SharedAddress staged_a,
-                                               const B& b, SharedAddress staged_b) {
+                                               const B& b, SharedAddress staged_b,
+                                               Meanwhile&& meanwhile) {
 #pragma unroll
   for (int step = 0; step < 2; ++step) {
     uint32_t fragments_a[Tile::kGroupsM][4], fragments_b[Tile::kGroupsN][4];
@@ -125,6 +135,7 @@ __device__ __forceinline__ void multiply_slice(Sums<Tile>& sums, const A& a, Sha
     for (int i = 0; i < Tile::kGroupsM; ++i) a.load(fragments_a[i], staged_a, step, i);
 #pragma unroll
     for (int j = 0; j < Tile::kGroupsN; ++j) b.load(fragments_b[j], staged_b, step, j);
+    if (step == 0) meanwhile();
 #pragma unroll
     for (int i = 0; i < Tile::kGroupsM; ++i)
 #pragma unroll
@@ -137,13 +148,26 @@ __device__ __forceinline__ void multiply_slice(Sums<Tile>& sums, const A& a, Sha
 
 // --- staging -------------------------------------------------------------------------------------
 
-// A pixel's place in an image that taps move about in: its element's offset where the tap moves
-// nothing, and its coordinates, which may lie outside.
+// A pixel's place in an image that taps move about in: the address of its first channel where the
+// tap moves nothing, and its coordinates, which may lie outside.
 struct alignas(16) Place {
-  int64_t offset;
+  uint64_t address;
   int32_t h, w;
 };
 inline constexpr int32_t kNowhere = -(1 << 30);  // no tap moves this into an image
+
+// Where an element is in global memory, and whether it is; otherwise it counts as zero.
+struct Source {
+  uint64_t address;
+  bool valid;
+};
+
+// Of conditions that all threads evaluate, so that no branch keeps a load from starting.
+__device__ __forceinline__ bool all_of(bool a, bool b, bool c = true) { return a & b & c; }
+
+__device__ __forceinline__ bool within(int32_t i, int32_t size) {
+  return static_cast<uint32_t>(i) < static_cast<uint32_t>(size);
+}
 
 // Elements that one thread stages at once: a chunk of 16 bytes where Vectors, otherwise a word.
 template <typename T, bool Vectors>
@@ -154,17 +178,18 @@ struct Unit {
   static constexpr int kAddresses = !Vectors && sizeof(T) == 2 ? 2 : 1;
 };
 
-// Stages `Count` units, all loads before the first store where the hardware cannot copy:
-// address(i, e) is that of element e of unit i, or null for a zero, and to(i) its place.
-template <typename T, bool Vectors, int Count, typename Address, typename To>
-__device__ __forceinline__ void stage_units(const T* any, Address&& address, To&& to) {
+// Stages `Count` units; loads, where the hardware cannot copy, all before the first store:
+// source(i, e) is that of element e of unit i, and to(i) its place.
+template <typename T, bool Vectors, int Count, typename SourceOf, typename To>
+__device__ __forceinline__ void stage_units(SourceOf&& source, To&& to) {
   using U = Unit<T, Vectors>;
   if constexpr (U::kAddresses == 1) {
+    Source from[Count];
 #pragma unroll
-    for (int i = 0; i < Count; ++i) {
-      const T* from = address(i, 0);
-      copy_async<U::kBytes>(to(i), from == nullptr ? any : from, from != nullptr);
-    }
+    for (int i = 0; i < Count; ++i) from[i] = source(i, 0);
+#pragma unroll
+    for (int i = 0; i < Count; ++i)
+      copy_async<U::kBytes>(to(i), reinterpret_cast<const void*>(from[i].address), from[i].valid);
   } else {
     uint32_t word[Count];
 #pragma unroll
@@ -172,8 +197,9 @@ __device__ __forceinline__ void stage_units(const T* any, Address&& address, To&
       word[i] = 0;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const auto* from = reinterpret_cast<const uint16_t*>(address(i, e));
-        if (from != nullptr) word[i] |= static_cast<uint32_t>(__ldg(from)) << (16 * e);
+        const Source from = source(i, e);
+        if (from.valid)
+          word[i] |= uint32_t{__ldg(reinterpret_cast<const uint16_t*>(from.address))} << (16 * e);
       }
     }
 #pragma unroll
@@ -181,8 +207,9 @@ __device__ __forceinline__ void stage_units(const T* any, Address&& address, To&
   }
 }
 
-// Runs `slices` slices through the stages: load(slice, stage) starts the copies of one, and
-// multiply(slice, stage) consumes it.
+// Runs `slices` slices through the stages: load(slice, stage) starts the copies of one (beyond the
+// last too: of zeros, so that no branch keeps it apart from the products) and
+// multiply(stage, meanwhile) consumes one and calls meanwhile() on the way.
 template <int Stages, typename Load, typename Multiply>
 __device__ __forceinline__ void run_pipeline(int slices, Load&& load, Multiply&& multiply) {
   for (int slice = 0; slice < Stages - 1; ++slice) {
@@ -192,10 +219,11 @@ __device__ __forceinline__ void run_pipeline(int slices, Load&& load, Multiply&&
   for (int slice = 0; slice < slices; ++slice) {
     copy_async_wait<Stages - 2>();
     __syncthreads();
-    const int ahead = slice + Stages - 1;
-    if (ahead < slices) load(ahead, ahead % Stages);
-    copy_async_commit();
-    multiply(slice, slice % Stages);
+    multiply(slice % Stages, [&] {
+      const int ahead = slice + Stages - 1;
+      load(ahead, ahead % Stages);
+      copy_async_commit();
+    });
   }
   copy_async_wait<0>();
   __syncthreads();

@@ -43,7 +43,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       const uint32_t column = p.line.split(row);
       place.h = static_cast<int>(row) * p.stride_h - p.pad_top;
       place.w = static_cast<int>(column) * p.stride_w - p.pad_left;
-      place.offset = (((first_sample + sample) * p.H + place.h) * p.W + place.w) * p.channels;
+      place.address =
+          reinterpret_cast<uint64_t>(p.x) +
+          static_cast<uint64_t>((((first_sample + sample) * p.H + place.h) * p.W + place.w) *
+                                (int64_t{p.channels} * kElement));
     }
     places[slice & 1][thread] = place;
   };
@@ -51,11 +54,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const int unit_dz = thread % kUnitsDz, row_dz = thread / kUnitsDz;
   const int unit_x = thread % kUnitsX, row_x = thread / kUnitsX;
   const int filter = first_filter + unit_dz * Dz::kElements;
-  const T* dz = static_cast<const T*>(p.dz) + first_pixel * p.filters + filter;
-  const T* x = static_cast<const T*>(p.x);
+  const int64_t dz_row = int64_t{p.filters} * kElement;  // bytes
+  const uint64_t dz = reinterpret_cast<uint64_t>(p.dz) +
+                      static_cast<uint64_t>((first_pixel + row_dz) * dz_row + filter * kElement);
   bool is_weight[X::kAddresses];
   int move_h[X::kAddresses], move_w[X::kAddresses];
-  int64_t move[X::kAddresses];
+  uint64_t move[X::kAddresses];
 #pragma unroll
   for (int e = 0; e < X::kAddresses; ++e) {
     uint32_t j = static_cast<uint32_t>(first_weight + unit_x * X::kElements + e);
@@ -63,7 +67,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const uint32_t c = p.channel_divisor.split(j);
     const uint32_t s = p.tap_divisor.split(j);
     move_h[e] = static_cast<int>(j) * p.dilation_h, move_w[e] = static_cast<int>(s) * p.dilation_w;
-    move[e] = (int64_t{move_h[e]} * p.W + move_w[e]) * p.channels + c;
+    move[e] =
+        static_cast<uint64_t>(((int64_t{move_h[e]} * p.W + move_w[e]) * p.channels + c) * kElement);
   }
 
   const SharedAddress staged = shared_address(dynamic_shared<unsigned char>());
@@ -71,26 +76,22 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const SharedAddress staged_a = staged + static_cast<SharedAddress>(stage * Tile::kStageBytes);
     const SharedAddress staged_b = staged_a + Tile::kM * kSliceBytes;
     const Place* place_of = places[slice & 1];
+    const int first = slice * kRows + row_dz;
+    const uint64_t dz_slice = dz + static_cast<uint64_t>(slice * kRows * dz_row);
     stage_units<T, VectorsDz, kRows / kPassDz>(
-        static_cast<const T*>(p.dz),
-        [&](int i, int e) -> const T* {
-          const int local = slice * kRows + row_dz + i * kPassDz;
-          const bool hit = local < count && filter + e < p.filters;
-          return hit ? dz + (int64_t{local} * p.filters + e) : nullptr;
+        [&](int i, int e) -> Source {
+          return {dz_slice + static_cast<uint64_t>(i * kPassDz * dz_row + e * kElement),
+                  all_of(first + i * kPassDz < count, filter + e < p.filters)};
         },
         [&](int i) {
           return staged_a + static_cast<SharedAddress>(place_in_columns(
                                 row_dz + i * kPassDz, unit_dz * Dz::kBytes, Tile::kM * kElement));
         });
     stage_units<T, VectorsX, kRows / kPassX>(
-        x,
-        [&](int i, int e) -> const T* {
+        [&](int i, int e) -> Source {
           const Place place = place_of[row_x + i * kPassX];
-          const bool hit =
-              is_weight[e] &&
-              static_cast<uint32_t>(place.h + move_h[e]) < static_cast<uint32_t>(p.H) &&
-              static_cast<uint32_t>(place.w + move_w[e]) < static_cast<uint32_t>(p.W);
-          return hit ? x + (place.offset + move[e]) : nullptr;
+          return {place.address + move[e], all_of(is_weight[e], within(place.h + move_h[e], p.H),
+                                                  within(place.w + move_w[e], p.W))};
         },
         [&](int i) {
           return staged_b + static_cast<SharedAddress>(place_in_columns(
@@ -100,8 +101,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 
   const int corner_m = warp / Tile::kWarpsN * Tile::kWarpM;
   const int corner_n = warp % Tile::kWarpsN * Tile::kWarpN;
-  const Fragments<T, true, Tile::kM, true> a(lane, corner_m);
-  const Fragments<T, true, Tile::kN, false> b(lane, corner_n);
+  const Fragments<T, true, Tile::kM, Tile::kGroupsM, true> a(lane, corner_m);
+  const Fragments<T, true, Tile::kN, Tile::kGroupsN, false> b(lane, corner_n);
   Sums<Tile> sums;
   sums.clear();
   float* to = p.sums + part * p.filters * p.pitch;
@@ -131,13 +132,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   for (int slice = 0; slice < slices; ++slice) {
     copy_async_wait<Tile::kStages - 2>();
     __syncthreads();
-    const int ahead = slice + Tile::kStages - 1;
-    if (ahead < slices) load(ahead, ahead % Tile::kStages);
-    copy_async_commit();
-    find_places(ahead + 1);
     const SharedAddress at =
         staged + static_cast<SharedAddress>(slice % Tile::kStages * Tile::kStageBytes);
-    multiply_slice<T>(sums, a, at, b, at + Tile::kM * kSliceBytes);
+    multiply_slice<T>(sums, a, at, b, at + Tile::kM * kSliceBytes, [&] {
+      const int ahead = slice + Tile::kStages - 1;
+      load(ahead, ahead % Tile::kStages);
+      copy_async_commit();
+      find_places(ahead + 1);
+    });
     if (slice % kChain == kChain - 1 && slice + 1 < slices) {
       add_to_part(slice < kChain);
       sums.clear();
@@ -175,23 +177,37 @@ void launch_wgrad(const WgradProblem& p, const Queue& queue) {
          dim3(Tile::kThreads), Tile::kStages * Tile::kStageBytes, queue, p);
 }
 
+// How many parts the pixels are cut into: blocks that fill `slots` at once a whole number of times,
+// but parts that are not too short to be worth their sums.
+inline int64_t choose_parts(int64_t pixels, int64_t tiles, int64_t slots) {
+  constexpr int64_t kLeastPixels = 512, kMostPixels = int64_t{1} << 24, kOverhead = 256;
+  const int64_t least = ceil_div(pixels, kMostPixels), most = ceil_div(pixels, kLeastPixels);
+  int64_t best = least, best_cost = 0;
+  for (int64_t turns = 1; turns <= 4; ++turns) {
+    const int64_t parts = std::max(std::min(turns * slots / tiles, most), least);
+    const int64_t cost = ceil_div(parts * tiles, slots) * (ceil_div(pixels, parts) + kOverhead);
+    if (turns == 1 || cost < best_cost) best = parts, best_cost = cost;
+  }
+  return best;
+}
+
 template <typename T>
 void run_wgrad(WgradProblem p, const Queue& queue) {
   using Large = Tile<128, 128, 2, 2, 2>;
   using Flat = Tile<64, 128, 2, 2, 3>;
-  using Small = Tile<64, 64, 2, 2, 4>;
+  using Small = Tile<64, 64, 2, 2, 3, 8>;
   using Elements = Tile<64, 64, 2, 2, 3>;
-  // By the shape alone, not by what can be loaded at once: the parts, and so the bits, follow it.
+  // By the shape alone, not by what can be loaded at once or the device: the parts, and so the
+  // bits, follow it. The slots are those of a Hopper GPU.
   const int64_t m = p.filters > 64 && p.weights > 64 ? 128 : 64, n = p.weights > 64 ? 128 : 64;
   const auto tile = [&](int64_t rows, int64_t columns) {
     p.tiles_m = static_cast<uint32_t>(ceil_div(p.filters, rows));
     p.tiles_n = static_cast<uint32_t>(ceil_div(p.weights, columns));
   };
   tile(m, n);
-  constexpr int64_t kBlocks = 2 * 132, kLeastPixels = 512, kMostPixels = int64_t{1} << 24;
-  const int64_t parts = ceil_div(kBlocks, int64_t{p.tiles_m} * p.tiles_n);
-  p.part_pixels =
-      std::min(std::max(round_up(ceil_div(p.pixels, parts), kSlice<T>), kLeastPixels), kMostPixels);
+  const int64_t parts =
+      choose_parts(p.pixels, int64_t{p.tiles_m} * p.tiles_n, 132 * (m == 128 ? 2 : 3));
+  p.part_pixels = round_up(ceil_div(p.pixels, parts), kSlice<T>);
   p.parts = static_cast<uint32_t>(ceil_div(p.pixels, p.part_pixels));
   p.pitch = static_cast<int32_t>(round_up(p.weights, 2));
   p.sums = queue.scratch<float>(int64_t{p.parts} * p.filters * p.pitch);

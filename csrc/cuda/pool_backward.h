@@ -22,6 +22,11 @@ struct Matches {
   Vector<Item, kPiece> piece[kItems / kPiece];
   Item wanted;
 
+  // None is.
+  __device__ __forceinline__ Matches() {
+#pragma unroll
+    for (int i = 0; i < kItems; i++) piece[i / kPiece].element[i % kPiece] = static_cast<Item>(-1);
+  }
   __device__ __forceinline__ explicit Matches(const O* p) {
 #pragma unroll
     for (int i = 0; i < kItems / kPiece; i++)
@@ -116,9 +121,9 @@ struct AddAverage {
   __device__ __forceinline__ void add(const PoolView<I>& v, const Asked<I>& a,
                                       Wide<T> (&sum)[n]) const {
     const auto vector = *reinterpret_cast<const Vector<T, n>*>(dy + a.position);
-    const Wide<T> divisor = v.template divisor_of<Wide<T>>(a.p, a.q);
+    const Division<Wide<T>> over(v.template divisor_of<Wide<T>>(a.p, a.q));
 #pragma unroll
-    for (int i = 0; i < n; i++) sum[i] += to_wide(vector.element[i]) / divisor;
+    for (int i = 0; i < n; i++) sum[i] += over(to_wide(vector.element[i]));
   }
 };
 

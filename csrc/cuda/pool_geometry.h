@@ -24,8 +24,8 @@ struct PoolAxis {
 struct PoolShape {
   int64_t images, channels;
   PoolAxis h, w;
-  bool adaptive;           // windows are AdaptiveProblem's; taps and the rest are not used
-  bool count_include_pad;  // both as in PoolProblem
+  bool adaptive;     // windows are AdaptiveProblem's; taps and the rest are not used
+  bool include_pad;  // both as in PoolProblem
   int64_t divisor;
 
   bool empty() const { return images == 0 || channels == 0; }
@@ -217,7 +217,7 @@ struct PoolView {
                                (output ? s.h.out * s.w.out : s.h.size * s.w.size))),
         row_codes(static_cast<int32_t>(s.w.taps)),
         adaptive(s.adaptive),
-        include_pad(s.count_include_pad),
+        include_pad(s.include_pad),
         divisor(s.divisor),
         by_vectors(ceil_div(s.channels, width)),
         by_columns(output ? s.w.out : s.w.size),
@@ -230,13 +230,13 @@ struct PoolView {
     return static_cast<A>(h.factor(p, include_pad)) * static_cast<A>(w.factor(q, include_pad));
   }
 
-  // h * W + w of what `code` names in window (p, q).
-  __device__ __forceinline__ int64_t index_of(uint32_t code, I p, I q) const {
+  // h * W + w of what `code` names in window (p, q), where the one below a tap has its code +
+  // width.
+  __device__ __forceinline__ int64_t index_of(uint32_t code, uint32_t width, I p, I q) const {
     if (code == ~uint32_t{0}) return -1;
     if (adaptive)
       return static_cast<int64_t>(h.window(p).element) * w.size + w.window(q).element + code;
-    const uint32_t r = code / static_cast<uint32_t>(row_codes);
-    const uint32_t s = code - r * static_cast<uint32_t>(row_codes);
+    const uint32_t r = code / width, s = code - r * width;
     return static_cast<int64_t>(p * h.stride - h.pad + static_cast<I>(r) * h.dilation) * w.size +
            (q * w.stride - w.pad + static_cast<I>(s) * w.dilation);
   }

@@ -46,6 +46,24 @@ __host__ __device__ __forceinline__ Wide<T> lowest() {
     return -std::numeric_limits<Wide<T>>::infinity();
 }
 
+// Quotients by one divisor, rounded as division rounds them; in float with its reciprocal, by
+// Markstein's correction (Computation of Elementary Functions on the IBM RISC System/6000, 1990).
+template <typename A>
+struct Division {
+  A divisor, reciprocal;
+
+  explicit __device__ __forceinline__ Division(A d) : divisor(d), reciprocal(A{1} / d) {}
+  __device__ __forceinline__ A operator()(A x) const {
+    if constexpr (sizeof(A) == 8) {
+      return x / divisor;
+    } else {
+      const A quotient = x * reciprocal;
+      const A rest = fmaf(-quotient, divisor, x);
+      return rest == rest ? fmaf(rest, reciprocal, quotient) : quotient;  // infinite, NaN
+    }
+  }
+};
+
 template <typename T>
 struct Selection {
   using Element = T;
@@ -70,6 +88,10 @@ struct Selection {
   // A row of a window goes on with what the rows before it selected.
   static __device__ __forceinline__ State begin_row(const State& total) { return total; }
   static __device__ __forceinline__ void end_row(State& total, const State& row) { total = row; }
+  // A row that was folded by itself, its codes counted from `code`.
+  static __device__ __forceinline__ void join(State& total, const State& row, uint32_t code) {
+    fold(total, row.value, row.code + code);
+  }
   // Of two parts of a window whose taps alternate.
   static __device__ __forceinline__ void merge(State& a, const State& b) {
     const bool nan_a = a.value != a.value, nan_b = b.value != b.value;
@@ -77,7 +99,7 @@ struct Selection {
     const bool better = !nan_a && (b.value > a.value || (b.value == a.value && b.code < a.code));
     if (later || better) a = b;
   }
-  __device__ __forceinline__ T finish(const State& best, Value) const {
+  __device__ __forceinline__ T finish(const State& best, const Division<Value>&) const {
     return from_wide<T>(mirror(best.value));
   }
 };
@@ -100,9 +122,12 @@ struct Averaging {
   static __device__ __forceinline__ void end_row(State& total, const State& row) {
     total.sum += row.sum;
   }
+  static __device__ __forceinline__ void join(State& total, const State& row, uint32_t) {
+    total.sum += row.sum;
+  }
   static __device__ __forceinline__ void merge(State& a, const State& b) { a.sum += b.sum; }
-  static __device__ __forceinline__ T finish(const State& total, Value divisor) {
-    return from_wide<T>(total.sum / divisor);
+  static __device__ __forceinline__ T finish(const State& total, const Division<Value>& over) {
+    return from_wide<T>(over(total.sum));
   }
 };
 

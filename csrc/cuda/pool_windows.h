@@ -26,15 +26,17 @@ __device__ __forceinline__ void store_outputs(const PoolView<I>& v, const Rule& 
                                               const SelectedOutput& selected) {
   using T = typename Rule::Element;
   const int64_t position = static_cast<int64_t>(thread) * n;
-  typename Rule::Value divisor{1};
-  if constexpr (!Rule::kSelects)
-    divisor = v.template divisor_of<typename Rule::Value>(at.row, at.column);
-  store_all<T, n>(y + position, [&](int i) { return rule.finish(state[i], divisor); });
+  using Value = typename Rule::Value;
+  const Division<Value> over(Rule::kSelects ? Value{1}
+                                            : v.template divisor_of<Value>(at.row, at.column));
+  store_all<T, n>(y + position, [&](int i) { return rule.finish(state[i], over); });
   if constexpr (Rule::kSelects) {
     if (selected.data == nullptr) return;
     store_codes<n>(
         selected, position, [&](int i) { return state[i].code; },
-        [&](int i) { return v.index_of(state[i].code, at.row, at.column); });
+        [&](int i) {
+          return v.index_of(state[i].code, static_cast<uint32_t>(v.row_codes), at.row, at.column);
+        });
   }
 }
 
@@ -157,9 +159,10 @@ inline int pool_splits(const PoolShape& s) {
   return taps <= 4096 || s.channels > 1 ? 32 : kPoolThreads;
 }
 
-template <typename Rule>
+// first_choice(images, x, y, selected) may run a kernel for the windows at hand, and says whether.
+template <typename Rule, typename F>
 void run_pool_windows(const PoolShape& s, const Rule& rule, const void* x, void* y,
-                      const SelectedOutput& selected, const Queue& queue) {
+                      const SelectedOutput& selected, const Queue& queue, F&& first_choice) {
   using T = typename Rule::Element;
   constexpr int kVector = std::is_integral_v<T> ? 1 : kLanes<T>;
   const int64_t in = s.h.size * s.w.size * s.channels, out = s.h.out * s.w.out * s.channels;
@@ -173,23 +176,28 @@ void run_pool_windows(const PoolShape& s, const Rule& rule, const void* x, void*
     const T* from = static_cast<const T*>(x) + first * in;
     T* to = static_cast<T*>(y) + first * out;
     const SelectedOutput codes = part_of(selected, first * out);
-    const auto run = [&](auto width) {
-      constexpr int n = decltype(width)::value;
-      const PoolView<I> view(s, images, n, true);
-      if constexpr (sizeof(I) == 4) {
-        if (splits > 1) {
-          const dim3 grid(static_cast<unsigned>(ceil_div(view.threads, kPoolThreads / splits)));
-          return launch(pool_large_windows<Rule, n>, grid, dim3(kPoolThreads), 0, queue, view, rule,
-                        from, to, codes, splits);
-        }
-      }
-      launch(pool_windows<Rule, n, I>, pool_grid(view.threads), dim3(kPoolThreads), 0, queue, view,
+    if constexpr (sizeof(I) == 4) {
+      if (first_choice(images, from, to, codes)) return;
+      const auto run = [&](auto width) {
+        constexpr int n = decltype(width)::value;
+        const PoolView<I> view(s, images, n, true);
+        const dim3 grid(static_cast<unsigned>(ceil_div(view.threads, kPoolThreads / splits)));
+        const dim3 block(kPoolThreads);
+        if (splits > 1)
+          launch(pool_large_windows<Rule, n>, grid, block, 0, queue, view, rule, from, to, codes,
+                 splits);
+        else
+          launch(pool_windows<Rule, n, I>, grid, block, 0, queue, view, rule, from, to, codes);
+      };
+      if (vectors)
+        run(std::integral_constant<int, kVector>{});
+      else
+        run(std::integral_constant<int, 1>{});
+    } else {
+      const PoolView<I> view(s, images, 1, true);
+      launch(pool_windows<Rule, 1, I>, pool_grid(view.threads), dim3(kPoolThreads), 0, queue, view,
              rule, from, to, codes);
-    };
-    if (sizeof(I) == 4 && vectors)
-      run(std::integral_constant<int, sizeof(I) == 4 ? kVector : 1>{});
-    else
-      run(std::integral_constant<int, 1>{});
+    }
   });
 }
 

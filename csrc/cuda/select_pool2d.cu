@@ -1,6 +1,7 @@
 // Max and min pooling's forward: which kernel runs.
 #include "cuda/adaptive_pool2d.h"
 #include "cuda/pool2d.h"
+#include "cuda/pool_bands.h"
 #include "cuda/pool_windows.h"
 
 namespace torchconv::cuda {
@@ -9,7 +10,16 @@ namespace {
 template <typename T>
 void run(const PoolShape& s, Select select, bool is_unsigned, const void* x, void* y,
          const SelectedOutput& selected, const Queue& queue) {
-  run_pool_windows(s, Selection<T>{Mirror<T>(select, is_unsigned)}, x, y, selected, queue);
+  const auto bands = [&](int64_t images, const T* from, T* to, const SelectedOutput& codes) {
+    if constexpr (!std::is_integral_v<T>) {
+      if (select == Select::kMax)
+        return codes.data == nullptr
+                   ? run_pool_bands<Selection<T>, false>(s, images, from, to, codes, queue)
+                   : run_pool_bands<Selection<T>, true>(s, images, from, to, codes, queue);
+    }
+    return false;
+  };
+  run_pool_windows(s, Selection<T>{Mirror<T>(select, is_unsigned)}, x, y, selected, queue, bands);
 }
 
 void run(const PoolShape& s, DType dtype, Select select, const void* x, void* y,

@@ -1,7 +1,7 @@
 // Max and min pooling's backward: which kernel runs.
 #include "cuda/adaptive_pool2d.h"
 #include "cuda/pool2d.h"
-#include "cuda/pool_backward.h"
+#include "cuda/pool_backward_bands.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -20,6 +20,19 @@ void run(const PoolShape& s, Selected kind, const T* dy, const void* selected, T
     const T* from = dy + first * out;
     T* to = dx + first * in;
     if constexpr (sizeof(I) == 4) {
+      if constexpr (sizeof(T) < 8) {
+        const auto* offsets = static_cast<const uint8_t*>(codes.data);
+        switch (kind == Selected::kOffset8 ? band_window<T>(s, vectors) : BandWindow::kNone) {
+          case BandWindow::k2x2Stride2:
+            return launch_backward_bands<T, true, 2, 2, 2>(s, images, from, offsets, to, queue);
+          case BandWindow::k3x3Stride2:
+            return launch_backward_bands<T, true, 3, 3, 2>(s, images, from, offsets, to, queue);
+          case BandWindow::k3x3Stride1:
+            return launch_backward_bands<T, true, 3, 3, 1>(s, images, from, offsets, to, queue);
+          case BandWindow::kNone:
+            break;
+        }
+      }
       if (vectors && kind == Selected::kOffset8)
         return launch_pool_backward<n, I>(
             s, images, AddSelected<T, uint8_t>{from, static_cast<const uint8_t*>(codes.data)}, to,
