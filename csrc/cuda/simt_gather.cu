@@ -28,23 +28,47 @@ using SmallTile = SimtTile<W, 64, 64, 8, 4, std::is_same_v<W, double> ? 2 : 4>;
 template <typename W>
 using FlatTile = SimtTile<W, 32, 128, 4, 8, 4>;
 
-// The slices that end soonest: whole waves of blocks, of which a split one also writes and reads
-// its chunks' sums.
-int slices_of(int64_t tiles, int64_t chunks, int64_t slots, int64_t bytes_a_chunk) {
-  if (tiles * chunks * bytes_a_chunk > kMostScratch) return 1;
-  int64_t best = 1;
-  double least = 0;
-  for (int64_t slices = 1; slices <= std::min<int64_t>(chunks, 64); ++slices) {
+struct Grid {
+  int64_t pixels, phases, most_chunks;
+};
+
+template <typename Tile>
+int64_t tiles_of(const SimtView& v, const Grid& grid) {
+  return ceil_div(v.M, Tile::kM) * ceil_div(grid.pixels, Tile::kN) * v.groups * grid.phases;
+}
+
+struct Plan {
+  double cost;  // of the multiprocessor that ends last, in elements of a tile times chunks
+  int slices;
+};
+
+// The slices of the terms that end soonest. A multiprocessor needs eight warps to hide latencies; a
+// slice has a beginning; chunks' sums are written and read, in a launch more.
+template <typename Tile>
+Plan plan_slices(const SimtView& v, const Grid& grid, int64_t multiprocessors) {
+  // The share of FMAs in what a thread executes, by its tile.
+  constexpr double kShare = Tile::kThreadM * Tile::kThreadN < 64 ? 0.7
+                            : Tile::kM < 128                     ? 0.75
+                                                                 : 0.8;
+  constexpr int64_t kMost = 32;
+  const double area = Tile::kM * Tile::kN;
+  const int64_t tiles = tiles_of<Tile>(v, grid), chunks = std::max<int64_t>(grid.most_chunks, 1);
+  const int64_t bytes =
+      tiles * chunks * Tile::kM * Tile::kN * static_cast<int64_t>(sizeof(typename Tile::Wide));
+  Plan best{};
+  for (int64_t slices = 1; slices <= std::min(chunks, kMost); ++slices) {
     const int64_t each = ceil_div(chunks, slices);
-    if (slices > 1 && ceil_div(chunks, each) != slices) continue;
-    const double waves = static_cast<double>(ceil_div(tiles * slices, slots));
-    double cost = waves * (static_cast<double>(each) + 0.3);
+    if (slices > 1 && (bytes > kMostScratch || ceil_div(chunks, each) != slices)) continue;
+    const int64_t blocks = ceil_div(tiles * slices, multiprocessors);
+    const int64_t warps = std::min<int64_t>(blocks, Tile::kBlocks) * Tile::kThreads / 32;
+    const double speed = kShare * std::min(1.0, 0.5 + static_cast<double>(warps) / 16);
+    double cost = static_cast<double>(blocks) * (static_cast<double>(each) + 0.15) * area / speed;
     if (slices > 1)
-      cost = cost * 1.05 + 0.5 +
-             0.05 * static_cast<double>(tiles * chunks) / static_cast<double>(slots);
-    if (slices == 1 || cost < least) best = slices, least = cost;
+      cost += 5000 + 0.2 * area * static_cast<double>(tiles * chunks) /
+                         static_cast<double>(multiprocessors);
+    if (slices == 1 || cost < best.cost) best = {cost, static_cast<int>(slices)};
   }
-  return static_cast<int>(best);
+  return best;
 }
 
 // Rows of whole panels of panel_m channels.
@@ -84,15 +108,6 @@ void pack(const SimtView& v, const T* w, int64_t panel_m, SimtGather<T>& p, cons
          256, 0, queue, from, packed, w);
 }
 
-struct Grid {
-  int64_t pixels, phases, most_chunks;
-};
-
-template <typename Tile>
-int64_t tiles_of(const SimtView& v, const Grid& grid) {
-  return ceil_div(v.M, Tile::kM) * ceil_div(grid.pixels, Tile::kN) * v.groups * grid.phases;
-}
-
 template <typename T, typename Tile>
 void run(SimtGather<T>& p, const Grid& grid, bool quads, const T* w, const Queue& queue) {
   pack(p.view, w, Tile::kM, p, queue);
@@ -101,9 +116,7 @@ void run(SimtGather<T>& p, const Grid& grid, bool quads, const T* w, const Queue
   p.m_tiles = static_cast<unsigned>(ceil_div(p.view.M, Tile::kM));
   p.n_tiles = static_cast<unsigned>(ceil_div(grid.pixels, Tile::kN));
   p.most_chunks = static_cast<int>(grid.most_chunks);
-  const int slices =
-      slices_of(tiles, grid.most_chunks, int64_t{queue.multiprocessors} * Tile::kBlocks,
-                tile_sums * static_cast<int64_t>(sizeof(Wide<T>)));
+  const int slices = plan_slices<Tile>(p.view, grid, queue.multiprocessors).slices;
   p.chunks_a_slice = static_cast<int>(ceil_div(std::max<int64_t>(grid.most_chunks, 1), slices));
   p.chunk_sums =
       slices > 1 ? queue.scratch<Wide<T>>(tiles * grid.most_chunks * tile_sums) : nullptr;
@@ -144,19 +157,15 @@ void gather(const SimtView& v, const T* source, const T* w, const Epilogue<T>& e
           ceil_div(v.C * v.rows.phase[a].taps * v.columns.phase[b].taps, LargeTile<float>::kChunk));
 
   if constexpr (std::is_same_v<T, float>) {
-    using Large = LargeTile<float>;
-    using Medium = MediumTile<float>;
-    if (v.M <= 32) return run<T, FlatTile<float>>(p, grid, quads, w, queue);
-    // A larger tile computes with less traffic, where few of its rows are empty and slices keep the
-    // device busy.
-    const auto busy = [&](int64_t tiles) {
-      return grid.pixels > 64 &&
-             tiles * std::max<int64_t>(grid.most_chunks, 1) >= queue.multiprocessors;
+    const auto cost = [&](auto tile) {
+      return plan_slices<decltype(tile)>(v, grid, queue.multiprocessors).cost;
     };
-    if (ceil_div(v.M, Large::kM) * Large::kM * 7 <= ceil_div(v.M, Medium::kM) * Medium::kM * 8 &&
-        busy(tiles_of<Large>(v, grid)))
-      return run<T, Large>(p, grid, quads, w, queue);
-    if (busy(tiles_of<Medium>(v, grid))) return run<T, Medium>(p, grid, quads, w, queue);
+    const double large = cost(LargeTile<float>{}), medium = cost(MediumTile<float>{});
+    const double small = cost(SmallTile<float>{}), flat = cost(FlatTile<float>{});
+    const double least = std::min({large, medium, small, flat});
+    if (large == least) return run<T, LargeTile<float>>(p, grid, quads, w, queue);
+    if (medium == least) return run<T, MediumTile<float>>(p, grid, quads, w, queue);
+    if (flat == least) return run<T, FlatTile<float>>(p, grid, quads, w, queue);
   }
   run<T, SmallTile<Wide<T>>>(p, grid, quads, w, queue);
 }
