@@ -145,7 +145,8 @@ struct Kernel {
     }();
 
     if (loads) {
-      const auto tiles = make_coord_iterator(idx2crd(first, shape<3>(a)), shape<3>(a));
+      const auto tiles_k = shape<3>(a);  // the iterator refers to it
+      const auto tiles = make_coord_iterator(idx2crd(first, tiles_k), tiles_k);
       auto state = cutlass::make_producer_start_state<Pipeline>();
       mainloop.load(params.mainloop, pipeline, state, inputs, tile, tiles, count, thread % 32,
                     block_rank_in_cluster(), storage.mainloop);
@@ -159,6 +160,9 @@ struct Kernel {
     typename Pipeline::PipelineState state;
     mainloop.mma(pipeline, state, sums, count, thread, storage.mainloop, params.mainloop);
     mainloop.mma_tail(pipeline, state, count);
+    // What is stored goes through memory that another warp's last product may still read.
+    cutlass::arch::NamedBarrier::sync(kMultipliers,
+                                      cutlass::arch::ReservedNamedBarriers::EpilogueBarrier);
     store(params, storage, tile, sums, tiled_mma, thread);
   }
 
