@@ -5,7 +5,8 @@ holds one library per instruction set; where it is not, only the sources, which 
 compiles. The libraries use PyTorch's stable ABI and no Python at all, so a wheel with them is
 tagged py3-none-PLATFORM. Sources, flags and names are those of torchconv/_build.py.
 
-Environment: TORCHCONV_ISAS=avx512,avx2 limits the instruction sets, TORCHCONV_SOURCES_ONLY=1
+Environment: TORCHCONV_ISAS=avx512,avx2 limits the instruction sets, and a `cuda` among them builds
+the library for GPUs ahead of time too (TORCH_CUDA_ARCH_LIST says which), TORCHCONV_SOURCES_ONLY=1
 builds none, CXX names the compiler, MAX_JOBS how many run at once.
 """
 
@@ -55,10 +56,11 @@ def with_binaries() -> bool:
 
 def isas() -> list[str]:
     wanted = os.environ.get("TORCHCONV_ISAS", "").replace(",", " ").split()
-    unknown = set(wanted) - set(build.isas())
+    known = (*build.isas(), build.CUDA)
+    unknown = set(wanted) - set(known)
     if unknown:
-        raise SystemExit(f"TORCHCONV_ISAS: {', '.join(sorted(unknown))}: not of {build.isas()}")
-    return [isa for isa in build.isas() if isa in (wanted or build.isas())]
+        raise SystemExit(f"TORCHCONV_ISAS: {', '.join(sorted(unknown))}: not of {known}")
+    return [each for each in known if each in (wanted or build.isas())]
 
 
 def source_files() -> list[Path]:

@@ -125,6 +125,6 @@ def test_the_machine_is_measured_whatever_the_default_device() -> None:
             return out
 
     with torch.device("meta"), Devices():
-        _explain._peak.__wrapped__(torch.float32, 1)
-        _explain._bandwidth.__wrapped__(1)
+        _explain._peak.__wrapped__(torch.float32, torch.device("cpu"), 1)
+        _explain._bandwidth.__wrapped__(torch.device("cpu"), 1)
     assert devices == {"cpu"}

@@ -19,9 +19,10 @@ import torchconv
 from . import _build, _load
 
 ENVIRONMENT = (
-    "ATEN_CPU_CAPABILITY", "CXX", "MAX_JOBS", "OMP_NUM_THREADS", "TORCHCONV_BUILD_TIMEOUT",
-    "TORCHCONV_CACHE_DIR", "TORCHCONV_ISAS", "TORCHCONV_QUIET", "TORCHCONV_SANITIZE",
-    "TORCHCONV_SOURCES_ONLY", "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME",
+    "ATEN_CPU_CAPABILITY", "CUDA_HOME", "CUDA_PATH", "CXX", "MAX_JOBS", "OMP_NUM_THREADS",
+    "TORCHCONV_BUILD_TIMEOUT", "TORCHCONV_CACHE_DIR", "TORCHCONV_CUTLASS_DIR", "TORCHCONV_ISAS",
+    "TORCHCONV_QUIET", "TORCHCONV_SANITIZE", "TORCHCONV_SOURCES_ONLY", "TORCH_CUDA_ARCH_LIST",
+    "TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME",
 )  # fmt: skip
 
 
@@ -68,8 +69,12 @@ def _cuda() -> list[tuple[str, str]]:
             rows.append((f"CUDA device {index}", f"{name}, sm_{major}{minor}"))
     elif torch.version.cuda:
         rows.append(("CUDA device", "none"))
-    libraries = sorted(_load.prebuilt_dir().glob("torchconv_cuda*.so"))
-    rows.append(("CUDA library", ", ".join(map(str, libraries)) or "none"))
+    else:
+        return rows
+    rows.append(("CUDA compiler", _or_fault(_build.nvcc_version)))
+    rows.append(("CUTLASS", ", ".join(map(str, _build.cutlass_includes())) or "none"))
+    library = _load.library_path(_build.CUDA)
+    rows.append(("CUDA library", str(library or "none yet (JIT)")))
     return rows
 
 

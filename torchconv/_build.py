@@ -2,9 +2,10 @@
 
 setup.py reads it to build ahead of time and _load.py reads it to build at the first call, so both
 give the same library. Every source is compiled once per instruction set, with plain flags, into
-one shared library each (no dispatch inside: _load.py opens the one for this CPU). Both ways write
-the same ninja file; torch.utils.cpp_extension says where PyTorch's headers and libraries are. Its
-own `load` is not called: it names object files after the base name alone, and here the same
+one shared library each (no dispatch inside: _load.py opens the one for this CPU), and the sources
+of csrc/cuda with nvcc into one more, for GPUs: a *variant* is an instruction set or CUDA. Both ways
+write the same ninja file; torch.utils.cpp_extension says where PyTorch's headers and libraries are.
+Its own `load` is not called: it names object files after the base name alone, and here the same
 operator has the same file name in every folder.
 
 The idea of one module for both ways is that of nerfstudio-project/gsplat (`cuda/build.py`).
@@ -41,7 +42,7 @@ COMMON_FLAGS = (
 # most instances, drivers around micro-kernels, and what runs once a call. It takes a quarter less
 # time to compile them.
 LIGHT_PATTERNS = (
-    "core/*.cpp", "ops/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
+    "core/*.cpp", "ops/**/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
     "cpu/conv_view.cpp", "cpu/conv2d.cpp", "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
     "cpu/winograd.cpp",
 )  # fmt: skip
@@ -75,8 +76,28 @@ GROWTH_LIBRARY = "torchconv_growth.so"
 GROWTH_FLAGS = (
     "-std=c++2a", "-O2", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
 )  # fmt: skip
-SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "cpu/**/*.cpp")
+SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "ops/cpu/*.cpp", "cpu/**/*.cpp")
 HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cpu/**/*.h")
+# The variant for GPUs. The operators are compiled once more, calling its kernels; the CUDA sources
+# know no PyTorch. NDEBUG is more than speed: device assertions make ptxas serialise wgmma.
+CUDA = "cuda"
+CUDA_SOURCE_PATTERNS = ("cuda/*.cu", "cuda/*.cpp", "ops/*.cpp", "ops/cuda/*.cpp")
+CUDA_HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cuda/**/*.h", "cuda/**/*.cuh")
+CUDA_SLOW_PATTERNS = ("cuda/cutlass_*.cu", "cuda/mma_*.cu", "cuda/simt_*.cu")
+CUDA_FLAGS = ("-DTORCHCONV_CUDA",)
+NVCC_FLAGS = (
+    "-std=c++17", "-O3", "-DNDEBUG", *CUDA_FLAGS, "--expt-relaxed-constexpr",
+    "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall",
+)  # fmt: skip
+# libtorch.so itself is used by name alone: it brings libtorch_cuda, where PyTorch has it, into what
+# a lookup at run time sees. CUDA's runtime is linked statically, so that any PyTorch's will do.
+CUDA_LINK_FLAGS = (
+    "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed", "-ltorch_cpu", "-lc10",
+    "-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--no-undefined",
+)  # fmt: skip
+# Without a GPU to ask and without TORCH_CUDA_ARCH_LIST: Ampere, Hopper with its own instructions,
+# and PTX for what comes later.
+CUDA_ARCHITECTURES = ("8.0+PTX", "9.0a")
 # The headers that every source reads, compiled once for all of them.
 PRECOMPILED = "cpu/precompiled.h"
 OUTPUT = "output.txt"
@@ -107,8 +128,8 @@ def isas() -> tuple[str, ...]:
     return tuple(ISA_FLAGS) if x86_64 else ("default",)
 
 
-def library_name(isa: str) -> str:
-    return f"torchconv_cpu_{isa}.so"
+def library_name(variant: str) -> str:
+    return "torchconv_cuda.so" if variant == CUDA else f"torchconv_cpu_{variant}.so"
 
 
 def source_root() -> Path:
@@ -118,10 +139,15 @@ def source_root() -> Path:
     return installed if installed.is_dir() else package.parent / "csrc"
 
 
-def sources(root: Path) -> list[Path]:
+def _found(root: Path, patterns: Sequence[str]) -> set[Path]:
+    return {path for pattern in patterns for path in root.glob(pattern)}
+
+
+def sources(root: Path, variant: str = "") -> list[Path]:
     """Every translation unit, in an order that does not depend on the file system."""
-    slow = {path for pattern in SLOW_PATTERNS for path in root.glob(pattern)}
-    found = sorted({path for pattern in SOURCE_PATTERNS for path in root.glob(pattern)})
+    cuda = variant == CUDA
+    slow = _found(root, CUDA_SLOW_PATTERNS if cuda else SLOW_PATTERNS)
+    found = sorted(_found(root, CUDA_SOURCE_PATTERNS if cuda else SOURCE_PATTERNS))
     found.sort(key=lambda path: path not in slow)
     if not found:
         raise BuildError(
@@ -130,8 +156,8 @@ def sources(root: Path) -> list[Path]:
     return found
 
 
-def headers(root: Path) -> list[Path]:
-    return sorted({path for pattern in HEADER_PATTERNS for path in root.glob(pattern)})
+def headers(root: Path, variant: str = "") -> list[Path]:
+    return sorted(_found(root, CUDA_HEADER_PATTERNS if variant == CUDA else HEADER_PATTERNS))
 
 
 def growth_source(root: Path) -> list[Path]:
@@ -143,17 +169,19 @@ def sanitize_flags() -> tuple[str, ...]:
     return SANITIZE_FLAGS if os.environ.get("TORCHCONV_SANITIZE", "") not in ("", "0") else ()
 
 
-def compile_flags(isa: str, light: bool = False) -> list[str]:
+def compile_flags(variant: str, light: bool = False) -> list[str]:
+    """The C++ compiler's."""
     chosen = LIGHT_FLAGS if light else ()
-    return [*COMMON_FLAGS, *chosen, *ISA_FLAGS[isa], *sanitize_flags()]
+    own = CUDA_FLAGS if variant == CUDA else ISA_FLAGS[variant]
+    return [*COMMON_FLAGS, *chosen, *own, *sanitize_flags()]
 
 
 def light_sources(root: Path) -> set[Path]:
-    return {path for pattern in LIGHT_PATTERNS for path in root.glob(pattern)}
+    return _found(root, LIGHT_PATTERNS)
 
 
-def link_flags() -> list[str]:
-    return [*LINK_FLAGS, *sanitize_flags()]
+def link_flags(variant: str = "") -> list[str]:
+    return [*(CUDA_LINK_FLAGS if variant == CUDA else LINK_FLAGS), *sanitize_flags()]
 
 
 def _digest(parts: Sequence[str | bytes]) -> str:
@@ -164,27 +192,35 @@ def _digest(parts: Sequence[str | bytes]) -> str:
     return digest.hexdigest()[:20]
 
 
-def source_hash(isa: str, root: Path) -> str:
+def source_hash(variant: str, root: Path) -> str:
     """Of everything torchconv itself puts into a library: a stale one has another source hash.
 
     The stable ABI makes the library good for any PyTorch, so neither PyTorch nor the compiler is
     part of it: a library built ahead of time stays when either is upgraded.
     """
-    files = [*sources(root), *headers(root), *growth_source(root)]
-    parts: list[str | bytes] = [*compile_flags(isa), *link_flags(), *GROWTH_FLAGS]
+    files = [*sources(root, variant), *headers(root, variant)]
+    parts: list[str | bytes] = [*compile_flags(variant), *link_flags(variant)]
+    if variant == CUDA:
+        parts += NVCC_FLAGS
+    else:
+        files += growth_source(root)
+        parts += GROWTH_FLAGS
     parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS]
     for path in files:
         parts += [path.relative_to(root).as_posix(), path.read_bytes()]
     return _digest(parts)
 
 
-def build_hash(isa: str, root: Path) -> str:
+def build_hash(variant: str, root: Path) -> str:
     """Of the sources and of what turns them into a library: PyTorch's headers and the compiler."""
-    return _digest([source_hash(isa, root), environment_hash()])
+    return _digest([source_hash(variant, root), environment_hash(variant)])
 
 
-def environment_hash() -> str:
-    return _digest([torch_version(), compiler_version(), platform.machine()])[:12]
+def environment_hash(variant: str = "") -> str:
+    parts = [torch_version(), compiler_version(), platform.machine()]
+    if variant == CUDA:
+        parts += [nvcc_version(), *cuda_architectures(), str(cutlass_includes())]
+    return _digest(parts)[:12]
 
 
 def torch_version() -> str:
@@ -213,7 +249,7 @@ def compiler() -> list[str]:
 
 
 @functools.lru_cache
-def _first_line(command: tuple[str, ...]) -> str:
+def _version_lines(command: tuple[str, ...]) -> list[str]:
     try:
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -221,12 +257,101 @@ def _first_line(command: tuple[str, ...]) -> str:
             f"the C++ compiler does not start: {shlex.join(command)} --version: {error}",
             "set the environment variable CXX to a working C++ compiler",
         ) from error
-    return done.stdout.splitlines()[0].strip() if done.stdout.strip() else "unknown"
+    return done.stdout.splitlines() if done.stdout.strip() else ["unknown"]
 
 
 def compiler_version() -> str:
     """The first line that the compiler says of itself."""
-    return _first_line(tuple(compiler()))
+    return _version_lines(tuple(compiler()))[0].strip()
+
+
+def nvcc() -> Path:
+    """CUDA's compiler: that of $CUDA_HOME or $CUDA_PATH, else the one on PATH, else the usual."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(variable):
+            path = Path(os.environ[variable]) / "bin" / "nvcc"
+            if path.is_file():
+                return path
+            raise BuildError(f"{variable} has no nvcc: {path}", f"set or unset {variable}")
+    found = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if found is None:
+        raise BuildError(
+            "there is no CUDA compiler (nvcc: not found)",
+            f"install the CUDA toolkit{_wanted_cuda()}, or set the environment variable CUDA_HOME",
+        )
+    return Path(found)
+
+
+def cuda_toolkit() -> Path:
+    """Where the toolkit of `nvcc` is, by its own words: nvcc itself may be a script or a link."""
+    command = [str(nvcc()), "--dryrun", "-x", "cu", "-c", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    top = next((line.partition("TOP=")[2] for line in said.splitlines() if " TOP=" in line), "")
+    return Path(top.strip()).resolve() if top else nvcc().resolve().parent.parent
+
+
+def _wanted_cuda() -> str:
+    import torch
+
+    return f" {torch.version.cuda}, which PyTorch was built for" if torch.version.cuda else ""
+
+
+def nvcc_version() -> str:
+    """What nvcc says of itself. Raises BuildError where it is of another major than PyTorch's."""
+    import torch
+
+    path = nvcc()
+    lines = _version_lines((str(path),))
+    version = next((line for line in lines if "release" in line), "unknown").strip()
+    release = version.partition("release ")[2].partition(",")[0]
+    wanted = torch.version.cuda
+    if wanted and release and release.partition(".")[0] != wanted.partition(".")[0]:
+        raise BuildError(
+            f"{path} is of CUDA {release}, and PyTorch {torch_version()} of CUDA {wanted}",
+            f"install the CUDA toolkit {wanted}, and set the environment variable CUDA_HOME to it",
+        )
+    return version
+
+
+def cuda_architectures() -> tuple[str, ...]:
+    """What to compile for, as "9.0a" or "8.0+PTX": $TORCH_CUDA_ARCH_LIST, else the GPUs here."""
+    import torch
+
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if not listed and torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        pairs = sorted({torch.cuda.get_device_capability(index) for index in devices})
+        listed = [f"{major}.{minor}" for major, minor in pairs]
+    # wgmma and TMA are not in plain 9.0.
+    return tuple("9.0a" if each == "9.0" else each for each in listed) or CUDA_ARCHITECTURES
+
+
+def nvcc_flags(architectures: Sequence[str]) -> list[str]:
+    flags = list(NVCC_FLAGS)
+    for each in architectures:
+        number, _, ptx = each.partition("+")
+        virtual = "compute_" + number.replace(".", "")
+        real = virtual.replace("compute", "sm")
+        flags.append(f"-gencode=arch={virtual},code={real}")
+        if ptx:
+            flags.append(f"-gencode=arch={virtual},code={virtual}")
+    if cutlass_includes():
+        flags.append("-DTORCHCONV_CUTLASS")
+    return flags
+
+
+def cutlass_includes() -> list[Path]:
+    """The header folders of CUTLASS: $TORCHCONV_CUTLASS_DIR/include, or the package
+    nvidia-cutlass; none where it is not there, and then its kernels are left out."""
+    roots = []
+    if os.environ.get("TORCHCONV_CUTLASS_DIR"):
+        roots.append(Path(os.environ["TORCHCONV_CUTLASS_DIR"]))
+    else:
+        spec = importlib.util.find_spec("cutlass_library")
+        if spec is not None and spec.origin is not None:
+            roots.append(Path(spec.origin).parent / "source")
+    folders = [root / name for root in roots for name in ("include", "tools/util/include")]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def find_ninja() -> str:
@@ -271,13 +396,14 @@ def _torch_paths() -> tuple[list[str], list[str]]:
 
 
 def ninja_file(wanted: Sequence[str], root: Path) -> str:
-    """The build of some instruction sets: objects go to ISA/<path in csrc>.o, libraries beside."""
+    """The build of some variants: objects go to VARIANT/<path in csrc>.o, libraries beside."""
     includes, libraries = _torch_paths()
     # A message of a check in the sources names csrc/ops/conv2d.cpp wherever it was compiled.
     shared = ["-I", str(root), f"-fmacro-prefix-map={root}{os.sep}=csrc/"]
     for path in includes:
         shared += ["-isystem", path]
-    link = [word for path in libraries for word in ("-L", path)] + link_flags()
+    folders = [word for path in libraries for word in ("-L", path)]
+    link = folders + link_flags()
     lines = [
         "ninja_required_version = 1.3",
         f"cxx = {_ninja_command(compiler())}",
@@ -302,7 +428,10 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
         "  command = rm -f $out; $cxx $flags $shared -shared $in $link -o $out || true",
         "  description = growth $out",
     ]
-    for source in growth_source(root):
+    if CUDA in wanted:
+        toolkit = cuda_toolkit()
+        lines += _cuda_rules(root, toolkit, folders)
+    for source in growth_source(root) if any(each != CUDA for each in wanted) else []:
         lines += [
             f"build {GROWTH_LIBRARY}: growth {_ninja_path(source)}",
             f"  flags = {_ninja_command(GROWTH_FLAGS)}",
@@ -310,26 +439,54 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
     light = light_sources(root)
     # A wrapper such as ccache mostly cannot keep what was compiled with a precompiled header.
     precompiles = len(compiler()) == 1 and (root / PRECOMPILED).is_file()
-    for isa in wanted:
-        header = f"{isa}/{PRECOMPILED}"
+    for variant in wanted:
+        header = f"{variant}/{PRECOMPILED}"
         before, extra = "", []
-        if precompiles:
+        if precompiles and variant != CUDA:
             before, extra = f" | {header}.gch", ["-include", header]
             lines += [
                 f"build {header}.gch: header {_ninja_path(root / PRECOMPILED)}",
-                f"  flags = {_ninja_command(compile_flags(isa))}",
+                f"  flags = {_ninja_command(compile_flags(variant))}",
             ]
         objects = []
-        for source in sources(root):
-            objects.append(f"{isa}/{source.relative_to(root).with_suffix('.o').as_posix()}")
-            flags = [*compile_flags(isa, source in light), *extra]
+        for source in sources(root, variant):
+            suffix = ".cu.o" if source.suffix == ".cu" else ".o"
+            objects.append(f"{variant}/{source.relative_to(root).with_suffix(suffix).as_posix()}")
+            if source.suffix == ".cu":
+                lines.append(f"build {_ninja_path(objects[-1])}: nvcc {_ninja_path(source)}")
+                continue
+            flags = [*compile_flags(variant, source in light), *extra]
+            if variant == CUDA:
+                flags += ["-isystem", str(toolkit / "include")]
             lines += [
                 f"build {_ninja_path(objects[-1])}: compile {_ninja_path(source)}{before}",
                 f"  flags = {_ninja_command(flags)}",
             ]
         inputs = " ".join(_ninja_path(name) for name in objects)
-        lines.append(f"build {library_name(isa)}: link {inputs}")
+        rule = "link_cuda" if variant == CUDA else "link"
+        lines.append(f"build {library_name(variant)}: {rule} {inputs}")
     return "\n".join(lines) + "\n"
+
+
+def _cuda_rules(root: Path, toolkit: Path, folders: list[str]) -> list[str]:
+    command = [str(nvcc()), *nvcc_flags(cuda_architectures()), "-I", str(root)]
+    if os.environ.get("CXX"):
+        command += ["-ccbin", compiler()[-1]]
+    for path in cutlass_includes():
+        command += ["-isystem", str(path)]
+    library_folders = [word for name in ("lib64", "lib") for word in ("-L", str(toolkit / name))]
+    return [
+        f"nvcc = {_ninja_command(command)}",
+        f"link_cuda = {_ninja_command([*folders, *library_folders, *link_flags(CUDA)])}",
+        "rule nvcc",
+        "  command = $nvcc -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $out",
+        "rule link_cuda",
+        "  command = $cxx -shared $in $link_cuda -o $out",
+        "  description = link $out",
+    ]
 
 
 def compile_libraries(
@@ -373,9 +530,9 @@ def compile_libraries(
     (build_dir / OUTPUT).write_text("".join(output))
     if process.returncode != 0:
         raise _compile_error("".join(output))
-    libraries = [build_dir / library_name(isa) for isa in wanted]
-    for isa, library in zip(wanted, libraries, strict=True):
-        write_record(library, isa, root)
+    libraries = [build_dir / library_name(variant) for variant in wanted]
+    for variant, library in zip(wanted, libraries, strict=True):
+        write_record(library, variant, root)
     growth = build_dir / GROWTH_LIBRARY
     if growth.is_file():
         write_record(growth, wanted[0], root)  # whose sources are among those of any of them
@@ -420,10 +577,10 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_record(library: Path, isa: str, root: Path) -> None:
+def write_record(library: Path, variant: str, root: Path) -> None:
     record = Record(
-        source_hash=source_hash(isa, root),
-        build_hash=build_hash(isa, root),
+        source_hash=source_hash(variant, root),
+        build_hash=build_hash(variant, root),
         torch=torch_version(),
         compiler=compiler_version(),
         sha256=_sha256(library),

@@ -14,11 +14,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
+from torchconv import _load
+
 # Other subclasses give an operator a meaning of their own (sharded, nested, unit-carrying tensors)
 # and know PyTorch's operators, not ours. These stand in for a plain tensor during tracing.
 _TRANSPARENT = (torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
-_DEVICES = ("cpu", "meta")
+_DEVICES = ("cpu", "meta", "cuda") if _load.serves_cuda() else ("cpu", "meta")
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)

@@ -1,7 +1,8 @@
 """`torchconv.explain`: what a convolution will run, and what it should take.
 
 The library answers from the functions that choose the algorithms and cut the work; nothing of that
-is repeated here. Times follow from a peak and a bandwidth, measured on this machine unless given.
+is repeated here. Times follow from a peak and a bandwidth, measured on this machine unless given:
+of the GPU for tensors that lie there, else of the CPU.
 """
 
 from __future__ import annotations
@@ -123,17 +124,19 @@ def explain(
     strides, pads, dilations, count, _, flip = conv_arguments(
         *(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel)
     )
-    _load.load()
+    if input.device.type != "cuda":
+        _load.load()  # as tensors on the meta device do not
     image = input if input.dim() == 4 else input.unsqueeze(0)
     text: str = torch.ops.torchconv.explain_conv2d(
         image.detach(), weight.detach(), strides, pads, dilations, count, flip
     )
     measured = []
+    device = input.device if input.device.type == "cuda" else torch.device("cpu")
     if peak is None:
-        peak = _peak(input.dtype, torch.get_num_threads())
+        peak = _peak(input.dtype, device, torch.get_num_threads())
         measured.append("peak")
     if bandwidth is None:
-        bandwidth = _bandwidth(torch.get_num_threads())
+        bandwidth = _bandwidth(device, torch.get_num_threads())
         measured.append("bandwidth")
     passes = []
     for line in text.splitlines():
@@ -153,30 +156,36 @@ def explain(
     return Explanation(problem, tuple(passes), peak, bandwidth, tuple(measured))
 
 
-def _best(call: Callable[[], Any]) -> float:
+def _best(call: Callable[[], Any], device: torch.device) -> float:
     """Seconds of the fastest of a few calls."""
-    call()
-    times = []
-    for _ in range(4):
+
+    def timed() -> float:
         start = time.perf_counter()
         call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    timed()
+    return min(timed() for _ in range(4))
 
 
 @functools.cache
-def _peak(dtype: torch.dtype, threads: int) -> float:
-    """GFLOP/s of a matrix product. 16-bit types compute in float32 here, at its peak."""
-    size, wide = 1024, torch.float64 if dtype == torch.float64 else torch.float32
-    a = torch.ones(size, size, dtype=wide, device="cpu")
+def _peak(dtype: torch.dtype, device: torch.device, threads: int) -> float:
+    """GFLOP/s of a matrix product. On the CPU 16-bit types compute in float32, at its peak."""
+    on_gpu = device.type == "cuda"
+    size = 8192 if on_gpu else 1024
+    if not on_gpu and dtype != torch.float64:
+        dtype = torch.float32
+    a = torch.ones(size, size, dtype=dtype, device=device)
     out = torch.empty_like(a)
     with torch.no_grad():
-        return 2 * size**3 / _best(lambda: torch.mm(a, a, out=out)) / 1e9
+        return 2 * size**3 / _best(lambda: torch.mm(a, a, out=out), device) / 1e9
 
 
 @functools.cache
-def _bandwidth(threads: int) -> float:
+def _bandwidth(device: torch.device, threads: int) -> float:
     """GB/s of a copy larger than the caches, bytes read and bytes written."""
-    source = torch.ones(16 << 20, device="cpu")
+    source = torch.ones((256 if device.type == "cuda" else 16) << 20, device=device)
     target = torch.zeros_like(source)
-    return 2 * source.nbytes / _best(lambda: target.copy_(source)) / 1e9
+    return 2 * source.nbytes / _best(lambda: target.copy_(source), device) / 1e9

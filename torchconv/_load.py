@@ -6,6 +6,8 @@ hash of sources, flags, PyTorch and compiler, and is there from then on. A build
 temporary folder beside its final one and is renamed when done, under a lock that the operating
 system releases when its holder dies: no half-built library is ever seen, and no stale lock.
 
+The library for GPUs is found in the same way at the first call with a CUDA tensor.
+
 Nothing here runs at import, and nothing heavy is imported before it is needed.
 """
 
@@ -25,10 +27,21 @@ from pathlib import Path
 from . import _build
 from ._build import BuildError
 
-__all__ = ["BuildError", "build_hash", "is_loaded", "isa", "library_path", "load", "prepare"]
+__all__ = [
+    "BuildError",
+    "build_hash",
+    "is_loaded",
+    "isa",
+    "library_path",
+    "load",
+    "load_cuda",
+    "prepare",
+    "serves_cuda",
+]
 
 _mutex = threading.RLock()
 _loaded: Path | None = None
+_loaded_cuda: Path | None = None
 
 
 def _after_fork() -> None:
@@ -54,9 +67,13 @@ def is_loaded() -> bool:
     return _loaded is not None
 
 
-def library_path() -> Path | None:
-    """The library that is open, else the one that load() would open without compiling, or None."""
-    return _loaded or next(_ready(isa(), _build.source_root(), prebuilt_dir()), None)
+def library_path(variant: str | None = None) -> Path | None:
+    """The library that is open, else the one that would be opened without compiling, or None.
+
+    variant: that of this CPU, or `_build.CUDA`.
+    """
+    opened = _loaded_cuda if variant == _build.CUDA else _loaded
+    return opened or next(_ready(variant or isa(), _build.source_root(), prebuilt_dir()), None)
 
 
 def build_hash() -> str:
@@ -111,19 +128,47 @@ def load(root: Path | None = None, prebuilt: Path | None = None) -> Path:
         return _loaded
 
 
+def serves_cuda() -> bool:
+    """Whether CUDA tensors have kernels here: PyTorch runs them, and the library for them is there
+    or can be compiled."""
+    import torch
+
+    if torch.version.cuda is None:
+        return False
+    if (prebuilt_dir() / _build.library_name(_build.CUDA)).is_file():
+        return True
+    try:
+        return bool(_build.nvcc())
+    except BuildError:
+        return False
+
+
+def load_cuda() -> Path:
+    """Opens the library for GPUs, compiling it if need be; later calls do nothing.
+
+    Raises BuildError where that is not possible: no nvcc, say, or one of another CUDA.
+    """
+    global _loaded_cuda
+    if _loaded_cuda is None:
+        with _mutex:
+            if _loaded_cuda is None:
+                _loaded_cuda = _open(_build.CUDA, _build.source_root(), prebuilt_dir())
+    return _loaded_cuda
+
+
 def _open(name: str, root: Path, prebuilt: Path) -> Path:
     reasons = [reason for reason in [_passed_over(name, root, prebuilt)] if reason]
     refused = []
     for path in _ready(name, root, prebuilt):
         try:
-            _open_library(path)
+            _open_library(path, name)
             return path
         except OSError as error:  # built on another system, say
             refused.append(path)
             reasons.append(f"{path} cannot be opened ({error})")
     path = _build_once(name, root, reasons, refused)
     try:
-        _open_library(path)
+        _open_library(path, name)
     except OSError as error:
         raise BuildError(
             f"{path} was just built, but cannot be opened: {error}",
@@ -133,10 +178,21 @@ def _open(name: str, root: Path, prebuilt: Path) -> Path:
     return path
 
 
-def _open_library(path: Path) -> None:
+@ctypes.CFUNCTYPE(ctypes.c_bool)
+def _allows_tf32() -> bool:
+    """PyTorch's switch for convolution, which the kernels for GPUs ask about at every call."""
+    import torch
+
+    return torch._C._get_fp32_precision_getter("cuda", "conv") == "tf32"
+
+
+def _open_library(path: Path, name: str) -> None:
     import torch
 
     torch.ops.load_library(str(path))
+    if name == _build.CUDA:
+        ctypes.CDLL(str(path)).torchconv_set_tf32_switch(_allows_tf32)
+        return
     growth = path.parent / _build.GROWTH_LIBRARY
     if not _build.growth_fault(growth):
         with contextlib.suppress(OSError):  # without it only growing does not work
@@ -164,7 +220,7 @@ def _ready(name: str, root: Path, prebuilt: Path) -> Iterator[Path]:
     if not _build.fault(library, source_hash):
         yield library
     try:
-        environment = _build.environment_hash()
+        environment = _build.environment_hash(name)
     except BuildError:  # no compiler here (any more): what another one compiled will do
         environment = "*"
     for cache in cache_dirs():
@@ -195,7 +251,7 @@ def _build_once(name: str, root: Path, reasons: list[str], refused: list[Path]) 
 
     reasons says why that is needed; refused are libraries that cannot be opened.
     """
-    key = f"{name}-{_build.source_hash(name, root)}-{_build.environment_hash()}"
+    key = f"{name}-{_build.source_hash(name, root)}-{_build.environment_hash(name)}"
     _build.find_ninja()  # says what is missing before anything is made
     unwritable = []
     for cache in cache_dirs():

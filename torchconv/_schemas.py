@@ -97,22 +97,26 @@ def defaults(name: str) -> list[Any]:
     return [a.default_value if a.has_default_value() else None for a in arguments]
 
 
-def _is_plain_cpu(tensor: Tensor) -> bool:
-    return (
-        tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized
-    )
+def _load_for(name: str, tensors: Sequence[Tensor]) -> None:
+    """Opens the library that has the operator's kernel for these tensors."""
+    devices = {t.device.type for t in tensors}
+    for tensor in tensors:
+        plain = tensor.layout is torch.strided and not tensor.is_quantized
+        if not plain or tensor.device.type not in ("cpu", "cuda"):
+            kind = "quantized" if tensor.is_quantized else str(tensor.layout)
+            raise NotImplementedError(
+                f"torchconv::{name} has no kernel for a {kind} tensor of dtype "
+                f"{tensor.dtype} on device {tensor.device}"
+            )
+    if "cuda" in devices:
+        _load.load_cuda()
+    else:
+        _load.load()
 
 
 def _fallback(name: str) -> Callable[..., Any]:
     def load_and_call(*args: Any, **kwargs: Any) -> Any:
-        for tensor in (*args, *kwargs.values()):
-            if isinstance(tensor, Tensor) and not _is_plain_cpu(tensor):
-                kind = "quantized" if tensor.is_quantized else str(tensor.layout)
-                raise NotImplementedError(
-                    f"torchconv::{name} has no kernel for a {kind} tensor of dtype "
-                    f"{tensor.dtype} on device {tensor.device}"
-                )
-        _load.load()
+        _load_for(name, [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)])
         return getattr(torch.ops.torchconv, name)(*args, **kwargs)
 
     return load_and_call

@@ -204,7 +204,7 @@ class Conv2d(torch.nn.Conv2d):
         if weight is not self._parameters.get("weight"):
             drop_packed_weights(self)  # computed weights, from now on
             return False
-        return only_infers(input, weight, bias)
+        return only_infers(input, weight, bias) and input.is_cpu  # a GPU packs nothing
 
     def train(self, mode: bool = True) -> Self:
         if mode:

@@ -12,14 +12,10 @@
 
 #include "core/conv_problem.h"
 #include "core/parallel.h"
+#include "core/weights_owner.h"
 #include "cpu/conv_choice.h"
 
 namespace torchconv::cpu {
-
-// Whose, and which version the weights have. No owner: nothing is kept.
-struct WeightsOwner {
-  int64_t number = 0, version = 0;
-};
 
 // What the packed form depends on, besides the weights' values.
 struct PackedForm {

@@ -5,18 +5,22 @@
 #include <string>
 
 #include "core/conv_problem.h"
+#include "core/weights_owner.h"
 #include "cuda/queue.h"
 
 namespace torchconv::cuda {
 
 // y = g(z). bias and preactivation may be null; with preactivation, z is stored there too.
-void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-                  void* preactivation, bool allow_tf32, const Queue& queue);
+// Nothing is kept for an owner: the weights are read as they are, or copied at no cost to speak of.
+void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
+                  const void* bias, void* y, void* preactivation, const Queue& queue);
 
 // Gradients of L with respect to x, w and b from dy = dL/dy; any of dx, dw, db may be null.
 // saved is y, or the pre-activation where derivative_needs_preactivation, or null for kNone.
 void conv2d_backward(const ConvProblem& p, const void* dy, const void* saved, const void* x,
-                     const void* w, void* dx, void* dw, void* db, bool allow_tf32,
-                     const Queue& queue);
+                     const void* w, void* dx, void* dw, void* db, const Queue& queue);
+
+// What csrc/cpu/conv_explain.h says of the CPU's.
+std::string conv2d_explain(const ConvProblem& p, const Queue& queue);
 
 }  // namespace torchconv::cuda

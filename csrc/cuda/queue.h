@@ -12,6 +12,9 @@ struct Queue {
   int capability;       // of the device: 10 * major + minor, 90 for Hopper
   int multiprocessors;  // of the device
 
+  // Whether float32 convolution may round its factors to TF32, by PyTorch's own switch.
+  bool (*allow_tf32)();
+
   // Uninitialised device memory, aligned to 256 bytes, which is ours until the work that this call
   // has queued is done. Throws where there is none left.
   void* (*allocate)(void* context, int64_t bytes);

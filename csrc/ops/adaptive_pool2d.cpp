@@ -1,12 +1,11 @@
 // The adaptive pooling operators: check once, allocate, describe one AdaptiveProblem, call the
 // kernels. Messages are in PyTorch's words.
 
-#include "cpu/adaptive_pool2d.h"
-
 #include <algorithm>
 #include <limits>
 #include <tuple>
 
+#include "ops/backend.h"
 #include "ops/tensor_args.h"
 
 namespace torchconv::ops {
@@ -72,9 +71,10 @@ Tensor new_gradient(const Tensor& like, const AdaptiveProblem& p) {
 Tensor adaptive_avg_pool2d(const Tensor& input, IntList output_size) {
   const AdaptiveProblem p =
       describe(input, input.sizes(), output_size, suggested_layout(input), "adaptive_avg_pool2d");
+  const Execution run(input);
   const Tensor x = dense(input, p.layout);
   Tensor y = new_output(input, p, input.scalar_type());
-  cpu::adaptive_avg_pool2d(p, x.const_data_ptr(), y.mutable_data_ptr(), torch_threads());
+  kernels::adaptive_avg_pool2d(p, x.const_data_ptr(), y.mutable_data_ptr(), run);
   return y;
 }
 
@@ -82,9 +82,10 @@ Tensor adaptive_avg_pool2d_backward(const Tensor& grad_output, IntList input_siz
                                     bool channels_last) {
   const AdaptiveProblem p =
       describe_backward(grad_output, input_size, channels_last, "adaptive_avg_pool2d_backward");
+  const Execution run(grad_output);
   const Tensor dy = dense(grad_output, p.layout);
   Tensor dx = new_gradient(grad_output, p);
-  cpu::adaptive_avg_pool2d_backward(p, dy.const_data_ptr(), dx.mutable_data_ptr(), torch_threads());
+  kernels::adaptive_avg_pool2d_backward(p, dy.const_data_ptr(), dx.mutable_data_ptr(), run);
   return dx;
 }
 
@@ -106,19 +107,21 @@ AdaptiveProblem describe_max(const Tensor& input, IntList output_size) {
 
 std::tuple<Tensor, Tensor> adaptive_max_pool2d(const Tensor& input, IntList output_size) {
   const AdaptiveProblem p = describe_max(input, output_size);
+  const Execution run(input);
   const Tensor x = dense(input, p.layout);
   Tensor y = new_output(input, p, input.scalar_type());
   Tensor indices = new_output(input, p, ScalarType::Long);
-  cpu::adaptive_max_pool2d(p, x.const_data_ptr(), y.mutable_data_ptr(),
-                           static_cast<int64_t*>(indices.mutable_data_ptr()), torch_threads());
+  kernels::adaptive_max_pool2d(p, x.const_data_ptr(), y.mutable_data_ptr(),
+                               static_cast<int64_t*>(indices.mutable_data_ptr()), run);
   return {y, indices};
 }
 
 Tensor adaptive_max_pool2d_values(const Tensor& input, IntList output_size) {
   const AdaptiveProblem p = describe_max(input, output_size);
+  const Execution run(input);
   const Tensor x = dense(input, p.layout);
   Tensor y = new_output(input, p, input.scalar_type());
-  cpu::adaptive_max_pool2d(p, x.const_data_ptr(), y.mutable_data_ptr(), nullptr, torch_threads());
+  kernels::adaptive_max_pool2d(p, x.const_data_ptr(), y.mutable_data_ptr(), nullptr, run);
   return y;
 }
 
@@ -127,11 +130,12 @@ Tensor adaptive_max_pool2d_backward(const Tensor& grad_output, const Tensor& ind
   constexpr const char* kOp = "adaptive_max_pool2d_backward";
   const AdaptiveProblem p = describe_backward(grad_output, input_size, channels_last, kOp);
   check_indices(indices, grad_output, grad_output.sizes(), kOp);
+  const Execution run(grad_output);
   const Tensor dy = dense(grad_output, p.layout), chosen = dense(indices, p.layout);
   Tensor dx = new_gradient(grad_output, p);
-  cpu::adaptive_max_pool2d_backward(p, dy.const_data_ptr(),
-                                    static_cast<const int64_t*>(chosen.const_data_ptr()),
-                                    dx.mutable_data_ptr(), torch_threads());
+  kernels::adaptive_max_pool2d_backward(p, dy.const_data_ptr(),
+                                        static_cast<const int64_t*>(chosen.const_data_ptr()),
+                                        dx.mutable_data_ptr(), run);
   return dx;
 }
 
@@ -145,17 +149,18 @@ Tensor adaptive_max_pool2d_gather(const Tensor& input, const Tensor& indices) {
   const AdaptiveProblem p =
       describe(input, x_size, std::array{size[2], size[3]}, suggested_layout(input), kOp);
   check_indices(indices, input, size, kOp);
+  const Execution run(input);
   const Tensor x = dense(input, p.layout), chosen = dense(indices, p.layout);
   Tensor y = new_output(input, p, input.scalar_type());
-  cpu::adaptive_max_pool2d_gather(p, x.const_data_ptr(),
-                                  static_cast<const int64_t*>(chosen.const_data_ptr()),
-                                  y.mutable_data_ptr(), torch_threads());
+  kernels::adaptive_max_pool2d_gather(p, x.const_data_ptr(),
+                                      static_cast<const int64_t*>(chosen.const_data_ptr()),
+                                      y.mutable_data_ptr(), run);
   return y;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
   m.impl("adaptive_avg_pool2d", TORCH_BOX(&adaptive_avg_pool2d));
   m.impl("adaptive_avg_pool2d_backward", TORCH_BOX(&adaptive_avg_pool2d_backward));
   m.impl("adaptive_max_pool2d", TORCH_BOX(&adaptive_max_pool2d));

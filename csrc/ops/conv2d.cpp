@@ -1,14 +1,13 @@
 // The convolution operators: check once, allocate, describe one ConvProblem, call the kernels.
 
-#include "cpu/conv2d.h"
-
 #include <algorithm>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "core/conv_problem.h"
-#include "cpu/conv_explain.h"
+#include "core/weights_owner.h"
+#include "ops/backend.h"
 #include "ops/tensor_args.h"
 
 namespace torchconv::ops {
@@ -137,7 +136,7 @@ ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArgume
 std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Tensor& weight,
                                                   const std::optional<Tensor>& bias,
                                                   const ConvArguments& a, bool preactivation,
-                                                  const cpu::WeightsOwner& owner = {}) {
+                                                  const WeightsOwner& owner = {}) {
   const ConvProblem p = describe(input, weight, a);
   std::optional<Tensor> b;
   if (bias.has_value()) {
@@ -148,6 +147,7 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
     check_same_kind(input, *bias, "bias");
     b = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
   }
+  const Execution run(input);
   const Tensor x = dense(input, p.layout), w = dense(weight, p.weight_layout);
   const std::array<int64_t, 4> sizes{p.N, p.K, p.P, p.Q};
   Tensor y = new_tensor(input, sizes, input.scalar_type(), p.layout);
@@ -155,9 +155,9 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
   if (preactivation) z = new_tensor(input, sizes, input.scalar_type(), p.layout);
   // A dense copy is at an address of its own in every call.
   const bool in_place = w.get() == weight.get();
-  cpu::conv2d_fprop(p, x.const_data_ptr(), w.const_data_ptr(),
-                    in_place ? owner : cpu::WeightsOwner{}, b ? b->const_data_ptr() : nullptr,
-                    y.mutable_data_ptr(), z ? z->mutable_data_ptr() : nullptr, torch_threads());
+  kernels::conv2d_fprop(p, x.const_data_ptr(), w.const_data_ptr(),
+                        in_place ? owner : WeightsOwner{}, b ? b->const_data_ptr() : nullptr,
+                        y.mutable_data_ptr(), z ? z->mutable_data_ptr() : nullptr, run);
   return {y, z};
 }
 
@@ -214,6 +214,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
   TORCHCONV_CHECK(saved.has_value() == (p.activation != Activation::kNone),
                   "conv2d_backward with activation '", activation,
                   saved.has_value() ? "' takes no saved tensor" : "' needs the saved tensor");
+  const Execution run(input);
   std::optional<Tensor> s;
   if (saved.has_value()) {
     check_output_like(*saved, "saved");
@@ -232,9 +233,9 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
   const auto wanted = [&](int i, const Tensor& t) {
     return output_mask[i] ? t.mutable_data_ptr() : nullptr;
   };
-  cpu::conv2d_backward(p, dy.const_data_ptr(), s ? s->const_data_ptr() : nullptr,
-                       x.const_data_ptr(), w.const_data_ptr(), wanted(0, dx), wanted(1, dw),
-                       wanted(2, db), torch_threads());
+  kernels::conv2d_backward(p, dy.const_data_ptr(), s ? s->const_data_ptr() : nullptr,
+                           x.const_data_ptr(), w.const_data_ptr(), wanted(0, dx), wanted(1, dw),
+                           wanted(2, db), run);
   return {dx, dw, db};
 }
 
@@ -247,16 +248,18 @@ std::string explain_conv2d(const Tensor& input, const Tensor& weight, IntList st
                   torch::headeronly::toString(input.scalar_type()), "'");
   TORCHCONV_CHECK(p.N > 0 && p.C > 0, "nothing to explain for an empty input of size ",
                   to_string(input.sizes()));
-  return cpu::conv2d_explain(p);
+  return explanation(p, Execution(input));
 }
 
 }  // namespace
 
+#ifndef TORCHCONV_CUDA
 STABLE_TORCH_LIBRARY_IMPL(torchconv, Meta, m) {
   m.impl("explain_conv2d", TORCH_BOX(&explain_conv2d));
 }
+#endif
 
-STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
   m.impl("explain_conv2d", TORCH_BOX(&explain_conv2d));
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_packed", TORCH_BOX(&conv2d_packed));

@@ -1,7 +1,5 @@
 // The pooling operators: check once, allocate, describe one PoolProblem, call the kernels.
 
-#include "cpu/pool2d.h"
-
 #include <algorithm>
 #include <limits>
 #include <optional>
@@ -9,6 +7,7 @@
 #include <vector>
 
 #include "core/pool_problem.h"
+#include "ops/backend.h"
 #include "ops/tensor_args.h"
 
 namespace torchconv::ops {
@@ -128,6 +127,7 @@ enum class Remember { kNothing, kOffsets, kIndices };
 std::tuple<Tensor, std::optional<Tensor>> select(Select which, Remember remember,
                                                  const Tensor& input, const PoolArguments& a) {
   const PoolProblem p = describe(input, which == Select::kMax ? "max_pool2d" : "min_pool2d", a);
+  const Execution run(input);
   const Tensor x = dense(input, p.layout);
   const auto sizes = output_sizes(p);
   Tensor y = new_tensor(input, sizes, input.scalar_type(), p.layout);
@@ -140,10 +140,10 @@ std::tuple<Tensor, std::optional<Tensor>> select(Select which, Remember remember
     selected = new_tensor(input, sizes, scalar_type_of(type), p.layout);
   }
   void* memory = selected ? selected->mutable_data_ptr() : nullptr;
-  cpu::select_pool2d(p, which, x.const_data_ptr(), y.mutable_data_ptr(),
-                     remember == Remember::kOffsets ? memory : nullptr,
-                     remember == Remember::kIndices ? static_cast<int64_t*>(memory) : nullptr,
-                     torch_threads());
+  kernels::select_pool2d(p, which, x.const_data_ptr(), y.mutable_data_ptr(),
+                         remember == Remember::kOffsets ? memory : nullptr,
+                         remember == Remember::kIndices ? static_cast<int64_t*>(memory) : nullptr,
+                         run);
   return {y, selected};
 }
 
@@ -197,10 +197,11 @@ Tensor select_pool2d_backward(const Tensor& grad_output, const Tensor& selected,
                                           {kernel_size, stride, padding, dilation}, channels_last);
   check_gradient_type(p, grad_output, kOp);
   const Selected kind = selected_kind(p, selected, grad_output, kOp);
+  const Execution run(grad_output);
   const Tensor dy = dense(grad_output, p.layout), chosen = dense(selected, p.layout);
   Tensor dx = new_tensor(grad_output, input_sizes(p), grad_output.scalar_type(), p.layout);
-  cpu::select_pool2d_backward(p, kind, dy.const_data_ptr(), chosen.const_data_ptr(),
-                              dx.mutable_data_ptr(), torch_threads());
+  kernels::select_pool2d_backward(p, kind, dy.const_data_ptr(), chosen.const_data_ptr(),
+                                  dx.mutable_data_ptr(), run);
   return dx;
 }
 
@@ -214,10 +215,11 @@ Tensor select_pool2d_gather(const Tensor& input, const Tensor& selected, IntList
   const Selected kind = selected_kind(p, selected, selected, kOp);
   TORCHCONV_CHECK(selected.device() == input.device(), kOp,
                   ": expected all tensors on the same device");
+  const Execution run(input);
   const Tensor x = dense(input, p.layout), chosen = dense(selected, p.layout);
   Tensor y = new_tensor(input, output_sizes(p), input.scalar_type(), p.layout);
-  cpu::select_pool2d_gather(p, kind, x.const_data_ptr(), chosen.const_data_ptr(),
-                            y.mutable_data_ptr(), torch_threads());
+  kernels::select_pool2d_gather(p, kind, x.const_data_ptr(), chosen.const_data_ptr(),
+                                y.mutable_data_ptr(), run);
   return y;
 }
 
@@ -228,9 +230,10 @@ Tensor avg_pool2d(const Tensor& input, IntList kernel_size, IntList stride, IntL
                         count_include_pad, divisor_override};
   const PoolProblem p = describe(input, kOp, a);
   check_gradient_type(p, input, kOp);
+  const Execution run(input);
   const Tensor x = dense(input, p.layout);
   Tensor y = new_tensor(input, output_sizes(p), input.scalar_type(), p.layout);
-  cpu::avg_pool2d(p, x.const_data_ptr(), y.mutable_data_ptr(), torch_threads());
+  kernels::avg_pool2d(p, x.const_data_ptr(), y.mutable_data_ptr(), run);
   return y;
 }
 
@@ -242,15 +245,16 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntList input_size, IntLis
                         count_include_pad, divisor_override};
   const PoolProblem p = describe_backward(grad_output, input_size, kOp, a, channels_last);
   check_gradient_type(p, grad_output, kOp);
+  const Execution run(grad_output);
   const Tensor dy = dense(grad_output, p.layout);
   Tensor dx = new_tensor(grad_output, input_sizes(p), grad_output.scalar_type(), p.layout);
-  cpu::avg_pool2d_backward(p, dy.const_data_ptr(), dx.mutable_data_ptr(), torch_threads());
+  kernels::avg_pool2d_backward(p, dy.const_data_ptr(), dx.mutable_data_ptr(), run);
   return dx;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
   m.impl("max_pool2d", TORCH_BOX(&select_pool2d<Select::kMax>));
   m.impl("min_pool2d", TORCH_BOX(&select_pool2d<Select::kMin>));
   m.impl("max_pool2d_with_offsets",

@@ -2,13 +2,11 @@
 
 #include "ops/tensor_args.h"
 
-#include <dlfcn.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <atomic>
 
-#include "core/memory_pool.h"
+#include "ops/pooled_tensor.h"
 
 namespace torchconv::ops {
 
@@ -123,21 +121,6 @@ Tensor dense(const Tensor& t, Layout layout) {
 
 namespace {
 
-// torch_from_blob of PyTorch 2.11, looked up because the library must also load in 2.10.
-using FromBlob = AOTITorchError (*)(void*, int64_t, const int64_t*, const int64_t*, int64_t,
-                                    int32_t, int32_t, int32_t, AtenTensorHandle*, int32_t,
-                                    const uint8_t*, int64_t, void (*)(void*, void*), void*);
-
-FromBlob from_blob_with_deleter() {
-  static const FromBlob function =
-      reinterpret_cast<FromBlob>(dlsym(RTLD_DEFAULT, "torch_from_blob"));
-  return function;
-}
-
-// growth/growth.cpp's torchconv_let_grow. Null where its library is not there, or was built for
-// another PyTorch: then a tensor in memory of the pool refuses to grow.
-std::atomic<void (*)(void* tensor)> let_grow{nullptr};
-
 // As torch.empty has them: a size of zero counts as one, but not in channels_last.
 std::array<int64_t, 4> dense_strides(IntList s, Layout layout) {
   if (layout == Layout::kNHWC) return {s[1] * s[2] * s[3], 1, s[1] * s[3], s[1]};
@@ -152,39 +135,16 @@ int64_t bytes_of(IntList sizes, int32_t type) {
   return bytes;
 }
 
-// In memory of the pool; null where the pool has none to give.
-AtenTensorHandle pooled_tensor(const Tensor& like, IntList sizes, const int64_t* strides,
-                               int32_t type, int64_t bytes) {
-  const FromBlob from_blob = from_blob_with_deleter();
-  if (from_blob == nullptr || !like.is_cpu()) return nullptr;
-  void* block = memory_pool::allocate(bytes);
-  if (block == nullptr) return nullptr;
-  AtenTensorHandle handle = nullptr;
-  const AOTITorchError error = from_blob(
-      block, 4, sizes.data(), strides, 0, type, aoti_torch_device_type_cpu(),
-      like.get_device_index(), &handle, aoti_torch_layout_strided(), nullptr, 0,
-      [](void* data, void*) { memory_pool::release(data); }, nullptr);
-  if (error != AOTI_TORCH_SUCCESS) {
-    memory_pool::release(block);
-    return nullptr;
-  }
-  if (const auto function = let_grow.load()) function(handle);
-  return handle;
-}
-
 }  // namespace
-
-// For torchconv/_load.py, through ctypes.
-extern "C" __attribute__((visibility("default"))) void torchconv_set_let_grow(
-    void (*function)(void* tensor)) {
-  let_grow = function;
-}
 
 Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout layout) {
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  const int64_t bytes = bytes_of(sizes, type);
+  [[maybe_unused]] const int64_t bytes = bytes_of(sizes, type);  // also checks that they fit
   const auto strides = dense_strides(sizes, layout);
-  AtenTensorHandle handle = pooled_tensor(like, sizes, strides.data(), type, bytes);
+  AtenTensorHandle handle = nullptr;
+#ifndef TORCHCONV_CUDA
+  handle = pooled_tensor(like, sizes, strides.data(), type, bytes);
+#endif
   if (handle == nullptr) {
     // torch::stable::empty would go through the dispatcher, by name, and take longer.
     int32_t device = 0;
@@ -198,12 +158,6 @@ Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout la
 Tensor no_tensor(const Tensor& like) {
   return torch::stable::empty(std::array<int64_t, 1>{0}, like.scalar_type(), std::nullopt,
                               like.device());
-}
-
-Parallel torch_threads() {
-  return {[](int64_t begin, int64_t end, int64_t grain, Parallel::Body body, void* context) {
-    TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
-  }};
 }
 
 }  // namespace torchconv::ops

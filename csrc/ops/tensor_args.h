@@ -13,7 +13,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/parallel.h"
 #include "core/types.h"
 
 namespace torchconv::ops {
@@ -65,8 +64,5 @@ Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout la
 
 // What stands for a gradient nobody asked for: no elements.
 Tensor no_tensor(const Tensor& like);
-
-// PyTorch's own thread pool.
-Parallel torch_threads();
 
 }  // namespace torchconv::ops

@@ -1,0 +1,46 @@
+// THE table of the GPU's convolution algorithms.
+//
+//   groups == C                                    depthwise
+//   groups of several channels                     grouped
+//   16-bit types, and float32 where TF32 may be:   CUTLASS (Hopper), else mma.sync (Ampere and
+//   later)
+//     products long and wide enough for a tile
+//   the rest                                       SIMT
+#include "cuda/conv_choice.h"
+
+namespace torchconv::cuda {
+namespace {
+
+// Below this a tensor core's tile is mostly padding, and making NHWC of an image takes longer than
+// the products.
+constexpr int64_t kLeastFilters = 8;
+constexpr int64_t kLeastTerms = 16;
+
+bool rounds_factors(const ConvProblem& p, const Queue& queue) {
+  return p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16 ||
+         (p.dtype == DType::kFloat32 && queue.allow_tf32());
+}
+
+bool empty(const ConvProblem& p) { return p.N == 0 || p.C == 0 || p.K == 0; }
+
+}  // namespace
+
+ConvPlan plan_conv(const ConvProblem& p, Pass pass, bool preactivation, const Queue& queue) {
+  if (empty(p)) return {ConvAlgorithm::kSimt, p};
+  if (p.groups > 1) {
+    if (depthwise_takes(p, pass)) return {ConvAlgorithm::kDepthwise, p};
+    if (grouped_takes(p, pass)) return {ConvAlgorithm::kGrouped, p};
+    return {ConvAlgorithm::kSimt, p};
+  }
+  if (queue.capability < 80 || p.K < kLeastFilters || p.C * p.R * p.S < kLeastTerms ||
+      !rounds_factors(p, queue))
+    return {ConvAlgorithm::kSimt, p};
+  ConvProblem dense = p;
+  dense.layout = dense.weight_layout = Layout::kNHWC;
+  dense.flip = false;
+  if (cutlass_takes(dense, pass, preactivation, queue)) return {ConvAlgorithm::kCutlass, dense};
+  if (mma_takes(dense, pass, queue)) return {ConvAlgorithm::kMma, dense};
+  return {ConvAlgorithm::kSimt, p};
+}
+
+}  // namespace torchconv::cuda

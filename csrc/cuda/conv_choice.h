@@ -1,0 +1,22 @@
+// Which algorithm computes a pass of a convolution on the GPU: the table of choices, and what it
+// needs of the tensors' layouts. A function of the problem and the device; for fprop and dgrad of
+// one sample's problem, so that its bits do not depend on the batch.
+#pragma once
+
+#include "cuda/conv_passes.h"
+
+namespace torchconv::cuda {
+
+enum class ConvAlgorithm : uint8_t { kSimt, kDepthwise, kGrouped, kMma, kCutlass };
+
+struct ConvPlan {
+  ConvAlgorithm algorithm;
+  // What the algorithm is given: the problem itself, or the same in NHWC, with weights as
+  // K x R x S x C and turned already, of which conv2d.cpp makes copies.
+  ConvProblem problem;
+};
+
+// preactivation: of fprop, whether z is wanted too.
+ConvPlan plan_conv(const ConvProblem& p, Pass pass, bool preactivation, const Queue& queue);
+
+}  // namespace torchconv::cuda

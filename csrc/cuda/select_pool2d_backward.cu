@@ -1,0 +1,69 @@
+// Max and min pooling's backward: which kernel runs.
+#include "cuda/adaptive_pool2d.h"
+#include "cuda/pool2d.h"
+#include "cuda/pool_backward_bands.h"
+
+namespace torchconv::cuda {
+namespace {
+
+template <typename T>
+void run(const PoolShape& s, Selected kind, const T* dy, const void* selected, T* dx,
+         const Queue& queue) {
+  constexpr int n = kLanes<T>;
+  const int64_t in = s.h.size * s.w.size * s.channels, out = s.h.out * s.w.out * s.channels;
+  if (s.images * in == 0) return;
+  const bool vectors = s.channels % n == 0 && aligned<T>(dy, n) && aligned<T>(dx, n) &&
+                       aligned_codes(kind, selected, n);
+  each_part(s, [&](auto counter, int64_t first, int64_t images) {
+    using I = decltype(counter);
+    const SelectedArray codes = part_of({kind, selected}, first * out);
+    const T* from = dy + first * out;
+    T* to = dx + first * in;
+    if constexpr (sizeof(I) == 4) {
+      if constexpr (sizeof(T) < 8) {
+        const auto* offsets = static_cast<const uint8_t*>(codes.data);
+        switch (kind == Selected::kOffset8 ? band_window<T>(s, vectors) : BandWindow::kNone) {
+          case BandWindow::k2x2Stride2:
+            return launch_backward_bands<T, true, 2, 2, 2>(s, images, from, offsets, to, queue);
+          case BandWindow::k3x3Stride2:
+            return launch_backward_bands<T, true, 3, 3, 2>(s, images, from, offsets, to, queue);
+          case BandWindow::k3x3Stride1:
+            return launch_backward_bands<T, true, 3, 3, 1>(s, images, from, offsets, to, queue);
+          case BandWindow::kNone:
+            break;
+        }
+      }
+      if (vectors && kind == Selected::kOffset8)
+        return launch_pool_backward<n, I>(
+            s, images, AddSelected<T, uint8_t>{from, static_cast<const uint8_t*>(codes.data)}, to,
+            queue);
+      if (vectors && kind == Selected::kIndex64)
+        return launch_pool_backward<n, I>(
+            s, images, AddSelected<T, int64_t>{from, static_cast<const int64_t*>(codes.data)}, to,
+            queue);
+    }
+    launch_pool_backward<1, I>(s, images, AddSelectedAny<T>{from, kind, codes.data}, to, queue);
+  });
+}
+
+void run(const PoolShape& s, DType dtype, Selected kind, const void* dy, const void* selected,
+         void* dx, const Queue& queue) {
+  with_float(dtype, [&](auto element) {
+    using T = decltype(element);
+    run(s, kind, static_cast<const T*>(dy), selected, static_cast<T*>(dx), queue);
+  });
+}
+
+}  // namespace
+
+void select_pool2d_backward(const PoolProblem& p, Selected kind, const void* dy,
+                            const void* selected, void* dx, const Queue& queue) {
+  run(pool_shape(p), p.dtype, kind, dy, selected, dx, queue);
+}
+
+void adaptive_max_pool2d_backward(const AdaptiveProblem& p, const void* dy, const int64_t* indices,
+                                  void* dx, const Queue& queue) {
+  run(pool_shape(p), p.dtype, Selected::kIndex64, dy, indices, dx, queue);
+}
+
+}  // namespace torchconv::cuda
