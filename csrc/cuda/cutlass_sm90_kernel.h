@@ -101,6 +101,9 @@ struct Kernel {
   };
 
   CUTLASS_DEVICE void operator()(const Params& params, char* shared) const {
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    __trap();  // cutlass_takes refuses every device that runs this
+#else
     using namespace cute;
     SharedStorage& storage = *reinterpret_cast<SharedStorage*>(shared);
     const int thread = static_cast<int>(threadIdx.x);
@@ -164,6 +167,7 @@ struct Kernel {
     cutlass::arch::NamedBarrier::sync(kMultipliers,
                                       cutlass::arch::ReservedNamedBarriers::EpilogueBarrier);
     store(params, storage, tile, sums, tiled_mma, thread);
+#endif
   }
 
  private:
