@@ -47,7 +47,8 @@ def ninja_file(root: Path) -> str:
     includes, libraries = _build._torch_paths()
     flags = [
         "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
-        "-Wno-unknown-pragmas", "-Wno-psabi", "-ftls-model=local-dynamic", "-DTORCHCONV_CUDA", "-DTORCHCONV_EMULATE_CUDA",
+        "-Wno-unknown-pragmas", "-Wno-psabi", "-ftls-model=local-dynamic",
+        "-DTORCHCONV_CUDA", "-DTORCHCONV_EMULATE_CUDA",
         *_build.ABI_FLAGS, *_build.sanitize_flags(), "-I", str(root), "-I", str(EMULATOR),
         f"-fmacro-prefix-map={root}{os.sep}=csrc/",
     ]  # fmt: skip

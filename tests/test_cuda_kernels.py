@@ -221,6 +221,30 @@ def test_conv2d_backward(
         assert torch.equal(dx[0], gradients[0][-1:]), "a sample's gradient depends on its batch"
 
 
+@pytest.mark.parametrize(
+    "size, groups, dtype, capability, tf32, algorithm",
+    [
+        ((2, 32, 9, 9), 1, torch.float16, 90, False, "on tensor cores"),
+        ((2, 32, 9, 9), 1, torch.bfloat16, 80, False, "on tensor cores"),
+        ((2, 32, 9, 9), 1, torch.float32, 80, True, "on tensor cores"),
+        ((2, 32, 9, 9), 1, torch.float32, 90, False, "implicit matrix product"),
+        ((2, 32, 9, 9), 1, torch.float16, 70, False, "implicit matrix product"),
+        ((2, 32, 9, 9), 32, torch.float16, 90, False, "depthwise"),
+        ((2, 32, 9, 9), 4, torch.float32, 90, False, "groups"),
+    ],
+)
+def test_choice_of_algorithm(
+    gpu: Caller, size: tuple[int, ...], groups: int, dtype: torch.dtype, capability: int,
+    tf32: bool, algorithm: str,
+) -> None:  # fmt: skip
+    """That the tests here run the kernels that they are meant for."""
+    x, w = torch.randn(size).to(dtype), torch.randn(64, size[1] // groups, 3, 3).to(dtype)
+    arguments = [x, w, [1, 1], [1] * 4, [1, 1], groups, False]
+    text = gpu("explain_conv2d", *arguments, capability=capability, tf32=tf32, runs=RUNS[:1])
+    assert algorithm in text
+    assert ("tensor cores" in text) == ("tensor cores" in algorithm)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_derivative_of_activation(gpu: Caller, activation: str, dtype: torch.dtype) -> None:

@@ -1,4 +1,5 @@
 // Kernels that test_emulator.py runs on the emulated device, right ones and wrong ones.
+#include "cuda/divmod.h"
 #include "cuda/element.h"
 #include "cuda/launch.h"
 
@@ -179,4 +180,16 @@ EXPORT void to_bfloat16(const float* x, uint16_t* y, int64_t n) {
 }
 EXPORT void from_bfloat16(const uint16_t* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] = to_wide(__ushort_as_bfloat16(x[i]));
+}
+
+// How many of the dividends are not divided right.
+EXPORT int64_t divisor_errors(int64_t divisor, const int64_t* dividends, int64_t n) {
+  const Divisor by(divisor);
+  int64_t errors = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t quotient = static_cast<uint32_t>(dividends[i]);
+    const uint32_t rest = by.split(quotient);
+    errors += quotient != dividends[i] / divisor || rest != dividends[i] % divisor;
+  }
+  return errors;
 }
