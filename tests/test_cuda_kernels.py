@@ -4,11 +4,13 @@ What tiles get wrong is at their edges, so the shapes leave every residue: they 
 the same ones each time. Maxima and minima must be those of the CPU's operators, bit for bit; sums
 those of float64. Every call runs with its threads in three orders and on GPUs of three sizes, and
 must give the same bits: otherwise a barrier is missing, or a sum's order depends on the GPU. No
-test here needs a GPU or its compiler, and no timing means anything.
+test here needs a GPU or its compiler. TORCHCONV_EMULATED_SANITIZE=1 has the address and undefined
+behaviour sanitizers watch the emulated kernels.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,12 +30,14 @@ RUNS = (
     {"TORCHCONV_EMULATED_ORDER": "reverse", "TORCHCONV_EMULATED_MULTIPROCESSORS": "132"},
     {"TORCHCONV_EMULATED_ORDER": "shuffle", "TORCHCONV_EMULATED_MULTIPROCESSORS": "1"},
 )
+# The emulated library for the sanitizers: their report ends its process.
+SANITIZE = os.environ.get("TORCHCONV_EMULATED_SANITIZE", "") not in ("", "0")
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
 @pytest.fixture(scope="session")
 def emulated_library() -> Path:
-    return emulated.build(emulated.ROOT / "build" / "emulated")
+    return emulated.build(SANITIZE)
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +78,7 @@ class Caller:
 @pytest.fixture
 def gpu(emulated_library: Path, _gpus: list[emulated.Gpu]) -> Caller:
     if not _gpus or not _gpus[-1].alive:  # the first test, or one has crashed it
-        _gpus.append(emulated.Gpu(emulated_library))
+        _gpus.append(emulated.Gpu(emulated_library, SANITIZE))
     return Caller(_gpus[-1])
 
 
