@@ -2,9 +2,11 @@
 #
 # PYTHON  the Python to make .venv with (3.10 or newer)
 # TORCH   what pip installs for PyTorch, options included
+# CUTLASS what pip installs for CUTLASS's headers
 # ARGS    more arguments for pytest or for the benchmark
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+CUTLASS ?= nvidia-cutlass==4.2.0.0
 SHAPES ?= resnet
 ARGS ?=
 
@@ -12,12 +14,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
+CUDA_DEV := $(VENV)/.cuda-dev
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort)
 EMULATOR := $(wildcard tests/emulator/*)
-PY := setup.py torchconv tests benchmarks examples
+PY := setup.py torchconv tests benchmarks examples tools
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize emulate lint format typecheck bench cuda-check build clean distclean
+.PHONY: help demo test sanitize emulate lint format typecheck bench cuda-check gpu-check build clean distclean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,14 +70,21 @@ typecheck: $(INSTALLED)  ## mypy
 bench: $(BUILT)  ## time against PyTorch (SHAPES=lenet for another file of benchmarks/shapes)
 	$(BIN)/python -m benchmarks.run --shapes $(SHAPES) --peer torch $(ARGS)
 
-# Fails once there are CUDA sources, so that they cannot stay unchecked.
-cuda-check:  ## what can be checked of the CUDA sources without a GPU
-	@test -z "$(wildcard csrc/cuda/*.cu)" || { echo "cuda-check: no check written for $(wildcard csrc/cuda/*.cu)"; exit 1; }
-	@echo "cuda-check: csrc/cuda holds no CUDA sources yet, so nothing was checked"
+# CUTLASS by itself: what it depends on is for its Python code. Without the two, less is checked.
+$(CUDA_DEV): $(INSTALLED)
+	@if $(BIN)/pip install -q --no-deps $(CUTLASS) && \
+	  TORCHCONV_SOURCES_ONLY=1 $(BIN)/pip install -q --no-build-isolation -e ".[cuda-dev]"; \
+	then touch $@; else echo "cuda-check: goes on without CUTLASS or the disassembler"; fi
+
+cuda-check: $(CUDA_DEV)  ## compile and inspect the GPU's kernels, without a GPU (ARGS=--all for more)
+	@$(BIN)/python -m tools.cuda_check $(ARGS)
+
+gpu-check:  ## build, test and time the GPU's kernels on a machine that has one, with its own PyTorch
+	@$(PYTHON) -m tools.gpu_check $(ARGS)
 
 clean:  ## remove what was built
 	rm -rf build dist *.egg-info torchconv/lib $(BUILT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find torchconv tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+	find torchconv tests benchmarks examples tools -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## remove .venv too
 	rm -rf $(VENV)

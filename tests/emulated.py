@@ -11,19 +11,21 @@ says which environment variables choose the order of threads and the emulated de
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
 TESTS = (
     "test_pool2d.py", "test_pool2d_special.py", "test_adaptive_pool2d.py", "test_conv2d.py",
     "test_conv2d_16bit.py", "test_conv2d_activation.py", "test_depthwise.py", "test_grouped.py",
-    "test_few_channels.py", "test_lectures.py", "test_lectures_backward.py", "test_gradients.py",
-    "test_operators.py", "test_properties.py", "test_errors.py",
+    "test_few_channels.py", "test_tensor_core.py", "test_lectures.py", "test_lectures_backward.py",
+    "test_gradients.py", "test_operators.py", "test_properties.py", "test_errors.py",
 )  # fmt: skip
 SOURCES = ("ops/*.cpp", "core/*.cpp", "cuda/*.cpp", "cuda/*.cu")
 # New memory holds no zeros that a kernel could count on: NaN, or what is large in any type.
@@ -72,15 +74,18 @@ def ninja_file(root: Path) -> str:
 
 def build(folder: Path) -> Path:
     """The emulated library, compiled into folder as far as it has changed."""
+    from filelock import FileLock
+
     from torchconv import _build
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "build.ninja").write_text(ninja_file(_build.source_root().resolve()))
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     command = [_build.find_ninja(), "-j", str(_build.jobs())]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace"
-    )
+    with FileLock(folder / "lock"):
+        (folder / "build.ninja").write_text(ninja_file(_build.source_root().resolve()))
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace"
+        )
     (folder / "output.txt").write_text(done.stdout)
     if done.returncode != 0:
         raise _build.BuildError(f"{done.stdout}{done.stderr}", "correct the sources")
@@ -102,9 +107,92 @@ def pytest_configure() -> None:
     open_library(Path(os.environ[LIBRARY]))
 
 
+# --- an emulated GPU for tests that run beside it ------------------------------------------------
+
+
+class Gpu:
+    """The emulated library in a process of its own, because this one has the CPU's library open.
+
+    A call names an operator and gives its arguments and, for each time that it is to run, the
+    environment variables of emulator.h; it returns the results, or raises RuntimeError.
+    """
+
+    def __init__(self, library: Path) -> None:
+        environment = {**os.environ, **FILL, LIBRARY: str(library)}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--serve"], env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __call__(self, name: str, arguments: Sequence[Any], runs: Sequence[dict[str, str]]) -> Any:
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        _send(process.stdin, (name, list(arguments), list(runs)))
+        answer = _receive(process.stdout)
+        if answer is None:
+            raise RuntimeError(f"the emulated GPU's process ended with status {process.wait()}")
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def _send(stream: BinaryIO, message: Any) -> None:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(message, buffer)
+    stream.write(len(buffer.getvalue()).to_bytes(8, "little") + buffer.getvalue())
+    stream.flush()
+
+
+def _receive(stream: BinaryIO) -> Any:
+    """None at the end of the stream."""
+    import torch
+
+    size = stream.read(8)
+    if len(size) < 8:
+        return None
+    return torch.load(io.BytesIO(stream.read(int.from_bytes(size, "little"))))
+
+
+def serve() -> int:
+    """Answers Gpu's calls on stdin and stdout."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what others print is no answer
+    import torch
+
+    torch.set_num_threads(1)
+    open_library(Path(os.environ[LIBRARY]))
+    while (message := _receive(sys.stdin.buffer)) is not None:
+        name, arguments, runs = message
+        answer: Any = []
+        try:
+            for run in runs:
+                os.environ.update(run)
+                answer.append(getattr(torch.ops.torchconv, name)(*arguments))
+        except RuntimeError as error:
+            answer = f"{name}: {error}"
+        _send(answers, answer)
+    return 0
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
 def main(arguments: Sequence[str]) -> int:
     sys.path.insert(0, str(ROOT))
     arguments = list(arguments)
+    if arguments == ["--serve"]:
+        return serve()
     environment = {**os.environ, **FILL}
     folder = ROOT / "build" / "emulated"
     if "--sanitize" in arguments:

@@ -282,6 +282,14 @@ def nvcc() -> Path:
     return Path(found)
 
 
+def cuda_toolkit() -> Path:
+    """Where the toolkit of `nvcc` is, by its own words: nvcc itself may be a script or a link."""
+    command = [str(nvcc()), "--dryrun", "-x", "cu", "-c", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    top = next((line.partition("TOP=")[2] for line in said.splitlines() if " TOP=" in line), "")
+    return Path(top.strip()).resolve() if top else nvcc().resolve().parent.parent
+
+
 def _wanted_cuda() -> str:
     import torch
 
@@ -421,7 +429,8 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
         "  description = growth $out",
     ]
     if CUDA in wanted:
-        lines += _cuda_rules(root, folders)
+        toolkit = cuda_toolkit()
+        lines += _cuda_rules(root, toolkit, folders)
     for source in growth_source(root) if any(each != CUDA for each in wanted) else []:
         lines += [
             f"build {GROWTH_LIBRARY}: growth {_ninja_path(source)}",
@@ -448,7 +457,7 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
                 continue
             flags = [*compile_flags(variant, source in light), *extra]
             if variant == CUDA:
-                flags += ["-isystem", str(nvcc().resolve().parent.parent / "include")]
+                flags += ["-isystem", str(toolkit / "include")]
             lines += [
                 f"build {_ninja_path(objects[-1])}: compile {_ninja_path(source)}{before}",
                 f"  flags = {_ninja_command(flags)}",
@@ -459,13 +468,12 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cuda_rules(root: Path, folders: list[str]) -> list[str]:
+def _cuda_rules(root: Path, toolkit: Path, folders: list[str]) -> list[str]:
     command = [str(nvcc()), *nvcc_flags(cuda_architectures()), "-I", str(root)]
     if os.environ.get("CXX"):
         command += ["-ccbin", compiler()[-1]]
     for path in cutlass_includes():
         command += ["-isystem", str(path)]
-    toolkit = nvcc().resolve().parent.parent
     library_folders = [word for name in ("lib64", "lib") for word in ("-L", str(toolkit / name))]
     return [
         f"nvcc = {_ninja_command(command)}",

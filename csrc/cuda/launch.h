@@ -34,7 +34,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_byt
             const Queue& queue, const Arguments&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const void* function = reinterpret_cast<const void*>(kernel);
-  if (shared_bytes > 48 * 1024)
+  // A block has 48 KB without asking, static memory included, of which kernels have up to 32.
+  if (shared_bytes > 16 * 1024)
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
           "shared memory");
   cudaLaunchConfig_t config{};

@@ -188,11 +188,20 @@ void __stcg(T* p, T v) {
 
 // --- the half types ------------------------------------------------------------------------------
 
+// Constructed from numbers and read as float, as CUDA's are, by the conversions below.
 struct __half {
   unsigned short __x;
+  __half() = default;
+  template <typename N, typename = std::enable_if_t<std::is_arithmetic_v<N>>>
+  __half(N number);
+  operator float() const;
 };
 struct __nv_bfloat16 {
   unsigned short __x;
+  __nv_bfloat16() = default;
+  template <typename N, typename = std::enable_if_t<std::is_arithmetic_v<N>>>
+  __nv_bfloat16(N number);
+  operator float() const;
 };
 struct alignas(4) __half2 {
   __half x, y;
@@ -202,9 +211,13 @@ struct alignas(4) __nv_bfloat162 {
 };
 
 inline unsigned short __half_as_ushort(__half v) { return v.__x; }
-inline __half __ushort_as_half(unsigned short v) { return {v}; }
+inline __half __ushort_as_half(unsigned short v) {
+  return torchconv::cuda::emulator::bits<__half>(v);
+}
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 v) { return v.__x; }
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short v) { return {v}; }
+inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short v) {
+  return torchconv::cuda::emulator::bits<__nv_bfloat16>(v);
+}
 
 inline float __half2float(__half v) {
   const unsigned sign = (v.__x & 0x8000u) << 16, rest = v.__x & 0x7FFFu;
@@ -217,7 +230,9 @@ inline float __half2float(__half v) {
 inline __half __float2half_rn(float v) {
   const unsigned all = __float_as_uint(v), rest = all & 0x7FFFFFFFu;
   const unsigned sign = (all >> 16) & 0x8000u;
-  const auto half = [](unsigned bits) { return __half{static_cast<unsigned short>(bits)}; };
+  const auto half = [](unsigned bits) {
+    return __ushort_as_half(static_cast<unsigned short>(bits));
+  };
   if (rest > 0x7F800000u) return half(0x7FFFu);
   if (rest >= 0x47800000u) return half(sign | 0x7C00u);  // 65536 and more
   // The 24 bits of the significand, shifted so that the half's last bit is the lowest.
@@ -238,10 +253,18 @@ inline float __bfloat162float(__nv_bfloat16 v) {
 }
 inline __nv_bfloat16 __float2bfloat16_rn(float v) {
   const unsigned all = __float_as_uint(v);
-  if ((all & 0x7FFFFFFFu) > 0x7F800000u) return {0x7FFFu};
-  return {static_cast<unsigned short>((all + 0x7FFFu + ((all >> 16) & 1u)) >> 16)};
+  if ((all & 0x7FFFFFFFu) > 0x7F800000u) return __ushort_as_bfloat16(0x7FFFu);
+  return __ushort_as_bfloat16(
+      static_cast<unsigned short>((all + 0x7FFFu + ((all >> 16) & 1u)) >> 16));
 }
 inline __nv_bfloat16 __float2bfloat16(float v) { return __float2bfloat16_rn(v); }
+
+template <typename N, typename>
+__half::__half(N number) : __x(__float2half_rn(static_cast<float>(number)).__x) {}
+inline __half::operator float() const { return __half2float(*this); }
+template <typename N, typename>
+__nv_bfloat16::__nv_bfloat16(N number) : __x(__float2bfloat16_rn(static_cast<float>(number)).__x) {}
+inline __nv_bfloat16::operator float() const { return __bfloat162float(*this); }
 
 inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }
 inline __half2 __floats2half2_rn(float x, float y) {

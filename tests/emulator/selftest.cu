@@ -100,7 +100,10 @@ template <typename F>
 const char* caught(F&& f) {
   static std::string message;
   try {
-    f(Queue{nullptr, emulator::capability(), emulator::multiprocessors(), nullptr, nullptr});
+    Queue queue{};
+    queue.capability = emulator::capability();
+    queue.multiprocessors = emulator::multiprocessors();
+    f(queue);
     return nullptr;
   } catch (const std::exception& error) {
     message = error.what();

@@ -1,0 +1,200 @@
+// Copies in another layout, bound by memory: a block moves a tile through shared memory, so that
+// its reads run along the source and its writes along the target, 16 bytes a thread where the sizes
+// and addresses allow. Half types are paired on the way, so that shared memory is met by whole
+// words.
+#include <algorithm>
+
+#include "cuda/conv_layout.h"
+#include "cuda/element.h"
+
+namespace torchconv::cuda {
+namespace {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int kThreads = 256;
+
+// As bits: a copy is the same for every type of a size.
+template <int Bytes>
+using Bits =
+    std::conditional_t<Bytes == 8, uint64_t, std::conditional_t<Bytes == 4, uint32_t, uint16_t>>;
+
+struct Transpose {
+  int64_t A, B;
+  unsigned a_tiles, b_tiles;
+};
+
+// Elements of a word that lie side by side along A, and a tile's words along A.
+template <typename T>
+inline constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
+template <typename T>
+using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+template <typename T>
+inline constexpr int kSide = sizeof(T) == 8 ? 32 : 64;  // of a tile, in elements
+
+// Read: source rows a, Lanes elements along B a thread; of half types two rows, whose elements make
+// words. Written: target rows b, the words along A.
+template <typename T, bool kWideReads, bool kWideWrites>
+__global__ void __launch_bounds__(kThreads)
+    transpose_tiles(const __grid_constant__ Transpose p, const T* source, T* target) {
+  constexpr int kEnd = kSide<T>, kRows = kEnd / kPair<T>;
+  constexpr int kRead = kWideReads ? kLanes<T> : 1;
+  constexpr int kWrite = kWideWrites ? kLanes<T> : kPair<T>;
+  // One word more, so that a column meets all banks.
+  __shared__ Word<T> tile[kRows][kEnd + 1];
+  unsigned rest = blockIdx.x;
+  const int64_t b0 = int64_t{rest % p.b_tiles} * kEnd;
+  rest /= p.b_tiles;
+  const int64_t a0 = int64_t{rest % p.a_tiles} * kEnd, n = rest / p.a_tiles;
+  const T* from = source + n * p.A * p.B;
+  T* to = target + n * p.A * p.B;
+#pragma unroll 4
+  for (int unit = threadIdx.x; unit < kRows * (kEnd / kRead); unit += kThreads) {
+    const int row = unit / (kEnd / kRead), column = unit % (kEnd / kRead) * kRead;
+    const int64_t a = a0 + row * kPair<T>, b = b0 + column;
+    if (a >= p.A || b >= p.B) continue;
+    using Elements = Vector<T, kRead>;
+    const Elements first = *reinterpret_cast<const Elements*>(from + a * p.B + b);
+    if constexpr (kPair<T> == 2) {
+      Elements second{};
+      if (a + 1 < p.A) second = *reinterpret_cast<const Elements*>(from + (a + 1) * p.B + b);
+#pragma unroll
+      for (int i = 0; i < kRead; ++i)
+        tile[row][column + i] = first.element[i] | static_cast<uint32_t>(second.element[i]) << 16;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kRead; ++i) tile[row][column + i] = first.element[i];
+    }
+  }
+  __syncthreads();
+  constexpr int kWords = kWrite / kPair<T>;  // of a thread
+#pragma unroll 4
+  for (int unit = threadIdx.x; unit < kEnd * (kRows / kWords); unit += kThreads) {
+    const int column = unit / (kRows / kWords), row = unit % (kRows / kWords) * kWords;
+    const int64_t a = a0 + row * kPair<T>, b = b0 + column;
+    if (a >= p.A || b >= p.B) continue;
+    Vector<Word<T>, kWords> words;
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words.element[i] = tile[row + i][column];
+    T* place = to + b * p.A + a;
+    if constexpr (kWideWrites) {
+      *reinterpret_cast<Vector<Word<T>, kWords>*>(place) = words;
+    } else if constexpr (kPair<T> == 2) {
+      place[0] = static_cast<T>(words.element[0]);
+      if (a + 1 < p.A) place[1] = static_cast<T>(words.element[0] >> 16);
+    } else {
+      place[0] = words.element[0];
+    }
+  }
+}
+
+template <typename T>
+void transpose_bits(const T* source, T* target, int64_t N, int64_t A, int64_t B,
+                    const Queue& queue) {
+  constexpr int kWide = kLanes<T>;
+  const bool reads = B % kWide == 0 && aligned<T>(source, kWide);
+  const bool writes = A % kWide == 0 && aligned<T>(target, kWide);
+  const Transpose p{A, B, static_cast<unsigned>(ceil_div(A, kSide<T>)),
+                    static_cast<unsigned>(ceil_div(B, kSide<T>))};
+  const auto kernel =
+      reads ? (writes ? transpose_tiles<T, true, true> : transpose_tiles<T, true, false>)
+            : (writes ? transpose_tiles<T, false, true> : transpose_tiles<T, false, false>);
+  launch(kernel, dim3(static_cast<unsigned>(N * p.a_tiles * p.b_tiles)), kThreads, 0, queue, p,
+         source, target);
+}
+
+// A filter's C x R*S and R*S x C, one of them in `packed` with the taps in turn from the last on
+// with flip: a thread for each element of K x R x S x C, through shared memory unless both lie
+// alike.
+struct Filters {
+  int64_t C, taps;
+  unsigned c_tiles, tap_tiles;
+  bool flip, packing;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    repack_filters(const __grid_constant__ Filters p, const T* source, T* target) {
+  __shared__ T tile[32][33];
+  unsigned rest = blockIdx.x;
+  const int64_t t0 = int64_t{rest % p.tap_tiles} * 32;
+  rest /= p.tap_tiles;
+  const int64_t c0 = int64_t{rest % p.c_tiles} * 32, filter = int64_t{rest / p.c_tiles};
+  const T* from = source + filter * p.C * p.taps;
+  T* to = target + filter * p.C * p.taps;
+  const int lane = threadIdx.x % 32;
+  const auto turned = [&](int64_t t) { return p.flip ? p.taps - 1 - t : t; };
+  // tile[c][t], t as it is packed. The lanes run along the memory that is read, then written.
+  for (int i = threadIdx.x / 32; i < 32; i += kThreads / 32) {
+    const int c = p.packing ? i : lane, t = p.packing ? lane : i;
+    if (c0 + c < p.C && t0 + t < p.taps)
+      tile[c][t] =
+          p.packing ? from[(c0 + c) * p.taps + turned(t0 + t)] : from[(t0 + t) * p.C + c0 + c];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x / 32; i < 32; i += kThreads / 32) {
+    const int c = p.packing ? lane : i, t = p.packing ? i : lane;
+    if (c0 + c >= p.C || t0 + t >= p.taps) continue;
+    if (p.packing)
+      to[(t0 + t) * p.C + c0 + c] = tile[c][t];
+    else
+      to[(c0 + c) * p.taps + turned(t0 + t)] = tile[c][t];
+  }
+}
+
+// K filters of R*S rows of C, the rows in turn or from the last on: its own inverse.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    turn_filters(int64_t elements, int64_t C, int64_t taps, bool flip, const T* source, T* target) {
+  const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (at >= elements) return;
+  const int64_t row = at / C, filter = row / taps, tap = row - filter * taps;
+  target[at] = source[(filter * taps + (flip ? taps - 1 - tap : tap)) * C + (at - row * C)];
+}
+
+void repack(DType dtype, const void* source, Layout layout, bool flip, bool packing, void* target,
+            int64_t K, int64_t C, int64_t taps, const Queue& queue) {
+  const int64_t elements = K * C * taps;
+  if (elements == 0) return;
+  with_float(dtype, [&](auto zero) {
+    using T = Bits<sizeof(zero)>;
+    const T* from = static_cast<const T*>(source);
+    T* to = static_cast<T*>(target);
+    if (layout == Layout::kNHWC || taps == 1 || C == 1) {
+      launch(turn_filters<T>, dim3(static_cast<unsigned>(ceil_div(elements, kThreads))), kThreads,
+             0, queue, elements, C, taps, flip, from, to);
+      return;
+    }
+    const Filters p{C,
+                    taps,
+                    static_cast<unsigned>(ceil_div(C, 32)),
+                    static_cast<unsigned>(ceil_div(taps, 32)),
+                    flip,
+                    packing};
+    launch(repack_filters<T>, dim3(static_cast<unsigned>(K * p.c_tiles * p.tap_tiles)), kThreads, 0,
+           queue, p, from, to);
+  });
+}
+
+}  // namespace
+
+void transpose(DType dtype, const void* source, void* target, int64_t N, int64_t A, int64_t B,
+               const Queue& queue) {
+  if (N * A * B == 0) return;
+  with_float(dtype, [&](auto zero) {
+    using T = Bits<sizeof(zero)>;
+    transpose_bits(static_cast<const T*>(source), static_cast<T*>(target), N, A, B, queue);
+  });
+}
+
+void pack_weights(DType dtype, const void* w, Layout layout, bool flip, void* packed, int64_t K,
+                  int64_t C, int64_t R, int64_t S, const Queue& queue) {
+  repack(dtype, w, layout, flip, true, packed, K, C, R * S, queue);
+}
+
+void unpack_weights(DType dtype, const void* packed, void* w, Layout layout, bool flip, int64_t K,
+                    int64_t C, int64_t R, int64_t S, const Queue& queue) {
+  repack(dtype, packed, layout, flip, false, w, K, C, R * S, queue);
+}
+
+}  // namespace torchconv::cuda

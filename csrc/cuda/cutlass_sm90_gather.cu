@@ -1,0 +1,76 @@
+// The gather of cutlass_sm90_limits.h in tiles of 128 output positions by 128 or 64 filters;
+// float32 is rounded to TF32 as it is loaded. The tile does not change the order of an output's
+// additions.
+#ifdef TORCHCONV_CUTLASS
+#include <climits>
+
+#include "cuda/cutlass_sm90_kernel.h"
+#include "cuda/cutlass_sm90_passes.h"
+
+namespace torchconv::cuda::sm90 {
+namespace {
+
+// clamp(sum + bias of the filter, low, high), where NaN stays NaN.
+template <class Element, class Tile>
+struct BiasAndClamp {
+  static constexpr auto kRound = cutlass::FloatRoundStyle::round_to_nearest;
+  template <class Output, template <class> class Function>
+  using Compute = cutlass::epilogue::fusion::Sm90Compute<Function, Output, float, kRound>;
+  using Bias = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, Element, float>;
+  using Sum = cutlass::epilogue::fusion::Sm90EVT<Compute<float, cutlass::plus>,
+                                                 cutlass::epilogue::fusion::Sm90AccFetch, Bias>;
+  using Type =
+      cutlass::epilogue::fusion::Sm90EVT<Compute<Element, cutlass::epilogue::thread::Clamp>, Sum>;
+};
+
+template <class Element, class TileN, int kBlocks>
+void gather_in_tiles(const Gather& g, const GatherTensors& tensors, const Queue& queue) {
+  using TileK = cute::Shape<cute::Int<128 / static_cast<int>(sizeof(Element))>>;
+  using Tile = cute::Shape<cute::_128, TileN, TileK>;
+  using Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
+  using K =
+      Kernel<Configuration<Operator::kFprop, Element, Element, cutlass::layout::TensorNHWC, Tile,
+                           Cluster, 3, kBlocks, typename BiasAndClamp<Element, Tile>::Type>>;
+  const auto narrow = [](int64_t v) { return static_cast<int>(v); };
+  const ProblemShape<Operator::kFprop> shape(
+      cutlass::conv::Mode::kCrossCorrelation,
+      {narrow(g.N), narrow(g.h.image), narrow(g.w.image), narrow(g.C)},
+      {narrow(g.K), narrow(g.h.taps), narrow(g.w.taps), narrow(g.C)},
+      {narrow(g.h.pad), narrow(g.w.pad)}, {narrow(pad_after(g.h)), narrow(pad_after(g.w))},
+      {narrow(g.h.stride), narrow(g.w.stride)}, {narrow(g.h.dilation), narrow(g.w.dilation)}, 1);
+  typename K::Epilogue::Arguments epilogue{};
+  epilogue.thread = {{{}, {static_cast<const Element*>(tensors.bias), Element(0), {}}, {}},
+                     {tensors.low, tensors.high}};
+  epilogue.ptr_D = static_cast<Element*>(tensors.output);
+  epilogue.dD = {{g.out_q, g.out_p, g.out_n}, {}, {}};
+  launch_kernel<K>(
+      shape,
+      {static_cast<const Element*>(tensors.image), static_cast<const Element*>(tensors.filters)},
+      epilogue, INT_MAX, 0, 1, queue);
+}
+
+// Narrow tiles for few filters, and where wide ones would leave multiprocessors without one.
+template <class Element>
+void gather_of(const Gather& g, const GatherTensors& tensors, const Queue& queue) {
+  const int64_t wide = ceil_div(g.N * g.h.outputs * g.w.outputs, 128) * ceil_div(g.K, 128);
+  if (g.K > 64 && wide >= queue.multiprocessors)
+    gather_in_tiles<Element, cute::_128, 2>(g, tensors, queue);
+  else
+    gather_in_tiles<Element, cute::_64, 3>(g, tensors, queue);
+}
+
+}  // namespace
+
+void gather(DType dtype, const Gather& g, const GatherTensors& tensors, const Queue& queue) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return gather_of<cutlass::half_t>(g, tensors, queue);
+    case DType::kBFloat16:
+      return gather_of<cutlass::bfloat16_t>(g, tensors, queue);
+    default:
+      return gather_of<float>(g, tensors, queue);
+  }
+}
+
+}  // namespace torchconv::cuda::sm90
+#endif

@@ -1,0 +1,272 @@
+// What the CUTLASS convolutions compute, in plain C++: the passes in terms of one gather, what the
+// tensor memory accelerator can address of it, which problems are worth it, and how wgrad's sum is
+// divided.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <numeric>
+
+#include "core/conv_problem.h"
+#include "core/range.h"
+#include "cuda/conv_passes.h"
+
+#ifdef __CUDACC__
+#define TORCHCONV_HOST_DEVICE __host__ __device__
+#else
+#define TORCHCONV_HOST_DEVICE
+#endif
+
+namespace torchconv::cuda::sm90 {
+
+inline int64_t bytes_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+// One axis of a gather: output position p reads the image at p*stride - pad + r*dilation. A pad
+// below zero is a crop.
+struct GatherAxis {
+  int64_t image, taps, outputs;
+  int64_t stride, pad, dilation;
+};
+
+// One tap has no dilation, and what is given for it may be of any size.
+inline GatherAxis gather_axis(int64_t image, int64_t taps, int64_t outputs, int64_t stride,
+                              int64_t pad, int64_t dilation) {
+  return {image, taps, outputs, stride, pad, taps > 1 ? dilation : 1};
+}
+
+// What stands for padding after the image, exactly: below zero where the last tap stays short of
+// the image's end.
+inline int64_t pad_after(const GatherAxis& a) {
+  return (a.outputs - 1) * a.stride + (a.taps - 1) * a.dilation + 1 - a.image - a.pad;
+}
+
+// out[n, p, q, k] = sum over c, r, s of filters[k, r, s, c] * image[n, h, w, c]: fprop as it is,
+// and dgrad with dz as the image. Image and filters are dense, the output has strides.
+struct Gather {
+  int64_t N, C, K;
+  GatherAxis h, w;
+  int64_t out_n, out_p, out_q;  // strides in elements
+};
+
+inline Gather fprop_gather(const ConvProblem& p) {
+  return {p.N,
+          p.C,
+          p.K,
+          gather_axis(p.H, p.R, p.P, p.stride_h, p.pad_top, p.dilation_h),
+          gather_axis(p.W, p.S, p.Q, p.stride_w, p.pad_left, p.dilation_w),
+          p.P * p.Q * p.K,
+          p.Q * p.K,
+          p.K};
+}
+
+// One axis of dgrad, at the positions first + i*stride of x. Those read dz through every step-th
+// tap from tap on, backwards: filter position t of the gather is tap + (taps - 1 - t)*step. No taps
+// means that no output depends on these positions, whose gradient is zero.
+struct PhaseAxis {
+  int64_t tap, step;
+  GatherAxis gather;
+};
+
+inline PhaseAxis phase_axis(int64_t x_size, int64_t z_size, int64_t taps, int64_t stride,
+                            int64_t pad, int64_t dilation, int64_t first) {
+  // Position first + i*stride is reached from output p by tap r where
+  // first + i*stride + pad = p*stride + r*dilation.
+  const int64_t common = std::gcd(stride, dilation);
+  const int64_t step = stride / common;
+  int64_t tap = 0;
+  while (tap < std::min(step, taps) && (first + pad - tap * dilation) % stride != 0) ++tap;
+  const bool any = tap < std::min(step, taps);
+  const int64_t count = any ? ceil_div(taps - tap, step) : 0;
+  const int64_t spacing = dilation / common;
+  // Output of tap `tap` for i = 0; each further tap is `spacing` outputs before.
+  const int64_t start = any ? (first + pad - tap * dilation) / stride : 0;
+  return {tap, step,
+          gather_axis(z_size, count, ceil_div(x_size - first, stride), 1,
+                      (count - 1) * spacing - start, spacing)};
+}
+
+struct Phase {
+  PhaseAxis h, w;
+  Gather gather;
+  int64_t offset;  // of its first element in dx
+  bool empty() const { return gather.h.outputs <= 0 || gather.w.outputs <= 0; }
+  bool zero() const { return gather.h.taps == 0 || gather.w.taps == 0; }
+};
+
+// dgrad at the positions of x that are first_h and first_w modulo the strides.
+inline Phase dgrad_phase(const ConvProblem& p, int64_t first_h, int64_t first_w) {
+  const PhaseAxis h = phase_axis(p.H, p.P, p.R, p.stride_h, p.pad_top, p.dilation_h, first_h);
+  const PhaseAxis w = phase_axis(p.W, p.Q, p.S, p.stride_w, p.pad_left, p.dilation_w, first_w);
+  const int64_t row = p.W * p.C;
+  return {h,
+          w,
+          {p.N, p.K, p.C, h.gather, w.gather, p.H * row, p.stride_h * row, p.stride_w * p.C},
+          first_h * row + first_w * p.C};
+}
+
+inline bool has_zero_phase(const ConvProblem& p) {
+  for (int64_t h = 0; h < p.stride_h; ++h)
+    for (int64_t w = 0; w < p.stride_w; ++w)
+      if (const Phase phase = dgrad_phase(p, h, w); !phase.empty() && phase.zero()) return true;
+  return false;
+}
+
+// Where the filters of dgrad's phases stand: C x R' x S' x K each, phase after phase. Every tap
+// belongs to one phase.
+constexpr int kMostPhases = 4;  // on an axis, and together
+
+struct TurnedTap {
+  int64_t before;     // taps of the phases before, for all channels
+  int64_t tap, taps;  // in the phase
+};
+
+struct TurnedAxis {
+  int stride, pad, dilation, step;
+  int first_tap[kMostPhases], taps[kMostPhases];
+
+  // The phase whose positions tap r reaches.
+  TORCHCONV_HOST_DEVICE int phase(int r) const {
+    const int at = (r * dilation - pad) % stride;
+    return at < 0 ? at + stride : at;
+  }
+  TORCHCONV_HOST_DEVICE int position(int phase, int r) const {
+    return taps[phase] - 1 - (r - first_tap[phase]) / step;
+  }
+};
+
+struct TurnedFilters {
+  TurnedAxis h, w;
+
+  TORCHCONV_HOST_DEVICE int64_t before(int phase_h, int phase_w) const {
+    int64_t taps = 0;
+    for (int i = 0; i < h.stride; ++i)
+      for (int j = 0; j < w.stride; ++j)
+        if (i < phase_h || (i == phase_h && j < phase_w)) taps += h.taps[i] * w.taps[j];
+    return taps;
+  }
+  TORCHCONV_HOST_DEVICE TurnedTap tap(int r, int s) const {
+    const int i = h.phase(r), j = w.phase(s);
+    return {before(i, j), h.position(i, r) * w.taps[j] + w.position(j, s), h.taps[i] * w.taps[j]};
+  }
+};
+
+inline TurnedFilters turned_filters(const ConvProblem& p) {
+  const auto axis = [](int64_t x, int64_t z, int64_t taps, int64_t stride, int64_t pad,
+                       int64_t dilation) {
+    TurnedAxis turned{static_cast<int>(stride),
+                      static_cast<int>(pad),
+                      static_cast<int>(dilation),
+                      static_cast<int>(stride / std::gcd(stride, dilation)),
+                      {},
+                      {}};
+    for (int64_t i = 0; i < stride; ++i) {
+      const PhaseAxis phase = phase_axis(x, z, taps, stride, pad, dilation, i);
+      turned.first_tap[i] = static_cast<int>(phase.tap);
+      turned.taps[i] = static_cast<int>(phase.gather.taps);
+    }
+    return turned;
+  };
+  return {axis(p.H, p.P, p.R, p.stride_h, p.pad_top, p.dilation_h),
+          axis(p.W, p.Q, p.S, p.stride_w, p.pad_left, p.dilation_w)};
+}
+
+// The corners of the box of image positions that the first tap visits, as distances from the
+// image's corners, are bytes in a tensor map; so are the distances of the other taps from it.
+inline bool axis_fits(const GatherAxis& a) {
+  const int64_t span = (a.taps - 1) * a.dilation;
+  const int64_t before = -a.pad;
+  const int64_t after = pad_after(a) - span;
+  return a.image < INT32_MAX && a.stride <= 8 && span < 255 && before >= -128 && before <= 127 &&
+         after >= -128 && after <= 127;
+}
+
+// Positions count in an int with room for the last tiles; strides are below 2^40 bytes.
+inline bool gather_fits(const Gather& g, int64_t bytes) {
+  constexpr int64_t kMostPositions = INT32_MAX - 1024, kMostBytes = int64_t{1} << 40;
+  const int64_t positions = g.N * g.h.outputs * g.w.outputs;
+  return axis_fits(g.h) && axis_fits(g.w) && positions <= kMostPositions &&
+         g.N * g.h.image * g.w.image <= kMostPositions && g.C < INT32_MAX && g.K < INT32_MAX &&
+         g.h.image * g.w.image * g.C * bytes < kMostBytes && g.out_n * bytes < kMostBytes &&
+         g.h.taps * g.w.taps * g.C * bytes < kMostBytes &&
+         ceil_div(positions, 128) * ceil_div(g.K, 64) < INT32_MAX / 4;
+}
+
+// The share of a dimension's tiles that is not padding.
+inline double filled(int64_t size, int64_t tile) {
+  return static_cast<double>(size) / static_cast<double>(round_up(size, tile));
+}
+
+// wgrad: tiles of the sum, 64 positions each, and how they are divided. Tensor cores round each
+// addition towards zero, so a split sums at most kMostTilesOfSplit tiles; the sums of splits are
+// added in order, with rounding to nearest. Where the result has few tiles, splits are shorter.
+struct WgradSplits {
+  int64_t tile_k, tile_c;  // of the result
+  int64_t tiles;           // of the sum
+  int64_t tiles_of_split, splits;
+};
+
+inline WgradSplits wgrad_splits(const ConvProblem& p) {
+  constexpr int64_t kMostTilesOfSplit = 64, kFewestTilesOfSplit = 8, kBlocks = 528;
+  const int64_t tile = p.K > 64 && p.C > 64 ? 128 : 64;
+  const int64_t blocks = ceil_div(p.K, tile) * ceil_div(p.C, tile) * p.R * p.S;
+  const int64_t tiles = ceil_div(p.N * p.P * p.Q, 64);
+  const int64_t wanted =
+      std::max(ceil_div(tiles, kMostTilesOfSplit),
+               std::min(ceil_div(tiles, kFewestTilesOfSplit), ceil_div(kBlocks, blocks)));
+  const int64_t tiles_of_split = ceil_div(tiles, wanted);
+  return {tile, tile, tiles, tiles_of_split, ceil_div(tiles, tiles_of_split)};
+}
+
+// The results of splits that are there at one time take at most 256 MiB.
+inline int64_t splits_of_round(const ConvProblem& p) {
+  const int64_t bytes = p.K * p.R * p.S * p.C * 4;
+  return std::clamp<int64_t>((int64_t{256} << 20) / bytes, 1, 65535);
+}
+
+// Whether the pass is one of ours, and uses the multiplications well: fprop is judged by a sample's
+// shape alone.
+inline bool takes(const ConvProblem& p, Pass pass, bool preactivation, int capability) {
+  const bool half = p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16;
+  const bool tf32 = p.dtype == DType::kFloat32 && pass != Pass::kWgrad;
+  const int64_t bytes = bytes_of(p.dtype), lanes = 16 / bytes;
+  if (capability != 90 || !(half || tf32)) return false;
+  if (p.groups != 1 || p.flip || p.layout != Layout::kNHWC || p.weight_layout != Layout::kNHWC)
+    return false;
+  if (p.N <= 0 || p.C <= 0 || p.K <= 0 || p.P <= 0 || p.Q <= 0) return false;
+  if (p.C % lanes != 0 || p.K % lanes != 0) return false;
+
+  const auto small = [](int64_t pad, int64_t span) {
+    return std::abs(pad) < (1 << 20) && span < (1 << 20);
+  };
+  constexpr double kFilled = 0.5;
+  const int64_t tile_of_sum = 128 / bytes;
+  switch (pass) {
+    case Pass::kFprop: {
+      const bool clamps = p.activation == Activation::kNone || p.activation == Activation::kReLU ||
+                          p.activation == Activation::kReLU6;
+      return clamps && !preactivation && gather_fits(fprop_gather(p), bytes) &&
+             filled(p.C, tile_of_sum) * filled(p.K, 64) >= kFilled;
+    }
+    case Pass::kDgrad: {
+      if (p.stride_h * p.stride_w > kMostPhases || p.N * p.H * p.W > INT32_MAX) return false;
+      if (!small(p.pad_top, p.dilation_h * (p.R - 1)) ||
+          !small(p.pad_left, p.dilation_w * (p.S - 1)))
+        return false;
+      for (int64_t h = 0; h < p.stride_h; ++h)
+        for (int64_t w = 0; w < p.stride_w; ++w) {
+          const Phase phase = dgrad_phase(p, h, w);
+          if (!phase.empty() && !phase.zero() && !gather_fits(phase.gather, bytes)) return false;
+        }
+      return filled(p.K, tile_of_sum) * filled(p.C, 64) >= kFilled;
+    }
+    case Pass::kWgrad: {
+      const WgradSplits s = wgrad_splits(p);
+      return gather_fits(fprop_gather(p), bytes) &&
+             filled(p.K, s.tile_k) * filled(p.C, s.tile_c) >= kFilled;
+    }
+  }
+  return false;
+}
+
+}  // namespace torchconv::cuda::sm90

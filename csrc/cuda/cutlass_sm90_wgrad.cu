@@ -1,0 +1,59 @@
+// The splits of wgrad: products of dz and x over runs of positions, in float32. M is K, N is C for
+// each tap, and the sum goes over the positions of all images, 64 at a time.
+#ifdef TORCHCONV_CUTLASS
+#include "cuda/cutlass_sm90_kernel.h"
+#include "cuda/cutlass_sm90_passes.h"
+
+namespace torchconv::cuda::sm90 {
+namespace {
+
+template <class Element, class Size, int kStages, int kBlocks>
+void sums_in_tiles(const ConvProblem& p, const WgradSplits& s, int64_t first, int64_t count,
+                   const void* dz, const void* x, float* sums, const Queue& queue) {
+  using Tile = cute::Shape<Size, cute::Shape<Size>, cute::Shape<cute::_64>>;
+  using Cluster = cute::Shape<cute::_1, cute::_1, cute::_1>;
+  // (k, (c, s, r), split)
+  using Stride = cute::Stride<int64_t, cute::Stride<cute::_1, int64_t, int64_t>, int64_t>;
+  using Sum = cutlass::epilogue::fusion::Sm90EVT<
+      cutlass::epilogue::fusion::Sm90Compute<cutlass::epilogue::thread::Identity, float, float,
+                                             cutlass::FloatRoundStyle::round_to_nearest>,
+      cutlass::epilogue::fusion::Sm90AccFetch>;
+  using K = Kernel<Configuration<Operator::kWgrad, Element, float, Stride, Tile, Cluster, kStages,
+                                 kBlocks, Sum>>;
+  const auto narrow = [](int64_t v) { return static_cast<int>(v); };
+  const Gather g = fprop_gather(p);
+  const ProblemShape<Operator::kWgrad> shape(
+      cutlass::conv::Mode::kCrossCorrelation,
+      {narrow(g.N), narrow(g.h.image), narrow(g.w.image), narrow(g.C)},
+      {narrow(g.K), narrow(g.h.taps), narrow(g.w.taps), narrow(g.C)},
+      {narrow(g.h.pad), narrow(g.w.pad)}, {narrow(pad_after(g.h)), narrow(pad_after(g.w))},
+      {narrow(g.h.stride), narrow(g.w.stride)}, {narrow(g.h.dilation), narrow(g.w.dilation)}, 1);
+  typename K::Epilogue::Arguments epilogue{};
+  epilogue.ptr_D = sums;
+  const int64_t filter = p.R * p.S * p.C;
+  epilogue.dD = {filter, {{}, p.C, p.S * p.C}, p.K * filter};
+  launch_kernel<K>(shape, {static_cast<const Element*>(dz), static_cast<const Element*>(x)},
+                   epilogue, narrow(s.tiles_of_split), narrow(first), narrow(count), queue);
+}
+
+template <class Element>
+void sums_of(const ConvProblem& p, const WgradSplits& s, int64_t first, int64_t count,
+             const void* dz, const void* x, float* sums, const Queue& queue) {
+  if (s.tile_k == 128)
+    sums_in_tiles<Element, cute::_128, 3, 2>(p, s, first, count, dz, x, sums, queue);
+  else
+    sums_in_tiles<Element, cute::_64, 4, 3>(p, s, first, count, dz, x, sums, queue);
+}
+
+}  // namespace
+
+void wgrad_sums(const ConvProblem& p, const WgradSplits& s, int64_t first, int64_t count,
+                const void* dz, const void* x, float* sums, const Queue& queue) {
+  if (p.dtype == DType::kFloat16)
+    sums_of<cutlass::half_t>(p, s, first, count, dz, x, sums, queue);
+  else
+    sums_of<cutlass::bfloat16_t>(p, s, first, count, dz, x, sums, queue);
+}
+
+}  // namespace torchconv::cuda::sm90
+#endif

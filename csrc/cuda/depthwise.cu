@@ -1,0 +1,52 @@
+// Which kernel computes a pass of a depthwise convolution.
+#include "cuda/depthwise.h"
+
+namespace torchconv::cuda {
+namespace {
+
+bool pixels_contiguous(const ConvProblem& p) {
+  return p.layout == Layout::kNCHW || (p.C == 1 && p.K == 1);
+}
+
+void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, const void* bias,
+            void* out, void* preactivation, const Queue& queue) {
+  const Sampling sampling = sampling_of(p, pass);
+  const Activation activation = pass == Pass::kDgrad ? Activation::kNone : p.activation;
+  if (sampling == Sampling::kNone)
+    return depthwise_taps(p, pass, in, w, bias, out, preactivation, queue);
+  const Gather g = gather_of(p, pass);
+  if (pixels_contiguous(p))
+    depthwise_planes(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation, queue);
+  else if (!depthwise_channels(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation,
+                               activation, queue))
+    depthwise_taps(p, pass, in, w, bias, out, preactivation, queue);
+}
+
+}  // namespace
+
+bool depthwise_takes(const ConvProblem& p, Pass) {
+  return is_float(p.dtype) && p.groups == p.C && positions_fit(p);
+}
+
+void depthwise_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
+                     void* preactivation, const Queue& queue) {
+  gather(p, Pass::kFprop, x, w, bias, y, preactivation, queue);
+}
+
+void depthwise_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
+                     const Queue& queue) {
+  gather(p, Pass::kDgrad, dz, w, nullptr, dx, nullptr, queue);
+}
+
+void depthwise_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
+                     const Queue& queue) {
+  const Sampling sampling = sampling_of(p, Pass::kFprop);
+  if (sampling == Sampling::kNone) return depthwise_taps_wgrad(p, dz, x, dw, queue);
+  const Gather g = gather_of(p, Pass::kFprop);
+  if (pixels_contiguous(p))
+    depthwise_planes_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue);
+  else if (!depthwise_channels_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue))
+    depthwise_taps_wgrad(p, dz, x, dw, queue);
+}
+
+}  // namespace torchconv::cuda

@@ -1,0 +1,176 @@
+// The convolution passes on tensor cores, as conv_passes.h has them: what they take, and how each
+// becomes a GatherProblem (mma_gather.h) or a WgradProblem (mma_wgrad.h).
+#include <algorithm>
+#include <cstdlib>
+#include <initializer_list>
+#include <numeric>
+
+#include "core/range.h"
+#include "cuda/conv_layout.h"
+#include "cuda/conv_passes.h"
+#include "cuda/mma_gather.h"
+#include "cuda/mma_wgrad.h"
+
+namespace torchconv::cuda {
+namespace {
+
+// f(T{}) for the element types of the tensor cores.
+template <typename F>
+void with_tensor_core_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return f(Half{});
+    case DType::kBFloat16:
+      return f(BFloat16{});
+    default:
+      return f(float{});
+  }
+}
+
+// Coordinates of one axis, moved by any tap, are far from the ends of int32.
+bool axis_fits(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation,
+               int64_t pad) {
+  constexpr int64_t kFar = int64_t{1} << 28, kStep = int64_t{1} << 24;
+  return size < kFar && outputs < kFar && taps < kStep && stride < kStep && dilation < kStep &&
+         std::abs(pad) < kFar && (outputs - 1) * stride < kFar && (taps - 1) * dilation < kFar;
+}
+
+GatherAxis forward_axis(int64_t size, int64_t outputs, int64_t taps, int64_t stride,
+                        int64_t dilation, int64_t pad) {
+  return {static_cast<int32_t>(size),
+          static_cast<int32_t>(outputs),
+          static_cast<int32_t>(taps),
+          static_cast<int32_t>(stride),
+          static_cast<int32_t>(dilation),
+          static_cast<int32_t>(pad),
+          /*common=*/1,
+          /*phases=*/1};
+}
+
+GatherAxis backward_axis(int64_t size, int64_t outputs, int64_t taps, int64_t stride,
+                         int64_t dilation, int64_t pad) {
+  GatherAxis axis = forward_axis(outputs, size, taps, stride, dilation, pad);
+  axis.common = std::gcd(axis.stride, axis.dilation);
+  axis.phases = std::min(axis.stride, axis.outputs);
+  return axis;
+}
+
+// The divisors of a flattened reduction.
+void set_divisors(GatherProblem& g) {
+  g.channel_divisor = Divisor(g.channels);
+  g.least_taps = g.backward ? std::max(g.w.taps / (g.w.stride / g.w.common), 1) : g.w.taps;
+  g.few_taps = Divisor(g.least_taps);
+  g.more_taps = Divisor(g.least_taps + 1);
+}
+
+template <typename T>
+bool in_vectors(const void* p, int64_t channels) {
+  return aligned<T>(p, kLanes<T>) && channels % kLanes<T> == 0;
+}
+
+}  // namespace
+
+bool mma_takes(const ConvProblem& p, Pass, const Queue& queue) {
+  const bool type =
+      p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat32;
+  if (queue.capability < 80 || !type || p.layout != Layout::kNHWC ||
+      p.weight_layout != Layout::kNHWC || p.groups != 1 || p.flip)
+    return false;
+  for (const int64_t size : {p.N, p.C, p.K, p.P, p.Q})
+    if (size <= 0) return false;
+  constexpr int64_t kMost = int64_t{1} << 30;
+  if (!axis_fits(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top) ||
+      !axis_fits(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left) || p.H * p.W >= kMost ||
+      p.P * p.Q >= kMost || p.R * p.S >= kMost || std::max(p.C, p.K) >= kMost / (p.R * p.S))
+    return false;
+  // Fewer than 2^31 blocks, of 64 x 64 sums: the phases of dx, each rounded up to whole rows and
+  // columns, have less than four times its pixels; parts of dw that are not for length are few.
+  const int64_t pixels = std::max(p.N * p.P * p.Q, p.N * p.H * p.W);
+  const int64_t phases = std::min(p.stride_h, p.H) * std::min(p.stride_w, p.W);
+  const int64_t tiles_m = ceil_div(pixels, 64) * 4 + phases;
+  const int64_t tiles_n = ceil_div(std::max(p.C, p.K), 64);
+  const int64_t tiles_dw = ceil_div(p.K, 64) * ceil_div(p.R * p.S * p.C, 64) + 8192;
+  return tiles_m < kMost / tiles_n && tiles_dw < kMost / (pixels / (int64_t{1} << 24) + 1);
+}
+
+void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
+               void* preactivation, const Queue& queue) {
+  GatherProblem g{};
+  g.image = x;
+  g.filters = w;
+  g.filter_pitch = p.R * p.S * p.C;
+  g.filter_line = p.S * p.C;
+  g.filter_column = p.C;
+  g.batch = p.N;
+  g.channels = static_cast<int32_t>(p.C);
+  g.outputs = static_cast<int32_t>(p.K);
+  g.h = forward_axis(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top);
+  g.w = forward_axis(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left);
+  set_divisors(g);
+  with_tensor_core_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    g.vectors = in_vectors<T>(x, p.C) && in_vectors<T>(w, p.C);
+    g.vector_outputs =
+        in_vectors<T>(y, p.K) && (preactivation == nullptr || in_vectors<T>(preactivation, p.K));
+    run_gather(g,
+               Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y),
+                           static_cast<T*>(preactivation), p.activation},
+               queue);
+  });
+}
+
+void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, const Queue& queue) {
+  GatherProblem g{};
+  g.image = dz;
+  g.filter_pitch = p.K;
+  g.filter_line = p.S * p.C * p.K;
+  g.filter_column = p.C * p.K;
+  g.batch = p.N;
+  g.channels = static_cast<int32_t>(p.K);
+  g.outputs = static_cast<int32_t>(p.C);
+  g.h = backward_axis(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top);
+  g.w = backward_axis(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left);
+  g.backward = true;
+  set_divisors(g);
+  with_tensor_core_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    // R x S x C x K: the reduction over K inside, as the kernel reads filters.
+    T* filters = queue.scratch<T>(p.K * p.R * p.S * p.C);
+    transpose(p.dtype, w, filters, 1, p.K, p.R * p.S * p.C, queue);
+    g.filters = filters;
+    g.vectors = in_vectors<T>(dz, p.K);
+    g.vector_outputs = in_vectors<T>(dx, p.C);
+    run_gather(g, Epilogue<T>{nullptr, static_cast<T*>(dx), nullptr, Activation::kNone}, queue);
+  });
+}
+
+void mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue) {
+  WgradProblem g{};
+  g.dz = dz;
+  g.x = x;
+  g.dw = dw;
+  g.pixels = p.N * p.P * p.Q;
+  g.channels = static_cast<int32_t>(p.C);
+  g.H = static_cast<int32_t>(p.H);
+  g.W = static_cast<int32_t>(p.W);
+  g.filters = static_cast<int32_t>(p.K);
+  g.weights = static_cast<int32_t>(p.R * p.S * p.C);
+  g.stride_h = static_cast<int32_t>(p.stride_h);
+  g.stride_w = static_cast<int32_t>(p.stride_w);
+  g.pad_top = static_cast<int32_t>(p.pad_top);
+  g.pad_left = static_cast<int32_t>(p.pad_left);
+  g.dilation_h = static_cast<int32_t>(p.dilation_h);
+  g.dilation_w = static_cast<int32_t>(p.dilation_w);
+  g.plane = Divisor(p.P * p.Q);
+  g.line = Divisor(p.Q);
+  g.channel_divisor = Divisor(p.C);
+  g.tap_divisor = Divisor(p.S);
+  with_tensor_core_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    g.vectors_dz = in_vectors<T>(dz, p.K);
+    g.vectors_x = in_vectors<T>(x, p.C);
+    run_wgrad<T>(g, queue);
+  });
+}
+
+}  // namespace torchconv::cuda

@@ -1,0 +1,387 @@
+"""Every kernel of csrc/cuda, on the emulated GPU (emulated.py), over many shapes.
+
+What tiles get wrong is at their edges, so the shapes leave every residue: they are drawn at random,
+the same ones each time. Maxima and minima must be those of the CPU's operators, bit for bit; sums
+those of float64. Every call runs with its threads in three orders and on GPUs of three sizes, and
+must give the same bits: otherwise a barrier is missing, or a sum's order depends on the GPU. No
+test here needs a GPU or its compiler, and no timing means anything.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import emulated
+import torchconv  # noqa: F401  registers the operators
+from conftest import FLOATS, NORM_BOUND, assert_accurate, assert_same, in_layout
+
+OPS = torch.ops.torchconv
+RUNS = (
+    {"TORCHCONV_EMULATED_ORDER": "forward", "TORCHCONV_EMULATED_MULTIPROCESSORS": "4"},
+    {"TORCHCONV_EMULATED_ORDER": "reverse", "TORCHCONV_EMULATED_MULTIPROCESSORS": "132"},
+    {"TORCHCONV_EMULATED_ORDER": "shuffle", "TORCHCONV_EMULATED_MULTIPROCESSORS": "1"},
+)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> Path:
+    return emulated.build(emulated.ROOT / "build" / "emulated")
+
+
+@pytest.fixture(scope="session")
+def _gpus(emulated_library: Path) -> Iterator[list[emulated.Gpu]]:
+    gpus: list[emulated.Gpu] = []
+    yield gpus
+    for gpu in gpus:
+        gpu.close()
+
+
+class Caller:
+    def __init__(self, gpu: emulated.Gpu) -> None:
+        self._gpu = gpu
+
+    def __call__(self, name: str, *arguments: Any, capability: int = 90, tf32: bool = False) -> Any:
+        """The operator's result, which every run must give."""
+        device = {
+            "TORCHCONV_EMULATED_CAPABILITY": str(capability),
+            "TORCHCONV_EMULATED_TF32": str(int(tf32)),
+        }
+        results = self._gpu(name, arguments, [{**run, **device} for run in RUNS])
+        for run, result in zip(RUNS[1:], results[1:], strict=True):
+            for one, other in zip(_list(results[0]), _list(result), strict=True):
+                if isinstance(one, Tensor):
+                    differ = int((_bits(one) != _bits(other)).sum())
+                    order = run["TORCHCONV_EMULATED_ORDER"]
+                    assert differ == 0, f"{name}: {differ} elements differ in order {order}"
+        return results[0]
+
+
+@pytest.fixture
+def gpu(emulated_library: Path, _gpus: list[emulated.Gpu]) -> Caller:
+    if not _gpus or not _gpus[-1].alive:  # the first test, or one has crashed it
+        _gpus.append(emulated.Gpu(emulated_library))
+    return Caller(_gpus[-1])
+
+
+def _list(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, (list, tuple)) else [result]
+
+
+def _bits(t: Tensor) -> Tensor:
+    t = t.contiguous()
+    return t.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.itemsize])
+
+
+def wide(arguments: Any) -> list[Any]:
+    """The same arguments in float64."""
+    return [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+
+
+# --- convolution ---------------------------------------------------------------------------------
+
+LAYOUTS = ("contiguous", "channels_last", "offset")
+ACTIVATIONS = ("relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "gelu")
+
+
+def conv_problem(rng: random.Random, family: str) -> dict[str, Any]:
+    """Sizes and arguments of one convolution."""
+    if family == "depthwise":
+        groups = rng.choice([2, 3, 8, 16, 31, 32, 33, 40, 64, 70])
+        channels, filters = groups, groups * rng.choice([1, 1, 1, 2, 3])
+    elif family == "grouped":
+        groups = rng.choice([2, 3, 4, 5])
+        channels = groups * rng.choice([2, 3, 4, 8, 9, 16, 17, 33])
+        filters = groups * rng.choice([1, 2, 3, 4, 8, 9, 16, 17, 33])
+    else:
+        groups = 1
+        channels = rng.choice([1, 2, 3, 4, 8, 15, 16, 17, 24, 32, 33, 64, 72, 136])
+        filters = rng.choice([1, 2, 3, 4, 8, 15, 16, 17, 24, 32, 33, 64, 65, 72, 130, 136])
+    kernel = rng.choice([(1, 1), (1, 1), (3, 3), (3, 3), (2, 3), (5, 1), (1, 4), (5, 5), (7, 7)])
+    stride = rng.choice([(1, 1), (1, 1), (2, 2), (2, 1), (1, 3)])
+    dilation = rng.choice([(1, 1), (1, 1), (1, 1), (2, 2), (1, 3)])
+    sides = rng.choice(
+        [
+            [kernel[1] // 2, kernel[1] // 2, kernel[0] // 2, kernel[0] // 2],
+            [0, 0, 0, 0],
+            [rng.randint(-1, 4) for _ in range(4)],
+        ]
+    )
+    least = [
+        max(dilation[i] * (kernel[i] - 1) + 1 - sides[2 - 2 * i] - sides[3 - 2 * i], 1)
+        for i in range(2)
+    ]
+    size = [least[0] + rng.randint(0, 9), least[1] + rng.randint(0, 14)]
+    return {
+        "x": (rng.randint(1, 3), channels, *size),
+        "w": (filters, channels // groups, *kernel),
+        "arguments": [list(stride), sides, list(dilation), groups],
+        "flip": rng.random() < 0.25,
+        "layouts": [rng.choice(LAYOUTS) for _ in range(3)],
+        "bias": rng.random() < 0.75,
+    }
+
+
+def conv_tensors(p: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    x, w = torch.randn(p["x"]), torch.randn(p["w"])
+    w /= max(w.shape[1] * w.shape[2] * w.shape[3], 1) ** 0.5
+    b = torch.randn(p["w"][0]).to(dtype) if p["bias"] else None
+    return in_layout(x.to(dtype), p["layouts"][0]), in_layout(w.to(dtype), p["layouts"][1]), b
+
+
+# Family of shapes, the number of them, and what chooses the kernels. Without tensor cores (70), by
+# mma.sync (80) and on Hopper (90), where TMA and wgmma are not emulated and mma.sync stands in.
+CONVOLUTIONS = [
+    *[("dense", dtype, 70, False) for dtype in FLOATS],
+    *[("dense", dtype, 80, False) for dtype in (torch.float16, torch.bfloat16)],
+    ("dense", torch.float16, 90, False),
+    ("dense", torch.float32, 80, True),
+    *[("grouped", dtype, 90, False) for dtype in FLOATS],
+    *[("depthwise", dtype, 90, False) for dtype in FLOATS],
+]
+on_convolutions = pytest.mark.parametrize(
+    "family, dtype, capability, tf32", CONVOLUTIONS,
+    ids=[f"{f}-{str(d)[6:]}-{c}{'-tf32' * t}" for f, d, c, t in CONVOLUTIONS],
+)  # fmt: skip
+on_seeds = pytest.mark.parametrize("seed", range(3))
+SHAPES = 8  # of each seed
+
+
+def assert_product(out: Tensor, truth: Tensor, tf32: bool) -> None:
+    if tf32:  # each factor has 10 bits of fraction, so that a term is within 2^-10
+        error = torch.linalg.vector_norm(out.double() - truth)
+        assert error <= 2e-3 * torch.linalg.vector_norm(truth) + 1e-30
+    else:
+        assert_accurate(out, truth)
+
+
+@on_seeds
+@on_convolutions
+def test_conv2d(
+    gpu: Caller, family: str, dtype: torch.dtype, capability: int, tf32: bool, seed: int
+) -> None:
+    rng = random.Random(f"{family} {seed}")
+    for _ in range(SHAPES):
+        p = conv_problem(rng, family)
+        x, w, b = conv_tensors(p, dtype)
+        activation = rng.choice(["none", "none", "relu", *ACTIVATIONS])
+        arguments = [*p["arguments"], activation, p["flip"]]
+        on = {"capability": capability, "tf32": tf32}
+        y = gpu("conv2d", x, w, b, *arguments, **on)
+        truth = OPS.conv2d(*wide([x, w, b]), *arguments)
+        assert_product(y, truth, tf32)
+        assert y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last)
+        same, z = gpu("conv2d_with_preactivation", x, w, b, *arguments, **on)
+        assert_same(same, y)
+        arguments[-2] = "none"
+        assert_product(z, OPS.conv2d(*wide([x, w, b]), *arguments), tf32)
+        one = gpu("conv2d", x[-1:], w, b, *p["arguments"], activation, p["flip"], **on)
+        assert torch.equal(one, y[-1:]), "a sample's result depends on its batch"
+
+
+@on_seeds
+@on_convolutions
+def test_conv2d_backward(
+    gpu: Caller, family: str, dtype: torch.dtype, capability: int, tf32: bool, seed: int
+) -> None:
+    rng = random.Random(f"backward {family} {seed}")
+    for _ in range(SHAPES):
+        p = conv_problem(rng, family)
+        x, w, _ = conv_tensors(p, dtype)
+        z = OPS.conv2d(x.double(), w.double(), None, *p["arguments"], "none", p["flip"])
+        dz = in_layout(torch.randn_like(z).to(dtype), p["layouts"][2])
+        arguments = [dz, x, w, None, *p["arguments"], "none", p["flip"], [True] * 3]
+        on = {"capability": capability, "tf32": tf32}
+        gradients = gpu("conv2d_backward", *arguments, **on)
+        truths = OPS.conv2d_backward(*wide(arguments))
+        for i, (gradient, truth) in enumerate(zip(gradients, truths, strict=True)):
+            assert_product(gradient, truth, tf32)
+            arguments[-1] = [i == j for j in range(3)]
+            alone = gpu("conv2d_backward", *arguments, **on)[i]
+            assert_same(alone, gradient)
+        dx = gpu(
+            "conv2d_backward", dz[-1:], x[-1:], w, *arguments[3:-1], [True, False, False], **on
+        )
+        assert torch.equal(dx[0], gradients[0][-1:]), "a sample's gradient depends on its batch"
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_derivative_of_activation(gpu: Caller, activation: str, dtype: torch.dtype) -> None:
+    """Through a 1x1 depthwise convolution, whose gradient has one term, and the bias's gradient."""
+    rng = random.Random(f"{activation} {dtype}")
+    for _ in range(4):
+        channels = rng.choice([1, 3, 8, 33, 64])
+        size = (rng.randint(1, 3), channels, rng.randint(1, 20), rng.randint(1, 20))
+        layout = rng.choice(LAYOUTS)
+        saved, dy = [in_layout(torch.randn(size).to(dtype), layout) for _ in range(2)]
+        x, w = torch.randn(size).to(dtype), torch.ones(channels, 1, 1, 1, dtype=dtype)
+        arguments = [dy, x, w, saved, [1, 1], [0] * 4, [1, 1], channels, activation, False]
+        dz, _, db = gpu("conv2d_backward", *arguments, [True] * 3)
+        truth, _, db_truth = OPS.conv2d_backward(*wide(arguments), [True] * 3)
+        if dtype in NORM_BOUND:
+            torch.testing.assert_close(
+                dz.double(), truth, rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=1e-30
+            )
+            assert_accurate(db, db_truth)
+        else:
+            assert_accurate(dz, truth)
+            assert_accurate(db, db_truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("x, filters", [((0, 8, 5, 5), 8), ((2, 0, 5, 5), 8), ((2, 8, 5, 5), 0)])
+def test_empty(
+    gpu: Caller, x: tuple[int, ...], filters: int, layout: str, groups: int, dtype: torch.dtype
+) -> None:
+    if groups > 1 and (x[1] == 0 or filters == 0):
+        return
+    p = {"x": x, "w": (filters, x[1] // groups, 3, 3), "layouts": [layout] * 3, "bias": True}
+    image, w, b = conv_tensors(p, dtype)
+    arguments = [[1, 1], [1, 1, 1, 1], [1, 1], groups, "relu", False]
+    y = gpu("conv2d", image, w, b, *arguments)
+    assert_same(y, OPS.conv2d(image, w, b, *arguments))
+    backward = [torch.ones_like(y), image, w, y, *arguments, [True] * 3]
+    for gradient, truth in zip(
+        gpu("conv2d_backward", *backward), OPS.conv2d_backward(*backward), strict=True
+    ):
+        assert_same(gradient, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_integer_conv2d(gpu: Caller, dtype: torch.dtype) -> None:
+    rng = random.Random(str(dtype))
+    info = torch.iinfo(dtype)
+    for family in ("dense", "grouped", "depthwise"):
+        p = conv_problem(rng, family)
+        x, w = [
+            in_layout(torch.randint(info.min, info.max, size).to(dtype), layout)
+            for size, layout in zip((p["x"], p["w"]), p["layouts"], strict=False)
+        ]
+        arguments = [x, w, None, *p["arguments"], "none", p["flip"]]
+        assert_same(gpu("conv2d", *arguments), OPS.conv2d(*arguments))
+
+
+# --- pooling -------------------------------------------------------------------------------------
+
+
+def pool_problem(rng: random.Random) -> tuple[tuple[int, ...], list[Any]]:
+    """An input's size; kernel, stride, padding, dilation and ceil_mode."""
+    kernel = rng.choice([(2, 2), (3, 3), (1, 1), (3, 2), (1, 5), (7, 4), (9, 9), (20, 17)])
+    dilation = rng.choice([(1, 1), (1, 1), (1, 1), (2, 1), (2, 3)])
+    stride = rng.choice([kernel, (1, 1), (2, 2), (2, 1), (3, 5)])
+    span = [dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
+    padding = [rng.randint(0, span[i] // 2) for i in range(2)]
+    size = [max(span[i] - 2 * padding[i], 1) + rng.choice([0, 1, 5, 13]) for i in range(2)]
+    size[1] += rng.choice([0, 0, 31, 64])
+    channels = rng.choice([1, 2, 3, 4, 7, 8, 16, 33, 64])
+    arguments = [list(kernel), list(stride), padding, list(dilation), rng.random() < 0.5]
+    return (rng.randint(1, 2), channels, *size), arguments
+
+
+def pool_input(rng: random.Random, size: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Values with ties, zeros of both signs and, of floating-point types, NaN and infinities."""
+    layout = rng.choice(LAYOUTS)
+    if not dtype.is_floating_point:
+        low, high = (0, 2) if dtype == torch.bool else (0 if dtype == torch.uint8 else -9, 9)
+        return in_layout(torch.randint(low, high, size).to(dtype), layout)
+    x = torch.randint(-9, 9, size).double() / 2 * torch.tensor([1.0, -1.0])[torch.randint(2, size)]
+    special = rng.choice([[], [float("nan")], [float("inf"), float("-inf")], [float("nan")] * 9])
+    for value in special:
+        x[torch.rand(size) < 0.05] = value
+    return in_layout(x.to(dtype), layout)
+
+
+@on_seeds
+@pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS], ids=str)
+def test_max_and_min_pool2d(gpu: Caller, dtype: torch.dtype, seed: int) -> None:
+    rng = random.Random(f"{dtype} {seed}")
+    for _ in range(SHAPES):
+        size, arguments = pool_problem(rng)
+        x = pool_input(rng, size, dtype)
+        which = rng.choice(["max", "min"])
+        y = getattr(OPS, f"{which}_pool2d")(x, *arguments)
+        assert_same(gpu(f"{which}_pool2d", x, *arguments), y)
+        for name in ("offsets", "indices"):
+            full = f"{which}_pool2d_with_{name}"
+            expected = getattr(OPS, full)(x, *arguments)
+            for one, other in zip(gpu(full, x, *arguments), expected, strict=True):
+                assert_same(one, other)
+            selected = in_layout(expected[1], rng.choice(["contiguous", "channels_last"]))
+            window = arguments[:-1]
+            assert_same(
+                gpu("select_pool2d_gather", x, selected, *window),
+                OPS.select_pool2d_gather(x, selected, *window),
+            )
+            if not dtype.is_floating_point:
+                continue
+            dy = in_layout(torch.randn(expected[0].shape).to(dtype), rng.choice(LAYOUTS))
+            backward = [dy, selected, list(size), *window, rng.random() < 0.5]
+            dx = gpu("select_pool2d_backward", *backward)
+            assert_accurate(dx, OPS.select_pool2d_backward(*wide(backward)))
+
+
+@on_seeds
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_avg_pool2d(gpu: Caller, dtype: torch.dtype, seed: int) -> None:
+    rng = random.Random(f"{dtype} {seed}")
+    for _ in range(2 * SHAPES):
+        size, (kernel, stride, _, _, ceil_mode) = pool_problem(rng)
+        padding = [rng.randint(0, k // 2) for k in kernel]
+        size = (*size[:2], *[max(s, k) for s, k in zip(size[2:], kernel, strict=True)])
+        x = in_layout(torch.randn(size).to(dtype), rng.choice(LAYOUTS))
+        rest = [ceil_mode, rng.random() < 0.5, rng.choice([None, None, 3, -7])]
+        y = gpu("avg_pool2d", x, kernel, stride, padding, *rest)
+        truth = OPS.avg_pool2d(x.double(), kernel, stride, padding, *rest)
+        assert_accurate(y, truth)
+        dy = in_layout(torch.randn_like(truth).to(dtype), rng.choice(LAYOUTS))
+        backward = [dy, list(size), kernel, stride, padding, *rest, rng.random() < 0.5]
+        assert_accurate(
+            gpu("avg_pool2d_backward", *backward), OPS.avg_pool2d_backward(*wide(backward))
+        )
+
+
+@on_seeds
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_adaptive_pool2d(gpu: Caller, dtype: torch.dtype, seed: int) -> None:
+    rng = random.Random(f"adaptive {dtype} {seed}")
+    for _ in range(SHAPES):
+        sizes = [1, 2, 3, 5, 7, 8, 14, 31, 40]
+        channels = rng.choice([1, 2, 3, 8, 33, 64])
+        size = (rng.randint(1, 2), channels, rng.choice(sizes), rng.choice(sizes))
+        output = [rng.choice([1, 1, 2, 3, 4, 7, 9]) for _ in range(2)]
+        last = rng.random() < 0.5
+
+        x = in_layout(torch.randn(size).to(dtype), rng.choice(LAYOUTS))
+        truth = OPS.adaptive_avg_pool2d(x.double(), output)
+        assert_accurate(gpu("adaptive_avg_pool2d", x, output), truth)
+        dy = in_layout(torch.randn_like(truth).to(dtype), rng.choice(LAYOUTS))
+        backward = [dy, list(size), last]
+        assert_accurate(
+            gpu("adaptive_avg_pool2d_backward", *backward),
+            OPS.adaptive_avg_pool2d_backward(*wide(backward)),
+        )
+
+        x = pool_input(rng, size, dtype)
+        y, indices = OPS.adaptive_max_pool2d(x, output)
+        for one, other in zip(gpu("adaptive_max_pool2d", x, output), (y, indices), strict=True):
+            assert_same(one, other)
+        assert_same(gpu("adaptive_max_pool2d_values", x, output), y)
+        assert_same(
+            gpu("adaptive_max_pool2d_gather", x, indices),
+            OPS.adaptive_max_pool2d_gather(x, indices),
+        )
+        backward = [dy, indices, list(size), last]
+        assert_accurate(
+            gpu("adaptive_max_pool2d_backward", *backward),
+            OPS.adaptive_max_pool2d_backward(*wide(backward)),
+        )

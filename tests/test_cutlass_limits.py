@@ -1,0 +1,212 @@
+"""What surrounds the CUTLASS kernels, without a GPU: csrc/cuda/cutlass_sm90_limits.h on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parent / "csrc"
+COMPILER = shutil.which("c++")
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+FPROP, DGRAD, WGRAD = range(3)
+FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)
+NCHW, NHWC = range(2)
+RELU, RELU6, SIGMOID = 1, 2, 3
+MOST_OF_A_SPLIT = 64
+
+
+@pytest.fixture(scope="module")
+def limits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
+    library = tmp_path_factory.mktemp("cutlass") / "limits.so"
+    assert COMPILER is not None
+    subprocess.run(
+        [COMPILER, "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Werror", f"-I{SOURCES}"]
+        + ["-o", str(library), str(HERE / "cutlass_limits.cpp")],
+        check=True,
+    )
+    yield ctypes.CDLL(str(library))
+
+
+def _outputs(size: int, taps: int, stride: int, before: int, after: int, dilation: int) -> int:
+    return (size + before + after - dilation * (taps - 1) - 1) // stride + 1
+
+
+def _problem(
+    n: int = 8,
+    c: int = 64,
+    size: tuple[int, int] = (28, 28),
+    k: int = 64,
+    taps: tuple[int, int] = (3, 3),
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int, int, int] = (1, 1, 1, 1),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    dtype: int = FLOAT16,
+    layout: int = NHWC,
+    activation: int = 0,
+    flip: int = 0,
+) -> ctypes.Array[ctypes.c_int64]:
+    """A ConvProblem's fields in order; padding is left, right, top, bottom."""
+    p = _outputs(size[0], taps[0], stride[0], padding[2], padding[3], dilation[0])
+    q = _outputs(size[1], taps[1], stride[1], padding[0], padding[1], dilation[1])
+    fields = [n, c, *size, k, *taps, p, q, *stride, padding[2], padding[0], *dilation, groups]
+    fields += [dtype, layout, activation, flip]
+    return (ctypes.c_int64 * len(fields))(*fields)
+
+
+def _pointer(t: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(t.data_ptr())
+
+
+@pytest.mark.parametrize("which", [FPROP, DGRAD, WGRAD])
+def test_takes_common_layers(limits: ctypes.CDLL, which: int) -> None:
+    def takes(**changes: object) -> bool:
+        return bool(limits.takes(_problem(**changes), which, 0, 90))  # type: ignore[arg-type]
+
+    assert takes()
+    assert takes(dtype=BFLOAT16)
+    assert takes(c=256, k=512, taps=(1, 1), padding=(0, 0, 0, 0))
+    assert takes(stride=(2, 2))
+    assert takes(padding=(0, 2, 1, 0))
+    assert takes(dtype=FLOAT32) == (which != WGRAD)
+    assert not limits.takes(_problem(), which, 0, 80)
+    assert not limits.takes(_problem(), which, 0, 100)
+
+
+@pytest.mark.parametrize("which", [FPROP, DGRAD, WGRAD])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": FLOAT64},
+        {"layout": NCHW},
+        {"flip": 1},
+        {"groups": 2},
+        {"n": 0},
+        {"c": 0},
+        {"k": 0},
+        {"c": 68},
+        {"k": 68},
+        {"c": 66, "dtype": FLOAT32},
+        {"c": 8},  # seven eighths of the products would be with zeros
+        {"k": 8},
+        {"padding": (140, 140, 1, 1), "size": (28, 28)},
+        {"dilation": (128, 1), "size": (300, 28)},
+        {"stride": (9, 9)},
+        {"n": 1 << 20, "size": (64, 64)},  # 2^32 positions
+    ],
+)
+def test_refuses(limits: ctypes.CDLL, changes: dict[str, object], which: int) -> None:
+    assert not limits.takes(_problem(**changes), which, 0, 90)  # type: ignore[arg-type]
+
+
+def test_refuses_what_only_one_pass_cannot(limits: ctypes.CDLL) -> None:
+    assert limits.takes(_problem(activation=RELU), FPROP, 0, 90)
+    assert limits.takes(_problem(activation=RELU6), FPROP, 0, 90)
+    assert not limits.takes(_problem(activation=RELU), FPROP, 1, 90)
+    assert not limits.takes(_problem(activation=SIGMOID), FPROP, 0, 90)
+    assert limits.takes(_problem(activation=SIGMOID), DGRAD, 0, 90)
+    assert limits.takes(_problem(stride=(3, 3)), FPROP, 0, 90)
+    assert not limits.takes(_problem(stride=(3, 3)), DGRAD, 0, 90)
+
+
+def test_fprop_is_chosen_without_the_batch(limits: ctypes.CDLL) -> None:
+    for c, k in ((8, 64), (32, 64), (40, 40), (64, 64), (72, 200)):
+        taken = {bool(limits.takes(_problem(n=n, c=c, k=k), FPROP, 0, 90)) for n in (1, 2, 300)}
+        assert len(taken) == 1
+
+
+AXIS = st.tuples(
+    st.integers(1, 9),  # size
+    st.integers(1, 4),  # taps
+    st.integers(1, 4),  # stride
+    st.integers(-2, 4),  # padding before
+    st.integers(-2, 4),  # and after
+    st.integers(1, 4),  # dilation
+)
+
+
+@given(AXIS, AXIS)
+def test_gathers_are_the_convolution(
+    limits: ctypes.CDLL, h: tuple[int, ...], w: tuple[int, ...]
+) -> None:
+    (
+        (size_h, r, stride_h, top, bottom, dilation_h),
+        (size_w, s, stride_w, left, right, dilation_w),
+    ) = (
+        h,
+        w,
+    )
+    if _outputs(size_h, r, stride_h, top, bottom, dilation_h) <= 0 or size_h + top + bottom <= 0:
+        return
+    if _outputs(size_w, s, stride_w, left, right, dilation_w) <= 0 or size_w + left + right <= 0:
+        return
+    if size_h + min(top, 0) + min(bottom, 0) <= 0 or size_w + min(left, 0) + min(right, 0) <= 0:
+        return
+    n, c, k = 2, 3, 2
+    v = _problem(
+        n=n,
+        c=c,
+        k=k,
+        size=(size_h, size_w),
+        taps=(r, s),
+        stride=(stride_h, stride_w),
+        padding=(left, right, top, bottom),
+        dilation=(dilation_h, dilation_w),
+    )
+    x = torch.randn(n, c, size_h, size_w, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(k, c, r, s, dtype=torch.float64)
+    expected = F.conv2d(
+        F.pad(x, (left, right, top, bottom)),
+        weight,
+        stride=(stride_h, stride_w),
+        dilation=(dilation_h, dilation_w),
+    )
+    image = x.detach().permute(0, 2, 3, 1).contiguous()
+    filters = weight.permute(0, 2, 3, 1).contiguous()
+    y = torch.full((n, *expected.shape[2:], k), torch.nan, dtype=torch.float64)
+    assert limits.fprop(v, _pointer(image), _pointer(filters), _pointer(y))
+    torch.testing.assert_close(y.permute(0, 3, 1, 2), expected.detach())
+
+    dz = torch.randn_like(expected)
+    (expected_dx,) = torch.autograd.grad(expected, x, dz)
+    dx = torch.empty_like(image)
+    # Every axis has at most four phases here, as the kernel's tables of them do.
+    dz_image = dz.permute(0, 2, 3, 1).contiguous()
+    assert limits.dgrad(v, _pointer(dz_image), _pointer(filters), _pointer(dx))
+    torch.testing.assert_close(dx.permute(0, 3, 1, 2), expected_dx)
+
+
+@given(
+    st.sampled_from([1, 2, 64, 256, 1000]),
+    st.sampled_from([32, 64, 128, 520, 2048]),
+    st.sampled_from([32, 64, 128, 520, 2048]),
+    st.integers(1, 112),
+    st.integers(1, 3),
+)
+def test_splits_cover_the_sum(
+    limits: ctypes.CDLL, n: int, c: int, k: int, size: int, taps: int
+) -> None:
+    out = (ctypes.c_int64 * 6)()
+    v = _problem(n=n, c=c, k=k, size=(size, size), taps=(taps, taps))
+    limits.splits(v, out)
+    tile_k, tile_c, tiles, of_split, splits, of_round = out
+    p, q = v[7], v[8]
+    assert tile_k in (64, 128) and tile_c in (64, 128)
+    assert tiles * 64 >= n * p * q > (tiles - 1) * 64
+    assert splits * of_split >= tiles > (splits - 1) * of_split  # and the last is not empty
+    assert of_split <= MOST_OF_A_SPLIT
+    assert 1 <= of_round <= 65535
+    assert of_round == 1 or of_round * k * taps * taps * c * 4 <= 256 << 20

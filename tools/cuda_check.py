@@ -1,0 +1,260 @@
+"""What can be known of the GPU's kernels without a GPU: they compile, link, and look as meant.
+
+    python -m tools.cuda_check [--all]
+
+Compiles csrc/cuda for Hopper (sm_90a), and for Ampere (sm_80) with PTX for what comes later, links
+the library, and reads what ptxas reports of every kernel. Without --all, what CUTLASS makes is
+compiled for Hopper alone, which is the only one that runs it. Fails on register spills, on any
+warning, on wgmma that ptxas serialises, on operators without a kernel, and, where CUDA's
+disassembler is there, on matrix kernels without matrix instructions and on kernels bound by memory
+without 16-byte accesses. Prints a table of the kernels; every instance is in kernels.txt of the
+build folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from tools import resources
+from tools.resources import Kernel
+from torchconv import _build
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "cuda-check"
+HOPPER, AMPERE = "9.0a", "8.0+PTX"
+# Bytes of spills, stores and loads together, that a kernel may have, and why.
+SPILL_BUDGET: dict[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Kernels of some files must hold an instruction: each of them, or one instance of each."""
+
+    files: str
+    kernels: str  # of the name without template arguments
+    arch: str
+    opcode: str
+    every: bool
+    what: str
+
+
+WIDE = r"(LDG|STG|LDGSTS)\.E(\.\w+)*\.128(\.\w+)*"
+RULES = (
+    Rule("cutlass_sm90_*.cu", "*device_kernel*", "sm_90a", r"HGMMA\..*", True, "wgmma"),
+    Rule("mma_*.cu", "mma_*", "sm_80", r"[HI]MMA\..*", True, "mma"),
+    Rule("mma_*.cu", "mma_*", "sm_90a", r"[HI]MMA\..*", True, "mma"),
+    Rule("*pool2d*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
+    Rule("depthwise_*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
+    Rule("conv_layout*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
+    Rule("activation_backward*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
+)
+# Kernels that a rule does not ask, and why.
+EXCEPTIONS: dict[str, str] = {}
+
+
+def ninja_file(architecture: str, root: Path) -> str:
+    """The build of torchconv/_build.py, with ptxas's report of every source beside its object."""
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architecture
+    text = _build.ninja_file([_build.CUDA], root)
+    command = "command = $nvcc -MMD -MF $out.d -c $in -o $out"
+    assert text.count(command) == 1
+    reporting = "command = $nvcc -Xptxas -v -MMD -MF $out.d -c $in -o $out > $out.log 2>&1"
+    return text.replace(command, f"{reporting} || (cat $out.log; exit 1)")
+
+
+def is_cutlass(source: Path) -> bool:
+    return source.name.startswith("cutlass")
+
+
+def compile_for(architecture: str, root: Path, folder: Path, whole: bool) -> tuple[list[Path], str]:
+    """The objects that now lie in folder, and what was printed.
+
+    whole: CUTLASS's too, and all of them linked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text(ninja_file(architecture, root))
+    sources = [s for s in _build.sources(root, _build.CUDA) if s.suffix == ".cu"]
+    if not whole:
+        sources = [source for source in sources if not is_cutlass(source)]
+    objects = [
+        folder / _build.CUDA / source.relative_to(root).with_suffix(".cu.o") for source in sources
+    ]
+    targets = [] if whole else [str(path.relative_to(folder)) for path in objects]
+    command = [_build.find_ninja(), "-k", "0", "-j", str(_build.jobs()), *targets]
+    environment = {**os.environ, "NINJA_STATUS": f"[{architecture} %f/%t] "}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace",
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise SystemExit(f"{done.stdout}\ncuda-check: {architecture} does not compile or link")
+    output = [line for line in done.stdout.splitlines() if not line.startswith("[")]
+    return objects, "\n".join(output)
+
+
+def read_kernels(objects: Sequence[Path]) -> list[Kernel]:
+    kernels = []
+    for path in objects:
+        found = resources.parse_report(path.with_name(path.name + ".log").read_text())
+        for kernel in found:
+            kernel.source = path.name.removesuffix(".o")
+        kernels += found
+    names = resources.readable([kernel.symbol for kernel in kernels])
+    for kernel in kernels:
+        kernel.name = names[kernel.symbol]
+    return kernels
+
+
+def add_instructions(kernels: Sequence[Kernel], objects: Sequence[Path]) -> None:
+    known = {}
+    for path in objects:
+        known.update(resources.disassemble(path))
+    for kernel in kernels:
+        kernel.instructions = known.get((kernel.symbol, kernel.arch), {})
+
+
+def spill_faults(kernels: Sequence[Kernel]) -> list[str]:
+    return [
+        f"{k.source}: {k.name[:200]} ({k.arch}) spills {k.spills} bytes, "
+        f"above {SPILL_BUDGET.get(k.base, 0)}"
+        for k in kernels
+        if k.spills > SPILL_BUDGET.get(k.base, 0)
+    ]
+
+
+def rule_faults(kernels: Sequence[Kernel], rules: Sequence[Rule] = RULES) -> list[str]:
+    faults = []
+    for rule in rules:
+        groups: dict[tuple[str, str], list[Kernel]] = {}
+        for kernel in kernels:
+            if (
+                fnmatch(kernel.source, rule.files)
+                and fnmatch(kernel.base, rule.kernels)
+                and kernel.arch == rule.arch
+                and kernel.base not in EXCEPTIONS
+            ):
+                groups.setdefault((kernel.source, kernel.base), []).append(kernel)
+        for (source, base), instances in groups.items():
+            without = [kernel for kernel in instances if not kernel.holds(rule.opcode)]
+            if rule.every:
+                faults += [
+                    f"{source}: {k.name[:200]} ({k.arch}) has no {rule.what}" for k in without
+                ]
+            elif len(without) == len(instances):
+                faults.append(f"{source}: no instance of {base} ({rule.arch}) has {rule.what}")
+    return faults
+
+
+def table(kernels: Sequence[Kernel]) -> str:
+    """A line for each kernel and architecture; a range where its instances differ."""
+    from tabulate import tabulate
+
+    groups: dict[tuple[str, str, str], list[Kernel]] = {}
+    for kernel in kernels:
+        groups.setdefault((kernel.source, kernel.base, kernel.arch), []).append(kernel)
+
+    def span(values: Sequence[int]) -> str:
+        low, high = min(values), max(values)
+        return str(low) if low == high else f"{low}-{high}"
+
+    rows = []
+    for (source, base, arch), found in sorted(groups.items()):
+        rows.append(
+            [source, base[-40:], arch, len(found)]
+            + [span([getattr(k, name) for k in found]) for name in
+               ("registers", "shared", "stack", "spills")]
+        )  # fmt: skip
+    headers = ["file", "kernel", "arch", "instances", "registers", "shared", "stack", "spills"]
+    return tabulate(rows, headers, disable_numparse=True)
+
+
+def every_instance(kernels: Sequence[Kernel]) -> str:
+    lines = ["registers  shared  stack  spills  arch    file: kernel"]
+    for k in sorted(kernels, key=lambda k: (k.source, k.name, k.arch)):
+        numbers = f"{k.registers:9}  {k.shared:6}  {k.stack:5}  {k.spills:6}"
+        wide = sum(n for opcode, n in k.instructions.items() if re.fullmatch(WIDE, opcode))
+        matrix = sum(n for opcode, n in k.instructions.items() if "MMA." in opcode)
+        counted = f"  [16-byte accesses {wide}, matrix {matrix}]" if k.instructions else ""
+        lines.append(f"{numbers}  {k.arch:6}  {k.source}: {k.name}{counted}")
+    return "\n".join(lines) + "\n"
+
+
+# Every operator that has a kernel for the CPU's tensors must have one for the GPU's.
+LOADING = """
+import sys, torch, torchconv
+torch.ops.load_library(sys.argv[1])
+has = torch._C._dispatch_has_kernel_for_dispatch_key
+from torchconv import _schemas
+names = ["torchconv::" + schema.partition("(")[0] for schema in _schemas.SCHEMAS]
+print(" ".join(name for name in names if not has(name, "CUDA")))
+"""
+# What only the CPU's library has, being called with CPU tensors or for it.
+CPU_ONLY: tuple[str, ...] = ()
+
+
+def loading_faults(library: Path) -> list[str]:
+    """Whether PyTorch's CPU build opens the library, and which operators it leaves out."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, str(library)], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        return [f"{library.name} cannot be loaded: {done.stderr.strip().splitlines()[-1]}"]
+    missing = [name for name in done.stdout.split() if name not in CPU_ONLY]
+    return [f"{name} has no kernel for CUDA tensors" for name in missing]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.cuda_check", description="Check the GPU's kernels without a GPU."
+    )
+    parser.add_argument("--all", action="store_true", help="every source for every architecture")
+    options = parser.parse_args(arguments)
+    begun = time.monotonic()
+    root = _build.source_root().resolve()
+    faults: list[str] = []
+    kernels: list[Kernel] = []
+    objects: list[Path] = []
+    print(f"{_build.nvcc()}: {_build.nvcc_version()}")
+    cutlass = _build.cutlass_includes()
+    print(f"CUTLASS: {cutlass[0]}" if cutlass else "CUTLASS is not there: its kernels are left out")
+    for architecture in (HOPPER, AMPERE):
+        folder = BUILD / architecture.partition("+")[0]
+        whole = options.all or architecture == HOPPER
+        made, output = compile_for(architecture, root, folder, whole)
+        logs = {path.name: path.with_name(path.name + ".log").read_text() for path in made}
+        for name, text in {**logs, "C++": output}.items():
+            faults += [f"{name}: {line}" for line in resources.complaints(text)]
+        kernels += read_kernels(made)
+        objects += made
+        if whole:
+            faults += loading_faults(folder / _build.library_name(_build.CUDA))
+        print(f"compiled {len(made)} files for {architecture}, {time.monotonic() - begun:.0f} s")
+    faults += spill_faults(kernels)
+    if resources.find_tool("cuobjdump"):
+        add_instructions(kernels, objects)
+        faults += rule_faults(kernels)
+        print(f"read the instructions of {len(kernels)} kernels")
+    else:
+        print(
+            "cuobjdump is not there: no instructions were looked for (pip install cuda-dev extra)"
+        )
+    (BUILD / "kernels.txt").write_text(every_instance(kernels))
+    print(f"\n{table(kernels)}\n")
+    for fault in faults:
+        print(f"cuda-check: {fault}")
+    print(f"cuda-check: {len(kernels)} kernels, {len(faults)} faults, every instance in "
+          f"{(BUILD / 'kernels.txt').relative_to(ROOT)}")  # fmt: skip
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
