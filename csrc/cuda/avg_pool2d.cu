@@ -30,7 +30,9 @@ void backward(const PoolShape& s, const T* dy, T* dx, const Queue& queue) {
     const T* from = dy + first * out;
     T* to = dx + first * in;
     if constexpr (sizeof(I) == 4) {
-      if (run_spread_planes<T, false>(s, images, from, {Selected::kOffset8, nullptr}, to, queue))
+      if (run_spread_planes<T, false>(s, images, from, {Selected::kOffset8, nullptr}, to, queue) ||
+          run_spread_tiles(s, images, from, to, queue) ||
+          (vectors && run_spread_channels(s, images, from, to, queue)))
         return;
       if constexpr (sizeof(T) < 8) {
         const BandWindow window = band_window<T>(s, vectors);
