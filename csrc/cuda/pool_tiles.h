@@ -20,6 +20,7 @@ struct PlaneTiles {
   int32_t planes, group;  // of all blocks and of one
   int32_t in_area, out_area;
   bool vectors;         // whether the runs of memory are aligned
+  bool direct;          // whether windows are so small that rows are not folded beforehand
   int32_t down, right;  // classes of disjoint windows
 
   __device__ __forceinline__ int32_t first() const {
@@ -69,17 +70,22 @@ __global__ void __launch_bounds__(kPoolThreads)
   for (int32_t i = id; i < v.w.out; i += kPoolThreads) columns[i] = TileWindow::of(v, v.w, i);
   __syncthreads();
 
-  for (int32_t task = id; task < planes * v.h.size * v.w.out; task += kPoolThreads) {
-    int32_t row = task;
-    const TileWindow column = columns[v.w.by_out.split(row)];
+  const auto fold_row = [&](int32_t row, const TileWindow& column) {
     const T* element = copy + row * v.w.size + column.element;
     State state = Rule::start(0);
 #pragma unroll 4
     for (int32_t s = 0; s < column.count; s++)
       Rule::fold(state, rule.prepare(element[s * v.w.dilation]), static_cast<uint32_t>(s));
-    folded[task] = state;
+    return state;
+  };
+  if (!b.direct) {
+    for (int32_t task = id; task < planes * v.h.size * v.w.out; task += kPoolThreads) {
+      int32_t row = task;
+      const int32_t q = v.w.by_out.split(row);
+      folded[task] = fold_row(row, columns[q]);
+    }
+    __syncthreads();
   }
-  __syncthreads();
 
   for (int32_t task = id; task < planes * b.out_area; task += kPoolThreads) {
     int32_t plane = task;
@@ -88,16 +94,23 @@ __global__ void __launch_bounds__(kPoolThreads)
     const bool empty = row.count == 0 || column.count == 0;
     const auto first_code = static_cast<uint32_t>(row.tap * v.row_codes + column.tap);
     State state = Rule::start(empty ? ~uint32_t{0} : first_code);
-    const State* part = folded + (plane * v.h.size + row.element) * v.w.out + q;
+    const int32_t top = plane * v.h.size + row.element, count = empty ? 0 : row.count;
+    const auto code_of = [&](int32_t r) {
+      return first_code + static_cast<uint32_t>(r * v.row_codes);
+    };
+    if (b.direct) {
+#pragma unroll 1
+      for (int32_t r = 0; r < count; r++)
+        Rule::join(state, fold_row(top + r * v.h.dilation, column), code_of(r));
+    } else {
 #pragma unroll 4
-    for (int32_t r = 0; r < (empty ? 0 : row.count); r++)
-      Rule::join(state, part[r * v.h.dilation * v.w.out],
-                 first_code + static_cast<uint32_t>(r * v.row_codes));
+      for (int32_t r = 0; r < count; r++)
+        Rule::join(state, folded[(top + r * v.h.dilation) * v.w.out + q], code_of(r));
+    }
     Value divisor{1};
     if (!Rule::kSelects && !empty)
-      divisor = static_cast<Value>(v.divisor != 0 ? v.divisor
-                                                  : static_cast<int64_t>(row.factor) *
-                                                        static_cast<int64_t>(column.factor));
+      divisor = v.divisor != 0 ? static_cast<Value>(v.divisor)
+                               : static_cast<Value>(row.factor) * static_cast<Value>(column.factor);
     const int32_t position = first * b.out_area + task;
     y[position] = rule.finish(state, Division<Value>(divisor));
     if constexpr (Rule::kSelects) {
@@ -234,13 +247,14 @@ __global__ void __launch_bounds__(kPoolThreads)
                [&](int i) { return begin + i < total ? sums[begin + i] : Wide<T>{0}; });
 }
 
-// Whether planes should go through shared memory: not where bands read and write whole vectors.
+// Whether planes should go through shared memory: not where bands read and write vectors of `width`
+// elements, if memory is aligned to those.
 template <typename T>
-bool tiles_fit(const PoolShape& s, bool aligned_rows) {
+bool tiles_fit(const PoolShape& s, int width, bool is_aligned) {
   constexpr int64_t kMost = 4096;
   if (s.channels != 1 || s.h.size * s.w.size > kMost || s.h.out * s.w.out > kMost) return false;
   if (!s.adaptive && (s.h.stride > s.h.taps || s.w.stride > s.w.taps)) return false;
-  const bool vectors = aligned_rows && s.w.size % kLanes<T> == 0 && s.w.out % kLanes<T> == 0;
+  const bool vectors = is_aligned && s.w.size % width == 0 && s.w.out % width == 0;
   return band_window<T>(s, true) == BandWindow::kNone || !vectors;
 }
 
@@ -258,6 +272,7 @@ PlaneTiles plane_tiles(const PoolShape& s, int64_t planes, const void* run, cons
           static_cast<int32_t>(in),
           static_cast<int32_t>(out),
           group % unit == 0 && aligned<T>(run, kLanes<T>),
+          !s.adaptive && s.h.taps * s.w.taps <= 6,
           1,
           1};
 }
@@ -275,12 +290,15 @@ bool run_pool_tiles(const PoolShape& s, int64_t planes, const Rule& rule,
                     const SelectedOutput& selected, const Queue& queue) {
   using T = typename Rule::Element;
   constexpr int n = kLanes<T>;
-  if (!tiles_fit<T>(s, aligned<T>(x, n) && aligned<T>(y, n))) return false;
+  if (!tiles_fit<T>(s, n / 2,
+                    aligned<T>(x, n / 2) && aligned<T>(y, n / 2) &&
+                        aligned_codes(selected.kind, selected.data, n / 2)))
+    return false;
   const PlaneTiles b = plane_tiles<T>(s, planes, x, queue);
   const auto state = static_cast<int64_t>(sizeof(typename Rule::State));
   const int64_t bytes = (s.h.out + s.w.out) * static_cast<int64_t>(sizeof(TileWindow)) +
                         ceil_div(b.group * s.h.size * s.w.size, n) * 16 +
-                        b.group * s.h.size * s.w.out * state;
+                        (b.direct ? 0 : b.group * s.h.size * s.w.out * state);
   if (bytes > kMostTileBytes) return false;
   launch(pool_tiles<Rule>, tile_grid(b), dim3(kPoolThreads), static_cast<int>(bytes), queue, b,
          rule, x, y, selected);
@@ -290,7 +308,7 @@ bool run_pool_tiles(const PoolShape& s, int64_t planes, const Rule& rule,
 template <typename T>
 bool run_spread_tiles(const PoolShape& s, int64_t planes, const T* dy, T* dx, const Queue& queue) {
   constexpr int n = kLanes<T>;
-  if (!tiles_fit<T>(s, aligned<T>(dx, n) && aligned<T>(dy, n))) return false;
+  if (!tiles_fit<T>(s, n, aligned<T>(dx, n) && aligned<T>(dy, n))) return false;
   const PlaneTiles b = plane_tiles<T>(s, planes, dx, queue);
   const int64_t bytes = b.group * s.h.out * s.w.out * static_cast<int64_t>(sizeof(Wide<T>)) +
                         (s.h.size + s.w.size) * 8;
@@ -304,8 +322,9 @@ template <typename T>
 bool run_scatter_tiles(const PoolShape& s, int64_t planes, const T* dy,
                        const SelectedArray& selected, T* dx, const Queue& queue) {
   constexpr int n = kLanes<T>;
-  if (!tiles_fit<T>(s, selected.kind == Selected::kOffset8 && aligned<T>(dx, n) &&
-                           aligned<T>(dy, n) && aligned_codes(selected.kind, selected.data, n)))
+  if (!tiles_fit<T>(s, n,
+                    selected.kind == Selected::kOffset8 && aligned<T>(dx, n) && aligned<T>(dy, n) &&
+                        aligned_codes(selected.kind, selected.data, n)))
     return false;
   PlaneTiles b = plane_tiles<T>(s, planes, dx, queue);
   // Windows as far apart as this are disjoint; of adaptive ones every other where none repeats an
