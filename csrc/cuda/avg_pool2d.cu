@@ -14,6 +14,8 @@ void forward(const PoolShape& s, const void* x, void* y, const Queue& queue) {
   const SelectedOutput nothing{Selected::kOffset8, nullptr};
   run_pool_windows(s, Averaging<T>{}, x, y, nothing, queue,
                    [&](int64_t images, const T* from, T* to, const SelectedOutput&) {
+                     if constexpr (sizeof(T) < 8)
+                       if (run_average_channels(s, images, from, to, queue)) return true;
                      return run_pool_bands<Averaging<T>, false>(s, images, from, to, nothing,
                                                                 queue);
                    });

@@ -148,7 +148,7 @@ struct BandDivision {
 
 template <typename Rule, int R, int S, int kStep, bool kPlanes, bool kCodes>
 __global__ void __launch_bounds__(kPoolThreads,
-                                  kPlanes && sizeof(typename Rule::Element) == 2 ? 2 : 1)
+                                  kPlanes && sizeof(typename Rule::Element) == 2 ? 3 : 1)
     pool_bands(PoolBands b, const typename Rule::Element* __restrict__ x,
                typename Rule::Element* __restrict__ y, SelectedOutput selected) {
   using T = typename Rule::Element;

@@ -3,7 +3,8 @@
 //
 // Forward: a block copies some planes to shared memory, and a few threads fold each plane from
 // there, in turns; their number follows from the plane's size alone. Backward: a thread writes one
-// vector of dx, which spans two planes at most; an average's in NHWC, one vector of some pixels.
+// vector of dx, which spans two planes at most. Of averages in NHWC, a thread reads or writes one
+// vector of channels of every few pixels.
 #pragma once
 
 #include "cuda/pool_geometry.h"
@@ -159,6 +160,66 @@ bool run_spread_planes(const PoolShape& s, int64_t planes, const T* dy,
   launch(spread_planes<T, kSelects>, pool_grid(ceil_div(total, n)), dim3(kPoolThreads), 0, queue,
          view, Quotient<int32_t>(area), divisor, static_cast<int32_t>(area),
          static_cast<int32_t>(total), aligned<T>(dx, n), dy, selected, dx);
+  return true;
+}
+
+inline constexpr int kChannelSplits = 8, kChannelVectors = kPoolThreads / kChannelSplits;
+
+// The average, NHWC: kChannelSplits threads share the pixels of a vector in turns, and one thread
+// for each channel sums their parts.
+template <typename T>
+__global__ void __launch_bounds__(kPoolThreads, 4)
+    average_channels(Quotient<int32_t> by_vectors, float divisor, int32_t threads, int32_t vectors,
+                     int32_t area, const T* __restrict__ x, T* __restrict__ y) {
+  constexpr int n = kLanes<T>, kBatch = 8;  // loads under way
+  using V = Pack<T>;
+  __shared__ Vector<float, 4> parts[kChannelSplits][kChannelVectors * n / 4];
+  const int id = static_cast<int>(threadIdx.x);
+  const int split = id / kChannelVectors, own = id % kChannelVectors;
+  const int32_t first = static_cast<int32_t>(blockIdx.x) * kChannelVectors;
+  float total[n] = {};
+  if (first + own < threads) {
+    int32_t image = first + own;
+    const int32_t vector = by_vectors.split(image);
+    const V* const from = reinterpret_cast<const V*>(x) + image * area * vectors + vector;
+    for (int32_t begin = split; begin < area; begin += kBatch * kChannelSplits) {
+      V batch[kBatch];
+#pragma unroll
+      for (int k = 0; k < kBatch; k++) {
+        const int32_t pixel = begin + k * kChannelSplits;
+        batch[k] = V{};
+        if (pixel < area) batch[k] = from[pixel * vectors];
+      }
+#pragma unroll
+      for (int k = 0; k < kBatch; k++) {
+#pragma unroll
+        for (int i = 0; i < n; i++) total[i] += batch[k].at(i);
+      }
+    }
+  }
+  store_all<float, n>(parts[split][own * n / 4].element, [&](int i) { return total[i]; });
+  __syncthreads();
+  if (id >= kChannelVectors * n || first * n + id >= threads * n) return;
+  float sum = 0;
+#pragma unroll
+  for (int k = 0; k < kChannelSplits; k++) sum += parts[k][id / 4].element[id % 4];
+  y[first * n + id] = from_wide<T>(Division<float>(divisor)(sum));
+}
+
+// Runs average_channels where it takes the problem, and says whether.
+template <typename T>
+bool run_average_channels(const PoolShape& s, int64_t images, const T* x, T* y,
+                          const Queue& queue) {
+  constexpr int n = kLanes<T>;
+  const int64_t area = s.h.size * s.w.size, vectors = s.channels / n;
+  if (s.channels % n != 0 || !covers_image(s) || area < 24 || area > 256 || !aligned<T>(x, n))
+    return false;
+  const int64_t threads = images * vectors;
+  launch(average_channels<T>, dim3(static_cast<unsigned>(ceil_div(threads, kChannelVectors))),
+         dim3(kPoolThreads), 0, queue, Quotient<int32_t>(vectors),
+         PoolView<int32_t>(s, images, 1, true).template divisor_of<float>(0, 0),
+         static_cast<int32_t>(threads), static_cast<int32_t>(vectors), static_cast<int32_t>(area),
+         x, y);
   return true;
 }
 
