@@ -21,6 +21,7 @@ struct PlaneTiles {
   int32_t in_area, out_area;
   bool vectors;         // whether the runs of memory are aligned
   bool direct;          // whether windows are so small that rows are not folded beforehand
+  bool disjoint;        // whether no two windows hold the same element
   int32_t down, right;  // classes of disjoint windows
 
   __device__ __forceinline__ int32_t first() const {
@@ -135,20 +136,40 @@ __device__ __forceinline__ void store_tile(T* dx, bool vectors, int32_t rest, F&
   }
 }
 
+// The windows that hold a row's or a column's elements.
+struct alignas(8) TileVisits {
+  int32_t begin, count;
+
+  static __device__ __forceinline__ TileVisits of(const Axis<int32_t>& axis, int32_t element) {
+    const auto visits = axis.visits(element);
+    return {visits.begin, visits.count};
+  }
+};
+
 template <typename T>
 __global__ void __launch_bounds__(kPoolThreads)
     spread_tiles(PlaneTiles b, const T* __restrict__ dy, T* __restrict__ dx) {
-  using Visits = Axis<int32_t>::Visits;
   constexpr int n = kLanes<T>;
   const PoolView<int32_t>& v = b.v;
-  auto* const quotients = reinterpret_cast<Wide<T>*>(dynamic_shared<unsigned char>());
-  auto* const rows = reinterpret_cast<Visits*>(quotients + b.group * b.out_area);
-  Visits* const columns = rows + v.h.size;
+  auto* const rows = reinterpret_cast<TileVisits*>(dynamic_shared<unsigned char>());
+  TileVisits* const columns = rows + v.h.size;
+  auto* const quotients = reinterpret_cast<Wide<T>*>(columns + v.w.size);
+  // Where windows are disjoint, each element's own.
+  constexpr uint16_t kNoWindow = 0xffff;
+  auto* const windows = reinterpret_cast<uint16_t*>(quotients + b.group * b.out_area);
   const int id = static_cast<int>(threadIdx.x);
   const int32_t first = b.first(), planes = b.count(), total = planes * b.in_area;
 
-  for (int32_t i = id; i < v.h.size; i += kPoolThreads) rows[i] = v.h.visits(i);
-  for (int32_t i = id; i < v.w.size; i += kPoolThreads) columns[i] = v.w.visits(i);
+  for (int32_t i = id; i < v.h.size; i += kPoolThreads) rows[i] = TileVisits::of(v.h, i);
+  for (int32_t i = id; i < v.w.size; i += kPoolThreads) columns[i] = TileVisits::of(v.w, i);
+  for (int32_t i = id; i < (b.disjoint ? b.in_area : 0); i += kPoolThreads) {
+    int32_t h = i;
+    const int32_t w = v.w.by_size.split(h);
+    const TileVisits row = TileVisits::of(v.h, h), column = TileVisits::of(v.w, w);
+    windows[i] = row.count > 0 && column.count > 0
+                     ? static_cast<uint16_t>(row.begin * v.w.out + column.begin)
+                     : kNoWindow;
+  }
   for (int32_t task = id; task < planes * b.out_area; task += kPoolThreads) {
     int32_t plane = task;
     const int32_t q = v.w.by_out.split(plane), p = v.h.by_out.split(plane);
@@ -161,11 +182,23 @@ __global__ void __launch_bounds__(kPoolThreads)
     int32_t plane = begin;
     int32_t w = v.w.by_size.split(plane), h = v.h.by_size.split(plane);
     Wide<T> sums[n];
+    if (b.disjoint) {
+      int32_t position = h * v.w.size + w;
+      const Wide<T>* from = quotients + plane * b.out_area;
 #pragma unroll
-    for (int i = 0; i < n; i++) {
-      sums[i] = 0;
-      if (begin + i < total) {
-        const Visits row = rows[h], column = columns[w];
+      for (int i = 0; i < n; i++) {
+        const uint16_t window = begin + i < total ? windows[position] : kNoWindow;
+        sums[i] = window != kNoWindow ? from[window] : Wide<T>{0};
+        const bool next = ++position == b.in_area;
+        position = next ? 0 : position;
+        from += next ? b.out_area : 0;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < n; i++) {
+        sums[i] = 0;
+        if (begin + i >= total) continue;
+        const TileVisits row = rows[h], column = columns[w];
         const Wide<T>* from = quotients + (plane * v.h.out + row.begin) * v.w.out + column.begin;
 #pragma unroll 1
         for (int32_t p = 0; p < row.count; p++, from += v.w.out) {
@@ -174,10 +207,10 @@ __global__ void __launch_bounds__(kPoolThreads)
           for (int32_t q = 0; q < column.count; q++) sum += from[q];
           sums[i] += sum;
         }
-      }
-      if (++w == v.w.size) {
-        w = 0;
-        if (++h == v.h.size) h = 0, plane++;
+        if (++w == v.w.size) {
+          w = 0;
+          if (++h == v.h.size) h = 0, plane++;
+        }
       }
     }
     store_tile(dx + first * b.in_area + begin, b.vectors, total - begin,
@@ -273,6 +306,7 @@ PlaneTiles plane_tiles(const PoolShape& s, int64_t planes, const void* run, cons
           static_cast<int32_t>(out),
           group % unit == 0 && aligned<T>(run, kLanes<T>),
           !s.adaptive && s.h.taps * s.w.taps <= 6,
+          !s.adaptive && s.h.stride >= s.h.taps && s.w.stride >= s.w.taps,
           1,
           1};
 }
@@ -311,7 +345,8 @@ bool run_spread_tiles(const PoolShape& s, int64_t planes, const T* dy, T* dx, co
   if (!tiles_fit<T>(s, n, aligned<T>(dx, n) && aligned<T>(dy, n))) return false;
   const PlaneTiles b = plane_tiles<T>(s, planes, dx, queue);
   const int64_t bytes = b.group * s.h.out * s.w.out * static_cast<int64_t>(sizeof(Wide<T>)) +
-                        (s.h.size + s.w.size) * 8;
+                        (s.h.size + s.w.size) * static_cast<int64_t>(sizeof(TileVisits)) +
+                        s.h.size * s.w.size * 2;
   if (bytes > kMostTileBytes) return false;
   launch(spread_tiles<T>, tile_grid(b), dim3(kPoolThreads), static_cast<int>(bytes), queue, b, dy,
          dx);
