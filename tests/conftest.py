@@ -86,10 +86,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     one = config.getoption("--device")
     if one is None:
         return
-    parameters = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
-    kept = [item for item, named in zip(items, parameters, strict=True) if "device" in named]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
+
+    def stays(item: pytest.Item) -> bool:
+        named = getattr(getattr(item, "callspec", None), "params", {})
+        return "device" in named or (one == "cuda" and bool(item.get_closest_marker("cuda_only")))
+
+    config.hook.pytest_deselected(items=[item for item in items if not stays(item)])
+    items[:] = [item for item in items if stays(item)]
 
 
 _begun = time.monotonic()

@@ -17,12 +17,15 @@ from torch import Tensor
 from torch.nn import functional as torch_F
 
 import torchconv.functional as F
-from conftest import WHY_NO_CUDA, assert_accurate, assert_same, in_layout, relative_error
+from conftest import WHY_NO_CUDA, assert_accurate, assert_same, cuda_only, in_layout, relative_error
 
 EMULATED = "TORCHCONV_EMULATED_LIBRARY" in os.environ
 DEVICE = "cpu" if EMULATED else "cuda"
 
-pytestmark = pytest.mark.skipif(not EMULATED and WHY_NO_CUDA is not None, reason=str(WHY_NO_CUDA))
+pytestmark = [
+    cuda_only,
+    pytest.mark.skipif(not EMULATED and WHY_NO_CUDA is not None, reason=str(WHY_NO_CUDA)),
+]
 
 # name: input size, weight size, further arguments of conv2d
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
