@@ -131,6 +131,13 @@ void wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const 
   }
 }
 
+// The library may have been built for other GPUs alone.
+constexpr bool built_for_hopper() {
+  for (const int architecture : {__CUDA_ARCH_LIST__})
+    if (architecture == 900) return true;
+  return false;
+}
+
 // C x R' x S' x K for each phase of the stride, one after the other.
 const char* turned_filters(const ConvProblem& p, const void* w, const Queue& queue) {
   char* turned = queue.scratch<char>(p.K * p.R * p.S * p.C * sm90::bytes_of(p.dtype));
@@ -150,7 +157,7 @@ const char* turned_filters(const ConvProblem& p, const void* w, const Queue& que
 }  // namespace
 
 bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, const Queue& queue) {
-  return sm90::takes(p, pass, preactivation, queue.capability);
+  return built_for_hopper() && sm90::takes(p, pass, preactivation, queue.capability);
 }
 
 void cutlass_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,

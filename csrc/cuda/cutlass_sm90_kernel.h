@@ -101,6 +101,9 @@ struct Kernel {
   };
 
   CUTLASS_DEVICE void operator()(const Params& params, char* shared) const {
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    __trap();  // cutlass_takes refuses every device that runs this
+#else
     using namespace cute;
     SharedStorage& storage = *reinterpret_cast<SharedStorage*>(shared);
     const int thread = static_cast<int>(threadIdx.x);
@@ -145,7 +148,8 @@ struct Kernel {
     }();
 
     if (loads) {
-      const auto tiles = make_coord_iterator(idx2crd(first, shape<3>(a)), shape<3>(a));
+      const auto tiles_k = shape<3>(a);  // the iterator refers to it
+      const auto tiles = make_coord_iterator(idx2crd(first, tiles_k), tiles_k);
       auto state = cutlass::make_producer_start_state<Pipeline>();
       mainloop.load(params.mainloop, pipeline, state, inputs, tile, tiles, count, thread % 32,
                     block_rank_in_cluster(), storage.mainloop);
@@ -159,7 +163,11 @@ struct Kernel {
     typename Pipeline::PipelineState state;
     mainloop.mma(pipeline, state, sums, count, thread, storage.mainloop, params.mainloop);
     mainloop.mma_tail(pipeline, state, count);
+    // What is stored goes through memory that another warp's last product may still read.
+    cutlass::arch::NamedBarrier::sync(kMultipliers,
+                                      cutlass::arch::ReservedNamedBarriers::EpilogueBarrier);
     store(params, storage, tile, sums, tiled_mma, thread);
+#endif
   }
 
  private:

@@ -1,0 +1,170 @@
+"""Convolutions through CUTLASS, on a Hopper GPU: the edges of its tiles, against float64.
+
+Channels leave every residue of the tiles of 32, 64 and 128; images leave a last tile of positions
+and lie in the middle of one; taps reach over every border of the image, which a pad below zero also
+crops. The layers are small, and their splits and phases are those of large ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as torch_F
+
+import torchconv.functional as F
+from conftest import WHY_NO_CUDA, assert_accurate, relative_error
+from torchconv import explain
+
+CUTLASS = "CUTLASS"
+
+
+def _why_not() -> str | None:
+    if WHY_NO_CUDA:
+        return WHY_NO_CUDA
+    image = torch.zeros(1, 64, 8, 8, dtype=torch.float16, device="cuda")
+    told = explain(image, torch.zeros_like(image[:, :, :3, :3]), peak=1.0, bandwidth=1.0)
+    return None if CUTLASS in told["fprop"].algorithm else "no kernels of CUTLASS for this GPU"
+
+
+if WHY_NOT := _why_not():
+    pytest.skip(WHY_NOT, allow_module_level=True)
+
+on_dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+
+# name: N, C, H, W, filters, kernel, arguments
+CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str, Any]]] = {
+    "1x1": ((3, 64, 7, 9), 64, (1, 1), {}),
+    "1x1_wide": ((2, 104, 13, 11), 264, (1, 1), {}),
+    "1x1_s2": ((2, 128, 9, 8), 136, (1, 1), {"stride": 2}),
+    "3x3": ((3, 64, 14, 14), 64, (3, 3), {"padding": 1}),
+    "3x3_wide": ((2, 200, 12, 17), 328, (3, 3), {"padding": 1}),
+    "3x3_valid": ((2, 128, 11, 9), 128, (3, 3), {}),
+    "3x3_s2": ((2, 128, 15, 18), 96, (3, 3), {"padding": 1, "stride": 2}),
+    "3x3_s2_even": ((2, 64, 16, 16), 128, (3, 3), {"padding": 1, "stride": 2}),
+    "3x3_d2": ((2, 96, 13, 12), 64, (3, 3), {"padding": 2, "dilation": 2}),
+    "3x3_s2_d2": ((2, 64, 13, 12), 64, (3, 3), {"padding": 2, "dilation": 2, "stride": 2}),
+    "far": ((1, 64, 40, 40), 64, (3, 3), {"padding": 19, "dilation": 19}),
+    "5x5_s2": ((2, 64, 17, 15), 64, (5, 5), {"padding": 2, "stride": 2}),
+    "7x7": ((1, 64, 12, 12), 64, (7, 7), {"padding": 3}),
+    "1x3_s4": ((2, 64, 9, 40), 64, (1, 3), {"padding": (0, 1), "stride": (1, 4)}),
+    "3x1_s3": ((2, 64, 22, 9), 64, (3, 1), {"padding": (1, 0), "stride": (3, 1)}),
+    "wide_padding": ((2, 64, 6, 5), 64, (3, 3), {"padding": (4, 3)}),
+    "uneven": ((2, 64, 9, 10), 64, (4, 4), {"padding": "same"}),
+    "pixel": ((5, 256, 1, 1), 128, (1, 1), {}),
+    "many": ((64, 64, 16, 16), 64, (3, 3), {"padding": 1}),
+    "long": ((8, 64, 96, 96), 64, (3, 3), {"padding": 1}),
+}
+
+
+def _operands(case: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    size, filters, kernel, _ = CASES[case]
+    terms = size[1] * kernel[0] * kernel[1]
+    image = torch.randn(size, device="cuda").to(dtype)
+    weight = (torch.randn(filters, size[1], *kernel, device="cuda") / terms**0.5).to(dtype)
+    bias = torch.randn(filters, device="cuda").to(dtype)
+    last = torch.channels_last
+    return image.contiguous(memory_format=last), weight.contiguous(memory_format=last), bias
+
+
+def _passes(conv: Any, x: Tensor, w: Tensor, b: Tensor, dz: Tensor, **kwargs: Any) -> list[Tensor]:
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    z = conv(x, w, b, **kwargs)
+    return [z.detach(), *torch.autograd.grad(z, (x, w), dz)]
+
+
+def _truth(case: str, x: Tensor, w: Tensor, b: Tensor, dz: Tensor) -> list[Tensor]:
+    wide = [t.double().cpu() for t in (x, w, b, dz)]
+    return [t.cuda() for t in _passes(torch_F.conv2d, *wide, **CASES[case][3])]
+
+
+@on_dtypes
+@pytest.mark.parametrize("case", CASES)
+def test_passes(case: str, dtype: torch.dtype) -> None:
+    x, w, b = _operands(case, dtype)
+    kwargs = CASES[case][3]
+    told = explain(x, w, **kwargs, peak=1.0, bandwidth=1.0)
+    assert all(CUTLASS in each.algorithm for each in told.passes), str(told)
+    dz = torch.randn_like(F.conv2d(x, w, b, **kwargs))
+    found = _passes(F.conv2d, x, w, b, dz, **kwargs)
+    for each, exact in zip(found, _truth(case, x, w, b, dz), strict=True):
+        assert_accurate(each, exact)
+    again = _passes(F.conv2d, x, w, b, dz, **kwargs)
+    assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tf32(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    x, w, b = _operands(case, torch.float32)
+    kwargs = CASES[case][3]
+    told = explain(x, w, **kwargs, peak=1.0, bandwidth=1.0)
+    assert all(CUTLASS in told[name].algorithm for name in ("fprop", "dgrad")), str(told)
+    dz = torch.randn_like(F.conv2d(x, w, b, **kwargs))
+    found = _passes(F.conv2d, x, w, b, dz, **kwargs)
+    for each, exact in zip(found, _truth(case, x, w, b, dz), strict=True):
+        assert relative_error(each, exact) < 1e-3
+
+
+@on_dtypes
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+def test_activation(activation: str, dtype: torch.dtype) -> None:
+    x, w, b = _operands("3x3_wide", dtype)
+    y = F.conv2d(x, w, 4 * b, padding=1, activation=activation)
+    z = torch_F.conv2d(x.double().cpu(), w.double().cpu(), 4 * b.double().cpu(), padding=1)
+    assert_accurate(y, getattr(torch_F, activation)(z).cuda())
+
+
+@pytest.mark.parametrize("case", ["3x3", "3x3_wide", "3x3_s2"])
+def test_a_sample_does_not_depend_on_its_batch(case: str) -> None:
+    x, w, b = _operands(case, torch.float16)
+    many = x.repeat(200, 1, 1, 1)
+    kwargs = CASES[case][3]
+    assert torch.equal(F.conv2d(many, w, b, **kwargs)[: len(x)], F.conv2d(x, w, b, **kwargs))
+
+
+@on_dtypes
+def test_nan_and_infinity(dtype: torch.dtype) -> None:
+    x, w, b = _operands("3x3", dtype)
+    x[0, 5, 3, 3], x[1, 6, 4, 4] = torch.nan, torch.inf
+    y = F.conv2d(x, w, b, padding=1, activation="relu")
+    z = torch_F.conv2d(x.float().cpu(), w.float().cpu(), b.float().cpu(), padding=1)
+    expected = torch_F.relu(z)
+    assert torch.equal(y.isnan().cpu(), expected.isnan())
+    assert torch.equal(y.isinf().cpu(), expected.isinf())
+
+
+@on_dtypes
+def test_operands_at_any_element(dtype: torch.dtype) -> None:
+    x, w, b = _operands("3x3", dtype)
+
+    def moved(t: Tensor) -> Tensor:
+        whole = torch.zeros(t.numel() + 3, dtype=dtype, device="cuda")
+        return whole[3:].as_strided(t.size(), t.stride(), 3).copy_(t)
+
+    dz = torch.randn_like(F.conv2d(x, w, b, padding=1))
+    expected = _passes(F.conv2d, x, w, b, dz, padding=1)
+    found = _passes(F.conv2d, moved(x), moved(w), moved(b), moved(dz), padding=1)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_in_a_graph() -> None:
+    x, w, b = _operands("3x3_s2", torch.float16)
+
+    def step() -> list[Tensor]:
+        return _passes(F.conv2d, x, w, b, dz, padding=1, stride=2)
+
+    dz = torch.randn_like(F.conv2d(x, w, b, padding=1, stride=2))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert all(torch.equal(*pair) for pair in zip(captured, step(), strict=True))
