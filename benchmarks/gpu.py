@@ -184,7 +184,7 @@ def summary(results: Sequence[report.Result]) -> str:
     return tabulate(table, headers, disable_numparse=True)
 
 
-def slowest(results: Sequence[report.Result], count: int = 25) -> str:
+def slowest(results: Sequence[report.Result], count: int = 15) -> str:
     """The rows where the peer is furthest ahead."""
     behind = [(row.ratio, row) for row in results if row.ratio is not None and row.ratio < 1]
     behind.sort(key=lambda pair: pair[0])
@@ -355,7 +355,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(measured, base)
     parts = [summary(rows), slowest(rows)]
     if measured.failures:
-        parts.append("Not timed:\n" + report.failures_list(measured))
+        lines = report.failures_list(measured).splitlines()
+        more = [f"... and {len(lines) - 12} more"] if len(lines) > 12 else []
+        parts.append("\n".join(["Not timed:", *lines[:12], *more]))
     parts.append(measured.machine["measured floor"])
     if left_out:
         parts.append(f"No time was left for {left_out} of {len(cases)} cases.")

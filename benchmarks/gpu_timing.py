@@ -15,6 +15,7 @@ import torch
 from benchmarks.timing import Timing
 
 Call = Callable[[], object]
+SLEEP_CYCLES = 300_000  # about 0.2 ms
 
 
 class Graph:
@@ -34,6 +35,8 @@ class Graph:
     def seconds(self) -> float:
         """For one call, by one replay."""
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # The GPU is busy until everything is queued: else it would wait for the launch, timed.
+        torch.cuda._sleep(SLEEP_CYCLES)
         before.record()
         self._graph.replay()
         after.record()
@@ -66,7 +69,8 @@ def interleave(libraries: Sequence[Sequence[Call]], budget: float) -> list[Timin
         graphs.append(Graph(calls, -(-wanted // len(calls)) * len(calls)))
     first = [graph.seconds() for graph in graphs]
     round_time = sum(t * graph.count for t, graph in zip(first, graphs, strict=True))
-    rounds = min(50, max(1 if round_time > budget else 5, round(budget / round_time)))
+    least = 5 if round_time <= budget else 3 if round_time <= 10 * budget else 1
+    rounds = min(50, max(least, round(budget / round_time)))
     samples: list[list[float]] = [[] for _ in graphs]
     order = list(range(len(graphs)))
     for _ in range(rounds):

@@ -8,14 +8,19 @@ below are the product's stated accuracy, not numbers found by trial.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from numpy.typing import NDArray
 from torch import Tensor
 
 import torchconv
+import torchconv._load
 
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("dev", deadline=None, print_blob=True)
@@ -35,19 +40,84 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def _why_no_cuda() -> str | None:
     if not torch.cuda.is_available():
         return "this machine has no CUDA device"
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("torchconv::conv2d", "CUDA"):
-        return "torchconv has no CUDA library here"
+    if not torchconv._load.serves_cuda():
+        return "torchconv has no CUDA library here, and no nvcc to compile one"
     return None
 
 
 WHY_NO_CUDA = _why_no_cuda()
 # Left out rather than skipped a thousand times; the header of the run says so, and why.
 DEVICES = ("cpu",) if WHY_NO_CUDA else ("cpu", "cuda")
+# A module's tests run on every device with `pytestmark = everywhere`; `cpu_only` excepts one that
+# is about the CPU's library, or about what PyTorch cannot do on a GPU.
+everywhere = pytest.mark.usefixtures("device")
+cpu_only = pytest.mark.cpu_only
+cuda_only = pytest.mark.cuda_only
 
 
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", choices=["cpu", "cuda"], help="run only tests that have a device, on this one"
+    )
+    parser.addoption(
+        "--within", type=float, help="skip the tests that would begin after so many seconds"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cpu_only: not on a GPU")
+    config.addinivalue_line("markers", "cuda_only: only on a GPU")
+    if config.getoption("--device") == "cuda" and WHY_NO_CUDA:
+        raise pytest.UsageError(f"--device cuda: {WHY_NO_CUDA}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        one = metafunc.config.getoption("--device")
+        devices = [d for d in DEVICES if one in (None, d)]
+        if metafunc.definition.get_closest_marker("cuda_only"):
+            devices = [d for d in devices if d == "cuda"]
+        if metafunc.definition.get_closest_marker("cpu_only"):
+            devices = [d for d in devices if d == "cpu"]
+        metafunc.parametrize("device", devices, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    one = config.getoption("--device")
+    if one is None:
+        return
+    parameters = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
+    kept = [item for item, named in zip(items, parameters, strict=True) if "device" in named]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+_begun = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    seconds = item.config.getoption("--within")
+    if seconds is not None and time.monotonic() - _begun > seconds:
+        pytest.skip("no time is left (--within)")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The device that new tensors are on."""
+    name = str(request.param)
+    if name == "cpu":
+        yield name
+        return
+    with torch.device(name):
+        yield name
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        # Nothing more can run in this process. pytest-xdist reports the test and starts another.
+        print(f"{request.node.nodeid}: the GPU is lost: {error}", file=sys.__stderr__, flush=True)
+        if os.environ.get("PYTEST_XDIST_WORKER"):
+            os._exit(86)
+        pytest.exit(f"{request.node.nodeid}: the GPU is lost: {error}", returncode=86)
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +194,16 @@ def in_layout(t: Tensor, layout: str) -> Tensor:
     """t's values in a layout by name, as a leaf that asks for a gradient if t does."""
     laid = LAYOUTS[layout](t.detach())
     return laid.requires_grad_(t.requires_grad)
+
+
+def to_numpy(t: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = t.detach().cpu().numpy()
+    return array
+
+
+def from_numpy(array: NDArray[Any]) -> Tensor:
+    """On the device that new tensors are on."""
+    return torch.from_numpy(array).to(torch.get_default_device())
 
 
 # --- accuracy ------------------------------------------------------------------------------------

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jvp, vmap
-from torch.nn import functional as torch_F
 
 import torchconv
 import torchconv.functional as F
-from conftest import FLOATS, LAYOUTS, assert_accurate, assert_same, in_layout
+from conftest import FLOATS, LAYOUTS, assert_accurate, assert_same, cpu_only, everywhere, in_layout
+from oracle import torch_F
 from torchconv.autograd import AdaptiveAvgPool2dFunction, AdaptiveMaxPool2dFunction
+
+pytestmark = everywhere
 
 OPS = torch.ops.torchconv
 FORMATS = ("contiguous", "channels_last")
@@ -237,6 +239,7 @@ WRONG: dict[str, Callable[[], tuple[Any, ...]]] = {
 }
 
 
+@cpu_only
 @pytest.mark.parametrize("case", WRONG)
 @on_poolings
 def test_errors_have_pytorchs_class(op: str, case: str) -> None:
@@ -247,6 +250,7 @@ def test_errors_have_pytorchs_class(op: str, case: str) -> None:
     assert type(ours.value) is type(theirs.value), (ours.value, theirs.value)
 
 
+@cpu_only
 def test_operators_refuse_what_does_not_belong_together() -> None:
     dy, indices = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2, dtype=torch.int64)
     for call in (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import counts, gpu, gpu_cases, report
+from benchmarks import counts, gpu, gpu_cases, gpu_timing, report
 from benchmarks.gpu_cases import BACKWARD, FORWARD, FORWARD_RELU, PASSES, Wanted
 from benchmarks.machine import Floor
 from benchmarks.problems import Problem
@@ -147,3 +147,62 @@ def test_run_and_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 1
     assert "There is no GPU here" in capsys.readouterr().err
+
+
+class FakeEvent:
+    """Time passes by calls alone: a second each."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = FakeEvent.now
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, later: FakeEvent) -> float:
+        return 1e3 * (later.at - self.at)
+
+
+class FakeGraph:
+    """Replays by calling again what was captured, told by the calls themselves."""
+
+    capturing: list[float] | None = None
+
+    def capture_begin(self) -> None:
+        FakeGraph.capturing = self.captured = []
+
+    def capture_end(self) -> None:
+        FakeGraph.capturing = None
+
+    def replay(self) -> None:
+        FakeEvent.now += sum(self.captured)
+
+
+def test_graphs_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[tuple[str, int]] = []
+
+    def call(library: str, at: int, seconds: float) -> None:
+        order.append((library, at))
+        if FakeGraph.capturing is None:
+            FakeEvent.now += seconds
+        else:
+            FakeGraph.capturing.append(seconds)
+
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    libraries = [
+        [lambda i=i: call("ours", i, 1e-4) for i in range(3)],
+        [lambda i=i: call("theirs", i, 2e-3) for i in range(3)],
+    ]
+    ours, theirs = gpu_timing.interleave(libraries, 0.05)
+    assert (ours.median, theirs.median) == (pytest.approx(1e-4), pytest.approx(2e-3))
+    # A replay of 12 calls takes 1.2 ms, one of 3 calls 6 ms: seven rounds in 50 ms.
+    assert ours.rounds == theirs.rounds == 7
+    assert [at for library, at in order if library == "ours"][-12:] == [0, 1, 2] * 4
+    slow = [[lambda: call("slow", 0, 1.0)]]
+    assert gpu_timing.interleave(slow, 0.05)[0].rounds == 1

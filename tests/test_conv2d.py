@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import reference
 import torchconv
@@ -25,9 +24,15 @@ from conftest import (
     LAYOUTS,
     assert_accurate,
     assert_same,
+    everywhere,
+    from_numpy,
     in_layout,
     relative_error,
+    to_numpy,
 )
+from oracle import torch_F
+
+pytestmark = everywhere
 
 FORMATS = ("contiguous", "channels_last")
 # Of the direct product, and of the choice that may fall on Winograd's algorithms.
@@ -87,10 +92,10 @@ on_cases = pytest.mark.parametrize("case", CASES)
 on_dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
-def make(case: str, dtype: torch.dtype, device: str = "cpu") -> tuple[list[Tensor], dict[str, Any]]:
+def make(case: str, dtype: torch.dtype) -> tuple[list[Tensor], dict[str, Any]]:
     x_size, w_size, kwargs = CASES[case]
     sizes = (x_size, w_size, w_size[:1])
-    return [torch.randn(s).to(device, dtype).requires_grad_() for s in sizes], kwargs
+    return [torch.randn(s).to(dtype).requires_grad_() for s in sizes], kwargs
 
 
 def gradients(
@@ -106,9 +111,9 @@ def gradients(
 @on_dtypes
 @on_cases
 def test_forward_and_backward(
-    case: str, dtype: torch.dtype, input_format: str, weight_format: str, device: str
+    case: str, dtype: torch.dtype, input_format: str, weight_format: str
 ) -> None:
-    (x, w, b), kwargs = make(case, dtype, device)
+    (x, w, b), kwargs = make(case, dtype)
     leaves = [in_layout(x, input_format), in_layout(w, weight_format), b]
     z = F.conv2d(*leaves, **kwargs)
     theirs = torch_F.conv2d(*leaves, **kwargs)
@@ -506,15 +511,17 @@ def test_scalar_reference() -> None:
     kwargs = {"stride": (2, 1), "dilation": (1, 2), "groups": 2}
     sides = (1, 2, 0, 1)
     z = F.conv2d(*leaves, **kwargs, padding=sides, flip_kernel=True)
-    arrays = [t.detach().numpy() for t in leaves]
+    arrays = [to_numpy(t) for t in leaves]
     truth = reference.conv2d(*arrays, (2, 1), sides, (1, 2), 2, flip=True)
-    assert_accurate(z, torch.from_numpy(truth))
+    assert_accurate(z, from_numpy(truth))
     dz = torch.randn_like(z)
     turned = arrays[1][:, :, ::-1, ::-1]
-    dx, dw, db = reference.conv2d_backward(dz.numpy(), arrays[0], turned, (2, 1), sides, (1, 2), 2)
+    dx, dw, db = reference.conv2d_backward(
+        to_numpy(dz), arrays[0], turned, (2, 1), sides, (1, 2), 2
+    )
     expected = (dx, dw[:, :, ::-1, ::-1].copy(), db)
     for gradient, value in zip(torch.autograd.grad(z, leaves, dz), expected, strict=True):
-        assert_accurate(gradient, torch.from_numpy(value))
+        assert_accurate(gradient, from_numpy(value))
 
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import torchconv
 import torchconv.functional as F
-from conftest import in_layout
+from conftest import everywhere, in_layout
+from oracle import torch_F
 from test_determinism import threads
+
+pytestmark = everywhere
 
 on_formats = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 on_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -12,11 +12,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import torchconv.functional as F
-from conftest import FLOATS, NORM_BOUND, assert_accurate, in_layout, relative_error
+from conftest import FLOATS, NORM_BOUND, assert_accurate, everywhere, in_layout, relative_error
+from oracle import torch_F
 from test_conv2d import FORMATS, make
+
+pytestmark = everywhere
 
 on_dtypes = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
@@ -35,9 +37,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("layout", FORMATS)
 @pytest.mark.parametrize("case", ["3x3_s2_p1", "1x1", "groups_2", "depthwise_multiplier_2"])
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activation(name: str, case: str, layout: str, dtype: torch.dtype, device: str) -> None:
+def test_activation(name: str, case: str, layout: str, dtype: torch.dtype) -> None:
     """g(conv2d(x)) against float64, and no further from it than PyTorch's two calls are."""
-    (x, w, b), kwargs = make(case, dtype, device)
+    (x, w, b), kwargs = make(case, dtype)
     leaves = [in_layout(x, layout), w, b]
     a = F.conv2d(*leaves, **kwargs, activation=name)
     g = ACTIVATIONS[name]

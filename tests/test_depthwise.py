@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import torchconv.functional as F
-from conftest import assert_accurate, assert_same, in_layout
+from conftest import assert_accurate, assert_same, everywhere, in_layout
+from oracle import torch_F
 from test_determinism import threads
 from torchconv import explain
+
+pytestmark = everywhere
 
 FORMATS = ("contiguous", "channels_last")
 on_formats = pytest.mark.parametrize("layout", FORMATS)

@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import torchconv
 import torchconv.functional as F
-from conftest import assert_accurate, in_layout, relative_error
+from conftest import assert_accurate, cpu_only, everywhere, in_layout, relative_error
+from oracle import torch_F
 from test_determinism import threads
+
+pytestmark = everywhere
 
 # name: input size, weight size, further arguments of conv2d
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
@@ -119,6 +121,7 @@ def test_special_values(case: str, layout: str, value: float) -> None:
     assert torch.equal(z.isnan(), truth.isnan())
 
 
+@cpu_only
 @on_layouts
 def test_winograd_rows_obey_the_switch(layout: str) -> None:
     (x, w, b), kwargs = make("few_channels")

@@ -19,7 +19,7 @@ from torch.nn import functional as torch_F
 
 import torchconv
 import torchconv.functional as F
-from conftest import assert_same, in_layout
+from conftest import assert_same, everywhere, in_layout
 from operator_samples import ACTIVATIONS, FORMATS, OPS, distinct, samples
 from torchconv.autograd import (
     AvgPool2dFunction,
@@ -27,6 +27,8 @@ from torchconv.autograd import (
     MaxPool2dFunction,
     MinPool2dFunction,
 )
+
+pytestmark = everywhere
 
 on_formats = pytest.mark.parametrize("layout", FORMATS)
 

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import torchconv
 import torchconv.functional as F
-from conftest import assert_accurate, in_layout
+from conftest import assert_accurate, everywhere, in_layout
+from oracle import torch_F
+
+pytestmark = everywhere
 
 # name: input size, weight size, further arguments of conv2d
 CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {

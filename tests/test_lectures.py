@@ -19,7 +19,9 @@ from torch import Tensor, nn
 import reference
 import torchconv
 import torchconv.functional as F
-from conftest import assert_accurate, in_layout
+from conftest import assert_accurate, everywhere, from_numpy, in_layout, to_numpy
+
+pytestmark = everywhere
 
 EXAMPLES = json.loads((Path(__file__).parent / "lecture_examples.json").read_text())
 DTYPES = (torch.float32, torch.float64)
@@ -46,14 +48,14 @@ def image(rows: list[list[float]], dtype: torch.dtype, channels: int = 1) -> Ten
 @on_formats
 @on_dtypes
 @pytest.mark.parametrize("name", [n for n, e in EXAMPLES.items() if e["op"] == "conv2d"])
-def test_worked_convolution(name: str, dtype: torch.dtype, layout: str, device: str) -> None:
+def test_worked_convolution(name: str, dtype: torch.dtype, layout: str) -> None:
     example = EXAMPLES[name]
-    x = in_layout(image(example["input"], dtype), layout).to(device)
+    x = in_layout(image(example["input"], dtype), layout)
     kernel = torch.tensor(example["weight"], dtype=dtype)
-    w = in_layout(kernel.expand(1, 1, -1, -1), layout).to(device)
-    b = torch.tensor([example["bias"]], dtype=dtype, device=device)
+    w = in_layout(kernel.expand(1, 1, -1, -1), layout)
+    b = torch.tensor([example["bias"]], dtype=dtype)
     out = F.conv2d(x, w, b, stride=example["stride"])
-    assert torch.equal(out.cpu(), image(example["output"], dtype))
+    assert torch.equal(out, image(example["output"], dtype))
 
 
 @on_formats
@@ -73,11 +75,11 @@ def test_worked_convolution_over_channels(name: str, dtype: torch.dtype, layout:
 @on_formats
 @on_dtypes
 @pytest.mark.parametrize("name", [n for n, e in EXAMPLES.items() if "pool" in e["op"]])
-def test_worked_pooling(name: str, dtype: torch.dtype, layout: str, device: str) -> None:
+def test_worked_pooling(name: str, dtype: torch.dtype, layout: str) -> None:
     example = EXAMPLES[name]
-    x = in_layout(image(example["input"], dtype, channels=3), layout).to(device)
+    x = in_layout(image(example["input"], dtype, channels=3), layout)
     out = getattr(F, example["op"])(x, example["kernel_size"], example["stride"])
-    assert torch.equal(out.cpu(), image(example["output"], dtype, channels=3))
+    assert torch.equal(out, image(example["output"], dtype, channels=3))
 
 
 @on_dtypes
@@ -136,24 +138,24 @@ def test_row_3_layer_with_activation(name: str, layout: str) -> None:
     """A = Conv2D(X; K, b; g) is g of Z = Conv2D(X; K, b), element by element."""
     x = in_layout(torch.randn(2, 3, 5, 6, dtype=torch.float64), layout)
     w, b = torch.randn(4, 3, 3, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    z = reference.conv2d(x.numpy(), w.numpy(), b.numpy())
-    assert_accurate(F.conv2d(x, w, b), torch.from_numpy(z))
+    z = reference.conv2d(to_numpy(x), to_numpy(w), to_numpy(b))
+    assert_accurate(F.conv2d(x, w, b), from_numpy(z))
     g = reference.ACTIVATIONS[name]
     expected = torch.tensor([g(v) for v in z.flatten()], dtype=torch.float64).view(z.shape)
     assert_accurate(F.conv2d(x, w, b, activation=name), expected)
 
 
 @on_formats
-def test_row_4_channels_and_filters(layout: str, device: str) -> None:
+def test_row_4_channels_and_filters(layout: str) -> None:
     """Channel c of a filter meets channel c of the input; one output map per filter."""
     x, w, b = integers(2, 3, 6, 5), integers(4, 3, 3, 3), integers(4)
-    z = F.conv2d(in_layout(x, layout).to(device), in_layout(w, layout).to(device), b.to(device))
+    z = F.conv2d(in_layout(x, layout), in_layout(w, layout), b)
     maps = []
     for k in range(4):
         per_channel = [F.conv2d(x[:, c : c + 1], w[k : k + 1, c : c + 1]) for c in range(3)]
         maps.append(sum(per_channel) + b[k])
-    assert torch.equal(z.cpu(), torch.cat(maps, dim=1))
-    assert torch.equal(z.cpu(), torch.from_numpy(reference.conv2d(x.numpy(), w.numpy(), b.numpy())))
+    assert torch.equal(z, torch.cat(maps, dim=1))
+    assert torch.equal(z, from_numpy(reference.conv2d(to_numpy(x), to_numpy(w), to_numpy(b))))
 
 
 def test_row_5_minibatch() -> None:
@@ -237,9 +239,9 @@ def test_row_7_same_with_stride(f: int, stride: int | tuple[int, int], dilation:
     out = F.conv2d(x, w, stride=stride, padding="same", dilation=dilation)
     assert out.shape == (1, 3, math.ceil(8 / sh), math.ceil(11 / sw))
     expected = reference.conv2d(
-        x.numpy(), w.numpy(), None, (sh, sw), (left, right, top, bottom), (dilation, dilation)
+        to_numpy(x), to_numpy(w), None, (sh, sw), (left, right, top, bottom), (dilation, dilation)
     )
-    assert torch.equal(out, torch.from_numpy(expected))
+    assert torch.equal(out, from_numpy(expected))
 
 
 @on_formats
@@ -248,8 +250,8 @@ def test_row_7_any_amount_on_each_side(layout: str) -> None:
     x, w = integers(2, 2, 5, 6), integers(3, 2, 3, 3)
     for sides in [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (3, 1, 0, 2)]:
         out = F.conv2d(in_layout(x, layout), w, padding=sides)
-        expected = reference.conv2d(x.numpy(), w.numpy(), None, (1, 1), sides)
-        assert torch.equal(out, torch.from_numpy(expected))
+        expected = reference.conv2d(to_numpy(x), to_numpy(w), None, (1, 1), sides)
+        assert torch.equal(out, from_numpy(expected))
 
 
 @on_formats
@@ -307,16 +309,16 @@ def test_row_10_edge_filters() -> None:
 @on_formats
 @pytest.mark.parametrize("stride", [2, 1, (3, 1)], ids=["apart", "overlapping", "mixed"])
 @pytest.mark.parametrize("op", ["max_pool2d", "min_pool2d", "avg_pool2d"])
-def test_row_11_pooling(op: str, stride: int | tuple[int, int], layout: str, device: str) -> None:
+def test_row_11_pooling(op: str, stride: int | tuple[int, int], layout: str) -> None:
     """Per channel, no parameters, channel count preserved."""
     x = integers(2, 3, 7, 6)
-    out = getattr(F, op)(in_layout(x, layout).to(device), 2, stride).cpu()
+    out = getattr(F, op)(in_layout(x, layout), 2, stride)
     pair = (stride, stride) if isinstance(stride, int) else stride
     if op == "avg_pool2d":
-        expected = reference.avg_pool2d(x.numpy(), (2, 2), pair)
+        expected = reference.avg_pool2d(to_numpy(x), (2, 2), pair)
     else:
-        expected, _ = reference.select_pool2d(x.numpy(), (2, 2), pair, minimum=op[:3] == "min")
-    assert torch.equal(out, torch.from_numpy(expected))
+        expected, _ = reference.select_pool2d(to_numpy(x), (2, 2), pair, minimum=op[:3] == "min")
+    assert torch.equal(out, from_numpy(expected))
     assert out.shape[:2] == x.shape[:2]
     for c in range(3):
         alone = getattr(F, op)(x[:, c : c + 1], 2, stride)
@@ -337,11 +339,11 @@ def test_row_12_locally_connected(stride: tuple[int, int], layout: str) -> None:
     p, q = (6 - 3) // stride[0] + 1, (5 - 2) // stride[1] + 1
     v, b = integers(p, q, 4, 3, 3, 2), integers(4, p, q)
     out = F.locally_connected2d(in_layout(x, layout), v, None, stride)
-    expected = reference.locally_connected2d(x.numpy(), v.numpy(), None, stride)
-    assert torch.equal(out, torch.from_numpy(expected))
+    expected = reference.locally_connected2d(to_numpy(x), to_numpy(v), None, stride)
+    assert torch.equal(out, from_numpy(expected))
     biased = F.locally_connected2d(x, v, b, stride)
-    expected = reference.locally_connected2d(x.numpy(), v.numpy(), b.numpy(), stride)
-    assert torch.equal(biased, torch.from_numpy(expected))
+    expected = reference.locally_connected2d(to_numpy(x), to_numpy(v), to_numpy(b), stride)
+    assert torch.equal(biased, from_numpy(expected))
 
 
 def test_row_12_weight_sharing_makes_it_a_convolution() -> None:

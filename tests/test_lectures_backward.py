@@ -13,8 +13,10 @@ from torch import nn
 import reference
 import torchconv
 import torchconv.functional as F
-from conftest import assert_accurate, in_layout
+from conftest import assert_accurate, everywhere, from_numpy, in_layout, to_numpy
 from test_lectures import integers, on_dtypes, on_formats
+
+pytestmark = everywhere
 
 
 @on_formats
@@ -22,21 +24,21 @@ from test_lectures import integers, on_dtypes, on_formats
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_rows_13_to_15_gradients(
-    groups: int, stride: tuple[int, int], dtype: torch.dtype, layout: str, device: str
+    groups: int, stride: tuple[int, int], dtype: torch.dtype, layout: str
 ) -> None:
     """db, dw and dx against the lectures' sums over outputs, with unequal padding and dilation."""
     x, w = integers(2, 4, 6, 7, dtype=dtype), integers(6, 4 // groups, 3, 2, dtype=dtype)
     b = integers(6, dtype=dtype)
     sides, dilation = (1, 2, 0, 1), (1, 2)
     leaves = [in_layout(t, layout) if t.dim() == 4 else t for t in (x, w, b)]
-    leaves = [t.to(device).requires_grad_() for t in leaves]
+    leaves = [t.requires_grad_() for t in leaves]
     z = F.conv2d(*leaves, stride=stride, padding=sides, dilation=dilation, groups=groups)
     dz = integers(*z.shape, dtype=dtype)
-    got = torch.autograd.grad(z, leaves, in_layout(dz, layout).to(device))
-    x64, w64, dz64 = (t.double().numpy() for t in (x, w, dz))
+    got = torch.autograd.grad(z, leaves, in_layout(dz, layout))
+    x64, w64, dz64 = (to_numpy(t.double()) for t in (x, w, dz))
     expected = reference.conv2d_backward(dz64, x64, w64, stride, sides, dilation, groups)
     for gradient, value in zip(got, expected, strict=True):
-        assert torch.equal(gradient.cpu(), torch.from_numpy(value).to(dtype))
+        assert torch.equal(gradient, from_numpy(value).to(dtype))
 
 
 @on_formats
@@ -75,12 +77,12 @@ def test_row_16_activation_derivative(name: str, layout: str) -> None:
     a = F.conv2d(x, w, b, activation=name)
     da = torch.randn_like(a)
     got = torch.autograd.grad(a, (x, w, b), da)
-    arrays = x.detach().numpy(), w.detach().numpy()
-    z = reference.conv2d(*arrays, b.detach().numpy())
+    arrays = to_numpy(x.detach()), to_numpy(w.detach())
+    z = reference.conv2d(*arrays, to_numpy(b.detach()))
     slope = [reference.DERIVATIVES[name](v) for v in z.flatten()]
     dz = torch.tensor(slope, dtype=torch.float64).view(z.shape) * da
-    for gradient, value in zip(got, reference.conv2d_backward(dz.numpy(), *arrays), strict=True):
-        assert_accurate(gradient, torch.from_numpy(value))
+    for gradient, value in zip(got, reference.conv2d_backward(to_numpy(dz), *arrays), strict=True):
+        assert_accurate(gradient, from_numpy(value))
 
 
 @on_formats
@@ -131,8 +133,8 @@ def test_rows_17_and_18_overlapping_windows_add_up(op: str, layout: str) -> None
         expected = nn.functional.conv_transpose2d(dy, ones, groups=2)
         assert_accurate(dx, expected)
     else:
-        _, at = reference.select_pool2d(x.numpy(), (3, 3), (1, 1), minimum=op[:3] == "min")
-        expected = torch.from_numpy(reference.select_pool2d_backward(dy.numpy(), at, 6, 7))
+        _, at = reference.select_pool2d(to_numpy(x), (3, 3), (1, 1), minimum=op[:3] == "min")
+        expected = from_numpy(reference.select_pool2d_backward(to_numpy(dy), at, 6, 7))
         assert torch.equal(dx, expected)
 
 
@@ -145,12 +147,12 @@ def test_row_19_sgd_step(dtype: torch.dtype) -> None:
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.125)
     z = layer(x)
     (0.5 * z.square().sum()).backward()  # dL/dz = z
-    arrays = x.double().numpy(), before["weight"].double().numpy()
-    _, dw, db = reference.conv2d_backward(z.detach().double().numpy(), *arrays)
+    arrays = to_numpy(x.double()), to_numpy(before["weight"].double())
+    _, dw, db = reference.conv2d_backward(to_numpy(z.detach().double()), *arrays)
     optimizer.step()
-    assert_accurate(layer.weight.detach(), before["weight"].double() - 0.125 * torch.from_numpy(dw))
+    assert_accurate(layer.weight.detach(), before["weight"].double() - 0.125 * from_numpy(dw))
     assert layer.bias is not None
-    assert_accurate(layer.bias.detach(), before["bias"].double() - 0.125 * torch.from_numpy(db))
+    assert_accurate(layer.bias.detach(), before["bias"].double() - 0.125 * from_numpy(db))
 
 
 @on_formats

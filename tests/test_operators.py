@@ -15,14 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional as torch_F
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 import torchconv.functional as F
-from conftest import FLOATS, assert_accurate
+from conftest import FLOATS, assert_accurate, cpu_only, everywhere
 from dispatch_log import DispatchLog
 from operator_samples import FORMATS, OPERATORS, OPS, samples
+from oracle import torch_F
 from test_adaptive_pool2d import OPERATORS as ADAPTIVE
+
+pytestmark = everywhere
 
 on_formats = pytest.mark.parametrize("layout", FORMATS)
 
@@ -30,6 +32,7 @@ on_formats = pytest.mark.parametrize("layout", FORMATS)
 # --- registration --------------------------------------------------------------------------------
 
 
+@cpu_only
 def test_every_operator_is_listed() -> None:
     names = torch._C._dispatch_get_all_op_names()
     assert sorted(n for n in names if n.startswith("torchconv::")) == sorted(
@@ -125,18 +128,18 @@ def test_strides_equal_pytorchs(sizes: tuple[tuple[int, ...], tuple[int, ...]]) 
 
 @pytest.mark.parametrize("inside", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_autocast(dtype: torch.dtype, inside: torch.dtype) -> None:
+def test_autocast(dtype: torch.dtype, inside: torch.dtype, device: str) -> None:
     """The dtype of every result is what PyTorch's function gives under the same autocast."""
     x = torch.randn(2, 3, 8, 8).to(dtype).requires_grad_()
     w, b = torch.randn(4, 3, 3, 3).to(dtype).requires_grad_(), torch.randn(4).to(dtype)
-    with torch.autocast("cpu", inside):
-        expected = torch_F.conv2d(x, w, b)
+    with torch.autocast(device, inside):
+        expected = torch.nn.functional.conv2d(x, w, b)
         z = F.conv2d(x, w, b)
         activated = F.conv2d(x, w, b, activation="gelu")
         for op in ("max_pool2d", "avg_pool2d"):
-            pooled, theirs = getattr(F, op)(x, 2), getattr(torch_F, op)(x, 2)
+            pooled, theirs = getattr(F, op)(x, 2), getattr(torch.nn.functional, op)(x, 2)
             assert pooled.dtype == theirs.dtype
-        assert F.min_pool2d(x, 2).dtype == torch_F.max_pool2d(x, 2).dtype
+        assert F.min_pool2d(x, 2).dtype == torch.nn.functional.max_pool2d(x, 2).dtype
     assert z.dtype == activated.dtype == expected.dtype
     rounded = [t.detach().to(z.dtype).double() for t in (x, w, b)]
     assert_accurate(z, torch_F.conv2d(*rounded))
@@ -144,12 +147,12 @@ def test_autocast(dtype: torch.dtype, inside: torch.dtype) -> None:
     assert dx.dtype == x.dtype and dw.dtype == w.dtype
 
 
-def test_autocast_mixes_dtypes() -> None:
+def test_autocast_mixes_dtypes(device: str) -> None:
     """As F.conv2d, autocast makes one dtype of a float32 weight and a bfloat16 input."""
     x, w = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16), torch.randn(4, 3, 3, 3)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16):
         assert F.conv2d(x, w).dtype == torch.bfloat16
-    with torch.autocast("cpu", enabled=False), pytest.raises(RuntimeError):
+    with torch.autocast(device, enabled=False), pytest.raises(RuntimeError):
         F.conv2d(x, w)
 
 
@@ -217,6 +220,7 @@ def test_a_changed_operand_is_noticed() -> None:
         z.sum().backward()
 
 
+@cpu_only
 def test_meta_tensors() -> None:
     """Shapes without memory: 2^50 elements are no obstacle."""
     x = torch.empty(2**20, 3, 2**15, 2**15, device="meta", dtype=torch.bfloat16)

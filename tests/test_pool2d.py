@@ -14,11 +14,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import reference
 import torchconv.functional as F
-from conftest import FLOATS, LAYOUTS, assert_accurate, assert_same, in_layout
+from conftest import (
+    FLOATS,
+    LAYOUTS,
+    assert_accurate,
+    assert_same,
+    everywhere,
+    from_numpy,
+    in_layout,
+    to_numpy,
+)
+from oracle import torch_F
+
+pytestmark = everywhere
 
 FORMATS = ("contiguous", "channels_last")
 SELECTING = ("max_pool2d", "min_pool2d")
@@ -152,19 +163,17 @@ def torch_select(op: str, x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
 @on_dtypes
 @on_select_cases
 @on_selecting
-def test_select_forward_and_backward(
-    op: str, case: str, dtype: torch.dtype, layout: str, device: str
-) -> None:
+def test_select_forward_and_backward(op: str, case: str, dtype: torch.dtype, layout: str) -> None:
     """The same bits as PyTorch, with few distinct values, so that ties are everywhere."""
     size, kwargs = SELECT_CASES[case]
-    x = in_layout(torch.randint(-6, 7, size).to(device, dtype), layout).requires_grad_()
+    x = in_layout(torch.randint(-6, 7, size).to(dtype), layout).requires_grad_()
     y = getattr(F, op)(x, **kwargs)
     expected, indices = torch_select(op, x, **kwargs)
     assert_same(y, expected)
     both = getattr(F, op)(x, **kwargs, return_indices=True)
     assert_same(both[0], expected)
     assert_same(both[1], indices)
-    dy = in_layout(torch.randint(-4, 5, y.shape).to(device, dtype), layout)
+    dy = in_layout(torch.randint(-4, 5, y.shape).to(dtype), layout)
     (torchs,) = torch.autograd.grad(expected, x, dy)
     torchs.add_(0.0)  # minus zero, from the negation, to zero
     for output in (y, both[0]):
@@ -220,18 +229,16 @@ def test_select_backward_adds_up(op: str, dtype: torch.dtype, layout: str) -> No
 @on_formats
 @on_dtypes
 @pytest.mark.parametrize("case", AVERAGE_CASES)
-def test_average_forward_and_backward(
-    case: str, dtype: torch.dtype, layout: str, device: str
-) -> None:
+def test_average_forward_and_backward(case: str, dtype: torch.dtype, layout: str) -> None:
     size, kwargs = AVERAGE_CASES[case]
-    x = in_layout(torch.randn(size).to(device, dtype), layout).requires_grad_()
+    x = in_layout(torch.randn(size).to(dtype), layout).requires_grad_()
     y = F.avg_pool2d(x, **kwargs)
     theirs = torch_F.avg_pool2d(x, **kwargs)
     assert y.dtype == dtype and y.stride() == theirs.stride()
     double = x.detach().double().requires_grad_()
     truth = torch_F.avg_pool2d(double, **kwargs)
     assert_accurate(y, truth)
-    dy = in_layout(torch.randn(y.shape).to(device, dtype), layout)
+    dy = in_layout(torch.randn(y.shape).to(dtype), layout)
     (dx,), (torchs,) = torch.autograd.grad(y, x, dy), torch.autograd.grad(theirs, x, dy)
     assert dx.stride() == torchs.stride()
     (expected,) = torch.autograd.grad(truth, double, dy.double())
@@ -268,8 +275,8 @@ def test_average_divisors(ceil_mode: bool, count_include_pad: bool, divisor: int
             for pad in ((0, 0), (size[0] // 2, size[1] // 2)):
                 x = torch.randn(1, 2, 7, 8, dtype=torch.float64)
                 args = (size, stride, pad, ceil_mode, count_include_pad, divisor)
-                truth = reference.avg_pool2d(x.numpy(), *args)
-                assert_accurate(F.avg_pool2d(x, *args), torch.from_numpy(truth))
+                truth = reference.avg_pool2d(to_numpy(x), *args)
+                assert_accurate(F.avg_pool2d(x, *args), from_numpy(truth))
 
 
 @on_formats

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import reference
 import torchconv.functional as F
-from conftest import assert_same, in_layout
+from conftest import assert_same, everywhere, from_numpy, in_layout, to_numpy
+from oracle import torch_F
 from test_pool2d import (
     OPERATORS,
     SELECT_CASES,
@@ -28,6 +28,8 @@ from test_pool2d import (
     torch_select,
 )
 
+pytestmark = everywhere
+
 
 def scalar_select(op: str, x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
     def pair(value: Any) -> tuple[int, int]:
@@ -35,7 +37,7 @@ def scalar_select(op: str, x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
 
     size = pair(kwargs["kernel_size"])
     values, indices = reference.select_pool2d(
-        x.detach().numpy(),
+        to_numpy(x),
         size,
         pair(kwargs.get("stride", size)),
         pair(kwargs.get("padding", 0)),
@@ -43,7 +45,7 @@ def scalar_select(op: str, x: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
         kwargs.get("ceil_mode", False),
         minimum=op == "min_pool2d",
     )
-    return torch.from_numpy(values), torch.from_numpy(indices)
+    return from_numpy(values), from_numpy(indices)
 
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -117,8 +119,8 @@ def test_all_infinite_window(op: str, dtype: torch.dtype, layout: str) -> None:
         plain = getattr(F, op)(x, **kwargs)
         (dx,), (other,) = torch.autograd.grad(y.sum(), x), torch.autograd.grad(plain.sum(), x)
         ones = np.ones(places.shape)
-        truth = reference.select_pool2d_backward(ones, places.numpy(), 6, 7)
-        assert torch.equal(dx, torch.from_numpy(truth).to(dtype))
+        truth = reference.select_pool2d_backward(ones, to_numpy(places), 6, 7)
+        assert torch.equal(dx, from_numpy(truth).to(dtype))
         assert torch.equal(other, dx)
 
 
@@ -174,10 +176,12 @@ def test_window_without_a_valid_element(
     plain = getattr(F, op)(x, **kwargs)
     assert_same(plain, y)
     dy = torch.randint(1, 5, y.shape).to(dtype)
-    truth = reference.select_pool2d_backward(dy.double().numpy(), places.numpy(), size[2], size[3])
+    truth = reference.select_pool2d_backward(
+        to_numpy(dy.double()), to_numpy(places), size[2], size[3]
+    )
     for output in (y, plain):
         (dx,) = torch.autograd.grad(output, x, dy, create_graph=True)
-        assert torch.equal(dx, torch.from_numpy(truth).to(dtype))
+        assert torch.equal(dx, from_numpy(truth).to(dtype))
 
 
 def test_the_window_of_field_notes_is_empty() -> None:
@@ -214,8 +218,8 @@ def test_padding_counts_the_effective_kernel() -> None:
     values, places = scalar_select("max_pool2d", x, **kwargs)
     assert torch.equal(y, values) and torch.equal(indices, places)
     (dx,) = torch.autograd.grad(F.max_pool2d(x, **kwargs), x, torch.ones_like(y))
-    truth = reference.select_pool2d_backward(np.ones(places.shape), places.numpy(), 7, 8)
-    assert torch.equal(dx, torch.from_numpy(truth))
+    truth = reference.select_pool2d_backward(np.ones(places.shape), to_numpy(places), 7, 8)
+    assert torch.equal(dx, from_numpy(truth))
 
 
 # --- huge arguments -------------------------------------------------------------------------------

@@ -12,10 +12,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import torchconv.functional as F
-from conftest import FLOATS, LAYOUTS, NORM_BOUND, assert_accurate, in_layout
+from conftest import FLOATS, LAYOUTS, NORM_BOUND, assert_accurate, everywhere, in_layout
+from oracle import torch_F
+
+pytestmark = everywhere
 
 bounded = settings(max_examples=250, suppress_health_check=list(HealthCheck))
 

@@ -19,8 +19,10 @@ from torch.nn import functional as torch_F
 
 import torchconv
 import torchconv.functional as F
-from conftest import assert_accurate, assert_same, in_layout
+from conftest import assert_accurate, assert_same, everywhere, in_layout
 from operator_samples import ACTIVATIONS, FORMATS
+
+pytestmark = everywhere
 
 on_formats = pytest.mark.parametrize("layout", FORMATS)
 

@@ -57,13 +57,13 @@ def last_lines(count: int) -> Callable[[str], str]:
 def test_digest(text: str) -> str:
     """pytest's last line, the failures before it, and where the time went."""
     lines = text.strip().splitlines()
-    failures = [line[:220] for line in lines if line.startswith(("FAILED", "ERROR"))]
+    failures = [line[:160] for line in lines if line.startswith(("FAILED", "ERROR"))]
     kinds: dict[str, int] = {}
     for line in failures:
         name = re.sub(r"\[.*", "", line.partition(" - ")[0])
         kinds[name] = kinds.get(name, 0) + 1
     counted = [f"{count} x {name}" for name, count in kinds.items()]
-    return "\n".join([*failures[:25], *counted[:25], *lines[-1:]])
+    return "\n".join([*failures[:15], *counted[:20], *lines[-1:]])
 
 
 def sanitizer_digest(text: str) -> str:
@@ -100,24 +100,26 @@ def workers() -> list[str]:
     """pytest-xdist's, where it is there: the tests are bound by Python, not by the GPU."""
     from importlib.util import find_spec
 
-    count = min(6, (os.cpu_count() or 1) // 2)
-    return ["-n", str(count)] if find_spec("xdist") is not None and count > 1 else []
+    count = min(8, (os.cpu_count() or 1) // 2)
+    if find_spec("xdist") is None or count < 2:
+        return []
+    return ["-n", str(count), "--dist", "worksteal", "--max-worker-restart", "12"]
 
 
 def steps(python: str = sys.executable) -> list[Step]:
     """In the order of running."""
     cache = os.environ.get("TORCHCONV_CACHE_DIR") or str(LOGS / "cache")
     quiet = {"TORCHCONV_QUIET": "1", "PYTHONUNBUFFERED": "1", "TORCHCONV_CACHE_DIR": cache}
-    pytest = [python, "-m", "pytest", "-q", "--device", "cuda", "-p", "no:cacheprovider"]
-    pytest += ["--no-header", "--tb", "short", "--durations", "8", "-W", "ignore", *workers()]
+    pytest = [python, "-m", "pytest", "-q", "--device", "cuda", "--within", "110", *workers()]
+    pytest += ["-p", "no:cacheprovider", "--tb", "short", "--durations", "8", "-W", "ignore"]
     sanitizer = ["compute-sanitizer", "--print-limit", "20", "--error-exitcode", "9"]
     calls = [python, "-m", "tools.sanitizer_calls"]
     no_cache = {**quiet, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return [
         Step("device", 60, [python, "-c", DEVICE], quiet, last_lines(4)),
         Step("build", 200, [python, "-c", BUILD], quiet, last_lines(4)),
-        Step("tests", 130, pytest, quiet, test_digest),
-        Step("benchmark", 170, [python, "-m", "benchmarks.gpu"], quiet, last_lines(75)),
+        Step("tests", 140, pytest, quiet, test_digest),
+        Step("benchmark", 170, [python, "-m", "benchmarks.gpu"], quiet, last_lines(85)),
         Step(
             "memcheck", 60, [*sanitizer, "--tool", "memcheck", *calls], no_cache, sanitizer_digest
         ),

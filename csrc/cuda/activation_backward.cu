@@ -2,9 +2,9 @@
 // bounds it: 16-byte vectors, and sums in registers.
 //
 // NCHW, and dz alone in any layout: a warp for each strip of a plane, 64 elements a thread. NHWC: a
-// block for a range of pixels, its threads side by side along channels. Both leave rows of K partial
-// sums, whose number the shape fixes, and a second kernel adds the rows up in double. db is summed
-// before dz is rounded.
+// block for a range of pixels, its threads side by side along channels. Both leave rows of K
+// partial sums, whose number the shape fixes, and a second kernel adds the rows up in double. db is
+// summed before dz is rounded.
 #include <algorithm>
 
 #include "cuda/activation.h"
@@ -22,7 +22,7 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <typename T>
 struct Arguments {
   const T *dy, *saved;
-  T* dz;              // or null
+  T* dz;             // or null
   Wide<T>* partial;  // [row][K], or null
   Activation activation;
 };
@@ -136,7 +136,8 @@ template <typename T>
 void backward(const ConvProblem& p, Arguments<T> a, T* db, const Queue& queue) {
   constexpr int kWide = kLanes<T>;
   const int64_t pixels = p.P * p.Q, elements = p.N * p.K * pixels;
-  const bool vectors = aligned<T>(a.dy, kWide) && (a.saved == nullptr || aligned<T>(a.saved, kWide)) &&
+  const bool vectors = aligned<T>(a.dy, kWide) &&
+                       (a.saved == nullptr || aligned<T>(a.saved, kWide)) &&
                        (a.dz == nullptr || aligned<T>(a.dz, kWide));
   if (db == nullptr) {
     // One plane of all elements.

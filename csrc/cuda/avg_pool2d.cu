@@ -3,6 +3,7 @@
 #include "cuda/pool2d.h"
 #include "cuda/pool_backward_bands.h"
 #include "cuda/pool_bands.h"
+#include "cuda/pool_planes.h"
 #include "cuda/pool_windows.h"
 
 namespace torchconv::cuda {
@@ -29,6 +30,8 @@ void backward(const PoolShape& s, const T* dy, T* dx, const Queue& queue) {
     const T* from = dy + first * out;
     T* to = dx + first * in;
     if constexpr (sizeof(I) == 4) {
+      if (run_spread_planes<T, false>(s, images, from, {Selected::kOffset8, nullptr}, to, queue))
+        return;
       if constexpr (sizeof(T) < 8) {
         const BandWindow window = band_window<T>(s, vectors);
         if (window == BandWindow::k2x2Stride2)
@@ -61,7 +64,8 @@ void forward(const PoolShape& s, DType dtype, const void* x, void* y, const Queu
 }
 
 void backward(const PoolShape& s, DType dtype, const void* dy, void* dx, const Queue& queue) {
-  if (is_average_of_gradients(s)) return forward(average_of_gradients(s), dtype, dy, dx, queue);
+  if (is_average_of_gradients(s) && !covers_plane(s))
+    return forward(average_of_gradients(s), dtype, dy, dx, queue);
   with_float(dtype, [&](auto element) {
     using T = decltype(element);
     backward(s, static_cast<const T*>(dy), static_cast<T*>(dx), queue);

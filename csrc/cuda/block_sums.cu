@@ -1,8 +1,7 @@
 // The last stage of a reduction in slices: neighbouring threads have neighbouring elements, and up
 // to 32 threads share the slices of one. Bound: the bytes of the partial sums.
-#include "cuda/block_sums.cuh"
-
 #include "core/range.h"
+#include "cuda/block_sums.cuh"
 
 namespace torchconv::cuda {
 namespace {

@@ -1,10 +1,10 @@
-// Copies in another layout, bound by memory: a block moves a tile through shared memory, so that its
-// reads run along the source and its writes along the target, 16 bytes a thread where the sizes and
-// addresses allow. Half types are paired on the way, so that shared memory is met by whole words.
-#include "cuda/conv_layout.h"
-
+// Copies in another layout, bound by memory: a block moves a tile through shared memory, so that
+// its reads run along the source and its writes along the target, 16 bytes a thread where the sizes
+// and addresses allow. Half types are paired on the way, so that shared memory is met by whole
+// words.
 #include <algorithm>
 
+#include "cuda/conv_layout.h"
 #include "cuda/element.h"
 
 namespace torchconv::cuda {
@@ -16,8 +16,8 @@ constexpr int kThreads = 256;
 
 // As bits: a copy is the same for every type of a size.
 template <int Bytes>
-using Bits = std::conditional_t<Bytes == 8, uint64_t,
-                                std::conditional_t<Bytes == 4, uint32_t, uint16_t>>;
+using Bits =
+    std::conditional_t<Bytes == 8, uint64_t, std::conditional_t<Bytes == 4, uint32_t, uint16_t>>;
 
 struct Transpose {
   int64_t A, B;
@@ -96,15 +96,16 @@ void transpose_bits(const T* source, T* target, int64_t N, int64_t A, int64_t B,
   const bool writes = A % kWide == 0 && aligned<T>(target, kWide);
   const Transpose p{A, B, static_cast<unsigned>(ceil_div(A, kSide<T>)),
                     static_cast<unsigned>(ceil_div(B, kSide<T>))};
-  const auto kernel = reads ? (writes ? transpose_tiles<T, true, true> : transpose_tiles<T, true, false>)
-                            : (writes ? transpose_tiles<T, false, true>
-                                      : transpose_tiles<T, false, false>);
+  const auto kernel =
+      reads ? (writes ? transpose_tiles<T, true, true> : transpose_tiles<T, true, false>)
+            : (writes ? transpose_tiles<T, false, true> : transpose_tiles<T, false, false>);
   launch(kernel, dim3(static_cast<unsigned>(N * p.a_tiles * p.b_tiles)), kThreads, 0, queue, p,
          source, target);
 }
 
 // A filter's C x R*S and R*S x C, one of them in `packed` with the taps in turn from the last on
-// with flip: a thread for each element of K x R x S x C, through shared memory unless both lie alike.
+// with flip: a thread for each element of K x R x S x C, through shared memory unless both lie
+// alike.
 struct Filters {
   int64_t C, taps;
   unsigned c_tiles, tap_tiles;
@@ -127,8 +128,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x / 32; i < 32; i += kThreads / 32) {
     const int c = p.packing ? i : lane, t = p.packing ? lane : i;
     if (c0 + c < p.C && t0 + t < p.taps)
-      tile[c][t] = p.packing ? from[(c0 + c) * p.taps + turned(t0 + t)]
-                             : from[(t0 + t) * p.C + c0 + c];
+      tile[c][t] =
+          p.packing ? from[(c0 + c) * p.taps + turned(t0 + t)] : from[(t0 + t) * p.C + c0 + c];
   }
   __syncthreads();
   for (int i = threadIdx.x / 32; i < 32; i += kThreads / 32) {
@@ -164,8 +165,12 @@ void repack(DType dtype, const void* source, Layout layout, bool flip, bool pack
              0, queue, elements, C, taps, flip, from, to);
       return;
     }
-    const Filters p{C, taps, static_cast<unsigned>(ceil_div(C, 32)),
-                    static_cast<unsigned>(ceil_div(taps, 32)), flip, packing};
+    const Filters p{C,
+                    taps,
+                    static_cast<unsigned>(ceil_div(C, 32)),
+                    static_cast<unsigned>(ceil_div(taps, 32)),
+                    flip,
+                    packing};
     launch(repack_filters<T>, dim3(static_cast<unsigned>(K * p.c_tiles * p.tap_tiles)), kThreads, 0,
            queue, p, from, to);
   });

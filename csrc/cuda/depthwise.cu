@@ -16,8 +16,7 @@ void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, cons
     return depthwise_taps(p, pass, in, w, bias, out, preactivation, queue);
   const Gather g = gather_of(p, pass);
   if (pixels_contiguous(p))
-    depthwise_planes(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation,
-                     queue);
+    depthwise_planes(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation, queue);
   else if (!depthwise_channels(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation,
                                activation, queue))
     depthwise_taps(p, pass, in, w, bias, out, preactivation, queue);
@@ -26,16 +25,7 @@ void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, cons
 }  // namespace
 
 bool depthwise_takes(const ConvProblem& p, Pass) {
-  switch (p.dtype) {
-    case DType::kFloat32:
-    case DType::kFloat64:
-    case DType::kBFloat16:
-    case DType::kFloat16:
-      break;
-    default:
-      return false;
-  }
-  return p.groups == p.C && positions_fit(p);
+  return is_float(p.dtype) && p.groups == p.C && positions_fit(p);
 }
 
 void depthwise_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,

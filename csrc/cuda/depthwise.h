@@ -12,9 +12,9 @@ void depthwise_planes(DType dtype, int64_t R, Sampling sampling, const Gather& g
 
 // The same with channels contiguous. False, and nothing done, where channels or pointers are no
 // multiples of 16 bytes or a channel has several filters.
-bool depthwise_channels(DType dtype, int64_t R, Sampling sampling, const Gather& g,
-                        const void* in, const void* w, const void* bias, void* out,
-                        void* preactivation, Activation activation, const Queue& queue);
+bool depthwise_channels(DType dtype, int64_t R, Sampling sampling, const Gather& g, const void* in,
+                        const void* w, const void* bias, void* out, void* preactivation,
+                        Activation activation, const Queue& queue);
 
 // fprop and dgrad of any kernel, stride and layout.
 void depthwise_taps(const ConvProblem& p, Pass pass, const void* in, const void* w,

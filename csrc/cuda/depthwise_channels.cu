@@ -14,9 +14,9 @@ namespace {
 
 struct ChannelGather {
   Gather g;
-  int channels, vectors;                       // of a pixel
-  Divisor lanes, lane_tiles;                   // vectors of a block; blocks along a pixel's channels
-  Divisor columns, rows, images;               // tiles of a block
+  int channels, vectors;          // of a pixel
+  Divisor lanes, lane_tiles;      // vectors of a block; blocks along a pixel's channels
+  Divisor columns, rows, images;  // tiles of a block
   Divisor column_blocks, row_blocks;
 };
 
@@ -42,9 +42,7 @@ __global__ void __launch_bounds__(128, 3)
     const int tap = static_cast<int>(rest) / kParts;
     const int64_t c = static_cast<int64_t>(vector0 + lane) * kVector +
                       static_cast<int>(rest) % kParts * kPart + part;
-    weights[i] = c < p.channels
-                     ? to_wide(w[c * kTaps + (g.turned ? kTaps - 1 - tap : tap)])
-                     : A{0};
+    weights[i] = c < p.channels ? to_wide(w[c * kTaps + (g.turned ? kTaps - 1 - tap : tap)]) : A{0};
   }
   __syncthreads();
 
@@ -124,8 +122,7 @@ __global__ void __launch_bounds__(128, 3)
 #pragma unroll
         for (int v = 0; v < kVector; ++v)
           result.element[v] = from_wide<T>(z[(a * kColumns + b) * kVector + v]);
-        const int64_t position =
-            (n * g.h.out + row + a * unit_h) * g.w.out + column + b * unit_w;
+        const int64_t position = (n * g.h.out + row + a * unit_h) * g.w.out + column + b * unit_w;
         *reinterpret_cast<Loaded*>(out + position * pixel + c) = result;
       }
     }
@@ -156,19 +153,19 @@ void run(const Gather& g, const T* in, const T* w, const Epilogue<T>& epilogue,
   p.lanes = Divisor(lanes), p.lane_tiles = Divisor(lane_tiles);
   p.columns = Divisor(columns), p.rows = Divisor(rows), p.images = Divisor(images);
   p.column_blocks = Divisor(column_blocks), p.row_blocks = Divisor(row_blocks);
-  launch(depthwise_channels_kernel<T, Tap, kVector, kRows, kColumns>,
-         dim3(static_cast<unsigned>(lane_tiles * column_blocks * row_blocks *
-                                    ceil_div(g.N, images))),
-         dim3(static_cast<unsigned>(round_up(lanes * columns * rows * images, 32))),
-         static_cast<int>(Tap::R * Tap::R * lanes * kVector * sizeof(Wide<T>)), queue, p, in, w,
-         epilogue);
+  launch(
+      depthwise_channels_kernel<T, Tap, kVector, kRows, kColumns>,
+      dim3(static_cast<unsigned>(lane_tiles * column_blocks * row_blocks * ceil_div(g.N, images))),
+      dim3(static_cast<unsigned>(round_up(lanes * columns * rows * images, 32))),
+      static_cast<int>(Tap::R * Tap::R * lanes * kVector * sizeof(Wide<T>)), queue, p, in, w,
+      epilogue);
 }
 
 }  // namespace
 
-bool depthwise_channels(DType dtype, int64_t R, Sampling sampling, const Gather& g,
-                        const void* in, const void* w, const void* bias, void* out,
-                        void* preactivation, Activation activation, const Queue& queue) {
+bool depthwise_channels(DType dtype, int64_t R, Sampling sampling, const Gather& g, const void* in,
+                        const void* w, const void* bias, void* out, void* preactivation,
+                        Activation activation, const Queue& queue) {
   bool done = false;
   with_float(dtype, [&](auto element) {
     using T = decltype(element);
@@ -180,7 +177,7 @@ bool depthwise_channels(DType dtype, int64_t R, Sampling sampling, const Gather&
     done = true;
     const Epilogue<T> epilogue{static_cast<const T*>(bias), static_cast<T*>(out),
                                static_cast<T*>(preactivation), activation};
-    with_taps<sizeof(T) == 8 ? 3 : 7>(R, sampling, [&](auto taps) {
+    with_taps<T, true>(R, sampling, [&](auto taps) {
       using Tap = decltype(taps);
       constexpr bool kNarrow = sizeof(T) == 2, kLarge = Tap::R > 3;
       constexpr bool kSmall = Tap::kStride == 2 || (Tap::kSpread && kNarrow && !kLarge);

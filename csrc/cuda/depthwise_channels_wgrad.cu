@@ -1,11 +1,11 @@
 // Depthwise wgrad of small square kernels with channels contiguous (NHWC).
 //
-// A lane has as many channels as 16 bytes hold and one row r of the kernel, whose R sums it keeps:
-// it takes kColumns neighbouring pixels of dz and the window of x that row r meets there, both in
-// 16-byte vectors, so that a loaded vector of x serves all taps of the row. The R lanes of other
-// rows find the same dz in L1. A product with padding is not formed, for dz need not be finite. The
-// threads of a block go through a slice of all pixels, cut by the shape alone; their sums meet in
-// shared memory, those of slices in block_sums.cu.
+// A lane has as many channels as 16 bytes hold (8, for the many sums of large kernels in two-byte
+// types) and one row r of the kernel, whose R sums it keeps: it takes kColumns neighbouring pixels
+// of dz and the window of x that row r meets there, so that a loaded vector of x serves all taps of
+// the row. The lanes of other rows find the same dz in L1. A product with padding is not formed,
+// for dz need not be finite. The threads of a block go through a slice of all pixels, cut by the
+// shape alone; their sums meet in shared memory, those of slices in block_sums.cu.
 // Bound: the bytes of x and dz.
 #include <algorithm>
 
@@ -15,23 +15,23 @@
 namespace torchconv::cuda {
 namespace {
 
-constexpr int kColumns = 4;
+constexpr int kColumns = 4, kThreads = 192;
 
 struct ChannelWgrad {
   Gather g;  // fprop's
   int channels, vectors;
   Divisor lanes, lane_tiles, column_tiles, row_tiles;
-  int subs;                           // threads that share a kernel row of the same channels
+  int subs;                            // threads that share a kernel row of the same channels
   int64_t positions, slice_positions;  // tiles of kColumns pixels
 };
 
-template <typename T, typename Tap>
-__global__ void __launch_bounds__(256, 2)
-    depthwise_channels_wgrad_kernel(const __grid_constant__ ChannelWgrad p, const T* dz,
-                                    const T* x, const SliceSums<T> sums) {
+template <typename T, typename Tap, int kVector>
+__global__ void __launch_bounds__(kThreads, 2)
+    depthwise_channels_wgrad_kernel(const __grid_constant__ ChannelWgrad p, const T* dz, const T* x,
+                                    const SliceSums<T> sums) {
   using A = Wide<T>;
-  using Loaded = Vector<T, kLanes<T>>;
-  constexpr int R = Tap::R, kVector = kLanes<T>, kWindow = Tap::window(kColumns);
+  using Loaded = Vector<T, kVector>;
+  constexpr int R = Tap::R, kWindow = Tap::window(kColumns);
   const Gather& g = p.g;
   const int lanes = static_cast<int>(p.lanes.value());
   uint32_t block = blockIdx.x, thread = threadIdx.x;
@@ -60,14 +60,14 @@ __global__ void __launch_bounds__(256, 2)
 #pragma unroll
     for (int b = 0; b < kColumns; ++b)
       d[b] = column + b * unit_w < g.w.out
-                 ? *reinterpret_cast<const Loaded*>(
-                       gradient + static_cast<int64_t>(b) * unit_w * p.channels)
+                 ? *reinterpret_cast<const Loaded*>(gradient +
+                                                    static_cast<int64_t>(b) * unit_w * p.channels)
                  : Loaded{};
 #pragma unroll
     for (int i = 0; i < kWindow; ++i)
       values[i] = static_cast<unsigned>(w0 + i * unit_w) < static_cast<unsigned>(g.w.in)
-                      ? *reinterpret_cast<const Loaded*>(
-                            source + static_cast<int64_t>(i) * unit_w * p.channels)
+                      ? *reinterpret_cast<const Loaded*>(source + static_cast<int64_t>(i) * unit_w *
+                                                                      p.channels)
                       : Loaded{};
 
     const auto multiply = [&](auto bounded) {
@@ -112,18 +112,18 @@ __global__ void __launch_bounds__(256, 2)
   }
 }
 
-template <typename T, typename Tap>
+template <typename T, typename Tap, int kVector>
 void run(const Gather& g, const T* dz, const T* x, T* dw, const Queue& queue) {
   // So many tiles keep a thread's sums short enough for float32.
   constexpr int64_t kMostTiles = 512 / kColumns, kLeastTiles = 4, kBlocks = 1024;
   ChannelWgrad p{};
   p.g = g;
   p.channels = g.groups;
-  p.vectors = g.groups / kLanes<T>;
+  p.vectors = g.groups / kVector;
   const int64_t lanes = ceil_div(p.vectors, ceil_div(p.vectors, 16));
   const int64_t lane_tiles = ceil_div(p.vectors, lanes);
   p.lanes = Divisor(lanes), p.lane_tiles = Divisor(lane_tiles);
-  p.subs = static_cast<int>(std::max<int64_t>(256 / (lanes * Tap::R), 1));
+  p.subs = static_cast<int>(std::max<int64_t>(kThreads / (lanes * Tap::R), 1));
   const int64_t column_tiles = g.w.tiles_of(kColumns);
   p.column_tiles = Divisor(column_tiles), p.row_tiles = Divisor(g.h.out);
   p.positions = g.N * g.h.out * column_tiles;
@@ -132,10 +132,10 @@ void run(const Gather& g, const T* dz, const T* x, T* dw, const Queue& queue) {
   const int64_t slices = ceil_div(p.positions, p.slice_positions);
   const SliceSums<T> sums = slice_sums(dw, slices, g.groups * g.w_group, queue);
   const int64_t threads = round_up(lanes * Tap::R * p.subs, 32);
-  launch(depthwise_channels_wgrad_kernel<T, Tap>, dim3(static_cast<unsigned>(lane_tiles * slices)),
-         dim3(static_cast<unsigned>(threads)),
-         static_cast<int>(threads * kLanes<T> * static_cast<int64_t>(sizeof(Wide<T>))), queue, p,
-         dz, x, sums);
+  launch(depthwise_channels_wgrad_kernel<T, Tap, kVector>,
+         dim3(static_cast<unsigned>(lane_tiles * slices)), dim3(static_cast<unsigned>(threads)),
+         static_cast<int>(threads * kVector * static_cast<int64_t>(sizeof(Wide<T>))), queue, p, dz,
+         x, sums);
   add_slices(sums, slices, queue);
 }
 
@@ -150,9 +150,11 @@ bool depthwise_channels_wgrad(DType dtype, int64_t R, Sampling sampling, const G
         !aligned<T>(x, kLanes<T>))
       return;
     done = true;
-    with_taps<sizeof(T) == 8 ? 3 : 7, false>(R, sampling, [&](auto taps) {
-      run<T, decltype(taps)>(g, static_cast<const T*>(dz), static_cast<const T*>(x),
-                             static_cast<T*>(dw), queue);
+    with_taps<T, false>(R, sampling, [&](auto taps) {
+      using Tap = decltype(taps);
+      constexpr int kVector = sizeof(T) == 2 && (Tap::R > 3) ? 4 : kLanes<T>;
+      run<T, Tap, kVector>(g, static_cast<const T*>(dz), static_cast<const T*>(x),
+                           static_cast<T*>(dw), queue);
     });
   });
   return done;

@@ -11,7 +11,7 @@ void depthwise_planes(DType dtype, int64_t R, Sampling sampling, const Gather& g
     using T = decltype(element);
     const Epilogue<T> epilogue{static_cast<const T*>(bias), static_cast<T*>(out),
                                static_cast<T*>(preactivation), activation};
-    with_taps<sizeof(T) == 8 ? 3 : 7>(R, sampling, [&](auto taps) {
+    with_taps<T, true>(R, sampling, [&](auto taps) {
       using Tap = decltype(taps);
       constexpr int kRows = Tap::R == 7 ? 7 : 4, kColumns = Tap::kSpread ? 2 : 1;
       launch_gather_planes<T, Tap, kRows, kColumns, 1>(g, static_cast<const T*>(in),

@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(256)
              to_wide(image[(static_cast<int64_t>(h) * p.w.in + v) * p.in_pixel]);
       }
     }
-  epilogue.store(z, n * p.out_channels * p.pixels.value() + pixel * p.out_pixel +
-                        channel * p.out_channel);
+  epilogue.store(
+      z, n * p.out_channels * p.pixels.value() + pixel * p.out_pixel + channel * p.out_channel);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ struct TapWgrad {
   int64_t x_pixel, x_channel, z_pixel, z_channel;  // distances
   bool flip;
   Divisor lanes, tiles, taps, columns, rows;
-  int subs;                              // threads of a filter
+  int subs;                            // threads of a filter
   int64_t positions, slice_positions;  // pixels of z, of all images
 };
 

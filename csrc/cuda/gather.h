@@ -7,7 +7,8 @@
 //   kUnit     stride 1 (fprop; dgrad with the kernel turned round)
 //   kDilated  the same with outputs of a tile and inputs of a window a dilation apart
 //   kStride2  fprop of stride 2
-//   kSpread2  dgrad of stride 2: out + pad = 2 * in + tap, so an output meets every other tap. Tiles
+//   kSpread2  dgrad of stride 2: out + pad = 2 * in + tap, so an output meets every other tap.
+//   Tiles
 //             start at even outputs, and the padding's parity is that of "same" padding, (R-1)/2.
 #pragma once
 
@@ -48,7 +49,7 @@ struct Taps {
 
 struct GatherAxis {
   int in, out;
-  int origin;  // of the window of output 0
+  int origin;    // of the window of output 0
   Divisor unit;  // the dilation, by which a tile's outputs and a window's inputs are apart
 
   // First output of tile t, and first input of the window of a tile that begins at output `first`.
@@ -83,6 +84,11 @@ struct Gather {
   int64_t w_group, w_out, w_in, w_tap;    // distances in the weights
   bool turned;                            // taps in the weights run the other way
 };
+
+inline bool is_float(DType t) {
+  return t == DType::kFloat32 || t == DType::kFloat64 || t == DType::kBFloat16 ||
+         t == DType::kFloat16;
+}
 
 // How a pass samples, kNone where gathers cannot compute it.
 inline Sampling sampling_of(const ConvProblem& p, Pass pass) {
@@ -149,9 +155,9 @@ inline Gather gather_of(const ConvProblem& p, Pass pass) {
   return g;
 }
 
-// f(Taps<R, sampling>{}), with R <= kMost: the instances that sampling_of says there are. kSpread:
-// those of dgrad too.
-template <int kMost, bool kSpread = true, typename F>
+// f(Taps<R, sampling>{}), for the instances that sampling_of says there are: R up to 7, or for
+// float64 3 alone. kSpread: dgrad's too.
+template <typename T, bool kSpread, typename F>
 void with_taps(int64_t R, Sampling sampling, F&& f) {
   const auto with = [&](auto r) {
     constexpr int kR = decltype(r)::value;
@@ -163,10 +169,10 @@ void with_taps(int64_t R, Sampling sampling, F&& f) {
       if constexpr (kSpread) return f(Taps<kR, Sampling::kSpread2>{});
     }
   };
-  if constexpr (kMost >= 7)
+  if constexpr (sizeof(T) < 8) {
     if (R == 7) return with(std::integral_constant<int, 7>{});
-  if constexpr (kMost >= 5)
     if (R == 5) return with(std::integral_constant<int, 5>{});
+  }
   with(std::integral_constant<int, 3>{});
 }
 

@@ -11,6 +11,10 @@
 
 namespace torchconv::cuda {
 
+// Of a block: many sums and weights a thread need its registers.
+template <int kFilters>
+inline constexpr int kPlaneThreads = kFilters > 1 ? 128 : 256;
+
 struct PlaneGather {
   Gather g;
   PlaneTiling t;
@@ -19,14 +23,14 @@ struct PlaneGather {
 };
 
 template <typename T, typename Tap, int kRows, int kColumns, int kFilters>
-__global__ void __launch_bounds__(256, 2)
+__global__ void __launch_bounds__(kPlaneThreads<kFilters>, Tap::R == 3 ? 3 : 2)
     gather_planes(const __grid_constant__ PlaneGather p, const T* in, const T* w,
                   const Epilogue<T> epilogue) {
   using A = Wide<T>;
   constexpr int R = Tap::R, kTaps = R * R;
   const Gather& g = p.g;
   const PlaneTiling& t = p.t;
-  A* windows = dynamic_shared<A>();              // [slots][window_h][pitch]
+  A* windows = dynamic_shared<A>();            // [slots][window_h][pitch]
   A* weights = windows + t.window_elements();  // [slots][R][R][kFilters]
 
   uint32_t block = blockIdx.x;
@@ -58,8 +62,8 @@ __global__ void __launch_bounds__(256, 2)
 
   constexpr int kRowStep = Tap::kSpread ? kRows / 2 : kRows * Tap::kStride;
   constexpr int kColumnStep = Tap::kSpread ? kColumns / 2 : kColumns * Tap::kStride;
-  const A* window = windows + (slot * t.window_h + y * kRowStep) * t.pitch + x * kColumnStep +
-                    (w0 - w_aligned);
+  const A* window =
+      windows + (slot * t.window_h + y * kRowStep) * t.pitch + x * kColumnStep + (w0 - w_aligned);
   const A* filters = weights + slot * (kTaps * kFilters);
 #pragma unroll 1
   for (int c = 0; c < g.in_channels; ++c) {
@@ -151,7 +155,7 @@ void launch_gather_planes(const Gather& g, const T* in, const T* w, const Epilog
   p.g = g;
   p.jobs = g.N * g.groups * group_chunks;
   p.group_chunks = Divisor(group_chunks), p.groups = Divisor(g.groups);
-  p.t = plane_tiling<T, Tap, kRows, kColumns>(g, in, p.jobs, kFilters);
+  p.t = plane_tiling<T, Tap, kRows, kColumns, kPlaneThreads<kFilters>>(g, in, p.jobs, kFilters);
   const int64_t slots = p.t.slots.value(), tiles = p.t.h_tiles.value() * p.t.w_tiles.value();
   launch(gather_planes<T, Tap, kRows, kColumns, kFilters>,
          dim3(static_cast<unsigned>(ceil_div(p.jobs, slots) * tiles)),

@@ -237,7 +237,7 @@ void run_gather(GatherProblem p, const Epilogue<T>& epilogue, const Queue& queue
   using Large = Tile<128, 128, 2, 2, 2>;
   using Narrow = Tile<128, 64, 2, 2, 3>;
   using Small = Tile<64, 64, 2, 2, 3, 8>;
-  using Elements = Tile<64, 64, 2, 2, 3>;
+  using Elements = Tile<64, 64, 2, 2, 4>;
   if (!p.vectors) return launch_gather<T, Elements, false>(p, epilogue, queue);
   // Turns of the device's multiprocessors, times the sums of a turn, by what each tile reaches.
   const auto cost = [&](int64_t m, int64_t n, double efficiency) {

@@ -132,13 +132,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   for (int slice = 0; slice < slices; ++slice) {
     copy_async_wait<Tile::kStages - 2>();
     __syncthreads();
+    const int ahead = slice + Tile::kStages - 1;
+    find_places(ahead + 1);
     const SharedAddress at =
         staged + static_cast<SharedAddress>(slice % Tile::kStages * Tile::kStageBytes);
     multiply_slice<T>(sums, a, at, b, at + Tile::kM * kSliceBytes, [&] {
-      const int ahead = slice + Tile::kStages - 1;
       load(ahead, ahead % Tile::kStages);
       copy_async_commit();
-      find_places(ahead + 1);
     });
     if (slice % kChain == kChain - 1 && slice + 1 < slices) {
       add_to_part(slice < kChain);

@@ -12,11 +12,11 @@
 namespace torchconv::cuda {
 
 struct PlaneTiling {
-  Divisor h_tiles, w_tiles, row_sets;      // tiles of the image; sets of kRows rows in a tile
-  Divisor lanes, slots;                    // threads along a row; planes of a block
-  int tile_h, tile_w, window_h, pitch;     // outputs of a tile; its window in shared memory
-  int vector;                              // elements of one load, a power of two
-  Divisor vectors, window_rows;            // loads of a window's row, rows
+  Divisor h_tiles, w_tiles, row_sets;   // tiles of the image; sets of kRows rows in a tile
+  Divisor lanes, slots;                 // threads along a row; planes of a block
+  int tile_h, tile_w, window_h, pitch;  // outputs of a tile; its window in shared memory
+  int vector;                           // elements of one load, a power of two
+  Divisor vectors, window_rows;         // loads of a window's row, rows
   int threads;
 
   __host__ __device__ int window_elements() const {
@@ -24,11 +24,11 @@ struct PlaneTiling {
   }
 };
 
-// Tiles for at most 256 threads. planes: how many there are to fill slots from; filters: sums that
-// a thread keeps per pixel, whose weights share the memory.
-template <typename T, typename Tap, int kRows, int kColumns>
+// Tiles for at most kThreads threads. planes: how many there are to fill slots from; filters: sums
+// that a thread keeps per pixel, whose weights share the memory.
+template <typename T, typename Tap, int kRows, int kColumns, int kThreads>
 PlaneTiling plane_tiling(const Gather& g, const void* in, int64_t planes, int filters) {
-  constexpr int64_t kThreads = 256, kMostBytes = 46 * 1024;
+  constexpr int64_t kMostBytes = 46 * 1024;
   PlaneTiling t{};
   t.vector = 1;
   for (const int vector : {2, kLanes<T>})
@@ -48,8 +48,8 @@ PlaneTiling plane_tiling(const Gather& g, const void* in, int64_t planes, int fi
   slots = std::max<int64_t>(std::min(slots, planes * tiles / 512), 1);
   const auto bytes = [&] {
     t.window_h = static_cast<int>(window(g.h, sets * kRows));
-    t.pitch = static_cast<int>(round_up(window(g.w, lanes * kColumns) + t.vector - 1,
-                                        std::max(t.vector, 4)));
+    t.pitch = static_cast<int>(
+        round_up(window(g.w, lanes * kColumns) + t.vector - 1, std::max(t.vector, 4)));
     return slots * (t.window_h * t.pitch + Tap::R * Tap::R * filters) *
            static_cast<int64_t>(sizeof(Wide<T>));
   };
@@ -67,8 +67,7 @@ PlaneTiling plane_tiling(const Gather& g, const void* in, int64_t planes, int fi
 
 template <typename T, int kVector, typename PlaneOf>
 __device__ __forceinline__ void load_window_by(const PlaneTiling& t, const Gather& g,
-                                               PlaneOf plane_of, int h0, int w0,
-                                               Wide<T>* window) {
+                                               PlaneOf plane_of, int h0, int w0, Wide<T>* window) {
   using A = Wide<T>;
   const int loads = static_cast<int>(t.slots.value() * t.window_rows.value() * t.vectors.value());
   for (int i = static_cast<int>(threadIdx.x); i < loads; i += static_cast<int>(blockDim.x)) {
@@ -81,8 +80,8 @@ __device__ __forceinline__ void load_window_by(const PlaneTiling& t, const Gathe
         static_cast<unsigned>(w) < static_cast<unsigned>(g.w.in)) {
       const T* plane = plane_of(rest);
       if (plane != nullptr)
-        loaded = *reinterpret_cast<const Vector<T, kVector>*>(
-            plane + static_cast<int64_t>(h) * g.w.in + w);
+        loaded = *reinterpret_cast<const Vector<T, kVector>*>(plane +
+                                                              static_cast<int64_t>(h) * g.w.in + w);
     }
     constexpr int kStore = kVector < kLanes<A> ? kVector : kLanes<A>;
 #pragma unroll

@@ -91,22 +91,11 @@ struct AddSelectedAny {
   __device__ __forceinline__ void add(const PoolView<I>& v, const Asked<I>& a,
                                       Wide<T> (&sum)[n]) const {
     static_assert(n == 1);
-    const uint32_t code = static_cast<uint32_t>(a.r) * static_cast<uint32_t>(v.row_codes) +
-                          static_cast<uint32_t>(a.s);
-    bool match = false;
-    switch (kind) {
-      case Selected::kOffset8:
-        match = static_cast<const uint8_t*>(selected)[a.position] == code;
-        break;
-      case Selected::kOffset16:
-        match = static_cast<const uint16_t*>(selected)[a.position] == code;
-        break;
-      case Selected::kOffset32:
-        match = static_cast<const uint32_t*>(selected)[a.position] == code;
-        break;
-      case Selected::kIndex64:
-        match = static_cast<const int64_t*>(selected)[a.position] == a.index;
-    }
+    const bool match = kind == Selected::kIndex64
+                           ? static_cast<const int64_t*>(selected)[a.position] == a.index
+                           : load_code({kind, selected}, a.position) ==
+                                 static_cast<uint32_t>(a.r) * static_cast<uint32_t>(v.row_codes) +
+                                     static_cast<uint32_t>(a.s);
     if (match) sum[0] += to_wide(dy[a.position]);
   }
 };

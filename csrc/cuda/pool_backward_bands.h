@@ -27,10 +27,11 @@ template <typename T, bool kSelects, int R, int S, int kStep>
 struct ChannelSources {
   static constexpr int n = kLanes<T>, kWindows = (S + kStep - 1) / kStep;
   struct Raw {
-    Vector<T, n> dy[kWindows];
+    Pack<T> dy[kWindows];
     Matches<uint8_t, n> codes[kWindows];
   };
   const BackwardBands& b;
+  BandDivision<R, S> divisors;
   const T* dy;
   const uint8_t* selected;
   int32_t offset, row_step;  // of row 0, the first window
@@ -40,7 +41,11 @@ struct ChannelSources {
   __device__ __forceinline__ ChannelSources(const BackwardBands& bands, const T* gradients,
                                             const uint8_t* codes, int32_t image, int32_t column,
                                             int32_t c)
-      : b(bands), dy(gradients), selected(codes), row_step(bands.v.w.out * bands.v.channels) {
+      : b(bands),
+        divisors(bands.v),
+        dy(gradients),
+        selected(codes),
+        row_step(bands.v.w.out * bands.v.channels) {
     last = (column + b.v.w.pad) / kStep;
     phase = column + b.v.w.pad - last * kStep;
     offset = (image * b.v.h.out * b.v.w.out + last - (kWindows - 1)) * b.v.channels + c;
@@ -57,14 +62,12 @@ struct ChannelSources {
     Raw raw;
 #pragma unroll
     for (int j = 0; j < kWindows; j++) {
-#pragma unroll
-      for (int i = 0; i < n; i++) raw.dy[j].element[i] = from_wide<T>(0.0f);
+      raw.dy[j] = Pack<T>::filled(from_wide<T>(0.0f));
+      raw.codes[j] = Matches<uint8_t, n>();
       const int32_t at = offset + p * row_step + j * b.v.channels;
       if (inside && valid[j]) {
-        raw.dy[j] = *reinterpret_cast<const Vector<T, n>*>(dy + at);
+        raw.dy[j] = Pack<T>::load(dy + at);
         if constexpr (kSelects) raw.codes[j] = Matches<uint8_t, n>(selected + at);
-      } else {
-        raw.codes[j] = Matches<uint8_t, n>();
       }
     }
     return raw;
@@ -78,14 +81,14 @@ struct ChannelSources {
           raw.codes[j].want(static_cast<uint8_t>(r * S + tap(j)));
 #pragma unroll
           for (int i = 0; i < n; i++)
-            if (raw.codes[j].at(i)) sum[r][i] += to_wide(raw.dy[j].element[i]);
+            if (raw.codes[j].at(i)) sum[r][i] += raw.dy[j].at(i);
         }
       } else {
         const int32_t left = (last - (kWindows - 1) + j) * kStep - b.v.w.pad;
-        const Division<float> over(band_divisor<S>(b.v, row_factor, left));
+        const Division<float> over = divisors.of(row_factor, left);
 #pragma unroll
         for (int i = 0; i < n; i++) {
-          const float v = over(to_wide(raw.dy[j].element[i]));
+          const float v = over(raw.dy[j].at(i));
 #pragma unroll
           for (int r = 0; r < R; r++) sum[r][i] += v;
         }
@@ -108,6 +111,7 @@ struct PlaneSources {
     uint8_t before_codes[kBefore + 1], after_codes[kAfter + 1];
   };
   const BackwardBands& b;
+  BandDivision<R, S> divisors;
   const T* dy;
   const uint8_t* selected;
   int32_t offset, first;  // of row 0, the window in the middle that is first; its number
@@ -116,7 +120,7 @@ struct PlaneSources {
   __device__ __forceinline__ PlaneSources(const BackwardBands& bands, const T* gradients,
                                           const uint8_t* codes, int32_t image, int32_t column,
                                           int32_t)
-      : b(bands), dy(gradients), selected(codes), first(column / kStep) {
+      : b(bands), divisors(bands.v), dy(gradients), selected(codes), first(column / kStep) {
     offset = image * b.v.h.out * b.v.w.out + first;
     vectors = b.vector_rows && first + kMiddle <= b.v.w.out;
   }
@@ -160,7 +164,7 @@ struct PlaneSources {
                              : raw.after_codes[j - kMiddle];
       } else {
         const int32_t left = (first + j) * kStep - kPad;
-        v = Division<float>(band_divisor<S>(b.v, row_factor, left))(v);
+        v = divisors.of(row_factor, left)(v);
       }
 #pragma unroll
       for (int s = 0; s < S; s++) {
@@ -195,7 +199,7 @@ __global__ void __launch_bounds__(kPoolThreads)
   for (int32_t p = begin_p - kEarlier; p < end_p; p++) {
     const int32_t top = p * kStep - b.v.h.pad;
     auto raw = sources.load(p);
-    sources.add(raw, kSelects ? 1 : band_factor<R>(b.v.h, b.v, top), sum);
+    sources.add(raw, kSelects ? 1 : sources.divisors.row_factor(top), sum);
 #pragma unroll
     for (int r = 0; r < kStep; r++) {
       const int32_t h = top + r;

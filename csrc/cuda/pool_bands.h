@@ -26,7 +26,7 @@ struct ChannelRows {
   using T = typename Rule::Element;
   static constexpr int n = kLanes<T>;
   struct Raw {
-    Vector<T, n> tap[S];
+    Pack<T> tap[S];
   };
   const T* x;
   int32_t offset, row_step, channels, height;  // of row 0, tap 0
@@ -46,16 +46,13 @@ struct ChannelRows {
     Raw raw;
 #pragma unroll
     for (int s = 0; s < S; s++) {
-#pragma unroll
-      for (int i = 0; i < n; i++) raw.tap[s].element[i] = from_wide<T>(Rule::none());
-      if (inside && valid[s])
-        raw.tap[s] =
-            *reinterpret_cast<const Vector<T, n>*>(x + offset + h * row_step + s * channels);
+      raw.tap[s] = Pack<T>::filled(from_wide<T>(Rule::none()));
+      if (inside && valid[s]) raw.tap[s] = Pack<T>::load(x + offset + h * row_step + s * channels);
     }
     return raw;
   }
   static __device__ __forceinline__ typename Rule::Value value(const Raw& raw, int i, int s) {
-    return to_wide(raw.tap[s].element[i]);
+    return raw.tap[s].at(i);
   }
 };
 
@@ -69,7 +66,7 @@ struct PlaneRows {
   static constexpr int kSpan = (n - 1) * kStep + S, kAfter = kSpan - kPad - kMiddle;
   static_assert(kAfter >= 0);
   struct Raw {
-    Vector<T, n> middle[kStep];
+    Pack<T> middle[kStep];
     T before[kPad + 1], after[kAfter + 1];
   };
   const T* x;
@@ -95,21 +92,22 @@ struct PlaneRows {
     for (int i = 0; i < kPad; i++) raw.before[i] = one(i - kPad);
 #pragma unroll
     for (int i = 0; i < kAfter; i++) raw.after[i] = one(kMiddle + i);
-    if (inside && vectors) {
+#pragma unroll
+    for (int i = 0; i < kStep; i++) raw.middle[i] = Pack<T>::filled(none);
+    if (vectors) {
 #pragma unroll
       for (int i = 0; i < kStep; i++)
-        raw.middle[i] = *reinterpret_cast<const Vector<T, n>*>(x + row + i * n);
+        if (inside) raw.middle[i] = Pack<T>::load(x + row + i * n);
     } else {
 #pragma unroll
-      for (int i = 0; i < kMiddle; i++) raw.middle[i / n].element[i % n] = one(i);
+      for (int i = 0; i < kMiddle; i++) raw.middle[i / n].set(i % n, one(i));
     }
     return raw;
   }
   static __device__ __forceinline__ typename Rule::Value value(const Raw& raw, int i, int s) {
     const int at = i * kStep + s - kPad;
-    return to_wide(at < 0         ? raw.before[at + kPad]
-                   : at < kMiddle ? raw.middle[at / n].element[at % n]
-                                  : raw.after[at - kMiddle]);
+    if (at >= 0 && at < kMiddle) return raw.middle[at / n].at(at % n);
+    return to_wide(at < 0 ? raw.before[at + kPad] : raw.after[at - kMiddle]);
   }
 };
 
@@ -123,16 +121,27 @@ __device__ __forceinline__ int32_t band_factor(const Axis<int32_t>& axis,
   return factor > 1 ? factor : 1;
 }
 
-// Of the window of columns from `left` on.
-template <int kTaps>
-__device__ __forceinline__ float band_divisor(const PoolView<int32_t>& v, int32_t row_factor,
-                                              int32_t left) {
-  if (v.divisor != 0) return static_cast<float>(v.divisor);
-  return static_cast<float>(row_factor * band_factor<kTaps>(v.w, v, left));
-}
+// The divisors of averages over R x S taps, of which nearly all are the same.
+template <int R, int S>
+struct BandDivision {
+  const PoolView<int32_t>& v;
+  Division<float> common;
+
+  explicit __device__ __forceinline__ BandDivision(const PoolView<int32_t>& view)
+      : v(view), common(view.divisor != 0 ? static_cast<float>(view.divisor) : R * S) {}
+  // Of a row of windows, and then of the one whose columns begin at `left`.
+  __device__ __forceinline__ int32_t row_factor(int32_t top) const {
+    return band_factor<R>(v.h, v, top);
+  }
+  __device__ __forceinline__ Division<float> of(int32_t row, int32_t left) const {
+    const int32_t factor = row * band_factor<S>(v.w, v, left);
+    return v.divisor != 0 || factor == R * S ? common : Division<float>(static_cast<float>(factor));
+  }
+};
 
 template <typename Rule, int R, int S, int kStep, bool kPlanes, bool kCodes>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads,
+                                  kPlanes && sizeof(typename Rule::Element) == 2 ? 2 : 1)
     pool_bands(PoolBands b, const typename Rule::Element* __restrict__ x,
                typename Rule::Element* __restrict__ y, SelectedOutput selected) {
   using T = typename Rule::Element;
@@ -150,14 +159,15 @@ __global__ void __launch_bounds__(kPoolThreads)
   const int32_t first_p = b.by_bands.split(rest) * b.rows, image = rest;
   const int32_t end_p = first_p + b.rows < b.v.h.out ? first_p + b.rows : b.v.h.out;
   const Rows rows(b, x, image, column, c);
+  const BandDivision<R, S> divisors(b.v);
 
   State kept[R][n];
   const auto fold_row = [&](const typename Rows::Raw& raw, State(&row)[n]) {
 #pragma unroll
     for (int i = 0; i < n; i++) {
-      row[i] = Rule::start(0);
+      row[i] = Rule::first(Rows::value(raw, i, 0));
 #pragma unroll
-      for (int s = 0; s < S; s++) Rule::fold(row[i], Rows::value(raw, i, s), s);
+      for (int s = 1; s < S; s++) Rule::fold(row[i], Rows::value(raw, i, s), s);
     }
   };
   int32_t top = first_p * kStep - b.v.h.pad;
@@ -192,17 +202,18 @@ __global__ void __launch_bounds__(kPoolThreads)
     State total[n];
 #pragma unroll
     for (int i = 0; i < n; i++) {
-      total[i] = Rule::start(kCodes ? first_tap(i) : 0);
+      total[i] = kept[0][i];
 #pragma unroll
-      for (int r = 0; r < R; r++) Rule::join(total[i], kept[r][i], r * S);
+      for (int r = 1; r < R; r++) Rule::join(total[i], kept[r][i], r * S);
+      if constexpr (kCodes)  // nothing is greater than what padding counts as
+        if (total[i].value == Rule::none()) total[i].code = first_tap(i);
     }
-    const int32_t row_factor = Rule::kSelects ? 1 : band_factor<R>(b.v.h, b.v, top);
+    const int32_t row_factor = Rule::kSelects ? 1 : divisors.row_factor(top);
     const auto output = [&](int i) {
       if constexpr (Rule::kSelects)
         return from_wide<T>(total[i].value);
       else
-        return Rule::finish(
-            total[i], Division<float>(band_divisor<S>(b.v, row_factor, q(i) * kStep - b.v.w.pad)));
+        return Rule::finish(total[i], divisors.of(row_factor, q(i) * kStep - b.v.w.pad));
     };
     const auto code = [&](int i) {
       if constexpr (Rule::kSelects)

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "core/pool_problem.h"
@@ -79,6 +80,7 @@ struct Selection {
   static __device__ __forceinline__ State start(uint32_t first_code) {
     return {none(), first_code};
   }
+  static __device__ __forceinline__ State first(Value x) { return {x, 0}; }
   __device__ __forceinline__ Value prepare(T x) const { return mirror(to_wide(x)); }
   static __device__ __forceinline__ void fold(State& best, Value x, uint32_t code) {
     const bool better = x > best.value || x != x;
@@ -115,6 +117,7 @@ struct Averaging {
 
   static __device__ __forceinline__ Value none() { return Value{0}; }
   static __device__ __forceinline__ State start(uint32_t) { return {Value{0}}; }
+  static __device__ __forceinline__ State first(Value x) { return {x}; }
   static __device__ __forceinline__ Value prepare(T x) { return to_wide(x); }
   static __device__ __forceinline__ void fold(State& total, Value x, uint32_t) { total.sum += x; }
   // Summed in two levels, which keeps the sum of a large window exact enough.
@@ -131,6 +134,41 @@ struct Averaging {
   }
 };
 
+// 16 bytes of elements of at most four bytes, held as words: filling, and loading where a predicate
+// says so, then takes four instructions for 16-bit types too.
+template <typename T>
+struct alignas(16) Pack {
+  uint32_t word[4];
+
+  static __device__ __forceinline__ Pack filled(T v) {
+    uint32_t bits = 0;
+    memcpy(&bits, &v, sizeof(T));
+    if (sizeof(T) == 2) bits |= bits << 16;
+    return {{bits, bits, bits, bits}};
+  }
+  static __device__ __forceinline__ Pack load(const T* p) {
+    return *reinterpret_cast<const Pack*>(p);
+  }
+  __device__ __forceinline__ void set(int i, T v) {
+    uint32_t bits = 0;
+    memcpy(&bits, &v, sizeof(T));
+    if constexpr (sizeof(T) == 4)
+      word[i] = bits;
+    else
+      word[i / 2] = i % 2 == 0 ? bits : word[i / 2] | bits << 16;  // in ascending order
+  }
+  __device__ __forceinline__ float at(int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(word[i]);
+    } else {
+      const auto bits = static_cast<uint16_t>(word[i / 2] >> (i % 2 * 16));
+      T v;
+      memcpy(&v, &bits, sizeof(T));
+      return to_wide(v);
+    }
+  }
+};
+
 // Where selections go, and of which kind; no data where they are not wanted.
 struct SelectedOutput {
   Selected kind;
@@ -141,6 +179,15 @@ struct SelectedArray {
   Selected kind;
   const void* data;
 };
+
+// An offset, as unsigned as it is stored.
+template <typename I>
+__device__ __forceinline__ uint32_t load_code(const SelectedArray& selected, I position) {
+  return selected.kind == Selected::kOffset8 ? static_cast<const uint8_t*>(selected.data)[position]
+         : selected.kind == Selected::kOffset16
+             ? static_cast<const uint16_t*>(selected.data)[position]
+             : static_cast<const uint32_t*>(selected.data)[position];
+}
 
 // n elements, in pieces of 16 bytes at most; p is aligned to a piece.
 template <typename O, int n, typename F>

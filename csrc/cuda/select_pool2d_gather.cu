@@ -18,22 +18,11 @@ __global__ void __launch_bounds__(kPoolThreads)
   const I thread = pool_thread<I>();
   if (thread >= v.threads) return;
   const PoolPlace<I> at(v, thread, 1);
-  uint32_t code = 0;
   int64_t index = -1;
-  switch (selected.kind) {
-    case Selected::kOffset8:
-      code = static_cast<const uint8_t*>(selected.data)[thread];
-      break;
-    case Selected::kOffset16:
-      code = static_cast<const uint16_t*>(selected.data)[thread];
-      break;
-    case Selected::kOffset32:
-      code = static_cast<const uint32_t*>(selected.data)[thread];
-      break;
-    case Selected::kIndex64:
-      index = static_cast<const int64_t*>(selected.data)[thread];
-  }
-  if (selected.kind != Selected::kIndex64) {
+  if (selected.kind == Selected::kIndex64) {
+    index = static_cast<const int64_t*>(selected.data)[thread];
+  } else {
+    const uint32_t code = load_code(selected, thread);
     const uint32_t width = static_cast<uint32_t>(v.w.taps), r = code / width, s = code % width;
     const Taps<I> rows = v.h.window(at.row), columns = v.w.window(at.column);
     const int64_t down = static_cast<int64_t>(r) - rows.tap;

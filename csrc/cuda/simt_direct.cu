@@ -2,12 +2,11 @@
 // memory; wgrad a block for each weight, whose threads share the pixels. I is the type of indices.
 // Bound by the reads, which the caches serve. Float sums are added up 256 terms at a time, integers
 // in an unsigned type of at least their width, so that they wrap around without overflow.
-#include "cuda/simt_direct.h"
-
 #include <algorithm>
 #include <type_traits>
 
 #include "cuda/activation.h"
+#include "cuda/simt_direct.h"
 #include "cuda/simt_view.h"
 
 namespace torchconv::cuda {
@@ -29,12 +28,25 @@ struct Direct {
   bool channels_last, weight_channels_last, flip;
 
   explicit Direct(const ConvProblem& p)
-      : N(I(p.N)), C(I(p.C / p.groups)), H(I(p.H)), W(I(p.W)), K(I(p.K / p.groups)), R(I(p.R)),
-        S(I(p.S)), P(I(p.P)), Q(I(p.Q)), groups(I(p.groups)), stride_h(I(p.stride_h)),
-        stride_w(I(p.stride_w)), pad_top(I(p.pad_top)), pad_left(I(p.pad_left)),
-        dilation_h(I(p.dilation_h)), dilation_w(I(p.dilation_w)),
+      : N(I(p.N)),
+        C(I(p.C / p.groups)),
+        H(I(p.H)),
+        W(I(p.W)),
+        K(I(p.K / p.groups)),
+        R(I(p.R)),
+        S(I(p.S)),
+        P(I(p.P)),
+        Q(I(p.Q)),
+        groups(I(p.groups)),
+        stride_h(I(p.stride_h)),
+        stride_w(I(p.stride_w)),
+        pad_top(I(p.pad_top)),
+        pad_left(I(p.pad_left)),
+        dilation_h(I(p.dilation_h)),
+        dilation_w(I(p.dilation_w)),
         channels_last(p.layout == Layout::kNHWC),
-        weight_channels_last(p.weight_layout == Layout::kNHWC), flip(p.flip) {
+        weight_channels_last(p.weight_layout == Layout::kNHWC),
+        flip(p.flip) {
     const SimtStrides image = image_strides(p.layout, p.C, p.H, p.W);
     const SimtStrides out = image_strides(p.layout, p.K, p.P, p.Q);
     const SimtWeightStrides weight = weight_strides(p);
@@ -159,7 +171,9 @@ template <typename T, typename I>
 __global__ void __launch_bounds__(kThreads, 3)
     direct_wgrad(const __grid_constant__ Direct<I> d, const T* dz, const T* x, T* dw) {
   __shared__ double sums[kThreads];
-  I k = static_cast<I>(blockIdx.x), c, r, s;
+  const int64_t at = int64_t{blockIdx.y} * gridDim.x + blockIdx.x;
+  if (at >= int64_t{d.groups} * d.K * d.C * d.R * d.S) return;
+  I k = static_cast<I>(at), c, r, s;
   split(d.weight_channels_last, d.C, d.R, d.S, k, c, r, s);
   const I row = (d.flip ? d.R - 1 - r : r) * d.dilation_h - d.pad_top;
   const I column = (d.flip ? d.S - 1 - s : s) * d.dilation_w - d.pad_left;
@@ -179,7 +193,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     __syncthreads();
     if (threadIdx.x < static_cast<unsigned>(half)) sums[threadIdx.x] += sums[threadIdx.x + half];
   }
-  if (threadIdx.x == 0) dw[blockIdx.x] = from_wide<T>(static_cast<Wide<T>>(sums[0]));
+  if (threadIdx.x == 0) dw[at] = from_wide<T>(static_cast<Wide<T>>(sums[0]));
 }
 
 dim3 blocks_of(int64_t elements) {
@@ -220,9 +234,12 @@ void simt_direct_wgrad(const ConvProblem& p, const void* dz, const void* x, void
     using T = decltype(zero);
     with_direct(p, [&](const auto& direct) {
       using I = decltype(direct.N);
+      const int64_t weights = p.K * (p.C / p.groups) * p.R * p.S;
+      const int64_t side = std::min<int64_t>(weights, 0x7fffffff);
       launch(direct_wgrad<T, I>,
-             dim3(static_cast<unsigned>(p.K * (p.C / p.groups) * p.R * p.S)), kThreads, 0, queue,
-             direct, static_cast<const T*>(dz), static_cast<const T*>(x), static_cast<T*>(dw));
+             dim3(static_cast<unsigned>(side), static_cast<unsigned>((weights + side - 1) / side)),
+             kThreads, 0, queue, direct, static_cast<const T*>(dz), static_cast<const T*>(x),
+             static_cast<T*>(dw));
     });
   });
 }

@@ -1,7 +1,8 @@
-// Exact fprop and dgrad on CUDA cores: which tile and how many slices of the terms, and the launches
-// of simt_gather_kernel.h. Neither choice changes a bit of the result, so both may look at the batch
-// and the device.
+// Exact fprop and dgrad on CUDA cores: which tile and how many slices of the terms, and the
+// launches of simt_gather_kernel.h. Neither choice changes a bit of the result, so both may look at
+// the batch and the device.
 #include <algorithm>
+#include <cstddef>
 
 #include "cuda/conv_passes.h"
 #include "cuda/simt_direct.h"
@@ -21,27 +22,53 @@ constexpr int64_t kMostScratch = int64_t{256} << 20;
 template <typename W>
 using LargeTile = SimtTile<W, 128, 128, 8, 8, 2>;
 template <typename W>
+using MediumTile = SimtTile<W, 64, 128, 8, 8, 4>;
+template <typename W>
 using SmallTile = SimtTile<W, 64, 64, 8, 4, std::is_same_v<W, double> ? 2 : 4>;
 template <typename W>
 using FlatTile = SimtTile<W, 32, 128, 4, 8, 4>;
 
-// The slices that end soonest: whole waves of blocks, of which a split one also writes and reads its
-// chunks' sums.
-int slices_of(int64_t tiles, int64_t chunks, int64_t slots, int64_t bytes_a_chunk) {
-  if (tiles * chunks * bytes_a_chunk > kMostScratch) return 1;
-  int64_t best = 1;
-  double least = 0;
-  for (int64_t slices = 1; slices <= std::min<int64_t>(chunks, 64); ++slices) {
+struct Grid {
+  int64_t pixels, phases, most_chunks;
+};
+
+template <typename Tile>
+int64_t tiles_of(const SimtView& v, const Grid& grid) {
+  return ceil_div(v.M, Tile::kM) * ceil_div(grid.pixels, Tile::kN) * v.groups * grid.phases;
+}
+
+struct Plan {
+  double cost;  // of the multiprocessor that ends last, in elements of a tile times chunks
+  int slices;
+};
+
+// The slices of the terms that end soonest. A multiprocessor needs eight warps to hide latencies; a
+// slice has a beginning; chunks' sums are written and read, in a launch more.
+template <typename Tile>
+Plan plan_slices(const SimtView& v, const Grid& grid, int64_t multiprocessors) {
+  // The share of FMAs in what a thread executes, by its tile.
+  constexpr double kShare = Tile::kThreadM * Tile::kThreadN < 64 ? 0.7
+                            : Tile::kM < 128                     ? 0.75
+                                                                 : 0.8;
+  constexpr int64_t kMost = 32;
+  const double area = Tile::kM * Tile::kN;
+  const int64_t tiles = tiles_of<Tile>(v, grid), chunks = std::max<int64_t>(grid.most_chunks, 1);
+  const int64_t bytes =
+      tiles * chunks * Tile::kM * Tile::kN * static_cast<int64_t>(sizeof(typename Tile::Wide));
+  Plan best{};
+  for (int64_t slices = 1; slices <= std::min(chunks, kMost); ++slices) {
     const int64_t each = ceil_div(chunks, slices);
-    if (slices > 1 && ceil_div(chunks, each) != slices) continue;
-    const double waves = static_cast<double>(ceil_div(tiles * slices, slots));
-    double cost = waves * (static_cast<double>(each) + 0.3);
+    if (slices > 1 && (bytes > kMostScratch || ceil_div(chunks, each) != slices)) continue;
+    const int64_t blocks = ceil_div(tiles * slices, multiprocessors);
+    const int64_t warps = std::min<int64_t>(blocks, Tile::kBlocks) * Tile::kThreads / 32;
+    const double speed = kShare * std::min(1.0, 0.5 + static_cast<double>(warps) / 16);
+    double cost = static_cast<double>(blocks) * (static_cast<double>(each) + 0.15) * area / speed;
     if (slices > 1)
-      cost = cost * 1.05 + 0.5 + 0.05 * static_cast<double>(tiles * chunks) /
-                                     static_cast<double>(slots);
-    if (slices == 1 || cost < least) best = slices, least = cost;
+      cost += 5000 + 0.2 * area * static_cast<double>(tiles * chunks) /
+                         static_cast<double>(multiprocessors);
+    if (slices == 1 || cost < best.cost) best = {cost, static_cast<int>(slices)};
   }
-  return static_cast<int>(best);
+  return best;
 }
 
 // Rows of whole panels of panel_m channels.
@@ -81,15 +108,6 @@ void pack(const SimtView& v, const T* w, int64_t panel_m, SimtGather<T>& p, cons
          256, 0, queue, from, packed, w);
 }
 
-struct Grid {
-  int64_t pixels, phases, most_chunks;
-};
-
-template <typename Tile>
-int64_t tiles_of(const SimtView& v, const Grid& grid) {
-  return ceil_div(v.M, Tile::kM) * ceil_div(grid.pixels, Tile::kN) * v.groups * grid.phases;
-}
-
 template <typename T, typename Tile>
 void run(SimtGather<T>& p, const Grid& grid, bool quads, const T* w, const Queue& queue) {
   pack(p.view, w, Tile::kM, p, queue);
@@ -98,15 +116,17 @@ void run(SimtGather<T>& p, const Grid& grid, bool quads, const T* w, const Queue
   p.m_tiles = static_cast<unsigned>(ceil_div(p.view.M, Tile::kM));
   p.n_tiles = static_cast<unsigned>(ceil_div(grid.pixels, Tile::kN));
   p.most_chunks = static_cast<int>(grid.most_chunks);
-  const int slices = slices_of(tiles, grid.most_chunks, int64_t{queue.multiprocessors} * Tile::kBlocks,
-                               tile_sums * static_cast<int64_t>(sizeof(Wide<T>)));
+  const int slices = plan_slices<Tile>(p.view, grid, queue.multiprocessors).slices;
   p.chunks_a_slice = static_cast<int>(ceil_div(std::max<int64_t>(grid.most_chunks, 1), slices));
   p.chunk_sums =
       slices > 1 ? queue.scratch<Wide<T>>(tiles * grid.most_chunks * tile_sums) : nullptr;
-  const int bytes = static_cast<int>(sizeof(typename Tile::Shared));
   const dim3 blocks(static_cast<unsigned>(tiles), static_cast<unsigned>(slices));
-  launch(quads ? simt_gather<T, Tile, true> : simt_gather<T, Tile, false>, blocks, Tile::kThreads,
-         bytes, queue, p);
+  if (slices > 1)
+    launch(quads ? simt_gather<T, Tile, true, true> : simt_gather<T, Tile, false, true>, blocks,
+           Tile::kThreads, static_cast<int>(offsetof(typename Tile::Shared, sums)), queue, p);
+  else
+    launch(quads ? simt_gather<T, Tile, true, false> : simt_gather<T, Tile, false, false>, blocks,
+           Tile::kThreads, static_cast<int>(sizeof(typename Tile::Shared)), queue, p);
   if (slices > 1)
     launch(simt_gather_finish<T, Tile>, dim3(blocks.x, Tile::kSlots), Tile::kThreads, 0, queue, p);
 }
@@ -121,9 +141,8 @@ void gather(const SimtView& v, const T* source, const T* w, const Epilogue<T>& e
 
   const bool one_phase = v.rows.phases * v.columns.phases == 1;
   const int64_t plane = int64_t{v.rows.most_grid} * v.columns.most_grid;
-  const bool aligned_target =
-      aligned<T>(epilogue.y, 4) &&
-      (epilogue.preactivation == nullptr || aligned<T>(epilogue.preactivation, 4));
+  const bool aligned_target = aligned<T>(epilogue.y, 4) && (epilogue.preactivation == nullptr ||
+                                                            aligned<T>(epilogue.preactivation, 4));
   p.along_m = v.target.c == 1;
   p.store_quads = aligned_target && (p.along_m ? v.M % 4 == 0
                                                : one_phase && v.rows.target_step == 1 &&
@@ -138,20 +157,26 @@ void gather(const SimtView& v, const T* source, const T* w, const Epilogue<T>& e
           ceil_div(v.C * v.rows.phase[a].taps * v.columns.phase[b].taps, LargeTile<float>::kChunk));
 
   if constexpr (std::is_same_v<T, float>) {
-    using Large = LargeTile<float>;
-    if (v.M <= 32) return run<T, FlatTile<float>>(p, grid, quads, w, queue);
-    // The large tile computes with the least traffic, where few of its rows are empty and slices
-    // keep the device busy.
-    const int64_t busy = tiles_of<Large>(v, grid) * std::max<int64_t>(grid.most_chunks, 1);
-    if (ceil_div(v.M, Large::kM) * Large::kM * 7 <= ceil_div(v.M, 64) * 64 * 8 &&
-        busy >= queue.multiprocessors && grid.pixels > 64)
-      return run<T, Large>(p, grid, quads, w, queue);
+    const auto cost = [&](auto tile) {
+      return plan_slices<decltype(tile)>(v, grid, queue.multiprocessors).cost;
+    };
+    const double large = cost(LargeTile<float>{}), medium = cost(MediumTile<float>{});
+    const double small = cost(SmallTile<float>{}), flat = cost(FlatTile<float>{});
+    const double least = std::min({large, medium, small, flat});
+    if (large == least) return run<T, LargeTile<float>>(p, grid, quads, w, queue);
+    if (medium == least) return run<T, MediumTile<float>>(p, grid, quads, w, queue);
+    if (flat == least) return run<T, FlatTile<float>>(p, grid, quads, w, queue);
   }
   run<T, SmallTile<Wide<T>>>(p, grid, quads, w, queue);
 }
 
-bool tiles_fit(const ConvProblem& p, int64_t channels) {
-  return simt_fits(p) && channels >= kFewChannels;
+// M channels of the target and C of the source in a group.
+bool tiles_fit(const ConvProblem& p, int64_t M, int64_t C) {
+  if (!simt_fits(p) || M < kFewChannels) return false;
+  // The packed weights, with what fills rows and phases.
+  const int64_t row = ceil_div(M, LargeTile<float>::kM) * LargeTile<float>::kM;
+  const int64_t terms = C * p.R * p.S + 8 * SimtAxis::kPhases * SimtAxis::kPhases;
+  return row < (int64_t{1} << 32) / terms / p.groups;
 }
 
 }  // namespace
@@ -161,7 +186,7 @@ void simt_fprop(const ConvProblem& p, const void* x, const void* w, const void* 
   if (p.N * p.K * p.P * p.Q == 0) return;
   const bool integer = p.dtype != DType::kFloat32 && p.dtype != DType::kFloat64 &&
                        p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16;
-  if (integer || p.C == 0 || !tiles_fit(p, p.K / p.groups))
+  if (integer || p.C == 0 || !tiles_fit(p, p.K / p.groups, p.C / p.groups))
     return simt_direct_fprop(p, x, w, bias, y, preactivation, queue);
   with_float(p.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -176,7 +201,7 @@ void simt_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, c
   if (p.N * p.C == 0) return;
   const int64_t row_phases = std::min(p.stride_h, p.H), column_phases = std::min(p.stride_w, p.W);
   const int64_t most = int64_t{SimtAxis::kPhases} * SimtAxis::kPhases * 16;
-  if (!tiles_fit(p, p.C / p.groups) || row_phases > most / column_phases)
+  if (!tiles_fit(p, p.C / p.groups, p.K / p.groups) || row_phases > most / column_phases)
     return simt_direct_dgrad(p, dz, w, dx, queue);
   with_float(p.dtype, [&](auto zero) {
     using T = decltype(zero);

@@ -1,8 +1,8 @@
 // The gather of simt_view.h as an implicit matrix product on CUDA cores: M target channels of a
 // group by pixels of the target (all samples in a row), over terms (channel, tap). A block owns a
-// tile of both; the panel of pixels is gathered from the image term by term, and what a term adds to
-// a pixel's address and place comes from a table in shared memory, filled once a chunk: any stride,
-// dilation, padding and layout costs the same. Bound by the FMA units.
+// tile of both; the panel of pixels is gathered from the image term by term, and what a term adds
+// to a pixel's address and place comes from a table in shared memory, filled once a chunk: any
+// stride, dilation, padding and layout costs the same. Bound by the FMA units.
 //
 // Few tiles are split along the terms: then every chunk's sums go to memory, and simt_gather_finish
 // adds them in the order in which one block would have, so that no split changes a bit.
@@ -20,7 +20,7 @@ struct SimtGather {
   SimtView view;
   const T* source;
   SimtPacked<Wide<T>> weights;
-  uint32_t channels;       // of a block of terms
+  uint32_t channels;  // of a block of terms
   unsigned m_tiles, n_tiles;
   Epilogue<T> epilogue;
   bool along_m;         // channels of the target are neighbours in memory
@@ -59,8 +59,7 @@ struct SimtGatherBlock {
                   p.view.columns.phase[at.column_phase].grid;
       at.chunks.first = static_cast<int>(blockIdx.y) * p.chunks_a_slice;
       at.chunks.current = at.chunks.first - 1;
-      at.chunks.last = min(at.chunks.first + p.chunks_a_slice,
-                           SimtGatherBlock{p, at}.all_chunks());
+      at.chunks.last = min(at.chunks.first + p.chunks_a_slice, SimtGatherBlock{p, at}.all_chunks());
     }
     __syncthreads();
     return at.first_pixel < at.pixels;
@@ -135,8 +134,7 @@ struct SimtGatherBlock {
       if (p.along_m) {
         if (m + q < p.view.M) e.store(sum + e.bias_of(channel + q), offset + q);
       } else if (pixel + q < at.pixels) {
-        e.store(sum + e.bias_of(channel),
-                target_offset(pixel + q) + channel * p.view.target.c);
+        e.store(sum + e.bias_of(channel), target_offset(pixel + q) + channel * p.view.target.c);
       }
     }
   }
@@ -174,9 +172,9 @@ class SimtGatherLoader {
         int i, j;
         block.split(pixel, n, i, j);
         point = {i * p.view.rows.step, j * p.view.columns.step};
-        origin_[k] = reinterpret_cast<const char*>(p.source + n * s.n +
-                                                   block.at.group * p.view.C * s.c +
-                                                   point.h * s.row + point.w * s.column);
+        origin_[k] =
+            reinterpret_cast<const char*>(p.source + n * s.n + block.at.group * p.view.C * s.c +
+                                          point.h * s.row + point.w * s.column);
       }
       shared.column[pixel_of(k)] = point;
     }
@@ -215,7 +213,8 @@ class SimtGatherLoader {
         const Reach reach = shared.reach[step * kTerms + term_of(l)];
         const bool inside =
             static_cast<unsigned>(point.h + reach.at.h) < static_cast<unsigned>(p.view.rows.size) &&
-            static_cast<unsigned>(point.w + reach.at.w) < static_cast<unsigned>(p.view.columns.size);
+            static_cast<unsigned>(point.w + reach.at.w) <
+                static_cast<unsigned>(p.view.columns.size);
         Loaded value = {};
         if (inside) value = *reinterpret_cast<const Loaded*>(origin_[k] + reach.bytes);
         pixel_[k][l] = value;
@@ -257,7 +256,8 @@ class SimtGatherLoader {
   Loaded pixel_[kPixels][kLoads];
 };
 
-template <typename T, typename Tile, bool kQuads>
+// kApart: every chunk's sums go to memory.
+template <typename T, typename Tile, bool kQuads, bool kApart>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     simt_gather(const __grid_constant__ SimtGather<T> p) {
   __shared__ SimtPlace place;
@@ -266,20 +266,19 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   auto& shared = *dynamic_shared<typename Tile::Shared>();
   SimtGatherLoader<T, Tile, kQuads> loader(block, shared);
   typename Tile::Sums sums;
-  Tile::run(shared, loader, place.chunks, p.chunk_sums != nullptr, sums,
-            [&](int chunk, typename Tile::Sums& done) {
-              auto* slots = reinterpret_cast<typename Tile::Quad*>(p.chunk_sums) +
-                            (int64_t{blockIdx.x} * p.most_chunks + chunk) *
-                                (Tile::kSlots * Tile::kThreads) +
-                            threadIdx.x;
-              done.write(slots, p.along_m);
-            });
-  if (p.chunk_sums != nullptr) return;
-  // Through the thread's own shared memory, which has an index at run time.
-  typename Tile::Quad* own = &shared.sums[0][threadIdx.x];
-  sums.write(own, p.along_m);
+  Tile::template run<kApart>(shared, loader, place.chunks, sums, [&](int chunk) {
+    auto* slots = reinterpret_cast<typename Tile::Quad*>(p.chunk_sums) +
+                  (int64_t{blockIdx.x} * p.most_chunks + chunk) * (Tile::kSlots * Tile::kThreads) +
+                  threadIdx.x;
+    sums.write(slots, p.along_m);
+  });
+  if constexpr (!kApart) {
+    // Through the thread's own shared memory, which has an index at run time.
+    typename Tile::Quad* own = &shared.sums[0][threadIdx.x];
+    sums.write(own, p.along_m);
 #pragma unroll 1
-  for (int slot = 0; slot < Tile::kSlots; ++slot) block.store(slot, own[slot * Tile::kThreads]);
+    for (int slot = 0; slot < Tile::kSlots; ++slot) block.store(slot, own[slot * Tile::kThreads]);
+  }
 }
 
 // A block for each tile and slot.

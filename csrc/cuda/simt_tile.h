@@ -1,14 +1,14 @@
-// The register tile of the exact product on CUDA cores, which simt_gather_kernel.h and simt_wgrad.cu
-// share: a block multiplies a panel of M rows by a panel of N columns that stand in shared memory,
-// eight terms at a time, while the next eight are on their way to registers.
+// The register tile of the exact product on CUDA cores, which simt_gather_kernel.h and
+// simt_wgrad.cu share: a block multiplies a panel of M rows by a panel of N columns that stand in
+// shared memory, eight terms at a time, while the next eight are on their way to registers.
 //
-// A warp is 4 x 8 threads; a thread owns kRows x kColumns sums, in quads of four neighbours, so that
-// what it reads of a panel is 16 bytes and a warp's reads meet no bank twice. The layout is that of
-// CUTLASS's SIMT kernels (Kerr and others, CUTLASS: Fast Linear Algebra in CUDA C++, 2017).
+// A warp is 4 x 8 threads; a thread owns kRows x kColumns sums, in quads of four neighbours, so
+// that what it reads of a panel is 16 bytes and a warp's reads meet no bank twice. The layout is
+// that of CUTLASS's SIMT kernels (Kerr and others, CUTLASS: Fast Linear Algebra in CUDA C++, 2017).
 //
 // A sum is taken in chunks of kChunk terms, and the chunks' sums are added: rounding grows with the
-// root of the number of terms, which is kept small on both levels (Higham, Accuracy and Stability of
-// Numerical Algorithms, 2002, section 4.2). Which thread or block forms a chunk changes no bit.
+// root of the number of terms, which is kept small on both levels (Higham, Accuracy and Stability
+// of Numerical Algorithms, 2002, section 4.2). Which thread or block forms a chunk changes no bit.
 #pragma once
 
 #include "cuda/element.h"
@@ -87,12 +87,12 @@ struct SimtTile {
         Quad a[ThreadM / 4], b[ThreadN / 4];
 #pragma unroll
         for (int i = 0; i < ThreadM / 4; ++i)
-          a[i] = *reinterpret_cast<const Quad*>(
-              &shared.a[buffer][term][m + i * (M / (ThreadM / 4))]);
+          a[i] =
+              *reinterpret_cast<const Quad*>(&shared.a[buffer][term][m + i * (M / (ThreadM / 4))]);
 #pragma unroll
         for (int j = 0; j < ThreadN / 4; ++j)
-          b[j] = *reinterpret_cast<const Quad*>(
-              &shared.b[buffer][term][n + j * (N / (ThreadN / 4))]);
+          b[j] =
+              *reinterpret_cast<const Quad*>(&shared.b[buffer][term][n + j * (N / (ThreadN / 4))]);
 #pragma unroll
         for (int i = 0; i < ThreadM; ++i)
 #pragma unroll
@@ -133,20 +133,19 @@ struct SimtTile {
 
   // The tile's element that slot s of this thread begins with.
   static __device__ __forceinline__ int slot_m(int s, bool along_m) {
-    return along_m ? quad_m(s / ThreadN)
-                   : quad_m(s / (ThreadN / 4) / 4) + s / (ThreadN / 4) % 4;
+    return along_m ? quad_m(s / ThreadN) : quad_m(s / (ThreadN / 4) / 4) + s / (ThreadN / 4) % 4;
   }
   static __device__ __forceinline__ int slot_n(int s, bool along_m) {
     return along_m ? quad_n(s % ThreadN / 4) + s % ThreadN % 4 : quad_n(s % (ThreadN / 4));
   }
 
-  // Sums of chunks.first, ..., chunks.last - 1. begin(chunk) fills the table shared.reach and returns the
-  // chunk's number of terms; load(s) fetches step s of it to registers, and store(buffer) writes
-  // those to the panels; a chunk's sums are either handed to keep(chunk, sums), or, without `apart`,
-  // added to those before it.
-  template <typename Loader, typename Keep>
-  static __device__ __forceinline__ void run(Shared& shared, Loader& loader,
-                                             SimtChunks& chunks, bool apart, Sums& sums, Keep&& keep) {
+  // Sums of chunks.first, ..., chunks.last - 1. begin(chunk) fills the table shared.reach and
+  // returns the chunk's number of terms; load(s) fetches step s of it to registers, and
+  // store(buffer) writes those to the panels. A chunk's sums are added to those before it, or with
+  // kApart they are what `sums` holds when keep(chunk) is called, and shared.sums is not there.
+  template <bool kApart, typename Loader, typename Keep>
+  static __device__ __forceinline__ void run(Shared& shared, Loader& loader, SimtChunks& chunks,
+                                             Sums& sums, Keep&& keep) {
     sums.clear();
     while (chunks.current + 1 < chunks.last) {
       const int next = chunks.current + 1;
@@ -163,15 +162,15 @@ struct SimtTile {
         if (step + 1 < steps) loader.store(shared, (step + 1) % 2);
         __syncthreads();
       }
-      if (apart) {
-        keep(chunks.current, sums);
+      if constexpr (kApart) {
+        keep(chunks.current);
         sums.clear();
-        continue;
-      }
-      if (chunks.current > chunks.first) sums.add(&shared.sums[0][threadIdx.x]);
-      if (chunks.current + 1 < chunks.last) {
-        sums.write(&shared.sums[0][threadIdx.x], false);
-        sums.clear();
+      } else {
+        if (chunks.current > chunks.first) sums.add(&shared.sums[0][threadIdx.x]);
+        if (chunks.current + 1 < chunks.last) {
+          sums.write(&shared.sums[0][threadIdx.x], false);
+          sums.clear();
+        }
       }
     }
   }

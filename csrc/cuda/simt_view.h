@@ -3,9 +3,9 @@
 //   target[n, m, i, j] = sum over channels c and taps (t, u) of
 //       w[m, c, t, u] * source[n, c, i*step_h + row(t), j*step_w + column(u)]
 //
-// with source zero outside H x W. fprop is one such problem; dgrad is one for each residue (a, b) of
-// (h, w) modulo the stride, a phase, over the taps of that residue with step 1: no product with a
-// structural zero is formed (Dumoulin and Visin, A guide to convolution arithmetic, 2016, section
+// with source zero outside H x W. fprop is one such problem; dgrad is one for each residue (a, b)
+// of (h, w) modulo the stride, a phase, over the taps of that residue with step 1: no product with
+// a structural zero is formed (Dumoulin and Visin, A guide to convolution arithmetic, 2016, section
 // 4). The taps of a phase are an arithmetic progression in the kernel and in the source.
 #pragma once
 
@@ -19,18 +19,18 @@ namespace torchconv::cuda {
 // One residue of one axis.
 struct SimtPhase {
   int taps;
-  int source, source_step;   // what tap t adds to a position in the source: source + t*source_step
-  int weight, weight_step;   // its position in the kernel
-  int grid;                  // positions of the target
-  int target;                // the first of them
+  int source, source_step;  // what tap t adds to a position in the source: source + t*source_step
+  int weight, weight_step;  // its position in the kernel
+  int grid;                 // positions of the target
+  int target;               // the first of them
 };
 
 struct SimtAxis {
   static constexpr int kPhases = 16;
   SimtPhase phase[kPhases];
   int phases;
-  int most_grid;     // of a phase
-  int step;          // in the source, from one position of the target to the next
+  int most_grid;  // of a phase
+  int step;       // in the source, from one position of the target to the next
   int target_step;
   int size;  // of the source
 };
@@ -69,8 +69,8 @@ inline constexpr int64_t kSimtLimit = int64_t{1} << 29;
 // Whether the positions of an axis fit, and its phases.
 inline bool simt_axis_fits(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t pad,
                            int64_t dilation) {
-  const int64_t span = (outputs > 1 ? (outputs - 1) * stride : 0) +
-                       (taps > 1 ? (taps - 1) * dilation : 0);
+  const int64_t span =
+      (outputs > 1 ? (outputs - 1) * stride : 0) + (taps > 1 ? (taps - 1) * dilation : 0);
   return size < kSimtLimit && span < kSimtLimit && pad < kSimtLimit && pad > -kSimtLimit;
 }
 
@@ -84,8 +84,13 @@ inline SimtAxis fprop_axis(int64_t size, int64_t outputs, int64_t taps, int64_t 
                            int64_t dilation, bool flip) {
   SimtAxis axis{};
   const int last = static_cast<int>(taps) - 1;
-  axis.phase[0] = {last + 1, static_cast<int>(-pad), last > 0 ? static_cast<int>(dilation) : 0,
-                   flip ? last : 0, flip ? -1 : 1, static_cast<int>(outputs), 0};
+  axis.phase[0] = {last + 1,
+                   static_cast<int>(-pad),
+                   last > 0 ? static_cast<int>(dilation) : 0,
+                   flip ? last : 0,
+                   flip ? -1 : 1,
+                   static_cast<int>(outputs),
+                   0};
   axis.phases = 1;
   axis.most_grid = static_cast<int>(outputs);
   axis.step = outputs > 1 ? static_cast<int>(stride) : 0;
@@ -109,14 +114,13 @@ inline SimtAxis dgrad_axis(int64_t size, int64_t outputs, int64_t taps, int64_t 
     const bool none = r >= std::min(every, taps);
     const int64_t count = none ? 0 : (taps - 1 - r) / every + 1;
     const auto in_kernel = [&](int64_t tap) { return flip ? taps - 1 - tap : tap; };
-    axis.phase[axis.phases++] = {
-        static_cast<int>(count),
-        static_cast<int>(none ? 0 : (a + pad - r * dilation) / stride),
-        static_cast<int>(count > 1 ? -(dilation / common) : 0),
-        static_cast<int>(none ? 0 : in_kernel(r)),
-        static_cast<int>(flip ? -every : every),
-        static_cast<int>((size - 1 - a) / stride + 1),
-        static_cast<int>(a)};
+    axis.phase[axis.phases++] = {static_cast<int>(count),
+                                 static_cast<int>(none ? 0 : (a + pad - r * dilation) / stride),
+                                 static_cast<int>(count > 1 ? -(dilation / common) : 0),
+                                 static_cast<int>(none ? 0 : in_kernel(r)),
+                                 static_cast<int>(flip ? -every : every),
+                                 static_cast<int>((size - 1 - a) / stride + 1),
+                                 static_cast<int>(a)};
   }
   axis.most_grid = static_cast<int>((size - 1 - first) / stride + 1);
   axis.step = 1;
@@ -143,10 +147,8 @@ inline SimtView dgrad_view(const ConvProblem& p, int64_t first_row, int64_t firs
   const SimtWeightStrides w = weight_strides(p);
   SimtView v{};
   v.N = p.N, v.groups = p.groups, v.C = p.K / p.groups, v.M = p.C / p.groups;
-  v.rows =
-      dgrad_axis(p.H, p.P, p.R, p.stride_h, p.pad_top, p.dilation_h, p.flip, first_row);
-  v.columns =
-      dgrad_axis(p.W, p.Q, p.S, p.stride_w, p.pad_left, p.dilation_w, p.flip, first_column);
+  v.rows = dgrad_axis(p.H, p.P, p.R, p.stride_h, p.pad_top, p.dilation_h, p.flip, first_row);
+  v.columns = dgrad_axis(p.W, p.Q, p.S, p.stride_w, p.pad_left, p.dilation_w, p.flip, first_column);
   v.source = image_strides(p.layout, p.K, p.P, p.Q);
   v.target = image_strides(p.layout, p.C, p.H, p.W);
   v.weight_group = v.C * w.k, v.weight_m = w.c, v.weight_c = w.k;

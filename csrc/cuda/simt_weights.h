@@ -1,5 +1,6 @@
 // The weights as the gather kernels read them: for each group and phase the terms in their order, a
-// row of the group's target channels each, widened, and filled with zeros to whole panels of a tile.
+// row of the group's target channels each, widened, and filled with zeros to whole panels of a
+// tile.
 //
 // A block copies 32 terms by 32 channels through shared memory: its reads run along whichever of
 // the two is closer together in w, its writes along channels. Bound by memory, of which there is

@@ -1,8 +1,8 @@
-// Exact wgrad on CUDA cores: filters of a group by (channel, tap), over pixels of z, in the tiles of
-// simt_tile.h. Of the image's panel a column is a channel and a tap, a term is a pixel: both have an
-// address and a place, whose sums name an element of x, or the padding. A block owns a tile and a
-// slice of the pixels; slices are fixed by the shape, their sums go to memory, and a second kernel
-// adds them up in double. Bound by the FMA units.
+// Exact wgrad on CUDA cores: filters of a group by (channel, tap), over pixels of z, in the tiles
+// of simt_tile.h. Of the image's panel a column is a channel and a tap, a term is a pixel: both
+// have an address and a place, whose sums name an element of x, or the padding. A block owns a tile
+// and a slice of the pixels; slices are fixed by the shape, their sums go to memory, and a second
+// kernel adds them up in double. Bound by the FMA units.
 #include <algorithm>
 
 #include "cuda/conv_passes.h"
@@ -65,8 +65,8 @@ class WgradLoader {
                                          Offsets& offsets, Reach (&columns)[Tile::kN], int group,
                                          int first_m, int first_n)
       : p_(p), offsets_(offsets), columns_(columns) {
-    gradient_ = reinterpret_cast<const char*>(
-        p.gradient + (int64_t{group} * p.M + first_m) * p.z.c);
+    gradient_ =
+        reinterpret_cast<const char*>(p.gradient + (int64_t{group} * p.M + first_m) * p.z.c);
     image_ = reinterpret_cast<const char*>(p.image + int64_t{group} * p.C * p.x.c);
     rows_ = p.M - first_m;
     for (int i = threadIdx.x; i < Tile::kN; i += kThreads) {
@@ -179,9 +179,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   WgradLoader<T, Tile, kQuads> loader(p, shared, offsets, columns, group, first_m, first_n);
   __syncthreads();
   typename Tile::Sums sums;
-  Tile::run(shared, loader, chunks, false, sums, [](int, typename Tile::Sums&) {});
-  Wide<T>* target =
-      p.slices + (int64_t{blockIdx.y} * p.groups + group) * p.M * p.width + first_n;
+  Tile::template run<false>(shared, loader, chunks, sums, [](int) {});
+  Wide<T>* target = p.slices + (int64_t{blockIdx.y} * p.groups + group) * p.M * p.width + first_n;
   sums.each_slot(false, [&](int slot, Wide<T> a, Wide<T> b, Wide<T> c, Wide<T> d) {
     const int m = first_m + Tile::slot_m(slot, false), n = Tile::slot_n(slot, false);
     if (m < p.M && first_n + n < p.width)
@@ -277,13 +276,15 @@ void wgrad(const ConvProblem& p, const T* dz, const T* x, T* dw, const Queue& qu
   const bool channels_last = p.layout == Layout::kNHWC;
   q.order = {channels_last ? static_cast<uint32_t>(q.C) : 1, static_cast<uint32_t>(p.R * p.S),
              static_cast<uint32_t>(p.S)};
-  const bool quads = channels_last && q.C % 4 == 0 && q.M % 4 == 0 && aligned<T>(x, 4) &&
-                     aligned<T>(dz, 4);
-  if constexpr (std::is_same_v<T, float>)
+  const bool quads =
+      channels_last && q.C % 4 == 0 && q.M % 4 == 0 && aligned<T>(x, 4) && aligned<T>(dz, 4);
+  if constexpr (std::is_same_v<T, float>) {
     if (q.M > 64 && q.columns > 64)
       return run<T, SimtTile<float, 128, 128, 8, 8, 2>>(p, q, quads, dw, queue);
+    if (q.columns > 64) return run<T, SimtTile<float, 64, 128, 8, 8, 3>>(p, q, quads, dw, queue);
+  }
   run<T, SimtTile<Wide<T>, 64, 64, 8, 4, std::is_same_v<T, double> ? 2 : 4>>(p, q, quads, dw,
-                                                                            queue);
+                                                                             queue);
 }
 
 }  // namespace
@@ -292,8 +293,7 @@ void simt_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, c
   const int64_t M = p.K / p.groups, C = p.C / p.groups;
   if (p.K * C == 0) return;
   // A tile has 4096 weights.
-  if (!simt_fits(p) || M * C * p.R * p.S <= 64)
-    return simt_direct_wgrad(p, dz, x, dw, queue);
+  if (!simt_fits(p) || M * C * p.R * p.S <= 64) return simt_direct_wgrad(p, dz, x, dw, queue);
   with_float(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     wgrad<T>(p, static_cast<const T*>(dz), static_cast<const T*>(x), static_cast<T*>(dw), queue);

@@ -39,8 +39,9 @@ __device__ __forceinline__ void copy_async(SharedAddress to, const void* from, b
   static_assert(Bytes == 4 || Bytes == 16);
   [[maybe_unused]] const int read = valid ? Bytes : 0;
   if constexpr (Bytes == 16)
-    TORCHCONV_FROM_SM80(asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to),
-                                     "l"(from), "r"(read)));
+    TORCHCONV_FROM_SM80(
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(to),
+                     "l"(from), "r"(read)));
   else
     TORCHCONV_FROM_SM80(asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to),
                                      "l"(from), "r"(read)));

@@ -104,10 +104,10 @@ __global__ void __launch_bounds__(256, 2)
   block_sums<kFilters * kTaps>(z, windows, [&](int i, A total) {
     const int o = o0 + i / kTaps, tap = i % kTaps;
     if (o >= g.out_channels) return;
-    sums.store(slice,
-               group * g.w_group + o * g.w_out + c * g.w_in +
-                   (g.turned ? kTaps - 1 - tap : tap) * g.w_tap,
-               total);
+    sums.store(
+        slice,
+        group * g.w_group + o * g.w_out + c * g.w_in + (g.turned ? kTaps - 1 - tap : tap) * g.w_tap,
+        total);
   });
 }
 
@@ -120,7 +120,7 @@ void launch_wgrad_planes(const Gather& g, const T* dz, const T* x, T* dw, const 
   const int64_t chunks = ceil_div(g.out_channels, kFilters);
   const int64_t columns = g.groups * chunks * g.in_channels;
   p.chunks = Divisor(chunks), p.in_channels = Divisor(g.in_channels), p.groups = Divisor(g.groups);
-  p.t = plane_tiling<T, Tap, kRows, 1>(g, x, 512 * g.N, 0);
+  p.t = plane_tiling<T, Tap, kRows, 1, 256>(g, x, 512 * g.N, 0);
   p.batches = ceil_div(g.N, p.t.slots.value()) * p.t.h_tiles.value() * p.t.w_tiles.value();
   const int64_t wanted = std::max(ceil_div(kBlocks, columns), ceil_div(p.batches, kMostBatches));
   p.slice_batches = ceil_div(p.batches, std::min(wanted, p.batches));

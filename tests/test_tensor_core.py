@@ -1,0 +1,195 @@
+"""Convolutions on tensor cores (csrc/cuda/mma_*.cu): every pass against float64, with sizes that
+leave a rest in each direction of a tile (64 or 128 pixels and filters, 32 terms of a sum), and taps
+that hit or miss by stride, dilation and padding.
+
+They run where the GPU's kernels do, and on the emulator.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as torch_F
+
+import torchconv.functional as F
+from conftest import WHY_NO_CUDA, assert_accurate, assert_same, in_layout, relative_error
+
+EMULATED = "TORCHCONV_EMULATED_LIBRARY" in os.environ
+DEVICE = "cpu" if EMULATED else "cuda"
+
+pytestmark = pytest.mark.skipif(not EMULATED and WHY_NO_CUDA is not None, reason=str(WHY_NO_CUDA))
+
+# name: input size, weight size, further arguments of conv2d
+CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "one_tile": ((1, 32, 8, 8), (64, 32, 1, 1), {}),
+    "ragged_pixels": ((3, 16, 7, 9), (64, 16, 3, 3), {"padding": 1}),
+    "ragged_filters": ((2, 24, 6, 11), (72, 24, 3, 3), {"padding": 1}),
+    "ragged_terms": ((2, 40, 9, 7), (136, 40, 3, 2), {"padding": (1, 0)}),
+    "large_tiles": ((2, 136, 12, 13), (144, 136, 1, 1), {}),
+    "odd_filters": ((2, 16, 9, 8), (35, 16, 3, 3), {"padding": 1}),
+    "odd_channels": ((2, 19, 10, 9), (48, 19, 3, 3), {"padding": 1}),
+    "odd_both": ((2, 33, 5, 12), (21, 33, 1, 3), {"padding": (0, 1)}),
+    "four_channels": ((2, 4, 13, 11), (40, 4, 3, 3), {"padding": 1}),
+    "stem": ((2, 3, 23, 25), (64, 3, 7, 7), {"padding": 3, "stride": 2}),
+    "one_channel": ((3, 1, 14, 14), (16, 1, 5, 5), {"padding": 2}),
+    "s2": ((2, 32, 15, 14), (48, 32, 3, 3), {"padding": 1, "stride": 2}),
+    "s2_1x1": ((2, 72, 9, 9), (32, 72, 1, 1), {"stride": 2}),
+    "s3x2": ((2, 16, 17, 16), (24, 16, 2, 5), {"padding": (0, 2), "stride": (3, 2)}),
+    "patches": ((2, 8, 16, 16), (40, 8, 4, 4), {"stride": 4}),
+    "stride_beyond_kernel": ((1, 16, 19, 20), (24, 16, 2, 2), {"stride": (5, 7)}),
+    "dilated": ((2, 16, 15, 13), (24, 16, 3, 3), {"padding": 4, "dilation": (2, 4)}),
+    "dilated_s2": ((2, 16, 15, 16), (24, 16, 3, 3), {"padding": 2, "stride": 2, "dilation": 2}),
+    "dilated_3_s2": ((2, 16, 19, 16), (24, 16, 3, 3), {"padding": 3, "stride": 2, "dilation": 3}),
+    "dilated_4_s6": ((1, 16, 23, 26), (24, 16, 4, 3), {"padding": 5, "stride": 6, "dilation": 4}),
+    "padded_beyond": ((1, 16, 3, 4), (24, 16, 3, 3), {"padding": 6}),
+    "one_pixel": ((5, 48, 1, 1), (72, 48, 3, 3), {"padding": 1}),
+    "many_pixels": ((3, 16, 40, 40), (16, 16, 1, 1), {}),
+}
+
+on_cases = pytest.mark.parametrize("case", CASES)
+on_dtypes = pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32], ids=["float16", "bfloat16", "tf32"]
+)
+
+
+@pytest.fixture(autouse=True)
+def tf32_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TORCHCONV_EMULATED_TF32", "1")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    yield
+
+
+@pytest.fixture(params=[1, 4, 132], ids=lambda count: f"{count}_multiprocessors")
+def multiprocessors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The emulated device's, which choose among the tiles; a real device has one number."""
+    if not EMULATED and request.param != 132:
+        pytest.skip("a device has as many multiprocessors as it has")
+    monkeypatch.setenv("TORCHCONV_EMULATED_MULTIPROCESSORS", str(request.param))
+
+
+def operands(case: str, dtype: torch.dtype, layout: str = "channels_last") -> list[Tensor]:
+    """x, w and b."""
+    x_size, w_size, _ = CASES[case]
+    scale = (w_size[1] * w_size[2] * w_size[3]) ** -0.5
+    x, w, b = torch.randn(x_size), torch.randn(w_size) * scale, torch.randn(w_size[0])
+    x, w, b = (t.to(dtype).to(DEVICE) for t in (x, w, b))
+    return [in_layout(x, layout), in_layout(w, layout), b]
+
+
+def gradients(conv: Any, x: Tensor, w: Tensor, dz: Tensor | None, **kwargs: Any) -> list[Tensor]:
+    """z without bias, dz, dx and dw."""
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    z = conv(x, w, **kwargs)
+    if dz is None:
+        dz = torch.randn(z.shape).to(z.dtype).to(DEVICE)
+    return [z.detach(), dz, *torch.autograd.grad(z, (x, w), dz)]
+
+
+def assert_right(out: Tensor, truth: Tensor) -> None:
+    if out.dtype != torch.float32:
+        return assert_accurate(out, truth)
+    # Both factors of a product are rounded to 11 bits.
+    scale = float(truth.abs().mean()) * truth.numel() ** 0.5 * 0.1
+    error = float(torch.linalg.vector_norm(out.double() - truth))
+    assert error <= 4e-4 * (float(torch.linalg.vector_norm(truth)) + scale)
+    return None
+
+
+@on_cases
+@on_dtypes
+@pytest.mark.usefixtures("multiprocessors")
+def test_every_pass(case: str, dtype: torch.dtype) -> None:
+    x, w, _ = operands(case, dtype)
+    kwargs = CASES[case][2]
+    z, dz, dx, dw = gradients(F.conv2d, x, w, None, **kwargs)
+    exact = gradients(torch_F.conv2d, x.double(), w.double(), dz.double(), **kwargs)
+    for out, truth in ((z, exact[0]), (dx, exact[2]), (dw, exact[3])):
+        assert_right(out, truth)
+
+
+@pytest.mark.parametrize("case", ["ragged_terms", "odd_filters", "stem"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "offset"])
+@on_dtypes
+def test_layouts_give_the_same_bits(case: str, layout: str, dtype: torch.dtype) -> None:
+    """Also where no address is a multiple of 16."""
+    x, w, _ = operands(case, dtype)
+    kwargs = CASES[case][2]
+    z, dz, dx, dw = gradients(F.conv2d, x, w, None, **kwargs)
+    other = gradients(
+        F.conv2d, in_layout(x, layout), in_layout(w, layout), in_layout(dz, layout), **kwargs
+    )
+    for out, expected in zip(other, (z, dz, dx, dw), strict=True):
+        assert_same(out.contiguous(), expected.contiguous())
+
+
+@pytest.mark.parametrize("case", ["ragged_pixels", "s2", "stem"])
+@on_dtypes
+def test_sample_alone(case: str, dtype: torch.dtype) -> None:
+    """A sample's z and dx do not depend on its batch, whatever tile the batch brings with it."""
+    x, w, _ = operands(case, dtype)
+    kwargs = CASES[case][2]
+    x = torch.cat([x] * 30)
+    x = x + torch.randn_like(x)
+    z, dz, dx, _ = gradients(F.conv2d, x, w, None, **kwargs)
+    for n in (0, 1, len(x) - 1):
+        alone = gradients(F.conv2d, x[n : n + 1], w, dz[n : n + 1], **kwargs)
+        assert torch.equal(alone[0], z[n : n + 1])
+        assert torch.equal(alone[2], dx[n : n + 1])
+
+
+@pytest.mark.parametrize("case", ["ragged_filters", "odd_filters"])
+@pytest.mark.parametrize("activation", ["relu", "relu6", "sigmoid", "tanh", "silu", "gelu"])
+@on_dtypes
+def test_epilogue(case: str, activation: str, dtype: torch.dtype) -> None:
+    x, w, b = operands(case, dtype)
+    y = F.conv2d(x, w, b, activation=activation, **CASES[case][2])
+    z = torch_F.conv2d(x.double(), w.double(), b.double(), **CASES[case][2])
+    assert_right(y, getattr(torch_F, activation)(z))
+
+
+@on_dtypes
+def test_negative_and_uneven_padding(dtype: torch.dtype) -> None:
+    x, w, _ = operands("ragged_pixels", dtype)
+    z, dz, dx, dw = gradients(F.conv2d, x, w, None, padding=(-1, 2, 3, -2), stride=2)
+
+    def padded(x: Tensor, w: Tensor, **kwargs: Any) -> Tensor:
+        return torch_F.conv2d(torch_F.pad(x, (-1, 2, 3, -2)), w, **kwargs)
+
+    exact = gradients(padded, x.double(), w.double(), dz.double(), stride=2)
+    for out, truth in ((z, exact[0]), (dx, exact[2]), (dw, exact[3])):
+        assert_right(out, truth)
+
+
+@on_dtypes
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_stay_where_they_belong(value: float, dtype: torch.dtype) -> None:
+    """No lane that a tile does not fill, and no padding, carries one on."""
+    x, w, _ = operands("odd_both", dtype)
+    x[0, 5, 2, 3] = value
+    w = w.abs() + 0.01
+    kwargs = CASES["odd_both"][2]
+    z = F.conv2d(x, w, **kwargs)
+    truth = torch_F.conv2d(x.double(), w.double(), **kwargs)
+    assert torch.equal(z.isnan(), truth.isnan())
+    assert torch.equal(z.isinf(), truth.isinf())
+
+
+@on_dtypes
+def test_long_sums(dtype: torch.dtype) -> None:
+    """dw over many pixels and z over many terms, all of one sign, where truncation adds up."""
+    x = in_layout(torch.rand(2, 16, 160, 128).to(dtype).to(DEVICE), "channels_last")
+    w = in_layout(torch.rand(16, 16, 1, 1).to(dtype).to(DEVICE), "channels_last")
+    dz = in_layout(torch.rand(2, 16, 160, 128).to(dtype).to(DEVICE), "channels_last")
+    dw = gradients(F.conv2d, x / 16, w, dz / 16)[3]
+    assert_right(
+        dw, gradients(torch_F.conv2d, (x / 16).double(), w.double(), (dz / 16).double())[3]
+    )
+    x = in_layout(torch.rand(1, 1024, 4, 4).to(dtype).to(DEVICE), "channels_last")
+    w = in_layout((torch.rand(16, 1024, 3, 3) / 64).to(dtype).to(DEVICE), "channels_last")
+    z, truth = F.conv2d(x, w), torch_F.conv2d(x.double(), w.double())
+    assert relative_error(z, truth) <= (1e-3 if dtype != torch.bfloat16 else 4e-3)
