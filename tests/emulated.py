@@ -22,16 +22,18 @@ from typing import Any, BinaryIO
 ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
 TESTS = (
-    "test_pool2d.py", "test_pool2d_special.py", "test_adaptive_pool2d.py", "test_conv2d.py",
-    "test_conv2d_16bit.py", "test_conv2d_activation.py", "test_depthwise.py", "test_grouped.py",
-    "test_few_channels.py", "test_tensor_core.py", "test_lectures.py", "test_lectures_backward.py",
-    "test_gradients.py", "test_operators.py", "test_properties.py", "test_errors.py",
+    "test_pool2d.py", "test_pool2d_special.py", "test_pool2d_vectors.py", "test_adaptive_pool2d.py",
+    "test_conv2d.py", "test_conv2d_16bit.py", "test_conv2d_activation.py", "test_depthwise.py",
+    "test_grouped.py", "test_few_channels.py", "test_tensor_core.py", "test_lectures.py",
+    "test_lectures_backward.py", "test_gradients.py", "test_operators.py", "test_properties.py",
+    "test_errors.py",
 )  # fmt: skip
 SOURCES = ("ops/*.cpp", "core/*.cpp", "cuda/*.cpp", "cuda/*.cu")
 # New memory holds no zeros that a kernel could count on: NaN, or what is large in any type.
 FILL = {"MALLOC_PERTURB_": "128"}
 SANITIZER_FILL = ":malloc_fill_byte=127:max_malloc_fill_size=1000000000"
 LIBRARY = "TORCHCONV_EMULATED_LIBRARY"  # names the library to the pytest plugin below
+FOLDER = {False: ROOT / "build" / "emulated", True: ROOT / "build" / "emulated-sanitize"}
 
 
 def sources(root: Path) -> list[Path]:
@@ -41,18 +43,21 @@ def sources(root: Path) -> list[Path]:
     return [*found, *(EMULATOR / name for name in ("emulator.cpp", "execution.cpp", "absent.cpp"))]
 
 
-def ninja_file(root: Path) -> str:
+def ninja_file(root: Path, sanitize: bool) -> str:
     from torchconv import _build
 
+    sanitizers = _build.SANITIZE_FLAGS if sanitize else ()
     includes, libraries = _build._torch_paths()
     flags = [
         "-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
-        "-Wno-unknown-pragmas", "-Wno-psabi", "-DTORCHCONV_CUDA", "-DTORCHCONV_EMULATE_CUDA",
-        *_build.ABI_FLAGS, *_build.sanitize_flags(), "-I", str(root), "-I", str(EMULATOR),
+        "-Wno-unknown-pragmas", "-Wno-psabi", "-ftls-model=local-dynamic",
+        "-DTORCHCONV_CUDA", "-DTORCHCONV_EMULATE_CUDA",
+        *_build.ABI_FLAGS, *sanitizers, "-I", str(root), "-I", str(EMULATOR),
         f"-fmacro-prefix-map={root}{os.sep}=csrc/",
     ]  # fmt: skip
     flags += [word for path in includes for word in ("-isystem", path)]
-    link = [word for path in libraries for word in ("-L", path)] + _build.link_flags()
+    link = [word for path in libraries for word in ("-L", path)]
+    link += [*_build.LINK_FLAGS, *sanitizers]
     lines = [
         f"cxx = {_build._ninja_command(_build.compiler())}",
         f"flags = {_build._ninja_command(flags)}",
@@ -72,17 +77,18 @@ def ninja_file(root: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def build(folder: Path) -> Path:
-    """The emulated library, compiled into folder as far as it has changed."""
+def build(sanitize: bool = False) -> Path:
+    """The emulated library, compiled as far as it has changed."""
     from filelock import FileLock
 
     from torchconv import _build
 
+    folder = FOLDER[sanitize]
     folder.mkdir(parents=True, exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     command = [_build.find_ninja(), "-j", str(_build.jobs())]
     with FileLock(folder / "lock"):
-        (folder / "build.ninja").write_text(ninja_file(_build.source_root().resolve()))
+        (folder / "build.ninja").write_text(ninja_file(_build.source_root().resolve(), sanitize))
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace"
         )
@@ -90,6 +96,21 @@ def build(folder: Path) -> Path:
     if done.returncode != 0:
         raise _build.BuildError(f"{done.stdout}{done.stderr}", "correct the sources")
     return folder / "library.so"
+
+
+def surroundings(library: Path, sanitize: bool) -> dict[str, str]:
+    """The environment of a process that opens the library."""
+    environment = {**os.environ, **FILL, LIBRARY: str(library)}
+    if sanitize:
+        from sanitize import OPTIONS, runtimes
+        from torchconv import _build
+
+        environment |= OPTIONS
+        environment["ASAN_OPTIONS"] += SANITIZER_FILL
+        environment["LD_PRELOAD"] = " ".join(runtimes(_build.compiler()))
+    paths = [str(ROOT), str(ROOT / "tests"), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment
 
 
 def open_library(library: Path) -> None:
@@ -117,11 +138,9 @@ class Gpu:
     environment variables of emulator.h; it returns the results, or raises RuntimeError.
     """
 
-    def __init__(self, library: Path) -> None:
-        environment = {**os.environ, **FILL, LIBRARY: str(library)}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    def __init__(self, library: Path, sanitize: bool = False) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve"], env=environment,
+            [sys.executable, __file__, "--serve"], env=surroundings(library, sanitize),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
@@ -193,27 +212,15 @@ def main(arguments: Sequence[str]) -> int:
     arguments = list(arguments)
     if arguments == ["--serve"]:
         return serve()
-    environment = {**os.environ, **FILL}
-    folder = ROOT / "build" / "emulated"
-    if "--sanitize" in arguments:
+    sanitize = "--sanitize" in arguments
+    if sanitize:
         arguments.remove("--sanitize")
-        os.environ["TORCHCONV_SANITIZE"] = "1"
-        folder = ROOT / "build" / "emulated-sanitize"
-        from sanitize import OPTIONS, runtimes
-        from torchconv import _build
-
-        environment.update(OPTIONS)
-        environment["ASAN_OPTIONS"] += SANITIZER_FILL
-        environment.update(LD_PRELOAD=" ".join(runtimes(_build.compiler())))
-    library = build(folder)
+    library = build(sanitize)
     print(f"built {library.relative_to(ROOT)}", flush=True)
-    environment[LIBRARY] = str(library)
-    paths = [str(ROOT / "tests"), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     selected = arguments or [str(ROOT / "tests" / name) for name in TESTS]
     options = ["-p", "emulated", "--capture=sys", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *options, *selected]
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+    return subprocess.run(command, cwd=ROOT, env=surroundings(library, sanitize)).returncode
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ What tiles get wrong is at their edges, so the shapes leave every residue: they 
 the same ones each time. Maxima and minima must be those of the CPU's operators, bit for bit; sums
 those of float64. Every call runs with its threads in three orders and on GPUs of three sizes, and
 must give the same bits: otherwise a barrier is missing, or a sum's order depends on the GPU. No
-test here needs a GPU or its compiler, and no timing means anything.
+test here needs a GPU or its compiler. TORCHCONV_EMULATED_SANITIZE=1 has the address and undefined
+behaviour sanitizers watch the emulated kernels.
 """
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,14 @@ RUNS = (
     {"TORCHCONV_EMULATED_ORDER": "reverse", "TORCHCONV_EMULATED_MULTIPROCESSORS": "132"},
     {"TORCHCONV_EMULATED_ORDER": "shuffle", "TORCHCONV_EMULATED_MULTIPROCESSORS": "1"},
 )
+# The emulated library for the sanitizers: their report ends its process.
+SANITIZE = os.environ.get("TORCHCONV_EMULATED_SANITIZE", "") not in ("", "0")
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
 @pytest.fixture(scope="session")
 def emulated_library() -> Path:
-    return emulated.build(emulated.ROOT / "build" / "emulated")
+    return emulated.build(SANITIZE)
 
 
 @pytest.fixture(scope="session")
@@ -48,14 +52,21 @@ class Caller:
     def __init__(self, gpu: emulated.Gpu) -> None:
         self._gpu = gpu
 
-    def __call__(self, name: str, *arguments: Any, capability: int = 90, tf32: bool = False) -> Any:
+    def __call__(
+        self,
+        name: str,
+        *arguments: Any,
+        capability: int = 90,
+        tf32: bool = False,
+        runs: Sequence[dict[str, str]] = RUNS,
+    ) -> Any:
         """The operator's result, which every run must give."""
         device = {
             "TORCHCONV_EMULATED_CAPABILITY": str(capability),
             "TORCHCONV_EMULATED_TF32": str(int(tf32)),
         }
-        results = self._gpu(name, arguments, [{**run, **device} for run in RUNS])
-        for run, result in zip(RUNS[1:], results[1:], strict=True):
+        results = self._gpu(name, arguments, [{**run, **device} for run in runs])
+        for run, result in zip(runs[1:], results[1:], strict=True):
             for one, other in zip(_list(results[0]), _list(result), strict=True):
                 if isinstance(one, Tensor):
                     differ = int((_bits(one) != _bits(other)).sum())
@@ -67,7 +78,7 @@ class Caller:
 @pytest.fixture
 def gpu(emulated_library: Path, _gpus: list[emulated.Gpu]) -> Caller:
     if not _gpus or not _gpus[-1].alive:  # the first test, or one has crashed it
-        _gpus.append(emulated.Gpu(emulated_library))
+        _gpus.append(emulated.Gpu(emulated_library, SANITIZE))
     return Caller(_gpus[-1])
 
 
@@ -173,11 +184,12 @@ def test_conv2d(
         x, w, b = conv_tensors(p, dtype)
         activation = rng.choice(["none", "none", "relu", *ACTIVATIONS])
         arguments = [*p["arguments"], activation, p["flip"]]
-        on = {"capability": capability, "tf32": tf32}
+        on: dict[str, Any] = {"capability": capability, "tf32": tf32}
         y = gpu("conv2d", x, w, b, *arguments, **on)
         truth = OPS.conv2d(*wide([x, w, b]), *arguments)
         assert_product(y, truth, tf32)
         assert y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last)
+        on["runs"] = RUNS[:1]
         same, z = gpu("conv2d_with_preactivation", x, w, b, *arguments, **on)
         assert_same(same, y)
         arguments[-2] = "none"
@@ -198,8 +210,9 @@ def test_conv2d_backward(
         z = OPS.conv2d(x.double(), w.double(), None, *p["arguments"], "none", p["flip"])
         dz = in_layout(torch.randn_like(z).to(dtype), p["layouts"][2])
         arguments = [dz, x, w, None, *p["arguments"], "none", p["flip"], [True] * 3]
-        on = {"capability": capability, "tf32": tf32}
+        on: dict[str, Any] = {"capability": capability, "tf32": tf32}
         gradients = gpu("conv2d_backward", *arguments, **on)
+        on["runs"] = RUNS[1:2]
         truths = OPS.conv2d_backward(*wide(arguments))
         for i, (gradient, truth) in enumerate(zip(gradients, truths, strict=True)):
             assert_product(gradient, truth, tf32)
@@ -210,6 +223,30 @@ def test_conv2d_backward(
             "conv2d_backward", dz[-1:], x[-1:], w, *arguments[3:-1], [True, False, False], **on
         )
         assert torch.equal(dx[0], gradients[0][-1:]), "a sample's gradient depends on its batch"
+
+
+@pytest.mark.parametrize(
+    "size, groups, dtype, capability, tf32, algorithm",
+    [
+        ((2, 32, 9, 9), 1, torch.float16, 90, False, "on tensor cores"),
+        ((2, 32, 9, 9), 1, torch.bfloat16, 80, False, "on tensor cores"),
+        ((2, 32, 9, 9), 1, torch.float32, 80, True, "on tensor cores"),
+        ((2, 32, 9, 9), 1, torch.float32, 90, False, "implicit matrix product"),
+        ((2, 32, 9, 9), 1, torch.float16, 70, False, "implicit matrix product"),
+        ((2, 32, 9, 9), 32, torch.float16, 90, False, "depthwise"),
+        ((2, 32, 9, 9), 4, torch.float32, 90, False, "groups"),
+    ],
+)
+def test_choice_of_algorithm(
+    gpu: Caller, size: tuple[int, ...], groups: int, dtype: torch.dtype, capability: int,
+    tf32: bool, algorithm: str,
+) -> None:  # fmt: skip
+    """That the tests here run the kernels that they are meant for."""
+    x, w = torch.randn(size).to(dtype), torch.randn(64, size[1] // groups, 3, 3).to(dtype)
+    arguments = [x, w, [1, 1], [1] * 4, [1, 1], groups, False]
+    text = gpu("explain_conv2d", *arguments, capability=capability, tf32=tf32, runs=RUNS[:1])
+    assert algorithm in text
+    assert ("tensor cores" in text) == ("tensor cores" in algorithm)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

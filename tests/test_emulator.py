@@ -88,6 +88,13 @@ def test_a_missing_barrier_shows(
     assert results[0][:, :32].isnan().all() and results[1][:, 32:].isnan().all()
 
 
+def test_shared_memory_is_clean(call: Callable[..., None], order: str) -> None:
+    x, y = torch.randn(3, 8), torch.zeros(3, 8)
+    call("first_of_block", x, y, 0b101)
+    assert torch.equal(y[0], x[0, :1].expand(8)) and torch.equal(y[2], x[2, :1].expand(8))
+    assert y[1].isnan().all()
+
+
 def test_shuffles_and_votes(call: Callable[..., None], order: str) -> None:
     y = torch.zeros(7, 64, dtype=torch.int32)
     call("shuffles", y, 64)
@@ -198,3 +205,20 @@ def test_half_types(library: ctypes.CDLL, name: str, dtype: torch.dtype) -> None
     tiny = torch.arange(-4200, 4200).float() * 2.0**-25
     floats = torch.cat([floats, tiny, torch.nextafter(tiny, torch.tensor(1.0))])
     same(convert("to", floats, dtype), floats.to(dtype))
+
+
+def test_divisor(library: ctypes.CDLL) -> None:
+    """csrc/cuda/divmod.h, for dividends and divisors up to 2^31: at every multiple's neighbours."""
+    library.divisor_errors.restype = ctypes.c_int64
+    most = 2**31 - 1
+    powers = [2**i + d for i in range(31) for d in (-1, 0, 1)]
+    drawn = (2.0 ** (torch.rand(500) * 31)).long().tolist()
+    for divisor in [*range(1, 300), *powers, *drawn, most]:
+        if not 1 <= divisor <= most:
+            continue
+        multiples = torch.randint(0, most // divisor + 1, (300,)) * divisor
+        near = torch.cat([multiples - 1, multiples, multiples + 1, torch.tensor([0, 1, most])])
+        near = near[(near >= 0) & (near <= most)].contiguous()
+        count = ctypes.c_int64(near.numel())
+        pointer = ctypes.c_void_p(near.data_ptr())
+        assert library.divisor_errors(ctypes.c_int64(divisor), pointer, count) == 0, divisor

@@ -3,10 +3,10 @@
 //
 // A coroutine ("fiber") takes the next thread that has not begun, runs it, and goes on with the
 // next; only a thread that has to wait keeps its fiber, and another is taken for those that follow.
-// So a kernel without barriers is a plain loop on one fiber. Launches exclude one another, because
-// static __shared__ arrays are static.
+// So a kernel without barriers is a plain loop on one fiber. Launches exclude one another.
 #include "emulator.h"
 
+#include <link.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -436,6 +436,39 @@ class SharedMemory {
   size_t bytes_;
 };
 
+// The static __shared__ arrays: all that this library has of thread-local memory, but for the byte
+// here, whose use makes the system allocate it.
+struct StaticShared {
+  unsigned char* begin = nullptr;
+  size_t bytes = 0;
+};
+StaticShared static_shared() {
+  static thread_local volatile char touched;
+  touched = touched;
+  StaticShared found;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* result) {
+        bool ours = false;
+        size_t bytes = 0;
+        for (int i = 0; i < info->dlpi_phnum; ++i) {
+          const auto& segment = info->dlpi_phdr[i];
+          const uintptr_t begin = info->dlpi_addr + segment.p_vaddr;
+          const uintptr_t here = reinterpret_cast<uintptr_t>(&device);
+          if (segment.p_type == PT_TLS) bytes = segment.p_memsz;
+          ours |= segment.p_type == PT_LOAD && here >= begin && here - begin < segment.p_memsz;
+        }
+        if (ours)
+          *static_cast<StaticShared*>(result) = {static_cast<unsigned char*>(info->dlpi_tls_data),
+                                                 bytes};
+        return ours ? 1 : 0;
+      },
+      &found);
+  return found;
+}
+
+// It is some 100 KB for a library of all kernels, so only the first blocks have it clean.
+constexpr uint64_t kCleanBlocks = 32;
+
 }  // namespace
 
 int capability() { return setting("TORCHCONV_EMULATED_CAPABILITY", 90); }
@@ -501,6 +534,7 @@ void run(dim3 grid, dim3 block, int shared_bytes, int capability, void (*body)(c
   check_launch(grid, block, shared_bytes, capability);
   const Order order = order_setting();
   SharedMemory shared(shared_bytes);
+  const StaticShared statics = static_shared();
   device.shared = shared.get();
   device.body = body;
   device.call = call;
@@ -520,6 +554,7 @@ void run(dim3 grid, dim3 block, int shared_bytes, int capability, void (*body)(c
                 static_cast<unsigned>(b / grid.x / grid.y)};
     if (order == Order::kShuffle) shuffle_order(b);
     shared.poison();
+    if (i < kCleanBlocks) std::memset(statics.begin, 0xFF, statics.bytes);
     run_block();
     if (!shared.intact()) raise("wrote behind its dynamic shared memory");
   }

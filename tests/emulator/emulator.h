@@ -3,7 +3,7 @@
 // their blocks run on the CPU, one after another.
 //
 // Every thread of a block is a coroutine (emulator.cpp), which runs until it meets a barrier or an
-// exchange of its warp. A block's dynamic shared memory holds NaN before each block. What CUDA
+// exchange of its warp. A block's shared memory holds NaN before each block. What CUDA
 // leaves undefined ends the launch with a std::runtime_error where it can be seen: a barrier that
 // not all threads reach, lanes that meet in different exchanges, a launch beyond the device's
 // limits. A missing barrier shows as a result that depends on the order of threads.
@@ -30,7 +30,7 @@
 #define __host__
 #define __constant__
 #define __grid_constant__
-#define __shared__ static
+#define __shared__ static thread_local  // so that emulator.cpp finds them all in one place
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))

@@ -1,4 +1,5 @@
 // Kernels that test_emulator.py runs on the emulated device, right ones and wrong ones.
+#include "cuda/divmod.h"
 #include "cuda/element.h"
 #include "cuda/launch.h"
 
@@ -26,6 +27,14 @@ __global__ void reverse_block(const float* x, float* y) {
   held[threadIdx.x] = x[i];
   if constexpr (Barrier) __syncthreads();
   y[i] = held[blockDim.x - 1 - threadIdx.x];
+}
+
+// y = x of the block's first thread, which writes it only where `written` says so.
+__global__ void first_of_block(const float* x, float* y, unsigned written) {
+  __shared__ float first;
+  if (threadIdx.x == 0 && (written >> blockIdx.x) % 2 == 1) first = x[blockIdx.x * blockDim.x];
+  __syncthreads();
+  y[blockIdx.x * blockDim.x + threadIdx.x] = first;
 }
 
 // Seven shuffles of the thread's number, a row of the output each.
@@ -130,6 +139,9 @@ EXPORT const char* run_reverse_block(const float* x, float* y, int blocks, int t
            y);
   });
 }
+EXPORT const char* run_first_of_block(const float* x, float* y, unsigned written) {
+  return caught([&](const Queue& q) { launch(first_of_block, 3, 8, 0, q, x, y, written); });
+}
 EXPORT const char* run_shuffles(int* y, int threads) {
   return caught([&](const Queue& q) { launch(shuffles, 1, threads, 0, q, y); });
 }
@@ -168,4 +180,16 @@ EXPORT void to_bfloat16(const float* x, uint16_t* y, int64_t n) {
 }
 EXPORT void from_bfloat16(const uint16_t* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] = to_wide(__ushort_as_bfloat16(x[i]));
+}
+
+// How many of the dividends are not divided right.
+EXPORT int64_t divisor_errors(int64_t divisor, const int64_t* dividends, int64_t n) {
+  const Divisor by(divisor);
+  int64_t errors = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t quotient = static_cast<uint32_t>(dividends[i]);
+    const uint32_t rest = by.split(quotient);
+    errors += quotient != dividends[i] / divisor || rest != dividends[i] % divisor;
+  }
+  return errors;
 }
