@@ -66,12 +66,17 @@ struct AddSelected {
   template <int n, typename I>
   __device__ __forceinline__ void add(const PoolView<I>& v, const Asked<I>& a,
                                       Wide<T> (&sum)[n]) const {
-    const auto vector = *reinterpret_cast<const Vector<T, n>*>(dy + a.position);
     Matches<O, n> matches(selected + a.position);
     if constexpr (sizeof(O) == 8)
       matches.want(a.index);
     else
       matches.want(static_cast<O>(a.r * v.row_codes + a.s));
+    // Of the many windows that a large one overlaps, few selected the element.
+    bool any = v.h.taps < 4 && v.row_codes < 4;
+#pragma unroll
+    for (int i = 0; i < n; i++) any = any || matches.at(i);
+    if (!any) return;
+    const auto vector = *reinterpret_cast<const Vector<T, n>*>(dy + a.position);
 #pragma unroll
     for (int i = 0; i < n; i++)
       if (matches.at(i)) sum[i] += to_wide(vector.element[i]);
@@ -133,7 +138,7 @@ __global__ void __launch_bounds__(kPoolThreads)
     Wide<T> sum[n];
 #pragma unroll
     for (int k = 0; k < n; k++) sum[k] = Rule::kTwoLevels ? Wide<T>{0} : total[k];
-#pragma unroll 2
+#pragma unroll 4
     for (I j = 0; j < columns.count; j++) {
       if (!v.w.visit(at.column, columns.begin + j, &asked.q, &asked.s)) continue;
       asked.position = (row + asked.q) * v.channels + at.c;

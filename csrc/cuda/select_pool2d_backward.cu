@@ -35,10 +35,11 @@ void run(const PoolShape& s, Selected kind, const T* dy, const void* selected, T
             break;
         }
       }
-      if (vectors && kind == Selected::kOffset8)
-        return launch_pool_backward<n, I>(
-            s, images, AddSelected<T, uint8_t>{from, static_cast<const uint8_t*>(codes.data)}, to,
-            queue);
+      if (kind == Selected::kOffset8) {
+        const AddSelected<T, uint8_t> rule{from, static_cast<const uint8_t*>(codes.data)};
+        if (vectors) return launch_pool_backward<n, I>(s, images, rule, to, queue);
+        return launch_pool_backward<1, I>(s, images, rule, to, queue);
+      }
       if (vectors && kind == Selected::kIndex64)
         return launch_pool_backward<n, I>(
             s, images, AddSelected<T, int64_t>{from, static_cast<const int64_t*>(codes.data)}, to,
