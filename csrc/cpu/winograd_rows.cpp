@@ -188,12 +188,15 @@ Register multiply(const RowTile& tile) {
       for (int t = 0; t < kWide; ++t) sum[f][t][p] = bias;
     }
 
-  if (!kTransposed && !tile.stream) {
-#pragma GCC unroll 16
-    for (int p = 0; p < kCount; ++p) {
-      __builtin_prefetch(tile.dst + p * tile.dst_column, 1, 3);
-      if (kVectors > 1)
-        __builtin_prefetch(tile.dst + p * tile.dst_column + kVectors * kL - 1, 1, 3);
+  // What the next tile overwrites.
+  if (!tile.stream) {
+    constexpr int kRows = kTransposed ? kVectors * kL : kCount;
+    const int64_t row = kTransposed ? tile.dst_c : tile.dst_column;
+    const float* ahead = tile.dst + kCount * tile.dst_column;
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i, ahead += row) {
+      __builtin_prefetch(ahead, 1, 3);
+      if (!kTransposed && kVectors > 1) __builtin_prefetch(ahead + kVectors * kL - 1, 1, 3);
     }
   }
   const float* u = tile.u;
@@ -413,12 +416,15 @@ class WinogradRows {
       special += kernel(tile);
       if (!direct_) store(tile, dst);
     };
-    for (int64_t k = 0, vectors; k < view_.K; k += vectors * kL) {
-      vectors = vectors_from(k);
-      for (int64_t y = 0; y < i.size(); ++y)
-        for (int64_t j = 0; j < view_.J; j += pixels_of(static_cast<int>(vectors)))
-          add_tile(y, j, k, vectors);
-    }
+    // Destinations almost in the order of memory.
+    const int64_t rows = transposed ? i.size() : 1;
+    for (int64_t first = 0; first < i.size(); first += rows)
+      for (int64_t k = 0, vectors; k < view_.K; k += vectors * kL) {
+        vectors = vectors_from(k);
+        for (int64_t y = first; y < first + rows; ++y)
+          for (int64_t j = 0; j < view_.J; j += pixels_of(static_cast<int>(vectors)))
+            add_tile(y, j, k, vectors);
+      }
     return !has_nan(special);
   }
 
