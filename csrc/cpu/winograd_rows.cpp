@@ -33,14 +33,11 @@ using rows::points_of;
 using V = Vec<float>;
 using Register = V::Type;
 constexpr int kL = V::kLanes;
-using Half = Vec<float, kL / 2>;
 
-// Tiles times vectors of filters whose products are in registers. Two vectors share the loads of
-// points, which would else take longer than the products.
-constexpr int kTiles = kVectorBytes == 64 ? 4 : 2, kMostVectors = 2;
-// Their pixels: of one vector of filters a whole number of vectors.
-constexpr int pixels_of(int vectors) { return kTiles / vectors * kOutputs; }
-constexpr int kPixels = pixels_of(1);
+// Tiles whose products are in registers, and their pixels: a whole number of vectors. Or one tile
+// less, where no tile of a row is then in vain.
+constexpr int kTiles = kVectorBytes == 64 ? 4 : 2;
+constexpr int kPixels = kTiles * kOutputs;
 
 // Rows that a task reads beyond its own, and the taps of a row.
 constexpr int64_t kMostHalo = 16, kMostStep = 4, kMostColumns = 32;
@@ -67,137 +64,85 @@ struct RowTile {
 
 // The products of terms of kTaps taps, from `offsets` and `u`, which it leaves at those that
 // follow.
-template <int kTaps, int kWide, int kVectors>
+template <int kTaps, int kWide>
 TORCHCONV_INLINE void add_terms(const RowTile& tile, const int64_t*& offsets, const float*& u,
-                                Register (&sum)[kVectors][kWide][kMostPoints]) {
+                                Register (&sum)[kWide][kMostPoints]) {
   constexpr int kPoints = points_of(kTaps);
-  const int64_t plane = tile.plane;
-  const int64_t terms = tile.terms[kMostTaps - kTaps];
+  const int64_t plane = tile.plane, terms = tile.terms[kMostTaps - kTaps];
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < terms; ++k, u += rows::weights_of(kTaps) * kVectors * kL) {
+  for (int64_t k = 0; k < terms; ++k, u += rows::weights_of(kTaps) * kL) {
     const float* const v0 = tile.v + *offsets++;
     const float* const v3 = v0 + 3 * plane;
 #pragma GCC unroll 6
     for (int p = 0; p < kPoints; ++p) {
       const float* v = p < 3 ? v0 + p * plane : v3 + (p - 3) * plane;
-      Register filters[kVectors];
-#pragma GCC unroll 2
-      for (int f = 0; f < kVectors; ++f)
-        filters[f] = V::load(u + ((kTaps == 1 ? 0 : p * kVectors) + f) * kL);
+      const Register filters = V::load(kTaps == 1 ? u : u + p * kL);
 #pragma GCC unroll 4
-      for (int t = 0; t < kWide; ++t) {
-        const Register x = V::broadcast(v[t]);
-#pragma GCC unroll 2
-        for (int f = 0; f < kVectors; ++f) sum[f][t][p] += x * filters[f];
-      }
+      for (int t = 0; t < kWide; ++t) sum[t][p] += V::broadcast(v[t]) * filters;
     }
   }
 }
 
-template <int kFirst, int... I>
-TORCHCONV_INLINE Half::Type lanes_from(Register v, std::integer_sequence<int, I...>) {
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(v, v, (kFirst + I)...);
-#else
-  return {v[kFirst + I]...};
-#endif
-}
-// The lower or the upper half of the lanes.
-template <bool kUpper>
-TORCHCONV_INLINE Half::Type half(Register v) {
-  return lanes_from<kUpper ? kL / 2 : 0>(v, std::make_integer_sequence<int, kL / 2>());
-}
-
-// A tile whose vectors run along filters to dst, where these are neighbours.
-template <int kVectors, int kCount>
-TORCHCONV_INLINE void store_filters(const RowTile& tile, const Register (&y)[kVectors * kCount]) {
-  const bool whole = tile.pixels == kCount && tile.filters == kVectors * kL;
+// Vectors along filters, where these are neighbours.
+template <int kCount>
+TORCHCONV_INLINE void store_filters(const RowTile& tile, const Register (&y)[kCount]) {
   float* const dst = tile.dst;
-  const int64_t column = tile.dst_column, pixels = tile.pixels;
+  const int64_t column = tile.dst_column, pixels = tile.pixels, filters = tile.filters;
   const bool stream = tile.stream;
-#pragma GCC unroll 2
-  for (int f = 0; f < kVectors; ++f) {
-    const int64_t filters = std::min<int64_t>(tile.filters - f * kL, kL);
+  if (pixels == kCount && filters == kL) {
 #pragma GCC unroll 16
-    for (int p = 0; p < kCount; ++p) {
-      float* const to = dst + p * column + f * kL;
-      if (whole)
-        WideVec<float>::store(to, y[f * kCount + p], stream);
-      else if (p < pixels && filters > 0)
-        V::store_partial(to, y[f * kCount + p], filters);
-    }
+    for (int p = 0; p < kCount; ++p) WideVec<float>::store(dst + p * column, y[p], stream);
+  } else {
+#pragma GCC unroll 16
+    for (int p = 0; p < kCount; ++p)
+      if (p < pixels) V::store_partial(dst + p * column, y[p], filters);
   }
 }
 
-// Rows of pixels, of one filter each.
-template <typename Row, typename RowOf>
-TORCHCONV_INLINE void store_rows(float* dst, int64_t stride, int64_t pixels, int64_t filters,
-                                 bool stream, const RowOf& row_of) {
-  if (pixels >= Row::kLanes && filters >= kL) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kL; ++i) {
-      if (Row::kLanes == kL && stream)
-        stream_bytes(dst + i * stride, row_of(i));
-      else
-        Row::store(dst + i * stride, row_of(i));
-    }
-  } else if (pixels > 0) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kL; ++i)
-      if (i < filters)
-        Row::store_partial(dst + i * stride, row_of(i), std::min<int64_t>(pixels, Row::kLanes));
-  }
-}
-
-// Or where pixels are: through squares of whole vectors of pixels, or of half a vector of each of
-// two vectors of filters.
-template <int kVectors, int kCount>
-TORCHCONV_INLINE void store_pixels(const RowTile& tile, const Register (&y)[kVectors * kCount]) {
+// Or along pixels.
+template <int kCount>
+TORCHCONV_INLINE void store_pixels(const RowTile& tile, const Register (&y)[kCount]) {
+  const int64_t row = tile.dst_c, filters = tile.filters;
+  const bool stream = tile.stream;
 #pragma GCC unroll 4
-  for (int first = 0; first < kVectors * kCount; first += kL) {
+  for (int first = 0; first < kCount; first += kL) {
+    const int64_t pixels = std::min<int64_t>(tile.pixels - first, kL);
+    if (pixels <= 0) break;
+    float* const dst = tile.dst + first;
     Register square[kL];
 #pragma GCC unroll 16
-    for (int i = 0; i < kL; ++i) square[i] = y[first + i];
+    for (int i = 0; i < kL; ++i) square[i] = first + i < kCount ? y[first + i] : Register{};
     transpose_steps<1>(square);
-    if constexpr (kCount >= kL) {
-      const int f = first / kCount * kL, pixel = first % kCount;
-      store_rows<V>(tile.dst + f * tile.dst_c + pixel, tile.dst_c, tile.pixels - pixel,
-                    tile.filters - f, tile.stream, [&](int i) { return square[i]; });
+    if (pixels == kL && filters == kL) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kL; ++i) WideVec<float>::store(dst + i * row, square[i], stream);
     } else {
-      static_assert(2 * kCount == kL && kVectors == 2);
-      store_rows<Half>(tile.dst, tile.dst_c, tile.pixels, tile.filters, false,
-                       [&](int i) { return half<false>(square[i]); });
-      store_rows<Half>(tile.dst + kL * tile.dst_c, tile.dst_c, tile.pixels, tile.filters - kL,
-                       false, [&](int i) { return half<true>(square[i]); });
+#pragma GCC unroll 16
+      for (int i = 0; i < kL; ++i)
+        if (i < filters) V::store_partial(dst + i * row, square[i], pixels);
     }
   }
 }
 
 // Returns a vector with a NaN where a sum is not finite.
-template <bool kTransposed, int kVectors>
+template <bool kTransposed, int kWide>
 Register multiply(const RowTile& tile) {
-  constexpr int kWide = kTiles / kVectors, kCount = pixels_of(kVectors);
-  Register sum[kVectors][kWide][kMostPoints];
-#pragma GCC unroll 2
-  for (int f = 0; f < kVectors; ++f)
+  constexpr int kCount = kWide * kOutputs;
+  Register sum[kWide][kMostPoints];
 #pragma GCC unroll 6
-    for (int p = 0; p < kMostPoints; ++p) {
-      const Register bias =
-          p < points_of(1) ? V::load(tile.bias + (f * points_of(1) + p) * kL) : Register{};
+  for (int p = 0; p < kMostPoints; ++p) {
+    const Register bias = p < points_of(1) ? V::load(tile.bias + p * kL) : Register{};
 #pragma GCC unroll 4
-      for (int t = 0; t < kWide; ++t) sum[f][t][p] = bias;
-    }
+    for (int t = 0; t < kWide; ++t) sum[t][p] = bias;
+  }
 
   // What the next tile overwrites.
   if (!tile.stream) {
-    constexpr int kRows = kTransposed ? kVectors * kL : kCount;
     const int64_t row = kTransposed ? tile.dst_c : tile.dst_column;
     const float* ahead = tile.dst + kCount * tile.dst_column;
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i, ahead += row) {
+    for (int i = 0; i < (kTransposed ? kL : kCount); ++i, ahead += row)
       __builtin_prefetch(ahead, 1, 3);
-      if (!kTransposed && kVectors > 1) __builtin_prefetch(ahead + kVectors * kL - 1, 1, 3);
-    }
   }
   const float* u = tile.u;
   const int64_t* offsets = tile.offsets;
@@ -205,31 +150,29 @@ Register multiply(const RowTile& tile) {
   add_terms<2>(tile, offsets, u, sum);
   add_terms<1>(tile, offsets, u, sum);
 
-  // Of a tile's outputs together: at worst a large sum takes one for an overflow.
+  // Of a tile's outputs together: at worst a large sum is taken for an overflow.
   auto special = Register{};
-  Register y[kVectors * kCount];
-#pragma GCC unroll 2
-  for (int f = 0; f < kVectors; ++f)
+  Register y[kCount];
 #pragma GCC unroll 4
-    for (int t = 0; t < kWide; ++t) {
-      Register outputs[kOutputs];
-      rows::transform_output(sum[f][t], outputs);
-      special += ((outputs[0] + outputs[1]) + (outputs[2] + outputs[3])) * Register{};
+  for (int t = 0; t < kWide; ++t) {
+    Register outputs[kOutputs];
+    rows::transform_output(sum[t], outputs);
+    special += ((outputs[0] + outputs[1]) + (outputs[2] + outputs[3])) * Register{};
 #pragma GCC unroll 4
-      for (int i = 0; i < kOutputs; ++i) y[f * kCount + t * kOutputs + i] = outputs[i];
-    }
+    for (int i = 0; i < kOutputs; ++i) y[t * kOutputs + i] = outputs[i];
+  }
   if (tile.clamp) {
     const Register low{}, high = V::broadcast(tile.high);
 #pragma GCC unroll 16
-    for (int p = 0; p < kVectors * kCount; ++p) {
+    for (int p = 0; p < kCount; ++p) {
       y[p] = y[p] < low ? low : y[p];
       y[p] = y[p] > high ? high : y[p];
     }
   }
   if constexpr (kTransposed)
-    store_pixels<kVectors, kCount>(tile, y);
+    store_pixels(tile, y);
   else
-    store_filters<kVectors, kCount>(tile, y);
+    store_filters(tile, y);
   return special;
 }
 
@@ -315,7 +258,7 @@ class WinogradRows {
     // What a task reads, what a row of it needs on the way, and a tile of outputs.
     const int64_t source = round_up(source_rows_ * source_row_, 16);
     const int64_t row = round_up(source_.scratch_size(), 16);
-    const int64_t outputs = kPixels * kMostVectors * kL;
+    const int64_t outputs = kPixels * kL;
     const int64_t slot_size = source + row + outputs;
     Buffer<float> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
@@ -337,13 +280,6 @@ class WinogradRows {
   }
 
  private:
-  // The vectors of filters from k on that are multiplied together. Halves of lines are not
-  // streamed.
-  int64_t vectors_from(int64_t k) const {
-    const bool halves = view_.dst.c != 1 && pixels_of(kMostVectors) < kL;
-    return view_.K - k > kL && !(streams_ && halves) ? kMostVectors : 1;
-  }
-
   void transform_weights(const float* w) {
     std::vector<int64_t> weight(view_.taps.size());  // [row][column], ascending
     for (const ConvTap& tap : view_.taps) {
@@ -351,30 +287,25 @@ class WinogradRows {
       weight[static_cast<size_t>(r * columns_ + tap.w - first_column_)] = tap.weight;
     }
     float* u = u_.get();
-    for (int64_t k = 0, vectors; k < vectors_ * kL; k += vectors * kL) {
-      vectors = vectors_from(k);
+    for (int64_t k = 0; k < view_.K; k += kL)
       for (const rows::TapGroup& group : groups_)
         for (size_t r = 0; r < rows_.size(); ++r)
-          for (int64_t c = 0; c < view_.C; ++c, u += rows::weights_of(group.taps) * vectors * kL)
-            for (int64_t f = 0; f < vectors; ++f) {
-              Register g[kMostTaps], points[kMostPoints];
-              const int64_t filter = k + f * kL, filters = std::min<int64_t>(view_.K - filter, kL);
-              for (int s = 0; s < group.taps; ++s) {
-                const int64_t tap =
-                    static_cast<int64_t>(r) * columns_ + group.column + s * view_.step_w;
-                const float* from = w + weight[static_cast<size_t>(tap)] + c * view_.weight_c;
-                float lanes[kL] = {};
-                for (int64_t l = 0; l < filters; ++l)
-                  lanes[l] = from[(filter + l) * view_.weight_k];
-                g[s] = V::load(lanes);
-              }
-              if (group.taps == 3) rows::transform_weight<3>(g, points);
-              if (group.taps == 2) rows::transform_weight<2>(g, points);
-              if (group.taps == 1) rows::transform_weight<1>(g, points);
-              for (int p = 0; p < rows::weights_of(group.taps); ++p)
-                V::store(u + (p * vectors + f) * kL, points[p]);
+          for (int64_t c = 0; c < view_.C; ++c, u += rows::weights_of(group.taps) * kL) {
+            Register g[kMostTaps], points[kMostPoints];
+            for (int s = 0; s < group.taps; ++s) {
+              const int64_t tap =
+                  static_cast<int64_t>(r) * columns_ + group.column + s * view_.step_w;
+              const float* from = w + weight[static_cast<size_t>(tap)] + c * view_.weight_c;
+              float lanes[kL] = {};
+              for (int64_t l = 0; l < std::min<int64_t>(view_.K - k, kL); ++l)
+                lanes[l] = from[(k + l) * view_.weight_k];
+              g[s] = V::load(lanes);
             }
-    }
+            if (group.taps == 3) rows::transform_weight<3>(g, points);
+            if (group.taps == 2) rows::transform_weight<2>(g, points);
+            if (group.taps == 1) rows::transform_weight<1>(g, points);
+            for (int p = 0; p < rows::weights_of(group.taps); ++p) V::store(u + p * kL, points[p]);
+          }
   }
 
   void transform_source(int64_t n, Range i, float* v, float* scratch) const {
@@ -400,31 +331,32 @@ class WinogradRows {
     tile.stream = streams_;
     tile.high = high_;
     tile.dst_c = direct_ ? view_.dst.c : transposed ? kPixels : 1;
-    tile.dst_column = direct_ ? view_.dst.column : transposed ? 1 : kMostVectors * kL;
-    const auto add_tile = [&](int64_t y, int64_t j, int64_t k, int64_t vectors) {
-      const bool pair = vectors == kMostVectors;
-      const auto kernel = transposed ? (pair ? multiply<true, kMostVectors> : multiply<true, 1>)
-                                     : (pair ? multiply<false, kMostVectors> : multiply<false, 1>);
-      const int64_t dst = view_.dst_offset + n * view_.dst.n + (i.begin + y) * view_.dst.row +
-                          j * view_.dst.column + k * view_.dst.c;
-      tile.v = v + y * view_.step_h * source_row_ + j / kOutputs;
-      tile.pixels = std::min<int64_t>(view_.J - j, pixels_of(static_cast<int>(vectors)));
+    tile.dst_column = direct_ ? view_.dst.column : transposed ? 1 : kL;
+    const auto tall = transposed ? multiply<true, kTiles> : multiply<false, kTiles>;
+    const auto narrow = transposed ? multiply<true, kTiles - 1> : multiply<false, kTiles - 1>;
+    const int64_t missing = round_up(tiles_, kTiles) - tiles_;
+    const int64_t narrow_tiles = missing * (kTiles - 1) <= tiles_ ? missing * (kTiles - 1) : 0;
+    const auto multiply_row = [&](int64_t y, int64_t k) {
+      const int64_t row =
+          view_.dst_offset + n * view_.dst.n + (i.begin + y) * view_.dst.row + k * view_.dst.c;
       tile.u = u_.get() + k * weights_;
       tile.bias = bias_.get() + k * points_of(1);
-      tile.filters = std::min<int64_t>(view_.K - k, vectors * kL);
-      tile.dst = direct_ ? epilogue_.y + dst : outputs;
-      special += kernel(tile);
-      if (!direct_) store(tile, dst);
+      tile.filters = std::min<int64_t>(view_.K - k, kL);
+      for (int64_t t = 0, wide; t < tiles_; t += wide) {
+        wide = t < tiles_ - narrow_tiles ? kTiles : kTiles - 1;
+        const int64_t dst = row + t * kOutputs * view_.dst.column;
+        tile.v = v + y * view_.step_h * source_row_ + t;
+        tile.pixels = std::min<int64_t>(view_.J - t * kOutputs, wide * kOutputs);
+        tile.dst = direct_ ? epilogue_.y + dst : outputs;
+        special += wide == kTiles ? tall(tile) : narrow(tile);
+        if (!direct_) store(tile, dst);
+      }
     };
     // Destinations almost in the order of memory.
     const int64_t rows = transposed ? i.size() : 1;
     for (int64_t first = 0; first < i.size(); first += rows)
-      for (int64_t k = 0, vectors; k < view_.K; k += vectors * kL) {
-        vectors = vectors_from(k);
-        for (int64_t y = first; y < first + rows; ++y)
-          for (int64_t j = 0; j < view_.J; j += pixels_of(static_cast<int>(vectors)))
-            add_tile(y, j, k, vectors);
-      }
+      for (int64_t k = 0; k < view_.K; k += kL)
+        for (int64_t y = first; y < first + rows; ++y) multiply_row(y, k);
     return !has_nan(special);
   }
 
