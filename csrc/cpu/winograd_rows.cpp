@@ -1,9 +1,10 @@
 // First layers, and the input gradients of last ones: with few channels the tiles of F(4x4,3x3)
 // have too few products to pay for their transforms, which both sides do in two dimensions. Along
 // the rows only, and with the products of all rows and channels summed before the inverse
-// transform, four outputs take 6 products for each channel and row of taps instead of 12, and
-// nothing of a tile leaves the registers (Lavin and Gray, "Fast Algorithms for Convolutional Neural
-// Networks", 2015, whose F(m, r) nests with any sum).
+// transform, four outputs take 6 products for each channel and three taps of a row instead of 12,
+// and nothing of a tile leaves the registers (Lavin and Gray, "Fast Algorithms for Convolutional
+// Neural Networks", 2015, whose F(m, r) nests with any sum). Longer rows of taps, and those of each
+// phase of a stride, are groups of three, two or one taps that add to the same sums.
 //
 // A task is a block of rows of a sample: it transforms what they read of the source once, as planes
 // [row][channel][point][tile], and multiplies it with vectors of filters
@@ -194,6 +195,12 @@ int64_t columns_of(const ConvView& view) {
   return span.size();
 }
 
+// Of the tiles of a row, those in narrow register tiles, so that none is in vain; or none.
+int64_t tiles_of_narrow(int64_t tiles) {
+  const int64_t narrow = (round_up(tiles, kTiles) - tiles) * (kTiles - 1);
+  return narrow <= tiles ? narrow : 0;
+}
+
 class WinogradRows {
  public:
   WinogradRows(const ConvView& view, const float* src, const float* w, const float* bias,
@@ -334,8 +341,7 @@ class WinogradRows {
     tile.dst_column = direct_ ? view_.dst.column : transposed ? 1 : kL;
     const auto tall = transposed ? multiply<true, kTiles> : multiply<false, kTiles>;
     const auto narrow = transposed ? multiply<true, kTiles - 1> : multiply<false, kTiles - 1>;
-    const int64_t missing = round_up(tiles_, kTiles) - tiles_;
-    const int64_t narrow_tiles = missing * (kTiles - 1) <= tiles_ ? missing * (kTiles - 1) : 0;
+    const int64_t narrow_tiles = tiles_of_narrow(tiles_);
     const auto multiply_row = [&](int64_t y, int64_t k) {
       const int64_t row =
           view_.dst_offset + n * view_.dst.n + (i.begin + y) * view_.dst.row + k * view_.dst.c;
@@ -408,9 +414,10 @@ bool winograd_rows_applies(const ConvView& view) {
 }
 
 double winograd_rows_products(const ConvView& view) {
-  const int64_t columns = columns_of(view);
-  return static_cast<double>(rows::planes_of(rows::tap_groups(columns, view.step_w))) /
-         static_cast<double>(kOutputs * columns);
+  const int64_t columns = columns_of(view), tiles = ceil_div(view.J, kOutputs);
+  const int64_t computed = tiles_of_narrow(tiles) > 0 ? tiles : round_up(tiles, kTiles);
+  return static_cast<double>(computed * rows::planes_of(rows::tap_groups(columns, view.step_w))) /
+         static_cast<double>(view.J * columns);
 }
 
 std::vector<int64_t> winograd_rows(const ConvView& view, const float* src, const float* w,

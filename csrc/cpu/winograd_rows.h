@@ -14,7 +14,7 @@ namespace torchconv::cpu {
 // Whether winograd_rows computes the view: one group, neighbouring taps in each of a few rows,
 // enough of them for the step to save a quarter of the multiplications.
 bool winograd_rows_applies(const ConvView& view);
-// The part of them that is left.
+// The part of them that is left, with those of tiles beyond the end of a row.
 double winograd_rows_products(const ConvView& view);
 
 // The gather of one view. The problem must not be empty; bias may be null. Returns the samples that
