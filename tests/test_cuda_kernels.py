@@ -264,9 +264,8 @@ def test_derivative_of_activation(gpu: Caller, activation: str, dtype: torch.dty
         dz, _, db = gpu("conv2d_backward", *arguments, [True] * 3)
         truth, _, db_truth = OPS.conv2d_backward(*wide(arguments), [True] * 3)
         if dtype in NORM_BOUND:
-            torch.testing.assert_close(
-                dz.double(), truth, rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=1e-30
-            )
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(dz.double(), truth, rtol=32 * eps, atol=32 * eps)
             assert_accurate(db, db_truth)
         else:
             assert_accurate(dz, truth)
@@ -276,11 +275,11 @@ def test_derivative_of_activation(gpu: Caller, activation: str, dtype: torch.dty
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("x, filters", [((0, 8, 5, 5), 8), ((2, 0, 5, 5), 8), ((2, 8, 5, 5), 0)])
+@pytest.mark.parametrize("x, filters", [((0, 8, 5, 5), 8), ((2, 0, 5, 5), 8)])
 def test_empty(
     gpu: Caller, x: tuple[int, ...], filters: int, layout: str, groups: int, dtype: torch.dtype
 ) -> None:
-    if groups > 1 and (x[1] == 0 or filters == 0):
+    if groups > 1 and x[1] == 0:
         return
     p = {"x": x, "w": (filters, x[1] // groups, 3, 3), "layouts": [layout] * 3, "bias": True}
     image, w, b = conv_tensors(p, dtype)

@@ -28,6 +28,10 @@ constexpr int64_t kWinogradChannels = 16;
 // With fewer channels it is along the rows only: so many filters in a whole vector or more, columns
 // for several tiles, and products that repay the transform of the source.
 constexpr int64_t kRowsFilters = 16, kRowsWidth = 12, kRowsProducts = 9 * 24;
+// Of a stride they save less: longer rows, and with three taps so few channels that their products
+// stay in the first-level cache.
+constexpr int64_t kRowsStridedWidth = 24, kRowsStridedChannels = 8;
+constexpr double kRowsLeft = 0.7, kRowsLeftFewChannels = 0.8;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
 // A kernel of 5x5 has more to save, of less wide sides and smaller images.
@@ -121,6 +125,12 @@ struct Case {
     return direct >= (by_pairs() ? kWinogradSavingOverPairs : kWinogradSaving) *
                          static_cast<double>(winograd_products(v));
   }
+  bool rows_save_enough() const {
+    if (v.step_w == 1) return true;
+    return v.J >= kRowsStridedWidth &&
+           winograd_rows_products(v) <=
+               (v.C <= kRowsStridedChannels ? kRowsLeftFewChannels : kRowsLeft);
+  }
   bool feeds_winograd_wgrad() const {
     if (v.taps.size() == 25)
       return narrower_side() >= kLargeWgradChannels && wider_side() > kNarrow &&
@@ -163,7 +173,7 @@ constexpr Rule kGatherRules[] = {
        return c.winograd && c.is(DType::kFloat32) && c.v.C < kWinogradChannels &&
               c.v.K >= kRowsFilters && c.v.J >= kRowsWidth &&
               static_cast<int64_t>(c.v.taps.size()) * c.v.K >= kRowsProducts &&
-              winograd_rows_applies(c.v);
+              winograd_rows_applies(c.v) && c.rows_save_enough();
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() == 0 && c.channels_last();
