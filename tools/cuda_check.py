@@ -31,8 +31,13 @@ from torchconv import _build
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "cuda-check"
 HOPPER, AMPERE = "9.0a", "8.0+PTX"
-# Bytes of spills, stores and loads together, that a kernel may have, and why.
-SPILL_BUDGET: dict[str, int] = {}
+# Bytes of spills, stores and loads together, that a kernel may have on an architecture, and why.
+SPILL_BUDGET = {
+    # Its places in the output, which are read once after the loop over the window.
+    ("pool_large_windows", "sm_80"): 24,
+    # 64 sums of 128 registers; inside the loop it is one word for eight steps.
+    ("simt_wgrad_slices", "sm_80"): 48,
+}
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,15 @@ def add_instructions(kernels: Sequence[Kernel], objects: Sequence[Path]) -> None
 
 
 def spill_faults(kernels: Sequence[Kernel]) -> list[str]:
-    return [
-        f"{k.source}: {k.name[:200]} ({k.arch}) spills {k.spills} bytes, "
-        f"above {SPILL_BUDGET.get(k.base, 0)}"
-        for k in kernels
-        if k.spills > SPILL_BUDGET.get(k.base, 0)
-    ]
+    faults = []
+    for kernel in kernels:
+        allowed = SPILL_BUDGET.get((kernel.base, kernel.arch), 0)
+        if kernel.spills > allowed:
+            faults.append(
+                f"{kernel.source}: {kernel.name[:200]} ({kernel.arch}) spills {kernel.spills} "
+                f"bytes, above {allowed}"
+            )
+    return faults
 
 
 def rule_faults(kernels: Sequence[Kernel], rules: Sequence[Rule] = RULES) -> list[str]:
