@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import torchconv.functional as F
-from conftest import assert_accurate, in_layout
+from conftest import assert_accurate, everywhere, in_layout
+from oracle import torch_F
+
+pytestmark = everywhere
 
 on_formats = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 on_widths = pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
