@@ -42,6 +42,8 @@ constexpr int kPixels = kTiles * kOutputs;
 
 // Rows that a task reads beyond its own, and the taps of a row.
 constexpr int64_t kMostHalo = 16, kMostStep = 4, kMostColumns = 32;
+// Terms of a sum, for the bound on its error.
+constexpr int64_t kMostTerms = 1024;
 constexpr int64_t kSourceBytes = 256 << 10;
 constexpr int64_t kTasksWanted = 12;
 // With so few products to an output, stores that first read what they overwrite take longer than
@@ -407,8 +409,10 @@ bool winograd_rows_applies(const ConvView& view) {
   const std::vector<int64_t> rows = distinct_offsets(view, &ConvTap::h);
   const std::vector<int64_t> columns = distinct_offsets(view, &ConvTap::w);
   const auto count = static_cast<int64_t>(columns.size());
+  const auto groups = static_cast<int64_t>(rows::tap_groups(count, view.step_w).size());
   return count == columns_of(view) && count <= kMostColumns &&
          view.taps.size() == rows.size() * columns.size() &&
+         static_cast<int64_t>(rows.size()) * view.C * groups <= kMostTerms &&
          rows.back() - rows.front() <= kMostHalo && view.step_h <= kMostHalo &&
          4 * rows::planes_of(rows::tap_groups(count, view.step_w)) <= 3 * kOutputs * count;
 }
