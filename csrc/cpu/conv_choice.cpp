@@ -28,9 +28,9 @@ constexpr int64_t kWinogradChannels = 16;
 // With fewer channels it is along the rows only: so many filters in a whole vector or more, columns
 // for several tiles, and products that repay the transform of the source.
 constexpr int64_t kRowsFilters = 16, kRowsWidth = 12, kRowsProducts = 9 * 24;
-// Of a stride they save less: longer rows, and with three taps so few channels that their products
-// stay in the first-level cache.
-constexpr int64_t kRowsStridedWidth = 24, kRowsStridedChannels = 8;
+// With a stride, or as many channels as have more weights to transform: longer rows, that save
+// enough. Operands of so few channels stay in the first-level cache.
+constexpr int64_t kRowsChannels = 32, kRowsLong = 24, kRowsFewChannels = 8;
 constexpr double kRowsLeft = 0.7, kRowsLeftFewChannels = 0.8;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
@@ -126,10 +126,9 @@ struct Case {
                          static_cast<double>(winograd_products(v));
   }
   bool rows_save_enough() const {
-    if (v.step_w == 1) return true;
-    return v.J >= kRowsStridedWidth &&
-           winograd_rows_products(v) <=
-               (v.C <= kRowsStridedChannels ? kRowsLeftFewChannels : kRowsLeft);
+    if (v.step_w == 1 && v.C < kWinogradChannels) return true;
+    return v.J >= kRowsLong && winograd_rows_products(v) <=
+                                   (v.C <= kRowsFewChannels ? kRowsLeftFewChannels : kRowsLeft);
   }
   bool feeds_winograd_wgrad() const {
     if (v.taps.size() == 25)
@@ -170,7 +169,7 @@ constexpr Rule kGatherRules[] = {
               c.winograd_saves_enough();
      }},
     {Algorithm::kWinogradRows, [](const Case& c) {
-       return c.winograd && c.is(DType::kFloat32) && c.v.C < kWinogradChannels &&
+       return c.winograd && c.is(DType::kFloat32) && c.v.C <= kRowsChannels &&
               c.v.K >= kRowsFilters && c.v.J >= kRowsWidth &&
               static_cast<int64_t>(c.v.taps.size()) * c.v.K >= kRowsProducts &&
               winograd_rows_applies(c.v) && c.rows_save_enough();

@@ -42,6 +42,8 @@ constexpr int kPixels = kTiles * kOutputs;
 
 // Rows that a task reads beyond its own, and the taps of a row.
 constexpr int64_t kMostHalo = 16, kMostStep = 4, kMostColumns = 32;
+// Terms of a sum, for the bound on its error.
+constexpr int64_t kMostTerms = 1024;
 constexpr int64_t kSourceBytes = 256 << 10;
 constexpr int64_t kTasksWanted = 12;
 // With so few products to an output, stores that first read what they overwrite take longer than
@@ -239,7 +241,7 @@ class WinogradRows {
                              group.plane * plane_);
     }
     const Activation activation = epilogue.activation;
-    direct_ = epilogue.preactivation == nullptr &&
+    direct_ = epilogue.preactivation == nullptr && (view.dst.c == 1 || view.dst.column == 1) &&
               (activation == Activation::kNone || activation == Activation::kReLU ||
                activation == Activation::kReLU6);
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -370,7 +372,8 @@ class WinogradRows {
   void store(const RowTile& tile, int64_t dst) const {
     if (tile.dst_column == 1) {
       for (int64_t f = 0; f < tile.filters; ++f)
-        epilogue_.store(tile.dst + f * kPixels, tile.pixels, dst + f * view_.dst.c, 1);
+        epilogue_.store(tile.dst + f * kPixels, tile.pixels, dst + f * view_.dst.c,
+                        view_.dst.column);
     } else {
       for (int64_t p = 0; p < tile.pixels; ++p)
         epilogue_.store(tile.dst + p * tile.dst_column, tile.filters, dst + p * view_.dst.column,
@@ -403,12 +406,13 @@ class WinogradRows {
 
 bool winograd_rows_applies(const ConvView& view) {
   if (view.groups != 1 || view.step_w > kMostStep || view.taps.empty()) return false;
-  if (view.dst.c != 1 && view.dst.column != 1) return false;
   const std::vector<int64_t> rows = distinct_offsets(view, &ConvTap::h);
   const std::vector<int64_t> columns = distinct_offsets(view, &ConvTap::w);
   const auto count = static_cast<int64_t>(columns.size());
+  const auto groups = static_cast<int64_t>(rows::tap_groups(count, view.step_w).size());
   return count == columns_of(view) && count <= kMostColumns &&
          view.taps.size() == rows.size() * columns.size() &&
+         static_cast<int64_t>(rows.size()) * view.C * groups <= kMostTerms &&
          rows.back() - rows.front() <= kMostHalo && view.step_h <= kMostHalo &&
          4 * rows::planes_of(rows::tap_groups(count, view.step_w)) <= 3 * kOutputs * count;
 }
