@@ -232,8 +232,8 @@ int64_t chunks_a_slice(int64_t tiles, int64_t chunks, int64_t slice_bytes) {
   constexpr double kBytes = 4000.0 * Tile::kM * Tile::kN;
   int64_t best = 0;
   double least = 0;
-  for (int64_t each = ceil_div(chunks, kMostSlices); each <= std::min(chunks, kMostChunks);
-       ++each) {
+  for (int64_t each = std::max<int64_t>(ceil_div(chunks, kMostSlices), 1);
+       each <= std::min(chunks, kMostChunks); ++each) {
     const int64_t slices = ceil_div(chunks, each);
     const int64_t blocks = ceil_div(tiles * slices, kMultiprocessors);
     const int64_t warps = std::min<int64_t>(blocks, Tile::kBlocks) * Tile::kThreads / 32;
