@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_F
 
 import torchconv.functional as F
-from conftest import assert_accurate, assert_same, in_layout
+from conftest import assert_accurate, assert_same, everywhere, in_layout
+from oracle import torch_F
+
+pytestmark = everywhere
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WINDOWS: dict[str, dict[str, Any]] = {
