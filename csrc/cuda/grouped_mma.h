@@ -6,8 +6,8 @@
 // unit) pairs of 8 terms, two of which make one mma of 16: so groups of 8 waste nothing but the
 // half that an odd number of taps leaves. A block has a slab of up to 8 units, 128 bytes of each
 // pixel, and passes over tiles of pixels, of which it stages the next one with its surroundings
-// while it computes on one. Pixels are taken in octets, eight neighbours in a row, whose chunks of
-// one unit meet all banks.
+// while it computes on one. Pixels are taken in octets, eight neighbours in a row; of a stride, the
+// columns of each residue lie together, so that they are neighbours in shared memory too.
 //
 // Bound: reading the image and writing the output once, up to groups of 32.
 #pragma once
@@ -17,7 +17,9 @@
 
 namespace torchconv::cuda {
 
-inline constexpr int kSlabBytes = 128, kUnitBytes = 16, kUnitChannels = 8, kSlabUnits = 8;
+inline constexpr int kUnitBytes = 16, kUnitChannels = 8, kSlabUnits = 8;
+// Of a staged pixel: the same unit of 8 neighbours meets all banks.
+inline constexpr int kPixelBytes = kSlabUnits * kUnitBytes + 16;
 
 // A tile of outputs: images x rows x octets.
 struct OctetTile {
@@ -43,7 +45,7 @@ struct GroupedGather {
   int32_t parts;         // of the tiles of a phase
   int32_t buffer_bytes;  // a staged tile, and one pixel of zeros
   int32_t steps;         // of 16 terms, in the phase that has most
-  int32_t shift;         // 8 neighbours of an octet, shifted, differ in the last three bits
+  Divisor scale_w;       // by what neighbouring outputs are apart
 };
 
 template <typename T>
@@ -63,7 +65,7 @@ struct GroupedWgrad {
   OctetTile tile;
   int32_t parts, jobs, chunks;  // jobs of a slab, a warp each; of them for each tile of filters
   int32_t halo_bytes;
-  int32_t shift;
+  Divisor scale_w;
 };
 
 template <typename T>

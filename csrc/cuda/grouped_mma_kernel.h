@@ -19,10 +19,10 @@ inline constexpr int kGroupedThreads = Tiles == 4 ? 128 : 256;
 template <int Tiles>
 inline constexpr int kGroupedBlocks = Tiles == 2 ? 2 : 3;
 
-// The staged half of a reduction: the pixels that its tap moves, and its unit in the group; at the
-// pixel of zeros, whatever the output's, where `unit` is negative.
-struct StagedHalf {
-  int32_t pixel, unit;
+// A half of a reduction in a staged tile: how many bytes it is on from an output's pixel; or, where
+// there is none, from the tile's beginning to the pixel of zeros.
+struct alignas(8) StagedHalf {
+  int32_t bytes, mask;
 };
 
 // Taps in the order in which they move forward.
@@ -86,8 +86,7 @@ __device__ __forceinline__ uint32_t channels_mask(int lane, int group, int of) {
 template <typename T, int Tiles, bool Masked>
 __device__ __forceinline__ void accumulate(float (&sums)[kPairs][Tiles][4], SharedAddress image,
                                            const int (&pixel)[kPairs], const StagedHalf* halves,
-                                           const uint32_t* filters, int steps, int first_unit,
-                                           int shift, uint32_t mask) {
+                                           const uint32_t* filters, int steps, uint32_t mask) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int m = 0; m < kPairs; ++m)
@@ -97,10 +96,10 @@ __device__ __forceinline__ void accumulate(float (&sums)[kPairs][Tiles][4], Shar
       for (int e = 0; e < 4; ++e) sums[m][n][e] = 0.0f;
   halves += lane / 16;
   filters += 2 * lane;
-#pragma unroll 1
+  // Where a multiprocessor has few warps, one must have more loads on their way.
+#pragma unroll(Tiles == 1 ? 1 : 2)
   for (int step = 0; step < steps; ++step) {
     const StagedHalf half = halves[2 * step];
-    const int unit = half.unit + first_unit, inside = half.unit < 0 ? 0 : -1;
     Vector<uint32_t, 2> b[Tiles];
 #pragma unroll
     for (int n = 0; n < Tiles; ++n)
@@ -108,7 +107,7 @@ __device__ __forceinline__ void accumulate(float (&sums)[kPairs][Tiles][4], Shar
     uint32_t a[kPairs][4];
 #pragma unroll
     for (int m = 0; m < kPairs; ++m) {
-      load_matrices(a[m], place_in_slab(image, (pixel[m] & inside) + half.pixel, unit & 7, shift));
+      load_matrices(a[m], image + static_cast<SharedAddress>((pixel[m] & half.mask) + half.bytes));
       if constexpr (Masked) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) a[m][i] &= mask;
@@ -142,7 +141,7 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
   const int octets = round_up_int(p.tile.images * p.tile.rows * p.tile.octets, 2 * kPairs);
   unsigned char* shared = dynamic_shared<unsigned char>();
   unsigned char* out = shared + 2 * p.buffer_bytes;
-  uint32_t* filters = reinterpret_cast<uint32_t*>(out + octets * 8 * kSlabBytes);
+  uint32_t* filters = reinterpret_cast<uint32_t*>(out + octets * 8 * kPixelBytes);
   OctetPlace* places = reinterpret_cast<OctetPlace*>(filters + p.c.slab_units * p.steps * 64);
   StagedHalf* halves = reinterpret_cast<StagedHalf*>(places + octets);
   const auto buffer = [&](int tile) {
@@ -157,21 +156,22 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
                     units};
   const auto stage = [&](int tile) {
     const OctetPlace first = tiles.place(tile);
-    stage_slab<kWarps>(source, buffer(tile), p.tile.images, halo.h, halo.w, first.image,
-                       first.row * h.scale + h.base, first.column * w.scale + w.base, p.shift);
+    stage_slab<kWarps>(source, buffer(tile), p.tile.images, halo, p.scale_w, first.image,
+                       first.row * h.scale + h.base, first.column * w.scale + w.base);
     copy_async_commit();
   };
   stage(begin);
-  const int zeros = p.buffer_bytes / kSlabBytes - 1;
-  for (int i = thread; i < 2 * kSlabBytes / 4; i += kGroupedThreads<Tiles>)
-    store_shared(buffer(i & 1) + static_cast<SharedAddress>(zeros * kSlabBytes + i / 2 * 4), 0);
+  const int zeros = p.buffer_bytes - kPixelBytes;
+  for (int i = thread; i < 2 * kPixelBytes / 4; i += kGroupedThreads<Tiles>)
+    store_shared(buffer(i & 1) + static_cast<SharedAddress>(zeros + i / 2 * 4), 0);
   for (int i = thread; i < octets; i += kGroupedThreads<Tiles>)
-    places[i] = octet_of(p.tile, halo, h.scale, w.scale, i);
+    places[i] = octet_of(p.tile, halo, h.scale, i);
   for (int i = thread; i < 2 * steps; i += kGroupedThreads<Tiles>) {
     const int tap = i / p.c.group_units, r = tap / max(w.taps, 1), s = tap - r * w.taps;
-    halves[i] = i < halves_used
-                    ? StagedHalf{r * h.move * halo.w + s * w.move, i - tap * p.c.group_units}
-                    : StagedHalf{zeros, -1};
+    halves[i] = i < halves_used ? StagedHalf{move_in_halo(halo, p.scale_w, r * h.move, s * w.move) +
+                                                 (i - tap * p.c.group_units) * kUnitBytes,
+                                             -1}
+                                : StagedHalf{zeros, 0};
   }
   stage_filters<T>(p, h, w, first_unit, units, steps, filters);
 
@@ -198,12 +198,11 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
       int pixel[kPairs];
 #pragma unroll
       for (int m = 0; m < kPairs; ++m)
-        pixel[m] = places[first_octet + 2 * m + lane / 8 % 2].pixel + lane % 8 * w.scale;
-      const int group_unit = first_tile / p.c.group_units * p.c.group_units;
+        pixel[m] = (places[first_octet + 2 * m + lane / 8 % 2].pixel + lane % 8) * kPixelBytes +
+                   first_tile / p.c.group_units * p.c.group_units * kUnitBytes;
       const uint32_t* b = filters + first_tile * steps * 64;
       float sums[kPairs][Tiles][4];
-      accumulate<T, Tiles, false>(sums, buffer(tile), pixel, halves, b, steps, group_unit, p.shift,
-                                  0);
+      accumulate<T, Tiles, false>(sums, buffer(tile), pixel, halves, b, steps, 0);
       if constexpr (Tiles == 1) {
         // Infinity times the zeros between groups is NaN: then each group by itself.
         if (p.c.group < kUnitChannels) {
@@ -216,8 +215,8 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
 #pragma unroll 1
             for (int group = 0; group < kUnitChannels / p.c.group; ++group) {
               float own[kPairs][1][4];
-              accumulate<T, 1, true>(own, buffer(tile), pixel, halves, b, steps, group_unit,
-                                     p.shift, channels_mask(lane, p.c.group, group));
+              accumulate<T, 1, true>(own, buffer(tile), pixel, halves, b, steps,
+                                     channels_mask(lane, p.c.group, group));
 #pragma unroll
               for (int m = 0; m < kPairs; ++m)
 #pragma unroll
@@ -255,6 +254,8 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
           }
       }
       activate_tile<4>(epilogue.activation, z);
+      unsigned char* to =
+          out + (first_octet * 8 + lane / 4) * kPixelBytes + first_tile * kUnitBytes + lane % 4 * 4;
 #pragma unroll
       for (int m = 0; m < kPairs; ++m)
 #pragma unroll
@@ -262,10 +263,9 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
 #pragma unroll
           for (int n = 0; n < Tiles; ++n) {
             const float* pair = z + (m * Tiles + n) * 4 + 2 * upper;
-            const int to = (first_octet + 2 * m + upper) * 8 + lane / 4;
-            *reinterpret_cast<Vector<T, 2>*>(
-                out + to * kSlabBytes + ((first_tile + n) ^ (to & 7)) * kUnitBytes +
-                lane % 4 * 4) = {{from_wide<T>(pair[0]), from_wide<T>(pair[1])}};
+            *reinterpret_cast<Vector<T, 2>*>(to + (2 * m + upper) * 8 * kPixelBytes +
+                                             n * kUnitBytes) = {
+                {from_wide<T>(pair[0]), from_wide<T>(pair[1])}};
           }
     }
     __syncthreads();
@@ -275,8 +275,8 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
       const int64_t offset = offset_of(first, places[from / 8], from % 8);
       if (offset >= 0 && unit < units)
         *reinterpret_cast<Vector<uint32_t, 4>*>(epilogue.y + offset + unit * kUnitChannels) =
-            *reinterpret_cast<const Vector<uint32_t, 4>*>(out + from * kSlabBytes +
-                                                          (unit ^ (from & 7)) * kUnitBytes);
+            *reinterpret_cast<const Vector<uint32_t, 4>*>(out + from * kPixelBytes +
+                                                          unit * kUnitBytes);
     }
   }
 }

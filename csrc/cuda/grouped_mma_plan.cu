@@ -20,13 +20,6 @@ WidestPhase widest(const GatherAxis& axis, bool backward) {
           static_cast<int32_t>(ceil_div(axis.outputs, axis.phases))};
 }
 
-// Pixels of an octet are `scale` apart: up to 8 of them differ below this bit.
-int even_shift(int scale) {
-  int shift = 0;
-  while (shift < 3 && scale % (2 << shift) == 0) ++shift;
-  return shift;
-}
-
 // Shared memory that a block may have, in bytes; a multiprocessor has 1 KB more.
 int shared_of_block(int capability) {
   if (capability == 80 || capability == 87) return 163 * 1024;
@@ -60,18 +53,19 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
   const int registers_allow = tiles_at_once == 2 ? 2 : 3;
   const int most = shared_of_block(queue.capability);
   p.steps = static_cast<int32_t>(ceil_div(halves, 2));
-  p.shift = even_shift(w.scale);
+  p.scale_w = Divisor(w.scale);
 
+  const int64_t multiprocessors = std::max(queue.multiprocessors, 1);
+  const int64_t others = int64_t{p.c.slabs} * p.h.phases * p.w.phases;
   double best = 0;
-  int best_blocks = 0;
-  int64_t best_tiles = 0;
+  int64_t best_parts = 0;
   GroupedGather g = p;
   for_each_tile(p.batch, h.outputs, w.outputs, [&](const OctetTile& tile) {
     const Halo halo = halo_of(tile, h, w);
-    const int64_t pixels = int64_t{tile.images} * halo.h * halo.w + 1;
-    if (int64_t{halo.h} * halo.w > kMostShared || pixels * kSlabBytes > kMostShared) return;
+    const int64_t pixels = int64_t{tile.images} * halo.h * halo.pitch + 1;
+    if (int64_t{halo.h} * halo.pitch > kMostShared || pixels * kPixelBytes > kMostShared) return;
     g.tile = tile;
-    g.buffer_bytes = static_cast<int32_t>(pixels * kSlabBytes);
+    g.buffer_bytes = static_cast<int32_t>(pixels * kPixelBytes);
     const int shared = grouped_gather_shared(g);
     if (shared > most) return;
     const int blocks = std::min(registers_allow, (most + 1024) / (shared + 1024));
@@ -80,17 +74,16 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
     // Cycles of shared memory for an mma's operands; of the copies; of barriers and addresses.
     const int64_t products = round_up(pieces, warps) * p.steps * (16 + 2 * tiles_at_once);
     const int64_t tiles = OctetTiles(tile, p.batch, h.outputs, w.outputs).count();
-    const double cost = static_cast<double>(tiles) *
-                        static_cast<double>(products + 4 * pixels + 400) * (1.0 + 0.4 / blocks);
-    if (best_blocks != 0 && cost >= best) return;
-    best = cost, best_blocks = blocks, best_tiles = tiles;
+    const int64_t parts = std::clamp<int64_t>(multiprocessors * blocks / others, 1, tiles);
+    // Blocks side by side hide each other's latencies and barriers.
+    const double cost = static_cast<double>(ceil_div(tiles, parts) * (blocks + 1)) *
+                        static_cast<double>(products + 4 * pixels + 400);
+    if (best_parts != 0 && cost >= best) return;
+    best = cost, best_parts = parts;
     p.tile = tile, p.buffer_bytes = g.buffer_bytes;
   });
-  if (best_blocks == 0) return false;
-  const int64_t slots = int64_t{std::max(queue.multiprocessors, 1)} * best_blocks;
-  const int64_t others = int64_t{p.c.slabs} * p.h.phases * p.w.phases;
-  p.parts = static_cast<int32_t>(std::clamp<int64_t>(slots / others, 1, best_tiles));
-  return others * p.parts < (int64_t{1} << 31);
+  p.parts = static_cast<int32_t>(best_parts);
+  return best_parts != 0 && others * best_parts < (int64_t{1} << 31);
 }
 
 bool plan_grouped_wgrad(GroupedWgrad& p) {
@@ -99,17 +92,17 @@ bool plan_grouped_wgrad(GroupedWgrad& p) {
   const int tiles_at_once = outputs_at_once(p.c);
   p.chunks = static_cast<int32_t>(ceil_div(ceil_div(halves, 2), kWgradPairs));
   p.jobs = p.c.slab_units / tiles_at_once * p.chunks;
-  p.shift = even_shift(w.scale);
+  p.scale_w = Divisor(w.scale);
 
   double best = 0;
   int64_t best_tiles = 0;
   GroupedWgrad g = p;
   for_each_tile(p.batch, p.h.outputs, p.w.outputs, [&](const OctetTile& tile) {
     const Halo halo = halo_of(tile, h, w);
-    const int64_t pixels = int64_t{tile.images} * halo.h * halo.w;
-    if (int64_t{halo.h} * halo.w > kMostShared || pixels * kSlabBytes > kMostShared) return;
+    const int64_t pixels = int64_t{tile.images} * halo.h * halo.pitch;
+    if (int64_t{halo.h} * halo.pitch > kMostShared || pixels * kPixelBytes > kMostShared) return;
     g.tile = tile;
-    g.halo_bytes = static_cast<int32_t>(pixels * kSlabBytes);
+    g.halo_bytes = static_cast<int32_t>(pixels * kPixelBytes);
     if (grouped_wgrad_shared(g) > kWgradShared) return;
     const int64_t pairs = ceil_div(int64_t{tile.images} * tile.rows * tile.octets, 2);
     const int64_t products =

@@ -17,7 +17,7 @@ inline int outputs_at_once(const GroupedChannels& c) {
 // Bytes of shared memory, in the order of the kernel.
 inline int grouped_gather_shared(const GroupedGather& p) {
   const int octets = round_up_int(p.tile.images * p.tile.rows * p.tile.octets, 8);
-  return 2 * p.buffer_bytes + octets * (8 * kSlabBytes + 16) + p.c.slab_units * p.steps * 256 +
+  return 2 * p.buffer_bytes + octets * (8 * kPixelBytes + 16) + p.c.slab_units * p.steps * 256 +
          2 * p.steps * 8;
 }
 
@@ -25,7 +25,7 @@ inline int grouped_gather_shared(const GroupedGather& p) {
 inline constexpr int kWgradPairs = 5;
 inline int grouped_wgrad_shared(const GroupedWgrad& p) {
   const int octets = round_up_int(p.tile.images * p.tile.rows * p.tile.octets, 2);
-  return 2 * (p.halo_bytes + octets * 8 * kSlabBytes) + octets * 16;
+  return 2 * (p.halo_bytes + octets * 8 * kPixelBytes) + octets * 16;
 }
 
 // An axis as the forward pass moves along it.
@@ -36,9 +36,11 @@ __host__ __device__ __forceinline__ StagedAxis staged(const GatherAxis& axis) {
   return {axis.taps, axis.dilation, axis.stride};
 }
 
-// The pixels that one image's outputs of a tile reach.
+// The pixels that one image's outputs of a tile reach: lines, and columns in as many runs as
+// neighbouring outputs are pixels apart.
 struct Halo {
-  int32_t h, w;
+  int32_t h, w, run;  // of columns w, in runs
+  int32_t pitch;      // pixels of a staged line
 };
 template <typename Axis>
 __host__ __device__ __forceinline__ Halo halo_of(const OctetTile& tile, const Axis& h,
@@ -46,7 +48,9 @@ __host__ __device__ __forceinline__ Halo halo_of(const OctetTile& tile, const Ax
   const auto reach = [](int outputs, const Axis& a) {
     return (outputs - 1) * a.scale + (a.taps > 1 ? (a.taps - 1) * a.move : 0) + 1;
   };
-  return {reach(tile.rows, h), reach(tile.octets * 8, w)};
+  const int columns = reach(tile.octets * 8, w);
+  const int run = (columns + w.scale - 1) / w.scale;
+  return {reach(tile.rows, h), columns, run, run * w.scale};
 }
 
 // An octet's pixel in a staged halo, and where it is in the tile; or a tile's place in the batch.
@@ -56,11 +60,11 @@ struct alignas(16) OctetPlace {
 
 // Octets that only fill up a warp's work are below every image.
 __device__ __forceinline__ OctetPlace octet_of(const OctetTile& tile, const Halo& halo, int scale_h,
-                                               int scale_w, int i) {
+                                               int i) {
   const int line = i / tile.octets, octet = i - line * tile.octets;
   const int image = line / tile.rows, row = line - image * tile.rows;
   if (image >= tile.images) return {0, 0, 1 << 30, 0};
-  return {(image * halo.h + row * scale_h) * halo.w + octet * 8 * scale_w, image, row, octet * 8};
+  return {(image * halo.h + row * scale_h) * halo.pitch + octet * 8, image, row, octet * 8};
 }
 
 // All tiles of a batch of planes.
@@ -87,11 +91,12 @@ class OctetTiles {
   int columns_, rows_, count_;
 };
 
-// The chunk of a unit of a staged pixel.
-__device__ __forceinline__ SharedAddress place_in_slab(SharedAddress slab, int pixel, int unit,
-                                                       int shift) {
-  return slab + static_cast<SharedAddress>(pixel * kSlabBytes +
-                                           ((unit ^ ((pixel >> shift) & 7)) * kUnitBytes));
+// The bytes by which a tap moves an output's pixel.
+__device__ __forceinline__ int move_in_halo(const Halo& halo, const Divisor& scale_w, int rows,
+                                            int columns) {
+  uint32_t column = static_cast<uint32_t>(columns);
+  const int run = static_cast<int>(scale_w.split(column));
+  return (rows * halo.pitch + run * halo.run + static_cast<int>(column)) * kPixelBytes;
 }
 
 // A slab of an image.
@@ -100,25 +105,29 @@ struct Slab {
   int32_t batch, rows, columns, channels, first_unit, units;
 };
 
-// Starts the copies of `images` x height x width pixels from (n, y, x) on; zeros outside the image.
+// Starts the copies of a halo, whose lines are those of `images` images, from (n, y, x) on; zeros
+// outside the image.
 template <int Warps>
 __device__ __forceinline__ void stage_slab(const Slab& from, SharedAddress to, int images,
-                                           int height, int width, int n, int y, int x, int shift) {
+                                           const Halo& halo, const Divisor& scale_w, int n, int y,
+                                           int x) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, unit = lane % 8;
   if (unit >= from.units) return;
   const int64_t pixel_bytes = int64_t{from.channels} * 2;
-  for (int line = thread / 32; line < images * height; line += Warps) {
-    const int image = line / height, row = y + line - image * height;
+  for (int line = thread / 32; line < images * halo.h; line += Warps) {
+    const int image = line / halo.h, row = y + line - image * halo.h;
     const bool inside = all_of(n + image < from.batch, within(row, from.rows));
     const uint64_t source =
         reinterpret_cast<uint64_t>(from.image) +
         static_cast<uint64_t>(((int64_t{n + image} * from.rows + row) * from.columns + x) *
                                   pixel_bytes +
                               (from.first_unit + unit) * kUnitBytes);
+    const SharedAddress to_line =
+        to + static_cast<SharedAddress>(line * halo.pitch * kPixelBytes + unit * kUnitBytes);
 #pragma unroll 2
-    for (int column = lane / 8; column < width; column += 4)
+    for (int column = lane / 8; column < halo.w; column += 4)
       copy_async<16>(
-          place_in_slab(to, line * width + column, unit, shift),
+          to_line + static_cast<SharedAddress>(move_in_halo(halo, scale_w, 0, column)),
           reinterpret_cast<const void*>(source + static_cast<uint64_t>(column * pixel_bytes)),
           all_of(inside, within(x + column, from.columns)));
   }

@@ -17,7 +17,7 @@ namespace torchconv::cuda {
 inline constexpr int kGroupedChainPixels = 4096;
 inline constexpr int kWgradThreads = 256, kWgradWarps = kWgradThreads / 32;
 
-// An octet's place and how many of its pixels are outputs.
+// Words of A, two pixels each: those of pixels that are among the first `valid` of an octet.
 __device__ __forceinline__ uint32_t pixels_mask(int lane, int valid) {
   const int pixel = lane % 4 * 2;
   return (pixel < valid ? 0xFFFFu : 0u) | (pixel + 1 < valid ? 0xFFFF0000u : 0u);
@@ -39,11 +39,13 @@ __global__ void __launch_bounds__(kWgradThreads, Tiles == 4 ? 1 : 2)
 
   const StagedAxis h = staged(p.h), w = staged(p.w);
   const Halo halo = halo_of(p.tile, h, w);
+  const int line = p.tile.octets * 8;
+  const Halo outputs{p.tile.rows, line, line, line};
   const OctetTiles tiles(p.tile, p.batch, p.h.outputs, p.w.outputs);
   const int begin = tiles.part_begin(part, p.parts), end = tiles.part_begin(part + 1, p.parts);
   const int octets = p.tile.images * p.tile.rows * p.tile.octets, padded = round_up_int(octets, 2);
   unsigned char* shared = dynamic_shared<unsigned char>();
-  const int buffer_bytes = p.halo_bytes + padded * 8 * kSlabBytes;
+  const int buffer_bytes = p.halo_bytes + padded * 8 * kPixelBytes;
   OctetPlace* places = reinterpret_cast<OctetPlace*>(shared + 2 * buffer_bytes);
   const auto buffer = [&](int tile) {
     return shared_address(shared) + static_cast<SharedAddress>((tile & 1) * buffer_bytes);
@@ -64,31 +66,31 @@ __global__ void __launch_bounds__(kWgradThreads, Tiles == 4 ? 1 : 2)
                 units};
   const auto stage = [&](int tile) {
     const OctetPlace first = tiles.place(tile);
-    stage_slab<kWgradWarps>(x, buffer(tile), p.tile.images, halo.h, halo.w, first.image,
-                            first.row * h.scale - p.h.pad, first.column * w.scale - p.w.pad,
-                            p.shift);
+    stage_slab<kWgradWarps>(x, buffer(tile), p.tile.images, halo, p.scale_w, first.image,
+                            first.row * h.scale - p.h.pad, first.column * w.scale - p.w.pad);
     stage_slab<kWgradWarps>(dz, buffer(tile) + static_cast<SharedAddress>(p.halo_bytes),
-                            p.tile.images, p.tile.rows, p.tile.octets * 8, first.image, first.row,
-                            first.column, 0);
+                            p.tile.images, outputs, Divisor(), first.image, first.row,
+                            first.column);
     copy_async_commit();
   };
   if (begin < end) stage(begin);
   for (int i = thread; i < padded; i += kWgradThreads)
-    places[i] = octet_of(p.tile, halo, h.scale, w.scale, i);
+    places[i] = octet_of(p.tile, halo, h.scale, i);
   // An octet that only fills up a pair.
-  for (int i = thread; i < (padded - octets) * 8 * kSlabBytes / 4 * 2; i += kWgradThreads)
-    store_shared(buffer(i & 1) +
-                     static_cast<SharedAddress>(p.halo_bytes + octets * 8 * kSlabBytes + i / 2 * 4),
+  for (int i = thread; i < (padded - octets) * 8 * kPixelBytes / 4 * 2; i += kWgradThreads)
+    store_shared(buffer(i & 1) + static_cast<SharedAddress>(p.halo_bytes +
+                                                            octets * 8 * kPixelBytes + i / 2 * 4),
                  0);
 
   // What the lane addresses of x: of each pair one half, of a pixel of one of two octets.
-  int moved[kWgradPairs], unit[kWgradPairs];
+  int moved[kWgradPairs];  // bytes
 #pragma unroll
   for (int m = 0; m < kWgradPairs; ++m) {
     const int half = min((first_pair + m) * 2 + lane / 8 % 2, halves - 1);
     const int tap = half / p.c.group_units, r = tap / p.w.taps, s = tap - r * p.w.taps;
-    moved[m] = r * h.move * halo.w + s * w.move + lane % 8 * w.scale;
-    unit[m] = first_tile / p.c.group_units * p.c.group_units + half - tap * p.c.group_units;
+    const int unit = first_tile / p.c.group_units * p.c.group_units + half - tap * p.c.group_units;
+    moved[m] = move_in_halo(halo, p.scale_w, r * h.move, s * w.move) + lane % 8 * kPixelBytes +
+               unit * kUnitBytes;
   }
   float sums[kWgradPairs][Tiles][4];
   const auto clear = [&] {
@@ -139,18 +141,20 @@ __global__ void __launch_bounds__(kWgradThreads, Tiles == 4 ? 1 : 2)
               all_of(first.image + place.image < p.batch, first.row + place.row < p.h.outputs);
           mask[i] = pixels_mask(lane, inside ? p.w.outputs - first.column - place.column : 0);
         }
-        if ((__ballot_sync(0xFFFFFFFFu, (mask[0] | mask[1]) != 0)) == 0) continue;
+        if (__ballot_sync(0xFFFFFFFFu, (mask[0] | mask[1]) != 0) == 0) continue;
         uint32_t b[(Tiles + 1) / 2][4];
 #pragma unroll
         for (int n = 0; n < Tiles; n += 2)
-          load_matrices_transposed(b[n / 2],
-                                   place_in_slab(staged_dz, (octet + lane / 8 % 2) * 8 + lane % 8,
-                                                 first_tile + n + (Tiles > 1 ? lane / 16 : 0), 0));
-        const int pixel = places[octet + lane / 16].pixel;
+          load_matrices_transposed(
+              b[n / 2],
+              staged_dz + static_cast<SharedAddress>(
+                              ((octet + lane / 8 % 2) * 8 + lane % 8) * kPixelBytes +
+                              (first_tile + n + (Tiles > 1 ? lane / 16 : 0)) * kUnitBytes));
+        const int pixel = places[octet + lane / 16].pixel * kPixelBytes;
 #pragma unroll
         for (int m = 0; m < kWgradPairs; ++m) {
           uint32_t a[4];
-          load_matrices_transposed(a, place_in_slab(staged_x, pixel + moved[m], unit[m], p.shift));
+          load_matrices_transposed(a, staged_x + static_cast<SharedAddress>(pixel + moved[m]));
           // Where no output is, dz counts as zero, and x may be anything.
           a[0] &= mask[0], a[1] &= mask[0], a[2] &= mask[1], a[3] &= mask[1];
 #pragma unroll
