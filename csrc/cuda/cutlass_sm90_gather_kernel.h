@@ -57,7 +57,9 @@ void gather_of(const Gather& g, const GatherTensors& tensors, const Queue& queue
     case 128:
       return gather_in_tiles<Element, cute::_128, 6, 2, 1>(g, tensors, queue);
     default:
-      return gather_in_tiles<Element, cute::_64, 4, 1, 2>(g, tensors, queue);
+      // What float32 stores leaves room for fewer stages.
+      return gather_in_tiles<Element, cute::_64, sizeof(Element) == 4 ? 3 : 4, 1, 2>(g, tensors,
+                                                                                     queue);
   }
 }
 
