@@ -45,10 +45,13 @@ struct Configuration {
   static constexpr int kAlignment = 16 / static_cast<int>(sizeof(Element));
   static constexpr int kOutputAlignment = 16 / static_cast<int>(sizeof(Output));
   using Tag = cutlass::layout::TensorNHWC;
+  // Rows of 128 bytes for the stores.
+  using EpilogueTile =
+      std::conditional_t<kCooperative && sizeof(Output) == 2, cute::Shape<cute::_128, cute::_64>,
+                         cutlass::epilogue::collective::EpilogueTileAuto>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile_, Cluster,
-      cutlass::epilogue::collective::EpilogueTileAuto, float, float, void, OutputTag,
-      kOutputAlignment, Output, OutputTag, kOutputAlignment,
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile_, Cluster, EpilogueTile, float,
+      float, void, OutputTag, kOutputAlignment, Output, OutputTag, kOutputAlignment,
       std::conditional_t<kCooperative, cutlass::epilogue::TmaWarpSpecializedCooperative,
                          cutlass::epilogue::TmaWarpSpecialized>,
       Fusion>::CollectiveOp;
