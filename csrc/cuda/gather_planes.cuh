@@ -69,20 +69,25 @@ __global__ void __launch_bounds__(kPlaneThreads<kFilters>, Tap::R == 3 ? 3 : 2)
   for (int c = 0; c < g.in_channels; ++c) {
     if (c > 0) __syncthreads();
     const int count = static_cast<int>(t.slots.value()) * kTaps * kFilters;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    const auto weight_of = [&](int i) {
       const int k = i % kFilters, tap = i / kFilters % kTaps;
       uint32_t of = static_cast<uint32_t>(job0) + static_cast<uint32_t>(i / (kFilters * kTaps));
       const int o = static_cast<int>(p.group_chunks.split(of)) * kFilters + k;
       const int64_t offset = p.groups.split(of) * g.w_group + o * g.w_out + c * g.w_in +
                              (g.turned ? kTaps - 1 - tap : tap) * g.w_tap;
-      weights[i] = o < g.out_channels ? to_wide(w[offset]) : A{0};
-    }
+      return i < count && o < g.out_channels ? w[offset] : from_wide<T>(A{0});
+    };
+    // Under way while the windows arrive.
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    const T first = weight_of(thread);
     const auto plane_of = [&](uint32_t of) -> const T* {
       if (job0 + of >= p.jobs) return nullptr;
       const int64_t source = p.group_chunks.quotient(static_cast<uint32_t>(job0) + of);
       return in + (source * g.in_channels + c) * g.h.in * g.w.in;
     };
     load_windows<T>(t, g, plane_of, h0, w_aligned, windows);
+    if (thread < count) weights[thread] = to_wide(first);
+    for (int i = thread + threads; i < count; i += threads) weights[i] = to_wide(weight_of(i));
     __syncthreads();
     if (!active) continue;
 

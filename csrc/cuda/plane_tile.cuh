@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "cuda/gather.h"
+#include "cuda/packed.h"
 
 namespace torchconv::cuda {
 
@@ -69,27 +70,39 @@ template <typename T, int kVector, typename PlaneOf>
 __device__ __forceinline__ void load_window_by(const PlaneTiling& t, const Gather& g,
                                                PlaneOf plane_of, int h0, int w0, Wide<T>* window) {
   using A = Wide<T>;
+  // Loads that a thread has under way before it stores the first.
+  constexpr int kBatch = kVector * sizeof(T) == 16 ? 2 : 4;
   const int loads = static_cast<int>(t.slots.value() * t.window_rows.value() * t.vectors.value());
-  for (int i = static_cast<int>(threadIdx.x); i < loads; i += static_cast<int>(blockDim.x)) {
-    uint32_t rest = static_cast<uint32_t>(i);
-    const int column = static_cast<int>(t.vectors.split(rest)) * kVector, w = w0 + column;
-    const int line = static_cast<int>(rest);  // of all windows
-    const int h = h0 + static_cast<int>(t.window_rows.split(rest));
-    Vector<T, kVector> loaded{};
-    if (static_cast<unsigned>(h) < static_cast<unsigned>(g.h.in) &&
-        static_cast<unsigned>(w) < static_cast<unsigned>(g.w.in)) {
-      const T* plane = plane_of(rest);
-      if (plane != nullptr)
-        loaded = *reinterpret_cast<const Vector<T, kVector>*>(plane +
-                                                              static_cast<int64_t>(h) * g.w.in + w);
+  const int threads = static_cast<int>(blockDim.x);
+  for (int i = static_cast<int>(threadIdx.x); i < loads; i += kBatch * threads) {
+    Packed<T, kVector> loaded[kBatch];
+    int target[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      uint32_t rest = static_cast<uint32_t>(i + k * threads);
+      const int column = static_cast<int>(t.vectors.split(rest)) * kVector, w = w0 + column;
+      target[k] = static_cast<int>(rest) * t.pitch + column;  // in the lines of all windows
+      const int h = h0 + static_cast<int>(t.window_rows.split(rest));
+      loaded[k] = {};
+      if (i + k * threads < loads && static_cast<unsigned>(h) < static_cast<unsigned>(g.h.in) &&
+          static_cast<unsigned>(w) < static_cast<unsigned>(g.w.in)) {
+        const T* plane = plane_of(rest);
+        if (plane != nullptr)
+          loaded[k] = *reinterpret_cast<const Packed<T, kVector>*>(
+              plane + static_cast<int64_t>(h) * g.w.in + w);
+      }
     }
     constexpr int kStore = kVector < kLanes<A> ? kVector : kLanes<A>;
 #pragma unroll
-    for (int v = 0; v < kVector; v += kStore) {
-      Vector<A, kStore> wide;
+    for (int k = 0; k < kBatch; ++k) {
+      if (i + k * threads >= loads) break;
 #pragma unroll
-      for (int u = 0; u < kStore; ++u) wide.element[u] = to_wide(loaded.element[v + u]);
-      *reinterpret_cast<Vector<A, kStore>*>(window + line * t.pitch + column + v) = wide;
+      for (int v = 0; v < kVector; v += kStore) {
+        Vector<A, kStore> wide;
+#pragma unroll
+        for (int u = 0; u < kStore; ++u) wide.element[u] = loaded[k].wide(v + u);
+        *reinterpret_cast<Vector<A, kStore>*>(window + target[k] + v) = wide;
+      }
     }
   }
 }
