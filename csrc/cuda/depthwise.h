@@ -21,7 +21,7 @@ inline int64_t lanes_of_block(int64_t vectors, int64_t threads) {
 
 // Bit i: whether first + i * step lies in [0, size), for kCount places.
 template <int kCount, bool kSteps>
-__host__ __device__ __forceinline__ uint32_t inside_bits(int first, int step, int size) {
+__device__ __forceinline__ uint32_t inside_bits(int first, int step, int size) {
   if constexpr (kSteps) {
     uint32_t bits = 0;
 #pragma unroll

@@ -120,4 +120,68 @@ __device__ __forceinline__ void load_windows(const PlaneTiling& t, const Gather&
     load_window_by<T, 1>(t, g, plane_of, h0, w0, window);
 }
 
+// Whole planes that follow each other in memory, as one run of vectors whatever their width.
+struct PlaneRun {
+  Divisor plane, width;  // elements of a plane, of a row
+};
+
+// As many elements as a thread loads at once: more would meet in the same banks of shared memory.
+template <typename T>
+inline constexpr int kRunVector = kLanes<T> < 4 ? kLanes<T> : 4;
+
+// The windows of slots whose planes begin at `in`, of which there are `planes`; every window holds
+// its whole plane. All threads call it.
+template <typename T>
+__device__ __forceinline__ void load_planes(const PlaneTiling& t, const Gather& g,
+                                            const PlaneRun& run, const T* in, int planes, int h0,
+                                            int w0, Wide<T>* windows) {
+  using A = Wide<T>;
+  constexpr int kVector = kRunVector<T>, kBatch = 2;
+  const int elements = planes * static_cast<int>(run.plane.value());
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  bool cleared = false;
+  for (int first = 0; first < elements || !cleared; first += kBatch * threads * kVector) {
+    Packed<T, kVector> loaded[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int at = first + (k * threads + thread) * kVector;
+      if (at + kVector <= elements) {
+        loaded[k] = *reinterpret_cast<const Packed<T, kVector>*>(in + at);
+      } else {
+        Vector<T, kVector> rest{};
+#pragma unroll
+        for (int v = 0; v < kVector; ++v)
+          if (at + v < elements) rest.element[v] = in[at + v];
+        memcpy(&loaded[k], &rest, sizeof(rest));
+      }
+    }
+    if (!cleared) {
+      for (int i = thread * kLanes<A>; i < t.window_elements(); i += threads * kLanes<A>)
+        *reinterpret_cast<Vector<A, kLanes<A>>*>(windows + i) = {};
+      __syncthreads();
+      cleared = true;
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int at = first + (k * threads + thread) * kVector;
+      if (at >= elements) break;
+      uint32_t slot = static_cast<uint32_t>(at), row = run.plane.split(slot);
+      int column = static_cast<int>(run.width.split(row));
+      A* target = windows +
+                  (static_cast<int>(slot) * t.window_h + static_cast<int>(row) - h0) * t.pitch +
+                  column - w0;
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) {
+        if (at + v < elements) *target = loaded[k].wide(v);
+        ++target;
+        if (++column == g.w.in) {
+          column = 0, target += t.pitch - g.w.in;
+          if (++row == static_cast<uint32_t>(g.h.in))
+            row = 0, target += (t.window_h - g.h.in) * t.pitch;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace torchconv::cuda
