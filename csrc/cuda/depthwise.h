@@ -48,8 +48,9 @@ inline int64_t rounds_of_block(int64_t lane_tiles, int64_t positions, int64_t su
   int64_t rounds = 1, least = 0;
   for (int64_t each = 1; each <= most; ++each) {
     const int64_t blocks = lane_tiles * ceil_div(positions, subs * each);
-    const int64_t cost = ceil_div(blocks, held) * (each + overhead);
+    const int64_t waves = ceil_div(blocks, held), cost = waves * (each + overhead);
     if (each == 1 || cost <= least) rounds = each, least = cost;
+    if (waves <= 1) break;
   }
   return rounds;
 }
