@@ -23,7 +23,7 @@
 namespace torchconv::cuda {
 
 // One axis of the image. Backward: `source` are the positions of dz, `outputs` those of dx.
-struct GatherAxis {
+struct MmaAxis {
   int32_t source, outputs, taps, stride, dilation, pad;
   int32_t common;  // of stride and dilation, the greatest divisor
   int32_t phases;  // min(stride, outputs) backward, otherwise 1
@@ -35,7 +35,7 @@ struct GatherProblem {
   int64_t filter_pitch, filter_line, filter_column;
   int64_t batch;
   int32_t channels, outputs;
-  GatherAxis h, w;
+  MmaAxis h, w;
   bool backward;
   bool vectors;         // units of 16 bytes can be loaded from image and filters
   bool vector_outputs;  // and stored to what the epilogue writes
