@@ -2,9 +2,8 @@
 //
 //   groups == C                                    depthwise
 //   groups of several channels                     grouped
-//   16-bit types, and float32 where TF32 may be:   CUTLASS (Hopper), else mma.sync (Ampere and
-//   later)
-//     products long and wide enough for a tile
+//   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
+//   products long and wide enough for a tile       else mma.sync (Ampere and later)
 //   the rest                                       SIMT
 #include "cuda/conv_choice.h"
 

@@ -2,8 +2,7 @@
 // dgrad, which is the same sum over the taps that hit with other steps.
 //
 //   out[pixel, o] = sum over taps (r, s) and channels c of
-//                   image[place of the pixel + r * (move_h, 0) + s * (0, move_w), c] * filter[o, r,
-//                   s, c]
+//       image[place of the pixel + r * (move_h, 0) + s * (0, move_w), c] * filter[o, r, s, c]
 //
 // A block computes a tile of pixels x outputs. The reduction runs over (r, s, c) flattened, so few
 // channels waste nothing, and every thread stages one fixed unit of each slice for several rows:
