@@ -7,6 +7,7 @@
 // summed before dz is rounded.
 #include <algorithm>
 
+#include "core/range.h"
 #include "cuda/activation.h"
 #include "cuda/conv_passes.h"
 
@@ -16,8 +17,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kStrip = 2048;
 constexpr int64_t kMostRows = 2048;  // of NHWC's partial sums
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename T>
 struct Arguments {

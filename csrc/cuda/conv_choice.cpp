@@ -1,11 +1,10 @@
 // THE table of the GPU's convolution algorithms.
 //
 //   groups == C                                    depthwise
-//   groups of several channels                     mma.sync for 16-bit types (Ampere and later),
+//   groups of several channels,                    mma.sync for 16-bit types (Ampere and later),
 //                                                  else direct
-//   16-bit types, and float32 where TF32 may be:   CUTLASS (Hopper), else mma.sync (Ampere and
-//   later)
-//     products long and wide enough for a tile
+//   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
+//   products long and wide enough for a tile       else mma.sync (Ampere and later)
 //   the rest                                       SIMT
 #include "cuda/conv_choice.h"
 

@@ -4,13 +4,12 @@
 // words.
 #include <algorithm>
 
+#include "core/range.h"
 #include "cuda/conv_layout.h"
 #include "cuda/element.h"
 
 namespace torchconv::cuda {
 namespace {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int kThreads = 256;
 

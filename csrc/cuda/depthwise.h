@@ -1,4 +1,4 @@
-// The kernels behind the depthwise_* functions of conv_passes.h; depthwise.cpp chooses.
+// The kernels behind the depthwise_* functions of conv_passes.h; depthwise.cu chooses.
 #pragma once
 
 #include <algorithm>

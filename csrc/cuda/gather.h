@@ -7,9 +7,8 @@
 //   kUnit     stride 1 (fprop; dgrad with the kernel turned round)
 //   kDilated  the same with outputs of a tile and inputs of a window a dilation apart
 //   kStride2  fprop of stride 2
-//   kSpread2  dgrad of stride 2: out + pad = 2 * in + tap, so an output meets every other tap.
-//   Tiles
-//             start at even outputs, and the padding's parity is that of "same" padding, (R-1)/2.
+//   kSpread2  dgrad of stride 2: out + pad = 2 * in + tap, so an output meets every other tap;
+//             tiles start at even outputs, and the padding's parity is that of "same", (R-1)/2.
 #pragma once
 
 #include <type_traits>

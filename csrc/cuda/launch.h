@@ -15,6 +15,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -27,6 +28,10 @@ inline void check(cudaError_t error, const char* what) {
                            cudaGetErrorString(error));
 }
 
+// A kernel's limit of dynamic shared memory is one for all threads of the process: another thread
+// must not lower it between this one's call that raises it and its launch.
+inline std::mutex shared_memory_limit;
+
 // kernel<<<grid, block, shared_bytes, queue.stream>>>(arguments...), which needs no more dynamic
 // shared memory than the device has. Throws what the launch reports. An empty grid is no launch.
 template <typename... Parameters, typename... Arguments>
@@ -34,10 +39,13 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_byt
             const Queue& queue, const Arguments&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   const void* function = reinterpret_cast<const void*>(kernel);
+  std::unique_lock<std::mutex> lock(shared_memory_limit, std::defer_lock);
   // A block has 48 KB without asking, static memory included, of which kernels have up to 32.
-  if (shared_bytes > 16 * 1024)
+  if (shared_bytes > 16 * 1024) {
+    lock.lock();
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
           "shared memory");
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;

@@ -35,8 +35,8 @@ bool axis_fits(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int6
          std::abs(pad) < kFar && (outputs - 1) * stride < kFar && (taps - 1) * dilation < kFar;
 }
 
-GatherAxis forward_axis(int64_t size, int64_t outputs, int64_t taps, int64_t stride,
-                        int64_t dilation, int64_t pad) {
+MmaAxis forward_axis(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation,
+                     int64_t pad) {
   return {static_cast<int32_t>(size),
           static_cast<int32_t>(outputs),
           static_cast<int32_t>(taps),
@@ -47,9 +47,9 @@ GatherAxis forward_axis(int64_t size, int64_t outputs, int64_t taps, int64_t str
           /*phases=*/1};
 }
 
-GatherAxis backward_axis(int64_t size, int64_t outputs, int64_t taps, int64_t stride,
-                         int64_t dilation, int64_t pad) {
-  GatherAxis axis = forward_axis(outputs, size, taps, stride, dilation, pad);
+MmaAxis backward_axis(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation,
+                      int64_t pad) {
+  MmaAxis axis = forward_axis(outputs, size, taps, stride, dilation, pad);
   axis.common = std::gcd(axis.stride, axis.dilation);
   axis.phases = std::min(axis.stride, axis.outputs);
   return axis;

@@ -2,8 +2,7 @@
 // dgrad, which is the same sum over the taps that hit with other steps.
 //
 //   out[pixel, o] = sum over taps (r, s) and channels c of
-//                   image[place of the pixel + r * (move_h, 0) + s * (0, move_w), c] * filter[o, r,
-//                   s, c]
+//       image[place of the pixel + r * (move_h, 0) + s * (0, move_w), c] * filter[o, r, s, c]
 //
 // A block computes a tile of pixels x outputs. The reduction runs over (r, s, c) flattened, so few
 // channels waste nothing, and every thread stages one fixed unit of each slice for several rows:
@@ -23,7 +22,7 @@
 namespace torchconv::cuda {
 
 // One axis of the image. Backward: `source` are the positions of dz, `outputs` those of dx.
-struct GatherAxis {
+struct MmaAxis {
   int32_t source, outputs, taps, stride, dilation, pad;
   int32_t common;  // of stride and dilation, the greatest divisor
   int32_t phases;  // min(stride, outputs) backward, otherwise 1
@@ -35,7 +34,7 @@ struct GatherProblem {
   int64_t filter_pitch, filter_line, filter_column;
   int64_t batch;
   int32_t channels, outputs;
-  GatherAxis h, w;
+  MmaAxis h, w;
   bool backward;
   bool vectors;         // units of 16 bytes can be loaded from image and filters
   bool vector_outputs;  // and stored to what the epilogue writes

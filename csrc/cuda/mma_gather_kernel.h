@@ -16,7 +16,7 @@ struct AxisPhase {
   int outputs, first_output, output_step;
 };
 
-__device__ __forceinline__ AxisPhase phase_of(const GatherAxis& axis, bool backward, int phase) {
+__device__ __forceinline__ AxisPhase phase_of(const MmaAxis& axis, bool backward, int phase) {
   if (!backward)
     return {0, 1, axis.taps, axis.dilation, axis.stride, -axis.pad, axis.outputs, 0, 1};
   // dx at h = phase + i * stride gets dz at (h + pad - r * dilation) / stride where that is whole.
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
 
 template <typename T, typename Tile, bool Vectors>
 void launch_gather(GatherProblem p, const Epilogue<T>& epilogue, const Queue& queue) {
-  const auto most = [](const GatherAxis& axis) { return ceil_div(axis.outputs, axis.phases); };
+  const auto most = [](const MmaAxis& axis) { return ceil_div(axis.outputs, axis.phases); };
   p.tiles_m = static_cast<uint32_t>(ceil_div(p.batch * most(p.h) * most(p.w), Tile::kM));
   p.tiles_n = static_cast<uint32_t>(ceil_div(p.outputs, Tile::kN));
   launch(mma_gather_kernel<T, Tile, Vectors>,

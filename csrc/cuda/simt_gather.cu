@@ -4,14 +4,13 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "core/range.h"
 #include "cuda/conv_passes.h"
 #include "cuda/simt_direct.h"
 #include "cuda/simt_gather_kernel.h"
 
 namespace torchconv::cuda {
 namespace {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Fewer channels a group than this leave a tile so empty that a thread an output is no slower.
 constexpr int64_t kFewChannels = 5;

@@ -5,6 +5,7 @@
 // kernel adds them up in double. Bound by the FMA units.
 #include <algorithm>
 
+#include "core/range.h"
 #include "cuda/conv_passes.h"
 #include "cuda/simt_direct.h"
 #include "cuda/simt_tile.h"
@@ -12,8 +13,6 @@
 
 namespace torchconv::cuda {
 namespace {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename T>
 struct Wgrad {
