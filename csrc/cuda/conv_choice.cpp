@@ -4,7 +4,8 @@
 //   groups of several channels,                    mma.sync for 16-bit types (Ampere and later),
 //                                                  else direct
 //   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
-//   products long and wide enough for a tile       else mma.sync (Ampere and later)
+//   products long and wide enough for a tile       else mma.sync (Ampere and later), which
+//                                                  takes 1x1 over NCHW as it lies
 //   the rest                                       SIMT
 #include "cuda/conv_choice.h"
 
@@ -40,6 +41,7 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, bool preactivation, const Qu
   if (queue.capability < 80 || p.K < kLeastFilters || p.C * p.R * p.S < kLeastTerms ||
       !rounds_factors(p, queue))
     return {ConvAlgorithm::kSimt, p};
+  if (p.layout == Layout::kNCHW && mma_takes(p, pass, queue)) return {ConvAlgorithm::kMma, p};
   ConvProblem dense = p;
   dense.layout = dense.weight_layout = Layout::kNHWC;
   dense.flip = false;
