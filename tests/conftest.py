@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--device cuda: {WHY_NO_CUDA}")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With --device, files without tests for it: what they import need not be there."""
+    if config.getoption("--device") is None or not collection_path.name.startswith("test_"):
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    has_some = any(word in text for word in ("everywhere", "cuda_only", "device: str"))
+    return None if has_some else True
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         one = metafunc.config.getoption("--device")
@@ -86,10 +96,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     one = config.getoption("--device")
     if one is None:
         return
-    parameters = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
-    kept = [item for item, named in zip(items, parameters, strict=True) if "device" in named]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
+
+    def stays(item: pytest.Item) -> bool:
+        named = getattr(getattr(item, "callspec", None), "params", {})
+        return "device" in named or (one == "cuda" and bool(item.get_closest_marker("cuda_only")))
+
+    config.hook.pytest_deselected(items=[item for item in items if not stays(item)])
+    items[:] = [item for item in items if stays(item)]
 
 
 _begun = time.monotonic()

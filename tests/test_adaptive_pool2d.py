@@ -329,6 +329,7 @@ def floating(op: Callable[..., Any]) -> Callable[..., Any]:
 @on_formats
 @on_operators
 def test_opcheck(name: str, layout: str) -> None:
+    pytest.importorskip("expecttest")  # which opcheck imports
     for args in samples(name, layout):
         torch.library.opcheck(getattr(OPS, name).default, args)
 
@@ -465,7 +466,7 @@ def test_converted_layers_leave_the_rest_to_pytorch() -> None:
     layer = torchconv.convert(nn.AdaptiveAvgPool2d(1))
     for size in ((5, 6), (1, 2, 3, 5, 6)):
         x = torch.randn(size)
-        assert torch.equal(layer(x), torch_F.adaptive_avg_pool2d(x, 1))
+        torch.testing.assert_close(layer(x), torch_F.adaptive_avg_pool2d(x, 1))
     x = torch.zeros(1, 2, 4, 4, dtype=torch.complex64)
     assert torch.equal(layer(x), torch_F.adaptive_avg_pool2d(x, 1))
     with pytest.raises(NotImplementedError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,22 +246,9 @@ def test_a_sample_alone(name: str) -> None:
             assert torch.equal(dz[index], dx[1])
 
 
-@pytest.fixture
-def tf32() -> Iterator[Callable[[bool], None]]:
-    before = torch.backends.cudnn.allow_tf32
-
-    def allow(allowed: bool) -> None:
-        torch.backends.cudnn.allow_tf32 = allowed
-
-    yield allow
-    torch.backends.cudnn.allow_tf32 = before
-
-
 @pytest.mark.parametrize("layout", [LAST, FIRST])
 @pytest.mark.parametrize("size", [1, 3])
-def test_tf32_only_where_it_is_allowed(
-    size: int, layout: str, tf32: Callable[[bool], None]
-) -> None:
+def test_tf32_only_where_it_is_allowed(size: int, layout: str) -> None:
     """torch.backends.cudnn.allow_tf32, at every call, in all passes."""
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this GPU has no TF32")
@@ -274,8 +261,8 @@ def test_tf32_only_where_it_is_allowed(
     expected = [truth, *torch.autograd.grad(truth, doubles, dy.double())]
     errors = []
     for allowed in (False, True, False):
-        tf32(allowed)
-        found = call.passes(operands, dy)
+        with torch.backends.cudnn.flags(allow_tf32=allowed):
+            found = call.passes(operands, dy)
         errors.append([relative_error(a, b) for a, b in zip(found, expected, strict=True)])
     assert max(errors[0]) <= 1e-6 and errors[2] == errors[0]
     assert 5e-5 <= max(errors[1]) <= 1e-3

@@ -5,7 +5,8 @@ the same ones each time. Maxima and minima must be those of the CPU's operators,
 those of float64. Every call runs with its threads in three orders and on GPUs of three sizes, and
 must give the same bits: otherwise a barrier is missing, or a sum's order depends on the GPU. No
 test here needs a GPU or its compiler. TORCHCONV_EMULATED_SANITIZE=1 has the address and undefined
-behaviour sanitizers watch the emulated kernels.
+behaviour sanitizers watch the emulated kernels, and TORCHCONV_EMULATED_SEEDS=20 draws ten times as
+many shapes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ RUNS = (
 )
 # The emulated library for the sanitizers: their report ends its process.
 SANITIZE = os.environ.get("TORCHCONV_EMULATED_SANITIZE", "") not in ("", "0")
+# How many times as many shapes.
+SEEDS = int(os.environ.get("TORCHCONV_EMULATED_SEEDS", "2"))
+on_seeds = pytest.mark.parametrize("seed", range(SEEDS))
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
@@ -113,11 +117,11 @@ def conv_problem(rng: random.Random, family: str) -> dict[str, Any]:
         filters = groups * rng.choice([1, 2, 3, 4, 8, 9, 16, 17, 33])
     else:
         groups = 1
-        channels = rng.choice([1, 2, 3, 4, 8, 15, 16, 17, 24, 32, 33, 64, 72, 136])
+        channels = rng.choice([1, 2, 3, 4, 8, 15, 16, 17, 24, 32, 33, 64, 72, 136, 264])
         filters = rng.choice([1, 2, 3, 4, 8, 15, 16, 17, 24, 32, 33, 64, 65, 72, 130, 136])
     kernel = rng.choice([(1, 1), (1, 1), (3, 3), (3, 3), (2, 3), (5, 1), (1, 4), (5, 5), (7, 7)])
-    stride = rng.choice([(1, 1), (1, 1), (2, 2), (2, 1), (1, 3)])
-    dilation = rng.choice([(1, 1), (1, 1), (1, 1), (2, 2), (1, 3)])
+    stride = rng.choice([(1, 1), (1, 1), (1, 1), (2, 2), (2, 2), (2, 1), (1, 3), (4, 6)])
+    dilation = rng.choice([(1, 1), (1, 1), (1, 1), (1, 1), (2, 2), (1, 3), (6, 2)])
     sides = rng.choice(
         [
             [kernel[1] // 2, kernel[1] // 2, kernel[0] // 2, kernel[0] // 2],
@@ -130,8 +134,9 @@ def conv_problem(rng: random.Random, family: str) -> dict[str, Any]:
         for i in range(2)
     ]
     size = [least[0] + rng.randint(0, 9), least[1] + rng.randint(0, 14)]
+    size[rng.randint(0, 1)] += rng.choice([0, 0, 0, 0, 20, 55])
     return {
-        "x": (rng.randint(1, 3), channels, *size),
+        "x": (rng.choice([1, 2, 2, 3, 7]), channels, *size),
         "w": (filters, channels // groups, *kernel),
         "arguments": [list(stride), sides, list(dilation), groups],
         "flip": rng.random() < 0.25,
@@ -161,7 +166,6 @@ on_convolutions = pytest.mark.parametrize(
     "family, dtype, capability, tf32", CONVOLUTIONS,
     ids=[f"{f}-{str(d)[6:]}-{c}{'-tf32' * t}" for f, d, c, t in CONVOLUTIONS],
 )  # fmt: skip
-on_seeds = pytest.mark.parametrize("seed", range(3))
 SHAPES = 8  # of each seed
 
 
@@ -267,9 +271,8 @@ def test_derivative_of_activation(gpu: Caller, activation: str, dtype: torch.dty
         dz, _, db = gpu("conv2d_backward", *arguments, [True] * 3)
         truth, _, db_truth = OPS.conv2d_backward(*wide(arguments), [True] * 3)
         if dtype in NORM_BOUND:
-            torch.testing.assert_close(
-                dz.double(), truth, rtol=1e-5 if dtype == torch.float32 else 1e-13, atol=1e-30
-            )
+            eps = torch.finfo(dtype).eps
+            torch.testing.assert_close(dz.double(), truth, rtol=32 * eps, atol=32 * eps)
             assert_accurate(db, db_truth)
         else:
             assert_accurate(dz, truth)
@@ -279,11 +282,11 @@ def test_derivative_of_activation(gpu: Caller, activation: str, dtype: torch.dty
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("x, filters", [((0, 8, 5, 5), 8), ((2, 0, 5, 5), 8), ((2, 8, 5, 5), 0)])
+@pytest.mark.parametrize("x, filters", [((0, 8, 5, 5), 8), ((2, 0, 5, 5), 8)])
 def test_empty(
     gpu: Caller, x: tuple[int, ...], filters: int, layout: str, groups: int, dtype: torch.dtype
 ) -> None:
-    if groups > 1 and (x[1] == 0 or filters == 0):
+    if groups > 1 and x[1] == 0:
         return
     p = {"x": x, "w": (filters, x[1] // groups, 3, 3), "layouts": [layout] * 3, "bias": True}
     image, w, b = conv_tensors(p, dtype)

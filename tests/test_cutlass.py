@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as torch_F
 
 import torchconv.functional as F
-from conftest import WHY_NO_CUDA, assert_accurate, relative_error
+from conftest import WHY_NO_CUDA, assert_accurate, cuda_only, relative_error
 from torchconv import explain
 
 CUTLASS = "CUTLASS"
@@ -31,6 +31,8 @@ def _why_not() -> str | None:
 
 if WHY_NOT := _why_not():
     pytest.skip(WHY_NOT, allow_module_level=True)
+
+pytestmark = cuda_only
 
 on_dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import torchconv.functional as F
-from conftest import assert_accurate, assert_same, everywhere, in_layout
+from conftest import assert_accurate, assert_same, cpu_only, everywhere, in_layout
 from oracle import torch_F
 from test_determinism import threads
 from torchconv import explain
@@ -187,6 +187,7 @@ def test_padding_meets_no_infinity(stride: int, value: float, layout: str) -> No
         assert torch.equal(out.isfinite(), all_of_them == good)
 
 
+@cpu_only
 @pytest.mark.parametrize(
     ("layout", "along"), [("contiguous", "pixels"), ("channels_last", "channels")]
 )

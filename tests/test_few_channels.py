@@ -1,8 +1,8 @@
 """Dense convolutions with few channels or few filters, against float64.
 
 Inner products along channels (csrc/cpu/inner_gather.cpp) take few filters in channels_last,
-Winograd along the rows (csrc/cpu/winograd_rows.cpp) few channels and kernels of three columns, and
-direct products of few terms read several taps where they lie (csrc/cpu/direct_gemm.cpp).
+Winograd along the rows (csrc/cpu/winograd_rows.cpp) few channels and kernels of several columns,
+and direct products of few terms read several taps where they lie (csrc/cpu/direct_gemm.cpp).
 """
 
 from __future__ import annotations
@@ -44,11 +44,23 @@ CASES |= {
     ),
     "few_channels_wide_padding": ((1, 3, 6, 14), (32, 3, 3, 3), {"padding": 7}),
     "few_channels_s2": ((2, 3, 21, 43), (64, 3, 3, 3), {"stride": 2, "padding": 1}),
+    "few_channels_s2_wide": ((2, 3, 21, 107), (40, 3, 3, 3), {"stride": 2, "padding": 1}),
+    "few_channels_s2_beyond": ((1, 2, 6, 64), (33, 2, 3, 4), {"stride": 2, "padding": (1, 9)}),
+    "few_channels_s3": ((2, 5, 19, 115), (24, 5, 3, 7), {"stride": 3, "padding": 2}),
+    "few_channels_s4": ((1, 3, 35, 130), (50, 3, 11, 11), {"stride": 4, "padding": 2}),
+    "few_channels_long_rows": ((2, 1, 15, 90), (32, 1, 5, 20), {"stride": 2}),
+    "few_channels_2_columns": ((2, 9, 11, 39), (54, 9, 3, 2), {"padding": 1}),
+    "few_channels_4_columns": ((2, 4, 11, 46), (32, 4, 2, 4), {"padding": 2}),
+    "few_channels_5x5": ((2, 3, 12, 33), (16, 3, 5, 5), {"padding": 2}),
+    "few_channels_7x7": ((1, 15, 10, 27), (17, 15, 7, 7), {"padding": 3}),
+    "more_channels_long_rows": ((2, 32, 15, 70), (32, 32, 5, 10), {"stride": 2}),
     "in_place_row": ((2, 16, 9, 40), (16, 16, 1, 3), {"padding": (0, 1)}),
     "in_place_column": ((2, 13, 17, 33), (16, 13, 3, 1), {"padding": (1, 0)}),
     "in_place_dilated": ((2, 12, 5, 64), (11, 12, 1, 3), {"padding": (0, 9), "dilation": (1, 9)}),
     "in_place_square": ((2, 20, 11, 45), (16, 20, 2, 2), {"padding": 1}),
 }
+# But for rows that are too short for a stride.
+WINOGRAD_ROWS = [name for name in CASES if "_channels" in name and name != "few_channels_s2"]
 
 on_cases = pytest.mark.parametrize("case", CASES)
 on_layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -123,8 +135,9 @@ def test_special_values(case: str, layout: str, value: float) -> None:
 
 @cpu_only
 @on_layouts
-def test_winograd_rows_obey_the_switch(layout: str) -> None:
-    (x, w, b), kwargs = make("few_channels")
+@pytest.mark.parametrize("case", WINOGRAD_ROWS)
+def test_winograd_rows_obey_the_switch(case: str, layout: str) -> None:
+    (x, w, b), kwargs = make(case)
     x = in_layout(x, layout)
     z = F.conv2d(x, w, b, **kwargs)
     with torchconv.backends.allow_winograd(False):

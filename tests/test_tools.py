@@ -84,7 +84,7 @@ def test_instructions_are_counted() -> None:
 def test_spills_above_the_budget_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = [Kernel("a", "sm_90a", name="a<int>", spills=8), Kernel("b", "sm_90a", name="b")]
     assert "a<int> (sm_90a) spills 8 bytes, above 0" in cuda_check.spill_faults(kernels)[0]
-    monkeypatch.setattr(cuda_check, "SPILL_BUDGET", {"a": 8})
+    monkeypatch.setattr(cuda_check, "SPILL_BUDGET", {("a", "sm_90a"): 8})
     assert cuda_check.spill_faults(kernels) == []
 
 

@@ -31,8 +31,13 @@ from torchconv import _build
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "cuda-check"
 HOPPER, AMPERE = "9.0a", "8.0+PTX"
-# Bytes of spills, stores and loads together, that a kernel may have, and why.
-SPILL_BUDGET: dict[str, int] = {}
+# Bytes of spills, stores and loads together, that a kernel may have on an architecture, and why.
+SPILL_BUDGET = {
+    # Its places in the output, which are read once after the loop over the window.
+    ("pool_large_windows", "sm_80"): 24,
+    # 64 sums of 128 registers; inside the loop it is one word for eight steps.
+    ("simt_wgrad_slices", "sm_80"): 48,
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,14 @@ RULES = (
     Rule("activation_backward*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
 )
 # Kernels that a rule does not ask, and why.
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS: dict[str, str] = {
+    "gather": "reads the one element that a window selected",
+    "depthwise_taps_kernel": "takes what the other depthwise kernels leave, of any size",
+    "depthwise_taps_wgrad_kernel": "likewise",
+    "repack_filters": "turns weights, a small part of any call's memory, through shared memory",
+    "turn_filters": "likewise",
+    "sum_rows": "adds up the few partial sums of a bias gradient",
+}
 
 
 def ninja_file(architecture: str, root: Path) -> str:
@@ -76,8 +88,10 @@ def is_cutlass(source: Path) -> bool:
     return source.name.startswith("cutlass")
 
 
-def compile_for(architecture: str, root: Path, folder: Path, whole: bool) -> tuple[list[Path], str]:
-    """The objects that now lie in folder, and what was printed.
+def compile_for(
+    architecture: str, root: Path, folder: Path, whole: bool
+) -> tuple[list[Path], str, bool]:
+    """The objects of CUDA sources that now lie in folder, what was printed, and whether it linked.
 
     whole: CUTLASS's too, and all of them linked.
     """
@@ -96,10 +110,12 @@ def compile_for(architecture: str, root: Path, folder: Path, whole: bool) -> tup
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, errors="replace",
     )  # fmt: skip
+    output = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("["))
     if done.returncode != 0:
-        raise SystemExit(f"{done.stdout}\ncuda-check: {architecture} does not compile or link")
-    output = [line for line in done.stdout.splitlines() if not line.startswith("[")]
-    return objects, "\n".join(output)
+        print(output)
+        if not all(path.is_file() for path in objects):
+            raise SystemExit(f"cuda-check: {architecture} does not compile")
+    return objects, output, done.returncode == 0
 
 
 def read_kernels(objects: Sequence[Path]) -> list[Kernel]:
@@ -124,12 +140,15 @@ def add_instructions(kernels: Sequence[Kernel], objects: Sequence[Path]) -> None
 
 
 def spill_faults(kernels: Sequence[Kernel]) -> list[str]:
-    return [
-        f"{k.source}: {k.name[:200]} ({k.arch}) spills {k.spills} bytes, "
-        f"above {SPILL_BUDGET.get(k.base, 0)}"
-        for k in kernels
-        if k.spills > SPILL_BUDGET.get(k.base, 0)
-    ]
+    faults = []
+    for kernel in kernels:
+        allowed = SPILL_BUDGET.get((kernel.base, kernel.arch), 0)
+        if kernel.spills > allowed:
+            faults.append(
+                f"{kernel.source}: {kernel.name[:200]} ({kernel.arch}) spills {kernel.spills} "
+                f"bytes, above {allowed}"
+            )
+    return faults
 
 
 def rule_faults(kernels: Sequence[Kernel], rules: Sequence[Rule] = RULES) -> list[str]:
@@ -230,13 +249,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for architecture in (HOPPER, AMPERE):
         folder = BUILD / architecture.partition("+")[0]
         whole = options.all or architecture == HOPPER
-        made, output = compile_for(architecture, root, folder, whole)
+        made, output, linked = compile_for(architecture, root, folder, whole)
         logs = {path.name: path.with_name(path.name + ".log").read_text() for path in made}
         for name, text in {**logs, "C++": output}.items():
             faults += [f"{name}: {line}" for line in resources.complaints(text)]
         kernels += read_kernels(made)
         objects += made
-        if whole:
+        if not linked:
+            faults.append(f"{architecture}: the library does not compile and link")
+        elif whole:
             faults += loading_faults(folder / _build.library_name(_build.CUDA))
         print(f"compiled {len(made)} files for {architecture}, {time.monotonic() - begun:.0f} s")
     faults += spill_faults(kernels)

@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -322,19 +323,23 @@ def cuda_architectures() -> tuple[str, ...]:
         devices = range(torch.cuda.device_count())
         pairs = sorted({torch.cuda.get_device_capability(index) for index in devices})
         listed = [f"{major}.{minor}" for major, minor in pairs]
-    # wgmma and TMA are not in plain 9.0.
-    return tuple("9.0a" if each == "9.0" else each for each in listed) or CUDA_ARCHITECTURES
+    for each in listed:
+        if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", each):
+            raise BuildError(
+                f"TORCH_CUDA_ARCH_LIST names an architecture '{each}'",
+                "write numbers, as in TORCH_CUDA_ARCH_LIST='8.0;9.0+PTX'",
+            )
+    return tuple(listed) or CUDA_ARCHITECTURES
 
 
 def nvcc_flags(architectures: Sequence[str]) -> list[str]:
     flags = list(NVCC_FLAGS)
     for each in architectures:
-        number, _, ptx = each.partition("+")
-        virtual = "compute_" + number.replace(".", "")
-        real = virtual.replace("compute", "sm")
-        flags.append(f"-gencode=arch={virtual},code={real}")
+        number, _, ptx = each.replace(".", "").partition("+")
+        own = "90a" if number == "90" else number  # plain 9.0 has no wgmma
+        flags.append(f"-gencode=arch=compute_{own},code=sm_{own}")
         if ptx:
-            flags.append(f"-gencode=arch={virtual},code={virtual}")
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     if cutlass_includes():
         flags.append("-DTORCHCONV_CUTLASS")
     return flags

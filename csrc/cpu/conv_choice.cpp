@@ -28,6 +28,10 @@ constexpr int64_t kWinogradChannels = 16;
 // With fewer channels it is along the rows only: so many filters in a whole vector or more, columns
 // for several tiles, and products that repay the transform of the source.
 constexpr int64_t kRowsFilters = 16, kRowsWidth = 12, kRowsProducts = 9 * 24;
+// With a stride, or as many channels as have more weights to transform: longer rows, that save
+// enough. Operands of so few channels stay in the first-level cache.
+constexpr int64_t kRowsChannels = 32, kRowsLong = 24, kRowsFewChannels = 8;
+constexpr double kRowsLeft = 0.7, kRowsLeftFewChannels = 0.8;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
 // A kernel of 5x5 has more to save, of less wide sides and smaller images.
@@ -121,6 +125,11 @@ struct Case {
     return direct >= (by_pairs() ? kWinogradSavingOverPairs : kWinogradSaving) *
                          static_cast<double>(winograd_products(v));
   }
+  bool rows_save_enough() const {
+    if (v.step_w == 1 && v.C < kWinogradChannels) return true;
+    return v.J >= kRowsLong && winograd_rows_products(v) <=
+                                   (v.C <= kRowsFewChannels ? kRowsLeftFewChannels : kRowsLeft);
+  }
   bool feeds_winograd_wgrad() const {
     if (v.taps.size() == 25)
       return narrower_side() >= kLargeWgradChannels && wider_side() > kNarrow &&
@@ -160,10 +169,10 @@ constexpr Rule kGatherRules[] = {
               c.winograd_saves_enough();
      }},
     {Algorithm::kWinogradRows, [](const Case& c) {
-       return c.winograd && c.is(DType::kFloat32) && c.v.C < kWinogradChannels &&
+       return c.winograd && c.is(DType::kFloat32) && c.v.C <= kRowsChannels &&
               c.v.K >= kRowsFilters && c.v.J >= kRowsWidth &&
               static_cast<int64_t>(c.v.taps.size()) * c.v.K >= kRowsProducts &&
-              winograd_rows_applies(c.v);
+              winograd_rows_applies(c.v) && c.rows_save_enough();
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() == 0 && c.channels_last();

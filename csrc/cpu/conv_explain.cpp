@@ -20,6 +20,8 @@
 #include "cpu/pair_wgrad.h"
 #include "cpu/wgrad_pixels.h"
 #include "cpu/winograd.h"
+#include "cpu/winograd_rows.h"
+#include "cpu/winograd_rows_transforms.h"
 #include "cpu/winograd_tiles.h"
 #include "cpu/winograd_transforms.h"
 #include "cpu/winograd_wgrad.h"
@@ -102,8 +104,9 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
                   std::min(v.C, plan.block_vectors * winograd::kVector));
     }
     case ConvAlgorithm::kWinogradRows:
-      return text("F(4,3) along rows: %lld tiles of a row, %lld terms, %lld filters in a vector",
-                  ceil_div(v.J, int64_t{winograd::tile_outputs(3)}), v.terms() / 3, lanes);
+      return text("F(4,n) along rows, at most 3 of %lld taps: %lld tiles, %lld filters in a vector",
+                  tap_span(v, &ConvTap::w).size(), ceil_div(v.J, int64_t{winograd::rows::kOutputs}),
+                  lanes);
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels: {
       return band_blocking(ConvBand(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes));
@@ -167,7 +170,8 @@ double multiplications(const ConvView& v) {
 }
 
 double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
-  if (algorithm == ConvAlgorithm::kWinogradRows) return multiplications(v);  // half of them
+  if (algorithm == ConvAlgorithm::kWinogradRows)
+    return 2 * multiplications(v) * winograd_rows_products(v);
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
   const winograd::Plan plan(v);
   const auto tiles = static_cast<double>(plan.tiles());

@@ -1,9 +1,10 @@
 // First layers, and the input gradients of last ones: with few channels the tiles of F(4x4,3x3)
 // have too few products to pay for their transforms, which both sides do in two dimensions. Along
 // the rows only, and with the products of all rows and channels summed before the inverse
-// transform, four outputs take 6 products for each channel and row of taps instead of 12, and
-// nothing of a tile leaves the registers (Lavin and Gray, "Fast Algorithms for Convolutional Neural
-// Networks", 2015, whose F(m, r) nests with any sum).
+// transform, four outputs take 6 products for each channel and three taps of a row instead of 12,
+// and nothing of a tile leaves the registers (Lavin and Gray, "Fast Algorithms for Convolutional
+// Neural Networks", 2015, whose F(m, r) nests with any sum). Longer rows of taps, and those of each
+// phase of a stride, are groups of three, two or one taps that add to the same sums.
 //
 // A task is a block of rows of a sample: it transforms what they read of the source once, as planes
 // [row][channel][point][tile], and multiplies it with vectors of filters
@@ -20,23 +21,29 @@
 #include "cpu/axis_groups.h"
 #include "cpu/conv_pack.h"
 #include "cpu/parallel_range.h"
-#include "cpu/winograd_transforms.h"
+#include "cpu/winograd_rows_source.h"
 
 namespace torchconv::cpu {
 namespace {
 
-using winograd::kPoints;
+namespace rows = winograd::rows;
+using rows::kMostPoints;
+using rows::kMostTaps;
+using rows::kOutputs;
+using rows::points_of;
 using V = Vec<float>;
 using Register = V::Type;
 constexpr int kL = V::kLanes;
-constexpr int kTaps = 3, kOutputs = winograd::tile_outputs(kTaps);
 
-// Tiles whose products are in registers, and their pixels: a whole number of vectors.
+// Tiles whose products are in registers, and their pixels: a whole number of vectors. Or one tile
+// less, where no tile of a row is then in vain.
 constexpr int kTiles = kVectorBytes == 64 ? 4 : 2;
 constexpr int kPixels = kTiles * kOutputs;
 
-// Rows that a task reads beyond its own.
-constexpr int64_t kMostHalo = 16;
+// Rows that a task reads beyond its own, and the taps of a row.
+constexpr int64_t kMostHalo = 16, kMostStep = 4, kMostColumns = 32;
+// Terms of a sum, for the bound on its error.
+constexpr int64_t kMostTerms = 1024;
 constexpr int64_t kSourceBytes = 256 << 10;
 constexpr int64_t kTasksWanted = 12;
 // With so few products to an output, stores that first read what they overwrite take longer than
@@ -47,9 +54,9 @@ struct RowTile {
   const float* v;  // of the first tile
   int64_t plane;   // from a point to the next
   const int64_t* offsets;
-  int64_t terms;
+  int64_t terms[kMostTaps];  // of three taps, of two and of one, in this order
   const float* u;
-  const float* bias;
+  const float* bias;  // as the first points
   bool stream;  // past the caches: every vector of dst aligned and whole, but for missing pixels
   bool clamp;   // to [0, high], NaN kept
   float high;
@@ -58,83 +65,117 @@ struct RowTile {
   int64_t pixels, filters;  // that exist
 };
 
-// Returns a vector with a NaN where a sum is not finite.
-template <bool kTransposed>
-Register multiply(const RowTile& tile) {
-  Register sum[kTiles][kPoints];
-#pragma GCC unroll 4
-  for (int t = 0; t < kTiles; ++t)
-#pragma GCC unroll 6
-    for (int p = 0; p < kPoints; ++p) sum[t][p] = Register{};
-
-  if (!kTransposed && !tile.stream) {
-#pragma GCC unroll 16
-    for (int p = 0; p < kPixels; ++p) __builtin_prefetch(tile.dst + p * tile.dst_column, 1, 3);
-  }
-  const float* u = tile.u;
-  const int64_t plane = tile.plane;
-  for (int64_t k = 0; k < tile.terms; ++k, u += kPoints * kL) {
-    const float* const v0 = tile.v + tile.offsets[k];
+// The products of terms of kTaps taps, from `offsets` and `u`, which it leaves at those that
+// follow.
+template <int kTaps, int kWide>
+TORCHCONV_INLINE void add_terms(const RowTile& tile, const int64_t*& offsets, const float*& u,
+                                Register (&sum)[kWide][kMostPoints]) {
+  constexpr int kPoints = points_of(kTaps);
+  const int64_t plane = tile.plane, terms = tile.terms[kMostTaps - kTaps];
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < terms; ++k, u += rows::weights_of(kTaps) * kL) {
+    const float* const v0 = tile.v + *offsets++;
     const float* const v3 = v0 + 3 * plane;
 #pragma GCC unroll 6
     for (int p = 0; p < kPoints; ++p) {
       const float* v = p < 3 ? v0 + p * plane : v3 + (p - 3) * plane;
-      const Register filters = V::load(u + p * kL);
+      const Register filters = V::load(kTaps == 1 ? u : u + p * kL);
 #pragma GCC unroll 4
-      for (int t = 0; t < kTiles; ++t) sum[t][p] += V::broadcast(v[t]) * filters;
+      for (int t = 0; t < kWide; ++t) sum[t][p] += V::broadcast(v[t]) * filters;
     }
   }
+}
 
-  auto special = Register{};
-  Register y[kPixels];
-  const Register bias = V::load(tile.bias);
+// Vectors along filters, where these are neighbours.
+template <int kCount>
+TORCHCONV_INLINE void store_filters(const RowTile& tile, const Register (&y)[kCount]) {
+  float* const dst = tile.dst;
+  const int64_t column = tile.dst_column, pixels = tile.pixels, filters = tile.filters;
+  const bool stream = tile.stream;
+  if (pixels == kCount && filters == kL) {
+#pragma GCC unroll 16
+    for (int p = 0; p < kCount; ++p) WideVec<float>::store(dst + p * column, y[p], stream);
+  } else {
+#pragma GCC unroll 16
+    for (int p = 0; p < kCount; ++p)
+      if (p < pixels) V::store_partial(dst + p * column, y[p], filters);
+  }
+}
+
+// Or along pixels.
+template <int kCount>
+TORCHCONV_INLINE void store_pixels(const RowTile& tile, const Register (&y)[kCount]) {
+  const int64_t row = tile.dst_c, filters = tile.filters;
+  const bool stream = tile.stream;
 #pragma GCC unroll 4
-  for (int t = 0; t < kTiles; ++t) {
-    Register outputs[kOutputs];
-    winograd::transform_output<true>(sum[t], outputs);
-#pragma GCC unroll 4
-    for (int i = 0; i < kOutputs; ++i) {
-      special += outputs[i] - outputs[i];
-      y[t * kOutputs + i] = outputs[i] + bias;
+  for (int first = 0; first < kCount; first += kL) {
+    const int64_t pixels = std::min<int64_t>(tile.pixels - first, kL);
+    if (pixels <= 0) break;
+    float* const dst = tile.dst + first;
+    Register square[kL];
+#pragma GCC unroll 16
+    for (int i = 0; i < kL; ++i) square[i] = first + i < kCount ? y[first + i] : Register{};
+    transpose_steps<1>(square);
+    if (pixels == kL && filters == kL) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kL; ++i) WideVec<float>::store(dst + i * row, square[i], stream);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < kL; ++i)
+        if (i < filters) V::store_partial(dst + i * row, square[i], pixels);
     }
+  }
+}
+
+// Returns a vector with a NaN where a sum is not finite.
+template <bool kTransposed, int kWide>
+Register multiply(const RowTile& tile) {
+  constexpr int kCount = kWide * kOutputs;
+  Register sum[kWide][kMostPoints];
+#pragma GCC unroll 6
+  for (int p = 0; p < kMostPoints; ++p) {
+    const Register bias = p < points_of(1) ? V::load(tile.bias + p * kL) : Register{};
+#pragma GCC unroll 4
+    for (int t = 0; t < kWide; ++t) sum[t][p] = bias;
+  }
+
+  // What the next tile overwrites.
+  if (!tile.stream) {
+    const int64_t row = kTransposed ? tile.dst_c : tile.dst_column;
+    const float* ahead = tile.dst + kCount * tile.dst_column;
+#pragma GCC unroll 4
+    for (int i = 0; i < (kTransposed ? kL : kCount); ++i, ahead += row)
+      __builtin_prefetch(ahead, 1, 3);
+  }
+  const float* u = tile.u;
+  const int64_t* offsets = tile.offsets;
+  add_terms<3>(tile, offsets, u, sum);
+  add_terms<2>(tile, offsets, u, sum);
+  add_terms<1>(tile, offsets, u, sum);
+
+  // Of a tile's outputs together: at worst a large sum is taken for an overflow.
+  auto special = Register{};
+  Register y[kCount];
+#pragma GCC unroll 4
+  for (int t = 0; t < kWide; ++t) {
+    Register outputs[kOutputs];
+    rows::transform_output(sum[t], outputs);
+    special += ((outputs[0] + outputs[1]) + (outputs[2] + outputs[3])) * Register{};
+#pragma GCC unroll 4
+    for (int i = 0; i < kOutputs; ++i) y[t * kOutputs + i] = outputs[i];
   }
   if (tile.clamp) {
     const Register low{}, high = V::broadcast(tile.high);
 #pragma GCC unroll 16
-    for (int p = 0; p < kPixels; ++p) {
+    for (int p = 0; p < kCount; ++p) {
       y[p] = y[p] < low ? low : y[p];
       y[p] = y[p] > high ? high : y[p];
     }
   }
-  if constexpr (kTransposed) {
-#pragma GCC unroll 4
-    for (int first = 0; first < kPixels; first += kL) {
-      Register square[kL];
-#pragma GCC unroll 16
-      for (int i = 0; i < kL; ++i) square[i] = y[first + i];
-      transpose_steps<1>(square);
-      const int64_t pixels = std::min<int64_t>(tile.pixels - first, kL);
-      if (pixels <= 0) break;
-      float* dst = tile.dst + first;
-      if (pixels == kL && tile.filters == kL) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kL; ++i)
-          WideVec<float>::store(dst + i * tile.dst_c, square[i], tile.stream);
-      } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < kL; ++i)
-          if (i < tile.filters) V::store_partial(dst + i * tile.dst_c, square[i], pixels);
-      }
-    }
-  } else if (tile.pixels == kPixels && tile.filters == kL) {
-#pragma GCC unroll 16
-    for (int p = 0; p < kPixels; ++p)
-      WideVec<float>::store(tile.dst + p * tile.dst_column, y[p], tile.stream);
-  } else {
-#pragma GCC unroll 16
-    for (int p = 0; p < kPixels; ++p)
-      if (p < tile.pixels) V::store_partial(tile.dst + p * tile.dst_column, y[p], tile.filters);
-  }
+  if constexpr (kTransposed)
+    store_pixels(tile, y);
+  else
+    store_filters(tile, y);
   return special;
 }
 
@@ -142,6 +183,24 @@ bool has_nan(Register special) {
   float lanes[kL];
   V::store(lanes, special);
   return std::any_of(lanes, lanes + kL, [](float lane) { return lane != lane; });
+}
+
+int64_t weights_of(const std::vector<rows::TapGroup>& groups) {
+  int64_t weights = 0;
+  for (const rows::TapGroup& group : groups) weights += rows::weights_of(group.taps);
+  return weights;
+}
+
+// Columns of a row of taps.
+int64_t columns_of(const ConvView& view) {
+  const Range span = tap_span(view, &ConvTap::w);
+  return span.size();
+}
+
+// Of the tiles of a row, those in narrow register tiles, so that none is in vain; or none.
+int64_t tiles_of_narrow(int64_t tiles) {
+  const int64_t narrow = (round_up(tiles, kTiles) - tiles) * (kTiles - 1);
+  return narrow <= tiles ? narrow : 0;
 }
 
 class WinogradRows {
@@ -152,23 +211,37 @@ class WinogradRows {
         src_(src),
         epilogue_(epilogue),
         rows_(distinct_offsets(view, &ConvTap::h)),
-        first_column_(distinct_offsets(view, &ConvTap::w)[0]),
-        tiles_(round_up(ceil_div(view.J, kOutputs), kTiles)),
-        plane_(round_up(tiles_, kL)),
-        source_row_(view.C * kPoints * plane_),
+        first_column_(tap_span(view, &ConvTap::w).begin),
+        columns_(columns_of(view)),
+        groups_(rows::tap_groups(columns_, view.step_w)),
+        tiles_(ceil_div(view.J, kOutputs)),
+        plane_(round_up(round_up(tiles_, kTiles), kL)),
+        source_(view, plane_),
+        source_row_(view.C * source_.channel()),
         vectors_(ceil_div(view.K, kL)),
-        terms_(static_cast<int64_t>(rows_.size()) * view.C),
-        u_(vectors_ * terms_ * kPoints * kL),
-        bias_(vectors_ * kL),
+        weights_(static_cast<int64_t>(rows_.size()) * view.C * weights_of(groups_)),
+        u_(vectors_ * weights_ * kL),
+        bias_(vectors_ * points_of(1) * kL),
         special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()) {
-    for (int64_t k = 0; k < vectors_ * kL; ++k)
-      bias_[k] = bias != nullptr && k < view.K ? bias[k] : 0;
-    for (const int64_t h : rows_)
-      for (int64_t c = 0; c < view.C; ++c)
-        offsets_.push_back((h - rows_[0]) * source_row_ + c * kPoints * plane_);
-    transform_weights(w);
+    for (int64_t k = 0; k < vectors_ * kL; k += kL) {
+      float lanes[kL] = {};
+      if (bias != nullptr) std::copy_n(bias + k, std::min<int64_t>(view.K - k, kL), lanes);
+      Register outputs[kOutputs], points[points_of(1)];
+      std::fill_n(outputs, kOutputs, V::load(lanes));
+      rows::transform_input<1>(outputs, points);
+      for (int p = 0; p < points_of(1); ++p)
+        V::store(bias_.get() + k * points_of(1) + p * kL, points[p]);
+    }
+    for (const rows::TapGroup& group : groups_) {
+      const int64_t terms = static_cast<int64_t>(rows_.size()) * view.C;
+      terms_[kMostTaps - group.taps] += terms;
+      for (const int64_t h : rows_)
+        for (int64_t c = 0; c < view.C; ++c)
+          offsets_.push_back((h - rows_[0]) * source_row_ + c * source_.channel() +
+                             group.plane * plane_);
+    }
     const Activation activation = epilogue.activation;
-    direct_ = epilogue.preactivation == nullptr &&
+    direct_ = epilogue.preactivation == nullptr && (view.dst.c == 1 || view.dst.column == 1) &&
               (activation == Activation::kNone || activation == Activation::kReLU ||
                activation == Activation::kReLU6);
     constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -176,6 +249,7 @@ class WinogradRows {
     streams_ = direct_ && (transposed ? view.dst.c : view.dst.column) % kL == 0 &&
                view.dst.row % kL == 0 && WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
                view.N * view.pixels() * view.K >= kStreamed;
+    transform_weights(w);
     clamp_ = direct_ && activation != Activation::kNone;
     high_ = activation == Activation::kReLU6 ? 6 : kInfinity;
     const int64_t halo = rows_.back() - rows_.front();
@@ -189,19 +263,21 @@ class WinogradRows {
   std::vector<int64_t> run(const Parallel& pool) {
     const int64_t blocks = ceil_div(view_.I, block_rows_);
     const WorkSplit split(view_.N * blocks, 1.5 * static_cast<double>(block_rows_ * view_.J) *
-                                                static_cast<double>(vectors_ * kL * terms_));
-    // What a task reads, a row apart by phases, and a tile of outputs.
+                                                static_cast<double>(vectors_ * kL * weights_));
+    // What a task reads, what a row of it needs on the way, and a tile of outputs.
     const int64_t source = round_up(source_rows_ * source_row_, 16);
-    const int64_t phases = kOutputs * (plane_ + kL), outputs = kPixels * kL;
-    const int64_t slot_size = source + phases + outputs;
+    const int64_t row = round_up(source_.scratch_size(), 16);
+    const int64_t outputs = kPixels * kL;
+    const int64_t slot_size = source + row + outputs;
     Buffer<float> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       float* v = scratch.get() + slot * slot_size;
+      source_.prepare(v + source);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t i0 = task % blocks * block_rows_, n = task / blocks;
         const Range i{i0, std::min(i0 + block_rows_, view_.I)};
         transform_source(n, i, v, v + source);
-        if (!multiply_block(n, i, v, v + source + phases))
+        if (!multiply_block(n, i, v, v + source + row))
           special_[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
       }
       if (streams_) stream_fence();
@@ -214,97 +290,81 @@ class WinogradRows {
 
  private:
   void transform_weights(const float* w) {
-    const auto taps = static_cast<int64_t>(view_.taps.size());
     std::vector<int64_t> weight(view_.taps.size());  // [row][column], ascending
     for (const ConvTap& tap : view_.taps) {
       const int64_t r = std::lower_bound(rows_.begin(), rows_.end(), tap.h) - rows_.begin();
-      weight[static_cast<size_t>(r * kTaps + tap.w - first_column_)] = tap.weight;
+      weight[static_cast<size_t>(r * columns_ + tap.w - first_column_)] = tap.weight;
     }
-    for (int64_t k = 0; k < vectors_ * kL; k += kL)
-      for (int64_t r = 0; r < taps / kTaps; ++r)
-        for (int64_t c = 0; c < view_.C; ++c) {
-          Register g[kTaps], u[kPoints];
-          for (int s = 0; s < kTaps; ++s) {
-            const float* from = w + weight[static_cast<size_t>(r * kTaps + s)] + c * view_.weight_c;
-            float lanes[kL] = {};
-            for (int64_t l = 0; l < std::min<int64_t>(view_.K - k, kL); ++l)
-              lanes[l] = from[(k + l) * view_.weight_k];
-            g[s] = V::load(lanes);
+    float* u = u_.get();
+    for (int64_t k = 0; k < view_.K; k += kL)
+      for (const rows::TapGroup& group : groups_)
+        for (size_t r = 0; r < rows_.size(); ++r)
+          for (int64_t c = 0; c < view_.C; ++c, u += rows::weights_of(group.taps) * kL) {
+            Register g[kMostTaps], points[kMostPoints];
+            for (int s = 0; s < group.taps; ++s) {
+              const int64_t tap =
+                  static_cast<int64_t>(r) * columns_ + group.column + s * view_.step_w;
+              const float* from = w + weight[static_cast<size_t>(tap)] + c * view_.weight_c;
+              float lanes[kL] = {};
+              for (int64_t l = 0; l < std::min<int64_t>(view_.K - k, kL); ++l)
+                lanes[l] = from[(k + l) * view_.weight_k];
+              g[s] = V::load(lanes);
+            }
+            if (group.taps == 3) rows::transform_weight<3>(g, points);
+            if (group.taps == 2) rows::transform_weight<2>(g, points);
+            if (group.taps == 1) rows::transform_weight<1>(g, points);
+            for (int p = 0; p < rows::weights_of(group.taps); ++p) V::store(u + p * kL, points[p]);
           }
-          winograd::transform_weight(g, u);
-          for (int p = 0; p < kPoints; ++p)
-            V::store(u_.get() + ((k / kL * terms_ + r * view_.C + c) * kPoints + p) * kL, u[p]);
-        }
   }
 
-  // Tile t reads columns first_column_ + 4t + [0, 6) of a row, which lie in phases of 4.
-  void transform_source(int64_t n, Range i, float* v, float* phases) const {
+  void transform_source(int64_t n, Range i, float* v, float* scratch) const {
     const int64_t count = (i.size() - 1) * view_.step_h + rows_.back() - rows_.front() + 1;
-    const int64_t stride = plane_ + kL;
-    Range inside[kOutputs];
-    for (int p = 0; p < kOutputs; ++p)
-      inside[p] = valid_range(tiles_ + 1, kOutputs, first_column_ + p, view_.W);
-    for (int64_t y = 0; y < count; ++y) {
+    for (int64_t y = 0; y < count; ++y, v += source_row_) {
       const int64_t h = i.begin * view_.step_h + rows_.front() + y;
-      float* to = v + y * source_row_;
-      if (h < 0 || h >= view_.H) {
-        std::fill_n(to, source_row_, 0.0f);
-        continue;
-      }
-      const float* row = src_ + n * view_.src.n + h * view_.src.row;
-      for (int64_t c = 0; c < view_.C; ++c) {
-        for (int p = 0; p < kOutputs; ++p) {
-          float* phase = phases + p * stride;
-          const float* from = row + c * view_.src.c + (first_column_ + p) * view_.src.column;
-          std::fill_n(phase, inside[p].begin, 0.0f);
-          for (int64_t t = inside[p].begin; t < inside[p].end; ++t)
-            phase[t] = from[t * kOutputs * view_.src.column];
-          std::fill(phase + inside[p].end, phase + stride, 0.0f);
-        }
-        for (int64_t t = 0; t < plane_; t += kL, to += kL) {
-          Register d[kPoints], points[kPoints];
-#pragma GCC unroll 6
-          for (int p = 0; p < kPoints; ++p)
-            d[p] = V::load(phases + p % kOutputs * stride + t + p / kOutputs);
-          winograd::transform_input<true>(d, points);
-#pragma GCC unroll 6
-          for (int p = 0; p < kPoints; ++p) V::store(to + p * plane_, points[p]);
-        }
-        to += (kPoints - 1) * plane_;
-      }
+      if (h < 0 || h >= view_.H)
+        std::fill_n(v, source_row_, 0.0f);
+      else
+        source_.transform(src_ + n * view_.src.n + h * view_.src.row, scratch, v);
     }
   }
 
   // False where a sum is not finite.
   bool multiply_block(int64_t n, Range i, const float* v, float* outputs) const {
     const bool transposed = view_.dst.c != 1;
-    const auto kernel = transposed ? multiply<true> : multiply<false>;
     auto special = Register{};
     RowTile tile{};
     tile.plane = plane_;
     tile.offsets = offsets_.data();
-    tile.terms = terms_;
+    std::copy_n(terms_, kMostTaps, tile.terms);
     tile.clamp = clamp_;
     tile.stream = streams_;
     tile.high = high_;
     tile.dst_c = direct_ ? view_.dst.c : transposed ? kPixels : 1;
     tile.dst_column = direct_ ? view_.dst.column : transposed ? 1 : kL;
-    for (int64_t y = 0; y < i.size(); ++y)
-      for (int64_t j = 0; j < view_.J; j += kPixels) {
-        tile.v = v + y * view_.step_h * source_row_ + j / kOutputs;
-        tile.pixels = std::min<int64_t>(view_.J - j, kPixels);
-        const int64_t dst = view_.dst_offset + n * view_.dst.n + (i.begin + y) * view_.dst.row +
-                            j * view_.dst.column;
-        for (int64_t k = 0; k < view_.K; k += kL) {
-          tile.u = u_.get() + k * terms_ * kPoints;
-          tile.bias = bias_.get() + k;
-          tile.filters = std::min<int64_t>(view_.K - k, kL);
-          const int64_t to = dst + k * view_.dst.c;
-          tile.dst = direct_ ? epilogue_.y + to : outputs;
-          special += kernel(tile);
-          if (!direct_) store(tile, to);
-        }
+    const auto tall = transposed ? multiply<true, kTiles> : multiply<false, kTiles>;
+    const auto narrow = transposed ? multiply<true, kTiles - 1> : multiply<false, kTiles - 1>;
+    const int64_t narrow_tiles = tiles_of_narrow(tiles_);
+    const auto multiply_row = [&](int64_t y, int64_t k) {
+      const int64_t row =
+          view_.dst_offset + n * view_.dst.n + (i.begin + y) * view_.dst.row + k * view_.dst.c;
+      tile.u = u_.get() + k * weights_;
+      tile.bias = bias_.get() + k * points_of(1);
+      tile.filters = std::min<int64_t>(view_.K - k, kL);
+      for (int64_t t = 0, wide; t < tiles_; t += wide) {
+        wide = t < tiles_ - narrow_tiles ? kTiles : kTiles - 1;
+        const int64_t dst = row + t * kOutputs * view_.dst.column;
+        tile.v = v + y * view_.step_h * source_row_ + t;
+        tile.pixels = std::min<int64_t>(view_.J - t * kOutputs, wide * kOutputs);
+        tile.dst = direct_ ? epilogue_.y + dst : outputs;
+        special += wide == kTiles ? tall(tile) : narrow(tile);
+        if (!direct_) store(tile, dst);
       }
+    };
+    // Destinations almost in the order of memory.
+    const int64_t rows = transposed ? i.size() : 1;
+    for (int64_t first = 0; first < i.size(); first += rows)
+      for (int64_t k = 0; k < view_.K; k += kL)
+        for (int64_t y = first; y < first + rows; ++y) multiply_row(y, k);
     return !has_nan(special);
   }
 
@@ -312,10 +372,12 @@ class WinogradRows {
   void store(const RowTile& tile, int64_t dst) const {
     if (tile.dst_column == 1) {
       for (int64_t f = 0; f < tile.filters; ++f)
-        epilogue_.store(tile.dst + f * kPixels, tile.pixels, dst + f * view_.dst.c, 1);
+        epilogue_.store(tile.dst + f * kPixels, tile.pixels, dst + f * view_.dst.c,
+                        view_.dst.column);
     } else {
       for (int64_t p = 0; p < tile.pixels; ++p)
-        epilogue_.store(tile.dst + p * kL, tile.filters, dst + p * view_.dst.column, 1);
+        epilogue_.store(tile.dst + p * tile.dst_column, tile.filters, dst + p * view_.dst.column,
+                        1);
     }
   }
 
@@ -323,14 +385,19 @@ class WinogradRows {
   const float* src_;
   const Epilogue<float>& epilogue_;
   std::vector<int64_t> rows_;  // distinct offsets of the taps
-  int64_t first_column_;
-  int64_t tiles_, plane_, source_row_;
-  int64_t vectors_, terms_;
-  Buffer<float> u_;                               // [vector][row, channel][point][filter]
+  int64_t first_column_, columns_;
+  std::vector<rows::TapGroup> groups_;
+  int64_t tiles_, plane_;
+  rows::Source source_;
+  int64_t source_row_;
+  int64_t vectors_;
+  int64_t weights_;                               // vectors of them for a vector of filters
+  Buffer<float> u_;                               // [vectors][group, row, channel][point][filter]
   Buffer<float> bias_;                            // [filter]
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
-  std::vector<int64_t> offsets_;                  // [row, channel], in the transformed source
-  bool direct_, clamp_, streams_;                 // the kernel applies the epilogue
+  int64_t terms_[kMostTaps] = {};                 // of three taps, two and one
+  std::vector<int64_t> offsets_;   // [group, row, channel], in the transformed source
+  bool direct_, clamp_, streams_;  // the kernel applies the epilogue
   float high_;
   int64_t block_rows_, source_rows_;
 };
@@ -338,13 +405,23 @@ class WinogradRows {
 }  // namespace
 
 bool winograd_rows_applies(const ConvView& view) {
-  if (view.groups != 1 || view.step_w != 1 || view.taps.empty()) return false;
-  if (view.dst.c != 1 && view.dst.column != 1) return false;
+  if (view.groups != 1 || view.step_w > kMostStep || view.taps.empty()) return false;
   const std::vector<int64_t> rows = distinct_offsets(view, &ConvTap::h);
   const std::vector<int64_t> columns = distinct_offsets(view, &ConvTap::w);
-  return columns.size() == kTaps && columns[2] == columns[0] + 2 &&
-         view.taps.size() == rows.size() * kTaps && rows.back() - rows.front() <= kMostHalo &&
-         view.step_h <= kMostHalo;
+  const auto count = static_cast<int64_t>(columns.size());
+  const auto groups = static_cast<int64_t>(rows::tap_groups(count, view.step_w).size());
+  return count == columns_of(view) && count <= kMostColumns &&
+         view.taps.size() == rows.size() * columns.size() &&
+         static_cast<int64_t>(rows.size()) * view.C * groups <= kMostTerms &&
+         rows.back() - rows.front() <= kMostHalo && view.step_h <= kMostHalo &&
+         4 * rows::planes_of(rows::tap_groups(count, view.step_w)) <= 3 * kOutputs * count;
+}
+
+double winograd_rows_products(const ConvView& view) {
+  const int64_t columns = columns_of(view), tiles = ceil_div(view.J, kOutputs);
+  const int64_t computed = tiles_of_narrow(tiles) > 0 ? tiles : round_up(tiles, kTiles);
+  return static_cast<double>(computed * rows::planes_of(rows::tap_groups(columns, view.step_w))) /
+         static_cast<double>(view.J * columns);
 }
 
 std::vector<int64_t> winograd_rows(const ConvView& view, const float* src, const float* w,

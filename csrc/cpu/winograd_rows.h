@@ -1,5 +1,5 @@
-// Convolution with few channels and three columns of taps, of step 1 along a row, by Winograd's
-// F(4,3) along the rows: half of the multiplications.
+// Convolution with few channels by Winograd's F(4,3), F(4,2) and F(4,1) along the rows, of each
+// phase of the step: half of the multiplications or some more.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,11 @@
 
 namespace torchconv::cpu {
 
-// Whether winograd_rows computes the view: one group, three neighbouring taps in each of a few
-// rows.
+// Whether winograd_rows computes the view: one group, neighbouring taps in each of a few rows,
+// enough of them for the step to save a quarter of the multiplications.
 bool winograd_rows_applies(const ConvView& view);
+// The part of them that is left, with those of tiles beyond the end of a row.
+double winograd_rows_products(const ConvView& view);
 
 // The gather of one view. The problem must not be empty; bias may be null. Returns the samples that
 // hold an infinity, a NaN or an overflow, as winograd_gather does.

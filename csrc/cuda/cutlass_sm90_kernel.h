@@ -18,6 +18,8 @@
 
 // clang-format off
 #include "cutlass/cutlass.h"
+#include "cutlass/cuda_host_adapter.hpp"
+#include "cuda/cutlass_sm90_tensor_map.h"  // before what makes tensor maps
 #include "cute/tensor.hpp"  // the headers of CUTLASS's convolutions need these before them
 #include "cutlass/kernel_hardware_info.hpp"
 #include "cutlass/conv/collective/collective_builder.hpp"

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   uint32_t block = blockIdx.x, thread = threadIdx.x;
   const int lane = static_cast<int>(p.lanes.split(thread));
   const int r = static_cast<int>(thread) % R, sub = static_cast<int>(thread) / R;
-  const int vector = static_cast<int>(p.lane_tiles.split(block)) * lanes + lane;
+  const int tile = static_cast<int>(p.lane_tiles.split(block)), vector = tile * lanes + lane;
   const int64_t slice = block, c = static_cast<int64_t>(vector) * kVector;
   const bool active = vector < p.vectors && sub < p.subs;
   const int unit_w = g.w.distance<Tap>();
@@ -93,22 +93,27 @@ __global__ void __launch_bounds__(kThreads, 2)
       multiply(std::true_type{});
   }
 
-  A* shared = dynamic_shared<A>();  // [kVector][threads]
+  A* shared = dynamic_shared<A>();  // [R][kVector][threads]
+  const int threads = static_cast<int>(blockDim.x);
 #pragma unroll
-  for (int s = 0; s < R; ++s) {
-    __syncthreads();
-#pragma unroll
-    for (int v = 0; v < kVector; ++v) shared[v * blockDim.x + threadIdx.x] = z[s][v];
-    __syncthreads();
-    if (!active || sub > 0) continue;
-#pragma unroll
-    for (int v = 0; v < kVector; ++v) {
-      A total = z[s][v];
-      for (int other = 1; other < p.subs; ++other)
-        total += shared[v * blockDim.x + threadIdx.x + other * R * lanes];
-      const int tap = r * R + s;
-      sums.store(slice, (c + v) * (R * R) + (g.turned ? R * R - 1 - tap : tap), total);
-    }
+  for (int i = 0; i < R * kVector; ++i)
+    shared[i * threads + static_cast<int>(threadIdx.x)] = z[i / kVector][i % kVector];
+  __syncthreads();
+  // Threads with the same lane and r have the same sums; they are `rows` of lanes apart.
+  const int rows = R * lanes;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < rows * R * kVector; i += threads) {
+    const int first = i % rows, value = i / rows;
+    const int of = tile * lanes + first % lanes;
+    if (of >= p.vectors) continue;
+    A total{0};
+    for (int share = 0; share < p.subs; ++share)
+      total += shared[value * threads + first + share * rows];
+    const int tap = first / lanes * R + value / kVector;
+    sums.store(slice,
+               (static_cast<int64_t>(of) * kVector + value % kVector) * (R * R) +
+                   (g.turned ? R * R - 1 - tap : tap),
+               total);
   }
 }
 
@@ -134,8 +139,8 @@ void run(const Gather& g, const T* dz, const T* x, T* dw, const Queue& queue) {
   const int64_t threads = round_up(lanes * Tap::R * p.subs, 32);
   launch(depthwise_channels_wgrad_kernel<T, Tap, kVector>,
          dim3(static_cast<unsigned>(lane_tiles * slices)), dim3(static_cast<unsigned>(threads)),
-         static_cast<int>(threads * kVector * static_cast<int64_t>(sizeof(Wide<T>))), queue, p, dz,
-         x, sums);
+         static_cast<int>(threads * Tap::R * kVector * static_cast<int64_t>(sizeof(Wide<T>))),
+         queue, p, dz, x, sums);
   add_slices(sums, slices, queue);
 }
 

@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
   uint32_t block = blockIdx.x, thread = threadIdx.x;
   const int lane = static_cast<int>(p.lanes.split(thread));
   const int r = static_cast<int>(thread) % R, sub = static_cast<int>(thread) / R;
-  uint32_t group = p.lane_tiles.split(block) * p.lanes.value() + lane;
+  const uint32_t tile = p.lane_tiles.split(block);
+  uint32_t group = tile * p.lanes.value() + lane;
   const int64_t slice = block;
   const bool active = static_cast<int>(group) < p.pairs && sub < p.subs;
   const int c0 = static_cast<int>(p.in_chunks.split(group)) * kQuad;
@@ -89,30 +90,31 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     }
   }
 
-  A* shared = dynamic_shared<A>();  // [kQuad][kThreads]
+  A* shared = dynamic_shared<A>();  // [R][kQuad][kQuad][kThreads]
 #pragma unroll
-  for (int s = 0; s < R; ++s)
-#pragma unroll
-    for (int o = 0; o < kQuad; ++o) {
-      __syncthreads();
-#pragma unroll
-      for (int each = 0; each < kQuad; ++each)
-        shared[each * kThreads + threadIdx.x] = z[s][o][each];
-      __syncthreads();
-      if (!active || sub > 0 || o >= outputs) continue;
-#pragma unroll
-      for (int each = 0; each < kQuad; ++each) {
-        if (each >= inputs) break;
-        A total = z[s][o][each];
-        for (int other = 1; other < p.subs; ++other)
-          total += shared[each * kThreads + threadIdx.x + other * R * lanes];
-        const int tap = r * R + s;
-        sums.store(slice,
-                   group * g.w_group + (o0 + o) * g.w_out + (c0 + each) * g.w_in +
-                       (g.turned ? R * R - 1 - tap : tap) * g.w_tap,
-                   total);
-      }
-    }
+  for (int i = 0; i < R * kQuad * kQuad; ++i)
+    shared[i * kThreads + static_cast<int>(threadIdx.x)] =
+        z[i / (kQuad * kQuad)][i / kQuad % kQuad][i % kQuad];
+  __syncthreads();
+  // Threads with the same lane and r have the same sums; they are `rows` of lanes apart.
+  const int rows = R * lanes;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < rows * R * kQuad * kQuad; i += kThreads) {
+    const int first = i % rows, value = i / rows;
+    uint32_t pair = tile * p.lanes.value() + first % lanes;
+    if (static_cast<int>(pair) >= p.pairs) continue;
+    const int in = static_cast<int>(p.in_chunks.split(pair)) * kQuad + value % kQuad;
+    const int out = static_cast<int>(p.out_chunks.split(pair)) * kQuad + value / kQuad % kQuad;
+    if (in >= g.in_channels || out >= g.out_channels) continue;
+    A total{0};
+    for (int share = 0; share < p.subs; ++share)
+      total += shared[value * kThreads + first + share * rows];
+    const int tap = first / lanes * R + value / (kQuad * kQuad);
+    sums.store(slice,
+               pair * g.w_group + out * g.w_out + in * g.w_in +
+                   (g.turned ? R * R - 1 - tap : tap) * g.w_tap,
+               total);
+  }
 }
 
 template <typename T, typename Tap, bool kAligned>
@@ -140,7 +142,8 @@ void run(const Gather& g, const T* dz, const T* x, T* dw, const Queue& queue) {
   const SliceSums<T> sums = slice_sums(dw, slices, g.groups * g.w_group, queue);
   launch(grouped_channels_wgrad_kernel<T, Tap, kAligned>,
          dim3(static_cast<unsigned>(lane_tiles * slices)), dim3(kThreads),
-         static_cast<int>(kThreads * kQuad * sizeof(Wide<T>)), queue, p, dz, x, sums);
+         static_cast<int>(kThreads * Tap::R * kQuad * kQuad * sizeof(Wide<T>)), queue, p, dz, x,
+         sums);
   add_slices(sums, slices, queue);
 }
 

@@ -143,10 +143,11 @@ void gather(const SimtView& v, const T* source, const T* w, const Epilogue<T>& e
   const int64_t plane = int64_t{v.rows.most_grid} * v.columns.most_grid;
   const bool aligned_target = aligned<T>(epilogue.y, 4) && (epilogue.preactivation == nullptr ||
                                                             aligned<T>(epilogue.preactivation, 4));
+  const bool whole = one_phase && v.rows.target_step == 1 && v.columns.target_step == 1;
+  p.dense = whole && v.N * plane < (int64_t{1} << 31);
+  if (p.dense) p.plane = Divisor(plane);
   p.along_m = v.target.c == 1;
-  p.store_quads = aligned_target && (p.along_m ? v.M % 4 == 0
-                                               : one_phase && v.rows.target_step == 1 &&
-                                                     v.columns.target_step == 1 && plane % 4 == 0);
+  p.store_quads = aligned_target && (p.along_m ? v.M % 4 == 0 : whole && plane % 4 == 0);
   const bool quads = v.source.c == 1 && v.C % 4 == 0 && aligned<T>(source, 4);
 
   Grid grid{v.N * plane, int64_t{v.rows.phases} * v.columns.phases, 0};

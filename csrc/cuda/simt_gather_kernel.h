@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cuda/activation.h"
+#include "cuda/divmod.h"
 #include "cuda/simt_tile.h"
 #include "cuda/simt_view.h"
 #include "cuda/simt_weights.h"
@@ -23,6 +24,8 @@ struct SimtGather {
   uint32_t channels;  // of a block of terms
   unsigned m_tiles, n_tiles;
   Epilogue<T> epilogue;
+  Divisor plane;        // pixels of a plane, where the target is dense and has less than 2^31
+  bool dense;           // pixels
   bool along_m;         // channels of the target are neighbours in memory
   bool store_quads;     // so are four pixels, or channels, and aligned
   int chunks_a_slice;   // of what a block adds up; all where the tiles are not split
@@ -97,10 +100,15 @@ struct SimtGatherBlock {
 
   // In elements; of channel 0.
   __device__ __forceinline__ int64_t target_offset(int64_t pixel) const {
+    const SimtStrides& t = p.view.target;
+    if (p.dense) {
+      uint32_t sample = static_cast<uint32_t>(pixel);
+      const int64_t line = p.plane.split(sample);
+      return sample * t.n + line * t.column;
+    }
     int64_t n;
     int i, j;
     split(pixel, n, i, j);
-    const SimtStrides& t = p.view.target;
     return n * t.n + (row().target + int64_t{i} * p.view.rows.target_step) * t.row +
            (column().target + int64_t{j} * p.view.columns.target_step) * t.column;
   }

@@ -222,10 +222,27 @@ __global__ void __launch_bounds__(256)
   dw[filter * p.k + c * p.c + r * p.r + s * p.s] = from_wide<T>(static_cast<Wide<T>>(sum));
 }
 
-// So many that a large device is busy, and no slice so long that its chunks' sums lose accuracy.
-int64_t slices_of(int64_t tiles, int64_t chunks, int64_t busy) {
-  const int64_t wanted = std::max(ceil_div(busy, tiles), ceil_div(chunks, 256));
-  return std::clamp<int64_t>(std::min(wanted, chunks), 1, 65535);
+// The chunks of a slice with which a large device, whichever this one is, ends soonest: its
+// multiprocessor with the most blocks, which needs eight warps to hide latencies, and the slices'
+// sums that are written and read. No slice is so long that its chunks' sums lose accuracy. In units
+// of a tile's chunk on a multiprocessor, which takes so long as the device moves kBytes.
+template <typename Tile>
+int64_t chunks_a_slice(int64_t tiles, int64_t chunks, int64_t slice_bytes) {
+  constexpr int64_t kMultiprocessors = 132, kMostChunks = 256, kMostSlices = 65535;
+  constexpr double kBytes = 4000.0 * Tile::kM * Tile::kN;
+  int64_t best = 0;
+  double least = 0;
+  for (int64_t each = std::max<int64_t>(ceil_div(chunks, kMostSlices), 1);
+       each <= std::min(chunks, kMostChunks); ++each) {
+    const int64_t slices = ceil_div(chunks, each);
+    const int64_t blocks = ceil_div(tiles * slices, kMultiprocessors);
+    const int64_t warps = std::min<int64_t>(blocks, Tile::kBlocks) * Tile::kThreads / 32;
+    const double cost = static_cast<double>(blocks) * (static_cast<double>(each) + 0.2) /
+                            std::min(1.0, 0.5 + static_cast<double>(warps) / 16) +
+                        2.0 * static_cast<double>(slices * slice_bytes) / kBytes;
+    if (best == 0 || cost < least) best = each, least = cost;
+  }
+  return std::max<int64_t>(best, 1);
 }
 
 template <typename T, typename Tile>
@@ -234,12 +251,12 @@ void run(const ConvProblem& p, Wgrad<T>& q, bool quads, T* dw, const Queue& queu
   q.n_tiles = static_cast<unsigned>(ceil_div(q.columns, Tile::kN));
   const int64_t tiles = int64_t{q.m_tiles} * q.n_tiles * q.groups;
   const int64_t chunks = ceil_div(q.pixels, Tile::kChunk);
-  const int64_t wanted = slices_of(tiles, chunks, 264 * Tile::kBlocks / 2);
-  q.chunks_a_slice = std::max<int64_t>(ceil_div(chunks, wanted), 1);
-  const int64_t slices = std::max<int64_t>(ceil_div(chunks, q.chunks_a_slice), 1);
   WgradSum sum{};
   sum.slice_size = p.K * q.width;
   sum.outputs = p.K * q.columns;
+  q.chunks_a_slice =
+      chunks_a_slice<Tile>(tiles, chunks, sum.slice_size * static_cast<int64_t>(sizeof(Wide<T>)));
+  const int64_t slices = std::max<int64_t>(ceil_div(chunks, q.chunks_a_slice), 1);
   q.slices = queue.scratch<Wide<T>>(slices * sum.slice_size);
   launch(quads ? simt_wgrad_slices<T, Tile, true> : simt_wgrad_slices<T, Tile, false>,
          dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(slices)), Tile::kThreads,
@@ -279,9 +296,15 @@ void wgrad(const ConvProblem& p, const T* dz, const T* x, T* dw, const Queue& qu
   const bool quads =
       channels_last && q.C % 4 == 0 && q.M % 4 == 0 && aligned<T>(x, 4) && aligned<T>(dz, 4);
   if constexpr (std::is_same_v<T, float>) {
-    if (q.M > 64 && q.columns > 64)
+    // By the weights that a tile has and the problem has not, and the share of FMAs in its threads.
+    const auto cost = [&](int64_t m, int64_t n, double share) {
+      return static_cast<double>(ceil_div(q.M, m) * m * ceil_div(q.columns, n) * n) / share;
+    };
+    const double large = cost(128, 128, 0.75), medium = cost(64, 128, 0.7);
+    const double small = cost(64, 64, 0.6);
+    if (large <= std::min(medium, small))
       return run<T, SimtTile<float, 128, 128, 8, 8, 2>>(p, q, quads, dw, queue);
-    if (q.columns > 64) return run<T, SimtTile<float, 64, 128, 8, 8, 3>>(p, q, quads, dw, queue);
+    if (medium <= small) return run<T, SimtTile<float, 64, 128, 8, 8, 3>>(p, q, quads, dw, queue);
   }
   run<T, SimtTile<Wide<T>, 64, 64, 8, 4, std::is_same_v<T, double> ? 2 : 4>>(p, q, quads, dw,
                                                                              queue);

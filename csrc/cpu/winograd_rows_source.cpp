@@ -1,0 +1,98 @@
+// Phases and points of the rows of an image, see winograd_rows_source.h.
+#include "cpu/winograd_rows_source.h"
+
+#include <algorithm>
+
+#include "cpu/transpose_tile.h"
+
+namespace torchconv::cpu::winograd::rows {
+namespace {
+
+using V = Vec<float>;
+constexpr int kL = V::kLanes;
+
+}  // namespace
+
+std::vector<TapGroup> tap_groups(int64_t columns, int64_t step) {
+  std::vector<TapGroup> groups;
+  for (int taps = kMostTaps; taps > 0; --taps)
+    for (int64_t phase = 0; phase < std::min(step, columns); ++phase) {
+      const int64_t count = ceil_div(columns - phase, step), threes = count / kMostTaps;
+      const int64_t here = taps == kMostTaps ? threes : count % kMostTaps == taps ? 1 : 0;
+      for (int64_t i = 0; i < here; ++i) {
+        const int64_t first = taps == kMostTaps ? i * kMostTaps : threes * kMostTaps;
+        groups.push_back({phase + first * step, taps, 0});
+      }
+    }
+  int64_t plane = 0;
+  for (TapGroup& group : groups) {
+    group.plane = plane;
+    plane += points_of(group.taps);
+  }
+  return groups;
+}
+
+int64_t planes_of(const std::vector<TapGroup>& groups) {
+  return groups.back().plane + points_of(groups.back().taps);
+}
+
+Source::Source(const ConvView& view, int64_t plane)
+    : C_(view.C), step_(view.step_w), plane_(plane), strides_(view.src), apart_(kOutputs * step_) {
+  const Range taps = tap_span(view, &ConvTap::w);
+  groups_ = tap_groups(taps.size(), step_);
+  first_column_ = taps.begin;
+  phase_ = plane_ + round_up(taps.size() / apart_ + 2, kL);
+  columns_ = {std::clamp<int64_t>(first_column_, 0, view.W),
+              std::clamp<int64_t>(first_column_ + phase_ * apart_, 0, view.W)};
+  tiles_ = std::max<int64_t>(ceil_div(columns_.end - first_column_, apart_), 0);
+  line_ = phase_ * apart_ * (strides_.c == 1 ? C_ : 1);
+  const int64_t channels = strides_.c == 1 ? C_ : 1;
+  for (const TapGroup& group : groups_)
+    for (int p = 0; p < kMostPoints; ++p) {
+      const int64_t column = group.column + p * step_;
+      inputs_.push_back(column % apart_ * channels * phase_ + column / apart_);
+    }
+  phases_offset_ = round_up(line_ * (strides_.c == 1 ? 1 : C_) + kL, kL);
+}
+
+// From the phases of a channel to the points of a group, whose inputs are so far apart.
+template <int kTaps>
+void Source::transform_group(const float* phases, const int64_t* inputs, float* to) const {
+  constexpr int kPoints = points_of(kTaps);
+  for (int64_t t = 0; t < plane_; t += kL) {
+    V::Type d[kPoints], points[kPoints];
+#pragma GCC unroll 6
+    for (int p = 0; p < kPoints; ++p) d[p] = V::load(phases + inputs[p] + t);
+    transform_input<kTaps>(d, points);
+#pragma GCC unroll 6
+    for (int p = 0; p < kPoints; ++p) V::store(to + p * plane_ + t, points[p]);
+  }
+}
+
+void Source::transform(const float* row, float* scratch, float* to) const {
+  const bool together = strides_.c == 1;
+  const int64_t lines = together ? 1 : C_, width = together ? C_ : 1;
+  for (int64_t l = 0; l < lines; ++l)
+    std::copy_n(row + l * strides_.c + columns_.begin * strides_.column, columns_.size() * width,
+                scratch + l * line_ + (columns_.begin - first_column_) * width);
+  float* const phases = scratch + phases_offset_;
+  for (int64_t l = 0; l < lines; ++l)
+    for (int64_t t = 0; t < tiles_; t += kL)
+      for (int64_t p = 0; p < apart_ * width; p += kL)
+        transpose_tile(scratch + l * line_ + t * apart_ * width + p, apart_ * width, kL, kL,
+                       phases + (l * apart_ + p) * phase_ + t, phase_,
+                       std::min<int64_t>(apart_ * width - p, kL));
+  for (int64_t c = 0; c < C_; ++c, to += channel()) {
+    const float* from = phases + c * (together ? 1 : apart_) * phase_;
+    const int64_t* inputs = inputs_.data();
+    for (const TapGroup& group : groups_) {
+      float* points = to + group.plane * plane_;
+      if (group.taps == 3) transform_group<3>(from, inputs, points);
+      if (group.taps == 2) transform_group<2>(from, inputs, points);
+      if (group.taps == 1) transform_group<1>(from, inputs, points);
+      inputs += kMostPoints;
+    }
+  }
+}
+
+}  // namespace torchconv::cpu::winograd::rows
