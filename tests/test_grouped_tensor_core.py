@@ -1,6 +1,7 @@
-"""Grouped convolutions on tensor cores (csrc/cuda/grouped_mma_*.cu): all passes against float64, for
-groups that share a unit of 8 channels, are one, or have several, with slabs that are not full, and
-images that end inside a tile or fit into one with others.
+"""Grouped convolutions on tensor cores (csrc/cuda/grouped_mma_*.cu): all passes against float64.
+
+Groups share a unit of 8 channels, are one, or have several; slabs are not full; images end inside a
+tile or fit into one with others.
 
 They are for the GPU and the emulator; the CPU's kernels pass them too.
 """

@@ -39,7 +39,7 @@ struct GroupedGather {
   int64_t filter_output, filter_channel;  // elements from one to the next, in a group
   GroupedChannels c;
   int32_t batch;
-  GatherAxis h, w;
+  MmaAxis h, w;
   bool backward;
   OctetTile tile;
   int32_t parts;         // of the tiles of a phase
@@ -61,7 +61,7 @@ struct GroupedWgrad {
   void* dw;
   GroupedChannels c;
   int32_t batch;
-  GatherAxis h, w;
+  MmaAxis h, w;
   OctetTile tile;
   int32_t parts, jobs, chunks;  // jobs of a slab, a warp each; of them for each tile of filters
   int32_t halo_bytes;

@@ -154,13 +154,13 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
                     p.c.channels,
                     first_unit,
                     units};
-  const auto stage = [&](int tile) {
-    const OctetPlace first = tiles.place(tile);
+  const auto stage = [&](int tile, const OctetPlace& first) {
     stage_slab<kWarps>(source, buffer(tile), p.tile.images, halo, p.scale_w, first.image,
                        first.row * h.scale + h.base, first.column * w.scale + w.base);
     copy_async_commit();
   };
-  stage(begin);
+  OctetPlace next = tiles.place(begin);
+  stage(begin, next);
   const int zeros = p.buffer_bytes - kPixelBytes;
   for (int i = thread; i < 2 * kPixelBytes / 4; i += kGroupedThreads<Tiles>)
     store_shared(buffer(i & 1) + static_cast<SharedAddress>(zeros + i / 2 * 4), 0);
@@ -175,13 +175,24 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
   }
   stage_filters<T>(p, h, w, first_unit, units, steps, filters);
 
-  const int tile_groups = units / Tiles;
-  const int items = octets / (2 * kPairs) * tile_groups;
-  const auto offset_of = [&](const OctetPlace& first, const OctetPlace& place, int j) -> int64_t {
+  // Every warp computes the same units of outputs for all tiles.
+  const int tile_groups = units / Tiles, warps_abreast = kWarps / tile_groups;
+  const int first_tile = warp % tile_groups * Tiles;
+  const int first_piece = warp / tile_groups < warps_abreast ? warp / tile_groups : octets;
+  const int group_bytes = first_tile / p.c.group_units * p.c.group_units * kUnitBytes;
+  const int channel = first_tile * kUnitChannels + lane % 4 * 2;  // in the slab
+  const uint32_t* b = filters + first_tile * steps * 64;
+  float bias[Tiles][2];
+#pragma unroll
+  for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      bias[n][e] = epilogue.bias_of((first_unit + n) * kUnitChannels + channel + e);
+  const auto offset_of = [&](const OctetPlace& first, const OctetPlace& place, int j) {
     const int n = first.image + place.image, row = first.row + place.row;
     const int column = first.column + place.column + j;
     if (n >= p.batch || row >= h.outputs || column >= w.outputs) return -1;
-    return ((int64_t{n} * p.h.outputs + h.first_output + row * h.output_step) * p.w.outputs +
+    return ((n * p.h.outputs + h.first_output + row * h.output_step) * p.w.outputs +
             w.first_output + column * w.output_step) *
                p.c.channels +
            first_unit * kUnitChannels;
@@ -190,17 +201,18 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
   for (int tile = begin; tile < end; ++tile) {
     copy_async_wait<0>();
     __syncthreads();
-    if (tile + 1 < end) stage(tile + 1);
-    const OctetPlace first = tiles.place(tile);
-    for (int item = warp; item < items; item += kWarps) {
-      const int first_octet = item / tile_groups * 2 * kPairs;
-      const int first_tile = item % tile_groups * Tiles;
+    const OctetPlace first = next;
+    if (tile + 1 < end) {
+      next = tiles.place(tile + 1);
+      stage(tile + 1, next);
+    }
+    for (int piece = first_piece; piece < octets / (2 * kPairs); piece += warps_abreast) {
+      const int first_octet = piece * 2 * kPairs;
       int pixel[kPairs];
 #pragma unroll
       for (int m = 0; m < kPairs; ++m)
         pixel[m] = (places[first_octet + 2 * m + lane / 8 % 2].pixel + lane % 8) * kPixelBytes +
-                   first_tile / p.c.group_units * p.c.group_units * kUnitBytes;
-      const uint32_t* b = filters + first_tile * steps * 64;
+                   group_bytes;
       float sums[kPairs][Tiles][4];
       accumulate<T, Tiles, false>(sums, buffer(tile), pixel, halves, b, steps, 0);
       if constexpr (Tiles == 1) {
@@ -226,23 +238,19 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
           }
         }
       }
-      const int channel = first_tile * kUnitChannels + lane % 4 * 2;  // in the slab
       float z[kPairs * Tiles * 4];
 #pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
-        const int k = first_unit * kUnitChannels + channel + n * kUnitChannels;
-        const float bias[2] = {epilogue.bias_of(k), epilogue.bias_of(k + 1)};
+      for (int n = 0; n < Tiles; ++n)
 #pragma unroll
         for (int m = 0; m < kPairs; ++m)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) z[(m * Tiles + n) * 4 + e] = sums[m][n][e] + bias[e % 2];
-      }
+          for (int e = 0; e < 4; ++e) z[(m * Tiles + n) * 4 + e] = sums[m][n][e] + bias[n][e % 2];
       if (epilogue.preactivation != nullptr) {
 #pragma unroll
         for (int m = 0; m < kPairs; ++m)
 #pragma unroll
           for (int upper = 0; upper < 2; ++upper) {
-            const int64_t offset = offset_of(first, places[first_octet + 2 * m + upper], lane / 4);
+            const int offset = offset_of(first, places[first_octet + 2 * m + upper], lane / 4);
             if (offset < 0) continue;
 #pragma unroll
             for (int n = 0; n < Tiles; ++n) {
@@ -272,7 +280,7 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
 #pragma unroll 4
     for (int i = thread; i < octets * 64; i += kGroupedThreads<Tiles>) {
       const int from = i / 8, unit = i % 8;
-      const int64_t offset = offset_of(first, places[from / 8], from % 8);
+      const int offset = offset_of(first, places[from / 8], from % 8);
       if (offset >= 0 && unit < units)
         *reinterpret_cast<Vector<uint32_t, 4>*>(epilogue.y + offset + unit * kUnitChannels) =
             *reinterpret_cast<const Vector<uint32_t, 4>*>(out + from * kPixelBytes +

@@ -13,7 +13,7 @@ namespace {
 struct WidestPhase {
   int32_t taps, move, scale, outputs;
 };
-WidestPhase widest(const GatherAxis& axis, bool backward) {
+WidestPhase widest(const MmaAxis& axis, bool backward) {
   if (!backward) return {axis.taps, axis.dilation, axis.stride, axis.outputs};
   const int step = axis.stride / axis.common;
   return {static_cast<int32_t>(ceil_div(axis.taps, step)), axis.dilation / axis.common, 1,
@@ -69,15 +69,17 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
     const int shared = grouped_gather_shared(g);
     if (shared > most) return;
     const int blocks = std::min(registers_allow, (most + 1024) / (shared + 1024));
-    const int64_t pieces = ceil_div(int64_t{tile.images} * tile.rows * tile.octets, 8) *
-                           (p.c.slab_units / tiles_at_once);
-    // Cycles of shared memory for an mma's operands; of the copies; of barriers and addresses.
-    const int64_t products = round_up(pieces, warps) * p.steps * (16 + 2 * tiles_at_once);
+    const int64_t pieces = ceil_div(int64_t{tile.images} * tile.rows * tile.octets, 8);
+    const int abreast = std::max(warps / (p.c.slab_units / tiles_at_once), 1);
+    // Cycles of shared memory for an mma's operands and of an epilogue; of the copies; of barriers
+    // and addresses.
+    const int64_t products = ceil_div(pieces, abreast) * warps *
+                             (p.steps * (16 + 2 * tiles_at_once) + 40 + 16 * tiles_at_once);
     const int64_t tiles = OctetTiles(tile, p.batch, h.outputs, w.outputs).count();
     const int64_t parts = std::clamp<int64_t>(multiprocessors * blocks / others, 1, tiles);
     // Blocks side by side hide each other's latencies and barriers.
     const double cost = static_cast<double>(ceil_div(tiles, parts) * (blocks + 1)) *
-                        static_cast<double>(products + 4 * pixels + 400);
+                        static_cast<double>(products + 4 * pixels + 600);
     if (best_parts != 0 && cost >= best) return;
     best = cost, best_parts = parts;
     p.tile = tile, p.buffer_bytes = g.buffer_bytes;

@@ -32,7 +32,7 @@ inline int grouped_wgrad_shared(const GroupedWgrad& p) {
 struct StagedAxis {
   int32_t taps, move, scale;
 };
-__host__ __device__ __forceinline__ StagedAxis staged(const GatherAxis& axis) {
+__host__ __device__ __forceinline__ StagedAxis staged(const MmaAxis& axis) {
   return {axis.taps, axis.dilation, axis.stride};
 }
 
@@ -113,22 +113,23 @@ __device__ __forceinline__ void stage_slab(const Slab& from, SharedAddress to, i
                                            int x) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, unit = lane % 8;
   if (unit >= from.units) return;
-  const int64_t pixel_bytes = int64_t{from.channels} * 2;
+  const uint64_t image_bytes = reinterpret_cast<uint64_t>(from.image) +
+                               static_cast<uint64_t>((from.first_unit + unit) * kUnitBytes);
   for (int line = thread / 32; line < images * halo.h; line += Warps) {
-    const int image = line / halo.h, row = y + line - image * halo.h;
+    const int image = images > 1 ? line / halo.h : 0, row = y + line - image * halo.h;
     const bool inside = all_of(n + image < from.batch, within(row, from.rows));
-    const uint64_t source =
-        reinterpret_cast<uint64_t>(from.image) +
-        static_cast<uint64_t>(((int64_t{n + image} * from.rows + row) * from.columns + x) *
-                                  pixel_bytes +
-                              (from.first_unit + unit) * kUnitBytes);
+    // In elements; what is inside the image fits.
+    const uint32_t source =
+        static_cast<uint32_t>(((n + image) * from.rows + row) * from.columns + x) *
+        static_cast<uint32_t>(from.channels);
     const SharedAddress to_line =
         to + static_cast<SharedAddress>(line * halo.pitch * kPixelBytes + unit * kUnitBytes);
 #pragma unroll 2
     for (int column = lane / 8; column < halo.w; column += 4)
       copy_async<16>(
           to_line + static_cast<SharedAddress>(move_in_halo(halo, scale_w, 0, column)),
-          reinterpret_cast<const void*>(source + static_cast<uint64_t>(column * pixel_bytes)),
+          reinterpret_cast<const void*>(
+              image_bytes + 2 * uint64_t{source + static_cast<uint32_t>(column * from.channels)}),
           all_of(inside, within(x + column, from.columns)));
   }
 }

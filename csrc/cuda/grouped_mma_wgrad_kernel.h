@@ -64,8 +64,7 @@ __global__ void __launch_bounds__(kWgradThreads, Tiles == 4 ? 1 : 2)
                 p.c.channels,
                 first_unit,
                 units};
-  const auto stage = [&](int tile) {
-    const OctetPlace first = tiles.place(tile);
+  const auto stage = [&](int tile, const OctetPlace& first) {
     stage_slab<kWgradWarps>(x, buffer(tile), p.tile.images, halo, p.scale_w, first.image,
                             first.row * h.scale - p.h.pad, first.column * w.scale - p.w.pad);
     stage_slab<kWgradWarps>(dz, buffer(tile) + static_cast<SharedAddress>(p.halo_bytes),
@@ -73,7 +72,8 @@ __global__ void __launch_bounds__(kWgradThreads, Tiles == 4 ? 1 : 2)
                             first.column);
     copy_async_commit();
   };
-  if (begin < end) stage(begin);
+  OctetPlace next = tiles.place(begin);
+  stage(begin, next);
   for (int i = thread; i < padded; i += kWgradThreads)
     places[i] = octet_of(p.tile, halo, h.scale, i);
   // An octet that only fills up a pair.
@@ -126,9 +126,12 @@ __global__ void __launch_bounds__(kWgradThreads, Tiles == 4 ? 1 : 2)
   for (int tile = begin; tile < end; ++tile) {
     copy_async_wait<0>();
     __syncthreads();
-    if (tile + 1 < end) stage(tile + 1);
+    const OctetPlace first = next;
+    if (tile + 1 < end) {
+      next = tiles.place(tile + 1);
+      stage(tile + 1, next);
+    }
     if (busy) {
-      const OctetPlace first = tiles.place(tile);
       const SharedAddress staged_x = buffer(tile);
       const SharedAddress staged_dz = staged_x + static_cast<SharedAddress>(p.halo_bytes);
 #pragma unroll 1
