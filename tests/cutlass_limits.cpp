@@ -93,6 +93,11 @@ int dgrad(const int64_t* v, const double* dz, const double* w, double* dx) {
   return 1;
 }
 
+int64_t tile(const int64_t* v, int64_t multiprocessors) {
+  const ConvProblem p = problem(v);
+  return sm90::gather_tile(sm90::fprop_gather(p), sm90::bytes_of(p.dtype), multiprocessors);
+}
+
 // tile_k, tile_c, tiles, tiles_of_split, splits, splits_of_round
 void splits(const int64_t* v, int64_t* out) {
   const ConvProblem p = problem(v);

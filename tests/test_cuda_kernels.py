@@ -239,6 +239,9 @@ def test_conv2d_backward(
         ((2, 32, 9, 9), 1, torch.float16, 70, False, "implicit matrix product"),
         ((2, 32, 9, 9), 32, torch.float16, 90, False, "depthwise"),
         ((2, 32, 9, 9), 4, torch.float32, 90, False, "groups"),
+        ((2, 32, 9, 9), 4, torch.float16, 90, False, "groups"),
+        ((2, 64, 9, 9), 16, torch.float16, 80, False, "groups on tensor cores"),
+        ((2, 64, 9, 9), 16, torch.float16, 70, False, "groups"),
     ],
 )
 def test_choice_of_algorithm(

@@ -25,7 +25,7 @@ FPROP, DGRAD, WGRAD = range(3)
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)
 NCHW, NHWC = range(2)
 RELU, RELU6, SIGMOID = 1, 2, 3
-MOST_OF_A_SPLIT = 64
+MOST_OF_A_SPLIT = 64 * 64
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +210,25 @@ def test_splits_cover_the_sum(
     assert of_split <= MOST_OF_A_SPLIT
     assert 1 <= of_round <= 65535
     assert of_round == 1 or of_round * k * taps * taps * c * 4 <= 256 << 20
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "size", "k", "taps", "tile"),
+    [
+        (64, 256, (56, 56), 256, 3, 256),
+        (64, 512, (14, 14), 512, 3, 128),
+        (64, 512, (7, 7), 512, 3, 128),
+        (64, 64, (56, 56), 64, 3, 64),
+        (1, 64, (7, 7), 512, 3, 64),
+        # The layers of test_cutlass.py that are there for their tiles.
+        (13, 64, (31, 33), 248, 3, 256),
+        (36, 264, (31, 33), 248, 1, 256),
+        (32, 64, (32, 32), 120, 3, 128),
+    ],
+)
+def test_tile(
+    limits: ctypes.CDLL, n: int, c: int, size: tuple[int, int], k: int, taps: int, tile: int
+) -> None:
+    pad = (taps // 2,) * 4
+    v = _problem(n=n, c=c, k=k, size=size, taps=(taps, taps), padding=pad)
+    assert limits.tile(v, ctypes.c_int64(132)) == tile

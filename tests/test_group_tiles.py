@@ -140,3 +140,29 @@ def test_saved_sums(width: int, layout: str) -> None:
         expected = torch.autograd.grad(truth, doubles, dy.double())
         for gradient, value in zip(torch.autograd.grad(out, leaves, dy), expected, strict=True):
             assert_accurate(gradient, value)
+
+
+@on_formats
+@on_widths
+@pytest.mark.parametrize("r", [3, 5, 7])
+def test_weight_gradient_meets_no_padding(r: int, dtype: torch.dtype, layout: str) -> None:
+    """Where numbers at an edge are not finite, taps get them from true products alone."""
+    for size, stride in ((5, 1), (9, 1), (12, 1), (7, 2), (12, 2)):
+        x, w = operands((2, 16, size, size), (16, 1, r, r), layout, dtype)
+        w.requires_grad_()
+        z = F.conv2d(x, w, padding=r // 2, stride=stride, groups=16)
+        dz = in_layout(torch.randn_like(z), layout)
+        odd_x, odd_dz = torch.zeros_like(x), torch.zeros_like(dz)
+        for channel, (row, column) in enumerate([(0, 0), (0, -1), (-1, 0), (-1, -1), (2, -1)]):
+            odd_x[1, channel, row, column] = odd_dz[0, channel + 6, row, column] = 1
+        x = in_layout(torch.where(odd_x > 0, torch.inf, x), layout)
+        dz = in_layout(torch.where(odd_dz > 0, torch.nan, dz), layout)
+        z = F.conv2d(x, w, padding=r // 2, stride=stride, groups=16)
+        (dw,) = torch.autograd.grad(z, w, dz)
+        reached = sum(
+            torch.nn.grad.conv2d_weight(
+                a.double(), w.shape, b.double(), padding=r // 2, stride=stride, groups=16
+            )
+            for a, b in ((odd_x, torch.ones_like(dz)), (torch.ones_like(x), odd_dz))
+        )
+        assert torch.equal(~torch.isfinite(dw), reached > 0)

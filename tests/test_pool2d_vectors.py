@@ -99,6 +99,50 @@ def test_bands(window: str, dtype: torch.dtype, layout: str) -> None:
         check_average(values(size, dtype, layout, 0), WINDOWS[window])
 
 
+@on_dtypes
+@pytest.mark.parametrize("shift", [0, 1])
+def test_planes(dtype: torch.dtype, shift: int) -> None:
+    """Many small planes, of rows that are whole vectors, halves of them, or neither."""
+    windows: dict[str, dict[str, Any]] = {
+        **WINDOWS,
+        "5x5_s1_p2": {"kernel_size": 5, "stride": 1, "padding": 2},
+        "5x4_s3x2": {"kernel_size": (5, 4), "stride": (3, 2)},
+    }
+    for size in ((2, 67, 14, 14), (1, 40, 9, 28), (1, 33, 12, 20)):
+        for kwargs in windows.values():
+            check_select(values(size, dtype, "contiguous", shift), kwargs)
+            check_average(values(size, dtype, "contiguous", shift), kwargs)
+    x = values((3, 16, 14, 15), dtype, "contiguous", shift)
+    check_select(x, {"kernel_size": 3, "dilation": 2, "padding": 1})
+    kwargs = {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False}
+    check_average(x.detach(), kwargs)
+    check_average(x.detach(), {**kwargs, "divisor_override": 5})
+
+
+@on_dtypes
+@pytest.mark.parametrize("shift", [0, 1])
+def test_adaptive_planes(dtype: torch.dtype, shift: int) -> None:
+    """Windows that overlap, that divide the plane, and more of them than elements."""
+    for size, out in (
+        ((2, 67, 14, 14), (7, 7)),
+        ((2, 33, 28, 28), (3, 3)),
+        ((1, 70, 9, 13), (4, 5)),
+        ((3, 16, 5, 6), (7, 4)),
+    ):
+        x = values(size, dtype, "contiguous", shift).requires_grad_()
+        y, indices = F.adaptive_max_pool2d(x, out, return_indices=True)
+        expected = torch_F.adaptive_max_pool2d(x, out, return_indices=True)
+        assert torch.equal(y, expected[0]) and torch.equal(indices, expected[1])
+        dy = torch.randint_like(y, -3, 4)
+        (dx,) = torch.autograd.grad(y, x, dy)
+        assert torch.equal(dx, torch.autograd.grad(expected[0], x, dy)[0])
+        double = x.detach().double().requires_grad_()
+        mean, truth = F.adaptive_avg_pool2d(x, out), torch_F.adaptive_avg_pool2d(double, out)
+        assert_accurate(mean, truth)
+        (dx,) = torch.autograd.grad(mean, x, dy)
+        assert_accurate(dx, torch.autograd.grad(truth, double, dy.double())[0])
+
+
 @on_formats
 @on_dtypes
 def test_global(dtype: torch.dtype, layout: str) -> None:

@@ -207,3 +207,84 @@ def test_long_sums(dtype: torch.dtype) -> None:
     z = F.conv2d(x, w).cpu()
     bound = {torch.float16: 1e-3, torch.bfloat16: 4e-3, torch.float32: 4e-4}[dtype]
     assert relative_error(z, torch_F.conv2d(*exactly(x, w))) <= bound
+
+
+# 1x1 kernels over NCHW as it lies: input size, filters. Planes of whole units of 16 bytes, of 8 (in
+# half types), and others, of which copies are made.
+PLANES: dict[str, tuple[tuple[int, ...], int]] = {
+    "whole_units": ((3, 32, 8, 12), 64),
+    "half_units": ((5, 40, 6, 14), 72),
+    "tiles_over_samples": ((7, 72, 2, 2), 136),
+    "large_tiles": ((2, 136, 16, 17), 144),
+    "few_filters": ((2, 200, 14, 14), 24),
+    "odd_filters": ((2, 48, 10, 10), 35),
+    "odd_channels": ((2, 19, 8, 9), 48),
+    "odd_planes": ((2, 32, 7, 7), 40),
+    "many_pixels": ((3, 16, 48, 48), 16),
+}
+on_planes = pytest.mark.parametrize("case", PLANES)
+
+
+def planes_operands(case: str, dtype: torch.dtype, layout: str = "contiguous") -> list[Tensor]:
+    size, filters = PLANES[case]
+    x, w = torch.randn(size), torch.randn(filters, size[1], 1, 1) * size[1] ** -0.5
+    b = torch.randn(filters)
+    return [in_layout(x.to(dtype), layout), in_layout(w.to(dtype), layout), b.to(dtype)]
+
+
+@on_planes
+@on_dtypes
+@pytest.mark.parametrize("layout", ["contiguous", "offset"])
+@pytest.mark.parametrize("flip", [False, True])
+def test_planes(case: str, layout: str, flip: bool, dtype: torch.dtype) -> None:
+    x, w, _ = planes_operands(case, dtype, layout)
+    z, dz, dx, dw = gradients(F.conv2d, x, w, None, flip_kernel=flip)
+    exact = gradients(torch_F.conv2d, *exactly(x, w, dz))
+    for out, truth in ((z, exact[0]), (dx, exact[2]), (dw, exact[3])):
+        assert out.is_contiguous()
+        assert_right(out, truth)
+
+
+@on_planes
+@on_dtypes
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_planes_epilogue(case: str, activation: str | None, dtype: torch.dtype) -> None:
+    x, w, b = planes_operands(case, dtype)
+    w.requires_grad_()
+    y = F.conv2d(x, w, b, activation=activation)  # keeps z too for some
+    z = torch_F.conv2d(*exactly(x, w, b))
+    assert_right(y.detach(), z if activation is None else getattr(torch_F, activation)(z))
+
+
+@on_planes
+@on_dtypes
+def test_planes_sample_alone(case: str, dtype: torch.dtype) -> None:
+    x, w, _ = planes_operands(case, dtype)
+    z, dz, dx, _ = gradients(F.conv2d, x, w, None)
+    for n in (0, len(x) - 1):
+        alone = gradients(F.conv2d, x[n : n + 1], w, dz[n : n + 1])
+        assert torch.equal(alone[0], z[n : n + 1])
+        assert torch.equal(alone[2], dx[n : n + 1])
+
+
+@on_dtypes
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_planes_keep_nan_and_infinity(value: float, dtype: torch.dtype) -> None:
+    """In their pixel, and in dw to their channel."""
+    x, w, _ = planes_operands("half_units", dtype)
+    x[1, 5, 2, 3] = value
+    w = w.abs() + 0.01
+    z, dz, _, dw = gradients(F.conv2d, x, w, None)
+    exact = gradients(torch_F.conv2d, *exactly(x, w, dz))
+    for out, truth in ((z, exact[0]), (dw, exact[3])):
+        assert torch.equal(out.cpu().isfinite(), truth.isfinite())
+
+
+@on_dtypes
+def test_planes_long_sums(dtype: torch.dtype) -> None:
+    def positive(*size: int) -> Tensor:
+        return (torch.rand(size) / 16).to(dtype)
+
+    x, w, dz = positive(2, 16, 160, 128), positive(16, 16, 1, 1), positive(2, 16, 160, 128)
+    dw = gradients(F.conv2d, x, w, dz)[3]
+    assert_right(dw, gradients(torch_F.conv2d, *exactly(x, w, dz))[3])

@@ -57,6 +57,7 @@ RULES = (
     Rule("cutlass_sm90_*.cu", "*device_kernel*", "sm_90a", r"HGMMA\..*", True, "wgmma"),
     Rule("mma_*.cu", "mma_*", "sm_80", r"[HI]MMA\..*", True, "mma"),
     Rule("mma_*.cu", "mma_*", "sm_90a", r"[HI]MMA\..*", True, "mma"),
+    Rule("grouped_mma_*.cu", "grouped_*", "sm_90a", r"[HI]MMA\..*", True, "mma"),
     Rule("*pool2d*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("depthwise_*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("conv_layout*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),

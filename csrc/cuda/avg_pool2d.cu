@@ -14,6 +14,8 @@ void forward(const PoolShape& s, const void* x, void* y, const Queue& queue) {
   const SelectedOutput nothing{Selected::kOffset8, nullptr};
   run_pool_windows(s, Averaging<T>{}, x, y, nothing, queue,
                    [&](int64_t images, const T* from, T* to, const SelectedOutput&) {
+                     if constexpr (sizeof(T) < 8)
+                       if (run_average_channels(s, images, from, to, queue)) return true;
                      return run_pool_bands<Averaging<T>, false>(s, images, from, to, nothing,
                                                                 queue);
                    });
@@ -30,7 +32,9 @@ void backward(const PoolShape& s, const T* dy, T* dx, const Queue& queue) {
     const T* from = dy + first * out;
     T* to = dx + first * in;
     if constexpr (sizeof(I) == 4) {
-      if (run_spread_planes<T, false>(s, images, from, {Selected::kOffset8, nullptr}, to, queue))
+      if (run_spread_planes<T, false>(s, images, from, {Selected::kOffset8, nullptr}, to, queue) ||
+          run_spread_tiles(s, images, from, to, queue) ||
+          (vectors && run_spread_channels(s, images, from, to, queue)))
         return;
       if constexpr (sizeof(T) < 8) {
         const BandWindow window = band_window<T>(s, vectors);

@@ -126,6 +126,9 @@ void dgrad(const ConvProblem& p, Gradient& dz, const void* w, void* dx, const Qu
     case ConvAlgorithm::kGrouped:
       grouped_dgrad(q, gradient, weights, image.data(), queue);
       break;
+    case ConvAlgorithm::kGroupedMma:
+      grouped_mma_dgrad(q, gradient, weights, image.data(), queue);
+      break;
     case ConvAlgorithm::kMma:
       mma_dgrad(q, gradient, weights, image.data(), queue);
       break;
@@ -153,6 +156,9 @@ void wgrad(const ConvProblem& p, Gradient& dz, const void* x, void* dw, const Qu
       break;
     case ConvAlgorithm::kGrouped:
       grouped_wgrad(q, gradient, image, weights, queue);
+      break;
+    case ConvAlgorithm::kGroupedMma:
+      grouped_mma_wgrad(q, gradient, image, weights, queue);
       break;
     case ConvAlgorithm::kMma:
       mma_wgrad(q, gradient, image, weights, queue);
@@ -185,6 +191,9 @@ void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const Weig
       break;
     case ConvAlgorithm::kGrouped:
       grouped_fprop(q, image, weights, bias, out.data(), z.data(), queue);
+      break;
+    case ConvAlgorithm::kGroupedMma:
+      grouped_mma_fprop(q, image, weights, bias, out.data(), z.data(), queue);
       break;
     case ConvAlgorithm::kMma:
       mma_fprop(q, image, weights, bias, out.data(), z.data(), queue);

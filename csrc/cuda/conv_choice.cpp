@@ -1,9 +1,11 @@
 // THE table of the GPU's convolution algorithms.
 //
 //   groups == C                                    depthwise
-//   groups of several channels                     grouped
+//   groups of several channels,                    mma.sync for 16-bit types (Ampere and later),
+//                                                  else direct
 //   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
-//   products long and wide enough for a tile       else mma.sync (Ampere and later)
+//   products long and wide enough for a tile       else mma.sync (Ampere and later), which
+//                                                  takes 1x1 over NCHW as it lies
 //   the rest                                       SIMT
 #include "cuda/conv_choice.h"
 
@@ -28,12 +30,18 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, bool preactivation, const Qu
   if (empty(p)) return {ConvAlgorithm::kSimt, p};
   if (p.groups > 1) {
     if (depthwise_takes(p, pass)) return {ConvAlgorithm::kDepthwise, p};
+    ConvProblem channels_last = p;
+    channels_last.layout = channels_last.weight_layout = Layout::kNHWC;
+    channels_last.flip = false;
+    if (grouped_mma_takes(channels_last, pass, queue))
+      return {ConvAlgorithm::kGroupedMma, channels_last};
     if (grouped_takes(p, pass)) return {ConvAlgorithm::kGrouped, p};
     return {ConvAlgorithm::kSimt, p};
   }
   if (queue.capability < 80 || p.K < kLeastFilters || p.C * p.R * p.S < kLeastTerms ||
       !rounds_factors(p, queue))
     return {ConvAlgorithm::kSimt, p};
+  if (p.layout == Layout::kNCHW && mma_takes(p, pass, queue)) return {ConvAlgorithm::kMma, p};
   ConvProblem dense = p;
   dense.layout = dense.weight_layout = Layout::kNHWC;
   dense.flip = false;

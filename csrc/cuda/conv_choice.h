@@ -7,7 +7,7 @@
 
 namespace torchconv::cuda {
 
-enum class ConvAlgorithm : uint8_t { kSimt, kDepthwise, kGrouped, kMma, kCutlass };
+enum class ConvAlgorithm : uint8_t { kSimt, kDepthwise, kGrouped, kGroupedMma, kMma, kCutlass };
 
 struct ConvPlan {
   ConvAlgorithm algorithm;

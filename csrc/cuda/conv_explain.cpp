@@ -16,6 +16,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "depthwise";
     case ConvAlgorithm::kGrouped:
       return "groups";
+    case ConvAlgorithm::kGroupedMma:
+      return "groups on tensor cores";
     case ConvAlgorithm::kMma:
       return "implicit matrix product on tensor cores";
     case ConvAlgorithm::kCutlass:

@@ -151,6 +151,20 @@ __global__ void __launch_bounds__(kThreads)
   target[at] = source[(filter * taps + (flip ? taps - 1 - tap : tap)) * C + (at - row * C)];
 }
 
+// A thread for each `Count` neighbours of the target, which are in one row.
+template <typename T, int Count>
+__global__ void __launch_bounds__(kThreads)
+    resize(int64_t units, int64_t from, int64_t to, const T* source, T* target) {
+  const int64_t unit = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (unit >= units) return;
+  const int64_t row = to == Count ? unit : unit * Count / to, first = unit * Count - row * to;
+  Vector<T, Count> elements{};
+#pragma unroll
+  for (int i = 0; i < Count; ++i)
+    if (first + i < from) elements.element[i] = source[row * from + first + i];
+  *reinterpret_cast<Vector<T, Count>*>(target + unit * Count) = elements;
+}
+
 void repack(DType dtype, const void* source, Layout layout, bool flip, bool packing, void* target,
             int64_t K, int64_t C, int64_t taps, const Queue& queue) {
   const int64_t elements = K * C * taps;
@@ -183,6 +197,19 @@ void transpose(DType dtype, const void* source, void* target, int64_t N, int64_t
   with_float(dtype, [&](auto zero) {
     using T = Bits<sizeof(zero)>;
     transpose_bits(static_cast<const T*>(source), static_cast<T*>(target), N, A, B, queue);
+  });
+}
+
+void resize_rows(DType dtype, const void* source, void* target, int64_t rows, int64_t from,
+                 int64_t to, const Queue& queue) {
+  with_float(dtype, [&](auto zero) {
+    using T = Bits<sizeof(zero)>;
+    constexpr int kWide = kLanes<T>;
+    const bool wide = to % kWide == 0 && aligned<T>(target, kWide);
+    const int64_t units = rows * to / (wide ? kWide : 1);
+    launch(wide ? resize<T, kWide> : resize<T, 1>,
+           dim3(static_cast<unsigned>(ceil_div(units, kThreads))), kThreads, 0, queue, units, from,
+           to, static_cast<const T*>(source), static_cast<T*>(target));
   });
 }
 

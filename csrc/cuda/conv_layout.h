@@ -11,6 +11,10 @@ namespace torchconv::cuda {
 void transpose(DType dtype, const void* source, void* target, int64_t N, int64_t A, int64_t B,
                const Queue& queue);
 
+// Rows of `from` elements become rows of `to`, cut or filled with zeros. Floating-point types.
+void resize_rows(DType dtype, const void* source, void* target, int64_t rows, int64_t from,
+                 int64_t to, const Queue& queue);
+
 // K x R x S x C from a weight of C channels a filter in either layout, each kernel turned by 180
 // degrees with flip; and back, for the weight's gradient.
 void pack_weights(DType dtype, const void* w, Layout layout, bool flip, void* packed, int64_t K,

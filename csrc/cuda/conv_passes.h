@@ -39,8 +39,19 @@ void grouped_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx
 void grouped_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
                    const Queue& queue);
 
+// --- grouped_mma_*.cu: tensor cores through mma.sync, float16 and bfloat16, as many filters as
+// channels a group. Layouts NHWC and K x R x S x C, no flip.
+bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue);
+void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                       void* y, void* preactivation, const Queue& queue);
+void grouped_mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
+                       const Queue& queue);
+void grouped_mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
+                       const Queue& queue);
+
 // --- mma_*.cu: tensor cores through mma.sync (compute capability 8.0 and later), float16,
-// bfloat16, and float32 rounded to TF32. Layouts NHWC and K x R x S x C, one group, no flip.
+// bfloat16, and float32 rounded to TF32. Layouts NHWC and K x R x S x C, one group, no flip; and
+// 1x1 kernels over NCHW.
 bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue);
 void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
                void* preactivation, const Queue& queue);

@@ -2,8 +2,8 @@
 //
 // fprop is one gather. dgrad is a gather over dz with the filters turned and transposed, one for
 // each phase of the stride, whose positions of x share their taps. wgrad sums the splits of its
-// products, in blocks of 32 columns of four elements by kRows rows of splits. These helpers are
-// memory-bound, and small beside the convolution.
+// products, in blocks of kColumns columns of four elements by kRows rows of splits. These helpers
+// are memory-bound, and small beside the convolution.
 #include "cuda/conv_passes.h"
 
 #ifdef TORCHCONV_CUTLASS
@@ -78,28 +78,32 @@ __global__ void fill_with_zeros(uint4* target, int64_t count) {
     target[i] = uint4{0, 0, 0, 0};
 }
 
-constexpr int kRows = 8;
+constexpr int kRows = 8, kColumns = 32;
 
 // One round of splits: before + the sum of sums[i][e], from which dw or what the next round begins
-// with. A row of threads adds every kRows-th split, and the first row adds the rows.
+// with. A row of threads adds every kRows-th split, and the first row adds the rows; few splits are
+// added by one long row.
 template <typename T>
 __global__ void add_splits(const float4* sums, int splits, int64_t vectors, const float4* before,
                            float4* after, Vector<T, 4>* dw) {
-  __shared__ double partial[kRows][4][32];
-  const int64_t v = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x;
+  const int64_t v = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   double total[4] = {};
   if (v < vectors) {
 #pragma unroll 4
-    for (int i = threadIdx.y; i < splits; i += kRows) {
+    for (int i = threadIdx.y; i < splits; i += blockDim.y) {
       const float4 sum = sums[i * vectors + v];
       total[0] += sum.x, total[1] += sum.y, total[2] += sum.z, total[3] += sum.w;
     }
   }
-  for (int e = 0; e < 4; ++e) partial[threadIdx.y][e][threadIdx.x] = total[e];
-  __syncthreads();
-  if (threadIdx.y != 0 || v >= vectors) return;
-  for (int row = 1; row < kRows; ++row)
-    for (int e = 0; e < 4; ++e) total[e] += partial[row][e][threadIdx.x];
+  if (blockDim.y > 1) {
+    __shared__ double partial[kRows][4][kColumns];
+    for (int e = 0; e < 4; ++e) partial[threadIdx.y][e][threadIdx.x] = total[e];
+    __syncthreads();
+    if (threadIdx.y != 0) return;
+    for (int row = 1; row < kRows; ++row)
+      for (int e = 0; e < 4; ++e) total[e] += partial[row][e][threadIdx.x];
+  }
+  if (v >= vectors) return;
   if (before != nullptr) {
     const float4 b = before[v];
     total[0] += b.x, total[1] += b.y, total[2] += b.z, total[3] += b.w;
@@ -123,8 +127,9 @@ void wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const 
     const int64_t count = std::min(round, s.splits - first);
     const bool last = first + count == s.splits;
     sm90::wgrad_sums(p, s, first, count, dz, x, sums, queue);
-    launch(add_splits<T>, dim3(static_cast<unsigned>(ceil_div(vectors, 32))), dim3(32, kRows), 0,
-           queue, reinterpret_cast<const float4*>(sums), static_cast<int>(count), vectors,
+    const dim3 block = count < 2 * kRows ? dim3(kColumns * kRows, 1) : dim3(kColumns, kRows);
+    launch(add_splits<T>, dim3(static_cast<unsigned>(ceil_div(vectors, block.x))), block, 0, queue,
+           reinterpret_cast<const float4*>(sums), static_cast<int>(count), vectors,
            reinterpret_cast<const float4*>(first > 0 ? carried : nullptr),
            reinterpret_cast<float4*>(last ? nullptr : carried),
            static_cast<Vector<T, 4>*>(last ? dw : nullptr));

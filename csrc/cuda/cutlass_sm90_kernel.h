@@ -5,12 +5,12 @@
 // zeros. fprop: (NPQ x CRS) times (CRS x K), dgrad the same over dz; wgrad: (K x NPQ) times
 // (NPQ x CRS). Bound: the tensor cores, where a layer has channels enough.
 //
-// A block computes one tile of the product: four warps multiply (wgmma), convert and store, a fifth
-// loads. That is 160 threads, so that several blocks fit a multiprocessor's registers, and one
-// multiplies while another begins or stores. (CUTLASS's own kernel spends four warps on the loads
-// and has the multiprocessor to itself.) Blocks of one cluster have neighbouring tiles of M and
-// share what they load of B. Tiles of N follow each other, so that blocks which run together find
-// A in the cache. wgrad's sum is long and divided: blockIdx.y is a split, with a result of its own.
+// A block computes tile after tile of the product: one or two warpgroups multiply (wgmma), convert
+// and store, one more warp loads, and runs ahead into the next tile while the last one is stored.
+// Blocks of one cluster have neighbouring tiles of M and share what they load of B. Tiles of N
+// follow each other, so that blocks which run together find A in the cache. The order of an
+// output's additions is that of the sum, whatever the tile. wgrad's sum is long and divided: each
+// split has a result of its own, and tiles.
 #pragma once
 
 #include "cuda/cutlass_sm90_limits.h"
@@ -38,22 +38,38 @@ using ProblemShape = cutlass::conv::ConvProblemShape<kOperator, 2>;
 // Loads and products, and the way of the sums to memory, for tiles of Tile with operands of Element
 // and results of Output in the layout of OutputTag, what Fusion, a visitor tree, makes of the sums.
 template <Operator kOperator, class Element, class Output, class OutputTag, class Tile_,
-          class Cluster, int kStages, int kBlocks_, class Fusion>
+          class Cluster, int kStages, int kWarpgroups, int kBlocks_, class Fusion>
 struct Configuration {
-  static constexpr int kBlocks = kBlocks_;  // on a multiprocessor
+  static constexpr int kBlocks = kBlocks_;                // on a multiprocessor
+  static constexpr bool kCooperative = kWarpgroups == 2;  // they share the tile's rows
   static constexpr int kAlignment = 16 / static_cast<int>(sizeof(Element));
   static constexpr int kOutputAlignment = 16 / static_cast<int>(sizeof(Output));
   using Tag = cutlass::layout::TensorNHWC;
+  // Rows of 128 bytes for the stores.
+  using EpilogueTile =
+      std::conditional_t<kCooperative && sizeof(Output) == 2, cute::Shape<cute::_128, cute::_64>,
+                         cutlass::epilogue::collective::EpilogueTileAuto>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile_, Cluster,
-      cutlass::epilogue::collective::EpilogueTileAuto, float, float, void, OutputTag,
-      kOutputAlignment, Output, OutputTag, kOutputAlignment, cutlass::epilogue::TmaWarpSpecialized,
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile_, Cluster, EpilogueTile, float,
+      float, void, OutputTag, kOutputAlignment, Output, OutputTag, kOutputAlignment,
+      std::conditional_t<kCooperative, cutlass::epilogue::TmaWarpSpecializedCooperative,
+                         cutlass::epilogue::TmaWarpSpecialized>,
       Fusion>::CollectiveOp;
-  using Mainloop = typename cutlass::conv::collective::CollectiveBuilder<
+  // The builder makes mainloops for one warpgroup; the collective itself takes any number.
+  using Builder = cutlass::conv::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, kOperator, Element, Tag, kAlignment,
       Element, Tag, kAlignment, float, Tile_, Cluster,
       cutlass::conv::collective::StageCount<kStages>,
-      cutlass::conv::KernelImplicitTmaWarpSpecializedSm90>::CollectiveOp;
+      cutlass::conv::KernelImplicitTmaWarpSpecializedSm90>;
+  using TiledMma = decltype(cute::make_tiled_mma(
+      typename Builder::TiledMma::Atom{},
+      cute::Layout<cute::Shape<cute::Int<kWarpgroups>, cute::_1, cute::_1>>{}));
+  using Mainloop = cutlass::conv::collective::CollectiveConv<
+      typename Builder::DispatchPolicy, Tile_, Element, Element, TiledMma,
+      cutlass::conv::collective::detail::Sm90ImplicitGemmTileTraits<
+          typename Builder::GmemTiledCopyA, typename Builder::SmemLayoutA>,
+      cutlass::conv::collective::detail::Sm90ImplicitGemmTileTraits<
+          typename Builder::GmemTiledCopyB, typename Builder::SmemLayoutB>>;
 };
 
 template <class Configuration>
@@ -65,24 +81,23 @@ struct Kernel {
   using TiledMma = typename Mainloop::TiledMma;
   using Cluster = typename Mainloop::DispatchPolicy::ClusterShape;
   static constexpr bool kSplits = Problem::ConvOp == Operator::kWgrad;
+  static constexpr int kBlocks = Configuration::kBlocks;
   static constexpr int kMultipliers = CUTE_STATIC_V(cute::size(TiledMma{}));
   static constexpr int kClusterSize = CUTE_STATIC_V(cute::size(Cluster{}));
-  static_assert(kMultipliers == 128, "one warpgroup");
+  static_assert(kMultipliers == 128 * (Configuration::kCooperative ? 2 : 1));
   static_assert(CUTE_STATIC_V(cute::size<0>(Cluster{})) == kClusterSize, "neighbours in M");
 
   // device_kernel's launch bounds.
   static constexpr uint32_t MaxThreadsPerBlock = kMultipliers + 32;
-  static constexpr uint32_t MinBlocksPerMultiprocessor = Configuration::kBlocks;
+  static constexpr uint32_t MinBlocksPerMultiprocessor = kBlocks;
 
   struct SharedStorage {
-    union {
-      typename Mainloop::TensorStorage mainloop;
-      typename Epilogue::TensorStorage epilogue;
-    };
+    typename Mainloop::TensorStorage mainloop;
+    typename Epilogue::TensorStorage epilogue;
     alignas(16) typename Mainloop::PipelineStorage mainloop_pipeline;
     alignas(16) typename Epilogue::PipelineStorage epilogue_pipeline;
   };
-  static_assert(Configuration::kBlocks * (sizeof(SharedStorage) + 1024) <= 228 * 1024,
+  static_assert(kBlocks * (sizeof(SharedStorage) + 1024) <= 228 * 1024,
                 "the blocks must fit a multiprocessor's shared memory");
 
   // M, N, K and the number of splits; M linear, or with a mode for each dimension.
@@ -100,7 +115,22 @@ struct Kernel {
     int tiles_n;
     int tiles_of_split;  // tiles of K; the last split may have fewer
     int first_split;
+    int clusters;  // of tiles, for one split
+    int units;     // clusters of all splits
   };
+
+  // What a block computes: unit after unit of its cluster.
+  struct Unit {
+    int m, n;   // tiles
+    int split;  // of this launch
+    int first;  // tile of K
+  };
+  CUTLASS_HOST_DEVICE static Unit unit(const Params& params, int index, int rank) {
+    const int cluster = index % params.clusters;
+    const int split = index / params.clusters;
+    return {cluster / params.tiles_n * kClusterSize + rank, cluster % params.tiles_n, split,
+            (params.first_split + split) * params.tiles_of_split};
+  }
 
   CUTLASS_DEVICE void operator()(const Params& params, char* shared) const {
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -136,39 +166,60 @@ struct Kernel {
     const auto inputs = mainloop.load_init(params.shape, params.mainloop);
     const auto& a = get<0>(inputs);  // (tile of M, tile of K, tiles of M, tiles of K)
     const auto& b = get<1>(inputs);
-    const int block = static_cast<int>(blockIdx.x);
-    const int cluster = block / kClusterSize;
-    const int m = cluster / params.tiles_n * kClusterSize + block % kClusterSize;
-    const auto n = idx2crd(cluster % params.tiles_n, shape<2>(b));
-    const int first = (params.first_split + static_cast<int>(blockIdx.y)) * params.tiles_of_split;
-    const int count = min(params.tiles_of_split, static_cast<int>(size<3>(a)) - first);
-    const auto tile = [&] {
+    const int rank = static_cast<int>(blockIdx.x) % kClusterSize;
+    const int begin = static_cast<int>(blockIdx.x) / kClusterSize;
+    const int step = static_cast<int>(gridDim.x) / kClusterSize;
+    const auto count_of = [&](const Unit& unit) {
+      return min(params.tiles_of_split, static_cast<int>(size<3>(a)) - unit.first);
+    };
+    const auto tile_of = [&](const Unit& unit) {
+      const auto n = idx2crd(unit.n, shape<2>(b));
       if constexpr (kSplits)
-        return make_coord(m, n, _, static_cast<int>(blockIdx.y));
+        return make_coord(unit.m, n, _, unit.split);
       else
-        return make_coord(m, n, _, Int<0>{});
-    }();
+        return make_coord(unit.m, n, _, Int<0>{});
+    };
 
     if (loads) {
       const auto tiles_k = shape<3>(a);  // the iterator refers to it
-      const auto tiles = make_coord_iterator(idx2crd(first, tiles_k), tiles_k);
       auto state = cutlass::make_producer_start_state<Pipeline>();
-      mainloop.load(params.mainloop, pipeline, state, inputs, tile, tiles, count, thread % 32,
-                    block_rank_in_cluster(), storage.mainloop);
-      state.advance(count);
+      for (int index = begin; index < params.units; index += step) {
+        const Unit u = unit(params, index, rank);
+        const int count = count_of(u);
+        const auto tiles = make_coord_iterator(idx2crd(u.first, tiles_k), tiles_k);
+        mainloop.load(params.mainloop, pipeline, state, inputs, tile_of(u), tiles, count,
+                      thread % 32, block_rank_in_cluster(), storage.mainloop);
+        state.advance(count);
+      }
       mainloop.load_tail(pipeline, state);
       return;
     }
 
-    TiledMma tiled_mma;
-    auto sums = partition_fragment_C(tiled_mma, take<0, 2>(Tile{}));
+    // The epilogue loads nothing, so that its pipeline of loads is never used.
+    using LoadPipeline = typename Epilogue::LoadPipeline;
+    using StorePipeline = typename Epilogue::StorePipeline;
+    typename LoadPipeline::Params load_params;
+    LoadPipeline load_pipeline(storage.epilogue_pipeline, load_params, cute::false_type{});
+    typename Epilogue::LoadPipelineState load_state;
+    typename StorePipeline::Params store_params;
+    store_params.always_wait = true;
+    StorePipeline store_pipeline(store_params);
+    auto store_state = cutlass::make_producer_start_state<StorePipeline>();
+    Epilogue epilogue(params.epilogue, storage.epilogue);
+
     typename Pipeline::PipelineState state;
-    mainloop.mma(pipeline, state, sums, count, thread, storage.mainloop, params.mainloop);
-    mainloop.mma_tail(pipeline, state, count);
-    // What is stored goes through memory that another warp's last product may still read.
-    cutlass::arch::NamedBarrier::sync(kMultipliers,
-                                      cutlass::arch::ReservedNamedBarriers::EpilogueBarrier);
-    store(params, storage, tile, sums, tiled_mma, thread);
+    for (int index = begin; index < params.units; index += step) {
+      const Unit u = unit(params, index, rank);
+      TiledMma tiled_mma;
+      auto sums = partition_fragment_C(tiled_mma, take<0, 2>(Tile{}));
+      multiply(params, mainloop, pipeline, state, storage, sums, count_of(u), thread);
+      const auto [loaded, stored] =
+          epilogue.store(load_pipeline, load_state, store_pipeline, store_state, params.shape,
+                         Tile{}, tile_of(u), sums, tiled_mma, thread, storage.epilogue);
+      load_state = loaded;
+      store_state = stored;
+    }
+    epilogue.store_tail(load_pipeline, load_state, store_pipeline, store_state);
 #endif
   }
 
@@ -181,25 +232,29 @@ struct Kernel {
       return shape;
   }
 
-  // The epilogue loads nothing, so that its pipeline of loads is never used.
-  template <class TileCoord, class Sums>
-  CUTLASS_DEVICE static void store(const Params& params, SharedStorage& storage,
-                                   const TileCoord& tile, const Sums& sums,
-                                   const TiledMma& tiled_mma, int thread) {
-    using LoadPipeline = typename Epilogue::LoadPipeline;
-    using StorePipeline = typename Epilogue::StorePipeline;
-    typename LoadPipeline::Params load_params;
-    LoadPipeline load_pipeline(storage.epilogue_pipeline, load_params, cute::false_type{});
-    typename Epilogue::LoadPipelineState load_state;
-    typename StorePipeline::Params store_params;
-    store_params.always_wait = true;
-    StorePipeline store_pipeline(store_params);
-    const auto store_state = cutlass::make_producer_start_state<StorePipeline>();
-    Epilogue epilogue(params.epilogue, storage.epilogue);
-    const auto [loaded, stored] =
-        epilogue.store(load_pipeline, load_state, store_pipeline, store_state, params.shape, Tile{},
-                       tile, sums, tiled_mma, thread, storage.epilogue);
-    epilogue.store_tail(load_pipeline, loaded, store_pipeline, stored);
+  // sums = the products of the next `count` tiles of K. Tensor cores round each addition towards
+  // zero; long sums are therefore added up from parts, with rounding to nearest.
+  template <class State, class Pipeline, class Sums>
+  CUTLASS_DEVICE static void multiply(const Params& params, Mainloop& mainloop, Pipeline& pipeline,
+                                      State& state, SharedStorage& storage, Sums& sums, int count,
+                                      int thread) {
+    const auto part = [&](Sums& products, int tiles) {
+      mainloop.mma(pipeline, state, products, tiles, thread, storage.mainloop, params.mainloop);
+      mainloop.mma_tail(pipeline, state, tiles);
+      cute::warpgroup_fence_operand(products);  // nothing reads them before the tail
+      state.advance(tiles);
+    };
+    if constexpr (!kSplits) {
+      part(sums, count);
+    } else {
+      cute::clear(sums);
+      Sums products;
+      for (; count > 0; count -= kMostTilesOfPart) {
+        part(products, count < kMostTilesOfPart ? count : kMostTilesOfPart);
+        CUTLASS_PRAGMA_UNROLL
+        for (int i = 0; i < cute::size(sums); ++i) sums(i) += products(i);
+      }
+    }
   }
 };
 
@@ -215,6 +270,8 @@ void launch_kernel(const typename Kernel::Problem& problem,
       static_cast<int>(cute::size(cute::ceil_div(cute::shape<0>(shape), cute::shape<0>(Tile{}))));
   const int tiles_n =
       static_cast<int>(cute::size(cute::ceil_div(cute::shape<1>(shape), cute::shape<1>(Tile{}))));
+  constexpr int kCluster = Kernel::kClusterSize;
+  const int clusters = cute::ceil_div(tiles_m, kCluster) * tiles_n;
   const typename Kernel::Params params{
       shape,
       Kernel::Mainloop::to_underlying_arguments(problem, mainloop, nullptr),
@@ -222,20 +279,22 @@ void launch_kernel(const typename Kernel::Problem& problem,
                                                 nullptr),
       tiles_n,
       tiles_of_split,
-      first_split};
+      first_split,
+      clusters,
+      clusters * splits};
 
   const auto function = &cutlass::device_kernel<Kernel>;
   constexpr int kShared = sizeof(typename Kernel::SharedStorage);
   check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
         "shared memory");
-  constexpr int kCluster = Kernel::kClusterSize;
-  const int clusters = cute::ceil_div(tiles_m, kCluster) * tiles_n;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = kCluster;
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * kCluster), static_cast<unsigned>(splits));
+  const int resident =
+      std::max(1, queue.multiprocessors * static_cast<int>(Kernel::kBlocks) / kCluster);
+  config.gridDim = dim3(static_cast<unsigned>(std::min(params.units, resident) * kCluster));
   config.blockDim = dim3(Kernel::MaxThreadsPerBlock);
   config.dynamicSmemBytes = kShared;
   config.stream = static_cast<cudaStream_t>(queue.stream);

@@ -197,25 +197,74 @@ inline double filled(int64_t size, int64_t tile) {
   return static_cast<double>(size) / static_cast<double>(round_up(size, tile));
 }
 
-// wgrad: tiles of the sum, 64 positions each, and how they are divided. Tensor cores round each
-// addition towards zero, so a split sums at most kMostTilesOfSplit tiles; the sums of splits are
-// added in order, with rounding to nearest. Where the result has few tiles, splits are shorter.
+// Cycles of a multiprocessor: what a tile of the result takes for each tile of its sum, of 128
+// bytes a row, and beside them.
+struct TileCost {
+  int64_t step, rest;
+};
+
+// How long `units` clusters of tiles take that run `resident` at a time.
+inline int64_t rounds_cost(int64_t units, int64_t resident, int64_t steps, const TileCost& cost) {
+  return ceil_div(units, std::max<int64_t>(resident, 1)) * (steps * cost.step + cost.rest);
+}
+
+// Tiles of the gather, 128 positions each: wide ones need the least memory traffic, narrow ones
+// fill more multiprocessors. Two of narrow tiles run at a time, at half the speed.
+constexpr int64_t kGatherCluster = 2;
+constexpr struct {
+  int64_t filters;
+  TileCost cost;
+} kGatherTiles[] = {{256, {1100, 3000}}, {128, {680, 1800}}, {64, {400, 900}}};
+
+// The fastest tile for the gather, by its filters.
+inline int64_t gather_tile(const Gather& g, int64_t bytes, int64_t multiprocessors) {
+  const int64_t rows = ceil_div(g.N * g.h.outputs * g.w.outputs, 128 * kGatherCluster);
+  const int64_t steps = g.h.taps * g.w.taps * ceil_div(g.C, 128 / bytes);
+  int64_t best = 0, best_cost = 0;
+  for (const auto& tile : kGatherTiles) {
+    const int64_t cost = rounds_cost(rows * ceil_div(g.K, tile.filters),
+                                     multiprocessors / kGatherCluster, steps, tile.cost);
+    if (best == 0 || cost < best_cost) best = tile.filters, best_cost = cost;
+  }
+  return best;
+}
+
+// wgrad: tiles of the sum, 64 positions each, and how they are divided. A part of kMostTilesOfPart
+// is summed by tensor cores, which round each addition towards zero; the parts of a split are added
+// in float32, in order, with rounding to nearest, and so are the splits. There are as many splits
+// as fill the multiprocessors of an H100 best: their number must not depend on the device.
+constexpr int kMostTilesOfPart = 64;
+
 struct WgradSplits {
   int64_t tile_k, tile_c;  // of the result
+  int64_t cluster;         // tiles of K that share what they load of x
   int64_t tiles;           // of the sum
   int64_t tiles_of_split, splits;
 };
 
 inline WgradSplits wgrad_splits(const ConvProblem& p) {
-  constexpr int64_t kMostTilesOfSplit = 64, kFewestTilesOfSplit = 8, kBlocks = 528;
-  const int64_t tile = p.K > 64 && p.C > 64 ? 128 : 64;
-  const int64_t blocks = ceil_div(p.K, tile) * ceil_div(p.C, tile) * p.R * p.S;
+  constexpr int64_t kMostTilesOfSplit = 64 * kMostTilesOfPart, kFewestTilesOfSplit = 8;
+  constexpr int64_t kMultiprocessors = 132, kRounds = 6, kBytesOfCycle = 3000;
+  const bool wide = p.K > 64 && p.C > 64;
+  const int64_t tile = wide ? 128 : 64, cluster = p.K > 128 && wide ? 2 : 1;
+  const TileCost cost = !wide          ? TileCost{1200, 4000}
+                        : cluster == 2 ? TileCost{680, 2500}
+                                       : TileCost{820, 2500};
+  const int64_t resident = wide ? kMultiprocessors / cluster : 3 * kMultiprocessors;
+  const int64_t units = ceil_div(ceil_div(p.K, tile), cluster) * ceil_div(p.C, tile) * p.R * p.S;
   const int64_t tiles = ceil_div(p.N * p.P * p.Q, 64);
-  const int64_t wanted =
-      std::max(ceil_div(tiles, kMostTilesOfSplit),
-               std::min(ceil_div(tiles, kFewestTilesOfSplit), ceil_div(kBlocks, blocks)));
-  const int64_t tiles_of_split = ceil_div(tiles, wanted);
-  return {tile, tile, tiles, tiles_of_split, ceil_div(tiles, tiles_of_split)};
+  const int64_t least = ceil_div(tiles, kMostTilesOfSplit);
+  const int64_t most = std::max(least, tiles / kFewestTilesOfSplit);
+  int64_t best = 0, best_cost = 0;
+  for (int64_t rounds = 1; rounds <= kRounds; ++rounds) {
+    const int64_t splits = std::clamp(rounds * resident / units, least, most);
+    // A result is written, and read to be added.
+    const int64_t total = rounds_cost(units * splits, resident, ceil_div(tiles, splits), cost) +
+                          splits * p.K * p.R * p.S * p.C * 8 / kBytesOfCycle;
+    if (best == 0 || total < best_cost) best = splits, best_cost = total;
+  }
+  const int64_t tiles_of_split = ceil_div(tiles, best);
+  return {tile, tile, cluster, tiles, tiles_of_split, ceil_div(tiles, tiles_of_split)};
 }
 
 // The results of splits that are there at one time take at most 256 MiB.

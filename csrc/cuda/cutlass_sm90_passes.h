@@ -17,7 +17,20 @@ struct GatherTensors {
   float low, high;
 };
 
-void gather(DType dtype, const Gather& g, const GatherTensors& tensors, const Queue& queue);
+void gather_half(const Gather& g, const GatherTensors& tensors, const Queue& queue);
+void gather_bfloat16(const Gather& g, const GatherTensors& tensors, const Queue& queue);
+void gather_tf32(const Gather& g, const GatherTensors& tensors, const Queue& queue);
+
+inline void gather(DType dtype, const Gather& g, const GatherTensors& tensors, const Queue& queue) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return gather_half(g, tensors, queue);
+    case DType::kBFloat16:
+      return gather_bfloat16(g, tensors, queue);
+    default:
+      return gather_tf32(g, tensors, queue);
+  }
+}
 
 // sums[i] = what split first + i contributes to dw, for `count` splits of s.
 void wgrad_sums(const ConvProblem& p, const WgradSplits& s, int64_t first, int64_t count,

@@ -7,11 +7,11 @@
 namespace torchconv::cuda::sm90 {
 namespace {
 
-template <class Element, class Size, int kStages, int kBlocks>
+template <class Element, class Size, class Neighbours, int kStages, int kWarpgroups, int kBlocks>
 void sums_in_tiles(const ConvProblem& p, const WgradSplits& s, int64_t first, int64_t count,
                    const void* dz, const void* x, float* sums, const Queue& queue) {
   using Tile = cute::Shape<Size, cute::Shape<Size>, cute::Shape<cute::_64>>;
-  using Cluster = cute::Shape<cute::_1, cute::_1, cute::_1>;
+  using Cluster = cute::Shape<Neighbours, cute::_1, cute::_1>;
   // (k, (c, s, r), split)
   using Stride = cute::Stride<int64_t, cute::Stride<cute::_1, int64_t, int64_t>, int64_t>;
   using Sum = cutlass::epilogue::fusion::Sm90EVT<
@@ -19,7 +19,7 @@ void sums_in_tiles(const ConvProblem& p, const WgradSplits& s, int64_t first, in
                                              cutlass::FloatRoundStyle::round_to_nearest>,
       cutlass::epilogue::fusion::Sm90AccFetch>;
   using K = Kernel<Configuration<Operator::kWgrad, Element, float, Stride, Tile, Cluster, kStages,
-                                 kBlocks, Sum>>;
+                                 kWarpgroups, kBlocks, Sum>>;
   const auto narrow = [](int64_t v) { return static_cast<int>(v); };
   const Gather g = fprop_gather(p);
   const ProblemShape<Operator::kWgrad> shape(
@@ -39,10 +39,12 @@ void sums_in_tiles(const ConvProblem& p, const WgradSplits& s, int64_t first, in
 template <class Element>
 void sums_of(const ConvProblem& p, const WgradSplits& s, int64_t first, int64_t count,
              const void* dz, const void* x, float* sums, const Queue& queue) {
-  if (s.tile_k == 128)
-    sums_in_tiles<Element, cute::_128, 3, 2>(p, s, first, count, dz, x, sums, queue);
+  if (s.cluster == 2)
+    sums_in_tiles<Element, cute::_128, cute::_2, 5, 2, 1>(p, s, first, count, dz, x, sums, queue);
+  else if (s.tile_k == 128)
+    sums_in_tiles<Element, cute::_128, cute::_1, 5, 2, 1>(p, s, first, count, dz, x, sums, queue);
   else
-    sums_in_tiles<Element, cute::_64, 4, 3>(p, s, first, count, dz, x, sums, queue);
+    sums_in_tiles<Element, cute::_64, cute::_1, 3, 1, 3>(p, s, first, count, dz, x, sums, queue);
 }
 
 }  // namespace

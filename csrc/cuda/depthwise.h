@@ -1,9 +1,59 @@
 // The kernels behind the depthwise_* functions of conv_passes.h; depthwise.cu chooses.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/gather.h"
 
 namespace torchconv::cuda {
+
+// How many of a pixel's vectors a block of `threads` threads takes side by side: whole sectors, and
+// few idle threads.
+inline int64_t lanes_of_block(int64_t vectors, int64_t threads) {
+  int64_t lanes = 1, least = 0;
+  for (int64_t each = std::min<int64_t>(32, threads / 4 * 4); each >= 4; each -= 4) {
+    // Threads there are for every one that has work.
+    const int64_t cost = ceil_div(vectors, each) * 1000 * threads / (threads / each);
+    if (least == 0 || cost < least) lanes = each, least = cost;
+  }
+  return std::min(lanes, vectors);
+}
+
+// Bit i: whether first + i * step lies in [0, size), for kCount places.
+template <int kCount, bool kSteps>
+__device__ __forceinline__ uint32_t inside_bits(int first, int step, int size) {
+  if constexpr (kSteps) {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      if (static_cast<unsigned>(first + i * step) < static_cast<unsigned>(size)) bits |= 1u << i;
+    return bits;
+  }
+  const auto below = [](int end) {
+    return end <= 0 ? 0u : end >= kCount ? (1u << kCount) - 1 : (1u << end) - 1;
+  };
+  return below(size - first) & ~below(-first);
+}
+
+// Whether 32 bits count the elements between the columns of a window, with channels contiguous.
+inline bool window_fits(const Gather& g) {
+  return static_cast<int64_t>(g.groups) * g.w.unit.value() < (int64_t{1} << 26);
+}
+
+// How many tiles a thread goes through, of `positions` tiles for `subs` threads of a block: long
+// runs, but waves of blocks that fill a large device, which holds `held`. A block costs about
+// `overhead` tiles on top.
+inline int64_t rounds_of_block(int64_t lane_tiles, int64_t positions, int64_t subs, int64_t most,
+                               int64_t held, int64_t overhead) {
+  int64_t rounds = 1, least = 0;
+  for (int64_t each = 1; each <= most; ++each) {
+    const int64_t blocks = lane_tiles * ceil_div(positions, subs * each);
+    const int64_t waves = ceil_div(blocks, held), cost = waves * (each + overhead);
+    if (each == 1 || cost <= least) rounds = each, least = cost;
+    if (waves <= 1) break;
+  }
+  return rounds;
+}
 
 // fprop and dgrad by small square kernels, pixels contiguous; any number of filters a channel.
 void depthwise_planes(DType dtype, int64_t R, Sampling sampling, const Gather& g, const void* in,

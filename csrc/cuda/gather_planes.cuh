@@ -20,6 +20,8 @@ struct PlaneGather {
   PlaneTiling t;
   int64_t jobs;                  // N * chunks; a chunk is kFilters output channels of a group
   Divisor group_chunks, groups;  // chunks of a group, groups
+  bool whole;                    // a job is a plane, and a tile a whole one
+  PlaneRun run;
 };
 
 template <typename T, typename Tap, int kRows, int kColumns, int kFilters>
@@ -69,20 +71,30 @@ __global__ void __launch_bounds__(kPlaneThreads<kFilters>, Tap::R == 3 ? 3 : 2)
   for (int c = 0; c < g.in_channels; ++c) {
     if (c > 0) __syncthreads();
     const int count = static_cast<int>(t.slots.value()) * kTaps * kFilters;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    const auto weight_of = [&](int i) {
       const int k = i % kFilters, tap = i / kFilters % kTaps;
       uint32_t of = static_cast<uint32_t>(job0) + static_cast<uint32_t>(i / (kFilters * kTaps));
       const int o = static_cast<int>(p.group_chunks.split(of)) * kFilters + k;
       const int64_t offset = p.groups.split(of) * g.w_group + o * g.w_out + c * g.w_in +
                              (g.turned ? kTaps - 1 - tap : tap) * g.w_tap;
-      weights[i] = o < g.out_channels ? to_wide(w[offset]) : A{0};
-    }
+      return i < count && o < g.out_channels ? w[offset] : from_wide<T>(A{0});
+    };
+    // Under way while the windows arrive.
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    const T first = weight_of(thread);
     const auto plane_of = [&](uint32_t of) -> const T* {
       if (job0 + of >= p.jobs) return nullptr;
       const int64_t source = p.group_chunks.quotient(static_cast<uint32_t>(job0) + of);
       return in + (source * g.in_channels + c) * g.h.in * g.w.in;
     };
-    load_windows<T>(t, g, plane_of, h0, w_aligned, windows);
+    if (kFilters == 1 && p.whole)
+      load_planes<T>(t, g, p.run, in + job0 * g.h.in * g.w.in,
+                     static_cast<int>(min(static_cast<int64_t>(t.slots.value()), p.jobs - job0)),
+                     h0, w_aligned, windows);
+    else
+      load_windows<T>(t, g, plane_of, h0, w_aligned, windows);
+    if (thread < count) weights[thread] = to_wide(first);
+    for (int i = thread + threads; i < count; i += threads) weights[i] = to_wide(weight_of(i));
     __syncthreads();
     if (!active) continue;
 
@@ -156,6 +168,23 @@ void launch_gather_planes(const Gather& g, const T* in, const T* w, const Epilog
   p.jobs = g.N * g.groups * group_chunks;
   p.group_chunks = Divisor(group_chunks), p.groups = Divisor(g.groups);
   p.t = plane_tiling<T, Tap, kRows, kColumns, kPlaneThreads<kFilters>>(g, in, p.jobs, kFilters);
+  if constexpr (kFilters == 1) {
+    // Slots whose planes begin at a vector.
+    const int64_t plane = static_cast<int64_t>(g.h.in) * g.w.in;
+    int64_t slots = p.t.slots.value();
+    while (slots % kRunVector<T> != 0 && slots * plane % kRunVector<T> != 0) --slots;
+    const int h0 = g.h.origin, w0 = g.w.origin - (g.w.origin & (p.t.vector - 1));
+    p.whole = g.in_channels == 1 && g.out_channels == 1 && p.t.h_tiles.value() == 1 &&
+              p.t.w_tiles.value() == 1 && slots > 0 && plane > 0 && h0 <= 0 && w0 <= 0 &&
+              h0 + p.t.window_h >= g.h.in && w0 + p.t.pitch >= g.w.in &&
+              aligned<T>(in, kRunVector<T>);
+    if (p.whole) {
+      p.t.slots = Divisor(slots);
+      p.t.threads =
+          static_cast<int>(round_up(slots * p.t.lanes.value() * p.t.row_sets.value(), 32));
+      p.run = {Divisor(plane), Divisor(g.w.in)};
+    }
+  }
   const int64_t slots = p.t.slots.value(), tiles = p.t.h_tiles.value() * p.t.w_tiles.value();
   launch(gather_planes<T, Tap, kRows, kColumns, kFilters>,
          dim3(static_cast<unsigned>(ceil_div(p.jobs, slots) * tiles)),

@@ -1,5 +1,6 @@
 // The convolution passes on tensor cores, as conv_passes.h has them: what they take, and how each
-// becomes a GatherProblem (mma_gather.h) or a WgradProblem (mma_wgrad.h).
+// becomes a GatherProblem (mma_gather.h) or a WgradProblem (mma_wgrad.h); 1x1 over NCHW is
+// mma_planes.h's.
 #include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
@@ -9,23 +10,11 @@
 #include "cuda/conv_layout.h"
 #include "cuda/conv_passes.h"
 #include "cuda/mma_gather.h"
+#include "cuda/mma_planes.h"
 #include "cuda/mma_wgrad.h"
 
 namespace torchconv::cuda {
 namespace {
-
-// f(T{}) for the element types of the tensor cores.
-template <typename F>
-void with_tensor_core_type(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return f(Half{});
-    case DType::kBFloat16:
-      return f(BFloat16{});
-    default:
-      return f(float{});
-  }
-}
 
 // Coordinates of one axis, moved by any tap, are far from the ends of int32.
 bool axis_fits(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation,
@@ -68,20 +57,38 @@ bool in_vectors(const void* p, int64_t channels) {
   return aligned<T>(p, kLanes<T>) && channels % kLanes<T> == 0;
 }
 
+// The channels that x and w are given for units of 16 bytes, which copies are filled up to. One or
+// two are fewer bytes as they are.
+template <typename T>
+int64_t filled_channels(const ConvProblem& p) {
+  return p.C < 3 ? p.C : round_up(p.C, kLanes<T>);
+}
+
+// Rows of C channels: themselves, or a copy of them with more.
+template <typename T>
+const void* fill_channels(const ConvProblem& p, const void* source, int64_t rows, int64_t filled,
+                          const Queue& queue) {
+  if (filled == p.C) return source;
+  T* copy = queue.scratch<T>(rows * filled);
+  resize_rows(p.dtype, source, copy, rows, p.C, filled, queue);
+  return copy;
+}
+
 }  // namespace
 
-bool mma_takes(const ConvProblem& p, Pass, const Queue& queue) {
+bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   const bool type =
       p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat32;
-  if (queue.capability < 80 || !type || p.layout != Layout::kNHWC ||
-      p.weight_layout != Layout::kNHWC || p.groups != 1 || p.flip)
+  if (queue.capability < 80 || !type || p.groups != 1) return false;
+  if (p.layout == Layout::kNHWC ? p.weight_layout != Layout::kNHWC || p.flip
+                                : !planes_take(p, pass))
     return false;
   for (const int64_t size : {p.N, p.C, p.K, p.P, p.Q})
     if (size <= 0) return false;
   constexpr int64_t kMost = int64_t{1} << 30;
   if (!axis_fits(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top) ||
       !axis_fits(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left) || p.H * p.W >= kMost ||
-      p.P * p.Q >= kMost || p.R * p.S >= kMost || std::max(p.C, p.K) >= kMost / (p.R * p.S))
+      p.P * p.Q >= kMost || p.R * p.S >= kMost || std::max(p.C, p.K) + 8 >= kMost / (p.R * p.S))
     return false;
   // Fewer than 2^31 blocks, of 64 x 64 sums: the phases of dx, each rounded up to whole rows and
   // columns, have less than four times its pixels; parts of dw that are not for length are few.
@@ -89,27 +96,29 @@ bool mma_takes(const ConvProblem& p, Pass, const Queue& queue) {
   const int64_t phases = std::min(p.stride_h, p.H) * std::min(p.stride_w, p.W);
   const int64_t tiles_m = ceil_div(pixels, 64) * 4 + phases;
   const int64_t tiles_n = ceil_div(std::max(p.C, p.K), 64);
-  const int64_t tiles_dw = ceil_div(p.K, 64) * ceil_div(p.R * p.S * p.C, 64) + 8192;
+  const int64_t tiles_dw = ceil_div(p.K, 64) * ceil_div(p.R * p.S * (p.C + 8), 64) + 8192;
   return tiles_m < kMost / tiles_n && tiles_dw < kMost / (pixels / (int64_t{1} << 24) + 1);
 }
 
 void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
                void* preactivation, const Queue& queue) {
+  if (p.layout == Layout::kNCHW) return planes_fprop(p, x, w, bias, y, preactivation, queue);
   GatherProblem g{};
-  g.image = x;
-  g.filters = w;
-  g.filter_pitch = p.R * p.S * p.C;
-  g.filter_line = p.S * p.C;
-  g.filter_column = p.C;
   g.batch = p.N;
-  g.channels = static_cast<int32_t>(p.C);
   g.outputs = static_cast<int32_t>(p.K);
   g.h = forward_axis(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top);
   g.w = forward_axis(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left);
-  set_divisors(g);
   with_tensor_core_type(p.dtype, [&](auto element) {
     using T = decltype(element);
-    g.vectors = in_vectors<T>(x, p.C) && in_vectors<T>(w, p.C);
+    const int64_t C = filled_channels<T>(p);
+    g.image = fill_channels<T>(p, x, p.N * p.H * p.W, C, queue);
+    g.filters = fill_channels<T>(p, w, p.K * p.R * p.S, C, queue);
+    g.filter_pitch = p.R * p.S * C;
+    g.filter_line = p.S * C;
+    g.filter_column = C;
+    g.channels = static_cast<int32_t>(C);
+    set_divisors(g);
+    g.vectors = in_vectors<T>(g.image, C) && in_vectors<T>(g.filters, C);
     g.vector_outputs =
         in_vectors<T>(y, p.K) && (preactivation == nullptr || in_vectors<T>(preactivation, p.K));
     run_gather(g,
@@ -120,6 +129,7 @@ void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* b
 }
 
 void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, const Queue& queue) {
+  if (p.layout == Layout::kNCHW) return planes_dgrad(p, dz, w, dx, queue);
   GatherProblem g{};
   g.image = dz;
   g.filter_pitch = p.K;
@@ -145,16 +155,13 @@ void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, co
 }
 
 void mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue) {
+  if (p.layout == Layout::kNCHW) return planes_wgrad(p, dz, x, dw, queue);
   WgradProblem g{};
   g.dz = dz;
-  g.x = x;
-  g.dw = dw;
   g.pixels = p.N * p.P * p.Q;
-  g.channels = static_cast<int32_t>(p.C);
   g.H = static_cast<int32_t>(p.H);
   g.W = static_cast<int32_t>(p.W);
   g.filters = static_cast<int32_t>(p.K);
-  g.weights = static_cast<int32_t>(p.R * p.S * p.C);
   g.stride_h = static_cast<int32_t>(p.stride_h);
   g.stride_w = static_cast<int32_t>(p.stride_w);
   g.pad_top = static_cast<int32_t>(p.pad_top);
@@ -163,13 +170,19 @@ void mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, co
   g.dilation_w = static_cast<int32_t>(p.dilation_w);
   g.plane = Divisor(p.P * p.Q);
   g.line = Divisor(p.Q);
-  g.channel_divisor = Divisor(p.C);
   g.tap_divisor = Divisor(p.S);
   with_tensor_core_type(p.dtype, [&](auto element) {
     using T = decltype(element);
     g.vectors_dz = in_vectors<T>(dz, p.K);
-    g.vectors_x = in_vectors<T>(x, p.C);
+    const int64_t C = filled_channels<T>(p), taps = p.K * p.R * p.S;
+    g.x = fill_channels<T>(p, x, p.N * p.H * p.W, C, queue);
+    g.dw = C == p.C ? dw : queue.scratch<T>(taps * C);
+    g.channels = static_cast<int32_t>(C);
+    g.weights = static_cast<int32_t>(p.R * p.S * C);
+    g.channel_divisor = Divisor(C);
+    g.vectors_x = in_vectors<T>(g.x, C);
     run_wgrad<T>(g, queue);
+    if (C != p.C) resize_rows(p.dtype, g.dw, dw, taps, C, p.C, queue);
   });
 }
 

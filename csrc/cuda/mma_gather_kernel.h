@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/range.h"
+#include "cuda/mma_epilogue.h"
 #include "cuda/mma_gather.h"
 
 namespace torchconv::cuda {
@@ -39,16 +40,6 @@ __device__ __forceinline__ AxisPhase phase_of(const MmaAxis& axis, bool backward
   return a;
 }
 
-// Out of line, because an activation's code is long and the epilogue's loop is unrolled.
-__attribute__((noinline)) inline __device__ float activate_apart(Activation activation, float z) {
-  return activate(activation, z);
-}
-
-template <typename Tile>
-inline constexpr int kSumsPitch = Tile::kN + 8;  // floats; two neighbouring sums meet no other bank
-template <typename Tile>
-inline constexpr int kTileBytes =
-    std::max(Tile::kStages * Tile::kStageBytes, 4 * Tile::kM * kSumsPitch<Tile>);
 template <typename Tile>
 inline constexpr int kGatherShared =
     kTileBytes<Tile> + Tile::kM * static_cast<int>(sizeof(Place) + sizeof(int64_t));
@@ -71,17 +62,10 @@ __device__ __forceinline__ void store_tile(const float* sums, const int64_t* off
     if (offsets[row] < 0) break;  // rows that are none are the last
     const int64_t offset = offsets[row] + column;
     float z[kLane];
+    load_sums(z, sums + row * kSumsPitch<Tile> + local);
 #pragma unroll
-    for (int e = 0; e < kLane; e += 4) {
-      const Vector<float, 4> four =
-          *reinterpret_cast<const Vector<float, 4>*>(sums + row * kSumsPitch<Tile> + local + e);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) z[e + i] = four.element[i] + bias[e + i];
-    }
-    const auto store = [&](T* to) {
-      Vector<T, kLane> rounded;
-#pragma unroll
-      for (int e = 0; e < kLane; ++e) rounded.element[e] = from_wide<T>(z[e]);
+    for (int e = 0; e < kLane; ++e) z[e] += bias[e];
+    finish(z, epilogue, [&](T* to, const Vector<T, kLane>& rounded) {
       if (vectors) {
         *reinterpret_cast<Vector<T, kLane>*>(to + offset) = rounded;
       } else {
@@ -89,16 +73,7 @@ __device__ __forceinline__ void store_tile(const float* sums, const int64_t* off
         for (int e = 0; e < kLane; ++e)
           if (column + e < columns) to[offset + e] = rounded.element[e];
       }
-    };
-    if (epilogue.preactivation != nullptr) store(epilogue.preactivation);
-    if (epilogue.activation == Activation::kReLU) {
-#pragma unroll
-      for (int e = 0; e < kLane; ++e) z[e] = activate(Activation::kReLU, z[e]);
-    } else if (epilogue.activation != Activation::kNone) {
-#pragma unroll
-      for (int e = 0; e < kLane; ++e) z[e] = activate_apart(epilogue.activation, z[e]);
-    }
-    store(epilogue.y);
+    });
   }
 }
 
@@ -212,10 +187,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   });
 
   float* tile = reinterpret_cast<float*>(shared);
-  sums.for_each_pair(lane, [&](int row, int column, float first, float second) {
-    float* to = tile + (corner_m + row) * kSumsPitch<Tile> + corner_n + column;
-    *reinterpret_cast<Vector<float, 2>*>(to) = {{first, second}};
-  });
+  leave_sums(sums, tile, lane, corner_m, corner_n);
   __syncthreads();
   store_tile<T, Tile>(tile, offsets, first_column, p.outputs, p.vector_outputs, epilogue);
 }

@@ -58,10 +58,13 @@ class Fragments {
         place_[group] = place_in_columns((lane & 7) + 8 * deeper,
                                          2 * (first_line + 16 * group + 8 * upper), kPitch);
     } else {
+      // The permutation has 32 lines in its hands: further ones are at a constant distance.
 #pragma unroll
-      for (int eight = 0; eight < 2 * Groups; ++eight)
-        place_[eight] =
-            place_in_columns(lane & 3, 4 * (first_line + 8 * eight + (lane >> 2)), kPitch);
+      for (int eight = 0; eight < 4; ++eight)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          place_[2 * eight + half] = place_in_columns(
+              (lane & 3) + 4 * half, 4 * (first_line + 8 * eight + (lane >> 2)), kPitch);
     }
   }
 
@@ -76,8 +79,8 @@ class Fragments {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int upper = IsA ? i & 1 : i >> 1, deeper = IsA ? i >> 1 : i & 1;
-        const int place = place_[2 * group + upper] ^ (16 * deeper);  // row + 4: the next chunk
-        word[i] = load_shared(at(staged, place + (8 * step + 4 * deeper) * kPitch));
+        const int eight = 2 * group + upper, place = place_[2 * (eight & 3) + deeper];
+        word[i] = load_shared(at(staged, place + 128 * (eight >> 2) + 8 * step * kPitch));
       }
     }
     if constexpr (sizeof(T) == 4) {
@@ -91,7 +94,7 @@ class Fragments {
   static __device__ __forceinline__ SharedAddress at(SharedAddress staged, int place) {
     return staged + static_cast<SharedAddress>(place);
   }
-  int place_[!Columns ? 1 : sizeof(T) == 2 ? Groups : 2 * Groups];
+  int place_[!Columns ? 1 : sizeof(T) == 2 ? Groups : 8];
 };
 
 // A warp's sums: groups of 16 rows by groups of 8 columns, as mma has them.

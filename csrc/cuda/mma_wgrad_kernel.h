@@ -10,6 +10,25 @@ namespace torchconv::cuda {
 
 inline constexpr int kChainPixels = 2048;
 
+// A warp's sums into those of its part, the first of a part or more of them.
+template <typename Tile>
+__device__ __forceinline__ void add_to_part(const WgradProblem& p, const Sums<Tile>& sums,
+                                            int64_t part, int lane, int first_filter,
+                                            int first_weight, bool first) {
+  float* to = p.sums + part * p.filters * p.pitch;
+  sums.for_each_pair(lane, [&](int row, int column, float one, float other) {
+    const int k = first_filter + row, j = first_weight + column;
+    if (k >= p.filters || j >= p.pitch) return;
+    auto* pair = reinterpret_cast<Vector<float, 2>*>(to + (int64_t{k} * p.pitch + j));
+    Vector<float, 2> sum{{one, other}};
+    if (!first) {
+      const Vector<float, 2> before = *pair;
+      sum.element[0] += before.element[0], sum.element[1] += before.element[1];
+    }
+    *pair = sum;
+  });
+}
+
 template <typename T, typename Tile, bool VectorsDz, bool VectorsX>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     mma_wgrad_kernel(const __grid_constant__ WgradProblem p) {
@@ -105,19 +124,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const Fragments<T, true, Tile::kN, Tile::kGroupsN, false> b(lane, corner_n);
   Sums<Tile> sums;
   sums.clear();
-  float* to = p.sums + part * p.filters * p.pitch;
-  const auto add_to_part = [&](bool first) {
-    sums.for_each_pair(lane, [&](int row, int column, float one, float other) {
-      const int k = first_filter + corner_m + row, j = first_weight + corner_n + column;
-      if (k >= p.filters || j >= p.pitch) return;
-      auto* pair = reinterpret_cast<Vector<float, 2>*>(to + (int64_t{k} * p.pitch + j));
-      Vector<float, 2> sum{{one, other}};
-      if (!first) {
-        const Vector<float, 2> before = *pair;
-        sum.element[0] += before.element[0], sum.element[1] += before.element[1];
-      }
-      *pair = sum;
-    });
+  const auto add = [&](bool first) {
+    add_to_part(p, sums, part, lane, first_filter + corner_m, first_weight + corner_n, first);
   };
   const int slices = (count + kRows - 1) / kRows;
   constexpr int kChain = kChainPixels / kRows;
@@ -141,12 +149,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       copy_async_commit();
     });
     if (slice % kChain == kChain - 1 && slice + 1 < slices) {
-      add_to_part(slice < kChain);
+      add(slice < kChain);
       sums.clear();
     }
   }
   copy_async_wait<0>();
-  add_to_part(slices <= kChain);
+  add(slices <= kChain);
 }
 
 // dw = the sum of the parts: `Lanes` threads for each weight, every one over its share of them.
@@ -191,43 +199,25 @@ inline int64_t choose_parts(int64_t pixels, int64_t tiles, int64_t slots) {
   return best;
 }
 
+inline void set_tiles(WgradProblem& p, int64_t m, int64_t n) {
+  p.tiles_m = static_cast<uint32_t>(ceil_div(p.filters, m));
+  p.tiles_n = static_cast<uint32_t>(ceil_div(p.weights, n));
+}
+
+// The parts, for tiles of m x n, and the memory of their sums.
 template <typename T>
-void run_wgrad(WgradProblem p, const Queue& queue) {
-  using Large = Tile<128, 128, 2, 2, 2>;
-  using Flat = Tile<64, 128, 2, 2, 3>;
-  using Small = Tile<64, 64, 2, 2, 3, 8>;
-  using Elements = Tile<64, 64, 2, 2, 3>;
-  // By the shape alone, not by what can be loaded at once or the device: the parts, and so the
-  // bits, follow it. The slots are those of a Hopper GPU.
-  const int64_t m = p.filters > 64 && p.weights > 64 ? 128 : 64, n = p.weights > 64 ? 128 : 64;
-  const auto tile = [&](int64_t rows, int64_t columns) {
-    p.tiles_m = static_cast<uint32_t>(ceil_div(p.filters, rows));
-    p.tiles_n = static_cast<uint32_t>(ceil_div(p.weights, columns));
-  };
-  tile(m, n);
+void set_parts(WgradProblem& p, int64_t m, int64_t n, const Queue& queue) {
+  set_tiles(p, m, n);
   const int64_t parts =
       choose_parts(p.pixels, int64_t{p.tiles_m} * p.tiles_n, 132 * (m == 128 ? 2 : 3));
   p.part_pixels = round_up(ceil_div(p.pixels, parts), kSlice<T>);
   p.parts = static_cast<uint32_t>(ceil_div(p.pixels, p.part_pixels));
   p.pitch = static_cast<int32_t>(round_up(p.weights, 2));
   p.sums = queue.scratch<float>(int64_t{p.parts} * p.filters * p.pitch);
+}
 
-  if (!p.vectors_x) {
-    tile(64, 64);
-    if (p.vectors_dz)
-      launch_wgrad<T, Elements, true, false>(p, queue);
-    else
-      launch_wgrad<T, Elements, false, false>(p, queue);
-  } else if (!p.vectors_dz) {
-    tile(64, 64);
-    launch_wgrad<T, Elements, false, true>(p, queue);
-  } else if (m == 128) {
-    launch_wgrad<T, Large, true, true>(p, queue);
-  } else if (n == 128) {
-    launch_wgrad<T, Flat, true, true>(p, queue);
-  } else {
-    launch_wgrad<T, Small, true, true>(p, queue);
-  }
+template <typename T>
+void launch_add_parts(const WgradProblem& p, const Queue& queue) {
   const int64_t size = int64_t{p.filters} * p.pitch;
   const auto add = [&](auto kernel, int lanes) {
     launch(kernel, dim3(static_cast<unsigned>(ceil_div(size, kAddThreads / lanes))),
@@ -237,6 +227,40 @@ void run_wgrad(WgradProblem p, const Queue& queue) {
     add(add_parts<T, 8>, 8);
   else
     add(add_parts<T, 1>, 1);
+}
+
+// Tiles by the shape alone, not by what can be loaded at once or the device: the parts, and so the
+// bits, follow them. The slots are those of a Hopper GPU.
+using LargeWgrad = Tile<128, 128, 2, 2, 2>;
+using FlatWgrad = Tile<64, 128, 2, 2, 3>;
+using SmallWgrad = Tile<64, 64, 2, 2, 3, 8>;
+inline int64_t wgrad_tile_m(const WgradProblem& p) {
+  return p.filters > 64 && p.weights > 64 ? 128 : 64;
+}
+inline int64_t wgrad_tile_n(const WgradProblem& p) { return p.weights > 64 ? 128 : 64; }
+
+template <typename T>
+void run_wgrad(WgradProblem p, const Queue& queue) {
+  using Elements = Tile<64, 64, 2, 2, 3>;
+  const int64_t m = wgrad_tile_m(p), n = wgrad_tile_n(p);
+  set_parts<T>(p, m, n, queue);
+  if (!p.vectors_x) {
+    set_tiles(p, 64, 64);
+    if (p.vectors_dz)
+      launch_wgrad<T, Elements, true, false>(p, queue);
+    else
+      launch_wgrad<T, Elements, false, false>(p, queue);
+  } else if (!p.vectors_dz) {
+    set_tiles(p, 64, 64);
+    launch_wgrad<T, Elements, false, true>(p, queue);
+  } else if (m == 128) {
+    launch_wgrad<T, LargeWgrad, true, true>(p, queue);
+  } else if (n == 128) {
+    launch_wgrad<T, FlatWgrad, true, true>(p, queue);
+  } else {
+    launch_wgrad<T, SmallWgrad, true, true>(p, queue);
+  }
+  launch_add_parts<T>(p, queue);
 }
 
 }  // namespace torchconv::cuda

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "cuda/gather.h"
+#include "cuda/packed.h"
 
 namespace torchconv::cuda {
 
@@ -69,27 +70,39 @@ template <typename T, int kVector, typename PlaneOf>
 __device__ __forceinline__ void load_window_by(const PlaneTiling& t, const Gather& g,
                                                PlaneOf plane_of, int h0, int w0, Wide<T>* window) {
   using A = Wide<T>;
+  // Loads that a thread has under way before it stores the first.
+  constexpr int kBatch = kVector * sizeof(T) == 16 ? 2 : 4;
   const int loads = static_cast<int>(t.slots.value() * t.window_rows.value() * t.vectors.value());
-  for (int i = static_cast<int>(threadIdx.x); i < loads; i += static_cast<int>(blockDim.x)) {
-    uint32_t rest = static_cast<uint32_t>(i);
-    const int column = static_cast<int>(t.vectors.split(rest)) * kVector, w = w0 + column;
-    const int line = static_cast<int>(rest);  // of all windows
-    const int h = h0 + static_cast<int>(t.window_rows.split(rest));
-    Vector<T, kVector> loaded{};
-    if (static_cast<unsigned>(h) < static_cast<unsigned>(g.h.in) &&
-        static_cast<unsigned>(w) < static_cast<unsigned>(g.w.in)) {
-      const T* plane = plane_of(rest);
-      if (plane != nullptr)
-        loaded = *reinterpret_cast<const Vector<T, kVector>*>(plane +
-                                                              static_cast<int64_t>(h) * g.w.in + w);
+  const int threads = static_cast<int>(blockDim.x);
+  for (int i = static_cast<int>(threadIdx.x); i < loads; i += kBatch * threads) {
+    Packed<T, kVector> loaded[kBatch];
+    int target[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      uint32_t rest = static_cast<uint32_t>(i + k * threads);
+      const int column = static_cast<int>(t.vectors.split(rest)) * kVector, w = w0 + column;
+      target[k] = static_cast<int>(rest) * t.pitch + column;  // in the lines of all windows
+      const int h = h0 + static_cast<int>(t.window_rows.split(rest));
+      loaded[k] = {};
+      if (i + k * threads < loads && static_cast<unsigned>(h) < static_cast<unsigned>(g.h.in) &&
+          static_cast<unsigned>(w) < static_cast<unsigned>(g.w.in)) {
+        const T* plane = plane_of(rest);
+        if (plane != nullptr)
+          loaded[k] = *reinterpret_cast<const Packed<T, kVector>*>(
+              plane + static_cast<int64_t>(h) * g.w.in + w);
+      }
     }
     constexpr int kStore = kVector < kLanes<A> ? kVector : kLanes<A>;
 #pragma unroll
-    for (int v = 0; v < kVector; v += kStore) {
-      Vector<A, kStore> wide;
+    for (int k = 0; k < kBatch; ++k) {
+      if (i + k * threads >= loads) break;
 #pragma unroll
-      for (int u = 0; u < kStore; ++u) wide.element[u] = to_wide(loaded.element[v + u]);
-      *reinterpret_cast<Vector<A, kStore>*>(window + line * t.pitch + column + v) = wide;
+      for (int v = 0; v < kVector; v += kStore) {
+        Vector<A, kStore> wide;
+#pragma unroll
+        for (int u = 0; u < kStore; ++u) wide.element[u] = loaded[k].wide(v + u);
+        *reinterpret_cast<Vector<A, kStore>*>(window + target[k] + v) = wide;
+      }
     }
   }
 }
@@ -105,6 +118,70 @@ __device__ __forceinline__ void load_windows(const PlaneTiling& t, const Gather&
     load_window_by<T, 2>(t, g, plane_of, h0, w0, window);
   else
     load_window_by<T, 1>(t, g, plane_of, h0, w0, window);
+}
+
+// Whole planes that follow each other in memory, as one run of vectors whatever their width.
+struct PlaneRun {
+  Divisor plane, width;  // elements of a plane, of a row
+};
+
+// As many elements as a thread loads at once: more would meet in the same banks of shared memory.
+template <typename T>
+inline constexpr int kRunVector = kLanes<T> < 4 ? kLanes<T> : 4;
+
+// The windows of slots whose planes begin at `in`, of which there are `planes`; every window holds
+// its whole plane. All threads call it.
+template <typename T>
+__device__ __forceinline__ void load_planes(const PlaneTiling& t, const Gather& g,
+                                            const PlaneRun& run, const T* in, int planes, int h0,
+                                            int w0, Wide<T>* windows) {
+  using A = Wide<T>;
+  constexpr int kVector = kRunVector<T>, kBatch = 2;
+  const int elements = planes * static_cast<int>(run.plane.value());
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  bool cleared = false;
+  for (int first = 0; first < elements || !cleared; first += kBatch * threads * kVector) {
+    Packed<T, kVector> loaded[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int at = first + (k * threads + thread) * kVector;
+      if (at + kVector <= elements) {
+        loaded[k] = *reinterpret_cast<const Packed<T, kVector>*>(in + at);
+      } else {
+        Vector<T, kVector> rest{};
+#pragma unroll
+        for (int v = 0; v < kVector; ++v)
+          if (at + v < elements) rest.element[v] = in[at + v];
+        memcpy(&loaded[k], &rest, sizeof(rest));
+      }
+    }
+    if (!cleared) {
+      for (int i = thread * kLanes<A>; i < t.window_elements(); i += threads * kLanes<A>)
+        *reinterpret_cast<Vector<A, kLanes<A>>*>(windows + i) = {};
+      __syncthreads();
+      cleared = true;
+    }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int at = first + (k * threads + thread) * kVector;
+      if (at >= elements) break;
+      uint32_t slot = static_cast<uint32_t>(at), row = run.plane.split(slot);
+      int column = static_cast<int>(run.width.split(row));
+      A* target = windows +
+                  (static_cast<int>(slot) * t.window_h + static_cast<int>(row) - h0) * t.pitch +
+                  column - w0;
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) {
+        if (at + v < elements) *target = loaded[k].wide(v);
+        ++target;
+        if (++column == g.w.in) {
+          column = 0, target += t.pitch - g.w.in;
+          if (++row == static_cast<uint32_t>(g.h.in))
+            row = 0, target += (t.window_h - g.h.in) * t.pitch;
+        }
+      }
+    }
+  }
 }
 
 }  // namespace torchconv::cuda

@@ -15,8 +15,9 @@ namespace torchconv::cuda {
 
 struct PoolBands {
   PoolView<int32_t> v;
-  int32_t threads, rows;             // output rows of a band
-  bool vector_rows, vector_outputs;  // NCHW: whether rows of x, and of y and codes, are aligned
+  int32_t threads, rows;  // output rows of a band
+  // NCHW: whether rows of x, and of y and codes, are aligned to vectors, or to halves of them.
+  bool vector_rows, vector_outputs, half_rows, half_outputs;
   Quotient<int32_t> by_groups, by_columns, by_bands;
 };
 
@@ -71,13 +72,14 @@ struct PlaneRows {
   };
   const T* x;
   int32_t offset, width, height, first;  // `first` column of the middle, which `offset` is of row 0
-  bool vectors;
+  bool vectors, halves;
 
   __device__ __forceinline__ PlaneRows(const PoolBands& b, const T* images, int32_t image,
                                        int32_t column, int32_t)
       : x(images), width(b.v.w.size), height(b.v.h.size), first(column * kStep) {
     offset = image * height * width + first;
     vectors = b.vector_rows && first + kMiddle <= width;
+    halves = b.half_rows;
   }
   __device__ __forceinline__ Raw load(int32_t h) const {
     const bool inside = static_cast<uint32_t>(h) < static_cast<uint32_t>(height);
@@ -98,6 +100,11 @@ struct PlaneRows {
 #pragma unroll
       for (int i = 0; i < kStep; i++)
         if (inside) raw.middle[i] = Pack<T>::load(x + row + i * n);
+    } else if (halves) {
+#pragma unroll
+      for (int i = 0; i < 2 * kStep; i++)
+        if (inside && first + i * (n / 2) < width)
+          raw.middle[i / 2].set_half(i % 2, x + row + i * (n / 2));
     } else {
 #pragma unroll
       for (int i = 0; i < kMiddle; i++) raw.middle[i / n].set(i % n, one(i));
@@ -141,7 +148,7 @@ struct BandDivision {
 
 template <typename Rule, int R, int S, int kStep, bool kPlanes, bool kCodes>
 __global__ void __launch_bounds__(kPoolThreads,
-                                  kPlanes && sizeof(typename Rule::Element) == 2 ? 2 : 1)
+                                  kPlanes && sizeof(typename Rule::Element) == 2 ? 3 : 1)
     pool_bands(PoolBands b, const typename Rule::Element* __restrict__ x,
                typename Rule::Element* __restrict__ y, SelectedOutput selected) {
   using T = typename Rule::Element;
@@ -232,6 +239,18 @@ __global__ void __launch_bounds__(kPoolThreads,
         store_all<uint8_t, n>(offsets, [&](int i) { return static_cast<uint8_t>(code(i)); });
       else if (kCodes)
         store_all<int64_t, n>(indices, index);
+    } else if (b.half_outputs) {
+      constexpr int m = n / 2;
+#pragma unroll
+      for (int from = 0; from < n; from += m) {
+        if (column + from >= b.v.w.out) continue;
+        store_all<T, m>(y + position + from, [&](int i) { return output(from + i); });
+        if (kCodes && bytes)
+          store_all<uint8_t, m>(offsets + from,
+                                [&](int i) { return static_cast<uint8_t>(code(from + i)); });
+        else if (kCodes)
+          store_all<int64_t, m>(indices + from, [&](int i) { return index(from + i); });
+      }
     } else {
       const int count = b.v.w.out - column;
 #pragma unroll
@@ -263,7 +282,7 @@ void launch_pool_bands(const PoolShape& s, int64_t images, const typename Rule::
                        typename Rule::Element* y, const SelectedOutput& selected,
                        const Queue& queue) {
   using T = typename Rule::Element;
-  constexpr int n = kLanes<T>;
+  constexpr int n = kLanes<T>, m = n / 2;
   const bool planes = s.channels == 1;
   const int64_t groups = planes ? ceil_div(s.w.out, n) : s.channels / n;
   const int64_t columns = planes ? 1 : s.w.out;
@@ -275,6 +294,8 @@ void launch_pool_bands(const PoolShape& s, int64_t images, const typename Rule::
       static_cast<int32_t>(rows),
       s.w.size % n == 0 && aligned<T>(x, n),
       s.w.out % n == 0 && aligned<T>(y, n) && aligned_codes(selected.kind, selected.data, n),
+      s.w.size % m == 0 && aligned<T>(x, m),
+      s.w.out % m == 0 && aligned<T>(y, m) && aligned_codes(selected.kind, selected.data, m),
       Quotient<int32_t>(groups),
       Quotient<int32_t>(columns),
       Quotient<int32_t>(bands)};

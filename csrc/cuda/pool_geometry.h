@@ -224,7 +224,7 @@ struct PoolView {
         by_rows(output ? s.h.out : s.h.size) {}
 
   template <typename A>
-  __device__ __forceinline__ A divisor_of(I p, I q) const {
+  __host__ __device__ __forceinline__ A divisor_of(I p, I q) const {
     if (divisor != 0)
       return h.window(p).count > 0 && w.window(q).count > 0 ? static_cast<A>(divisor) : A{1};
     return static_cast<A>(h.factor(p, include_pad)) * static_cast<A>(w.factor(q, include_pad));

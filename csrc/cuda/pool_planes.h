@@ -1,9 +1,10 @@
-// Global pooling in NCHW, where the only window covers its plane: planes are read and written as
+// Global pooling, where the only window covers its plane: in NCHW planes are read and written as
 // one run of memory in 16-byte vectors, whatever their size. Bound: bytes moved.
 //
 // Forward: a block copies some planes to shared memory, and a few threads fold each plane from
 // there, in turns; their number follows from the plane's size alone. Backward: a thread writes one
-// vector of dx, which spans two planes at most.
+// vector of dx, which spans two planes at most. Of averages in NHWC, a thread reads or writes one
+// vector of channels of every few pixels.
 #pragma once
 
 #include "cuda/pool_geometry.h"
@@ -11,12 +12,13 @@
 
 namespace torchconv::cuda {
 
-inline bool covers_plane(const PoolShape& s) {
+inline bool covers_image(const PoolShape& s) {
   const auto covers = [](const PoolAxis& a) {
     return a.out == 1 && a.dilation == 1 && a.taps >= a.size + a.pad;
   };
-  return s.channels == 1 && !s.adaptive && covers(s.h) && covers(s.w);
+  return !s.adaptive && covers(s.h) && covers(s.w);
 }
+inline bool covers_plane(const PoolShape& s) { return s.channels == 1 && covers_image(s); }
 
 // The code of element `position` of a plane.
 __device__ __forceinline__ uint32_t plane_code(const PoolView<int32_t>& v, uint32_t position) {
@@ -28,8 +30,8 @@ __device__ __forceinline__ uint32_t plane_code(const PoolView<int32_t>& v, uint3
 
 template <typename Rule>
 __global__ void __launch_bounds__(kPoolThreads)
-    fold_planes(PoolView<int32_t> v, Rule rule, int32_t area, int sharers, bool vectors,
-                const typename Rule::Element* __restrict__ x,
+    fold_planes(PoolView<int32_t> v, Rule rule, typename Rule::Value divisor, int32_t area,
+                int sharers, bool vectors, const typename Rule::Element* __restrict__ x,
                 typename Rule::Element* __restrict__ y, SelectedOutput selected) {
   using T = typename Rule::Element;
   using State = typename Rule::State;
@@ -68,9 +70,7 @@ __global__ void __launch_bounds__(kPoolThreads)
   }
   if (!works || turn > 0) return;
   const int32_t plane = first + own;
-  using Value = typename Rule::Value;
-  y[plane] = rule.finish(
-      state, Division<Value>(Rule::kSelects ? Value{1} : v.template divisor_of<Value>(0, 0)));
+  y[plane] = rule.finish(state, Division<typename Rule::Value>(divisor));
   if constexpr (Rule::kSelects) {
     if (selected.data == nullptr) return;
     store_codes<1>(
@@ -88,20 +88,23 @@ bool run_fold_planes(const PoolShape& s, int64_t planes, const Rule& rule,
   constexpr int64_t kMost = 1024;
   const int64_t area = s.h.size * s.w.size;
   if (!covers_plane(s) || area > kMost) return false;
-  const int sharers = area <= 64 ? 4 : area <= 256 ? 8 : 32;
+  const int sharers = area <= 64 ? (sizeof(T) == 8 ? 4 : 2) : area <= 256 ? 8 : 32;
   const int64_t block = kPoolThreads / sharers;
+  const PoolView<int32_t> view(s, planes, 1, true);
+  using Value = typename Rule::Value;
+  const Value divisor = Rule::kSelects ? Value{1} : view.template divisor_of<Value>(0, 0);
   launch(fold_planes<Rule>, dim3(static_cast<unsigned>(ceil_div(planes, block))),
          dim3(kPoolThreads), static_cast<int>(block * area * static_cast<int64_t>(sizeof(T))),
-         queue, PoolView<int32_t>(s, planes, 1, true), rule, static_cast<int32_t>(area), sharers,
-         aligned<T>(x, kLanes<T>), x, y, selected);
+         queue, view, rule, divisor, static_cast<int32_t>(area), sharers, aligned<T>(x, kLanes<T>),
+         x, y, selected);
   return true;
 }
 
 // dy of each plane at the element that was selected, or over the divisor at every one.
 template <typename T, bool kSelects>
 __global__ void __launch_bounds__(kPoolThreads)
-    spread_planes(PoolView<int32_t> v, Quotient<int32_t> by_area, int32_t area, int32_t total,
-                  bool vectors, const T* __restrict__ dy, SelectedArray selected,
+    spread_planes(PoolView<int32_t> v, Quotient<int32_t> by_area, Wide<T> divisor, int32_t area,
+                  int32_t total, bool vectors, const T* __restrict__ dy, SelectedArray selected,
                   T* __restrict__ dx) {
   constexpr int n = kLanes<T>;
   const int32_t begin = pool_thread<int32_t>() * n;
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(kPoolThreads)
       value[k] += Wide<T>{0};  // a sum of one term, and so never minus zero
     }
   }
-  const Division<Wide<T>> over(kSelects ? Wide<T>{1} : v.template divisor_of<Wide<T>>(0, 0));
+  const Division<Wide<T>> over(divisor);
   if constexpr (!kSelects) value[0] = over(value[0]), value[1] = over(value[1]);
   const auto element = [&](int i) {
     const bool next = position + i >= area;
@@ -152,9 +155,106 @@ bool run_spread_planes(const PoolShape& s, int64_t planes, const T* dy,
   constexpr int n = kLanes<T>;
   const int64_t area = s.h.size * s.w.size, total = planes * area;
   if (!covers_plane(s) || area < n) return false;
+  const PoolView<int32_t> view(s, planes, 1, true);
+  const auto divisor = kSelects ? Wide<T>{1} : view.template divisor_of<Wide<T>>(0, 0);
   launch(spread_planes<T, kSelects>, pool_grid(ceil_div(total, n)), dim3(kPoolThreads), 0, queue,
-         PoolView<int32_t>(s, planes, 1, true), Quotient<int32_t>(area), static_cast<int32_t>(area),
+         view, Quotient<int32_t>(area), divisor, static_cast<int32_t>(area),
          static_cast<int32_t>(total), aligned<T>(dx, n), dy, selected, dx);
+  return true;
+}
+
+inline constexpr int kChannelSplits = 8, kChannelVectors = kPoolThreads / kChannelSplits;
+
+// The average, NHWC: kChannelSplits threads share the pixels of a vector in turns, and one thread
+// for each channel sums their parts.
+template <typename T>
+__global__ void __launch_bounds__(kPoolThreads, 4)
+    average_channels(Quotient<int32_t> by_vectors, float divisor, int32_t threads, int32_t vectors,
+                     int32_t area, const T* __restrict__ x, T* __restrict__ y) {
+  constexpr int n = kLanes<T>, kBatch = 8;  // loads under way
+  using V = Pack<T>;
+  __shared__ Vector<float, 4> parts[kChannelSplits][kChannelVectors * n / 4];
+  const int id = static_cast<int>(threadIdx.x);
+  const int split = id / kChannelVectors, own = id % kChannelVectors;
+  const int32_t first = static_cast<int32_t>(blockIdx.x) * kChannelVectors;
+  float total[n] = {};
+  if (first + own < threads) {
+    int32_t image = first + own;
+    const int32_t vector = by_vectors.split(image);
+    const V* const from = reinterpret_cast<const V*>(x) + image * area * vectors + vector;
+    for (int32_t begin = split; begin < area; begin += kBatch * kChannelSplits) {
+      V batch[kBatch];
+#pragma unroll
+      for (int k = 0; k < kBatch; k++) {
+        const int32_t pixel = begin + k * kChannelSplits;
+        batch[k] = V{};
+        if (pixel < area) batch[k] = from[pixel * vectors];
+      }
+#pragma unroll
+      for (int k = 0; k < kBatch; k++) {
+#pragma unroll
+        for (int i = 0; i < n; i++) total[i] += batch[k].at(i);
+      }
+    }
+  }
+  store_all<float, n>(parts[split][own * n / 4].element, [&](int i) { return total[i]; });
+  __syncthreads();
+  if (id >= kChannelVectors * n || first * n + id >= threads * n) return;
+  float sum = 0;
+#pragma unroll
+  for (int k = 0; k < kChannelSplits; k++) sum += parts[k][id / 4].element[id % 4];
+  y[first * n + id] = from_wide<T>(Division<float>(divisor)(sum));
+}
+
+// Runs average_channels where it takes the problem, and says whether.
+template <typename T>
+bool run_average_channels(const PoolShape& s, int64_t images, const T* x, T* y,
+                          const Queue& queue) {
+  constexpr int n = kLanes<T>;
+  const int64_t area = s.h.size * s.w.size, vectors = s.channels / n;
+  if (s.channels % n != 0 || !covers_image(s) || area < 24 || area > 256 || !aligned<T>(x, n))
+    return false;
+  const int64_t threads = images * vectors;
+  launch(average_channels<T>, dim3(static_cast<unsigned>(ceil_div(threads, kChannelVectors))),
+         dim3(kPoolThreads), 0, queue, Quotient<int32_t>(vectors),
+         PoolView<int32_t>(s, images, 1, true).template divisor_of<float>(0, 0),
+         static_cast<int32_t>(threads), static_cast<int32_t>(vectors), static_cast<int32_t>(area),
+         x, y);
+  return true;
+}
+
+// The average's gradient, NHWC: a thread has n channels of an image, at every `splits`th pixel.
+template <typename T>
+__global__ void __launch_bounds__(kPoolThreads)
+    spread_channels(Quotient<int32_t> by_vectors, Quotient<int32_t> by_splits, Wide<T> divisor,
+                    int32_t threads, int32_t vectors, int32_t splits, int32_t area,
+                    const T* __restrict__ dy, T* __restrict__ dx) {
+  constexpr int n = kLanes<T>;
+  using V = Vector<T, n>;
+  int32_t image = pool_thread<int32_t>();
+  if (image >= threads) return;
+  const int32_t vector = by_vectors.split(image), split = by_splits.split(image);
+  const Division<Wide<T>> over(divisor);
+  V value = reinterpret_cast<const V*>(dy)[image * vectors + vector];
+#pragma unroll
+  for (int i = 0; i < n; i++) value.element[i] = from_wide<T>(over(to_wide(value.element[i])));
+  V* const to = reinterpret_cast<V*>(dx) + image * area * vectors + vector;
+#pragma unroll 4
+  for (int32_t i = split; i < area; i += splits) to[i * vectors] = value;
+}
+
+// Runs spread_channels where it takes the problem, of aligned vectors, and says whether.
+template <typename T>
+bool run_spread_channels(const PoolShape& s, int64_t images, const T* dy, T* dx,
+                         const Queue& queue) {
+  if (!covers_image(s)) return false;
+  const int64_t area = s.h.size * s.w.size, vectors = s.channels / kLanes<T>;
+  const int64_t splits = ceil_div(area, 8), threads = images * vectors * splits;
+  launch(spread_channels<T>, pool_grid(threads), dim3(kPoolThreads), 0, queue,
+         Quotient<int32_t>(vectors), Quotient<int32_t>(splits),
+         PoolView<int32_t>(s, images, 1, true).template divisor_of<Wide<T>>(0, 0),
+         static_cast<int32_t>(threads), static_cast<int32_t>(vectors), static_cast<int32_t>(splits),
+         static_cast<int32_t>(area), dy, dx);
   return true;
 }
 

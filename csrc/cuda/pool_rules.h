@@ -149,6 +149,10 @@ struct alignas(16) Pack {
   static __device__ __forceinline__ Pack load(const T* p) {
     return *reinterpret_cast<const Pack*>(p);
   }
+  __device__ __forceinline__ void set_half(int half, const T* p) {
+    const auto words = *reinterpret_cast<const Vector<uint32_t, 2>*>(p);
+    word[2 * half] = words.element[0], word[2 * half + 1] = words.element[1];
+  }
   __device__ __forceinline__ void set(int i, T v) {
     uint32_t bits = 0;
     memcpy(&bits, &v, sizeof(T));

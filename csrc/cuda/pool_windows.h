@@ -11,6 +11,7 @@
 #include "cuda/pool_geometry.h"
 #include "cuda/pool_planes.h"
 #include "cuda/pool_rules.h"
+#include "cuda/pool_tiles.h"
 
 namespace torchconv::cuda {
 
@@ -179,7 +180,9 @@ void run_pool_windows(const PoolShape& s, const Rule& rule, const void* x, void*
     const SelectedOutput codes = part_of(selected, first * out);
     if constexpr (sizeof(I) == 4) {
       if constexpr (!std::is_integral_v<T>)
-        if (run_fold_planes(s, images, rule, from, to, codes, queue)) return;
+        if (run_fold_planes(s, images, rule, from, to, codes, queue) ||
+            run_pool_tiles(s, images, rule, from, to, codes, queue))
+          return;
       if (first_choice(images, from, to, codes)) return;
       const auto run = [&](auto width) {
         constexpr int n = decltype(width)::value;

@@ -3,6 +3,7 @@
 #include "cuda/pool2d.h"
 #include "cuda/pool_backward_bands.h"
 #include "cuda/pool_planes.h"
+#include "cuda/pool_tiles.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -21,7 +22,9 @@ void run(const PoolShape& s, Selected kind, const T* dy, const void* selected, T
     const T* from = dy + first * out;
     T* to = dx + first * in;
     if constexpr (sizeof(I) == 4) {
-      if (run_spread_planes<T, true>(s, images, from, codes, to, queue)) return;
+      if (run_spread_planes<T, true>(s, images, from, codes, to, queue) ||
+          run_scatter_tiles(s, images, from, codes, to, queue))
+        return;
       if constexpr (sizeof(T) < 8) {
         const auto* offsets = static_cast<const uint8_t*>(codes.data);
         switch (kind == Selected::kOffset8 ? band_window<T>(s, vectors) : BandWindow::kNone) {

@@ -32,19 +32,19 @@ __device__ __forceinline__ SharedAddress shared_address(const void* p) {
   return static_cast<SharedAddress>(__cvta_generic_to_shared(p));
 }
 
-// Starts a copy of 4 or 16 bytes from global memory, both addresses aligned to as many; zeros,
+// Starts a copy of 4, 8 or 16 bytes from global memory, both addresses aligned to as many; zeros,
 // without a look at `from`, where it is not valid.
 template <int Bytes>
 __device__ __forceinline__ void copy_async(SharedAddress to, const void* from, bool valid) {
-  static_assert(Bytes == 4 || Bytes == 16);
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   [[maybe_unused]] const int read = valid ? Bytes : 0;
   if constexpr (Bytes == 16)
     TORCHCONV_FROM_SM80(
         asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(to),
                      "l"(from), "r"(read)));
   else
-    TORCHCONV_FROM_SM80(asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to),
-                                     "l"(from), "r"(read)));
+    TORCHCONV_FROM_SM80(asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(to),
+                                     "l"(from), "n"(Bytes), "r"(read)));
 }
 
 // Ends a group of this thread's copies.
@@ -84,12 +84,13 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&word)[4], Sh
       "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "r"(row)));
 }
 
-// float32 to TF32, to nearest with ties away from zero.
+// float32 to TF32, to nearest with ties away from zero, up to bits that the hardware ignores: half
+// a unit in TF32's last place is added to a normal number, 2^-11 of what its exponent alone stands
+// for. cvt.rna.tf32 does as much by a comparison and a predicate, of which there are too few for
+// many roundings at a time. Infinity and NaN stay.
 __device__ __forceinline__ uint32_t round_to_tf32(uint32_t word) {
-  uint32_t rounded = word;
-  TORCHCONV_FROM_SM80(
-      asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(__uint_as_float(word))));
-  return rounded;
+  const float power = __uint_as_float(word & 0xFF800000u);
+  return __float_as_uint(fmaf(power, 0x1p-11f, __uint_as_float(word)));
 }
 
 // sums += A * B, of Half, BFloat16, or float that has been rounded to TF32.

@@ -58,23 +58,28 @@ __global__ void __launch_bounds__(256, 2)
       return image < g.N ? x + ((image * g.groups + group) * g.in_channels + c) * g.h.in * g.w.in
                          : nullptr;
     };
-    load_windows<T>(t, g, plane_of, h0, w0 - shift, windows);
-
     // dz is under way while x arrives. `rows`: of the thread, inside the image and the tile.
     const int row = tile_row + set * kRows, column = tile_column + lane;
     const bool active = slot < t.slots.value() && n < g.N && column < g.w.out;
     const int rows = active ? min(kRows, min(g.h.out, tile_row + t.tile_h) - row) : 0;
-    A d[kFilters][kRows];
+    T raw[kFilters][kRows];
 #pragma unroll
     for (int k = 0; k < kFilters; ++k)
 #pragma unroll
       for (int a = 0; a < kRows; ++a) {
         const int64_t plane = (n * g.groups + group) * g.out_channels + o0 + k;
-        d[k][a] = a < rows && o0 + k < g.out_channels
-                      ? to_wide(dz[(plane * g.h.out + row + a) * g.w.out + column])
-                      : A{0};
+        raw[k][a] = a < rows && o0 + k < g.out_channels
+                        ? dz[(plane * g.h.out + row + a) * g.w.out + column]
+                        : from_wide<T>(A{0});
       }
+    load_windows<T>(t, g, plane_of, h0, w0 - shift, windows);
+
     __syncthreads();
+    A d[kFilters][kRows];
+#pragma unroll
+    for (int k = 0; k < kFilters; ++k)
+#pragma unroll
+      for (int a = 0; a < kRows; ++a) d[k][a] = to_wide(raw[k][a]);
 
     bool inside[R];
 #pragma unroll
@@ -114,7 +119,7 @@ __global__ void __launch_bounds__(256, 2)
 template <typename T, typename Tap, int kRows, int kFilters>
 void launch_wgrad_planes(const Gather& g, const T* dz, const T* x, T* dw, const Queue& queue) {
   // So many batches a slice keep a thread's sums short enough for float32.
-  constexpr int64_t kMostBatches = 512 / kRows, kBlocks = 1024;
+  constexpr int64_t kMostBatches = 512 / kRows, kBlocks = 512;
   PlaneWgrad p{};
   p.g = g;
   const int64_t chunks = ceil_div(g.out_channels, kFilters);

@@ -115,7 +115,7 @@ inline SharedAddress shared_address(const void* p) { return reinterpret_cast<Sha
 
 template <int Bytes>
 void copy_async(SharedAddress to, const void* from, bool valid) {
-  static_assert(Bytes == 4 || Bytes == 16);
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   if (to % Bytes != 0 || reinterpret_cast<uintptr_t>(from) % Bytes != 0)
     emulator::fail("cp.async: misaligned address");
   emulated::Copy copy{to, {}, Bytes};

@@ -1,14 +1,14 @@
-// The gather of cutlass_sm90_limits.h in tiles of 128 output positions by 128 or 64 filters;
+// The gather of cutlass_sm90_limits.h in tiles of 128 output positions by 256, 128 or 64 filters;
 // float32 is rounded to TF32 as it is loaded. The tile does not change the order of an output's
 // additions.
-#ifdef TORCHCONV_CUTLASS
+#pragma once
+
 #include <climits>
 
 #include "cuda/cutlass_sm90_kernel.h"
 #include "cuda/cutlass_sm90_passes.h"
 
 namespace torchconv::cuda::sm90 {
-namespace {
 
 // clamp(sum + bias of the filter, low, high), where NaN stays NaN.
 template <class Element, class Tile>
@@ -23,14 +23,14 @@ struct BiasAndClamp {
       cutlass::epilogue::fusion::Sm90EVT<Compute<Element, cutlass::epilogue::thread::Clamp>, Sum>;
 };
 
-template <class Element, class TileN, int kBlocks>
+template <class Element, class TileN, int kStages, int kWarpgroups, int kBlocks>
 void gather_in_tiles(const Gather& g, const GatherTensors& tensors, const Queue& queue) {
   using TileK = cute::Shape<cute::Int<128 / static_cast<int>(sizeof(Element))>>;
   using Tile = cute::Shape<cute::_128, TileN, TileK>;
-  using Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
-  using K =
-      Kernel<Configuration<Operator::kFprop, Element, Element, cutlass::layout::TensorNHWC, Tile,
-                           Cluster, 3, kBlocks, typename BiasAndClamp<Element, Tile>::Type>>;
+  using Cluster = cute::Shape<cute::Int<kGatherCluster>, cute::_1, cute::_1>;
+  using K = Kernel<
+      Configuration<Operator::kFprop, Element, Element, cutlass::layout::TensorNHWC, Tile, Cluster,
+                    kStages, kWarpgroups, kBlocks, typename BiasAndClamp<Element, Tile>::Type>>;
   const auto narrow = [](int64_t v) { return static_cast<int>(v); };
   const ProblemShape<Operator::kFprop> shape(
       cutlass::conv::Mode::kCrossCorrelation,
@@ -49,28 +49,18 @@ void gather_in_tiles(const Gather& g, const GatherTensors& tensors, const Queue&
       epilogue, INT_MAX, 0, 1, queue);
 }
 
-// Narrow tiles for few filters, and where wide ones would leave multiprocessors without one.
 template <class Element>
 void gather_of(const Gather& g, const GatherTensors& tensors, const Queue& queue) {
-  const int64_t wide = ceil_div(g.N * g.h.outputs * g.w.outputs, 128) * ceil_div(g.K, 128);
-  if (g.K > 64 && wide >= queue.multiprocessors)
-    gather_in_tiles<Element, cute::_128, 2>(g, tensors, queue);
-  else
-    gather_in_tiles<Element, cute::_64, 3>(g, tensors, queue);
-}
-
-}  // namespace
-
-void gather(DType dtype, const Gather& g, const GatherTensors& tensors, const Queue& queue) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return gather_of<cutlass::half_t>(g, tensors, queue);
-    case DType::kBFloat16:
-      return gather_of<cutlass::bfloat16_t>(g, tensors, queue);
+  switch (gather_tile(g, sizeof(Element), queue.multiprocessors)) {
+    case 256:
+      return gather_in_tiles<Element, cute::_256, 4, 2, 1>(g, tensors, queue);
+    case 128:
+      return gather_in_tiles<Element, cute::_128, 6, 2, 1>(g, tensors, queue);
     default:
-      return gather_of<float>(g, tensors, queue);
+      // What float32 stores leaves room for fewer stages.
+      return gather_in_tiles<Element, cute::_64, sizeof(Element) == 4 ? 3 : 4, 1, 2>(g, tensors,
+                                                                                     queue);
   }
 }
 
 }  // namespace torchconv::cuda::sm90
-#endif

@@ -1,0 +1,12 @@
+// The gather of cutlass_sm90_gather_kernel.h for float16.
+#ifdef TORCHCONV_CUTLASS
+#include "cuda/cutlass_sm90_gather_kernel.h"
+
+namespace torchconv::cuda::sm90 {
+
+void gather_half(const Gather& g, const GatherTensors& tensors, const Queue& queue) {
+  gather_of<cutlass::half_t>(g, tensors, queue);
+}
+
+}  // namespace torchconv::cuda::sm90
+#endif

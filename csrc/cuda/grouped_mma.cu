@@ -1,0 +1,166 @@
+// The grouped convolution passes on tensor cores, as conv_passes.h has them: what they take, and
+// how each becomes a problem of grouped_mma.h.
+#include <algorithm>
+#include <cstdlib>
+#include <initializer_list>
+#include <numeric>
+
+#include "core/range.h"
+#include "cuda/conv_layout.h"
+#include "cuda/conv_passes.h"
+#include "cuda/grouped_mma_plan.h"
+
+namespace torchconv::cuda {
+namespace {
+
+template <typename F>
+void with_half_type(DType dtype, F&& f) {
+  return dtype == DType::kFloat16 ? f(Half{}) : f(BFloat16{});
+}
+
+GroupedChannels channels_of(const ConvProblem& p) {
+  GroupedChannels c{};
+  c.channels = static_cast<int32_t>(p.C);
+  c.group = static_cast<int32_t>(p.C / p.groups);
+  c.group_units = std::max(c.group / kUnitChannels, 1);
+  c.slab_units = kSlabUnits / c.group_units * c.group_units;
+  c.slabs = static_cast<int32_t>(ceil_div(p.C, int64_t{c.slab_units} * kUnitChannels));
+  return c;
+}
+
+GatherAxis axis_of(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation,
+                   int64_t pad, bool backward) {
+  GatherAxis axis{};
+  axis.source = static_cast<int32_t>(backward ? outputs : size);
+  axis.outputs = static_cast<int32_t>(backward ? size : outputs);
+  axis.taps = static_cast<int32_t>(taps);
+  axis.stride = static_cast<int32_t>(stride);
+  axis.dilation = static_cast<int32_t>(dilation);
+  axis.pad = static_cast<int32_t>(pad);
+  axis.common = backward ? std::gcd(axis.stride, axis.dilation) : 1;
+  axis.phases = backward ? std::min(axis.stride, axis.outputs) : 1;
+  return axis;
+}
+
+GroupedGather gather_of(const ConvProblem& p, bool backward) {
+  GroupedGather g{};
+  g.c = channels_of(p);
+  g.batch = static_cast<int32_t>(p.N);
+  g.h = axis_of(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, backward);
+  g.w = axis_of(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, backward);
+  g.backward = backward;
+  const int64_t filter = p.R * p.S * g.c.group;
+  g.filter_output = backward ? 1 : filter;
+  g.filter_channel = backward ? filter : 1;
+  return g;
+}
+
+GroupedWgrad wgrad_of(const ConvProblem& p) {
+  GroupedWgrad g{};
+  g.c = channels_of(p);
+  g.batch = static_cast<int32_t>(p.N);
+  g.h = axis_of(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, false);
+  g.w = axis_of(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, false);
+  return g;
+}
+
+// Tensors in which 16 bytes can be loaded and stored at once: themselves, or copies.
+const void* to_vectors(const ConvProblem& p, const void* source, int64_t count,
+                       const Queue& queue) {
+  if (aligned<Half>(source, kUnitChannels)) return source;
+  void* copy = queue.scratch<Half>(count);
+  transpose(p.dtype, source, copy, 1, 1, count, queue);
+  return copy;
+}
+template <typename T>
+class VectorOutput {
+ public:
+  VectorOutput(const ConvProblem& p, void* target, int64_t count, const Queue& queue)
+      : dtype_(p.dtype), target_(target), count_(count), queue_(queue) {
+    copies_ = target != nullptr && !aligned<T>(target, kUnitChannels);
+    data_ = copies_ ? queue.scratch<T>(count) : static_cast<T*>(target);
+  }
+  T* data() const { return data_; }
+  void finish() const {
+    if (copies_) transpose(dtype_, data_, target_, 1, 1, count_, queue_);
+  }
+
+ private:
+  DType dtype_;
+  void* target_;
+  int64_t count_;
+  const Queue& queue_;
+  bool copies_;
+  T* data_;
+};
+
+}  // namespace
+
+bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
+  if (queue.capability < 80 || (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) ||
+      p.layout != Layout::kNHWC || p.weight_layout != Layout::kNHWC || p.flip || p.K != p.C)
+    return false;
+  const int64_t group = p.C / p.groups;
+  if (group > kSlabUnits * kUnitChannels || p.C % kUnitChannels != 0 ||
+      (group % kUnitChannels != 0 && kUnitChannels % group != 0))
+    return false;
+  constexpr int64_t kMost = int64_t{1} << 31, kFar = int64_t{1} << 24;
+  for (const int64_t size : {p.N, p.P, p.Q})
+    if (size <= 0) return false;
+  for (const int64_t size :
+       {p.H, p.W, p.P, p.Q, p.R, p.S, p.P * p.stride_h, p.Q * p.stride_w, p.R * p.dilation_h,
+        p.S * p.dilation_w, std::abs(p.pad_top), std::abs(p.pad_left)})
+    if (size >= kFar) return false;
+  if (p.N * p.C * p.H * p.W >= kMost || p.N * p.K * p.P * p.Q >= kMost ||
+      p.K * p.R * p.S * group >= kMost / 64)
+    return false;
+  if (pass == Pass::kWgrad) {
+    GroupedWgrad g = wgrad_of(p);
+    return plan_grouped_wgrad(g);
+  }
+  GroupedGather g = gather_of(p, pass == Pass::kDgrad);
+  return plan_grouped_gather(g, queue);
+}
+
+void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                       void* y, void* preactivation, const Queue& queue) {
+  GroupedGather g = gather_of(p, false);
+  plan_grouped_gather(g, queue);
+  g.image = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
+  g.filters = w;
+  with_half_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    const int64_t count = p.N * p.K * p.P * p.Q;
+    const VectorOutput<T> out(p, y, count, queue), z(p, preactivation, count, queue);
+    run_grouped_gather(
+        g, Epilogue<T>{static_cast<const T*>(bias), out.data(), z.data(), p.activation}, queue);
+    out.finish();
+    z.finish();
+  });
+}
+
+void grouped_mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
+                       const Queue& queue) {
+  GroupedGather g = gather_of(p, true);
+  plan_grouped_gather(g, queue);
+  g.image = to_vectors(p, dz, p.N * p.K * p.P * p.Q, queue);
+  g.filters = w;
+  with_half_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    const VectorOutput<T> out(p, dx, p.N * p.C * p.H * p.W, queue);
+    run_grouped_gather(g, Epilogue<T>{nullptr, out.data(), nullptr, Activation::kNone}, queue);
+    out.finish();
+  });
+}
+
+void grouped_mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
+                       const Queue& queue) {
+  GroupedWgrad g = wgrad_of(p);
+  plan_grouped_wgrad(g);
+  g.dz = to_vectors(p, dz, p.N * p.K * p.P * p.Q, queue);
+  g.x = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
+  g.dw = dw;
+  with_half_type(p.dtype, [&](auto element) { run_grouped_wgrad<decltype(element)>(g, queue); });
+}
+
+}  // namespace torchconv::cuda

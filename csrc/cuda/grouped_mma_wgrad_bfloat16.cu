@@ -1,0 +1,9 @@
+// Grouped convolution on tensor cores, the gradient by the weights, for bfloat16: see
+// grouped_mma.h.
+#include "cuda/grouped_mma_wgrad_kernel.h"
+
+namespace torchconv::cuda {
+
+template void run_grouped_wgrad<BFloat16>(GroupedWgrad, const Queue&);
+
+}  // namespace torchconv::cuda

@@ -1,0 +1,82 @@
+// What mma_planes.h takes, and how each pass becomes a problem of its kernels.
+#include "core/range.h"
+#include "cuda/conv_layout.h"
+#include "cuda/mma_planes.h"
+
+namespace torchconv::cuda {
+namespace {
+
+// A tensor that may begin at any element, or its copy where units of 16 bytes can be loaded.
+template <typename T>
+const void* in_units(DType dtype, const void* source, int64_t elements, const Queue& queue) {
+  if (aligned<T>(source, kLanes<T>)) return source;
+  T* copy = queue.scratch<T>(elements);
+  pack_weights(dtype, source, Layout::kNHWC, /*flip=*/false, copy, 1, elements, 1, 1, queue);
+  return copy;
+}
+
+// out (outputs x pixels) = filters (outputs x channels) * image (channels x pixels).
+template <typename T>
+void multiply(const ConvProblem& p, const void* image, const void* filters, int64_t channels,
+              int64_t outputs, const Epilogue<T>& epilogue, const Queue& queue) {
+  PlanesProblem g{};
+  g.pixels = p.N * p.H * p.W;
+  g.image = in_units<T>(p.dtype, image, g.pixels * channels, queue);
+  g.filters = in_units<T>(p.dtype, filters, outputs * channels, queue);
+  g.channels = static_cast<int32_t>(channels);
+  g.outputs = static_cast<int32_t>(outputs);
+  g.plane = Divisor(p.H * p.W);
+  g.vector_outputs =
+      aligned<T>(epilogue.y, kLanes<T>) && aligned<T>(epilogue.preactivation, kLanes<T>);
+  run_planes(g, epilogue, queue);
+}
+
+}  // namespace
+
+bool planes_take(const ConvProblem& p, Pass pass) {
+  const bool same_pixels = p.R * p.S == 1 && p.stride_h == 1 && p.stride_w == 1 && p.pad_top == 0 &&
+                           p.pad_left == 0 && p.P == p.H && p.Q == p.W;
+  const int64_t reduced = pass == Pass::kDgrad ? p.K : p.C;
+  const int64_t lanes = p.dtype == DType::kFloat32 ? 4 : 8;
+  return same_pixels && p.H * p.W % 4 == 0 && (pass == Pass::kWgrad || reduced % lanes == 0);
+}
+
+void planes_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
+                  void* preactivation, const Queue& queue) {
+  with_tensor_core_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    multiply(p, x, w, p.C, p.K,
+             Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y),
+                         static_cast<T*>(preactivation), p.activation},
+             queue);
+  });
+}
+
+void planes_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
+                  const Queue& queue) {
+  with_tensor_core_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    T* filters = queue.scratch<T>(p.K * p.C);
+    transpose(p.dtype, w, filters, 1, p.K, p.C, queue);
+    multiply(p, dz, filters, p.K, p.C,
+             Epilogue<T>{nullptr, static_cast<T*>(dx), nullptr, Activation::kNone}, queue);
+  });
+}
+
+void planes_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
+                  const Queue& queue) {
+  WgradProblem g{};
+  g.pixels = p.N * p.H * p.W;
+  g.dw = dw;
+  g.channels = g.weights = static_cast<int32_t>(p.C);
+  g.filters = static_cast<int32_t>(p.K);
+  g.plane = Divisor(p.H * p.W);
+  with_tensor_core_type(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    g.dz = in_units<T>(p.dtype, dz, g.pixels * p.K, queue);
+    g.x = in_units<T>(p.dtype, x, g.pixels * p.C, queue);
+    run_planes_wgrad<T>(g, queue);
+  });
+}
+
+}  // namespace torchconv::cuda
