@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import stat
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,18 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nvcc.chmod(nvcc.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CUDA_HOME", str(nvcc.parent.parent))
     return nvcc.parent.parent
+
+
+def built_library(folder: Path, architectures: tuple[str, ...]) -> Path:
+    """What passes for a library of these sources."""
+    folder.mkdir()
+    library = folder / _build.library_name(_build.CUDA)
+    library.write_bytes(b"code")
+    checksum = hashlib.sha256(b"code").hexdigest()
+    source_hash = _build.source_hash(_build.CUDA, ROOT)
+    record = _build.Record(source_hash, "", "", "", checksum, architectures)
+    _build.record_path(library).write_text(json.dumps(asdict(record)))
+    return library
 
 
 def test_compiler_of_the_toolkit(toolkit: Path) -> None:
@@ -51,14 +66,27 @@ def test_tensors_are_left_to_pytorch_without_compiler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_load, "prebuilt_dir", lambda: tmp_path / "lib")
+    monkeypatch.setattr(_load, "cache_dirs", lambda: [])
     monkeypatch.setattr(torch.version, "cuda", None)
     assert not _load.serves_cuda()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert not _load.serves_cuda()
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / _build.library_name(_build.CUDA)).touch()
+    library = built_library(tmp_path / "lib", ("9.0",))
     assert _load.serves_cuda()
+    library.write_bytes(b"of other sources, say")
+    assert not _load.serves_cuda()
+
+
+def test_tensors_are_left_to_pytorch_of_another_cuda(
+    toolkit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_load, "prebuilt_dir", lambda: tmp_path / "lib")
+    monkeypatch.setattr(_load, "cache_dirs", lambda: [])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert _load.serves_cuda()
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert not _load.serves_cuda()
 
 
 def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +102,44 @@ def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
     with pytest.raises(_build.BuildError, match="'Hopper'"):
         _build.cuda_architectures()
+
+
+@pytest.mark.parametrize(
+    "architectures, runs",
+    [
+        (("8.0",), [(8, 0), (8, 6), (8, 9)]),
+        (("8.6",), [(8, 6), (8, 9)]),
+        (("9.0",), [(9, 0)]),
+        (("9.0a+PTX",), [(9, 0)]),
+        (("10.0f",), [(10, 0), (10, 3)]),
+        (("8.0+PTX", "9.0a"), [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]),
+        ((), []),
+    ],
+)
+def test_which_gpus_run_a_library(
+    architectures: tuple[str, ...], runs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for capability in every:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, c=capability: c)
+        fault = _build.gpus_fault(architectures)
+        assert (fault == "") == (capability in runs), capability
+        assert fault == "" or fault.endswith(f"the GPU here is {capability[0]}.{capability[1]}")
+
+
+def test_library_for_another_gpu_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_library(tmp_path / "lib", ("8.0",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(_load, "cache_dirs", lambda: [])
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    with pytest.raises(_build.BuildError, match=r"is for GPUs of 8\.0, and the GPU here is 9\.0"):
+        _load._open(_build.CUDA, ROOT, tmp_path / "lib")
 
 
 def test_architectures_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,6 +256,23 @@ def test_choice_of_algorithm(
     assert ("tensor cores" in text) == ("tensor cores" in algorithm)
 
 
+def test_tiles_of_turing(gpu: Caller) -> None:
+    """Blocks have 64 KB of shared memory there, less than the largest tile of float32 takes."""
+    x, w, dz = torch.randn(1, 14, 4, 4), torch.randn(128, 14, 3, 3), torch.randn(1, 128, 4, 4)
+    arguments = [dz, x, w, None, [1, 1], [1] * 4, [1, 1], 1, "none", False, [True] * 3]
+    gradients = gpu("conv2d_backward", *arguments, capability=75, runs=RUNS[:1])
+    for gradient, truth in zip(gradients, OPS.conv2d_backward(*wide(arguments)), strict=True):
+        assert_accurate(gradient, truth)
+
+
+def test_many_filters_of_a_channel(gpu: Caller) -> None:
+    """The input gradient's sums of 18432 terms each."""
+    x, w, dz = torch.randn(1, 2, 4, 4), torch.rand(4096, 1, 3, 3), torch.rand(1, 4096, 4, 4)
+    arguments = [dz, x, w, None, [1, 1], [1] * 4, [1, 1], 2, "none", False, [True, False, False]]
+    gradient = gpu("conv2d_backward", *arguments, runs=RUNS[:1])[0]
+    assert_accurate(gradient, OPS.conv2d_backward(*wide(arguments))[0])
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_derivative_of_activation(gpu: Caller, activation: str, dtype: torch.dtype) -> None:

@@ -121,6 +121,7 @@ class Record:
     torch: str
     compiler: str
     sha256: str
+    architectures: Sequence[str] = ()  # of the library for GPUs
 
 
 def isas() -> tuple[str, ...]:
@@ -330,6 +331,32 @@ def cuda_architectures() -> tuple[str, ...]:
                 "write numbers, as in TORCH_CUDA_ARCH_LIST='8.0;9.0+PTX'",
             )
     return tuple(listed) or CUDA_ARCHITECTURES
+
+
+def gpus_fault(architectures: Sequence[str]) -> str:
+    """Why code for these architectures must not be opened, in words; empty if it may: where one of
+    the GPUs here runs it, or there is none to ask."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    devices = range(torch.cuda.device_count())
+    pairs = sorted({torch.cuda.get_device_capability(index) for index in devices})
+    if any(_runs(each, pair) for each in architectures for pair in pairs):
+        return ""
+    here = " and ".join(f"{major}.{minor}" for major, minor in pairs)
+    return f"is for GPUs of {' and '.join(architectures) or 'no kind'}, and the GPU here is {here}"
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether a GPU of this compute capability runs what nvcc_flags compiles."""
+    name, _, ptx = architecture.partition("+")
+    major, minor = (int(number) for number in name.rstrip("af").split("."))
+    if name.endswith("a") or (name == "9.0" and not ptx):
+        return capability == (major, minor)
+    if ptx and not name.endswith("f"):
+        return capability >= (major, minor)
+    return capability[0] == major and capability[1] >= minor
 
 
 def nvcc_flags(architectures: Sequence[str]) -> list[str]:
@@ -589,6 +616,7 @@ def write_record(library: Path, variant: str, root: Path) -> None:
         torch=torch_version(),
         compiler=compiler_version(),
         sha256=_sha256(library),
+        architectures=cuda_architectures() if variant == CUDA else (),
     )
     record_path(library).write_text(json.dumps(asdict(record), indent=1) + "\n")
 

@@ -108,7 +108,8 @@ def explain(
     Reads sizes, strides and dtypes only, so that tensors on the meta device serve as well.
 
     Args:
-        input ... flip_kernel: as for conv2d; bias and activation change no choice.
+        input ... flip_kernel: as for conv2d; bias and activation change no choice on a CPU. What
+            is said of a GPU is for no activation.
         peak: GFLOP/s of this dtype, for the floor and the predicted time; None measures that of a
             matrix product, with the current number of threads.
         bandwidth: GB/s of memory; None measures that of a copy.

@@ -8,7 +8,7 @@ system releases when its holder dies: no half-built library is ever seen, and no
 
 The library for GPUs is found in the same way at the first call with a CUDA tensor.
 
-Nothing here runs at import, and nothing heavy is imported before it is needed.
+Nothing is loaded at import, and nothing heavy is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -135,12 +135,10 @@ def serves_cuda() -> bool:
 
     if torch.version.cuda is None:
         return False
-    if (prebuilt_dir() / _build.library_name(_build.CUDA)).is_file():
-        return True
     try:
-        return bool(_build.nvcc())
-    except BuildError:
-        return False
+        return bool(_build.nvcc_version())
+    except BuildError:  # or of another CUDA than PyTorch
+        return next(_ready(_build.CUDA, _build.source_root(), prebuilt_dir()), None) is not None
 
 
 def load_cuda() -> Path:
@@ -160,12 +158,23 @@ def _open(name: str, root: Path, prebuilt: Path) -> Path:
     reasons = [reason for reason in [_passed_over(name, root, prebuilt)] if reason]
     refused = []
     for path in _ready(name, root, prebuilt):
+        fault = _gpus_fault(path) if name == _build.CUDA else ""
+        if fault:
+            refused.append(path)
+            reasons.append(f"{path} {fault}")
+            continue
         try:
             _open_library(path, name)
             return path
         except OSError as error:  # built on another system, say
             refused.append(path)
             reasons.append(f"{path} cannot be opened ({error})")
+    if name == _build.CUDA:
+        fault = _build.gpus_fault(_build.cuda_architectures())
+        if fault:
+            raise BuildError(
+                f"what TORCH_CUDA_ARCH_LIST asks for {fault}", "add that to it, or unset it"
+            )
     path = _build_once(name, root, reasons, refused)
     try:
         _open_library(path, name)
@@ -176,6 +185,11 @@ def _open(name: str, root: Path, prebuilt: Path) -> Path:
             "allow code to run (noexec), set TORCHCONV_CACHE_DIR to another",
         ) from error
     return path
+
+
+def _gpus_fault(library: Path) -> str:
+    record = _build.read_record(library)  # none beside what was shipped without sources
+    return _build.gpus_fault(record.architectures) if record is not None else ""
 
 
 @ctypes.CFUNCTYPE(ctypes.c_bool)

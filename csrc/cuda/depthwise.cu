@@ -24,8 +24,12 @@ void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, cons
 
 }  // namespace
 
-bool depthwise_takes(const ConvProblem& p, Pass) {
-  return is_float(p.dtype) && p.groups == p.C && positions_fit(p);
+bool depthwise_takes(const ConvProblem& p, Pass pass) {
+  // A longer sum loses accuracy when its terms are added one after another; wgrad's are sliced.
+  constexpr int64_t kMostTerms = 1024;
+  const int64_t filters = pass == Pass::kDgrad ? p.K / p.groups : 1;
+  return is_float(p.dtype) && p.groups == p.C && positions_fit(p) &&
+         (pass == Pass::kWgrad || filters <= kMostTerms / p.R / p.S);
 }
 
 void depthwise_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,

@@ -163,8 +163,10 @@ void gather(const SimtView& v, const T* source, const T* w, const Epilogue<T>& e
     const double large = cost(LargeTile<float>{}), medium = cost(MediumTile<float>{});
     const double small = cost(SmallTile<float>{}), flat = cost(FlatTile<float>{});
     const double least = std::min({large, medium, small, flat});
-    if (large == least) return run<T, LargeTile<float>>(p, grid, quads, w, queue);
-    if (medium == least) return run<T, MediumTile<float>>(p, grid, quads, w, queue);
+    if (large == least && large_tiles_fit(queue))
+      return run<T, LargeTile<float>>(p, grid, quads, w, queue);
+    if (medium == least || large == least)
+      return run<T, MediumTile<float>>(p, grid, quads, w, queue);
     if (flat == least) return run<T, FlatTile<float>>(p, grid, quads, w, queue);
   }
   run<T, SmallTile<Wide<T>>>(p, grid, quads, w, queue);

@@ -60,9 +60,9 @@ class WgradLoader {
   // Where the pixels of a chunk are in z, in bytes.
   using Offsets = int64_t[Tile::kChunk];
 
-  __device__ __forceinline__ WgradLoader(const Wgrad<T>& p, typename Tile::Shared& shared,
-                                         Offsets& offsets, Reach (&columns)[Tile::kN], int group,
-                                         int first_m, int first_n)
+  __device__ __forceinline__ WgradLoader(const Wgrad<T>& p, Offsets& offsets,
+                                         Reach (&columns)[Tile::kN], int group, int first_m,
+                                         int first_n)
       : p_(p), offsets_(offsets), columns_(columns) {
     gradient_ =
         reinterpret_cast<const char*>(p.gradient + (int64_t{group} * p.M + first_m) * p.z.c);
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     const int64_t all = (p.pixels + Tile::kChunk - 1) / Tile::kChunk;
     chunks = {0, static_cast<int>(min(p.chunks_a_slice, all - blockIdx.y * p.chunks_a_slice)), -1};
   }
-  WgradLoader<T, Tile, kQuads> loader(p, shared, offsets, columns, group, first_m, first_n);
+  WgradLoader<T, Tile, kQuads> loader(p, offsets, columns, group, first_m, first_n);
   __syncthreads();
   typename Tile::Sums sums;
   Tile::template run<false>(shared, loader, chunks, sums, [](int) {});
@@ -229,10 +229,12 @@ template <typename Tile>
 int64_t chunks_a_slice(int64_t tiles, int64_t chunks, int64_t slice_bytes) {
   constexpr int64_t kMultiprocessors = 132, kMostChunks = 256, kMostSlices = 65535;
   constexpr double kBytes = 4000.0 * Tile::kM * Tile::kN;
+  // More chunks than kMostChunks only where slices of those would be more than a grid has.
+  const int64_t fewest = std::max<int64_t>(ceil_div(chunks, kMostSlices), 1);
+  const int64_t most = std::max(std::min(chunks, kMostChunks), fewest);
   int64_t best = 0;
   double least = 0;
-  for (int64_t each = std::max<int64_t>(ceil_div(chunks, kMostSlices), 1);
-       each <= std::min(chunks, kMostChunks); ++each) {
+  for (int64_t each = fewest; each <= most; ++each) {
     const int64_t slices = ceil_div(chunks, each);
     const int64_t blocks = ceil_div(tiles * slices, kMultiprocessors);
     const int64_t warps = std::min<int64_t>(blocks, Tile::kBlocks) * Tile::kThreads / 32;
@@ -241,7 +243,7 @@ int64_t chunks_a_slice(int64_t tiles, int64_t chunks, int64_t slice_bytes) {
                         2.0 * static_cast<double>(slices * slice_bytes) / kBytes;
     if (best == 0 || cost < least) best = each, least = cost;
   }
-  return std::max<int64_t>(best, 1);
+  return best;
 }
 
 template <typename T, typename Tile>
@@ -301,7 +303,7 @@ void wgrad(const ConvProblem& p, const T* dz, const T* x, T* dw, const Queue& qu
     };
     const double large = cost(128, 128, 0.75), medium = cost(64, 128, 0.7);
     const double small = cost(64, 64, 0.6);
-    if (large <= std::min(medium, small))
+    if (large <= std::min(medium, small) && large_tiles_fit(queue))
       return run<T, SimtTile<float, 128, 128, 8, 8, 2>>(p, q, quads, dw, queue);
     if (medium <= small) return run<T, SimtTile<float, 64, 128, 8, 8, 3>>(p, q, quads, dw, queue);
   }
