@@ -29,7 +29,7 @@ GroupedChannels channels_of(const ConvProblem& p) {
 }
 
 MmaAxis axis_of(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t dilation,
-                   int64_t pad, bool backward) {
+                int64_t pad, bool backward) {
   MmaAxis axis{};
   axis.source = static_cast<int32_t>(backward ? outputs : size);
   axis.outputs = static_cast<int32_t>(backward ? size : outputs);
