@@ -25,8 +25,8 @@ CUTLASS = "CUTLASS"
 def _why_not() -> str | None:
     if WHY_NO_CUDA:
         return WHY_NO_CUDA
-    image = torch.zeros(1, 64, 8, 8, dtype=torch.float16, device="cuda")
-    told = explain(image, torch.zeros_like(image[:, :, :3, :3]), peak=1.0, bandwidth=1.0)
+    image = torch.zeros(1, 128, 32, 32, dtype=torch.float16, device="cuda")
+    told = explain(image, image.new_zeros(128, 128, 3, 3), padding=1, peak=1.0, bandwidth=1.0)
     return None if CUTLASS in told["fprop"].algorithm else "no kernels of CUTLASS for this GPU"
 
 
