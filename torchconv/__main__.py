@@ -102,11 +102,15 @@ def report() -> list[tuple[str, str]]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m torchconv", description=__doc__.split(";")[0])
     parser.add_argument(
-        "--build", action="store_true", help="compile the library for this CPU if it is not there"
+        "--build",
+        action="store_true",
+        help="compile the libraries for this CPU and, with nvcc and a PyTorch for CUDA, for GPUs",
     )
     if parser.parse_args(arguments).build:
         try:
             _load.load()
+            if _load.serves_cuda():
+                _load.prepare(_build.CUDA)
         except _load.BuildError as error:
             print(error, file=sys.stderr)
             return 1

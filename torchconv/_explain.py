@@ -111,7 +111,8 @@ def explain(
         input ... flip_kernel: as for conv2d; bias and activation change no choice on a CPU. What
             is said of a GPU is for no activation.
         peak: GFLOP/s of this dtype, for the floor and the predicted time; None measures that of a
-            matrix product, with the current number of threads.
+            matrix product, with the current number of threads; on a GPU under the TF32 switch of
+            matrix products, which is not convolution's.
         bandwidth: GB/s of memory; None measures that of a copy.
 
     Returns:

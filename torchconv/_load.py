@@ -13,6 +13,7 @@ Nothing is loaded at import, and nothing heavy is imported before it is needed.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -107,9 +108,12 @@ def cache_dirs() -> list[Path]:
     return folders
 
 
-def prepare() -> Path:
-    """The library that load() would open, compiled if need be, but not opened."""
-    name, root = isa(), _build.source_root()
+def prepare(variant: str | None = None) -> Path:
+    """The library that load() or load_cuda() would open, compiled if need be, but not opened.
+
+    variant: that of this CPU, or `_build.CUDA`.
+    """
+    name, root = variant or isa(), _build.source_root()
     return next(_ready(name, root, prebuilt_dir()), None) or _build_once(name, root, [], [])
 
 
@@ -205,7 +209,10 @@ def _open_library(path: Path, name: str) -> None:
 
     torch.ops.load_library(str(path))
     if name == _build.CUDA:
-        ctypes.CDLL(str(path)).torchconv_set_tf32_switch(_allows_tf32)
+        library = ctypes.CDLL(str(path))
+        library.torchconv_set_tf32_switch(_allows_tf32)
+        # Whoever still convolves while Python ends must not call it.
+        atexit.register(library.torchconv_set_tf32_switch, None)
         return
     growth = path.parent / _build.GROWTH_LIBRARY
     if not _build.growth_fault(growth):

@@ -33,6 +33,7 @@ struct DeviceProperties {
 };
 
 constexpr int kMostDevices = 64;
+constexpr int kLeastCapability = 75;  // what nvcc of CUDA 13 compiles for
 
 const DeviceProperties& properties_of(int device) {
   static DeviceProperties known[kMostDevices];
@@ -44,6 +45,9 @@ const DeviceProperties& properties_of(int device) {
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
     check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    TORCHCONV_CHECK(10 * major + minor >= kLeastCapability,
+                    "torchconv's CUDA kernels need a GPU of compute capability 7.5 or later, but ",
+                    "device ", device, " has ", major, ".", minor);
     p.multiprocessors.store(count);
     p.capability.store(10 * major + minor);
   }
