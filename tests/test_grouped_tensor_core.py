@@ -1,4 +1,5 @@
-"""Grouped convolutions on tensor cores (csrc/cuda/grouped_mma_*.cu): all passes against float64.
+"""Grouped convolutions on tensor cores (csrc/cuda/grouped_mma_*.cu; of wide groups
+mma_gather_*.cu): all passes against float64.
 
 Groups share a unit of 8 channels, are one, or have several; slabs are not full; images end inside a
 tile or fit into one with others.
@@ -35,6 +36,10 @@ CASES: dict[str, tuple[tuple[int, int, int], int, int, tuple[int, int], dict[str
     "of_8_s2": ((2, 16, 19), 8, 4, (3, 3), {"padding": 1, "stride": 2}),
     "of_32_s2": ((2, 11, 14), 32, 2, (3, 3), {"padding": 1, "stride": 2}),
     "of_64_s2": ((2, 14, 14), 64, 2, (3, 3), {"padding": 1, "stride": 2}),
+    "of_32_dilated_s2": ((2, 13, 12), 32, 2, (3, 3), {"stride": 2, "dilation": (3, 2)}),
+    "of_40": ((3, 9, 8), 40, 3, (3, 3), {"padding": 1}),
+    "of_64_5x2": ((2, 9, 8), 64, 3, (5, 2), {"padding": (2, 1)}),
+    "of_72_s2": ((2, 9, 8), 72, 2, (3, 3), {"padding": 1, "stride": 2}),
     "of_8_s3x4": ((2, 16, 19), 8, 2, (3, 3), {"padding": 2, "stride": (3, 4)}),
     "of_8_dilated": ((2, 13, 12), 8, 3, (3, 3), {"padding": 2, "dilation": 2}),
     "of_16_dilated_s2": ((2, 13, 12), 16, 2, (3, 3), {"stride": 2, "dilation": (3, 2)}),
@@ -83,7 +88,7 @@ def test_all_passes(case: str, dtype: torch.dtype, layout: str) -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 @on_dtypes
-@pytest.mark.parametrize("case", ["of_4", "of_16", "of_32_s2"])
+@pytest.mark.parametrize("case", ["of_4", "of_16", "of_32_s2", "of_64"])
 def test_epilogue(case: str, dtype: torch.dtype, activation: str) -> None:
     x, w, b = (t.requires_grad_() for t in operands(case, dtype))
     y = F.conv2d(x, w, b, **arguments(case), activation=activation)
@@ -108,7 +113,7 @@ def test_sample_by_itself(case: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.parametrize("case", ["of_4", "of_2", "of_8", "of_4_s2", "of_16", "of_4_5x5"])
+@pytest.mark.parametrize("case", ["of_4", "of_2", "of_8", "of_4_s2", "of_16", "of_4_5x5", "of_32"])
 def test_not_finite(case: str, value: float) -> None:
     """What is not finite reaches no other group, sample or tap."""
     x, w, _ = operands(case, torch.float16)
@@ -131,3 +136,20 @@ def test_not_finite(case: str, value: float) -> None:
         x.shape, torch.ones_like(w).double(), (~torch.isfinite(dz)).double(), **arguments(case)
     )
     assert torch.equal(~torch.isfinite(dx), reached > 0)
+
+
+@on_dtypes
+@pytest.mark.parametrize("filters", [32, 40, 96])
+def test_as_many_filters_as_wanted(filters: int, dtype: torch.dtype) -> None:
+    """A wide group's filters need not be as many as its channels."""
+    x = in_layout(torch.randn(2, 3 * 48, 7, 9).to(dtype), "channels_last").requires_grad_()
+    w = (torch.randn(3 * filters, 48, 3, 3) * (48 * 9) ** -0.5).to(dtype).requires_grad_()
+    b = torch.randn(3 * filters).to(dtype)
+    z = F.conv2d(x, w, b, stride=(2, 1), padding=1, groups=3)
+    doubles = [t.detach().double().requires_grad_() for t in (x, w)]
+    truth = torch_F.conv2d(*doubles, b.double(), stride=(2, 1), padding=1, groups=3)
+    assert_accurate(z, truth)
+    dz = in_layout(torch.randn_like(z), "channels_last")
+    truths = torch.autograd.grad(truth, doubles, dz.double())
+    for gradient, expected in zip(torch.autograd.grad(z, (x, w), dz), truths, strict=True):
+        assert_accurate(gradient, expected)

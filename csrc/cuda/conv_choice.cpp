@@ -2,7 +2,7 @@
 //
 //   groups == C                                    depthwise
 //   groups of several channels,                    mma.sync for 16-bit types (Ampere and later),
-//                                                  else direct
+//                                                  wide ones as without groups; else direct
 //   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
 //   products long and wide enough for a tile       else mma.sync (Ampere and later), which
 //                                                  takes 1x1 over NCHW as it lies
@@ -33,6 +33,7 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, bool preactivation, const Qu
     ConvProblem channels_last = p;
     channels_last.layout = channels_last.weight_layout = Layout::kNHWC;
     channels_last.flip = false;
+    if (mma_takes(channels_last, pass, queue)) return {ConvAlgorithm::kMma, channels_last};
     if (grouped_mma_takes(channels_last, pass, queue))
       return {ConvAlgorithm::kGroupedMma, channels_last};
     if (grouped_takes(p, pass)) return {ConvAlgorithm::kGrouped, p};

@@ -50,8 +50,8 @@ void grouped_mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void
                        const Queue& queue);
 
 // --- mma_*.cu: tensor cores through mma.sync (compute capability 8.0 and later), float16,
-// bfloat16, and float32 rounded to TF32. Layouts NHWC and K x R x S x C, one group, no flip; and
-// 1x1 kernels over NCHW.
+// bfloat16, and float32 rounded to TF32. Layouts NHWC and K x R x S x C, one group, no flip, or
+// fprop and dgrad of groups of at least 32 channels and filters; and 1x1 kernels over NCHW.
 bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue);
 void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
                void* preactivation, const Queue& queue);

@@ -118,6 +118,7 @@ bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
     GroupedWgrad g = wgrad_of(p);
     return plan_grouped_wgrad(g);
   }
+  if (group > kMostGathered) return false;
   GroupedGather g = gather_of(p, pass == Pass::kDgrad);
   return plan_grouped_gather(g, queue);
 }

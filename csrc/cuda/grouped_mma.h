@@ -1,5 +1,6 @@
 // Grouped convolution on tensor cores for 16-bit types in NHWC, with as many filters as channels a
-// group: 1, 2, 4 or a multiple of 8 up to 64. grouped_mma.cu prepares the problems.
+// group: 1, 2, 4 or a multiple of 8 up to 64, of which fprop and dgrad have those up to 24 (wider
+// ones are mma_gather.h's). grouped_mma.cu prepares the problems.
 //
 // Channels come in units of 8, which are 16 bytes. Groups of 8 or more are whole units; narrower
 // ones share one, with zeros for the weights between them. A reduction runs over halves, (tap,
@@ -9,7 +10,7 @@
 // while it computes on one. Pixels are taken in octets, eight neighbours in a row; of a stride, the
 // columns of each residue lie together, so that they are neighbours in shared memory too.
 //
-// Bound: reading the image and writing the output once, up to groups of 32.
+// Bound: reading the image and writing the output once.
 #pragma once
 
 #include "cuda/activation.h"
@@ -18,6 +19,7 @@
 namespace torchconv::cuda {
 
 inline constexpr int kUnitBytes = 16, kUnitChannels = 8, kSlabUnits = 8;
+inline constexpr int kMostGathered = 24;  // channels of a group forward and of dx
 // Of a staged pixel: the same unit of 8 neighbours meets all banks.
 inline constexpr int kPixelBytes = kSlabUnits * kUnitBytes + 16;
 

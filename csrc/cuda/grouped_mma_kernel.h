@@ -14,8 +14,7 @@ namespace torchconv::cuda {
 // Pairs of octets, and so rows of 16 sums, of a warp.
 inline constexpr int kPairs = 4;
 
-template <int Tiles>
-inline constexpr int kGroupedThreads = Tiles == 4 ? 128 : 256;
+inline constexpr int kGroupedThreads = 32 * kGatherWarps;
 template <int Tiles>
 inline constexpr int kGroupedBlocks = Tiles == 2 ? 2 : 3;
 
@@ -43,7 +42,7 @@ __device__ __forceinline__ void stage_filters(const GroupedGather& p, const Axis
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int row = lane / 4, column = lane % 4 * 2;
   const int group = p.c.group, halves = h.taps * w.taps * p.c.group_units;
-  const int64_t group_filters = int64_t{group} * p.h.taps * p.w.taps * group;
+  const int group_filters = group * p.h.taps * p.w.taps * group;
   // Narrow groups: the lane's own.
   const bool narrow = group < kUnitChannels;
   const int lane_group = narrow ? row / group : 0;
@@ -57,23 +56,34 @@ __device__ __forceinline__ void stage_filters(const GroupedGather& p, const Axis
     valid[e] = of == lane_group;
     source[e] = filters + (column + e - of * group) * p.filter_channel;
   }
-#pragma unroll 8
-  for (int i = thread / 32; i < units * 2 * steps; i += static_cast<int>(blockDim.x) / 32) {
-    const int tile = i / (2 * steps), half = i - tile * 2 * steps;
+  int unit_filters[kSlabUnits];
+#pragma unroll
+  for (int tile = 0; tile < kSlabUnits; ++tile) {
+    const int first = first_unit + tile;  // of the outputs, all groups counted
+    unit_filters[tile] =
+        first * kUnitChannels / group * group_filters +
+        first % p.c.group_units * kUnitChannels * static_cast<int>(p.filter_output);
+  }
+  for (int half = thread / 32; half < 2 * steps; half += kGatherWarps) {
     const int tap = half / p.c.group_units, unit = half - tap * p.c.group_units;
     const int r = tap / w.taps, s = tap - r * w.taps;
-    const int first = first_unit + tile;  // of the outputs, all groups counted
-    const int64_t offset =
-        int64_t{first * kUnitChannels / group} * group_filters +
-        int64_t{first % p.c.group_units * kUnitChannels} * p.filter_output +
-        int64_t{unit * kUnitChannels} * p.filter_channel +
+    const int of_half =
+        unit * kUnitChannels * static_cast<int>(p.filter_channel) +
         ((h.first_tap + r * h.tap_step) * p.w.taps + w.first_tap + s * w.tap_step) * group;
-    uint32_t word = 0;
+    uint32_t word[kSlabUnits];
 #pragma unroll
-    for (int e = 0; e < 2; ++e)
-      if (half < halves && valid[e])
-        word |= uint32_t{__ldg(reinterpret_cast<const uint16_t*>(source[e] + offset))} << (16 * e);
-    to[((tile * steps + half / 2) * 32 + lane) * 2 + half % 2] = word;
+    for (int tile = 0; tile < kSlabUnits; ++tile) {
+      word[tile] = 0;
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        if (half < halves && tile < units && valid[e])
+          word[tile] |= uint32_t{__ldg(reinterpret_cast<const uint16_t*>(source[e]) + of_half +
+                                       unit_filters[tile])}
+                        << (16 * e);
+    }
+#pragma unroll
+    for (int tile = 0; tile < kSlabUnits; ++tile)
+      if (tile < units) to[((tile * steps + half / 2) * 32 + lane) * 2 + half % 2] = word[tile];
   }
 }
 
@@ -121,9 +131,8 @@ __device__ __forceinline__ void accumulate(float (&sums)[kPairs][Tiles][4], Shar
 }
 
 template <typename T, int Tiles>
-__global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
+__global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
     grouped_gather_kernel(const __grid_constant__ GroupedGather p, const Epilogue<T> epilogue) {
-  constexpr int kWarps = kGroupedThreads<Tiles> / 32;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int slab = static_cast<int>(blockIdx.x) % p.c.slabs;
   const int rest = static_cast<int>(blockIdx.x) / p.c.slabs;
@@ -155,18 +164,18 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
                     first_unit,
                     units};
   const auto stage = [&](int tile, const OctetPlace& first) {
-    stage_slab<kWarps>(source, buffer(tile), p.tile.images, halo, p.scale_w, first.image,
-                       first.row * h.scale + h.base, first.column * w.scale + w.base);
+    stage_slab<kGatherWarps>(source, buffer(tile), p.tile.images, halo, p.scale_w, first.image,
+                             first.row * h.scale + h.base, first.column * w.scale + w.base);
     copy_async_commit();
   };
   OctetPlace next = tiles.place(begin);
   stage(begin, next);
   const int zeros = p.buffer_bytes - kPixelBytes;
-  for (int i = thread; i < 2 * kPixelBytes / 4; i += kGroupedThreads<Tiles>)
+  for (int i = thread; i < 2 * kPixelBytes / 4; i += kGroupedThreads)
     store_shared(buffer(i & 1) + static_cast<SharedAddress>(zeros + i / 2 * 4), 0);
-  for (int i = thread; i < octets; i += kGroupedThreads<Tiles>)
+  for (int i = thread; i < octets; i += kGroupedThreads)
     places[i] = octet_of(p.tile, halo, h.scale, i);
-  for (int i = thread; i < 2 * steps; i += kGroupedThreads<Tiles>) {
+  for (int i = thread; i < 2 * steps; i += kGroupedThreads) {
     const int tap = i / p.c.group_units, r = tap / max(w.taps, 1), s = tap - r * w.taps;
     halves[i] = i < halves_used ? StagedHalf{move_in_halo(halo, p.scale_w, r * h.move, s * w.move) +
                                                  (i - tap * p.c.group_units) * kUnitBytes,
@@ -176,7 +185,7 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
   stage_filters<T>(p, h, w, first_unit, units, steps, filters);
 
   // Every warp computes the same units of outputs for all tiles.
-  const int tile_groups = units / Tiles, warps_abreast = kWarps / tile_groups;
+  const int tile_groups = units / Tiles, warps_abreast = kGatherWarps / tile_groups;
   const int first_tile = warp % tile_groups * Tiles;
   const int first_piece = warp / tile_groups < warps_abreast ? warp / tile_groups : octets;
   const int group_bytes = first_tile / p.c.group_units * p.c.group_units * kUnitBytes;
@@ -278,7 +287,7 @@ __global__ void __launch_bounds__(kGroupedThreads<Tiles>, kGroupedBlocks<Tiles>)
     }
     __syncthreads();
 #pragma unroll 4
-    for (int i = thread; i < octets * 64; i += kGroupedThreads<Tiles>) {
+    for (int i = thread; i < octets * 64; i += kGroupedThreads) {
       const int from = i / 8, unit = i % 8;
       const int offset = offset_of(first, places[from / 8], from % 8);
       if (offset >= 0 && unit < units)
@@ -294,19 +303,13 @@ void launch_grouped_gather(const GroupedGather& p, const Epilogue<T>& epilogue,
                            const Queue& queue) {
   launch(grouped_gather_kernel<T, Tiles>,
          dim3(static_cast<unsigned>(p.c.slabs * p.parts * p.h.phases * p.w.phases)),
-         dim3(kGroupedThreads<Tiles>), grouped_gather_shared(p), queue, p, epilogue);
+         dim3(kGroupedThreads), grouped_gather_shared(p), queue, p, epilogue);
 }
 
 template <typename T>
 void run_grouped_gather(GroupedGather p, const Epilogue<T>& epilogue, const Queue& queue) {
-  switch (outputs_at_once(p.c)) {
-    case 4:
-      return launch_grouped_gather<T, 4>(p, epilogue, queue);
-    case 2:
-      return launch_grouped_gather<T, 2>(p, epilogue, queue);
-    default:
-      return launch_grouped_gather<T, 1>(p, epilogue, queue);
-  }
+  if (outputs_at_once(p.c) == 2) return launch_grouped_gather<T, 2>(p, epilogue, queue);
+  launch_grouped_gather<T, 1>(p, epilogue, queue);
 }
 
 }  // namespace torchconv::cuda

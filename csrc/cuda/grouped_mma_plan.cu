@@ -49,7 +49,6 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
   const int64_t halves = int64_t{h.taps} * w.taps * p.c.group_units;
   if (halves * 256 > kMostShared) return false;
   const int tiles_at_once = outputs_at_once(p.c);
-  const int warps = tiles_at_once == 4 ? 4 : 8;
   const int registers_allow = tiles_at_once == 2 ? 2 : 3;
   const int most = shared_of_block(queue.capability);
   p.steps = static_cast<int32_t>(ceil_div(halves, 2));
@@ -70,10 +69,10 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
     if (shared > most) return;
     const int blocks = std::min(registers_allow, (most + 1024) / (shared + 1024));
     const int64_t pieces = ceil_div(int64_t{tile.images} * tile.rows * tile.octets, 8);
-    const int abreast = std::max(warps / (p.c.slab_units / tiles_at_once), 1);
+    const int abreast = std::max(kGatherWarps / (p.c.slab_units / tiles_at_once), 1);
     // Cycles of shared memory for an mma's operands and of an epilogue; of the copies; of barriers
     // and addresses.
-    const int64_t products = ceil_div(pieces, abreast) * warps *
+    const int64_t products = ceil_div(pieces, abreast) * kGatherWarps *
                              (p.steps * (16 + 2 * tiles_at_once) + 40 + 16 * tiles_at_once);
     const int64_t tiles = OctetTiles(tile, p.batch, h.outputs, w.outputs).count();
     const int64_t parts = std::clamp<int64_t>(multiprocessors * blocks / others, 1, tiles);

@@ -14,6 +14,8 @@ inline int outputs_at_once(const GroupedChannels& c) {
   return c.group_units % 4 == 0 ? 4 : c.group_units % 2 == 0 ? 2 : 1;
 }
 
+inline constexpr int kGatherWarps = 8;  // of a block, forward and of dx
+
 // Bytes of shared memory, in the order of the kernel.
 inline int grouped_gather_shared(const GroupedGather& p) {
   const int octets = round_up_int(p.tile.images * p.tile.rows * p.tile.octets, 8);

@@ -1,6 +1,6 @@
 // The convolution passes on tensor cores, as conv_passes.h has them: what they take, and how each
 // becomes a GatherProblem (mma_gather.h) or a WgradProblem (mma_wgrad.h); 1x1 over NCHW is
-// mma_planes.h's.
+// mma_planes.h's. Of several groups it is fprop and dgrad of wide ones, 16-bit over NHWC.
 #include <algorithm>
 #include <cstdlib>
 #include <initializer_list>
@@ -74,12 +74,21 @@ const void* fill_channels(const ConvProblem& p, const void* source, int64_t rows
   return copy;
 }
 
+// Groups that fill a tile.
+bool wide_groups(const ConvProblem& p) {
+  constexpr int64_t kLeast = 32, kLane = kLanes<Half>;
+  const int64_t C = p.C / p.groups, K = p.K / p.groups;
+  return p.dtype != DType::kFloat32 && p.layout == Layout::kNHWC && C >= kLeast && K >= kLeast &&
+         C % kLane == 0 && K % kLane == 0;
+}
+
 }  // namespace
 
 bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   const bool type =
       p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat32;
-  if (queue.capability < 80 || !type || p.groups != 1) return false;
+  if (queue.capability < 80 || !type) return false;
+  if (p.groups != 1 && (pass == Pass::kWgrad || !wide_groups(p))) return false;
   if (p.layout == Layout::kNHWC ? p.weight_layout != Layout::kNHWC || p.flip
                                 : !planes_take(p, pass))
     return false;
@@ -95,7 +104,7 @@ bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   const int64_t pixels = std::max(p.N * p.P * p.Q, p.N * p.H * p.W);
   const int64_t phases = std::min(p.stride_h, p.H) * std::min(p.stride_w, p.W);
   const int64_t tiles_m = ceil_div(pixels, 64) * 4 + phases;
-  const int64_t tiles_n = ceil_div(std::max(p.C, p.K), 64);
+  const int64_t tiles_n = p.groups * ceil_div(std::max(p.C, p.K) / p.groups, 64);
   const int64_t tiles_dw = ceil_div(p.K, 64) * ceil_div(p.R * p.S * (p.C + 8), 64) + 8192;
   return tiles_m < kMost / tiles_n && tiles_dw < kMost / (pixels / (int64_t{1} << 24) + 1);
 }
@@ -105,23 +114,26 @@ void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* b
   if (p.layout == Layout::kNCHW) return planes_fprop(p, x, w, bias, y, preactivation, queue);
   GatherProblem g{};
   g.batch = p.N;
-  g.outputs = static_cast<int32_t>(p.K);
+  g.groups = static_cast<int32_t>(p.groups);
+  g.outputs = static_cast<int32_t>(p.K / p.groups);
   g.h = forward_axis(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top);
   g.w = forward_axis(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left);
   with_tensor_core_type(p.dtype, [&](auto element) {
     using T = decltype(element);
     // More than twice the terms take longer than units of two bytes (seen on a Hopper GPU).
-    const int64_t filled = filled_channels<T>(p), C = filled <= 2 * p.C ? filled : p.C;
-    g.image = fill_channels<T>(p, x, p.N * p.H * p.W, C, queue);
-    g.filters = fill_channels<T>(p, w, p.K * p.R * p.S, C, queue);
+    const int64_t most = filled_channels<T>(p), filled = most <= 2 * p.C ? most : p.C;
+    const int64_t C = filled / p.groups;
+    g.image = fill_channels<T>(p, x, p.N * p.H * p.W, filled, queue);
+    g.filters = fill_channels<T>(p, w, p.K * p.R * p.S, filled, queue);
     g.filter_pitch = p.R * p.S * C;
     g.filter_line = p.S * C;
     g.filter_column = C;
+    g.filter_group = g.outputs * g.filter_pitch;
     g.channels = static_cast<int32_t>(C);
     set_divisors(g);
     g.vectors = in_vectors<T>(g.image, C) && in_vectors<T>(g.filters, C);
-    g.vector_outputs =
-        in_vectors<T>(y, p.K) && (preactivation == nullptr || in_vectors<T>(preactivation, p.K));
+    g.vector_outputs = in_vectors<T>(y, g.outputs) &&
+                       (preactivation == nullptr || in_vectors<T>(preactivation, g.outputs));
     run_gather(g,
                Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y),
                            static_cast<T*>(preactivation), p.activation},
@@ -133,12 +145,15 @@ void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, co
   if (p.layout == Layout::kNCHW) return planes_dgrad(p, dz, w, dx, queue);
   GatherProblem g{};
   g.image = dz;
-  g.filter_pitch = p.K;
-  g.filter_line = p.S * p.C * p.K;
-  g.filter_column = p.C * p.K;
+  const int64_t C = p.C / p.groups, K = p.K / p.groups;
+  g.filter_pitch = K;
+  g.filter_line = p.S * C * K;
+  g.filter_column = C * K;
+  g.filter_group = p.R * p.S * C * K;
   g.batch = p.N;
-  g.channels = static_cast<int32_t>(p.K);
-  g.outputs = static_cast<int32_t>(p.C);
+  g.groups = static_cast<int32_t>(p.groups);
+  g.channels = static_cast<int32_t>(K);
+  g.outputs = static_cast<int32_t>(C);
   g.h = backward_axis(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top);
   g.w = backward_axis(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left);
   g.backward = true;
@@ -146,11 +161,11 @@ void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, co
   with_tensor_core_type(p.dtype, [&](auto element) {
     using T = decltype(element);
     // R x S x C x K: the reduction over K inside, as the kernel reads filters.
-    T* filters = queue.scratch<T>(p.K * p.R * p.S * p.C);
-    transpose(p.dtype, w, filters, 1, p.K, p.R * p.S * p.C, queue);
+    T* filters = queue.scratch<T>(p.K * p.R * p.S * C);
+    transpose(p.dtype, w, filters, p.groups, K, p.R * p.S * C, queue);
     g.filters = filters;
-    g.vectors = in_vectors<T>(dz, p.K);
-    g.vector_outputs = in_vectors<T>(dx, p.C);
+    g.vectors = in_vectors<T>(dz, K);
+    g.vector_outputs = in_vectors<T>(dx, C);
     run_gather(g, Epilogue<T>{nullptr, static_cast<T*>(dx), nullptr, Activation::kNone}, queue);
   });
 }

@@ -10,6 +10,8 @@
 // dgrad of stride s every residue of pixel modulo s is a phase with taps of its own; the grid runs
 // over all phases and no zero is multiplied.
 //
+// Groups are one more factor of the grid: each has channels, outputs and filters of its own.
+//
 // Bound: 2 * pixels * outputs * reduction operations, or, for few channels and short reductions,
 // reading the image and writing the output once. The order of a sum is that of the flattened
 // reduction, whatever the tile and the batch: a sample's bits depend on neither.
@@ -29,11 +31,12 @@ struct MmaAxis {
 };
 
 struct GatherProblem {
-  const void* image;    // batch x h.source x w.source x channels
+  const void* image;    // batch x h.source x w.source x groups x channels
   const void* filters;  // filter (o, r, s, c) at o * pitch + r * line + s * column + c
   int64_t filter_pitch, filter_line, filter_column;
+  int64_t filter_group;  // from one group's to the next
   int64_t batch;
-  int32_t channels, outputs;
+  int32_t groups, channels, outputs;  // of a group
   MmaAxis h, w;
   bool backward;
   bool vectors;         // units of 16 bytes can be loaded from image and filters

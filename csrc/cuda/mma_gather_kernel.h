@@ -87,7 +87,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   Place* places = reinterpret_cast<Place*>(shared + kTileBytes<Tile>);
   int64_t* offsets = reinterpret_cast<int64_t*>(places + Tile::kM);
 
-  const uint32_t tile_n = blockIdx.x % p.tiles_n, rest = blockIdx.x / p.tiles_n;
+  // Groups that are neighbours read the same lines of memory.
+  const uint32_t tile_n = blockIdx.x % p.tiles_n, of_group = blockIdx.x / p.tiles_n;
+  const int group = static_cast<int>(of_group % static_cast<uint32_t>(p.groups));
+  const uint32_t rest = of_group / static_cast<uint32_t>(p.groups);
   const uint32_t tile_m = rest % p.tiles_m;
   const int phase = static_cast<int>(rest / p.tiles_m);
   const AxisPhase h = phase_of(p.h, p.backward, phase / p.w.phases);
@@ -96,6 +99,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const int64_t first_pixel = int64_t{tile_m} * Tile::kM;
   if (first_pixel >= rows) return;
   const int first_column = static_cast<int>(tile_n) * Tile::kN;
+  const int64_t pixel_bytes = int64_t{p.groups} * p.channels * kElement;
+  const uint64_t image =
+      reinterpret_cast<uint64_t>(p.image) + static_cast<uint64_t>(group * p.channels * kElement);
 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   for (int row = thread; row < Tile::kM; row += Tile::kThreads) {
@@ -107,12 +113,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       const int in_plane = static_cast<int>(pixel - n * plane);
       const int i = in_plane / w.outputs, j = in_plane - i * w.outputs;
       place.h = i * h.scale + h.base, place.w = j * w.scale + w.base;
-      place.address = reinterpret_cast<uint64_t>(p.image) +
-                      static_cast<uint64_t>(((n * p.h.source + place.h) * p.w.source + place.w) *
-                                            (p.channels * kElement));
+      place.address =
+          image +
+          static_cast<uint64_t>(((n * p.h.source + place.h) * p.w.source + place.w) * pixel_bytes);
       const int64_t output_h = h.first_output + i * h.output_step;
       const int64_t output_w = w.first_output + j * w.output_step;
-      offset = ((n * p.h.outputs + output_h) * p.w.outputs + output_w) * p.outputs;
+      offset =
+          (((n * p.h.outputs + output_h) * p.w.outputs + output_w) * p.groups + group) * p.outputs;
     }
     places[row] = place;
     offsets[row] = offset;
@@ -123,17 +130,18 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const Divisor taps_w = w.taps == p.least_taps ? p.few_taps : p.more_taps;
   // Bytes that a tap of the phase moves, and those from one row of filters that a thread stages to
   // the next.
-  const int64_t image_column = p.channels * kElement * w.move;
-  const int64_t image_line = p.channels * kElement * p.w.source * h.move;
+  const int64_t image_column = pixel_bytes * w.move;
+  const int64_t image_line = pixel_bytes * p.w.source * h.move;
   const int64_t filter_column = p.filter_column * kElement * w.tap_step;
   const int64_t filter_line = p.filter_line * kElement * h.tap_step;
   const int64_t filter_rows = p.filter_pitch * kElement * kPass;
   const int unit = thread % kUnits, first_row = thread / kUnits;
   const int first_filter = first_column + first_row;
-  const uint64_t filters = reinterpret_cast<uint64_t>(p.filters) +
-                           static_cast<uint64_t>(kElement * (h.first_tap * p.filter_line +
-                                                             w.first_tap * p.filter_column +
-                                                             first_filter * p.filter_pitch));
+  const uint64_t filters =
+      reinterpret_cast<uint64_t>(p.filters) +
+      static_cast<uint64_t>(kElement *
+                            (group * p.filter_group + h.first_tap * p.filter_line +
+                             w.first_tap * p.filter_column + first_filter * p.filter_pitch));
   const SharedAddress staged = shared_address(shared);
   const int place_of_unit = place_in_rows(first_row, unit * U::kBytes);
 
@@ -189,7 +197,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   float* tile = reinterpret_cast<float*>(shared);
   leave_sums(sums, tile, lane, corner_m, corner_n);
   __syncthreads();
-  store_tile<T, Tile>(tile, offsets, first_column, p.outputs, p.vector_outputs, epilogue);
+  Epilogue<T> of_outputs = epilogue;
+  if (of_outputs.bias != nullptr) of_outputs.bias += int64_t{group} * p.outputs;
+  store_tile<T, Tile>(tile, offsets, first_column, p.outputs, p.vector_outputs, of_outputs);
 }
 
 template <typename T, typename Tile, bool Vectors>
@@ -198,12 +208,13 @@ void launch_gather(GatherProblem p, const Epilogue<T>& epilogue, const Queue& qu
   p.tiles_m = static_cast<uint32_t>(ceil_div(p.batch * most(p.h) * most(p.w), Tile::kM));
   p.tiles_n = static_cast<uint32_t>(ceil_div(p.outputs, Tile::kN));
   launch(mma_gather_kernel<T, Tile, Vectors>,
-         dim3(static_cast<unsigned>(p.h.phases * p.w.phases) * p.tiles_m * p.tiles_n),
+         dim3(static_cast<unsigned>(p.h.phases * p.w.phases) * p.tiles_m * p.tiles_n *
+              static_cast<unsigned>(p.groups)),
          dim3(Tile::kThreads), kGatherShared<Tile>, queue, p, epilogue);
 }
 
-// Three tiles: 64 x 64 sums a warp reuse the most of what they load; few outputs, or few pixels for
-// the device, want less, and then more slices on their way.
+// Four tiles: 64 x 64 sums a warp reuse the most of what they load; few outputs, or few pixels for
+// the device, want less, and then more slices on their way. The narrowest is for groups.
 template <typename T>
 void run_gather(GatherProblem p, const Epilogue<T>& epilogue, const Queue& queue) {
   using Large = Tile<128, 128, 2, 2, 2>;
@@ -211,11 +222,15 @@ void run_gather(GatherProblem p, const Epilogue<T>& epilogue, const Queue& queue
   using Small = Tile<64, 64, 2, 2, 3, 8>;
   using Elements = Tile<64, 64, 2, 2, 4>;
   if (!p.vectors) return launch_gather<T, Elements, false>(p, epilogue, queue);
+  if constexpr (sizeof(T) == 2) {
+    using Slim = Tile<128, 32, 4, 1, 4, 5>;
+    if (p.groups > 1 && p.outputs <= 32) return launch_gather<T, Slim, true>(p, epilogue, queue);
+  }
   // Turns of the device's multiprocessors, times the sums of a turn, by what each tile reaches.
   const auto cost = [&](int64_t m, int64_t n, double efficiency) {
     const int64_t pixels = p.batch * p.h.outputs * p.w.outputs;
-    const int64_t turns =
-        ceil_div(ceil_div(pixels, m) * ceil_div(p.outputs, n), std::max(queue.multiprocessors, 1));
+    const int64_t turns = ceil_div(p.groups * ceil_div(pixels, m) * ceil_div(p.outputs, n),
+                                   std::max(queue.multiprocessors, 1));
     return static_cast<double>(turns * m * n) / efficiency;
   };
   const double large = cost(128, 128, 1.0), narrow = cost(128, 64, 0.85), small = cost(64, 64, 0.6);
