@@ -33,6 +33,7 @@ from benchmarks.machine import Floor
 RESULTS = Path(__file__).parent / "results"
 # A peer with more than this many times the tolerated error is wrong, not just less accurate.
 PEER_SLACK = 16
+PEER_IS_WRONG = "torch is wrong"  # which a row says, and which is not our failure
 
 
 class DeviceLost(Exception):
@@ -362,7 +363,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if left_out:
         parts.append(f"No time was left for {left_out} of {len(cases)} cases.")
     print("\n\n".join(parts))
-    return 1 if measured.failures or not rows else 0
+    own = [each for each in measured.failures if not each.failure.startswith(PEER_IS_WRONG)]
+    return 1 if own or not rows else 0
 
 
 if __name__ == "__main__":

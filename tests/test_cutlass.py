@@ -63,7 +63,7 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "tiles_256": ((13, 64, 31, 33), 248, (3, 3), {"padding": 1}),
     "rounds_256": ((36, 264, 31, 33), 248, (1, 1), {}),
     "rounds_128": ((32, 64, 32, 32), 120, (3, 3), {"padding": 1}),
-    "parts": ((13, 136, 31, 33), 136, (3, 3), {"padding": 1}),
+    "parts": ((13, 248, 31, 33), 248, (3, 3), {"padding": 1}),
 }
 
 
