@@ -219,19 +219,12 @@ def _square(t: Tensor) -> float:
     return float(torch.linalg.vector_norm(t, dtype=torch.float64)) ** 2
 
 
-@contextlib.contextmanager
-def cudnn(*, search: bool, tf32: bool) -> Iterator[None]:
-    """Whether cuDNN searches for its fastest algorithm, and whether float32 may round to TF32.
-
-    torch.backends.cudnn.flags would set more than these.
-    """
-    flags = torch.backends.cudnn
-    before = flags.benchmark, flags.allow_tf32
-    flags.benchmark, flags.allow_tf32 = search, tf32
-    try:
-        yield
-    finally:
-        flags.benchmark, flags.allow_tf32 = before
+def cudnn(*, search: bool, tf32: bool) -> contextlib.AbstractContextManager[None]:
+    """Whether cuDNN searches for its fastest algorithm, and whether float32 may round to TF32."""
+    manager: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=search, allow_tf32=tf32
+    )
+    return manager
 
 
 def tolerance(wanted: Wanted, name: str) -> float:

@@ -261,7 +261,7 @@ def test_tf32_only_where_it_is_allowed(size: int, layout: str) -> None:
     expected = [truth, *torch.autograd.grad(truth, doubles, dy.double())]
     errors = []
     for allowed in (False, True, False):
-        with torch.backends.cudnn.flags(allow_tf32=allowed):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
             found = call.passes(operands, dy)
         errors.append([relative_error(a, b) for a, b in zip(found, expected, strict=True)])
     assert max(errors[0]) <= 1e-6 and errors[2] == errors[0]

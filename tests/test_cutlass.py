@@ -104,8 +104,8 @@ def test_passes(case: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tf32(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=True)
+def test_tf32(case: str) -> None:
     x, w, b = _operands(case, torch.float32)
     kwargs = CASES[case][3]
     told = explain(x, w, **kwargs, peak=1.0, bandwidth=1.0)

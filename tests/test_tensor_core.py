@@ -59,8 +59,8 @@ on_dtypes = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def tf32_allowed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("TORCHCONV_EMULATED_TF32", "1")
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    yield
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        yield
 
 
 @pytest.fixture(

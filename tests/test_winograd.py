@@ -84,8 +84,7 @@ def test_it_is_used(layout: str, side: int, padding: int) -> None:
 @on_formats
 @pytest.mark.parametrize(
     "channels, filters, size, chosen",
-    [(64, 64, 4, True), (12, 12, 8, True), (11, 64, 28, False), (64, 11, 28, False)]
-    + [(64, 64, 3, False)],
+    [(64, 64, 4, True), (12, 12, 8, True), (64, 11, 28, False)] + [(64, 64, 3, False)],
 )
 def test_5x5_is_for_wide_sides_and_images(
     layout: str, channels: int, filters: int, size: int, chosen: bool
