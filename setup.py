@@ -12,6 +12,7 @@ builds none, CXX names the compiler, MAX_JOBS how many run at once.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -35,17 +36,15 @@ except ImportError:  # with --no-build-isolation it is whatever is installed
 ROOT = Path(__file__).resolve().parent
 
 
-def _load_by_path(path: Path) -> ModuleType:
-    """Without importing the package, which needs PyTorch."""
-    spec = importlib.util.spec_from_file_location("torchconv_build", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def _module_of_package(name: str) -> ModuleType:
+    """One of torchconv's, without running the package itself, which needs PyTorch."""
+    stand_in = ModuleType("torchconv_build")
+    stand_in.__path__ = [str(ROOT / "torchconv")]
+    sys.modules[stand_in.__name__] = stand_in
+    return importlib.import_module(f"{stand_in.__name__}.{name}")
 
 
-build = _load_by_path(ROOT / "torchconv" / "_build.py")
+build = _module_of_package("_build")
 
 
 def with_binaries() -> bool:

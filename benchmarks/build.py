@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks import machine, report
 from benchmarks.run import RESULTS
 from benchmarks.timing import Timing
-from torchconv import _build, _load
+from torchconv import _build, _load, _toolchain
 
 LIMITS = {"JIT": 60.0, "ahead of time": 240.0}  # seconds
 SLOWEST = 8  # files that the report names
@@ -32,7 +32,7 @@ SLOWEST = 8  # files that the report names
 def without_ccache() -> None:
     """For the builds of this process."""
     os.environ["CCACHE_DISABLE"] = "1"
-    command = _build.compiler()
+    command = _toolchain.compiler()
     if Path(command[0]).name == "ccache" and len(command) > 1:
         os.environ["CXX"] = shlex.join(command[1:])
 
@@ -103,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             slowest = dict(list(files.items())[:SLOWEST])
     named = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in slowest.items())
     compiling = {
-        "compiler": _build.compiler_version(),
-        "jobs": str(_build.jobs()),
+        "compiler": _toolchain.compiler_version(),
+        "jobs": str(_toolchain.jobs()),
         "slowest files": named,
     }
     summary = report.Report(

@@ -45,7 +45,7 @@ def sources(root: Path) -> list[Path]:
 
 
 def ninja_file(root: Path, sanitize: bool) -> str:
-    from torchconv import _build
+    from torchconv import _build, _toolchain
 
     sanitizers = _build.SANITIZE_FLAGS if sanitize else ()
     includes, libraries = _build._torch_paths()
@@ -60,7 +60,7 @@ def ninja_file(root: Path, sanitize: bool) -> str:
     link = [word for path in libraries for word in ("-L", path)]
     link += [*_build.LINK_FLAGS, *sanitizers]
     lines = [
-        f"cxx = {_build._ninja_command(_build.compiler())}",
+        f"cxx = {_build._ninja_command(_toolchain.compiler())}",
         f"flags = {_build._ninja_command(flags)}",
         f"link = {_build._ninja_command(link)}",
         "rule compile",
@@ -82,12 +82,12 @@ def build(sanitize: bool = False) -> Path:
     """The emulated library, compiled as far as it has changed."""
     from filelock import FileLock
 
-    from torchconv import _build
+    from torchconv import _build, _toolchain
 
     folder = FOLDER[sanitize]
     folder.mkdir(parents=True, exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-    command = [_build.find_ninja(), "-j", str(_build.jobs())]
+    command = [_toolchain.find_ninja(), "-j", str(_toolchain.jobs())]
     with FileLock(folder / "lock"):
         (folder / "build.ninja").write_text(ninja_file(_build.source_root().resolve(), sanitize))
         done = subprocess.run(
@@ -95,7 +95,7 @@ def build(sanitize: bool = False) -> Path:
         )
     (folder / "output.txt").write_text(done.stdout)
     if done.returncode != 0:
-        raise _build.BuildError(f"{done.stdout}{done.stderr}", "correct the sources")
+        raise _toolchain.BuildError(f"{done.stdout}{done.stderr}", "correct the sources")
     return folder / "library.so"
 
 
@@ -104,11 +104,11 @@ def surroundings(library: Path, sanitize: bool) -> dict[str, str]:
     environment = {**os.environ, **FILL, LIBRARY: str(library)}
     if sanitize:
         from sanitize import OPTIONS, runtimes
-        from torchconv import _build
+        from torchconv import _toolchain
 
         environment |= OPTIONS
         environment["ASAN_OPTIONS"] += SANITIZER_FILL
-        environment["LD_PRELOAD"] = " ".join(runtimes(_build.compiler()))
+        environment["LD_PRELOAD"] = " ".join(runtimes(_toolchain.compiler()))
     paths = [str(ROOT), str(ROOT / "tests"), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     return environment

@@ -46,10 +46,10 @@ def main(arguments: list[str]) -> int:
     os.environ["TORCHCONV_SANITIZE"] = "1"
     os.environ["TORCHCONV_CACHE_DIR"] = str(ROOT / "build" / "sanitize")
     sys.path.insert(0, str(ROOT))
-    from torchconv import _build, _load
+    from torchconv import _load, _toolchain
 
     print(f"built {_load.prepare().relative_to(ROOT)}", flush=True)
-    environment = {**os.environ, **OPTIONS, "LD_PRELOAD": " ".join(runtimes(_build.compiler()))}
+    environment = {**os.environ, **OPTIONS, "LD_PRELOAD": " ".join(runtimes(_toolchain.compiler()))}
     selected = arguments or [str(ROOT / "tests" / name) for name in TESTS]
     # What a sanitizer says would be lost with a captured stderr.
     options = ["--capture=sys", "-p", "no:cacheprovider"]

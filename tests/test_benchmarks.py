@@ -527,7 +527,7 @@ def test_build_reads_ninjas_log(tmp_path: Path) -> None:
 def test_build_leaves_ccache_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CCACHE_DISABLE", "0")
     monkeypatch.setenv("CXX", "ccache c++ -pipe")
-    monkeypatch.setattr(build._build, "compiler", lambda: ["ccache", "c++", "-pipe"])
+    monkeypatch.setattr(build._toolchain, "compiler", lambda: ["ccache", "c++", "-pipe"])
     build.without_ccache()
     assert os.environ["CXX"] == "c++ -pipe" and os.environ["CCACHE_DISABLE"] == "1"
 

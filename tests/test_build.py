@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from torchconv import _build, _load
+from torchconv import _build, _load, _toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = Path("/nonexistent")
@@ -408,9 +408,9 @@ def test_library_compiled_earlier_needs_no_compiler(
 
 
 def test_missing_ninja(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    which = _build.shutil.which
+    which = _toolchain.shutil.which
     monkeypatch.setattr(
-        _build.shutil, "which", lambda name, **k: None if name == "ninja" else which(name, **k)
+        _toolchain.shutil, "which", lambda name, **k: None if name == "ninja" else which(name, **k)
     )
     message = refusal(root)
     assert "ninja, which runs the compiler, is not there" in message

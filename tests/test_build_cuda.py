@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchconv import _build, _load
+from torchconv import _build, _load, _toolchain
 
 ROOT = _build.source_root()
 
@@ -40,26 +40,28 @@ def built_library(folder: Path, architectures: tuple[str, ...]) -> Path:
 
 
 def test_compiler_of_the_toolkit(toolkit: Path) -> None:
-    assert _build.nvcc() == toolkit / "bin" / "nvcc"
-    assert "release 13.0" in _build.nvcc_version()
-    assert _build.cuda_toolkit() == toolkit
+    assert _toolchain.nvcc() == toolkit / "bin" / "nvcc"
+    assert "release 13.0" in _toolchain.nvcc_version()
+    assert _toolchain.cuda_toolkit() == toolkit
 
 
 def test_compiler_of_another_cuda(toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    with pytest.raises(_build.BuildError, match=r"CUDA 13\.0.*of CUDA 12\.8(.|\n)*toolkit 12\.8"):
-        _build.nvcc_version()
+    with pytest.raises(
+        _toolchain.BuildError, match=r"CUDA 13\.0.*of CUDA 12\.8(.|\n)*toolkit 12\.8"
+    ):
+        _toolchain.nvcc_version()
 
 
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    with pytest.raises(_build.BuildError, match="CUDA_HOME has no nvcc"):
-        _build.nvcc()
+    with pytest.raises(_toolchain.BuildError, match="CUDA_HOME has no nvcc"):
+        _toolchain.nvcc()
     monkeypatch.delenv("CUDA_HOME")
     monkeypatch.delenv("CUDA_PATH", raising=False)
-    monkeypatch.setattr(_build.shutil, "which", lambda name: None)
-    with pytest.raises(_build.BuildError, match="there is no CUDA compiler"):
-        _build.nvcc()
+    monkeypatch.setattr(_toolchain.shutil, "which", lambda name: None)
+    with pytest.raises(_toolchain.BuildError, match="there is no CUDA compiler"):
+        _toolchain.nvcc()
 
 
 def test_tensors_are_left_to_pytorch_without_compiler(
@@ -91,7 +93,7 @@ def test_tensors_are_left_to_pytorch_of_another_cuda(
 
 def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX 10.0a")
-    listed = _build.cuda_architectures()
+    listed = _toolchain.cuda_architectures()
     assert listed == ("8.0", "9.0+PTX", "10.0a")
     assert [flag for flag in _build.nvcc_flags(listed) if "gencode" in flag] == [
         "-gencode=arch=compute_80,code=sm_80",
@@ -100,8 +102,8 @@ def test_architectures(monkeypatch: pytest.MonkeyPatch) -> None:
         "-gencode=arch=compute_100a,code=sm_100a",
     ]
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(_build.BuildError, match="'Hopper'"):
-        _build.cuda_architectures()
+    with pytest.raises(_toolchain.BuildError, match="'Hopper'"):
+        _toolchain.cuda_architectures()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_which_gpus_run_a_library(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for capability in every:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, c=capability: c)
-        fault = _build.gpus_fault(architectures)
+        fault = _toolchain.gpus_fault(architectures)
         assert (fault == "") == (capability in runs), capability
         assert fault == "" or fault.endswith(f"the GPU here is {capability[0]}.{capability[1]}")
 
@@ -138,22 +140,24 @@ def test_library_for_another_gpu_is_not_opened(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(_load, "cache_dirs", lambda: [])
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    with pytest.raises(_build.BuildError, match=r"is for GPUs of 8\.0, and the GPU here is 9\.0"):
+    with pytest.raises(
+        _toolchain.BuildError, match=r"is for GPUs of 8\.0, and the GPU here is 9\.0"
+    ):
         _load._open(_build.CUDA, ROOT, tmp_path / "lib")
 
 
 def test_architectures_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert _build.cuda_architectures() == _build.CUDA_ARCHITECTURES
+    assert _toolchain.cuda_architectures() == _toolchain.CUDA_ARCHITECTURES
 
 
 def test_cutlass_is_named_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHCONV_CUTLASS_DIR", str(tmp_path))
-    assert _build.cutlass_includes() == []
+    assert _toolchain.cutlass_includes() == []
     assert "-DTORCHCONV_CUTLASS" not in _build.nvcc_flags(("9.0",))
     (tmp_path / "include").mkdir()
-    assert _build.cutlass_includes() == [tmp_path / "include"]
+    assert _toolchain.cutlass_includes() == [tmp_path / "include"]
     assert "-DTORCHCONV_CUTLASS" in _build.nvcc_flags(("9.0",))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchconv import _build
+from torchconv import _build, _toolchain
 
 HERE = Path(__file__).resolve().parent
 ORDERS = ("forward", "reverse", "shuffle")
@@ -20,7 +20,7 @@ ORDERS = ("forward", "reverse", "shuffle")
 def compile_selftest(folder: Path, *flags: str) -> ctypes.CDLL:
     library = folder / "selftest.so"
     command = [
-        *_build.compiler(), "-shared", "-fPIC", "-std=c++17", "-O1", "-fvisibility=hidden",
+        *_toolchain.compiler(), "-shared", "-fPIC", "-std=c++17", "-O1", "-fvisibility=hidden",
         "-Wall", "-Wextra", "-Werror", "-DTORCHCONV_EMULATE_CUDA", *flags,
         "-I", str(_build.source_root()), "-I", str(HERE / "emulator"), "-x", "c++",
         str(HERE / "emulator" / "selftest.cu"), str(HERE / "emulator" / "emulator.cpp"),

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tools import resources
 from tools.resources import Kernel
-from torchconv import _build
+from torchconv import _build, _toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "cuda-check"
@@ -108,7 +108,7 @@ def compile_for(
         folder / _build.CUDA / source.relative_to(root).with_suffix(".cu.o") for source in sources
     ]
     targets = [] if whole else [str(path.relative_to(folder)) for path in objects]
-    command = [_build.find_ninja(), "-k", "0", "-j", str(_build.jobs()), *targets]
+    command = [_toolchain.find_ninja(), "-k", "0", "-j", str(_toolchain.jobs()), *targets]
     environment = {**os.environ, "NINJA_STATUS": f"[{architecture} %f/%t] "}
     done = subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -247,8 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faults: list[str] = []
     kernels: list[Kernel] = []
     objects: list[Path] = []
-    print(f"{_build.nvcc()}: {_build.nvcc_version()}")
-    cutlass = _build.cutlass_includes()
+    print(f"{_toolchain.nvcc()}: {_toolchain.nvcc_version()}")
+    cutlass = _toolchain.cutlass_includes()
     print(f"CUTLASS: {cutlass[0]}" if cutlass else "CUTLASS is not there: its kernels are left out")
     for architecture in (HOPPER, AMPERE):
         folder = BUILD / architecture.partition("+")[0]

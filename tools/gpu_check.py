@@ -79,8 +79,8 @@ import subprocess, sys, time
 start = time.monotonic()
 command = "from torchconv import _load; print(_load.prepare())"
 cpu = subprocess.Popen([sys.executable, "-c", command])
-from torchconv import _build, _load
-print("CUTLASS:", *(_build.cutlass_includes() or ["is not there"]))
+from torchconv import _build, _load, _toolchain
+print("CUTLASS:", *(_toolchain.cutlass_includes() or ["is not there"]))
 print(_load.load_cuda(), f"{time.monotonic() - start:.1f} s", flush=True)
 code = cpu.wait()
 print(f"both {time.monotonic() - start:.1f} s")

@@ -16,7 +16,7 @@ import torch
 
 import torchconv
 
-from . import _build, _load
+from . import _build, _load, _toolchain
 
 ENVIRONMENT = (
     "ATEN_CPU_CAPABILITY", "CUDA_HOME", "CUDA_PATH", "CXX", "MAX_JOBS", "OMP_NUM_THREADS",
@@ -30,7 +30,7 @@ def _or_fault(what: object) -> str:
     """What a function returns, or the first line of why it cannot."""
     try:
         return str(what() if callable(what) else what)
-    except _build.BuildError as error:
+    except _toolchain.BuildError as error:
         return f"none: {str(error).splitlines()[0].rpartition('library: ')[2]}"
 
 
@@ -71,8 +71,8 @@ def _cuda() -> list[tuple[str, str]]:
         rows.append(("CUDA device", "none"))
     else:
         return rows
-    rows.append(("CUDA compiler", _or_fault(_build.nvcc_version)))
-    rows.append(("CUTLASS", ", ".join(map(str, _build.cutlass_includes())) or "none"))
+    rows.append(("CUDA compiler", _or_fault(_toolchain.nvcc_version)))
+    rows.append(("CUTLASS", ", ".join(map(str, _toolchain.cutlass_includes())) or "none"))
     library = _load.library_path(_build.CUDA)
     rows.append(("CUDA library", str(library or "none yet (JIT)")))
     return rows
@@ -92,8 +92,8 @@ def report() -> list[tuple[str, str]]:
         ("build hash", _or_fault(_load.build_hash)),
         *_libraries(),
         ("cache folders", ", ".join(map(str, _load.cache_dirs()))),
-        ("compiler", _or_fault(_build.compiler_version)),
-        ("ninja", _or_fault(_build.find_ninja)),
+        ("compiler", _or_fault(_toolchain.compiler_version)),
+        ("ninja", _or_fault(_toolchain.find_ninja)),
         *_cuda(),
         *((name, os.environ[name]) for name in ENVIRONMENT if name in os.environ),
     ]

@@ -25,8 +25,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import _build
-from ._build import BuildError
+from . import _build, _toolchain
+from ._toolchain import BuildError
 
 __all__ = [
     "BuildError",
@@ -140,7 +140,7 @@ def serves_cuda() -> bool:
     if torch.version.cuda is None:
         return False
     try:
-        return bool(_build.nvcc_version())
+        return bool(_toolchain.nvcc_version())
     except BuildError:  # or of another CUDA than PyTorch
         return next(_ready(_build.CUDA, _build.source_root(), prebuilt_dir()), None) is not None
 
@@ -174,7 +174,7 @@ def _open(name: str, root: Path, prebuilt: Path) -> Path:
             refused.append(path)
             reasons.append(f"{path} cannot be opened ({error})")
     if name == _build.CUDA:
-        fault = _build.gpus_fault(_build.cuda_architectures())
+        fault = _toolchain.gpus_fault(_toolchain.cuda_architectures())
         if fault:
             raise BuildError(
                 f"what TORCH_CUDA_ARCH_LIST asks for {fault}", "add that to it, or unset it"
@@ -193,7 +193,7 @@ def _open(name: str, root: Path, prebuilt: Path) -> Path:
 
 def _gpus_fault(library: Path) -> str:
     record = _build.read_record(library)  # none beside what was shipped without sources
-    return _build.gpus_fault(record.architectures) if record is not None else ""
+    return _toolchain.gpus_fault(record.architectures) if record is not None else ""
 
 
 @ctypes.CFUNCTYPE(ctypes.c_bool)
@@ -273,7 +273,7 @@ def _build_once(name: str, root: Path, reasons: list[str], refused: list[Path]) 
     reasons says why that is needed; refused are libraries that cannot be opened.
     """
     key = f"{name}-{_build.source_hash(name, root)}-{_build.environment_hash(name)}"
-    _build.find_ninja()  # says what is missing before anything is made
+    _toolchain.find_ninja()  # says what is missing before anything is made
     unwritable = []
     for cache in cache_dirs():
         try:

@@ -31,20 +31,13 @@ void gather_in_tiles(const Gather& g, const GatherTensors& tensors, const Queue&
   using K = Kernel<
       Configuration<Operator::kFprop, Element, Element, cutlass::layout::TensorNHWC, Tile, Cluster,
                     kStages, kWarpgroups, kBlocks, typename BiasAndClamp<Element, Tile>::Type>>;
-  const auto narrow = [](int64_t v) { return static_cast<int>(v); };
-  const ProblemShape<Operator::kFprop> shape(
-      cutlass::conv::Mode::kCrossCorrelation,
-      {narrow(g.N), narrow(g.h.image), narrow(g.w.image), narrow(g.C)},
-      {narrow(g.K), narrow(g.h.taps), narrow(g.w.taps), narrow(g.C)},
-      {narrow(g.h.pad), narrow(g.w.pad)}, {narrow(pad_after(g.h)), narrow(pad_after(g.w))},
-      {narrow(g.h.stride), narrow(g.w.stride)}, {narrow(g.h.dilation), narrow(g.w.dilation)}, 1);
   typename K::Epilogue::Arguments epilogue{};
   epilogue.thread = {{{}, {static_cast<const Element*>(tensors.bias), Element(0), {}}, {}},
                      {tensors.low, tensors.high}};
   epilogue.ptr_D = static_cast<Element*>(tensors.output);
   epilogue.dD = {{g.out_q, g.out_p, g.out_n}, {}, {}};
   launch_kernel<K>(
-      shape,
+      problem_shape<Operator::kFprop>(g),
       {static_cast<const Element*>(tensors.image), static_cast<const Element*>(tensors.filters)},
       epilogue, INT_MAX, 0, 1, queue);
 }

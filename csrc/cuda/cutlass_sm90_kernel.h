@@ -35,6 +35,20 @@ using Operator = cutlass::conv::Operator;
 template <Operator kOperator>
 using ProblemShape = cutlass::conv::ConvProblemShape<kOperator, 2>;
 
+// What CUTLASS calls a gather.
+template <Operator kOperator>
+ProblemShape<kOperator> problem_shape(const Gather& g) {
+  const auto narrow = [](int64_t v) { return static_cast<int>(v); };
+  return {cutlass::conv::Mode::kCrossCorrelation,
+          {narrow(g.N), narrow(g.h.image), narrow(g.w.image), narrow(g.C)},
+          {narrow(g.K), narrow(g.h.taps), narrow(g.w.taps), narrow(g.C)},
+          {narrow(g.h.pad), narrow(g.w.pad)},
+          {narrow(pad_after(g.h)), narrow(pad_after(g.w))},
+          {narrow(g.h.stride), narrow(g.w.stride)},
+          {narrow(g.h.dilation), narrow(g.w.dilation)},
+          1};
+}
+
 // Loads and products, and the way of the sums to memory, for tiles of Tile with operands of Element
 // and results of Output in the layout of OutputTag, what Fusion, a visitor tree, makes of the sums.
 template <Operator kOperator, class Element, class Output, class OutputTag, class Tile_,

@@ -21,19 +21,13 @@ void sums_in_tiles(const ConvProblem& p, const WgradSplits& s, int64_t first, in
   using K = Kernel<Configuration<Operator::kWgrad, Element, float, Stride, Tile, Cluster, kStages,
                                  kWarpgroups, kBlocks, Sum>>;
   const auto narrow = [](int64_t v) { return static_cast<int>(v); };
-  const Gather g = fprop_gather(p);
-  const ProblemShape<Operator::kWgrad> shape(
-      cutlass::conv::Mode::kCrossCorrelation,
-      {narrow(g.N), narrow(g.h.image), narrow(g.w.image), narrow(g.C)},
-      {narrow(g.K), narrow(g.h.taps), narrow(g.w.taps), narrow(g.C)},
-      {narrow(g.h.pad), narrow(g.w.pad)}, {narrow(pad_after(g.h)), narrow(pad_after(g.w))},
-      {narrow(g.h.stride), narrow(g.w.stride)}, {narrow(g.h.dilation), narrow(g.w.dilation)}, 1);
   typename K::Epilogue::Arguments epilogue{};
   epilogue.ptr_D = sums;
   const int64_t filter = p.R * p.S * p.C;
   epilogue.dD = {filter, {{}, p.C, p.S * p.C}, p.K * filter};
-  launch_kernel<K>(shape, {static_cast<const Element*>(dz), static_cast<const Element*>(x)},
-                   epilogue, narrow(s.tiles_of_split), narrow(first), narrow(count), queue);
+  launch_kernel<K>(problem_shape<Operator::kWgrad>(fprop_gather(p)),
+                   {static_cast<const Element*>(dz), static_cast<const Element*>(x)}, epilogue,
+                   narrow(s.tiles_of_split), narrow(first), narrow(count), queue);
 }
 
 template <class Element>
