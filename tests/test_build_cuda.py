@@ -53,6 +53,13 @@ def test_compiler_of_another_cuda(toolkit: Path, monkeypatch: pytest.MonkeyPatch
         _toolchain.nvcc_version()
 
 
+def test_compiler_that_does_not_start(toolkit: Path) -> None:
+    (toolkit / "bin" / "nvcc").write_text("#!/bin/sh\nexit 1\n")
+    message = r"the CUDA compiler does not start(.|\n)*variable CUDA_HOME"
+    with pytest.raises(_toolchain.BuildError, match=message):
+        _toolchain.nvcc_version()
+
+
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     with pytest.raises(_toolchain.BuildError, match="CUDA_HOME has no nvcc"):

@@ -57,20 +57,20 @@ def compiler() -> list[str]:
 
 
 @functools.lru_cache
-def _version_lines(command: tuple[str, ...]) -> list[str]:
+def _version_lines(command: tuple[str, ...], kind: str, variable: str) -> list[str]:
     try:
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise BuildError(
-            f"the compiler does not start: {shlex.join(command)} --version: {error}",
-            "set the environment variable CXX (or CUDA_HOME, of nvcc) to a working compiler",
+            f"the {kind} compiler does not start: {shlex.join(command)} --version: {error}",
+            f"set the environment variable {variable} to a working {kind} compiler",
         ) from error
     return done.stdout.splitlines() if done.stdout.strip() else ["unknown"]
 
 
 def compiler_version() -> str:
     """The first line that the compiler says of itself."""
-    return _version_lines(tuple(compiler()))[0].strip()
+    return _version_lines(tuple(compiler()), "C++", "CXX")[0].strip()
 
 
 def nvcc() -> Path:
@@ -109,7 +109,7 @@ def nvcc_version() -> str:
     import torch
 
     path = nvcc()
-    lines = _version_lines((str(path),))
+    lines = _version_lines((str(path),), "CUDA", "CUDA_HOME")
     version = next((line for line in lines if "release" in line), "unknown").strip()
     release = version.partition("release ")[2].partition(",")[0]
     wanted = torch.version.cuda
