@@ -97,6 +97,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int first_filter = static_cast<int>(blockIdx.x) % tiles_n * kFilters;
   const T zero = from_wide<T>(0.0f);
 
+#pragma unroll 4
   for (int unit = thread; unit < kFilters * p.filter_chunks(); unit += kThreads) {
     const int n = unit / p.filter_chunks(), term = unit - n * p.filter_chunks();
     const int r = term / p.tap_chunks, s = (term - r * p.tap_chunks) * kPixels;

@@ -29,4 +29,9 @@ template <typename T>
 void run_patch(const ConvProblem& p, const T* x, const T* w, const Epilogue<T>& epilogue,
                const Queue& queue);
 
+// The same for dgrad, dz and dx NHWC: see mma_patch_dgrad.cu.
+bool patch_dgrad_takes(const ConvProblem& p);
+template <typename T>
+void run_patch_dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Queue& queue);
+
 }  // namespace torchconv::cuda
