@@ -13,7 +13,6 @@
 #include <algorithm>
 
 #include "core/range.h"
-#include "cuda/conv_layout.h"
 #include "cuda/divmod.h"
 #include "cuda/mma_patch.h"
 #include "cuda/mma_tile.h"
@@ -234,12 +233,7 @@ bool patch_dgrad_takes(const ConvProblem& p) {
 template <typename T>
 void run_patch_dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Queue& queue) {
   const PatchDgrad g = patch_dgrad(p, kWarps * kWarpRows<T>);
-  if (!aligned<T>(dz, kLanes<T>)) {
-    const int64_t count = p.N * p.P * p.Q * p.K;
-    T* copy = queue.scratch<T>(count);
-    transpose(p.dtype, dz, copy, 1, 1, count, queue);
-    dz = copy;
-  }
+  dz = on_16_bytes(p.dtype, dz, p.N * p.P * p.Q * p.K, queue);
   const int64_t resident = int64_t{std::max(queue.multiprocessors, 1)} * kBlocks;
   launch(p.stride_h == 1 ? patch_dgrad_kernel<T, 1> : patch_dgrad_kernel<T, 2>,
          dim3(static_cast<unsigned>(std::min(g.tiles, resident))), dim3(kThreads),
