@@ -18,7 +18,7 @@ __host__ __device__ constexpr int sums_bytes() {
   return kThreads / 32 * kColumns * (kSumsPitch<Row> * 4 + 8);
 }
 int shared_bytes(const PatchProblem& p) {
-  return kFilters * p.filter_chunks() * 16 + round_up(p.terms() + 1, 4) * 4 +
+  return kFilters * p.filter_chunks() * 16 + round_up(p.terms() + 3, 4) * 4 +
          p.chunks() * 16 * (p.copy != 0 ? 2 : 1) + sums_bytes();
 }
 
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   Chunk* filters = dynamic_shared<Chunk>();
   int* places = reinterpret_cast<int*>(filters + kFilters * p.filter_chunks());
   const int terms = p.terms(), pairs = (terms + 1) / 2;
-  Chunk* patch = reinterpret_cast<Chunk*>(places + (terms + 4) / 4 * 4);
+  Chunk* patch = reinterpret_cast<Chunk*>(places + (terms + 6) / 4 * 4);
   float* sums_of_warps = reinterpret_cast<float*>(patch + p.chunks() * (p.copy != 0 ? 2 : 1));
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   float* staged = sums_of_warps + warp * (kColumns * (kSumsPitch<Row> + 2));
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                           : zero;
     filters[unit] = chunk_of(pixel);
   }
-  for (int term = thread; term <= terms; term += kThreads)
+  for (int term = thread; term < terms + 3; term += kThreads)
     places[term] = term < terms ? place_of_term(p, term) : 0;
 
   PatchLoader<T, kPixels> loader(p, thread);
@@ -84,9 +84,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     if (tile + step < p.tiles) load(tile + step);
     Sums<Row> sums[2];
     sums[0].clear(), sums[1].clear();
+    int place = places[odd_a];
 #pragma unroll 2
     for (int pair = 0; pair < pairs; ++pair) {
-      const SharedAddress at = outputs + static_cast<SharedAddress>(16 * places[2 * pair + odd_a]);
+      const SharedAddress at = outputs + static_cast<SharedAddress>(16 * place);
+      place = places[2 * pair + 2 + odd_a];  // the next one's
       uint32_t a[2][4], b[Row::kGroupsN][4];
       load_matrices(a[0], at);
       load_matrices(a[1], at + next_row);

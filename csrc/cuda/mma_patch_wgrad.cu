@@ -47,8 +47,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   constexpr bool kHalf = sizeof(T) == 2;
   constexpr int kChunksOfColumn = kHalf ? 1 : 2;
   const int all_chunks = p.chunks() * (p.copy != 0 ? 2 : 1);
-  float* totals = dynamic_shared<float>() + threadIdx.x;
-  unsigned char* tiles = dynamic_shared<unsigned char>() + kValues * kThreads * 4;
+  unsigned char* shared = dynamic_shared<unsigned char>();
+  float* totals = reinterpret_cast<float*>(shared) + threadIdx.x;
+  unsigned char* tiles = shared + kValues * kThreads * 4;
   Chunk* patch = reinterpret_cast<Chunk*>(tiles + kStages<T> * kDzBytes<T>);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int tiles_k = (p.K + kFilters - 1) / kFilters;
