@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   PatchLoader<T, kPixels> loader(p, thread);
   const auto load = [&](int64_t tile) {
     const int64_t line = tile / p.tiles_q, n = line / p.tiles_p;
-    loader.load(p, x, n, static_cast<int>(line - n * p.tiles_p) * kPatchRows,
+    loader.load(p, x, thread, n, static_cast<int>(line - n * p.tiles_p) * kPatchRows,
                 static_cast<int>(tile - line * p.tiles_q) * kPatchColumns);
   };
 

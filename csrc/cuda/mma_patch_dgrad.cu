@@ -52,7 +52,7 @@ int shared_bytes(const PatchDgrad& p, int stride) {
 
 template <typename T, int kStride>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    patch_dgrad_kernel(const __grid_constant__ PatchDgrad p, const T* dz, const T* w, T* dx) {
+    mma_patch_dgrad_kernel(const __grid_constant__ PatchDgrad p, const T* dz, const T* w, T* dx) {
   constexpr int kM = kWarpRows<T>;
   unsigned char* filters = dynamic_shared<unsigned char>();
   unsigned char* patch = filters + p.filter_rows() * p.pitch();
@@ -235,7 +235,7 @@ void run_patch_dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const
   const PatchDgrad g = patch_dgrad(p, kWarps * kWarpRows<T>);
   dz = on_16_bytes(p.dtype, dz, p.N * p.P * p.Q * p.K, queue);
   const int64_t resident = int64_t{std::max(queue.multiprocessors, 1)} * kBlocks;
-  launch(p.stride_h == 1 ? patch_dgrad_kernel<T, 1> : patch_dgrad_kernel<T, 2>,
+  launch(p.stride_h == 1 ? mma_patch_dgrad_kernel<T, 1> : mma_patch_dgrad_kernel<T, 2>,
          dim3(static_cast<unsigned>(std::min(g.tiles, resident))), dim3(kThreads),
          shared_bytes<T>(g, static_cast<int>(p.stride_h)), queue, g, dz, w, dx);
 }

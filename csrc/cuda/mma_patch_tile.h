@@ -82,22 +82,22 @@ class PatchLoader {
     for (int i = 0; i < kCount; ++i) {
       const int chunk = thread + i * kPatchThreads, row = chunk / p.line();
       const int at = chunk - row * p.line(), residue = at / p.run;
-      rows_[i] = chunk < p.chunks() ? row : kNowhere;
-      columns_[i] = ((at - residue * p.run) * p.apart + residue) * kPixels;
+      places_[i] = row << 16 | ((at - residue * p.run) * p.apart + residue) * kPixels;
     }
   }
 
   // Of the tile whose first output is (p0, q0) of sample n.
-  __device__ __forceinline__ void load(const PatchProblem& p, const T* x, int64_t n, int p0,
-                                       int q0) {
+  __device__ __forceinline__ void load(const PatchProblem& p, const T* x, int thread, int64_t n,
+                                       int p0, int q0) {
     const int h0 = p0 * p.stride_h - p.pad_top, w0 = q0 * p.column_step + p.first_column;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int h = h0 + rows_[i];
-      const T* from = x + ((n * p.H + h) * p.W + w0 + columns_[i]) * p.C;
+      const int h = h0 + (places_[i] >> 16), w = w0 + (places_[i] & 0xFFFF);
+      const bool row = all_of(thread + i * kPatchThreads < p.chunks(), within(h, p.H));
+      const T* from = x + ((n * p.H + h) * p.W + w) * p.C;
 #pragma unroll
       for (int j = 0; j < kPixels; ++j) {
-        const bool inside = all_of(within(h, p.H), within(w0 + columns_[i] + j, p.W));
+        const bool inside = all_of(row, within(w + j, p.W));
 #pragma unroll
         for (int c = 0; c < kPatchChannels; ++c)
           loaded_[i][j][c] = inside && c < p.C ? from[j * p.C + c] : from_wide<T>(0.0f);
@@ -122,7 +122,7 @@ class PatchLoader {
 
  private:
   static constexpr int kCount = kPatchUnits<kPixels>;
-  int rows_[kCount], columns_[kCount];  // of its chunks, those of the first pixel
+  int places_[kCount];  // of its chunks: row, and column of the first pixel in the lower half
   T loaded_[kCount][kPixels][kPatchChannels];
 };
 

@@ -42,8 +42,8 @@ int shared_bytes(const PatchProblem& p) {
 
 template <typename T, int kPixels>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    patch_wgrad_kernel(const __grid_constant__ PatchProblem p, int64_t tiles_of_run, const T* dz,
-                       const T* x, const SliceSums<T> sums_of_runs) {
+    mma_patch_wgrad_kernel(const __grid_constant__ PatchProblem p, int64_t tiles_of_run,
+                           const T* dz, const T* x, const SliceSums<T> sums_of_runs) {
   constexpr bool kHalf = sizeof(T) == 2;
   constexpr int kChunksOfColumn = kHalf ? 1 : 2;
   const int all_chunks = p.chunks() * (p.copy != 0 ? 2 : 1);
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     int64_t n;
     int p0, q0;
     corner_of(tile, n, p0, q0);
-    loader.load(p, x, n, p0, q0);
+    loader.load(p, x, thread, n, p0, q0);
   };
   const auto load_dz = [&](int64_t tile) {
     constexpr int kUnits = kFilters / kLanes<T>;
@@ -250,11 +250,11 @@ void run_patch_wgrad(const ConvProblem& p, const T* dz, const T* x, T* dw, const
   };
   if constexpr (sizeof(T) == 2) {
     if (in_pairs(p))
-      run(patch_wgrad_kernel<T, 2>);
+      run(mma_patch_wgrad_kernel<T, 2>);
     else
-      run(patch_wgrad_kernel<T, 1>);
+      run(mma_patch_wgrad_kernel<T, 1>);
   } else {
-    run(patch_wgrad_kernel<T, 1>);
+    run(mma_patch_wgrad_kernel<T, 1>);
   }
   add_slices(sums, runs, queue);
 }
