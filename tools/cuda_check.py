@@ -41,7 +41,7 @@ SPILL_BUDGET = {
     ("pool_bands", "sm_80"): 48,
     ("depthwise_channels_kernel", "sm_80"): 16,
     ("grouped_gather_kernel", "sm_80"): 80,
-    ("mma_patch_kernel", "sm_80"): 64,
+    ("mma_patch_kernel", "sm_80"): 96,
 }
 
 
