@@ -34,6 +34,7 @@ namespace {
 ABSENT_ALGORITHM(simt)
 ABSENT_ALGORITHM(depthwise)
 ABSENT_ALGORITHM(grouped)
+ABSENT_ALGORITHM(grouped_mma)
 ABSENT_ALGORITHM(mma)
 WEAK void cutlass_fprop(const ConvProblem&, const void*, const void*, const void*, void*,
                         const Queue&) {
@@ -47,6 +48,7 @@ WEAK void cutlass_wgrad(const ConvProblem&, const void*, const void*, void*, con
 }
 WEAK bool depthwise_takes(const ConvProblem&, Pass) { return false; }
 WEAK bool grouped_takes(const ConvProblem&, Pass) { return false; }
+WEAK bool grouped_mma_takes(const ConvProblem&, Pass, const Queue&) { return false; }
 WEAK bool mma_takes(const ConvProblem&, Pass, const Queue&) { return false; }
 WEAK bool cutlass_takes(const ConvProblem&, Pass, bool, const Queue&) { return false; }
 WEAK void activation_backward(const ConvProblem&, const void*, const void*, void*, void*,
