@@ -10,6 +10,7 @@
 #include "cuda/conv_layout.h"
 #include "cuda/conv_passes.h"
 #include "cuda/mma_gather.h"
+#include "cuda/mma_patch.h"
 #include "cuda/mma_planes.h"
 #include "cuda/mma_wgrad.h"
 
@@ -112,6 +113,14 @@ bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
 void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
                void* preactivation, const Queue& queue) {
   if (p.layout == Layout::kNCHW) return planes_fprop(p, x, w, bias, y, preactivation, queue);
+  if (patch_takes(p))
+    return with_tensor_core_type(p.dtype, [&](auto element) {
+      using T = decltype(element);
+      run_patch(p, static_cast<const T*>(x), static_cast<const T*>(w),
+                Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y),
+                            static_cast<T*>(preactivation), p.activation},
+                queue);
+    });
   GatherProblem g{};
   g.batch = p.N;
   g.groups = static_cast<int32_t>(p.groups);

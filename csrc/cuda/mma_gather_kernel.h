@@ -45,13 +45,12 @@ inline constexpr int kGatherShared =
     kTileBytes<Tile> + Tile::kM * static_cast<int>(sizeof(Place) + sizeof(int64_t));
 
 // Bias, pre-activation, activation and rounding of a tile of finished sums in shared memory.
-// offsets: of the rows' outputs, negative for a row that is none.
+// offsets: of the rows' outputs, negative for a row that is none. thread: of the tile's.
 template <typename T, typename Tile>
-__device__ __forceinline__ void store_tile(const float* sums, const int64_t* offsets,
+__device__ __forceinline__ void store_tile(int thread, const float* sums, const int64_t* offsets,
                                            int first_column, int columns, bool vectors,
                                            const Epilogue<T>& epilogue) {
   constexpr int kLane = kLanes<T>, kUnits = Tile::kN / kLane;
-  const int thread = static_cast<int>(threadIdx.x);
   const int local = thread % kUnits * kLane, column = first_column + local;
   if (column >= columns) return;
   float bias[kLane];
@@ -59,7 +58,7 @@ __device__ __forceinline__ void store_tile(const float* sums, const int64_t* off
   for (int e = 0; e < kLane; ++e)
     bias[e] = column + e < columns ? epilogue.bias_of(column + e) : 0.0f;
   for (int row = thread / kUnits; row < Tile::kM; row += Tile::kThreads / kUnits) {
-    if (offsets[row] < 0) break;  // rows that are none are the last
+    if (offsets[row] < 0) continue;
     const int64_t offset = offsets[row] + column;
     float z[kLane];
     load_sums(z, sums + row * kSumsPitch<Tile> + local);
@@ -199,7 +198,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   __syncthreads();
   Epilogue<T> of_outputs = epilogue;
   if (of_outputs.bias != nullptr) of_outputs.bias += int64_t{group} * p.outputs;
-  store_tile<T, Tile>(tile, offsets, first_column, p.outputs, p.vector_outputs, of_outputs);
+  store_tile<T, Tile>(thread, tile, offsets, first_column, p.outputs, p.vector_outputs, of_outputs);
 }
 
 template <typename T, typename Tile, bool Vectors>
