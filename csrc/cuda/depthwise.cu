@@ -20,7 +20,10 @@ void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, cons
                           queue))
       depthwise_planes(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation,
                        queue);
-  } else if (!depthwise_channels(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation,
+  } else if ((preactivation != nullptr ||
+              !depthwise_channel_strips(p.dtype, p.R, sampling, g, in, w, bias, out, activation,
+                                        queue)) &&
+             !depthwise_channels(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation,
                                  activation, queue))
     depthwise_taps(p, pass, in, w, bias, out, preactivation, queue);
 }
@@ -53,7 +56,8 @@ void depthwise_wgrad(const ConvProblem& p, const void* dz, const void* x, void* 
   if (pixels_contiguous(p)) {
     if (!depthwise_strips_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue))
       depthwise_planes_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue);
-  } else if (!depthwise_channels_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue)) {
+  } else if (!depthwise_channel_strips_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue) &&
+             !depthwise_channels_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue)) {
     depthwise_taps_wgrad(p, dz, x, dw, queue);
   }
 }

@@ -79,11 +79,7 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 3 : 4)
     const bool relu = epilogue.activation != Activation::kNone;
     const bool cut = epilogue.activation == Activation::kReLU6;
 
-    A z[R][kColumns];
-#pragma unroll
-    for (int a = 0; a < R; ++a)
-#pragma unroll
-      for (int b = 0; b < kColumns; ++b) z[a][b] = bias;
+    A z[R][kColumns] = {};
 #pragma unroll 1
     for (int base = 0; base < rows + R - 1; base += kUnroll) {
 #pragma unroll
@@ -101,7 +97,8 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 3 : 4)
 #pragma unroll
           for (int s = 0; s < R; ++s)
 #pragma unroll
-            for (int b = 0; b < kColumns; ++b) z[a][b] += weight[r * R + s] * value[b + s];
+            for (int b = 0; b < kColumns; ++b)
+              z[a][b] = weight[r * R + s] * value[b + s] + (r == 0 && s == 0 ? bias : z[a][b]);
         }
 
         A(&done)[kColumns] = z[kUnroll == 1 ? 0 : (u + 1) % R];
@@ -131,9 +128,6 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 3 : 4)
           for (int a = 0; a + 1 < R; ++a)
 #pragma unroll
             for (int b = 0; b < kColumns; ++b) z[a][b] = z[a + 1][b];
-        A(&fresh)[kColumns] = z[kUnroll == 1 ? R - 1 : (u + 1) % R];
-#pragma unroll
-        for (int b = 0; b < kColumns; ++b) fresh[b] = bias;
       }
     }
   }
