@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 3 : 4)
   T* narrow = reinterpret_cast<T*>(wide);                     // the same, rounded
 
   uint32_t block = blockIdx.x;
-  const PlaneRun run = run_of<R>(g, t, static_cast<int>(t.bands.split(block)));
+  const PlaneRun run = run_of<S>(g, t, static_cast<int>(t.bands.split(block)));
   const int64_t plane0 = static_cast<int64_t>(block) * t.slots;
   const int planes = static_cast<int>(min(static_cast<int64_t>(t.slots), p.planes - plane0));
   const int in_plane = g.h.in * g.w.in, out_plane = g.h.out * g.w.out;

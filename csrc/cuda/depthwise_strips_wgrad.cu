@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 2 : 4)
   const int64_t end = min((slice + 1) * p.slice_batches, p.batches);
   for (int64_t batch = slice * p.slice_batches; batch < end; ++batch) {
     uint32_t image = static_cast<uint32_t>(batch);
-    const PlaneRun run = run_of<R>(g, t, static_cast<int>(t.bands.split(image)));
+    const PlaneRun run = run_of<S>(g, t, static_cast<int>(t.bands.split(image)));
     const int64_t plane0 = static_cast<int64_t>(image) * g.groups + c0;
     const T* x_run = x + plane0 * in_plane + static_cast<int64_t>(run.h_first) * g.w.in;
     const T* dz_run = dz + plane0 * out_plane + static_cast<int64_t>(run.row0) * g.w.out;

@@ -1,10 +1,10 @@
-// Depthwise kernels over runs of NCHW planes: what the gather and the weight gradient share.
+// Kernels over runs of NCHW planes: what depthwise convolution and pooling share.
 //
 // A block works on whole planes that follow each other in memory, or on a band of rows of one: in
 // either case one run of elements, which lies in shared memory as it does in memory, whatever the
 // width, and comes and goes by vectors of 16 bytes. A thread has a strip of kColumns neighbouring
 // pixels of a row and rolls it down over the rows of its set, so that every loaded element serves
-// all taps from registers. The half types alone, whose elements are converted once when loaded.
+// all taps from registers, and is converted once.
 #pragma once
 
 #include <algorithm>
@@ -26,11 +26,12 @@ struct PlaneRuns {
   int threads;
 };
 
-// kColumns pixels at once. kPairs: elements are loaded two at a time.
-template <typename T_, int R_, int kColumns_, bool kPairs_>
+// kColumns outputs at once. kPairs: elements are loaded two at a time.
+template <typename T_, int R_, int kColumns_, bool kPairs_, int kStride_ = 1>
 struct Strip {
   using T = T_;
-  static constexpr int R = R_, kColumns = kColumns_, kWindow = kColumns + R - 1;
+  static constexpr int R = R_, kColumns = kColumns_, kStride = kStride_;
+  static constexpr int kWindow = (kColumns - 1) * kStride + R;
   static constexpr bool kPairs = kPairs_;
   // Pairs begin at even columns, and the window of "same" padding this many before the pair's end.
   static constexpr int kOdd = kPairs ? (R - 1) / 2 % 2 : 0;
@@ -39,7 +40,9 @@ struct Strip {
   // Element of the window at which load q begins.
   static constexpr int first(int q) { return q * kStep - kOdd; }
   // Whether load q can lie beyond an edge of the image: paddings are below R.
-  static constexpr bool at_edge(int q) { return first(q) < R - 1 || first(q) + kStep > kColumns; }
+  static constexpr bool at_edge(int q) {
+    return first(q) < R - 1 || first(q) + kStep > kWindow - R + 1;
+  }
 
   // Bit q: whether load q is inside a row of `size` elements, of a window that begins at `column`.
   static __device__ __forceinline__ uint32_t inside(int column, int size) {
@@ -117,28 +120,30 @@ struct PlaneRun {
   int h_first, in_rows;  // rows of the input that they meet
 };
 
-template <int R>
+template <typename S>
 __host__ __device__ __forceinline__ PlaneRun run_of(const Gather& g, const PlaneRuns& t, int band) {
   PlaneRun run;
   run.row0 = band * t.band_rows;
   run.rows = g.h.out - run.row0 < t.band_rows ? g.h.out - run.row0 : t.band_rows;
-  const int first = run.row0 + g.h.origin, end = first + run.rows + R - 1;
+  const int first = run.row0 * S::kStride + g.h.origin;
+  const int end = first + (run.rows - 1) * S::kStride + S::R;
   run.h_first = first < 0 ? 0 : first > g.h.in ? g.h.in : first;
   run.in_rows = (end > g.h.in ? g.h.in : end) - run.h_first;
   if (run.in_rows < 0) run.in_rows = 0;
   return run;
 }
 
-// Whether strips of kColumns can compute g: stride 1, one filter a channel, paddings below R.
+// Whether strips of kColumns can compute g: one filter a channel, paddings below R.
 template <typename S>
 bool strips_take(const Gather& g) {
   const auto fits = [](const GatherAxis& axis) {
-    const int before = -axis.origin, after = axis.out - axis.in - before + S::R - 1;
+    const int before = -axis.origin, after = (axis.out - 1) * S::kStride + S::R - axis.in - before;
     return before >= 0 && before < S::R && after < S::R && axis.in > 0;
   };
   if (g.in_channels != 1 || g.out_channels != 1 || !fits(g.h) || !fits(g.w)) return false;
   if (g.w.out < S::kColumns || g.h.out == 0 || g.N == 0) return false;
-  return !S::kPairs || (g.w.in % 2 == 0 && g.w.out % 2 == 0 && -g.w.origin % 2 == S::kOdd);
+  return !S::kPairs ||
+         (g.w.in % 2 == 0 && g.w.out * S::kStride % 2 == 0 && -g.w.origin % 2 == S::kOdd);
 }
 
 // At most kStripThreads threads and, where a row allows, kGoodBytes of shared memory, of which rows
@@ -151,7 +156,7 @@ bool plane_runs(const Gather& g, int64_t in_bytes, int64_t out_bytes, PlaneRuns&
   constexpr int64_t kManyThreads = 132 * 512;
   const int64_t planes = g.N * g.groups, strips = ceil_div(g.w.out, S::kColumns);
   const auto bytes = [&](int64_t rows) {
-    const int64_t in_rows = std::min<int64_t>(rows + S::R - 1, g.h.in);
+    const int64_t in_rows = std::min<int64_t>((rows - 1) * S::kStride + S::R, g.h.in);
     return in_rows * g.w.in * in_bytes + rows * g.w.out * out_bytes;
   };
   int64_t rows = std::min<int64_t>(g.h.out, kRows);

@@ -39,7 +39,7 @@ struct alignas(16) TileWindow {
 
   static __device__ __forceinline__ TileWindow of(const PoolView<int32_t>& v,
                                                   const Axis<int32_t>& axis, int32_t o) {
-    const Taps<int32_t> taps = axis.window(o);
+    const WindowTaps<int32_t> taps = axis.window(o);
     return {taps.element, taps.tap, taps.count, axis.factor(o, v.include_pad)};
   }
 };
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 __device__ __forceinline__ int32_t selected_element(const PoolView<int32_t>& v,
                                                     const SelectedArray& selected, int32_t position,
                                                     int32_t p, int32_t q) {
-  const Taps<int32_t> rows = v.h.window(p), columns = v.w.window(q);
+  const WindowTaps<int32_t> rows = v.h.window(p), columns = v.w.window(q);
   int32_t down, right;  // taps from the first valid one
   if (selected.kind == Selected::kIndex64) {
     const int64_t index = static_cast<const int64_t*>(selected.data)[position];
