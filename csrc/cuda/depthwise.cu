@@ -15,10 +15,16 @@ void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, cons
   if (sampling == Sampling::kNone)
     return depthwise_taps(p, pass, in, w, bias, out, preactivation, queue);
   const Gather g = gather_of(p, pass);
-  if (pixels_contiguous(p))
-    depthwise_planes(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation, queue);
-  else if (!depthwise_channels(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation,
-                               activation, queue))
+  if (pixels_contiguous(p)) {
+    if (!depthwise_strips(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation,
+                          queue))
+      depthwise_planes(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation,
+                       queue);
+  } else if ((preactivation != nullptr ||
+              !depthwise_channel_strips(p.dtype, p.R, sampling, g, in, w, bias, out, activation,
+                                        queue)) &&
+             !depthwise_channels(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation,
+                                 activation, queue))
     depthwise_taps(p, pass, in, w, bias, out, preactivation, queue);
 }
 
@@ -47,10 +53,13 @@ void depthwise_wgrad(const ConvProblem& p, const void* dz, const void* x, void* 
   const Sampling sampling = sampling_of(p, Pass::kFprop);
   if (sampling == Sampling::kNone) return depthwise_taps_wgrad(p, dz, x, dw, queue);
   const Gather g = gather_of(p, Pass::kFprop);
-  if (pixels_contiguous(p))
-    depthwise_planes_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue);
-  else if (!depthwise_channels_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue))
+  if (pixels_contiguous(p)) {
+    if (!depthwise_strips_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue))
+      depthwise_planes_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue);
+  } else if (!depthwise_channel_strips_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue) &&
+             !depthwise_channels_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue)) {
     depthwise_taps_wgrad(p, dz, x, dw, queue);
+  }
 }
 
 }  // namespace torchconv::cuda
