@@ -116,9 +116,8 @@ bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
     return false;
   if (pass == Pass::kWgrad) {
     GroupedWgrad g = wgrad_of(p);
-    return plan_grouped_wgrad(g);
+    return plan_grouped_wgrad(g, queue);
   }
-  if (group > kMostGathered) return false;
   GroupedGather g = gather_of(p, pass == Pass::kDgrad);
   return plan_grouped_gather(g, queue);
 }
@@ -157,7 +156,7 @@ void grouped_mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void
 void grouped_mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
                        const Queue& queue) {
   GroupedWgrad g = wgrad_of(p);
-  plan_grouped_wgrad(g);
+  plan_grouped_wgrad(g, queue);
   g.dz = to_vectors(p, dz, p.N * p.K * p.P * p.Q, queue);
   g.x = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
   g.dw = dw;
