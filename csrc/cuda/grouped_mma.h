@@ -36,11 +36,11 @@ struct GroupedChannels {
   int32_t slabs, slab_units, group_units;  // units: at least 1 a group
 };
 
-// The pixels of the source that one image's outputs of a tile reach: those of the tile at 0, 0
-// from (first_h, first_w) on. Columns lie in runs, one for each residue modulo scale_w, which is
-// how far apart neighbouring outputs are.
+// The pixels of the source that one image's outputs of a tile reach: those of the first tile from
+// (first_h, first_w) on, those of the next step_h rows or step_w columns on. Columns lie in runs,
+// one for each residue modulo scale_w, which is how far apart neighbouring outputs are.
 struct Halo {
-  int32_t first_h, first_w, h, w;
+  int32_t first_h, first_w, step_h, step_w, h, w;
   int32_t run, pitch;  // columns of a run, and of a staged line
   int32_t scale_w;
 };
@@ -62,7 +62,7 @@ struct GroupedGather {
   Halo halo;
   int32_t parts;                        // of the tiles
   int32_t buffers;                      // one where every part is one tile
-  int32_t phases, pieces;               // pieces of a phase, for one warp each
+  int32_t phases, pieces, piece;        // pieces of a phase, of as many outputs
   int16_t first_step[kMostPhases + 1];  // of a phase, and the number of all
   int16_t halves[kMostPhases];
 };

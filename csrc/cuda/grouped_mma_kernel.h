@@ -1,7 +1,7 @@
 // The kernel of grouped_mma.h's forward pass and gradient by the image, for the files that
 // instantiate it for one type each.
 //
-// The outputs of a tile are a list, phase by phase, cut into pieces of 16 * kPairs. A warp computes
+// The outputs of a tile are a list, phase by phase, cut into pieces of 16 * Pairs. A warp computes
 // a piece x `Tiles` units of outputs at a time, always of the same units. Weights lie in shared
 // memory as the words of mma's B, in the order in which lanes read them. Outputs are gathered in
 // shared memory, so that whole lines of memory are written.
@@ -11,9 +11,6 @@
 #include "cuda/grouped_mma_tile.h"
 
 namespace torchconv::cuda {
-
-// Rows of 16 sums of a warp.
-inline constexpr int kPairs = 4, kPiece = 16 * kPairs;
 
 inline constexpr int kGatherWarps = 8, kGroupedThreads = 32 * kGatherWarps;
 template <int Tiles>
@@ -39,7 +36,7 @@ struct GatherShared {
       : buffer_bytes(p.tile.images * p.halo.h * p.halo.pitch * kPixelBytes),
         staged(p.tile.images * p.halo.h * p.halo.w),
         stored(p.tile.images * p.tile.rows * p.tile.columns + 1),
-        listed(p.phases * p.pieces * kPiece),
+        listed(p.phases * p.pieces * p.piece),
         filter_words(p.c.slab_units * p.first_step[p.phases] * 64),
         halves(2 * p.first_step[p.phases]) {}
   __host__ __device__ int bytes(int buffers) const {
@@ -104,7 +101,7 @@ __device__ __forceinline__ void list_outputs(const GroupedGather& p, StoredPixel
     stored[i] = {((image * p.h.outputs + row) * p.w.outputs + column) * p.c.channels,
                  row_column(row, column)};
   }
-  const int of_phase = p.pieces * kPiece;
+  const int of_phase = p.pieces * p.piece;
   const int step_h = p.backward ? p.h.stride : 1, step_w = p.backward ? p.w.stride : 1;
   for (int i = thread; i < p.phases * of_phase; i += kGroupedThreads) {
     const int phase = i / of_phase, phase_h = phase / p.w.phases;
@@ -146,17 +143,18 @@ __device__ __forceinline__ void list_halves(const GroupedGather& p, StagedHalf* 
   }
 }
 
-// Words of A that a lane of a narrow group contributes: of channels outside `of` groups none.
-__device__ __forceinline__ uint32_t channels_mask(int lane, int group, int of) {
+// Words of A that a lane contributes to a group of `group` channels from `first` on.
+__device__ __forceinline__ uint32_t channels_mask(int lane, int group, int first) {
   const int column = lane % 4 * 2;
-  return (column / group == of ? 0xFFFFu : 0u) | ((column + 1) / group == of ? 0xFFFF0000u : 0u);
+  return ((column & -group) == first ? 0xFFFFu : 0u) |
+         (((column + 1) & -group) == first ? 0xFFFF0000u : 0u);
 }
 
 // The steps of one phase. filters and halves: the lane's, of the phase's first step; pitch: words
 // from one unit's filters to the next.
-template <typename T, int Tiles, bool Masked>
-__device__ __forceinline__ void accumulate(float (&sums)[kPairs][Tiles][4],
-                                           const SharedAddress (&pixel)[kPairs],
+template <typename T, int Pairs, int Tiles, bool Masked>
+__device__ __forceinline__ void accumulate(float (&sums)[Pairs][Tiles][4],
+                                           const SharedAddress (&pixel)[Pairs],
                                            const StagedHalf* halves, const uint32_t* filters,
                                            int pitch, int halves_used, uint32_t mask) {
   const auto multiply = [&](bool both) {
@@ -165,9 +163,9 @@ __device__ __forceinline__ void accumulate(float (&sums)[kPairs][Tiles][4],
 #pragma unroll
     for (int n = 0; n < Tiles; ++n)
       b[n] = *reinterpret_cast<const Vector<uint32_t, 2>*>(filters + n * pitch);
-    uint32_t a[kPairs][4];
+    uint32_t a[Pairs][4];
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m) {
+    for (int m = 0; m < Pairs; ++m) {
       load_matrices(a[m], pixel[m] + half);
       if constexpr (Masked) {
 #pragma unroll
@@ -176,7 +174,7 @@ __device__ __forceinline__ void accumulate(float (&sums)[kPairs][Tiles][4],
       if (!both) a[m][2] = a[m][3] = 0;  // where zero weights would make NaN of infinity
     }
 #pragma unroll
-    for (int m = 0; m < kPairs; ++m)
+    for (int m = 0; m < Pairs; ++m)
 #pragma unroll
       for (int n = 0; n < Tiles; ++n) mma<T>(sums[m][n], a[m], b[n].element[0], b[n].element[1]);
     halves += 2, filters += 64;
@@ -186,7 +184,7 @@ __device__ __forceinline__ void accumulate(float (&sums)[kPairs][Tiles][4],
   if (halves_used % 2 != 0) multiply(false);
 }
 
-template <typename T, int Tiles>
+template <typename T, int Pairs, int Tiles>
 __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
     grouped_gather_kernel(const __grid_constant__ GroupedGather p, const Epilogue<T> epilogue) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
@@ -212,12 +210,11 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
   };
   const Plane source{p.h.source, p.w.source};
   const auto stage = [&](int tile, const TilePlace& at) {
-    const int row = (p.backward ? at.row / p.h.stride : at.row * p.h.stride) + p.halo.first_h;
-    const int column =
-        (p.backward ? at.column / p.w.stride : at.column * p.w.stride) + p.halo.first_w;
-    stage_pixels<kGroupedThreads>(staged, layout.staged, (p.batch - at.image) * p.halo.h * p.halo.w,
-                                  p.image, source, p.c.channels, first_unit, units, at.image, row,
-                                  column, buffer(tile));
+    const int image = at.image * p.tile.images;
+    stage_pixels<kGroupedThreads>(staged, layout.staged, (p.batch - image) * p.halo.h * p.halo.w,
+                                  p.image, source, p.c.channels, first_unit, units, image,
+                                  at.row * p.halo.step_h + p.halo.first_h,
+                                  at.column * p.halo.step_w + p.halo.first_w, buffer(tile));
     copy_async_commit();
   };
   list_halo<kGroupedThreads>(p.halo, p.tile.images, source, p.c.channels, staged);
@@ -249,70 +246,74 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
     __syncthreads();
     const TilePlace at = next;
     if (tile + 1 < end) {
-      next = tiles.place(tile + 1);
+      tiles.advance(next);
       stage(tile + 1, next);
     }
+    const int image = at.image * p.tile.images, row = at.row * p.tile.rows;
+    const int column = at.column * p.tile.columns;
     const int64_t first_output =
-        ((int64_t{at.image} * p.h.outputs + at.row) * p.w.outputs + at.column) * p.c.channels +
+        ((int64_t{image} * p.h.outputs + row) * p.w.outputs + column) * p.c.channels +
         first_unit * kUnitChannels;
-    const Inside inside(0, p.h.outputs - at.row, 0, p.w.outputs - at.column);
-    const int pixels = min(p.tile.images, p.batch - at.image) * p.tile.rows * p.tile.columns;
+    const Inside inside(0, p.h.outputs - row, 0, p.w.outputs - column);
+    const int pixels = min(p.tile.images, p.batch - image) * p.tile.rows * p.tile.columns;
     for (int round = 0; round < rounds; ++round) {
       // There and back: phases that have few taps come first.
       const int piece =
           round * warps_abreast + (round % 2 == 0 ? abreast : warps_abreast - 1 - abreast);
       if (piece >= all_pieces) continue;
       const int phase = p.phases == 1 ? 0 : piece / p.pieces;
-      const ListedOutput* own = listed + piece * kPiece;
-      SharedAddress pixel[kPairs];
+      const ListedOutput* own = listed + piece * 16 * Pairs;
+      SharedAddress pixel[Pairs];
 #pragma unroll
-      for (int m = 0; m < kPairs; ++m)
+      for (int m = 0; m < Pairs; ++m)
         pixel[m] = buffer(tile) + own[16 * m + lane % 16].from + group_bytes;
       const StagedHalf* own_halves = halves + 2 * p.first_step[phase] + lane / 16;
       const uint32_t* phase_filters = own_filters + 64 * p.first_step[phase];
       const int halves_used = p.halves[phase];
-      float sums[kPairs][Tiles][4];
+      float sums[Pairs][Tiles][4];
 #pragma unroll
-      for (int m = 0; m < kPairs; ++m)
+      for (int m = 0; m < Pairs; ++m)
 #pragma unroll
         for (int n = 0; n < Tiles; ++n)
 #pragma unroll
           for (int e = 0; e < 4; ++e) sums[m][n][e] = 0.0f;
-      accumulate<T, Tiles, false>(sums, pixel, own_halves, phase_filters, pitch, halves_used, 0);
+      accumulate<T, Pairs, Tiles, false>(sums, pixel, own_halves, phase_filters, pitch, halves_used,
+                                         0);
       if constexpr (Tiles == 1) {
         // Infinity times the zeros between groups is NaN: then each group by itself.
         if (p.c.group < kUnitChannels) {
           float probe = 0.0f;
 #pragma unroll
-          for (int m = 0; m < kPairs; ++m)
+          for (int m = 0; m < Pairs; ++m)
 #pragma unroll
             for (int e = 0; e < 4; ++e) probe += sums[m][0][e] * 0.0f;
           if (__ballot_sync(0xFFFFFFFFu, probe != 0.0f) != 0) {
 #pragma unroll 1
-            for (int group = 0; group < kUnitChannels / p.c.group; ++group) {
-              float alone[kPairs][1][4] = {};
-              accumulate<T, 1, true>(alone, pixel, own_halves, phase_filters, pitch, halves_used,
-                                     channels_mask(lane, p.c.group, group));
+            for (int group = 0; group < kUnitChannels; group += p.c.group) {
+              float alone[Pairs][1][4] = {};
+              accumulate<T, Pairs, 1, true>(alone, pixel, own_halves, phase_filters, pitch,
+                                            halves_used, channels_mask(lane, p.c.group, group));
 #pragma unroll
-              for (int m = 0; m < kPairs; ++m)
+              for (int m = 0; m < Pairs; ++m)
 #pragma unroll
                 for (int e = 0; e < 4; ++e)
-                  if ((lane % 4 * 2 + e % 2) / p.c.group == group) sums[m][0][e] = alone[m][0][e];
+                  if (((lane % 4 * 2 + e % 2) & -p.c.group) == group)
+                    sums[m][0][e] = alone[m][0][e];
             }
           }
         }
       }
-      float z[kPairs * Tiles * 4];
+      float z[Pairs * Tiles * 4];
 #pragma unroll
       for (int n = 0; n < Tiles; ++n)
 #pragma unroll
-        for (int m = 0; m < kPairs; ++m)
+        for (int m = 0; m < Pairs; ++m)
 #pragma unroll
           for (int e = 0; e < 4; ++e) z[(m * Tiles + n) * 4 + e] = sums[m][n][e] + bias[n][e % 2];
       const ListedOutput* rows = own + lane / 4;
       if (epilogue.preactivation != nullptr) {
 #pragma unroll
-        for (int row = 0; row < 2 * kPairs; ++row) {
+        for (int row = 0; row < 2 * Pairs; ++row) {
           const int to = rows[8 * row].pixel;
           if (to >= pixels || !inside.has(stored[to].at)) continue;
 #pragma unroll
@@ -326,7 +327,7 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
       }
       activate_tile<4>(epilogue.activation, z);
 #pragma unroll
-      for (int row = 0; row < 2 * kPairs; ++row) {
+      for (int row = 0; row < 2 * Pairs; ++row) {
         unsigned char* to =
             out + rows[8 * row].pixel * kPixelBytes + first_tile * kUnitBytes + lane % 4 * 4;
 #pragma unroll
@@ -352,10 +353,10 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
   }
 }
 
-template <typename T, int Tiles>
+template <typename T, int Pairs, int Tiles>
 void launch_grouped_gather(const GroupedGather& p, const Epilogue<T>& epilogue,
                            const Queue& queue) {
-  launch(grouped_gather_kernel<T, Tiles>, dim3(static_cast<unsigned>(p.c.slabs * p.parts)),
+  launch(grouped_gather_kernel<T, Pairs, Tiles>, dim3(static_cast<unsigned>(p.c.slabs * p.parts)),
          dim3(kGroupedThreads), GatherShared(p).bytes(p.buffers), queue, p, epilogue);
 }
 
@@ -363,11 +364,12 @@ template <typename T>
 void run_grouped_gather(const GroupedGather& p, const Epilogue<T>& epilogue, const Queue& queue) {
   switch (outputs_at_once(p.c)) {
     case 4:
-      return launch_grouped_gather<T, 4>(p, epilogue, queue);
+      if (p.piece == 32) return launch_grouped_gather<T, 2, 4>(p, epilogue, queue);
+      return launch_grouped_gather<T, 4, 4>(p, epilogue, queue);
     case 2:
-      return launch_grouped_gather<T, 2>(p, epilogue, queue);
+      return launch_grouped_gather<T, 4, 2>(p, epilogue, queue);
     default:
-      return launch_grouped_gather<T, 1>(p, epilogue, queue);
+      return launch_grouped_gather<T, 4, 1>(p, epilogue, queue);
   }
 }
 

@@ -53,13 +53,16 @@ void for_each_tile(int batch, const MmaAxis& h, const MmaAxis& w, bool backward,
           std::max(down.extent, across.extent) >= kMostRows)
         break;
       const int scale = backward ? 1 : w.stride;
-      const int run = static_cast<int>(ceil_div(across.extent, scale));
+      const int width = static_cast<int>(across.extent), run = (width - 1) / scale + 1;
+      const int pitch = width < scale ? width : (scale - 1) * run + width / scale;
       const Halo halo{static_cast<int32_t>(down.first),
                       static_cast<int32_t>(across.first),
+                      backward ? rows / h.stride : rows * h.stride,
+                      backward ? columns / w.stride : columns * w.stride,
                       static_cast<int32_t>(down.extent),
                       static_cast<int32_t>(across.extent),
                       run,
-                      run * scale,
+                      pitch,
                       scale};
       const bool whole = rows == h.outputs && columns == w.outputs;
       for (int images = 1; images == 1 || (whole && images <= batch); ++images) {
@@ -99,34 +102,38 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
   GroupedGather g = p;
   for_each_tile(p.batch, p.h, p.w, p.backward, [&](const PixelTile& tile, const Halo& halo) {
     g.tile = tile, g.halo = halo;
-    g.pieces = static_cast<int32_t>(ceil_div(
-        tile.images * ceil_div(tile.rows, step_h) * ceil_div(tile.columns, step_w), kPiece));
-    const GatherShared layout(g);
-    // Cycles of shared memory and tensor cores for an mma's operands and of an epilogue; of the
-    // copies; of barriers and addresses.
-    const int64_t rounds = ceil_div(int64_t{g.phases} * g.pieces, abreast);
-    const int64_t products =
-        rounds * kGatherWarps *
-        (steps * (16 + 2 * tiles_at_once) / g.phases + 24 + 16 * tiles_at_once);
-    const int64_t copies = 2 * layout.staged + 2 * layout.stored;
-    const int64_t tiles = PixelTiles(tile, p.batch, p.h.outputs, p.w.outputs).count();
-    for (g.buffers = 1; g.buffers <= 2; ++g.buffers) {
-      const int shared = layout.bytes(g.buffers);
-      if (shared > most) return;
-      const int blocks = std::min(registers_allow, (most + 1024) / (shared + 1024));
-      const int64_t parts = std::clamp<int64_t>(multiprocessors * blocks / p.c.slabs, 1, tiles);
-      const int64_t turns = ceil_div(tiles, parts);
-      if (g.buffers == 1 && turns > 1) continue;
-      // Blocks side by side hide each other's latencies and barriers; the first pixels and the
-      // weights come before all else.
-      const double cost =
-          static_cast<double>(turns) * static_cast<double>(blocks * (products + copies)) +
-          static_cast<double>(turns) * 800 + static_cast<double>(turns * (products + copies)) +
-          static_cast<double>(blocks * copies);
-      if (best != 0 && cost >= best) continue;
-      best = cost;
-      p.tile = tile, p.halo = halo, p.pieces = g.pieces, p.buffers = g.buffers;
-      p.parts = static_cast<int32_t>(parts);
+    // Where a tile's outputs are few, half a piece still makes two mmas of what is loaded.
+    for (g.piece = 64; g.piece >= (tiles_at_once == 4 ? 32 : 64); g.piece /= 2) {
+      g.pieces = static_cast<int32_t>(ceil_div(
+          tile.images * ceil_div(tile.rows, step_h) * ceil_div(tile.columns, step_w), g.piece));
+      const GatherShared layout(g);
+      // Cycles of shared memory and tensor cores for an mma's operands and of an epilogue; of the
+      // copies; of barriers and addresses.
+      const int64_t rounds = ceil_div(int64_t{g.phases} * g.pieces, abreast);
+      const int64_t products =
+          rounds * kGatherWarps *
+          (steps * (g.piece / 4 + 2 * tiles_at_once) / g.phases + 24 + 16 * tiles_at_once);
+      const int64_t copies = 2 * layout.staged + 2 * layout.stored;
+      const int64_t tiles = PixelTiles(tile, p.batch, p.h.outputs, p.w.outputs).count();
+      for (g.buffers = 1; g.buffers <= 2; ++g.buffers) {
+        const int shared = layout.bytes(g.buffers);
+        if (shared > most) break;
+        const int blocks = std::min(registers_allow, (most + 1024) / (shared + 1024));
+        const int64_t parts = std::clamp<int64_t>(multiprocessors * blocks / p.c.slabs, 1, tiles);
+        const int64_t turns = ceil_div(tiles, parts);
+        if (g.buffers == 1 && turns > 1) continue;
+        // Blocks side by side hide each other's latencies and barriers; the first pixels and the
+        // weights come before all else.
+        const double cost =
+            static_cast<double>(turns) * static_cast<double>(blocks * (products + copies)) +
+            static_cast<double>(turns) * 800 + static_cast<double>(turns * (products + copies)) +
+            static_cast<double>(blocks * copies);
+        if (best != 0 && cost >= best) continue;
+        best = cost;
+        p.tile = tile, p.halo = halo, p.pieces = g.pieces, p.piece = g.piece;
+        p.buffers = g.buffers;
+        p.parts = static_cast<int32_t>(parts);
+      }
     }
   });
   return best != 0 && int64_t{p.c.slabs} * p.parts < (int64_t{1} << 31);

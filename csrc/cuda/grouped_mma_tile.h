@@ -72,7 +72,7 @@ __device__ __forceinline__ void list_halo(const Halo& halo, int images, const Pl
   }
 }
 
-// All tiles of a batch of planes.
+// All tiles of a batch of planes, and the place of one, in tiles.
 struct TilePlace {
   int image, row, column;
 };
@@ -80,8 +80,7 @@ class PixelTiles {
  public:
   __host__ __device__ __forceinline__ PixelTiles(const PixelTile& tile, int batch, int rows,
                                                  int columns)
-      : tile_(tile),
-        columns_((columns + tile.columns - 1) / tile.columns),
+      : columns_((columns + tile.columns - 1) / tile.columns),
         rows_((rows + tile.rows - 1) / tile.rows),
         count_((batch + tile.images - 1) / tile.images * rows_ * columns_) {}
   __host__ __device__ __forceinline__ int count() const { return count_; }
@@ -89,13 +88,17 @@ class PixelTiles {
     return static_cast<int>(int64_t{count_} * part / parts);
   }
   __device__ __forceinline__ TilePlace place(int i) const {
-    const int line = i / columns_, images = line / rows_;
-    return {images * tile_.images, (line - images * rows_) * tile_.rows,
-            (i - line * columns_) * tile_.columns};
+    const int line = i / columns_, image = line / rows_;
+    return {image, line - image * rows_, i - line * columns_};
+  }
+  __device__ __forceinline__ void advance(TilePlace& at) const {
+    if (++at.column < columns_) return;
+    at.column = 0;
+    if (++at.row < rows_) return;
+    at.row = 0, ++at.image;
   }
 
  private:
-  PixelTile tile_;
   int columns_, rows_, count_;
 };
 

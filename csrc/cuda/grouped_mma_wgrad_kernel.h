@@ -104,18 +104,19 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   };
   const Plane source{p.h.source, p.w.source}, outputs{p.h.outputs, p.w.outputs};
   const auto stage = [&](int tile, const TilePlace& at) {
-    const int images = p.batch - at.image;
+    const int image = at.image * p.tile.images, images = p.batch - image;
     stage_pixels<kThreads>(listed_x, layout.staged_x, images * p.halo.h * p.halo.w, p.x, source,
-                           p.c.channels, first_unit, units, at.image,
-                           at.row * p.h.stride + p.halo.first_h,
-                           at.column * p.w.stride + p.halo.first_w, buffer(tile));
+                           p.c.channels, first_unit, units, image,
+                           at.row * p.halo.step_h + p.halo.first_h,
+                           at.column * p.halo.step_w + p.halo.first_w, buffer(tile));
     stage_pixels<kThreads>(listed_dz, layout.staged_dz, images * p.tile.rows * p.tile.columns, p.dz,
-                           outputs, p.c.channels, first_unit, units, at.image, at.row, at.column,
+                           outputs, p.c.channels, first_unit, units, image, at.row * p.tile.rows,
+                           at.column * p.tile.columns,
                            buffer(tile) + static_cast<SharedAddress>(layout.halo_bytes));
     copy_async_commit();
   };
   list_halo<kThreads>(p.halo, p.tile.images, source, p.c.channels, listed_x);
-  list_halo<kThreads>({0, 0, p.tile.rows, p.tile.columns, p.tile.columns, p.tile.columns, 1},
+  list_halo<kThreads>({0, 0, 0, 0, p.tile.rows, p.tile.columns, p.tile.columns, p.tile.columns, 1},
                       p.tile.images, outputs, p.c.channels, listed_dz);
   __syncthreads();
   TilePlace next = tiles.place(begin);
@@ -166,15 +167,16 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     __syncthreads();
     const TilePlace at = next;
     if (tile + 1 < end) {
-      next = tiles.place(tile + 1);
+      tiles.advance(next);
       stage(tile + 1, next);
     }
     if (busy) {
       const SharedAddress staged = buffer(tile), staged_dz = staged + own_dz;
-      const int pixels = min(p.tile.images, p.batch - at.image) * tile_pixels;
-      const bool whole =
-          all_of(at.row + p.tile.rows <= p.h.outputs, at.column + p.tile.columns <= p.w.outputs);
-      const Inside inside(0, p.h.outputs - at.row, 0, p.w.outputs - at.column);
+      const int rows = p.h.outputs - at.row * p.tile.rows;
+      const int columns = p.w.outputs - at.column * p.tile.columns;
+      const int pixels = min(p.tile.images, p.batch - at.image * p.tile.images) * tile_pixels;
+      const bool whole = all_of(p.tile.rows <= rows, p.tile.columns <= columns);
+      const Inside inside(0, rows, 0, columns);
       // Where no output is, dz counts as zero, and x may be anything.
       const auto multiply = [&](int first, bool some) {
         uint32_t mask[2];
@@ -230,6 +232,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
       Vector<float, 4> sum;
 #pragma unroll
       for (int e = 0; e < 4; ++e) sum.element[e] = sums[m][n][e];
+#pragma unroll 1
       for (int other = 1; other < p.slices; ++other) {
         const Vector<float, 4> more = slices[((other - 1) * p.block_jobs + warp) * Shape::kVectors +
                                              (m * kTiles + n) * 32 + lane];
