@@ -52,8 +52,7 @@ inline constexpr int kMostPhases = 16;
 // The forward pass, or with `backward` the gradient by the image: see mma_gather.h for the axes.
 struct GroupedGather {
   const void* image;
-  const void* filters;                    // a group's are group * taps * group apart
-  int64_t filter_output, filter_channel;  // elements from one to the next, in a group
+  const void* filters;
   GroupedChannels c;
   int32_t batch;
   MmaAxis h, w;
@@ -63,7 +62,7 @@ struct GroupedGather {
   int32_t parts;                        // of the tiles
   int32_t buffers;                      // one where every part is one tile
   int32_t phases, pieces, piece;        // pieces of a phase, of as many outputs
-  int16_t first_step[kMostPhases + 1];  // of a phase, and the number of all
+  int16_t first_half[kMostPhases + 1];  // in the table of halves, four by four
   int16_t halves[kMostPhases];
 };
 

@@ -3,8 +3,9 @@
 //
 // The outputs of a tile are a list, phase by phase, cut into pieces of 16 * Pairs. A warp computes
 // a piece x `Tiles` units of outputs at a time, always of the same units. Weights lie in shared
-// memory as the words of mma's B, in the order in which lanes read them. Outputs are gathered in
-// shared memory, so that whole lines of memory are written.
+// memory as in the tensor, a filter a line, those of narrow groups with zeros in the place of their
+// unit's other channels: ldmatrix makes mma's B of them, and turns it backward. Outputs are
+// gathered in shared memory, so that whole lines of memory are written.
 #pragma once
 
 #include "cuda/activate_tile.h"
@@ -23,71 +24,64 @@ struct alignas(8) ListedOutput {
   int32_t pixel;
 };
 
-// A half of a phase's reduction: by how many bytes it is on from an output's pixel, and the element
-// of a group's filters.
+// A half of a phase's reduction: by how many bytes it is on from an output's pixel, and from the
+// first filter of the outputs' group.
 struct alignas(8) StagedHalf {
-  int32_t bytes, filter;
+  int32_t pixel, filter;
 };
+
+// Bytes of a filter in shared memory, an odd number of units: eight filters meet all banks.
+__host__ __device__ __forceinline__ int filter_bytes(const GroupedGather& p) {
+  return (p.h.taps * p.w.taps * p.c.group_units | 1) * kUnitBytes;
+}
 
 // What a block has in shared memory, in this order.
 struct GatherShared {
-  int buffer_bytes, staged, stored, listed, filter_words, halves;
+  int buffer_bytes, staged, stored, listed, filters, halves;
   __host__ __device__ explicit GatherShared(const GroupedGather& p)
       : buffer_bytes(p.tile.images * p.halo.h * p.halo.pitch * kPixelBytes),
         staged(p.tile.images * p.halo.h * p.halo.w),
         stored(p.tile.images * p.tile.rows * p.tile.columns + 1),
         listed(p.phases * p.pieces * p.piece),
-        filter_words(p.c.slab_units * p.first_step[p.phases] * 64),
-        halves(2 * p.first_step[p.phases]) {}
+        filters(p.c.slab_units * kUnitChannels * filter_bytes(p)),
+        halves(p.first_half[p.phases]) {}
   __host__ __device__ int bytes(int buffers) const {
     return buffers * buffer_bytes + stored * kPixelBytes +
-           staged * static_cast<int>(sizeof(StagedPixel)) + filter_words * 4 +
+           staged * static_cast<int>(sizeof(StagedPixel)) + filters +
            (stored + listed + halves) * 8;
   }
 };
 
-// Weights of `units` units of outputs from first_unit on, as B's words.
+// Stages the filters of `units` units of outputs from first_unit on.
 template <typename T>
-__device__ __forceinline__ void stage_filters(const GroupedGather& p, const StagedHalf* halves,
-                                              int first_unit, int units, uint32_t* to) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const int row = lane / 4, column = lane % 4 * 2, steps = p.first_step[p.phases];
-  const int group = p.c.group, group_filters = group * p.h.taps * p.w.taps * group;
-  // Narrow groups: the lane's own.
-  const bool narrow = group < kUnitChannels;
-  const int lane_group = narrow ? row / group : 0;
-  const uint16_t* filters = static_cast<const uint16_t*>(p.filters) + lane_group * group_filters +
-                            (row - lane_group * group) * p.filter_output;
-  const uint16_t* source[2];
-  bool valid[2];
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int of = narrow ? (column + e) / group : 0;
-    valid[e] = of == lane_group;
-    source[e] = filters + (column + e - of * group) * p.filter_channel;
-  }
-  int unit_filters[kSlabUnits];
-#pragma unroll
-  for (int tile = 0; tile < kSlabUnits; ++tile) {
-    const int first = first_unit + tile;  // of the outputs, all groups counted
-    unit_filters[tile] =
-        first * kUnitChannels / group * group_filters +
-        first % p.c.group_units * kUnitChannels * static_cast<int>(p.filter_output);
-  }
-  for (int half = thread / 32; half < 2 * steps; half += kGatherWarps) {
-    const int of_half = halves[half].filter;
-    uint32_t word[kSlabUnits];
-#pragma unroll
-    for (int tile = 0; tile < kSlabUnits; ++tile) {
-      word[tile] = 0;
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        if (of_half >= 0 && tile < units && valid[e])
-          word[tile] |= uint32_t{__ldg(source[e] + of_half + unit_filters[tile])} << (16 * e);
+__device__ __forceinline__ void stage_filters(const GroupedGather& p, int first_unit, int units,
+                                              unsigned char* to) {
+  const int taps = p.h.taps * p.w.taps, group = p.c.group, pitch = filter_bytes(p);
+  const int cells = taps * p.c.group_units;  // of 16 bytes, of a filter
+  const uint16_t* filters =
+      static_cast<const uint16_t*>(p.filters) + int64_t{first_unit} * kUnitChannels * taps * group;
+  for (int i = static_cast<int>(threadIdx.x); i < units * kUnitChannels * cells;
+       i += kGroupedThreads) {
+    const int filter = i / cells, cell = i - filter * cells;
+    unsigned char* const own = to + filter * pitch + cell * kUnitBytes;
+    if (group >= kUnitChannels) {
+      copy_async<16>(shared_address(own), filters + i * kUnitChannels, true);
+      continue;
     }
+    const uint16_t* const weights = filters + i * group;
+    const int before = filter % kUnitChannels & -group;  // channels of the unit's earlier groups
+    Vector<uint32_t, 4> words;
 #pragma unroll
-    for (int tile = 0; tile < kSlabUnits; ++tile)
-      if (tile < units) to[((tile * steps + half / 2) * 32 + lane) * 2 + half % 2] = word[tile];
+    for (int word = 0; word < 4; ++word) {
+      words.element[word] = 0;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int channel = 2 * word + e - before;
+        if (channel >= 0 && channel < group)
+          words.element[word] |= uint32_t{__ldg(weights + channel)} << (16 * e);
+      }
+    }
+    *reinterpret_cast<Vector<uint32_t, 4>*>(own) = words;
   }
 }
 
@@ -128,60 +122,113 @@ __device__ __forceinline__ void list_halves(const GroupedGather& p, StagedHalf* 
   for (int phase = 0; phase < p.phases; ++phase) {
     const AxisPhase h = phase_of(p.h, p.backward, phase / p.w.phases);
     const AxisPhase w = phase_of(p.w, p.backward, phase % p.w.phases);
-    const int begin = 2 * p.first_step[phase], end = 2 * p.first_step[phase + 1];
+    const int begin = p.first_half[phase], end = p.first_half[phase + 1];
     for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += kGroupedThreads) {
-      const int tap = (i - begin) / p.c.group_units, unit = i - begin - tap * p.c.group_units;
-      const int r = tap / max(w.taps, 1), s = tap - r * w.taps;
+      const int half = min(i - begin, p.halves[phase] - 1);  // others only fill up
+      const int tap = half / p.c.group_units, unit = half - tap * p.c.group_units;
+      const int r = tap / w.taps, s = tap - r * w.taps;
       const int move = s * w.move, in_run = move / p.halo.scale_w;  // of runs none is negative
       const int columns = (move - in_run * p.halo.scale_w) * p.halo.run + in_run;
-      const int filter =
-          ((h.first_tap + r * h.tap_step) * p.w.taps + w.first_tap + s * w.tap_step) * p.c.group +
-          unit * kUnitChannels * static_cast<int>(p.filter_channel);
+      const int filter_tap =
+          (h.first_tap + r * h.tap_step) * p.w.taps + w.first_tap + s * w.tap_step;
       halves[i] = {(r * h.move * p.halo.pitch + columns) * kPixelBytes + unit * kUnitBytes,
-                   i - begin < p.halves[phase] ? filter : -1};
+                   filter_tap * p.c.group_units * kUnitBytes +
+                       unit * (p.backward ? kUnitChannels * filter_bytes(p) : kUnitBytes)};
     }
   }
 }
 
-// Words of A that a lane contributes to a group of `group` channels from `first` on.
-__device__ __forceinline__ uint32_t channels_mask(int lane, int group, int first) {
-  const int column = lane % 4 * 2;
-  return ((column & -group) == first ? 0xFFFFu : 0u) |
-         (((column + 1) & -group) == first ? 0xFFFF0000u : 0u);
+// One sum of a narrow group, of an output's pixel and a channel of its unit.
+template <typename T>
+__device__ __forceinline__ float sum_of_group(const GroupedGather& p, int phase,
+                                              const StagedHalf* halves, const unsigned char* pixel,
+                                              const unsigned char* filters, int channel) {
+  const int group_channel = channel & -p.c.group, pitch = filter_bytes(p);
+  const auto element = [](const unsigned char* unit, int i) {
+    return to_wide(reinterpret_cast<const T*>(unit)[i]);
+  };
+  float sum = 0.0f;
+#pragma unroll 1
+  for (int half = 0; half < p.halves[phase]; ++half) {
+    const StagedHalf at = halves[p.first_half[phase] + half];
+#pragma unroll 1
+    for (int c = group_channel; c < group_channel + p.c.group; ++c) {
+      const int line = p.backward ? c : channel, column = p.backward ? channel : c;
+      sum = fmaf(element(pixel + at.pixel, c), element(filters + line * pitch + at.filter, column),
+                 sum);
+    }
+  }
+  return sum;
 }
 
-// The steps of one phase. filters and halves: the lane's, of the phase's first step; pitch: words
-// from one unit's filters to the next.
-template <typename T, int Pairs, int Tiles, bool Masked>
+// Where a lane finds mma's B.
+struct OwnFilters {
+  const StagedHalf* halves;
+  SharedAddress first;
+  SharedAddress to_next;  // bytes from a unit of outputs to the next but one
+  bool turned;
+};
+
+// The halves of one phase. halves: those that the lane addresses of A.
+template <typename T, int Pairs, int Tiles>
 __device__ __forceinline__ void accumulate(float (&sums)[Pairs][Tiles][4],
                                            const SharedAddress (&pixel)[Pairs],
-                                           const StagedHalf* halves, const uint32_t* filters,
-                                           int pitch, int halves_used, uint32_t mask) {
-  const auto multiply = [&](bool both) {
-    const SharedAddress half = static_cast<SharedAddress>(halves->bytes);
-    Vector<uint32_t, 2> b[Tiles];
-#pragma unroll
-    for (int n = 0; n < Tiles; ++n)
-      b[n] = *reinterpret_cast<const Vector<uint32_t, 2>*>(filters + n * pitch);
-    uint32_t a[Pairs][4];
+                                           const StagedHalf* halves, OwnFilters filters,
+                                           int count) {
+  // A step's products, of one half where the other only fills up: zeros would make NaN of infinity.
+  const auto multiply = [&](const uint32_t (*b)[2], bool both) {
+    const SharedAddress half = static_cast<SharedAddress>(halves->pixel);
 #pragma unroll
     for (int m = 0; m < Pairs; ++m) {
-      load_matrices(a[m], pixel[m] + half);
-      if constexpr (Masked) {
+      uint32_t a[4];
+      load_matrices(a, pixel[m] + half);
+      if (!both) a[2] = a[3] = 0;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[m][i] &= mask;
-      }
-      if (!both) a[m][2] = a[m][3] = 0;  // where zero weights would make NaN of infinity
+      for (int n = 0; n < Tiles; ++n) mma<T>(sums[m][n], a, b[n][0], both ? b[n][1] : 0);
     }
-#pragma unroll
-    for (int m = 0; m < Pairs; ++m)
-#pragma unroll
-      for (int n = 0; n < Tiles; ++n) mma<T>(sums[m][n], a[m], b[n].element[0], b[n].element[1]);
-    halves += 2, filters += 64;
+    halves += 2;
   };
+  if constexpr (Tiles == 1) {
+    // Four matrices of B are two steps.
+    const auto load = [&](uint32_t (&b)[2][1][2]) {
+      uint32_t word[4];
+      load_matrices(word, filters.first + static_cast<SharedAddress>(filters.halves->filter),
+                    filters.turned);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) b[i / 2][0][i % 2] = word[i];
+      filters.halves += 4;
+    };
+    uint32_t b[2][1][2];
+#pragma unroll 1
+    for (; count >= 4; count -= 4) {
+      load(b);
+      multiply(b[0], true);
+      multiply(b[1], true);
+    }
+    if (count == 0) return;
+    load(b);
+    multiply(b[0], count > 1);
+    if (count == 3) multiply(b[1], false);
+  } else {
+    const auto load_and_multiply = [&](bool both) {
+      const SharedAddress first =
+          filters.first + static_cast<SharedAddress>(filters.halves->filter);
+      uint32_t b[Tiles][2];
+#pragma unroll
+      for (int n = 0; n < Tiles; n += 2) {
+        uint32_t word[4];
+        load_matrices(word, first + static_cast<SharedAddress>(n / 2) * filters.to_next,
+                      filters.turned);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) b[n + i / 2][i % 2] = word[i];
+      }
+      filters.halves += 2;
+      multiply(b, both);
+    };
 #pragma unroll(Tiles == 2 ? 2 : 1)
-  for (int step = 0; step < halves_used / 2; ++step) multiply(true);
-  if (halves_used % 2 != 0) multiply(false);
+    for (; count >= 2; count -= 2) load_and_multiply(true);
+    if (count == 1) load_and_multiply(false);
+  }
 }
 
 template <typename T, int Pairs, int Tiles>
@@ -200,8 +247,8 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
   unsigned char* shared = dynamic_shared<unsigned char>();
   unsigned char* out = shared + p.buffers * layout.buffer_bytes;
   StagedPixel* staged = reinterpret_cast<StagedPixel*>(out + layout.stored * kPixelBytes);
-  uint32_t* filters = reinterpret_cast<uint32_t*>(staged + layout.staged);
-  StoredPixel* stored = reinterpret_cast<StoredPixel*>(filters + layout.filter_words);
+  unsigned char* filters = reinterpret_cast<unsigned char*>(staged + layout.staged);
+  StoredPixel* stored = reinterpret_cast<StoredPixel*>(filters + layout.filters);
   ListedOutput* listed = reinterpret_cast<ListedOutput*>(stored + layout.stored);
   StagedHalf* halves = reinterpret_cast<StagedHalf*>(listed + layout.listed);
   const auto buffer = [&](int tile) {
@@ -221,19 +268,27 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
   list_halves(p, halves);
   __syncthreads();
   TilePlace next = tiles.place(begin);
+  stage_filters<T>(p, first_unit, units, filters);
   stage(begin, next);
   list_outputs(p, stored, listed);
-  stage_filters<T>(p, halves, first_unit, units, filters);
 
   const int tile_groups = units / Tiles, warps_abreast = kGatherWarps / tile_groups;
   const int first_tile = warp % tile_groups * Tiles, abreast = warp / tile_groups;
   const int all_pieces = p.phases * p.pieces;
   const int rounds = abreast < warps_abreast ? (all_pieces + warps_abreast - 1) / warps_abreast : 0;
   const int channel = first_tile * kUnitChannels + lane % 4 * 2;  // in the slab
-  const SharedAddress group_bytes =
-      static_cast<SharedAddress>(first_tile / p.c.group_units * p.c.group_units * kUnitBytes);
-  const int pitch = 64 * p.first_step[p.phases];
-  const uint32_t* own_filters = filters + first_tile * pitch + 2 * lane;
+  const int group_unit = first_tile / p.c.group_units * p.c.group_units;
+  const SharedAddress group_bytes = static_cast<SharedAddress>(group_unit * kUnitBytes);
+  // Four matrices: of one unit of outputs and four halves, or of two units and two halves.
+  const int own_tile = first_tile + (Tiles > 1 ? lane / 16 : 0);
+  const int own_row = (p.backward ? group_unit : own_tile) * kUnitChannels + lane % 8;
+  OwnFilters own_filters{
+      halves + lane / 8 % (Tiles > 1 ? 2 : 4),
+      shared_address(filters) +
+          static_cast<SharedAddress>(own_row * filter_bytes(p) +
+                                     (p.backward ? (own_tile - group_unit) * kUnitBytes : 0)),
+      static_cast<SharedAddress>(2 * (p.backward ? kUnitBytes : kUnitChannels * filter_bytes(p))),
+      p.backward};
   float bias[Tiles][2];
 #pragma unroll
   for (int n = 0; n < Tiles; ++n)
@@ -267,9 +322,10 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
 #pragma unroll
       for (int m = 0; m < Pairs; ++m)
         pixel[m] = buffer(tile) + own[16 * m + lane % 16].from + group_bytes;
-      const StagedHalf* own_halves = halves + 2 * p.first_step[phase] + lane / 16;
-      const uint32_t* phase_filters = own_filters + 64 * p.first_step[phase];
-      const int halves_used = p.halves[phase];
+      const StagedHalf* own_halves = halves + p.first_half[phase] + lane / 16;
+      OwnFilters phase_filters = own_filters;
+      phase_filters.halves += p.first_half[phase];
+      const int count = p.halves[phase];
       float sums[Pairs][Tiles][4];
 #pragma unroll
       for (int m = 0; m < Pairs; ++m)
@@ -277,28 +333,33 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
         for (int n = 0; n < Tiles; ++n)
 #pragma unroll
           for (int e = 0; e < 4; ++e) sums[m][n][e] = 0.0f;
-      accumulate<T, Pairs, Tiles, false>(sums, pixel, own_halves, phase_filters, pitch, halves_used,
-                                         0);
+      accumulate<T>(sums, pixel, own_halves, phase_filters, count);
       if constexpr (Tiles == 1) {
-        // Infinity times the zeros between groups is NaN: then each group by itself.
+        // Infinity times the zeros between groups is NaN: such sums once more, of their group
+        // alone.
         if (p.c.group < kUnitChannels) {
           float probe = 0.0f;
 #pragma unroll
           for (int m = 0; m < Pairs; ++m)
 #pragma unroll
             for (int e = 0; e < 4; ++e) probe += sums[m][0][e] * 0.0f;
-          if (__ballot_sync(0xFFFFFFFFu, probe != 0.0f) != 0) {
+          if (probe != 0.0f) {
+            const unsigned char* pixels_of_unit =
+                shared + (tile & 1 & (p.buffers - 1)) * layout.buffer_bytes + group_bytes;
+            const unsigned char* filters_of_unit =
+                filters + first_tile * kUnitChannels * filter_bytes(p);
 #pragma unroll 1
-            for (int group = 0; group < kUnitChannels; group += p.c.group) {
-              float alone[Pairs][1][4] = {};
-              accumulate<T, Pairs, 1, true>(alone, pixel, own_halves, phase_filters, pitch,
-                                            halves_used, channels_mask(lane, p.c.group, group));
+            for (int i = 0; i < 4 * Pairs; ++i) {
+              float sum = sums[0][0][0];
+              if (sum * 0.0f != 0.0f)
+                sum = sum_of_group<T>(p, phase, halves,
+                                      pixels_of_unit + own[i / 2 * 8 + lane / 4].from,
+                                      filters_of_unit, lane % 4 * 2 + i % 2);
+              // The sums go round through the first register.
 #pragma unroll
-              for (int m = 0; m < Pairs; ++m)
-#pragma unroll
-                for (int e = 0; e < 4; ++e)
-                  if (((lane % 4 * 2 + e % 2) & -p.c.group) == group)
-                    sums[m][0][e] = alone[m][0][e];
+              for (int to = 0; to < 4 * Pairs; ++to)
+                sums[to / 4][0][to % 4] =
+                    to + 1 < 4 * Pairs ? sums[(to + 1) / 4][0][(to + 1) % 4] : sum;
             }
           }
         }
@@ -342,7 +403,7 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
     const int unit = thread % kSlabUnits;
     if (unit < units) {
       T* y = epilogue.y + first_output + unit * kUnitChannels;
-#pragma unroll 4
+#pragma unroll(Tiles == 1 ? 2 : 4)
       for (int i = thread / kSlabUnits; i < pixels; i += kGroupedThreads / kSlabUnits) {
         const StoredPixel to = stored[i];
         const Vector<uint32_t, 4> all = *reinterpret_cast<const Vector<uint32_t, 4>*>(

@@ -80,17 +80,18 @@ void for_each_tile(int batch, const MmaAxis& h, const MmaAxis& w, bool backward,
 bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
   p.phases = p.h.phases * p.w.phases;
   if (p.h.phases > kMostPhases || p.phases > kMostPhases) return false;
-  int64_t steps = 0;
+  int64_t steps = 0, listed = 0;
   for (int phase = 0; phase < p.phases; ++phase) {
     const int64_t halves = int64_t{phase_of(p.h, p.backward, phase / p.w.phases).taps} *
                            phase_of(p.w, p.backward, phase % p.w.phases).taps * p.c.group_units;
     if (halves > 2048) return false;
-    p.first_step[phase] = static_cast<int16_t>(steps);
+    p.first_half[phase] = static_cast<int16_t>(listed);
     p.halves[phase] = static_cast<int16_t>(halves);
     steps += (halves + 1) / 2;
+    listed += round_up(halves, 4);
   }
-  if (steps > 1024) return false;
-  p.first_step[p.phases] = static_cast<int16_t>(steps);
+  if (listed > 4096) return false;
+  p.first_half[p.phases] = static_cast<int16_t>(listed);
 
   const int tiles_at_once = outputs_at_once(p.c);
   const int registers_allow = tiles_at_once == 1 ? 3 : 2;
