@@ -30,6 +30,11 @@ struct PixelTile {
   int32_t images, rows, columns;
 };
 
+// Division by the columns and the rows of what a table lists.
+struct PixelDivisors {
+  Divisor columns, rows;
+};
+
 // What both directions and the weights' gradient have of the channels.
 struct GroupedChannels {
   int32_t channels, group;                 // all, and of one group
@@ -43,6 +48,8 @@ struct Halo {
   int32_t first_h, first_w, step_h, step_w, h, w;
   int32_t run, pitch;  // columns of a run, and of a staged line
   int32_t scale_w;
+  Divisor by_scale;
+  PixelDivisors divisors;
 };
 
 // An axis of the outputs backward has phases, residues modulo the stride that have taps of their
@@ -58,12 +65,14 @@ struct GroupedGather {
   MmaAxis h, w;
   bool backward;
   PixelTile tile;
+  PixelDivisors tile_divisors;
   Halo halo;
   int32_t parts;                        // of the tiles
   int32_t buffers;                      // one where every part is one tile
   int32_t phases, pieces, piece;        // pieces of a phase, of as many outputs
   int16_t first_half[kMostPhases + 1];  // in the table of halves, four by four
   int16_t halves[kMostPhases];
+  Divisor by_cells;  // of 16 bytes, of a filter
 };
 
 template <typename T>
@@ -82,6 +91,7 @@ struct GroupedWgrad {
   int32_t batch;
   MmaAxis h, w;
   PixelTile tile;
+  PixelDivisors tile_divisors;
   Halo halo;
   int32_t parts, buffers;
   int32_t jobs, chunks;  // jobs of a slab, a warp each; of them for each tile of filters

@@ -62,7 +62,8 @@ __device__ __forceinline__ void stage_filters(const GroupedGather& p, int first_
       static_cast<const uint16_t*>(p.filters) + int64_t{first_unit} * kUnitChannels * taps * group;
   for (int i = static_cast<int>(threadIdx.x); i < units * kUnitChannels * cells;
        i += kGroupedThreads) {
-    const int filter = i / cells, cell = i - filter * cells;
+    const int filter = static_cast<int>(p.by_cells.quotient(static_cast<uint32_t>(i)));
+    const int cell = i - filter * cells;
     unsigned char* const own = to + filter * pitch + cell * kUnitBytes;
     if (group >= kUnitChannels) {
       copy_async<16>(shared_address(own), filters + i * kUnitChannels, true);
@@ -89,12 +90,11 @@ __device__ __forceinline__ void stage_filters(const GroupedGather& p, int first_
 __device__ __forceinline__ void list_outputs(const GroupedGather& p, StoredPixel* stored,
                                              ListedOutput* listed) {
   const int thread = static_cast<int>(threadIdx.x), pixels = p.tile.rows * p.tile.columns;
-  for (int i = thread; i < p.tile.images * pixels; i += kGroupedThreads) {
-    const int line = i / p.tile.columns, column = i - line * p.tile.columns;
-    const int image = line / p.tile.rows, row = line - image * p.tile.rows;
-    stored[i] = {((image * p.h.outputs + row) * p.w.outputs + column) * p.c.channels,
-                 row_column(row, column)};
-  }
+  for_each_pixel<kGroupedThreads>(
+      p.tile.images * pixels, p.tile_divisors, [&](int i, int image, int row, int column) {
+        stored[i] = {((image * p.h.outputs + row) * p.w.outputs + column) * p.c.channels,
+                     row_column(row, column)};
+      });
   const int of_phase = p.pieces * p.piece;
   const int step_h = p.backward ? p.h.stride : 1, step_w = p.backward ? p.w.stride : 1;
   for (int i = thread; i < p.phases * of_phase; i += kGroupedThreads) {
@@ -264,13 +264,13 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
                                   at.column * p.halo.step_w + p.halo.first_w, buffer(tile));
     copy_async_commit();
   };
+  stage_filters<T>(p, first_unit, units, filters);
   list_halo<kGroupedThreads>(p.halo, p.tile.images, source, p.c.channels, staged);
-  list_halves(p, halves);
   __syncthreads();
   TilePlace next = tiles.place(begin);
-  stage_filters<T>(p, first_unit, units, filters);
   stage(begin, next);
   list_outputs(p, stored, listed);
+  list_halves(p, halves);
 
   const int tile_groups = units / Tiles, warps_abreast = kGatherWarps / tile_groups;
   const int first_tile = warp % tile_groups * Tiles, abreast = warp / tile_groups;

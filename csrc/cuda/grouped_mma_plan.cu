@@ -33,8 +33,8 @@ Reach reach_of(const MmaAxis& axis, bool backward, int outputs) {
   return first > last ? Reach{0, 1} : Reach{first, last - first + 1};
 }
 
-// Calls f(tile, halo) for the tiles worth a look whose staged pixels shared memory may hold: rows
-// and columns are all or multiples of a step.
+// Calls f(tile, halo) for the tiles worth a look, of which rows and columns are all or multiples of
+// a step, larger ones until f returns that shared memory does not hold one.
 template <typename F>
 void for_each_tile(int batch, const MmaAxis& h, const MmaAxis& w, bool backward, F&& f) {
   constexpr int kMostPixels = 640, kMostStaged = 2048;
@@ -54,25 +54,36 @@ void for_each_tile(int batch, const MmaAxis& h, const MmaAxis& w, bool backward,
         break;
       const int scale = backward ? 1 : w.stride;
       const int width = static_cast<int>(across.extent), run = (width - 1) / scale + 1;
-      const int pitch = width < scale ? width : (scale - 1) * run + width / scale;
       const Halo halo{static_cast<int32_t>(down.first),
                       static_cast<int32_t>(across.first),
                       backward ? rows / h.stride : rows * h.stride,
                       backward ? columns / w.stride : columns * w.stride,
                       static_cast<int32_t>(down.extent),
-                      static_cast<int32_t>(across.extent),
+                      width,
                       run,
-                      pitch,
-                      scale};
+                      width < scale ? width : (scale - 1) * run + width / scale,
+                      scale,
+                      {},
+                      {}};
       const bool whole = rows == h.outputs && columns == w.outputs;
-      for (int images = 1; images == 1 || (whole && images <= batch); ++images) {
+      bool fits = true;
+      for (int images = 1; fits && (images == 1 || (whole && images <= batch)); ++images) {
         if (images * rows * columns > kMostPixels || images * halo.h * halo.pitch > kMostStaged)
           break;
-        f(PixelTile{images, rows, columns}, halo);
+        fits = f(PixelTile{images, rows, columns}, halo);
       }
-      if (rows == h.outputs) break;
+      if (!fits || rows == h.outputs) break;
     }
   }
+}
+
+// What is chosen of a tile.
+template <typename Problem>
+void set_tile(Problem& p, const PixelTile& tile, const Halo& halo) {
+  p.tile = tile, p.halo = halo;
+  p.tile_divisors = {Divisor(tile.columns), Divisor(tile.rows)};
+  p.halo.by_scale = Divisor(halo.scale_w);
+  p.halo.divisors = {Divisor(halo.w), Divisor(halo.h)};
 }
 
 }  // namespace
@@ -93,6 +104,7 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
   if (listed > 4096) return false;
   p.first_half[p.phases] = static_cast<int16_t>(listed);
 
+  p.by_cells = Divisor(int64_t{p.h.taps} * p.w.taps * p.c.group_units);
   const int tiles_at_once = outputs_at_once(p.c);
   const int registers_allow = tiles_at_once == 1 ? 3 : 2;
   const int most = shared_of_block(queue.capability);
@@ -103,6 +115,7 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
   GroupedGather g = p;
   for_each_tile(p.batch, p.h, p.w, p.backward, [&](const PixelTile& tile, const Halo& halo) {
     g.tile = tile, g.halo = halo;
+    bool fits = false;
     // Where a tile's outputs are few, half a piece still makes two mmas of what is loaded.
     for (g.piece = 64; g.piece >= (tiles_at_once == 4 ? 32 : 64); g.piece /= 2) {
       g.pieces = static_cast<int32_t>(ceil_div(
@@ -119,6 +132,7 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
       for (g.buffers = 1; g.buffers <= 2; ++g.buffers) {
         const int shared = layout.bytes(g.buffers);
         if (shared > most) break;
+        fits = true;
         const int blocks = std::min(registers_allow, (most + 1024) / (shared + 1024));
         const int64_t parts = std::clamp<int64_t>(multiprocessors * blocks / p.c.slabs, 1, tiles);
         const int64_t turns = ceil_div(tiles, parts);
@@ -131,11 +145,13 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
             static_cast<double>(blocks * copies);
         if (best != 0 && cost >= best) continue;
         best = cost;
-        p.tile = tile, p.halo = halo, p.pieces = g.pieces, p.piece = g.piece;
+        set_tile(p, tile, halo);
+        p.pieces = g.pieces, p.piece = g.piece;
         p.buffers = g.buffers;
         p.parts = static_cast<int32_t>(parts);
       }
     }
+    return fits;
   });
   return best != 0 && int64_t{p.c.slabs} * p.parts < (int64_t{1} << 31);
 }
@@ -171,7 +187,7 @@ bool plan_grouped_wgrad(GroupedWgrad& p, const Queue& queue) {
           ceil_div(tiles, std::max<int64_t>(kGroupedChainPixels * p.slices / pixels, 1));
       for (g.buffers = 1; g.buffers <= 2; ++g.buffers) {
         const int shared = layout.bytes(g.buffers, reduced);
-        if (shared > most) return;
+        if (shared > most) return g.buffers > 1;
         const int blocks = std::min(Shape::kBlocks, (most + 1024) / (shared + 1024));
         const int64_t parts =
             std::clamp<int64_t>(std::max(132 * blocks / others, chains), 1, tiles);
@@ -183,9 +199,11 @@ bool plan_grouped_wgrad(GroupedWgrad& p, const Queue& queue) {
                      static_cast<double>(turns) * 600 + static_cast<double>(blocks * copies));
         if (best != 0 && cost >= best) continue;
         best = cost;
-        p.tile = tile, p.halo = halo, p.buffers = g.buffers;
+        set_tile(p, tile, halo);
+        p.buffers = g.buffers;
         p.parts = static_cast<int32_t>(parts);
       }
+      return true;
     });
     return best != 0 && others * p.parts < (int64_t{1} << 31);
   });

@@ -58,18 +58,32 @@ struct Plane {
   int32_t rows, columns;
 };
 
+// Calls f(i, image, row, column) for the block's pixels of images x rows x columns, each by one
+// thread.
+template <int Threads, typename F>
+__device__ __forceinline__ void for_each_pixel(int count, const PixelDivisors& by, F&& f) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += Threads) {
+    uint32_t rest = static_cast<uint32_t>(i);
+    const int column = static_cast<int>(by.columns.split(rest));
+    const int row = static_cast<int>(by.rows.split(rest));
+    f(i, static_cast<int>(rest), row, column);
+  }
+}
+
 // The table of a halo, images x h x w.
 template <int Threads>
 __device__ __forceinline__ void list_halo(const Halo& halo, int images, const Plane& source,
                                           int channels, StagedPixel* table) {
-  for (int i = static_cast<int>(threadIdx.x); i < images * halo.h * halo.w; i += Threads) {
-    const int line = i / halo.w, column = i - line * halo.w;
-    const int image = line / halo.h, row = line - image * halo.h;
-    const int in_run = column / halo.scale_w, run = column - in_run * halo.scale_w;
-    table[i] = {static_cast<uint32_t>((line * halo.pitch + run * halo.run + in_run) * kPixelBytes),
-                ((image * source.rows + row) * source.columns + column) * channels,
-                row_column(row, column)};
-  }
+  for_each_pixel<Threads>(
+      images * halo.h * halo.w, halo.divisors, [&](int i, int image, int row, int column) {
+        uint32_t in_run = static_cast<uint32_t>(column);
+        const int run = static_cast<int>(halo.by_scale.split(in_run));
+        table[i] = {static_cast<uint32_t>(((image * halo.h + row) * halo.pitch + run * halo.run +
+                                           static_cast<int>(in_run)) *
+                                          kPixelBytes),
+                    ((image * source.rows + row) * source.columns + column) * channels,
+                    row_column(row, column)};
+      });
 }
 
 // All tiles of a batch of planes, and the place of one, in tiles.

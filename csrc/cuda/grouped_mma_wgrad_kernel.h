@@ -116,18 +116,20 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     copy_async_commit();
   };
   list_halo<kThreads>(p.halo, p.tile.images, source, p.c.channels, listed_x);
-  list_halo<kThreads>({0, 0, 0, 0, p.tile.rows, p.tile.columns, p.tile.columns, p.tile.columns, 1},
-                      p.tile.images, outputs, p.c.channels, listed_dz);
+  for_each_pixel<kThreads>(
+      layout.staged_dz, p.tile_divisors, [&](int i, int image, int row, int column) {
+        listed_dz[i] = {static_cast<uint32_t>(i * kPixelBytes),
+                        ((image * outputs.rows + row) * outputs.columns + column) * p.c.channels,
+                        row_column(row, column)};
+      });
   __syncthreads();
   TilePlace next = tiles.place(begin);
   if (begin < end) stage(begin, next);
-  for (int i = thread; i < layout.padded; i += kThreads) {
-    const int pixel = min(i, layout.staged_dz - 1), line = pixel / p.tile.columns;
-    const int column = pixel - line * p.tile.columns, image = line / p.tile.rows;
-    places[i] = static_cast<uint32_t>(
-        ((image * p.halo.h + (line - image * p.tile.rows) * p.h.stride) * p.halo.pitch + column) *
-        kPixelBytes);
-  }
+  for_each_pixel<kThreads>(
+      layout.padded, p.tile_divisors, [&](int i, int image, int row, int column) {
+        const int line = min(image, p.tile.images - 1) * p.halo.h + row * p.h.stride;
+        places[i] = static_cast<uint32_t>((line * p.halo.pitch + column) * kPixelBytes);
+      });
   // Pixels that only fill up 16.
   const int filling = (layout.padded - layout.staged_dz) * (kPixelBytes / 4);
   for (int i = thread; i < filling * p.buffers; i += kThreads)
