@@ -33,9 +33,9 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, bool preactivation, const Qu
     ConvProblem channels_last = p;
     channels_last.layout = channels_last.weight_layout = Layout::kNHWC;
     channels_last.flip = false;
-    if (mma_takes(channels_last, pass, queue)) return {ConvAlgorithm::kMma, channels_last};
     if (grouped_mma_takes(channels_last, pass, queue))
       return {ConvAlgorithm::kGroupedMma, channels_last};
+    if (mma_takes(channels_last, pass, queue)) return {ConvAlgorithm::kMma, channels_last};
     if (grouped_takes(p, pass)) return {ConvAlgorithm::kGrouped, p};
     return {ConvAlgorithm::kSimt, p};
   }
