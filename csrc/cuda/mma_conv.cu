@@ -152,6 +152,12 @@ void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* b
 
 void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, const Queue& queue) {
   if (p.layout == Layout::kNCHW) return planes_dgrad(p, dz, w, dx, queue);
+  if (patch_dgrad_takes(p))
+    return with_tensor_core_type(p.dtype, [&](auto element) {
+      using T = decltype(element);
+      run_patch_dgrad(p, static_cast<const T*>(dz), static_cast<const T*>(w), static_cast<T*>(dx),
+                      queue);
+    });
   GatherProblem g{};
   g.image = dz;
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
@@ -181,6 +187,12 @@ void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, co
 
 void mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue) {
   if (p.layout == Layout::kNCHW) return planes_wgrad(p, dz, x, dw, queue);
+  if (patch_wgrad_takes(p))
+    return with_tensor_core_type(p.dtype, [&](auto element) {
+      using T = decltype(element);
+      run_patch_wgrad(p, static_cast<const T*>(dz), static_cast<const T*>(x), static_cast<T*>(dw),
+                      queue);
+    });
   WgradProblem g{};
   g.dz = dz;
   g.pixels = p.N * p.P * p.Q;

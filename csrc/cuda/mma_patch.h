@@ -18,8 +18,18 @@
 
 #include "core/conv_problem.h"
 #include "cuda/activation.h"
+#include "cuda/conv_layout.h"
 
 namespace torchconv::cuda {
+
+// The tensor, or a copy of it, at an address that whole units of 16 bytes can be loaded from.
+template <typename T>
+const T* on_16_bytes(DType dtype, const T* source, int64_t count, const Queue& queue) {
+  if (aligned<T>(source, kLanes<T>)) return source;
+  T* copy = queue.scratch<T>(count);
+  transpose(dtype, source, copy, 1, 1, count, queue);
+  return copy;
+}
 
 // Whether the kernel takes fprop: by the problem of one sample.
 bool patch_takes(const ConvProblem& p);
@@ -28,5 +38,15 @@ bool patch_takes(const ConvProblem& p);
 template <typename T>
 void run_patch(const ConvProblem& p, const T* x, const T* w, const Epilogue<T>& epilogue,
                const Queue& queue);
+
+// The same for dgrad, dz and dx NHWC: see mma_patch_dgrad.cu.
+bool patch_dgrad_takes(const ConvProblem& p);
+template <typename T>
+void run_patch_dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Queue& queue);
+
+// And for wgrad, x and dz NHWC: see mma_patch_wgrad.cu.
+bool patch_wgrad_takes(const ConvProblem& p);
+template <typename T>
+void run_patch_wgrad(const ConvProblem& p, const T* dz, const T* x, T* dw, const Queue& queue);
 
 }  // namespace torchconv::cuda
