@@ -60,8 +60,8 @@ void depthwise_planes(DType dtype, int64_t R, Sampling sampling, const Gather& g
                       const void* w, const void* bias, void* out, void* preactivation,
                       Activation activation, const Queue& queue);
 
-// The same of stride 1, for one filter a channel and half types. False, and nothing done, where it
-// does not take them.
+// The same of fprop, and of dgrad of stride 1, for one filter a channel and types of at most four
+// bytes. False, and nothing done, where it does not take them.
 bool depthwise_strips(DType dtype, int64_t R, Sampling sampling, const Gather& g, const void* in,
                       const void* w, const void* bias, void* out, void* preactivation,
                       Activation activation, const Queue& queue);

@@ -1,4 +1,5 @@
-// Depthwise fprop and dgrad of stride 1 in NCHW, half types: strips of plane_runs.cuh.
+// Depthwise fprop of stride 1 and 2 and dgrad of stride 1 in NCHW, types of at most four bytes:
+// strips of plane_runs.cuh.
 //
 // A thread keeps the sums of the R rows of outputs that the current row of its window meets; the
 // row that is finished goes to shared memory, from where the block stores its run of outputs: as
@@ -27,9 +28,11 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 3 : 4)
                             const typename S::T* w, const Epilogue<typename S::T> epilogue) {
   using T = typename S::T;
   using A = Wide<T>;
-  constexpr int R = S::R, kTaps = R * R, kColumns = S::kColumns, kWindow = S::kWindow;
+  constexpr int R = S::R, kTaps = R * R, kStride = S::kStride;
+  constexpr int kColumns = S::kColumns, kWindow = S::kWindow;
+  constexpr int kSlots = (R + kStride - 1) / kStride;  // outputs that a row of the window meets
   // Rows of the window whose code stands side by side, so that no sum moves to another register.
-  constexpr int kUnroll = R == 7 ? 1 : R;
+  constexpr int kUnroll = R == 7 ? 1 : kStride * kSlots;
   // Products that belong to another thread's outputs are many where R is large.
   constexpr bool kExact = R > 3;
   const Gather& g = p.g;
@@ -63,7 +66,8 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 3 : 4)
   const int strip = static_cast<int>(t.strips.split(slot));
   const int first_row = static_cast<int>(t.sets.split(slot)) * t.set_rows;
   // The last strip of a row may share columns with the one before, and write the same there.
-  const int column = min(strip * kColumns, g.w.out - kColumns), w0 = column + g.w.origin;
+  const int column = min(strip * kColumns, g.w.out - kColumns);
+  const int w0 = column * kStride + g.w.origin;
   const int rows = min(t.set_rows, run.rows - first_row);
   if (slot < static_cast<uint32_t>(planes) && rows > 0) {
     A weight[kTaps];
@@ -72,37 +76,42 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 3 : 4)
     uint32_t channel = static_cast<uint32_t>(plane0) + slot;
     const A bias = epilogue.bias_of(p.channels.split(channel));
     const uint32_t inside = S::inside(w0, g.w.in);
-    int h = run.row0 + first_row + g.h.origin;
+    int h = (run.row0 + first_row) * kStride + g.h.origin;
     const T* window = inputs + lead_of(from) + static_cast<int>(slot) * in_plane +
                       (h - run.h_first) * g.w.in + w0;
     int out = out_lead + static_cast<int>(slot) * out_plane + first_row * g.w.out + column;
     const bool relu = epilogue.activation != Activation::kNone;
     const bool cut = epilogue.activation == Activation::kReLU6;
 
-    A z[R][kColumns] = {};
+    const int steps = (rows - 1) * kStride + R;
+    A z[kSlots][kColumns] = {};
 #pragma unroll 1
-    for (int base = 0; base < rows + R - 1; base += kUnroll) {
+    for (int base = 0; base < steps; base += kUnroll) {
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
         const int step = base + u;
-        if (kUnroll > 1 && step >= rows + R - 1) break;
+        if (kUnroll > 1 && step >= steps) break;
         A value[kWindow];
         S::load(window, static_cast<unsigned>(h) < static_cast<unsigned>(g.h.in), inside, value);
         window += g.w.in, ++h;
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-          if (kExact && (step < r || step - r >= rows)) continue;
-          constexpr int kLast = R - 1;
-          const int a = kUnroll == 1 ? kLast - r : (u - r + R) % R;
+          // kUnroll is at least R, or 1 where rows are one apart.
+          if ((u - r + kUnroll * R) % kStride != 0) continue;
+          if (kExact && (step < r || step - r >= rows * kStride)) continue;
+          const int a = kUnroll == 1 ? R - 1 - r : (u - r + kUnroll) / kStride % kSlots;
 #pragma unroll
           for (int s = 0; s < R; ++s)
 #pragma unroll
             for (int b = 0; b < kColumns; ++b)
-              z[a][b] = weight[r * R + s] * value[b + s] + (r == 0 && s == 0 ? bias : z[a][b]);
+              z[a][b] =
+                  weight[r * R + s] * value[b * kStride + s] + (r == 0 && s == 0 ? bias : z[a][b]);
         }
 
-        A(&done)[kColumns] = z[kUnroll == 1 ? 0 : (u + 1) % R];
-        if (step >= R - 1) {
+        constexpr int kLast = R - 1;
+        if ((u - kLast + kUnroll * R) % kStride != 0) continue;
+        A(&done)[kColumns] = z[kUnroll == 1 ? 0 : (u - kLast + kUnroll) / kStride % kSlots];
+        if (step >= kLast) {
           if (p.wide) {
 #pragma unroll
             for (int b = 0; b < kColumns; ++b) wide[out + b] = done[b];
@@ -114,11 +123,11 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 3 : 4)
                 done[b] = cut && done[b] > A{6} ? A{6} : done[b];
               }
 #pragma unroll
-            for (int b = 0; b < kColumns; b += S::kStep) {
-              Vector<T, S::kStep> rounded;
+            for (int b = 0; b < kColumns; b += S::kStore) {
+              Vector<T, S::kStore> rounded;
 #pragma unroll
-              for (int v = 0; v < S::kStep; ++v) rounded.element[v] = from_wide<T>(done[b + v]);
-              *reinterpret_cast<Vector<T, S::kStep>*>(narrow + out + b) = rounded;
+              for (int v = 0; v < S::kStore; ++v) rounded.element[v] = from_wide<T>(done[b + v]);
+              *reinterpret_cast<Vector<T, S::kStore>*>(narrow + out + b) = rounded;
             }
           }
           out += g.w.out;
@@ -157,7 +166,7 @@ bool launch_strips(const Gather& g, const void* in, const void* w,
   p.planes = g.N * g.groups;
   p.channels = Divisor(g.groups);
   const int64_t slots = p.t.slots;
-  const int64_t in_rows = std::min<int64_t>(p.t.band_rows + S::R - 1, g.h.in);
+  const int64_t in_rows = std::min<int64_t>((p.t.band_rows - 1) * S::kStride + S::R, g.h.in);
   p.in_elements = static_cast<int>(run_elements<T>(slots, g.h.in, in_rows, g.w.in));
   const int64_t outputs = run_elements<T>(slots, g.h.out, p.t.band_rows, g.w.out);
   const int64_t weights = round_up(slots * S::R * S::R, 4);
@@ -175,20 +184,31 @@ bool launch_strips(const Gather& g, const void* in, const void* w,
 bool depthwise_strips(DType dtype, int64_t R, Sampling sampling, const Gather& g, const void* in,
                       const void* w, const void* bias, void* out, void* preactivation,
                       Activation activation, const Queue& queue) {
-  if (sampling != Sampling::kUnit || queue.capability < 80) return false;
+  const bool unit = sampling == Sampling::kUnit;
+  if ((!unit && sampling != Sampling::kStride2) || queue.capability < 80) return false;
   const auto compute = [&](auto element) {
     using T = decltype(element);
+    constexpr bool kHalf = sizeof(T) == 2;
     const Epilogue<T> epilogue{static_cast<const T*>(bias), static_cast<T*>(out),
                                static_cast<T*>(preactivation), activation};
-    if (R == 7) return launch_strips<Strip<T, 7, 7, false>>(g, in, w, epilogue, queue);
-    if (R == 5) return launch_strips<Strip<T, 5, 7, false>>(g, in, w, epilogue, queue);
+    const auto run = [&](auto strip) {
+      return launch_strips<decltype(strip)>(g, in, w, epilogue, queue);
+    };
+    if (!unit)
+      return R == 5 ? run(Strip<T, 5, 7, kHalf, 2>{})
+                    : run(Strip<T, 3, kHalf ? 14 : 7, kHalf, 2>{});
+    if (R == 7) return run(Strip<T, 7, 7, false>{});
+    if (R == 5) return run(Strip<T, 5, 7, false>{});
     // Pairs take five sixths of the instructions, but a row may fill strips of 14 badly.
-    const bool filled = ceil_div(g.w.out, 14) * 14 * 5 <= ceil_div(g.w.out, 7) * 7 * 6;
-    return (filled && launch_strips<Strip<T, 3, 14, true>>(g, in, w, epilogue, queue)) ||
-           launch_strips<Strip<T, 3, 7, false>>(g, in, w, epilogue, queue);
+    if constexpr (kHalf)
+      if (ceil_div(g.w.out, 14) * 14 * 5 <= ceil_div(g.w.out, 7) * 7 * 6 &&
+          run(Strip<T, 3, 14, true>{}))
+        return true;
+    return run(Strip<T, 3, 7, false>{});
   };
   return dtype == DType::kFloat16    ? compute(Half{})
          : dtype == DType::kBFloat16 ? compute(BFloat16{})
+         : dtype == DType::kFloat32  ? compute(float{})
                                      : false;
 }
 

@@ -35,7 +35,9 @@ struct Strip {
   static constexpr bool kPairs = kPairs_;
   // Pairs begin at even columns, and the window of "same" padding this many before the pair's end.
   static constexpr int kOdd = kPairs ? (R - 1) / 2 % 2 : 0;
-  static constexpr int kStep = kPairs ? 2 : 1, kLoads = (kWindow + kOdd + kStep - 1) / kStep;
+  static constexpr int kStep = kPairs ? 2 : 1;
+  static constexpr int kStore = kColumns % 2 == 0 ? kStep : 1;  // outputs that are stored at once
+  static constexpr int kLoads = (kWindow + kOdd + kStep - 1) / kStep;
 
   // Element of the window at which load q begins.
   static constexpr int first(int q) { return q * kStep - kOdd; }
@@ -143,7 +145,8 @@ bool strips_take(const Gather& g) {
   if (g.in_channels != 1 || g.out_channels != 1 || !fits(g.h) || !fits(g.w)) return false;
   if (g.w.out < S::kColumns || g.h.out == 0 || g.N == 0) return false;
   return !S::kPairs ||
-         (g.w.in % 2 == 0 && g.w.out * S::kStride % 2 == 0 && -g.w.origin % 2 == S::kOdd);
+         (g.w.in % 2 == 0 && (g.w.out % 2 == 0 || (S::kStride == 2 && S::kStore == 1)) &&
+          -g.w.origin % 2 == S::kOdd);
 }
 
 // At most kStripThreads threads and, where a row allows, kGoodBytes of shared memory, of which rows
@@ -152,7 +155,7 @@ bool strips_take(const Gather& g) {
 template <typename S>
 bool plane_runs(const Gather& g, int64_t in_bytes, int64_t out_bytes, PlaneRuns& t) {
   constexpr int64_t kMostBytes = 96 * 1024, kGoodBytes = 26 * 1024, kBandBytes = 52 * 1024;
-  constexpr int64_t kMostThreads = kStripThreads, kGoodThreads = 64, kRows = 7, kFewRows = 4;
+  constexpr int64_t kMostThreads = kStripThreads, kGoodThreads = 64, kRows = 7, kFewRows = 5;
   constexpr int64_t kManyThreads = 132 * 512;
   const int64_t planes = g.N * g.groups, strips = ceil_div(g.w.out, S::kColumns);
   const auto bytes = [&](int64_t rows) {

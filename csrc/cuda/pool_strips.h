@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(kStripThreads, 4)
   using T = typename S::T;
   using A = Wide<T>;
   constexpr int R = S::R, kStride = S::kStride, kColumns = S::kColumns, kKept = R - kStride;
-  // Outputs of a row that are stored at once.
-  constexpr int kStore = kColumns % 2 == 0 ? S::kStep : 1;
+  constexpr int kStore = S::kStore;
   const Gather& g = p.g;
   T* inputs = dynamic_shared<T>();
   T* outputs = inputs + p.in_elements;
