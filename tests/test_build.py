@@ -205,6 +205,40 @@ def test_stable_abi_operator_runs(tmp_path: Path, cache: Path) -> None:
     assert b"libtorch_python" not in library.read_bytes()
 
 
+def test_errors_are_raised_from_what_a_compiler_links_statically(
+    tmp_path: Path, cache: Path
+) -> None:
+    """A wrapper's -static-libgcc -static-libstdc++: a second unwinder and locale in the process."""
+    archive = subprocess.check_output(["c++", "-print-file-name=libstdc++.a"], text=True).strip()
+    if not os.path.isabs(archive):
+        pytest.skip("no static C++ library")
+    (tmp_path / "csrc/ops").mkdir(parents=True)
+    (tmp_path / "csrc/ops/refuse.cpp").write_text("""
+        #include <torch/csrc/stable/library.h>
+        #include <torch/csrc/stable/tensor.h>
+        #include <sstream>
+        #include <stdexcept>
+        torch::stable::Tensor refuse(torch::stable::Tensor x) {
+          std::ostringstream message;
+          message << "size " << x.numel();
+          throw std::runtime_error(message.str());
+        }
+        STABLE_TORCH_LIBRARY_FRAGMENT(torchconv_test, m) { m.def("refuse(Tensor x) -> Tensor"); }
+        STABLE_TORCH_LIBRARY_IMPL(torchconv_test, CPU, m) { m.impl("refuse", TORCH_BOX(&refuse)); }
+    """)
+    script = f"""{SCRIPT}
+import torch
+try:
+    torch.ops.torchconv_test.refuse(torch.zeros(3))
+except RuntimeError as error:
+    print(error)
+"""
+    with start(tmp_path / "csrc", script, CXX="c++ -static-libgcc -static-libstdc++") as process:
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1].startswith("size 3"), out
+
+
 def test_paths_with_spaces(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHCONV_CACHE_DIR", str(tmp_path / "my cache $HOME"))
     library = get(make_sources(tmp_path / "my sources"))

@@ -39,6 +39,7 @@ from ._toolchain import (
     jobs,
     nvcc,
     nvcc_version,
+    runtime_libraries,
     torch_version,
 )
 
@@ -265,7 +266,7 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
     for path in includes:
         shared += ["-isystem", path]
     folders = [word for path in libraries for word in ("-L", path)]
-    link = folders + link_flags()
+    link = folders + link_flags() + runtime_libraries()
     lines = [
         "ninja_required_version = 1.3",
         f"cxx = {_ninja_command(compiler())}",
@@ -337,9 +338,10 @@ def _cuda_rules(root: Path, toolkit: Path, folders: list[str]) -> list[str]:
     for path in cutlass_includes():
         command += ["-isystem", str(path)]
     library_folders = [word for name in ("lib64", "lib") for word in ("-L", str(toolkit / name))]
+    link = [*folders, *library_folders, *link_flags(CUDA), *runtime_libraries()]
     return [
         f"nvcc = {_ninja_command(command)}",
-        f"link_cuda = {_ninja_command([*folders, *library_folders, *link_flags(CUDA)])}",
+        f"link_cuda = {_ninja_command(link)}",
         "rule nvcc",
         "  command = $nvcc -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",

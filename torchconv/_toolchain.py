@@ -56,6 +56,22 @@ def compiler() -> list[str]:
     )
 
 
+def runtime_libraries() -> list[str]:
+    """The C++ library and the unwinder that this process has open, with PyTorch, for the linker.
+
+    Exceptions and streams work only among libraries that share both. Some compilers link copies of
+    their own into all that they make (-static-libstdc++ in a wrapper, a toolchain with nothing but
+    libstdc++.a): then an error raised here ends the process. What is named first is taken.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:  # not on Linux
+        return []
+    opened = {Path(line.split(maxsplit=5)[-1]) for line in lines if "/" in line}
+    names = ("libstdc++.so.6", "libgcc_s.so.1")
+    return sorted(str(path) for path in opened if path.name.startswith(names) and path.is_file())
+
+
 @functools.lru_cache
 def _version_lines(command: tuple[str, ...], kind: str, variable: str) -> list[str]:
     try:

@@ -103,7 +103,7 @@ class LanePermutation {
   }
   TORCHCONV_INLINE void copy(Wide<T>* to, const T* from) const {
     const auto vector = V::load_partial(from + first_, span_);
-    V::Registers::store(to, __builtin_shuffle(vector, Vec<Index>::load(lanes_)));
+    V::Registers::store(to, permute(vector, Vec<Index>::load(lanes_)));
   }
 
  private:

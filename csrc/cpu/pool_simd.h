@@ -71,7 +71,7 @@ TORCHCONV_INLINE void interleave(V a, V b, V* low, V* high) {
 // The greater lane by lane, or NaN where either is NaN.
 template <typename V>
 TORCHCONV_INLINE V maximum(V a, V b) {
-  return (a > b) | (a != a) ? a : b;
+  return ((a > b) | (a != a)) ? a : b;
 }
 #if defined(__AVX512F__)
 // The hardware's maximum gives b where either lane is NaN; what is left to repair is a NaN in a.

@@ -104,6 +104,16 @@ TORCHCONV_INLINE V shuffle(V a, V b) {
 #endif
 }
 
+// Lane i of the result is lane lanes[i] of v, for lanes known only at run time.
+template <typename V, typename Lanes>
+TORCHCONV_INLINE V permute(V v, Lanes lanes) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, lanes);
+#else
+  return __builtin_shuffle(v, lanes);
+#endif
+}
+
 // Vec::load_partial and store_partial for a vector type V of T.
 #if defined(TORCHCONV_MASKED_MOVES) && defined(__AVX512BW__) && defined(__AVX512VL__)
 template <typename V, typename T>

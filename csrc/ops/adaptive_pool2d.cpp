@@ -32,7 +32,7 @@ AdaptiveProblem describe(const Tensor& like, IntList x, IntList output_size, Lay
   p.dtype = dtype_of(like, op);
   TORCHCONV_CHECK(p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64 ||
                       p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat16,
-                  '"', op, "\" not implemented for '",
+                  "\"", op, "\" not implemented for '",
                   torch::headeronly::toString(like.scalar_type()), "'");
   p.layout = layout;
   return p;

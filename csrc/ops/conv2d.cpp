@@ -29,7 +29,7 @@ Activation activation_of(const std::string& name) {
   };
   for (const auto& [known, activation] : kNames)
     if (name == known) return activation;
-  fail("unknown activation '", name, "'");
+  fail({"unknown activation '", name, "'"});
 }
 
 bool is_floating(DType t) {

@@ -185,8 +185,8 @@ Selected selected_kind(const PoolProblem& p, const Tensor& selected, const Tenso
 void check_gradient_type(const PoolProblem& p, const Tensor& t, const char* op) {
   TORCHCONV_CHECK(p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64 ||
                       p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat16,
-                  '"', op, "\" not implemented for '", torch::headeronly::toString(t.scalar_type()),
-                  "'");
+                  "\"", op, "\" not implemented for '",
+                  torch::headeronly::toString(t.scalar_type()), "'");
 }
 
 Tensor select_pool2d_backward(const Tensor& grad_output, const Tensor& selected, IntList input_size,

@@ -5,17 +5,26 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "ops/pooled_tensor.h"
 
 namespace torchconv::ops {
 
+void fail(std::initializer_list<MessagePart> parts) {
+  std::string message;
+  for (const MessagePart& part : parts)
+    if (part.is_number)
+      message += std::to_string(part.number);
+    else
+      message += part.text;
+  throw std::runtime_error(message);
+}
+
 std::string to_string(IntList values) {
-  std::ostringstream out;
-  out << '[';
-  for (size_t i = 0; i < values.size(); ++i) out << (i ? ", " : "") << values[i];
-  out << ']';
-  return out.str();
+  std::string out = "[";
+  for (size_t i = 0; i < values.size(); ++i) out += (i ? ", " : "") + std::to_string(values[i]);
+  return out + "]";
 }
 
 int64_t checked_mul(int64_t a, int64_t b, const char* what) {
@@ -63,7 +72,7 @@ DType dtype_of(const Tensor& t, const char* op) {
     case ScalarType::UInt16:
       return DType::kUInt16;
     default:
-      fail('"', op, "\" not implemented for '", torch::headeronly::toString(type), "'");
+      fail({"\"", op, "\" not implemented for '", torch::headeronly::toString(type), "'"});
   }
 }
 

@@ -8,10 +8,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <initializer_list>
 #include <optional>
-#include <sstream>
-#include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
 
 #include "core/types.h"
 
@@ -22,18 +23,26 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using IntList = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// RuntimeError in Python, with the message alone.
-template <typename... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
-}
+// A part of a message: text or a whole number.
+struct MessagePart {
+  MessagePart(const char* t) : text(t) {}
+  MessagePart(const std::string& t) : text(t) {}
+  template <typename Integer, typename = std::enable_if_t<std::is_integral_v<Integer>>>
+  MessagePart(Integer n) : number(static_cast<int64_t>(n)), is_number(true) {}
+
+  std::string_view text;
+  int64_t number = 0;
+  bool is_number = false;
+};
+
+// RuntimeError in Python, with the message alone. Put together without streams: a stream's locale
+// is shared with the process's C++ library even where this one was linked with its own.
+[[noreturn]] void fail(std::initializer_list<MessagePart> parts);
 
 // The message is in PyTorch's words with the actual values, and is put together only on failure.
-#define TORCHCONV_CHECK(condition, ...)                                             \
-  do {                                                                              \
-    if (__builtin_expect(!(condition), false)) ::torchconv::ops::fail(__VA_ARGS__); \
+#define TORCHCONV_CHECK(condition, ...)                                               \
+  do {                                                                                \
+    if (__builtin_expect(!(condition), false)) ::torchconv::ops::fail({__VA_ARGS__}); \
   } while (false)
 
 // "[2, 3]", as Python prints a list.

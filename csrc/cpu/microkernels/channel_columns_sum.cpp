@@ -57,13 +57,15 @@ void sum_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t l
           unroll<kLines * kStep>([&](auto i) TORCHCONV_INLINE_LAMBDA {
             __builtin_prefetch(next + i * next_row + at);
           });
-        constexpr int kTaps = (R - phase + kStep - 1) / kStep;
+        // By its type: GCC 13.3 of Ubuntu 24.04 crashes on `phase` itself here.
+        constexpr int kPhase = decltype(phase)::value;
+        constexpr int kTaps = (R - kPhase + kStep - 1) / kStep;
         Type kept[kStep][kTaps];
         unroll<kSources>([&](auto source) TORCHCONV_INLINE_LAMBDA {
           Type row[kTaps];
           if constexpr (source < R)
             unroll<kTaps>([&](auto m) TORCHCONV_INLINE_LAMBDA {
-              constexpr int tap = source * R + phase + m * kStep;
+              constexpr int tap = source * R + kPhase + m * kStep;
               if constexpr (kHeld)
                 row[m] = held[tap];
               else

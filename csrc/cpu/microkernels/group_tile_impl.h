@@ -15,7 +15,7 @@ TORCHCONV_INLINE typename Vec<A>::Type group_lanes(const A* src, int64_t c,
   if constexpr (kOneGroup)
     return Vec<A>::broadcast(src[c]);
   else
-    return __builtin_shuffle(Vec<A>::load(src), lanes);
+    return permute(Vec<A>::load(src), lanes);
 }
 
 template <bool kOneGroup, typename A>
