@@ -1,8 +1,9 @@
 // THE table of the GPU's convolution algorithms.
 //
 //   groups == C                                    depthwise
-//   groups of several channels,                    mma.sync for 16-bit types (Ampere and later),
-//                                                  wide ones as without groups; else direct
+//   groups of several channels,                    mma.sync for 16-bit types (Ampere and later):
+//                                                  of as many filters by kernels of their own,
+//                                                  other wide ones as without groups; else direct
 //   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
 //   products long and wide enough for a tile       else mma.sync (Ampere and later), which
 //                                                  takes 1x1 over NCHW as it lies

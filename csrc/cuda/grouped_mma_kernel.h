@@ -17,13 +17,6 @@ inline constexpr int kGatherWarps = 8, kGroupedThreads = 32 * kGatherWarps;
 template <int Tiles>
 inline constexpr int kGroupedBlocks = Tiles == 1 ? 3 : 2;
 
-// Where an output of the list finds its pixel in a buffer, in bytes, and which pixel of the tile it
-// is; the one behind the last where the list is only filled up.
-struct alignas(8) ListedOutput {
-  uint32_t from;
-  int32_t pixel;
-};
-
 // A half of a phase's reduction: by how many bytes it is on from an output's pixel, and from the
 // first filter of the outputs' group.
 struct alignas(8) StagedHalf {
@@ -37,18 +30,17 @@ __host__ __device__ __forceinline__ int filter_bytes(const GroupedGather& p) {
 
 // What a block has in shared memory, in this order.
 struct GatherShared {
-  int buffer_bytes, staged, stored, listed, filters, halves;
+  int buffer_bytes, staged, filters, listed, halves;
   __host__ __device__ explicit GatherShared(const GroupedGather& p)
       : buffer_bytes(p.tile.images * p.halo.h * p.halo.pitch * kPixelBytes),
         staged(p.tile.images * p.halo.h * p.halo.w),
-        stored(p.tile.images * p.tile.rows * p.tile.columns + 1),
-        listed(p.phases * p.pieces * p.piece),
         filters(p.c.slab_units * kUnitChannels * filter_bytes(p)),
+        listed(p.phases * p.pieces * p.piece),
         halves(p.first_half[p.phases]) {}
   __host__ __device__ int bytes(int buffers) const {
-    return buffers * buffer_bytes + stored * kPixelBytes +
-           staged * static_cast<int>(sizeof(StagedPixel)) + filters +
-           (stored + listed + halves) * 8;
+    return buffers * buffer_bytes + staged * static_cast<int>(sizeof(StagedPixel)) + filters +
+           listed * (kPixelBytes + static_cast<int>(sizeof(StoredPixel)) + 4) +
+           halves * static_cast<int>(sizeof(StagedHalf));
   }
 };
 
@@ -86,35 +78,31 @@ __device__ __forceinline__ void stage_filters(const GroupedGather& p, int first_
   }
 }
 
-// The tables of outputs and of halves; those of halos are grouped_mma_tile.h's.
+// The tables of outputs, of where each finds its pixel in a buffer, in bytes, and of halves; those
+// of halos are grouped_mma_tile.h's.
 __device__ __forceinline__ void list_outputs(const GroupedGather& p, StoredPixel* stored,
-                                             ListedOutput* listed) {
-  const int thread = static_cast<int>(threadIdx.x), pixels = p.tile.rows * p.tile.columns;
-  for_each_pixel<kGroupedThreads>(
-      p.tile.images * pixels, p.tile_divisors, [&](int i, int image, int row, int column) {
-        stored[i] = {((image * p.h.outputs + row) * p.w.outputs + column) * p.c.channels,
-                     row_column(row, column)};
-      });
+                                             uint32_t* pixels) {
   const int of_phase = p.pieces * p.piece;
   const int step_h = p.backward ? p.h.stride : 1, step_w = p.backward ? p.w.stride : 1;
-  for (int i = thread; i < p.phases * of_phase; i += kGroupedThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < p.phases * of_phase; i += kGroupedThreads) {
     const int phase = i / of_phase, phase_h = phase / p.w.phases;
     const int phase_w = phase - phase_h * p.w.phases;
     const AxisPhase h = phase_of(p.h, p.backward, phase_h), w = phase_of(p.w, p.backward, phase_w);
     const int rows = (p.tile.rows - 1 - phase_h) / step_h + 1;
     const int columns = (p.tile.columns - 1 - phase_w) / step_w + 1;
     const int count = p.tile.images * rows * columns, own = i - phase * of_phase;
-    const int place = min(own, count - 1), line = place / columns, column = place - line * columns;
-    const int image = line / rows, row = line - image * rows;
-    const int from_h = row * h.scale + h.base - p.halo.first_h;
-    const int from_w = column * w.scale + w.base - p.halo.first_w;
-    const int in_run = from_w / p.halo.scale_w, run = from_w - in_run * p.halo.scale_w;
-    listed[i] = {
-        static_cast<uint32_t>(
-            ((image * p.halo.h + from_h) * p.halo.pitch + run * p.halo.run + in_run) * kPixelBytes),
-        own < count ? (image * p.tile.rows + row * step_h + phase_h) * p.tile.columns +
-                          column * step_w + phase_w
-                    : p.tile.images * pixels};
+    // What fills up the list computes the last once more.
+    const int place = min(own, count - 1), line = place / columns, in_line = place - line * columns;
+    const int image = line / rows, in_image = line - image * rows;
+    const int from_h = in_image * h.scale + h.base - p.halo.first_h;
+    uint32_t in_run = static_cast<uint32_t>(in_line * w.scale + w.base - p.halo.first_w);
+    const int run = static_cast<int>(p.halo.by_scale.split(in_run));
+    pixels[i] = static_cast<uint32_t>(
+        ((image * p.halo.h + from_h) * p.halo.pitch + run * p.halo.run + static_cast<int>(in_run)) *
+        kPixelBytes);
+    const int row = in_image * step_h + phase_h, column = in_line * step_w + phase_w;
+    stored[i] = {((image * p.h.outputs + row) * p.w.outputs + column) * p.c.channels,
+                 own < count ? row_column(image * p.tile.rows + row, column) : kNoPixel};
   }
 }
 
@@ -246,11 +234,11 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
   const GatherShared layout(p);
   unsigned char* shared = dynamic_shared<unsigned char>();
   unsigned char* out = shared + p.buffers * layout.buffer_bytes;
-  StagedPixel* staged = reinterpret_cast<StagedPixel*>(out + layout.stored * kPixelBytes);
+  StagedPixel* staged = reinterpret_cast<StagedPixel*>(out + layout.listed * kPixelBytes);
   unsigned char* filters = reinterpret_cast<unsigned char*>(staged + layout.staged);
   StoredPixel* stored = reinterpret_cast<StoredPixel*>(filters + layout.filters);
-  ListedOutput* listed = reinterpret_cast<ListedOutput*>(stored + layout.stored);
-  StagedHalf* halves = reinterpret_cast<StagedHalf*>(listed + layout.listed);
+  StagedHalf* halves = reinterpret_cast<StagedHalf*>(stored + layout.listed);
+  uint32_t* listed = reinterpret_cast<uint32_t*>(halves + layout.halves);
   const auto buffer = [&](int tile) {
     return shared_address(shared) +
            static_cast<SharedAddress>((tile & 1 & (p.buffers - 1)) * layout.buffer_bytes);
@@ -267,8 +255,8 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
   stage_filters<T>(p, first_unit, units, filters);
   list_halo<kGroupedThreads>(p.halo, p.tile.images, source, p.c.channels, staged);
   __syncthreads();
-  TilePlace next = tiles.place(begin);
-  stage(begin, next);
+  TilePlace at = tiles.place(begin);
+  stage(begin, at);
   list_outputs(p, stored, listed);
   list_halves(p, halves);
 
@@ -276,7 +264,7 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
   const int first_tile = warp % tile_groups * Tiles, abreast = warp / tile_groups;
   const int all_pieces = p.phases * p.pieces;
   const int rounds = abreast < warps_abreast ? (all_pieces + warps_abreast - 1) / warps_abreast : 0;
-  const int channel = first_tile * kUnitChannels + lane % 4 * 2;  // in the slab
+  const int channel = (first_unit + first_tile) * kUnitChannels + lane % 4 * 2;
   const int group_unit = first_tile / p.c.group_units * p.c.group_units;
   const SharedAddress group_bytes = static_cast<SharedAddress>(group_unit * kUnitBytes);
   // Four matrices: of one unit of outputs and four halves, or of two units and two halves.
@@ -289,128 +277,126 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
                                      (p.backward ? (own_tile - group_unit) * kUnitBytes : 0)),
       static_cast<SharedAddress>(2 * (p.backward ? kUnitBytes : kUnitChannels * filter_bytes(p))),
       p.backward};
-  float bias[Tiles][2];
-#pragma unroll
-  for (int n = 0; n < Tiles; ++n)
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      bias[n][e] = epilogue.bias_of((first_unit + n) * kUnitChannels + channel + e);
-
   for (int tile = begin; tile < end; ++tile) {
     copy_async_wait<0>();
     __syncthreads();
-    const TilePlace at = next;
     if (tile + 1 < end) {
+      TilePlace next = at;
       tiles.advance(next);
       stage(tile + 1, next);
     }
-    const int image = at.image * p.tile.images, row = at.row * p.tile.rows;
-    const int column = at.column * p.tile.columns;
-    const int64_t first_output =
-        ((int64_t{image} * p.h.outputs + row) * p.w.outputs + column) * p.c.channels +
-        first_unit * kUnitChannels;
-    const Inside inside(0, p.h.outputs - row, 0, p.w.outputs - column);
-    const int pixels = min(p.tile.images, p.batch - image) * p.tile.rows * p.tile.columns;
-    for (int round = 0; round < rounds; ++round) {
-      // There and back: phases that have few taps come first.
-      const int piece =
-          round * warps_abreast + (round % 2 == 0 ? abreast : warps_abreast - 1 - abreast);
-      if (piece >= all_pieces) continue;
-      const int phase = p.phases == 1 ? 0 : piece / p.pieces;
-      const ListedOutput* own = listed + piece * 16 * Pairs;
-      SharedAddress pixel[Pairs];
-#pragma unroll
-      for (int m = 0; m < Pairs; ++m)
-        pixel[m] = buffer(tile) + own[16 * m + lane % 16].from + group_bytes;
-      const StagedHalf* own_halves = halves + p.first_half[phase] + lane / 16;
-      OwnFilters phase_filters = own_filters;
-      phase_filters.halves += p.first_half[phase];
-      const int count = p.halves[phase];
-      float sums[Pairs][Tiles][4];
-#pragma unroll
-      for (int m = 0; m < Pairs; ++m)
-#pragma unroll
-        for (int n = 0; n < Tiles; ++n)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) sums[m][n][e] = 0.0f;
-      accumulate<T>(sums, pixel, own_halves, phase_filters, count);
-      if constexpr (Tiles == 1) {
-        // Infinity times the zeros between groups is NaN: such sums once more, of their group
-        // alone.
-        if (p.c.group < kUnitChannels) {
-          float probe = 0.0f;
-#pragma unroll
-          for (int m = 0; m < Pairs; ++m)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) probe += sums[m][0][e] * 0.0f;
-          if (probe != 0.0f) {
-            const unsigned char* pixels_of_unit =
-                shared + (tile & 1 & (p.buffers - 1)) * layout.buffer_bytes + group_bytes;
-            const unsigned char* filters_of_unit =
-                filters + first_tile * kUnitChannels * filter_bytes(p);
+    // Where the pre-activation is wanted, a tile is computed twice.
 #pragma unroll 1
-            for (int i = 0; i < 4 * Pairs; ++i) {
-              float sum = sums[0][0][0];
-              if (sum * 0.0f != 0.0f)
-                sum = sum_of_group<T>(p, phase, halves,
-                                      pixels_of_unit + own[i / 2 * 8 + lane / 4].from,
-                                      filters_of_unit, lane % 4 * 2 + i % 2);
-              // The sums go round through the first register.
+    for (int pass = epilogue.preactivation == nullptr ? 1 : 0; pass < 2; ++pass) {
+      const bool last = pass == 1;
+      for (int round = 0; round < rounds; ++round) {
+        // There and back: phases that have few taps come first.
+        const int piece =
+            round * warps_abreast + (round % 2 == 0 ? abreast : warps_abreast - 1 - abreast);
+        if (piece >= all_pieces) continue;
+        const int phase = p.phases == 1 ? 0 : piece / p.pieces;
+        const int first_listed = piece * 16 * Pairs;
+        const uint32_t* own = listed + first_listed;
+        SharedAddress pixel[Pairs];
 #pragma unroll
-              for (int to = 0; to < 4 * Pairs; ++to)
-                sums[to / 4][0][to % 4] =
-                    to + 1 < 4 * Pairs ? sums[(to + 1) / 4][0][(to + 1) % 4] : sum;
-            }
-          }
-        }
-      }
-      float z[Pairs * Tiles * 4];
-#pragma unroll
-      for (int n = 0; n < Tiles; ++n)
+        for (int m = 0; m < Pairs; ++m)
+          pixel[m] = buffer(tile) + own[16 * m + lane % 16] + group_bytes;
+        const StagedHalf* own_halves = halves + p.first_half[phase] + lane / 16;
+        OwnFilters phase_filters = own_filters;
+        phase_filters.halves += p.first_half[phase];
+        const int count = p.halves[phase];
+        float sums[Pairs][Tiles][4];
 #pragma unroll
         for (int m = 0; m < Pairs; ++m)
 #pragma unroll
-          for (int e = 0; e < 4; ++e) z[(m * Tiles + n) * 4 + e] = sums[m][n][e] + bias[n][e % 2];
-      const ListedOutput* rows = own + lane / 4;
-      if (epilogue.preactivation != nullptr) {
+          for (int n = 0; n < Tiles; ++n)
 #pragma unroll
-        for (int row = 0; row < 2 * Pairs; ++row) {
-          const int to = rows[8 * row].pixel;
-          if (to >= pixels || !inside.has(stored[to].at)) continue;
+            for (int e = 0; e < 4; ++e) sums[m][n][e] = 0.0f;
+        accumulate<T>(sums, pixel, own_halves, phase_filters, count);
+        if constexpr (Tiles == 1) {
+          // Infinity times the zeros between groups is NaN: such sums once more, of their group
+          // alone.
+          if (p.c.group < kUnitChannels) {
+            float probe = 0.0f;
+#pragma unroll
+            for (int m = 0; m < Pairs; ++m)
+#pragma unroll
+              for (int e = 0; e < 4; ++e) probe += sums[m][0][e] * 0.0f;
+            if (probe != 0.0f) {
+              const unsigned char* pixels_of_unit =
+                  shared + (tile & 1 & (p.buffers - 1)) * layout.buffer_bytes + group_bytes;
+              const unsigned char* filters_of_unit =
+                  filters + first_tile * kUnitChannels * filter_bytes(p);
+#pragma unroll 1
+              for (int i = 0; i < 4 * Pairs; ++i) {
+                float sum = sums[0][0][0];
+                if (sum * 0.0f != 0.0f)
+                  sum =
+                      sum_of_group<T>(p, phase, halves, pixels_of_unit + own[i / 2 * 8 + lane / 4],
+                                      filters_of_unit, lane % 4 * 2 + i % 2);
+                // The sums go round through the first register.
+#pragma unroll
+                for (int to = 0; to < 4 * Pairs; ++to)
+                  sums[to / 4][0][to % 4] =
+                      to + 1 < 4 * Pairs ? sums[(to + 1) / 4][0][(to + 1) % 4] : sum;
+              }
+            }
+          }
+        }
+        float z[Pairs * Tiles * 4];
+#pragma unroll
+        for (int m = 0; m < Pairs; ++m)
+#pragma unroll
+          for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) z[(m * Tiles + n) * 4 + e] = sums[m][n][e];
+        if (epilogue.bias != nullptr) {
+          const T* bias = epilogue.bias + channel;
+#pragma unroll
+          for (int n = 0; n < Tiles; ++n)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              const float of_channel = to_wide(bias[n * kUnitChannels + e]);
+#pragma unroll
+              for (int row = 0; row < 2 * Pairs; ++row)
+                z[(row / 2 * Tiles + n) * 4 + row % 2 * 2 + e] += of_channel;
+            }
+        }
+        activate_tile<4>(last ? epilogue.activation : Activation::kNone, z);
+        unsigned char* to =
+            out + (first_listed + lane / 4) * kPixelBytes + first_tile * kUnitBytes + lane % 4 * 4;
+#pragma unroll
+        for (int row = 0; row < 2 * Pairs; ++row)
 #pragma unroll
           for (int n = 0; n < Tiles; ++n) {
             const float* pair = z + (row / 2 * Tiles + n) * 4 + row % 2 * 2;
-            *reinterpret_cast<Vector<T, 2>*>(epilogue.preactivation + first_output + stored[to].to +
-                                             channel + n * kUnitChannels) = {
+            *reinterpret_cast<Vector<T, 2>*>(to + row * 8 * kPixelBytes + n * kUnitBytes) = {
                 {from_wide<T>(pair[0]), from_wide<T>(pair[1])}};
           }
-        }
       }
-      activate_tile<4>(epilogue.activation, z);
-#pragma unroll
-      for (int row = 0; row < 2 * Pairs; ++row) {
-        unsigned char* to =
-            out + rows[8 * row].pixel * kPixelBytes + first_tile * kUnitBytes + lane % 4 * 4;
-#pragma unroll
-        for (int n = 0; n < Tiles; ++n) {
-          const float* pair = z + (row / 2 * Tiles + n) * 4 + row % 2 * 2;
-          *reinterpret_cast<Vector<T, 2>*>(to + n * kUnitBytes) = {
-              {from_wide<T>(pair[0]), from_wide<T>(pair[1])}};
-        }
-      }
-    }
-    __syncthreads();
-    const int unit = thread % kSlabUnits;
-    if (unit < units) {
-      T* y = epilogue.y + first_output + unit * kUnitChannels;
+      __syncthreads();
+      const int image = at.image * p.tile.images, row = at.row * p.tile.rows;
+      const int column = at.column * p.tile.columns;
+      const int64_t first_output =
+          ((int64_t{image} * p.h.outputs + row) * p.w.outputs + column) * p.c.channels +
+          first_unit * kUnitChannels;
+      const int images = min(p.tile.images, p.batch - image);
+      const Inside inside(0, images > 1 ? images * p.tile.rows : p.h.outputs - row, 0,
+                          p.w.outputs - column);
+      const int unit = thread % kSlabUnits;
+      if (unit < units) {
+        T* y = (last ? epilogue.y : epilogue.preactivation) + first_output + unit * kUnitChannels;
 #pragma unroll(Tiles == 1 ? 2 : 4)
-      for (int i = thread / kSlabUnits; i < pixels; i += kGroupedThreads / kSlabUnits) {
-        const StoredPixel to = stored[i];
-        const Vector<uint32_t, 4> all = *reinterpret_cast<const Vector<uint32_t, 4>*>(
-            out + i * kPixelBytes + unit * kUnitBytes);
-        if (inside.has(to.at)) *reinterpret_cast<Vector<uint32_t, 4>*>(y + to.to) = all;
+        for (int i = thread / kSlabUnits; i < layout.listed; i += kGroupedThreads / kSlabUnits) {
+          const StoredPixel to = stored[i];
+          const Vector<uint32_t, 4> all = *reinterpret_cast<const Vector<uint32_t, 4>*>(
+              out + i * kPixelBytes + unit * kUnitBytes);
+          if (inside.has(to.at)) *reinterpret_cast<Vector<uint32_t, 4>*>(y + to.to) = all;
+        }
       }
+      if (!last) __syncthreads();
     }
+    tiles.advance(at);
   }
 }
 

@@ -77,6 +77,23 @@ void for_each_tile(int batch, const MmaAxis& h, const MmaAxis& w, bool backward,
   }
 }
 
+// Estimates of a block's work on one tile: instructions, passes through shared memory and mmas, of
+// which the slowest counts. `warps` of all blocks share a multiprocessor.
+struct Work {
+  double instructions, passes, products;
+  double cycles(int warps) const {
+    return std::max({instructions / (0.9 + 0.075 * warps), passes, 1.6 * products});
+  }
+};
+// Instructions to copy a pixel of 128 bytes, for a warp to go on to the next tile, to list a pixel.
+constexpr double kCopy = 4.2, kNextTile = 120, kList = 12;
+// Blocks side by side take turns, and hide each other's latencies and barriers.
+double turn_of(int blocks, int warps, const Work& work) {
+  constexpr double kLatency = 1200;
+  const double cycles = work.cycles(blocks * warps);
+  return std::max(blocks * cycles, cycles + kLatency);
+}
+
 // What is chosen of a tile.
 template <typename Problem>
 void set_tile(Problem& p, const PixelTile& tile, const Halo& halo) {
@@ -121,13 +138,18 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
       g.pieces = static_cast<int32_t>(ceil_div(
           tile.images * ceil_div(tile.rows, step_h) * ceil_div(tile.columns, step_w), g.piece));
       const GatherShared layout(g);
-      // Cycles of shared memory and tensor cores for an mma's operands and of an epilogue; of the
-      // copies; of barriers and addresses.
-      const int64_t rounds = ceil_div(int64_t{g.phases} * g.pieces, abreast);
-      const int64_t products =
-          rounds * kGatherWarps *
-          (steps * (g.piece / 4 + 2 * tiles_at_once) / g.phases + 24 + 16 * tiles_at_once);
-      const int64_t copies = 2 * layout.staged + 2 * layout.stored;
+      const int pairs = g.piece / 16;
+      const double rounds =
+          static_cast<double>(kGatherWarps * ceil_div(int64_t{g.phases} * g.pieces, abreast));
+      const double steps_of_piece = static_cast<double>(steps) / g.phases;
+      const int copies = layout.staged + layout.listed;
+      const Work work{
+          rounds * (steps_of_piece * (pairs * (2 + tiles_at_once) + 4 + tiles_at_once) + 50 +
+                    12 * pairs * tiles_at_once) +
+              kCopy * copies + kGatherWarps * kNextTile,
+          rounds * (steps_of_piece * (4 * pairs + 2 * tiles_at_once) + 2 * pairs * tiles_at_once) +
+              copies,
+          rounds * steps_of_piece * pairs * tiles_at_once};
       const int64_t tiles = PixelTiles(tile, p.batch, p.h.outputs, p.w.outputs).count();
       for (g.buffers = 1; g.buffers <= 2; ++g.buffers) {
         const int shared = layout.bytes(g.buffers);
@@ -137,12 +159,8 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
         const int64_t parts = std::clamp<int64_t>(multiprocessors * blocks / p.c.slabs, 1, tiles);
         const int64_t turns = ceil_div(tiles, parts);
         if (g.buffers == 1 && turns > 1) continue;
-        // Blocks side by side hide each other's latencies and barriers; the first pixels and the
-        // weights come before all else.
-        const double cost =
-            static_cast<double>(turns) * static_cast<double>(blocks * (products + copies)) +
-            static_cast<double>(turns) * 800 + static_cast<double>(turns * (products + copies)) +
-            static_cast<double>(blocks * copies);
+        const double cost = static_cast<double>(turns) * turn_of(blocks, kGatherWarps, work) +
+                            blocks * kList * copies / 2;
         if (best != 0 && cost >= best) continue;
         best = cost;
         set_tile(p, tile, halo);
@@ -175,10 +193,13 @@ bool plan_grouped_wgrad(GroupedWgrad& p, const Queue& queue) {
     for_each_tile(p.batch, p.h, p.w, false, [&](const PixelTile& tile, const Halo& halo) {
       g.tile = tile, g.halo = halo;
       const WgradShared layout(g);
-      const int64_t products =
-          ceil_div(layout.padded / 16, p.slices) * p.slices * p.block_jobs *
-          (4 * Shape::kPairs + 4 * ((Shape::kTiles + 1) / 2) + (Shape::kTiles > 1 ? 6 : 2));
-      const int64_t copies = 2 * layout.staged_x + 2 * layout.staged_dz;
+      const double rounds =
+          static_cast<double>(ceil_div(layout.padded / 16, p.slices) * p.slices * p.block_jobs);
+      const int copies = layout.staged_x + layout.staged_dz;
+      const Work work{rounds * (Shape::kPairs * (2 + Shape::kTiles) + 11) + kCopy * copies +
+                          Shape::kWarps * kNextTile,
+                      rounds * (4 * Shape::kPairs + 4 * ((Shape::kTiles + 1) / 2)) + copies,
+                      rounds * Shape::kPairs * Shape::kTiles};
       const int64_t tiles = PixelTiles(tile, p.batch, p.h.outputs, p.w.outputs).count();
       // As many parts as a large device has room for at once, and as chains of sums allow, by the
       // shape alone.
@@ -195,8 +216,8 @@ bool plan_grouped_wgrad(GroupedWgrad& p, const Queue& queue) {
         if (g.buffers == 1 && turns > 1) continue;
         const double waves = static_cast<double>(ceil_div(others * parts, 132 * blocks));
         const double cost =
-            waves * (static_cast<double>(turns * (blocks + 1) * (products + copies)) +
-                     static_cast<double>(turns) * 600 + static_cast<double>(blocks * copies));
+            waves * (static_cast<double>(turns) * turn_of(blocks, Shape::kWarps, work) +
+                     blocks * kList * copies / 2);
         if (best != 0 && cost >= best) continue;
         best = cost;
         set_tile(p, tile, halo);

@@ -19,6 +19,7 @@ inline int outputs_at_once(const GroupedChannels& c) {
 using RowColumn = uint32_t;
 inline constexpr RowColumn kBorrows = 0x80008000u;
 inline constexpr int kMostRows = 0x7FFF;
+inline constexpr RowColumn kNoPixel = 0x7FFF7FFFu;  // is inside nothing
 __device__ __forceinline__ RowColumn row_column(int row, int column) {
   return static_cast<RowColumn>(row) << 16 | static_cast<RowColumn>(column);
 }
@@ -36,7 +37,7 @@ struct Inside {
   }
 
  private:
-  static __device__ __forceinline__ int clamped(int a) { return min(max(a, 0), kMostRows); }
+  static __device__ __forceinline__ int clamped(int a) { return min(max(a, 0), kMostRows - 1); }
 };
 
 // A pixel that is staged: its place in the buffer in bytes, how many elements it is after a tile's
@@ -47,7 +48,8 @@ struct alignas(16) StagedPixel {
   RowColumn at;
 };
 
-// A pixel of a tile that is stored.
+// An output of a tile's list: how many elements it is after the tile's first, and its row, of all
+// images', and column there.
 struct alignas(8) StoredPixel {
   int32_t to;
   RowColumn at;
