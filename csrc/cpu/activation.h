@@ -1,6 +1,6 @@
-// Activations and the epilogue of a convolution: bias, pre-activation, activation and rounding, in
-// one pass over a finished tile; and their derivative, in the pass that also sums the bias
-// gradient.
+// Activations and the epilogue of a convolution: bias, residual, pre-activation, activation and
+// rounding, in one pass over a finished tile; and their derivative, in the pass that also sums the
+// bias gradient.
 //
 // Values and derivatives are PyTorch's, with its conventions at the kinks (relu'(0) = 0, relu6' = 1
 // only inside (0, 6)), and NaN stays NaN.
@@ -27,15 +27,42 @@ TORCHCONV_INLINE void copy_narrow(T* dst, const Wide<T>* src, int64_t n) {
   if (i < n) V::store_partial(dst + i, V::Registers::load_partial(src + i, n - i), n - i);
 }
 
+// row[i] += src[i*stride]
+template <typename T>
+TORCHCONV_INLINE void add_to_wide(Wide<T>* row, const T* src, int64_t n, int64_t stride) {
+  using V = WideVec<T>;
+  using R = typename V::Registers;
+  int64_t i = 0;
+  if (stride == 1) {
+    for (; i + V::kLanes <= n; i += V::kLanes)
+      R::store(row + i, R::load(row + i) + V::load(src + i));
+    if (i < n)
+      R::store_partial(row + i, R::load_partial(row + i, n - i) + V::load_partial(src + i, n - i),
+                       n - i);
+    return;
+  }
+  for (; i < n; ++i) row[i] += to_wide(src[i * stride]);
+}
+
 // What happens to a finished row of z.
 template <typename T>
 struct Epilogue {
   T* y;
   T* preactivation;  // null, or where z goes: the same offsets as y
   Activation activation;
+  const T* residual = nullptr;  // null, or what z has added: the same offsets as y
+
+  // Whether a kernel has nothing to do but y = g(sums and bias).
+  bool activates_only() const { return preactivation == nullptr && residual == nullptr; }
+
+  Epilogue at(int64_t offset) const {
+    const auto moved = [&](auto* p) { return p != nullptr ? p + offset : p; };
+    return {y + offset, moved(preactivation), activation, moved(residual)};
+  }
 
   // z (scratch, overwritten) has had its bias; element i goes to offset + i*stride.
   void store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
+    if (residual != nullptr) add_to_wide(z, residual + offset, n, stride);
     if (preactivation != nullptr) write(preactivation + offset, z, n, stride);
     if (activation != Activation::kNone) activate(activation, z, n);
     write(y + offset, z, n, stride);

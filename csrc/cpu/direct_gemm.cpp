@@ -168,7 +168,8 @@ class DirectGemm {
                         (activation == Activation::kNone || activation == Activation::kReLU ||
                          activation == Activation::kReLU6);
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
-    rounds_ = kPairs && (view.dst.c == 1 || view.dst.column == 1) && simple;
+    rounds_ = kPairs && (view.dst.c == 1 || view.dst.column == 1) && simple &&
+              epilogue.residual == nullptr;
     if constexpr (std::is_same_v<T, A>)
       streams_ =
           to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
@@ -434,7 +435,6 @@ class DirectGemm {
     if (chunk == 0 || last) cut_segments(t, channels);
     tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
     tile.totals = t.totals;
-    tile.accumulate = chunk > 0;
     tile.stream = streams_;
     const bool rounds = last && rounds_;
     tile.clamp = last && (to_dst_ || rounds_) && epilogue_.activation != Activation::kNone;
@@ -453,14 +453,20 @@ class DirectGemm {
       tile.segments = t.segments.data() + group.segments;
       tile.b = weights + k * depth;
       tile.lanes = filters - (vectors - 1) * kLanes<A>;
+      tile.before = nullptr;
       tile.bias = bias_.get() + (chunk == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
       if (to_dst_) {
-        if constexpr (std::is_same_v<T, A>) tile.c = epilogue_.y + dst_offset(at) + k;
+        if constexpr (std::is_same_v<T, A>) {
+          tile.c = epilogue_.y + dst_offset(at) + k;
+          if (chunk == 0 && epilogue_.residual != nullptr)
+            tile.before = epilogue_.residual + dst_offset(at) + k;
+        }
         tile.c_rows = t.dst_offsets + first;
       } else {
         tile.c = t.scratch + panel * kPanel<A>;
         tile.c_rows = t.scratch_offsets + first;
       }
+      if (chunk > 0) tile.before = tile.c;
       if constexpr (kPairs) {
         if (rounds) {
           const bool in_place = view_.dst.c == 1;

@@ -116,10 +116,10 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
   }
 
   const int64_t lanes = tile.lanes;
-  if (tile.accumulate) {
+  if (tile.before != nullptr) {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const T* c = tile.c + tile.c_rows[m];
+      const T* c = tile.before + tile.c_rows[m];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v)
         sum[m][v] += v + 1 < kVectors || lanes == kL ? V::load(c + v * kL)

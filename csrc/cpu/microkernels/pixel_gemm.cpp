@@ -65,6 +65,17 @@ void multiply(const PixelTile<T>& tile) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[m][v] += V::broadcast(tile.bias[m]);
   }
+  const int64_t step = tile.out_step, rest = tile.columns - (kVectors - 1) * kL;
+  if (tile.residual != nullptr) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const T* residual = tile.residual + m * step + v * kL;
+        sum[m][v] +=
+            v + 1 < kVectors || rest == kL ? V::load(residual) : V::load_partial(residual, rest);
+      }
+  }
   if (tile.relu) {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
@@ -73,7 +84,6 @@ void multiply(const PixelTile<T>& tile) {
         sum[m][v] = sum[m][v] < Register{} ? Register{} : sum[m][v];
   }
   T* out = tile.out;
-  const int64_t step = tile.out_step, rest = tile.columns - (kVectors - 1) * kL;
   if (rest == kL) {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
