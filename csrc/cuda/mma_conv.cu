@@ -109,9 +109,10 @@ bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   return tiles_m < kMost / tiles_n && tiles_dw < kMost / (pixels / (int64_t{1} << 24) + 1);
 }
 
-void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-               void* preactivation, const Queue& queue) {
-  if (p.layout == Layout::kNCHW) return planes_fprop(p, x, w, bias, y, preactivation, queue);
+void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+               const void* residual, void* y, void* preactivation, const Queue& queue) {
+  if (p.layout == Layout::kNCHW)
+    return planes_fprop(p, x, w, bias, residual, y, preactivation, queue);
   GatherProblem g{};
   g.batch = p.N;
   g.groups = static_cast<int32_t>(p.groups);
@@ -133,11 +134,13 @@ void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* b
     set_divisors(g);
     g.vectors = in_vectors<T>(g.image, C) && in_vectors<T>(g.filters, C);
     g.vector_outputs = in_vectors<T>(y, g.outputs) &&
-                       (preactivation == nullptr || in_vectors<T>(preactivation, g.outputs));
-    run_gather(g,
-               Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y),
-                           static_cast<T*>(preactivation), p.activation},
-               queue);
+                       (preactivation == nullptr || in_vectors<T>(preactivation, g.outputs)) &&
+                       (residual == nullptr || in_vectors<T>(residual, g.outputs));
+    run_gather(
+        g,
+        Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y), static_cast<T*>(preactivation),
+                    p.activation, static_cast<const T*>(residual)},
+        queue);
   });
 }
 
