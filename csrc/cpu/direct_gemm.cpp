@@ -168,8 +168,8 @@ class DirectGemm {
                         (activation == Activation::kNone || activation == Activation::kReLU ||
                          activation == Activation::kReLU6);
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
-    rounds_ = kPairs && (view.dst.c == 1 || view.dst.column == 1) && simple &&
-              epilogue.residual == nullptr;
+    rounds_ = kPairs && simple &&
+              (view.dst.c == 1 || (view.dst.column == 1 && epilogue.residual == nullptr));
     if constexpr (std::is_same_v<T, A>)
       streams_ =
           to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
@@ -472,6 +472,8 @@ class DirectGemm {
           const bool in_place = view_.dst.c == 1;
           tile.rounded =
               in_place ? epilogue_.y + dst_offset(at) + k : t.rounded + panel * kPanel<A>;
+          if (epilogue_.residual != nullptr)
+            tile.residual = epilogue_.residual + dst_offset(at) + k;
           tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
         }
       }
@@ -496,7 +498,9 @@ class DirectGemm {
     if (at.k.size() * depth * kSize <= kWeightBytes) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.
       const int64_t end = at.pixels();
-      const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && !streams_ && depth > 0;
+      const T* const fetched = epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.y;
+      const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && depth > 0 &&
+                               (!streams_ || epilogue_.residual != nullptr);
       tile.next = weights;
       tile.next_step = 0;
       for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
@@ -508,7 +512,7 @@ class DirectGemm {
         if constexpr (std::is_same_v<T, A>) {
           // What few terms write would wait for its lines.
           if (fetches_dst && first + rows < end) {
-            tile.next = epilogue_.y + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
+            tile.next = fetched + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
             tile.next_step = rows * view_.dst.column * kSize / (panels * depth) + 1;
           }
         }

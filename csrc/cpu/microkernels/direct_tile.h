@@ -44,8 +44,9 @@ struct DirectTile {
   T low, high;        // applied with NaN kept
   BFloat16* rounded;  // pairs only, or null: where row m goes instead of c, at rounded_rows[m]
   const int64_t* rounded_rows;
-  const void* next;   // what a later call will read, asked for along the way: a piece of it
-  int64_t next_step;  // for each term
+  const BFloat16* residual;  // with rounded, or null: is added, in rows as those of rounded
+  const void* next;          // what a later call will read, asked for along the way: a piece of it
+  int64_t next_step;         // for each term
 };
 
 template <typename T>

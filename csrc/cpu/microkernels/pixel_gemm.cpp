@@ -23,6 +23,7 @@ void multiply(const PixelTile<T>& tile) {
   [[maybe_unused]] T* packed = const_cast<T*>(tile.b);
   [[maybe_unused]] const T* source = tile.source;
   [[maybe_unused]] const int64_t source_step = tile.source_step;
+  [[maybe_unused]] const T* const asked = tile.residual != nullptr ? tile.residual : tile.out;
   const char* next = static_cast<const char*>(tile.next);
   const int64_t next_step = tile.next_step;
 #pragma GCC unroll 4
@@ -35,9 +36,10 @@ void multiply(const PixelTile<T>& tile) {
     }
     __builtin_prefetch(next, 0, 2);
     next += next_step;
-    // Each line of a tall tile's result as well, a row at a time: there is time for them.
+    // Each line of a tall tile's result as well, or of what it is added to, a row at a time: there
+    // is time for them.
     if constexpr (kRows > 8)
-      __builtin_prefetch(tile.out + k % 16 * tile.out_step + k / 16 % 4 * kLine, 1, 3);
+      __builtin_prefetch(asked + k % 16 * tile.out_step + k / 16 % 4 * kLine, 1, 3);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const Register x = V::broadcast(a[m]);
