@@ -27,23 +27,6 @@ TORCHCONV_INLINE void copy_narrow(T* dst, const Wide<T>* src, int64_t n) {
   if (i < n) V::store_partial(dst + i, V::Registers::load_partial(src + i, n - i), n - i);
 }
 
-// row[i] += src[i*stride]
-template <typename T>
-TORCHCONV_INLINE void add_to_wide(Wide<T>* row, const T* src, int64_t n, int64_t stride) {
-  using V = WideVec<T>;
-  using R = typename V::Registers;
-  int64_t i = 0;
-  if (stride == 1) {
-    for (; i + V::kLanes <= n; i += V::kLanes)
-      R::store(row + i, R::load(row + i) + V::load(src + i));
-    if (i < n)
-      R::store_partial(row + i, R::load_partial(row + i, n - i) + V::load_partial(src + i, n - i),
-                       n - i);
-    return;
-  }
-  for (; i < n; ++i) row[i] += to_wide(src[i * stride]);
-}
-
 // What happens to a finished row of z.
 template <typename T>
 struct Epilogue {
@@ -62,13 +45,17 @@ struct Epilogue {
 
   // z (scratch, overwritten) has had its bias; element i goes to offset + i*stride.
   void store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
-    if (residual != nullptr) add_to_wide(z, residual + offset, n, stride);
+    if (residual != nullptr) return add_and_store(z, n, offset, stride);
+    store_sums(z, n, offset, stride);
+  }
+
+ private:
+  void add_and_store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const;
+  void store_sums(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
     if (preactivation != nullptr) write(preactivation + offset, z, n, stride);
     if (activation != Activation::kNone) activate(activation, z, n);
     write(y + offset, z, n, stride);
   }
-
- private:
   static void write(T* dst, const Wide<T>* src, int64_t n, int64_t stride) {
     if (stride == 1) return copy_narrow(dst, src, n);
     for (int64_t i = 0; i < n; ++i) dst[i * stride] = from_wide<T>(src[i]);
