@@ -338,10 +338,8 @@ def conv2d(
         activation: None, 'relu', 'relu6', 'sigmoid', 'tanh', 'silu', 'hardswish' or 'gelu',
             applied in the same pass over the output; its derivative is fused into backward.
         flip_kernel: rotate the kernel by 180 degrees first: the true convolution of lecture C.
-        residual: None, or what is added to the sums and the bias before the activation, in the same
-            pass (cuDNN's cudnnConvolutionBiasActivationForward with alpha2 = 1): of the output's
-            very size, nothing is broadcast, and of input's dtype and device, in any memory format.
-            16-bit types round once, after the activation.
+        residual: None, or what is added before the activation, in the same pass and rounding (as by
+            cudnnConvolutionBiasActivationForward): of the output's size, dtype and device.
 
     Returns:
         N x K x P x Q (K x P x Q unbatched), with P = (H + top + bottom - dilation*(R-1) - 1)

@@ -433,34 +433,28 @@ class DirectGemm {
       tile.a = reinterpret_cast<const A*>(src);
     }
     if (chunk == 0 || last) cut_segments(t, channels);
+    const bool rounds = last && rounds_;
     tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
     tile.totals = t.totals;
     tile.stream = streams_;
-    const bool rounds = last && rounds_;
     tile.clamp = last && (to_dst_ || rounds_) && epilogue_.activation != Activation::kNone;
-    tile.low = 0;
     tile.high = high_;
 
-    const int64_t depth = channels * taps_;
-    const int64_t panels = ceil_div(at.k.size(), kPanel<A>);
+    const int64_t depth = channels * taps_, panels = ceil_div(at.k.size(), kPanel<A>);
     const A* weights =
         weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters;
     const auto run_tile = [&](int64_t panel, const PixelGroup& group, int64_t first, int64_t rows) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
+      const Epilogue<T> to = epilogue_.at(dst_offset(at) + k);
       const int64_t filters = std::min(kPanel<A>, at.k.end - k);
       const int64_t vectors = ceil_div(filters, kLanes<A>);
       tile.pixels = t.src_offsets + first;
       tile.segments = t.segments.data() + group.segments;
       tile.b = weights + k * depth;
       tile.lanes = filters - (vectors - 1) * kLanes<A>;
-      tile.before = nullptr;
       tile.bias = bias_.get() + (chunk == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
       if (to_dst_) {
-        if constexpr (std::is_same_v<T, A>) {
-          tile.c = epilogue_.y + dst_offset(at) + k;
-          if (chunk == 0 && epilogue_.residual != nullptr)
-            tile.before = epilogue_.residual + dst_offset(at) + k;
-        }
+        if constexpr (std::is_same_v<T, A>) tile.c = to.y, tile.before = to.residual;
         tile.c_rows = t.dst_offsets + first;
       } else {
         tile.c = t.scratch + panel * kPanel<A>;
@@ -469,12 +463,9 @@ class DirectGemm {
       if (chunk > 0) tile.before = tile.c;
       if constexpr (kPairs) {
         if (rounds) {
-          const bool in_place = view_.dst.c == 1;
-          tile.rounded =
-              in_place ? epilogue_.y + dst_offset(at) + k : t.rounded + panel * kPanel<A>;
-          if (epilogue_.residual != nullptr)
-            tile.residual = epilogue_.residual + dst_offset(at) + k;
-          tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
+          tile.rounded = view_.dst.c == 1 ? to.y : t.rounded + panel * kPanel<A>;
+          tile.residual = to.residual;
+          tile.rounded_rows = (view_.dst.c == 1 ? t.dst_offsets : t.scratch_offsets) + first;
         }
       }
       Terms::template kernel<A>(rows, vectors)(tile);
@@ -570,9 +561,8 @@ class DirectGemm {
       column_groups_[kTileEnough];  // of at least 1, 2, ...: [block]
   std::vector<TapRank> ranks_;      // [tap], or empty where every pixel reads through every tap
   A high_;
-  bool to_dst_;  // by the kernel
-  bool streams_ = false;
-  bool rounds_ = false;  // by the kernel too, to a narrower type
+  bool to_dst_;                            // by the kernel
+  bool streams_ = false, rounds_ = false;  // past the caches; by the kernel to a narrower type
 };
 
 }  // namespace
