@@ -78,9 +78,10 @@ bool depthwise_channel_strips(DType dtype, int64_t R, Sampling sampling, const G
                               const void* in, const void* w, const void* bias, void* out,
                               Activation activation, const Queue& queue);
 
-// fprop and dgrad of any kernel, stride and layout.
+// fprop and dgrad of any kernel, stride and layout, and what takes a residual.
 void depthwise_taps(const ConvProblem& p, Pass pass, const void* in, const void* w,
-                    const void* bias, void* out, void* preactivation, const Queue& queue);
+                    const void* bias, const void* residual, void* out, void* preactivation,
+                    const Queue& queue);
 
 // wgrad by the same kernels; sampling and g are fprop's.
 void depthwise_planes_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g,
