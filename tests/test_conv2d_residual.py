@@ -31,7 +31,7 @@ from oracle import torch_F
 from test_conv2d import FORMATS, make
 from test_conv2d_activation import ACTIVATIONS
 from test_determinism import threads
-from torchconv import nn
+from test_gradients import CHECKED, CHECKED_TWICE
 from torchconv.autograd import Conv2dFunction
 
 pytestmark = everywhere
@@ -140,8 +140,8 @@ def test_gradcheck(activation: str | None, layout: str) -> None:
     def op(x: Tensor, w: Tensor, b: Tensor, residual: Tensor) -> Tensor:
         return F.conv2d(x, w, b, 2, 1, activation=activation, residual=residual)
 
-    assert gradcheck(op, leaves, check_forward_ad=True)
-    assert gradgradcheck(op, leaves, check_fwd_over_rev=True)
+    assert gradcheck(op, leaves, **CHECKED, fast_mode=True)
+    assert gradgradcheck(op, leaves, **CHECKED_TWICE, fast_mode=True)
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
@@ -154,8 +154,8 @@ def test_gradient_of_one_operand(activation: str | None, needed: int) -> None:
     def op(x: Tensor, w: Tensor, b: Tensor, residual: Tensor) -> Tensor:
         return F.conv2d(x, w, b, 2, 1, activation=activation, residual=residual)
 
-    assert gradcheck(op, leaves, check_forward_ad=True)
-    assert gradgradcheck(op, leaves)
+    assert gradcheck(op, leaves, check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(op, leaves, fast_mode=True)
 
 
 def test_function_with_and_without_a_residual() -> None:
@@ -231,48 +231,6 @@ def test_preactivation_has_the_residual(dtype: torch.dtype) -> None:
     )
     assert_accurate(got, z + residual.double())
     assert_accurate(y, torch_F.silu(z + residual.double()))
-
-
-# --- layers --------------------------------------------------------------------------------------
-
-
-@on_formats
-@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
-def test_layer(activation: str | None, layout: str) -> None:
-    """In training, and in eval mode, where the second call is a shorter one."""
-    layer = nn.Conv2d(24, 40, 3, padding=1, activation=activation)
-    x = in_layout(torch.randn(2, 24, 9, 8), layout)
-    residual = torch.randn(2, 40, 9, 8)
-    expected = F.conv2d(
-        *(x, layer.weight, layer.bias, 1, 1), activation=activation, residual=residual
-    )
-    assert_same(layer(x, residual), expected)
-    plain = layer(x)
-    layer.eval()
-    with torch.no_grad():
-        for _ in range(3):
-            assert_same(layer(x, residual), expected)
-            assert_same(layer(x, residual=residual), expected)
-            assert_same(layer(x), plain)
-            assert_same(layer(x[0], residual[0]), expected[0].contiguous())
-        with pytest.raises(RuntimeError, match="residual"):
-            layer(x, residual[:1])
-        with pytest.raises(TypeError, match="residual"):
-            layer(x, 3)
-    assert layer(x, residual.requires_grad_()).requires_grad
-
-
-def test_layer_with_a_padding_mode() -> None:
-    layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular").eval()
-    x, residual = torch.randn(2, 3, 6, 5), torch.randn(2, 4, 6, 5)
-    torch.testing.assert_close(layer(x, residual), layer(x) + residual)
-
-
-def test_lazy_layer() -> None:
-    layer = nn.LazyConv2d(4, 3, padding=1)
-    x, residual = torch.randn(2, 3, 6, 5), torch.randn(2, 4, 6, 5)
-    torch.testing.assert_close(layer(x, residual), layer(x) + residual)
-    assert layer.in_channels == 3
 
 
 # --- transforms ----------------------------------------------------------------------------------
