@@ -540,7 +540,7 @@ class DirectGemm {
 
   // Of the task's first pixel.
   int64_t dst_offset(const Position& at) const {
-    return view_.dst_offset + at.n.begin * view_.dst.n + at.g * view_.K +
+    return view_.dst_offset + at.n.begin * view_.dst.n + at.g * view_.K * view_.dst.c +
            at.i.begin * view_.dst.row + at.j.begin * view_.dst.column;
   }
 

@@ -192,25 +192,27 @@ void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Pa
   const int64_t chunk = direct_gemm_chunk(pairs, sizeof(float));
   const bool aligned = reinterpret_cast<uintptr_t>(w) % alignof(float) == 0;
   if (view.weight_c == 1 && view.C % 2 == 0 && aligned) {
-    pairs.weight_k /= 2;
+    pairs.weight_k /= 2, pairs.weight_group /= 2;
     for (ConvTap& tap : pairs.taps) tap.weight /= 2;
     return pack_chunks(pairs, chunk, reinterpret_cast<const float*>(w), packed, pool);
   }
   const int64_t filters = round_up(view.K, kLanes<float>), chunks = ceil_div(pairs.C, chunk);
   const int64_t taps = static_cast<int64_t>(view.taps.size());
-  const Buffer<float> singles(view.terms() * filters);
+  const Buffer<float> singles(view.groups * view.terms() * filters);
   pack_chunks(view, 2 * chunk, w, singles.get(), pool);
   constexpr int64_t kWidth = kPanel<float>;
   const int64_t panels = ceil_div(view.K, kWidth);
-  const WorkSplit split(chunks * panels, static_cast<double>(chunk * taps * kWidth));
+  const WorkSplit split(view.groups * chunks * panels, static_cast<double>(chunk * taps * kWidth));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t first = item / panels * chunk, k = item % panels * kWidth;
+      const int64_t g = item / panels / chunks;
+      const int64_t first = item / panels % chunks * chunk, k = item % panels * kWidth;
       const int64_t width = std::min(kWidth, filters - k);
       const int64_t channels = std::min(2 * chunk, view.C - 2 * first);
       const int64_t joined = ceil_div(channels, int64_t{2});
-      const float* from = singles.get() + 2 * first * taps * filters + k * channels * taps;
-      float* to = packed + first * taps * filters + k * joined * taps;
+      const float* from =
+          singles.get() + (g * view.terms() + 2 * first * taps) * filters + k * channels * taps;
+      float* to = packed + (g * pairs.terms() + first * taps) * filters + k * joined * taps;
       for (int64_t tap = 0; tap < taps; ++tap, from += channels * width)
         for (int64_t pair = 0; pair < joined; ++pair, to += width)
           for (int64_t lane = 0; lane < width; lane += kLanes<float>) {
