@@ -47,6 +47,7 @@ struct GroupBand {
   int64_t lanes;                     // of a vector
   int64_t groups, blocks;            // groups in a block
   int64_t src_vectors, dst_vectors;  // of a block
+  int64_t vector_filters;            // lanes of a result's vector that are used
   int64_t band, bands;               // output rows
   int64_t width, rows, plane, size;  // of the band; a plane is one vector's
   int64_t first_h, first_w;
@@ -54,15 +55,24 @@ struct GroupBand {
   int64_t groups_in(const ConvView& view, int64_t block) const {
     return std::min(groups, view.groups - block * groups);
   }
+  // Those of a vector of results.
+  int64_t filters_in(const ConvView& view, int64_t block, int64_t vector) const {
+    const int64_t filters = groups_in(view, block) * view.K - vector * vector_filters;
+    return std::clamp<int64_t>(filters, 0, vector_filters);
+  }
   // Of a tap at (h, w) from the band's first output.
   int64_t offset(int64_t h, int64_t w) const {
     return ((h - first_h) * width + w - first_w) * lanes;
   }
-  // Source lanes of channel 0 for the lanes of the results.
+  // Source lanes of channel 0 for the lanes of all vectors of results.
   template <typename A>
-  void fill_lanes(const ConvView& view, LaneIndex<A>* index) const {
-    for (int64_t l = 0; l < lanes; ++l)
-      index[l] = static_cast<LaneIndex<A>>(std::min(l / view.K, groups - 1) * view.C);
+  std::vector<LaneIndex<A>> source_lanes(const ConvView& view) const {
+    std::vector<LaneIndex<A>> index(static_cast<size_t>(dst_vectors * lanes));
+    for (int64_t i = 0; i < dst_vectors * lanes; ++i) {
+      const int64_t filter = i / lanes * vector_filters + std::min(i % lanes, vector_filters - 1);
+      index[i] = static_cast<LaneIndex<A>>(std::min(filter / view.K, groups - 1) * view.C);
+    }
+    return index;
   }
 
   // src: the sample.

@@ -79,9 +79,9 @@ class GroupWeights {
 
   void pack_vector(const T* w, int64_t block, int64_t vector, Wide<T>* packed) const {
     const T* filters[kL] = {};
-    const int64_t count = band_.groups_in(view_, block) * view_.K;
-    for (int64_t l = 0; l < kL && vector * kL + l < count; ++l) {
-      const int64_t k = vector * kL + l;
+    const int64_t count = band_.filters_in(view_, block, vector);
+    for (int64_t l = 0; l < count; ++l) {
+      const int64_t k = vector * band_.vector_filters + l;
       filters[l] = w + (block * band_.groups + k / view_.K) * view_.weight_group +
                    k % view_.K * view_.weight_k;
     }
@@ -143,17 +143,18 @@ class GroupGather {
               const T* bias, const Epilogue<T>& epilogue)
       : view_(all_phases(phases)),
         band_(group_band<T>(view_)),
+        lanes_(band_.source_lanes<A>(view_)),
         grid_(grid),
         src_(src),
         epilogue_(epilogue),
         bias_(band_.blocks * band_.dst_vectors * kL) {
-    band_.fill_lanes<A>(view_, lanes_);
-    for (int64_t block = 0; block < band_.blocks; ++block)
-      for (int64_t l = 0; l < band_.dst_vectors * kL; ++l)
-        bias_[block * band_.dst_vectors * kL + l] =
-            bias != nullptr && l < band_.groups_in(view_, block) * view_.K
-                ? to_wide(bias[block * band_.groups * view_.K + l])
-                : A{0};
+    for (int64_t i = 0; i < band_.blocks * band_.dst_vectors; ++i) {
+      const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
+      const int64_t first = block * band_.groups * view_.K + vector * band_.vector_filters;
+      const int64_t filters = band_.filters_in(view_, block, vector);
+      for (int64_t l = 0; l < kL; ++l)
+        bias_[i * kL + l] = bias != nullptr && l < filters ? to_wide(bias[first + l]) : A{0};
+    }
     for (const GroupPhase& phase : phases) plan(phase);
     const Activation activation = epilogue.activation;
     clamps_ = activation == Activation::kReLU || activation == Activation::kReLU6;
@@ -189,8 +190,8 @@ class GroupGather {
         const int64_t end_row = std::min((i0 + band_.band) * grid_.step_h, grid_.H);
         Task t{weights, band, i0, n, task % band_.blocks, 0, band + source};
         band_.template fill<T, kPairs>(view_, src_ + n * view_.src.n, t.block, i0, band);
-        for (; t.vector < band_.dst_vectors; ++t.vector)
-          for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
+        for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
+          for (t.vector = 0; t.vector < band_.dst_vectors; ++t.vector)
             run_rows(t, h, std::min(out_rows_, end_row - h));
       }
     });
@@ -245,8 +246,9 @@ class GroupGather {
 
   // `rows` rows of the destination from row `first` on.
   void run_rows(const Task& t, int64_t first, int64_t rows) const {
-    const int64_t channel = t.block * band_.groups * view_.K + t.vector * kL;
-    const int64_t used = std::min(kL, band_.groups_in(view_, t.block) * view_.K - t.vector * kL);
+    const int64_t channel = t.block * band_.groups * view_.K + t.vector * band_.vector_filters;
+    const int64_t used = band_.filters_in(view_, t.block, t.vector);
+    if (used == 0) return;
     const int64_t dst = grid_.offset + t.n * grid_.strides.n + channel * grid_.strides.c;
     A* const out = t.scratch + kTileSums;
     for (int64_t r = 0; r < rows; ++r) {
@@ -268,7 +270,7 @@ class GroupGather {
     const A* row = t.band + (i - t.i0) * view_.step_h * band_.width * kL;
     const A* weights = t.weights + phase.weights + index * phase.weights_vector;
     GroupSum<A> g{};
-    g.lanes = kPairs || band_.groups > 1 ? lanes_ : nullptr;
+    g.lanes = kPairs || band_.groups > 1 ? lanes_.data() + t.vector * kL : nullptr;
     g.step = view_.step_w;
     g.low = A{0};
     g.high = high_;
@@ -359,11 +361,11 @@ class GroupGather {
 
   const ConvView view_;  // of all phases
   const GroupBand band_;
+  const std::vector<LaneIndex<A>> lanes_;
   const GroupGrid grid_;
   const T* src_;
   const Epilogue<T>& epilogue_;
   Buffer<A> bias_;  // [block][vector][lanes]
-  LaneIndex<A> lanes_[kL];
   std::vector<Phase> phases_;
   int64_t weights_size_ = 0;
   int64_t out_rows_;
