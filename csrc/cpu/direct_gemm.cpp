@@ -23,6 +23,7 @@
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/parallel_range.h"
 #include "cpu/plane_store.h"
+#include "cpu/row_pairs.h"
 #include "cpu/source_prefetch.h"
 
 namespace torchconv::cpu {
@@ -138,8 +139,9 @@ class DirectGemm {
 
   // view: of terms, but for the strides; channels: of the source.
   DirectGemm(const ConvView& view, int64_t channels, const Plan& plan, const T* src,
-             const A* weights, const T* bias, const Epilogue<T>& epilogue)
+             const A* weights, const T* bias, const Epilogue<T>& epilogue, Terms of_terms = {})
       : view_(view),
+        of_terms_(of_terms),
         source_channels_(channels),
         plan_(plan),
         src_(src),
@@ -281,8 +283,8 @@ class DirectGemm {
             if (view_.src.c == 1)
               ahead->add(sample + from, inside.size(), step * kSize, channels * kSize);
             else if (!inside.empty())
-              ahead->add(sample + from, std::min(channels, source_channels_), view_.src.c * kSize,
-                         ((inside.size() - 1) * step + 1) * kSize);
+              ahead->add(sample + from, of_terms_.planes(std::min(channels, source_channels_)),
+                         view_.src.c * kSize, ((inside.size() - 1) * step + 1) * kSize);
           });
     }
   }
@@ -424,9 +426,9 @@ class DirectGemm {
     if (plan_.band) {
       const int64_t first = chunk * plan_.channels * Terms::kChannels;
       for (int64_t n = 0; n < at.n.size(); ++n)
-        Terms::fill(*plan_.band, view_, src + n * view_.src.n,
-                    std::min(channels * Terms::kChannels, source_channels_ - first), at.i, at.j,
-                    t.band + n * plan_.band->size());
+        of_terms_.fill(*plan_.band, view_, src + n * view_.src.n,
+                       std::min(channels * Terms::kChannels, source_channels_ - first), at.i, at.j,
+                       t.band + n * plan_.band->size());
       tile.a = t.band;
     } else {
       tile.a = reinterpret_cast<const A*>(src);
@@ -545,6 +547,7 @@ class DirectGemm {
   }
 
   const ConvView& view_;
+  const Terms of_terms_;
   const int64_t source_channels_;
   const Plan& plan_;
   const T* src_;
@@ -576,6 +579,12 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
   const A* weights = packed != nullptr ? packed : own.get();
   const int64_t pixel = view.step_w * view.src.column;
   if constexpr (std::is_same_v<T, BFloat16>) {
+    if (takes_row_pairs(view)) {
+      const ConvView rows = row_view(view), pairs = pair_view(rows);
+      const Plan plan(pairs, sizeof(A), false, 0);
+      return DirectGemm<T, RowTerms>(pairs, rows.C, plan, src, weights, bias, epilogue, {view})
+          .run(pool);
+    }
     if (takes_pairs(view)) {
       const ConvView pairs = pair_view(view);
       const bool whole = view.src.c == 1 && view.C % 2 == 0 &&

@@ -9,6 +9,7 @@
 #include "cpu/direct_gemm.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/parallel_range.h"
+#include "cpu/row_pairs.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -129,6 +130,10 @@ int64_t direct_gemm_chunk(const ConvView& view, int64_t element_size) {
 
 template <typename T>
 int64_t direct_gemm_weights_size(const ConvView& view) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (takes_row_pairs(view))
+      return pair_view(row_view(view)).terms() * padded_filters<Wide<T>>(view);
+  }
   const bool pairs = std::is_same_v<T, BFloat16> && takes_pairs(view);
   const int64_t terms = pairs ? pair_view(view).terms() : view.terms();
   return view.groups * terms * padded_filters<Wide<T>>(view);
@@ -229,6 +234,11 @@ template <typename T>
 void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
                               const Parallel& pool) {
   if constexpr (std::is_same_v<T, BFloat16>) {
+    if (takes_row_pairs(view)) {
+      const Buffer<BFloat16> rows(view.K * view.terms());
+      pack_row_weights(view, w, rows.get());
+      return pack_pairs(row_view(view), rows.get(), packed, pool);
+    }
     if (takes_pairs(view)) return pack_pairs(view, w, packed, pool);
   }
   pack_chunks(view, direct_gemm_chunk(view, sizeof(Wide<T>)), w, packed, pool);
