@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "cpu/band_gemm.h"
+#include "cpu/channel_pairs.h"
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_columns.h"
@@ -93,6 +94,9 @@ struct Case {
   }
   // Twice the multiplications of float.
   bool by_pairs() const { return is(DType::kBFloat16) && direct_gemm_by_pairs(v); }
+  bool groups_by_pairs() const {
+    return is(DType::kBFloat16) && grouped() && groups_take_pairs(v) && narrow_groups();
+  }
   bool wgrad_by_pairs() const { return is(DType::kBFloat16) && pair_wgrad_applies(v); }
   bool depthwise() const {
     return is(DType::kFloat32)   ? depthwise_channels_applies<float>(v)
@@ -122,8 +126,9 @@ struct Case {
   }
   bool winograd_saves_enough() const {
     const auto direct = static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
-    return direct >= (by_pairs() ? kWinogradSavingOverPairs : kWinogradSaving) *
-                         static_cast<double>(winograd_products(v));
+    return direct >=
+           (by_pairs() || groups_by_pairs() ? kWinogradSavingOverPairs : kWinogradSaving) *
+               static_cast<double>(winograd_products(v));
   }
   bool rows_save_enough() const {
     if (v.step_w == 1 && v.C < kWinogradChannels) return true;

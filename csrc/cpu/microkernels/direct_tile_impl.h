@@ -53,6 +53,8 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
                   : reinterpret_cast<const char*>(result + tile.c_rows[m]);
   };
   const bool streams = tile.stream && tile.before == nullptr;
+  // A rounded row is mostly one line.
+  [[maybe_unused]] const uintptr_t both_ends = rounds ? 0 : 1;
   [[maybe_unused]] const char* volatile ask[16];
   if constexpr (kAsksAlong) {
 #pragma GCC unroll 16
@@ -91,7 +93,8 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
         __builtin_prefetch(next, 0, 2);
         if constexpr (kAsksAlong) {
           const uintptr_t place = reinterpret_cast<uintptr_t>(term) / sizeof(*term);
-          __builtin_prefetch(ask[place / 2 % 16] + place % 2 * last_byte, 1, 3);
+          __builtin_prefetch(ask[(place >> both_ends) % 16] + (place & both_ends) * last_byte, 1,
+                             3);
         }
 #pragma GCC unroll 16
         for (int m = 0; m < kRows; ++m) {
