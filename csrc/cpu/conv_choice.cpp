@@ -165,7 +165,7 @@ using Algorithm = ConvAlgorithm;
 // clang-format off
 constexpr Rule kGatherRules[] = {
     {Algorithm::kWinograd, [](const Case& c) {
-       return c.winograd && c.in_float() && c.feeds_winograd() && winograd_applies(c.v) &&
+       return c.winograd && c.feeds_winograd() && winograd_applies(c.v) &&
               c.winograd_saves_enough();
      }},
     {Algorithm::kWinogradRows, [](const Case& c) {

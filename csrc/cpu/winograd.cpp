@@ -28,7 +28,7 @@ namespace winograd {
 namespace {
 
 // V and M of a task's tiles, in a second-level cache of 1 MB that U passes through.
-constexpr int64_t kCachedElements = 640 * 1024 / sizeof(float);
+constexpr int64_t kCachedBytes = 640 * 1024;
 constexpr int64_t kFewestTiles = 16, kMostTiles = 64, kManyBlocks = 8;
 // Filters whose products are in M at the same time.
 constexpr int64_t kFiltersAtOnce = 64;
@@ -43,21 +43,22 @@ bool keeps_taps(const ConvView& view) {
   return kProducts > 2 * taps && view.C * view.K > kTransformedWeights;
 }
 
-bool tasks_own_filters(const Plan& plan) {
+bool tasks_own_filters(const Grid& plan) {
   return plan.tiles() <= kFewTiles && plan.view.C * plan.view.K >= kManyWeights;
 }
 
 // From this size on U is written past the caches. The first block of tiles then reads it from
 // memory, but a store need not read what it overwrites.
-constexpr int64_t kStreamedElements = (12 << 20) / sizeof(float);
+constexpr int64_t kStreamedU = 12 << 20;
 
-void transform_all_weights(const Plan& plan, WeightSource w, float* u, const Parallel& pool) {
-  const WeightLayout layout(plan);
-  const bool streams =
-      plan.panels * layout.panel >= kStreamedElements && WideVec<float>::streamable(u);
+template <typename A>
+void transform_all_weights(const Plan<A>& plan, WeightSource<A> w, A* u, const Parallel& pool) {
+  const WeightLayout<A> layout(plan);
+  const bool streams = plan.panels * layout.panel * static_cast<int64_t>(sizeof(A)) >= kStreamedU &&
+                       WideVec<A>::streamable(u);
   const WorkSplit split(
       plan.panels * plan.blocks,
-      3.0 * kProducts * kFilters * static_cast<double>(plan.block_vectors * kVector) / 8);
+      3.0 * kProducts * kPanel<A> * static_cast<double>(plan.block_vectors * kLanes<A>) / 8);
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t panel = piece / plan.blocks, block = piece % plan.blocks;
@@ -70,8 +71,10 @@ void transform_all_weights(const Plan& plan, WeightSource w, float* u, const Par
 template <typename T>
 class Driver {
  public:
+  using A = Wide<T>;
+
   // kept: what winograd_pack_weights has made of the weights, or null.
-  Driver(const ConvView& view, const T* src, const float* w, const float* kept, const T* bias,
+  Driver(const ConvView& view, const T* src, const A* w, const A* kept, const T* bias,
          const Epilogue<T>& epilogue)
       : plan_(view),
         src_(src),
@@ -82,7 +85,7 @@ class Driver {
         weights_(plan_),
         bias_(plan_.panels * kFilters) {
     for (int64_t k = 0; k < plan_.panels * kFilters; ++k)
-      bias_[k] = bias != nullptr && k < view.K ? to_wide(bias[k]) : 0.0f;
+      bias_[k] = bias != nullptr && k < view.K ? to_wide(bias[k]) : A{0};
   }
 
   std::vector<int64_t> run(const Parallel& pool) {
@@ -97,6 +100,8 @@ class Driver {
   }
 
  private:
+  static constexpr int64_t kVector = kLanes<A>, kFilters = kPanel<A>, kSlot = kProductSlot<A>;
+
   // Where block `b` of `blocks` begins: they differ by a unit at most.
   int64_t first_tile(int64_t b, int64_t blocks) const {
     return plan_.tiles() / unit() * b / blocks * unit();
@@ -108,10 +113,12 @@ class Driver {
   }
   // V and M of a block share the second-level cache; usual numbers of threads get equal shares.
   int64_t tile_blocks() const {
+    constexpr auto kElement = static_cast<int64_t>(sizeof(A));
     const int64_t channels = plan_.vectors * kVector;
     const int64_t chunk = std::min(plan_.panels, panels_at_once()) * kFilters;
-    const int64_t most = std::min(
-        std::max(kCachedElements / (kProducts * (channels + chunk)), kFewestTiles), kMostTiles);
+    const int64_t most =
+        std::min(std::max(kCachedBytes / (kElement * kProducts * (channels + chunk)), kFewestTiles),
+                 kMostTiles);
     const int64_t units = plan_.tiles() / unit();
     const int64_t blocks = ceil_div(units, std::max(most / unit(), int64_t{1}));
     return std::min(round_up(blocks, blocks < kManyBlocks ? 2 : 4), units);
@@ -119,19 +126,19 @@ class Driver {
   int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
 
   void by_tiles(const Parallel& pool) {
-    Buffer<float> transformed(u_ != nullptr ? 0 : plan_.panels * weights_.panel);
+    Buffer<A> transformed(u_ != nullptr ? 0 : plan_.panels * weights_.panel);
     if (u_ == nullptr) transform_all_weights(plan_, w_, transformed.get(), pool);
-    const float* u = u_ != nullptr ? u_ : transformed.get();
+    const A* u = u_ != nullptr ? u_ : transformed.get();
 
     const int64_t blocks = tile_blocks();
     const int64_t slots = ceil_div(plan_.tiles() / unit(), blocks) * unit();
-    const SourceLayout layout(plan_, slots);
+    const SourceLayout<A> layout(plan_, slots);
     const int64_t chunk = std::min(panels_at_once(), plan_.panels);
     const int64_t scratch_size =
         std::max(source_scratch(plan_, slots), product_scratch(plan_, slots));
     const int64_t grain = work_grain(multiplications(slots, plan_.panels));
     parallel_for_with_scratch(pool, 0, blocks, grain, [&](int64_t begin, int64_t end) {
-      Buffer<float> v(layout.size(plan_)), m(chunk * slots * kProductSlot), scratch(scratch_size);
+      Buffer<A> v(layout.size(plan_)), m(chunk * slots * kSlot), scratch(scratch_size);
       for (int64_t b = begin; b < end; ++b) {
         const int64_t first = first_tile(b, blocks);
         const TileBlock block(plan_, first, first_tile(b + 1, blocks) - first);
@@ -144,7 +151,7 @@ class Driver {
             multiply(block, c, {panel, panel + count}, layout, v.get(),
                      u + panel * weights_.panel + c * weights_.block, m.get(), slots, nullptr);
           for (int64_t i = 0; i < count; ++i)
-            finish(block, panel + i, m.get() + i * slots * kProductSlot, scratch.get());
+            finish(block, panel + i, m.get() + i * slots * kSlot, scratch.get());
         }
       }
     });
@@ -158,13 +165,13 @@ class Driver {
   void by_filters(const Parallel& pool) {
     const int64_t tiles = plan_.tiles();
     const TileBlock block(plan_, 0, tiles);
-    const SourceLayout layout(plan_, tiles);
-    Buffer<float> v(layout.size(plan_));
+    const SourceLayout<A> layout(plan_, tiles);
+    Buffer<A> v(layout.size(plan_));
     const int64_t strips = static_cast<int64_t>(block.strips().size());
     // A strip's transform is counted as a part of its products with one panel.
     const int64_t strip_grain = work_grain(multiplications(ceil_div(tiles, strips), 1) / 4);
     parallel_for_with_scratch(pool, 0, strips, strip_grain, [&](int64_t begin, int64_t end) {
-      Buffer<float> scratch(source_scratch(plan_, tiles));
+      Buffer<A> scratch(source_scratch(plan_, tiles));
       for (int64_t s = begin; s < end; ++s) {
         const Range strip = block.strips()[s];
         transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
@@ -174,16 +181,15 @@ class Driver {
     const int64_t grain = work_grain(multiplications(tiles, 1));
     parallel_for_with_scratch(pool, 0, plan_.panels, grain, [&](int64_t begin, int64_t end) {
       const bool near = u_ == nullptr;
-      Buffer<float> transformed(near ? weights_.block : 0), m(tiles * kProductSlot),
+      Buffer<A> transformed(near ? weights_.block : 0), m(tiles * kSlot),
           scratch(product_scratch(plan_, tiles));
       for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t c = 0; c < plan_.blocks; ++c) {
           const bool last = c + 1 == plan_.blocks;
-          WeightPrefetch fetch(plan_, w_, std::min(panel + (last ? 1 : 0), end - 1),
-                               last ? 0 : c + 1);
+          WeightPrefetch<A> fetch(plan_, w_, std::min(panel + (last ? 1 : 0), end - 1),
+                                  last ? 0 : c + 1);
           if (near) transform_weights(plan_, w_, panel, c, transformed.get());
-          const float* u =
-              near ? transformed.get() : u_ + panel * weights_.panel + c * weights_.block;
+          const A* u = near ? transformed.get() : u_ + panel * weights_.panel + c * weights_.block;
           multiply(block, c, {panel, panel + 1}, layout, v.get(), u, m.get(), tiles,
                    near ? &fetch : nullptr);
         }
@@ -194,12 +200,12 @@ class Driver {
 
   // Adds one block of channels to some panels of M; u and m are the first one's. With next_weights
   // U has just been written: then V and these have to be fetched, else the rest of U.
-  void multiply(const TileBlock& tiles, int64_t block, Range panels, const SourceLayout& layout,
-                const float* v, const float* u, float* m, int64_t slots,
-                WeightPrefetch* next_weights) const {
-    WinogradGemm g{};
+  void multiply(const TileBlock& tiles, int64_t block, Range panels, const SourceLayout<A>& layout,
+                const A* v, const A* u, A* m, int64_t slots,
+                WeightPrefetch<A>* next_weights) const {
+    WinogradGemm<A> g{};
     g.v_step = layout.vector;
-    g.m_step = kProductSlot;
+    g.m_step = kSlot;
     g.channels = plan_.channels_in(block);
     g.accumulate = block > 0;
     v += block * layout.block;
@@ -220,8 +226,8 @@ class Driver {
         for_row_tiles(range.size(), [&](int64_t first, int64_t rows) {
           const int64_t slot = range.begin + first;
           g.v = v + point * layout.point + slot * kVector;
-          g.m = m + (panel * slots + slot) * kProductSlot + point * kFilters;
-          winograd_microkernel(rows, vectors)(g);
+          g.m = m + (panel * slots + slot) * kSlot + point * kFilters;
+          winograd_microkernel<A>(rows, vectors)(g);
           if (next_weights == nullptr) return;
           g.next += g.channels * kFilters;
           next_weights->advance(lines);
@@ -230,21 +236,21 @@ class Driver {
     }
   }
 
-  void finish(const TileBlock& tiles, int64_t panel, const float* m, float* scratch) const {
+  void finish(const TileBlock& tiles, int64_t panel, const A* m, A* scratch) const {
     for (const Segment& s : tiles.segments())
       if (!transform_products(plan_, s, panel, m, bias_.get() + panel * kFilters, epilogue_,
                               scratch))
         special_[static_cast<size_t>(s.n)].store(true, std::memory_order_relaxed);
   }
 
-  const Plan plan_;
+  const Plan<A> plan_;
   const T* src_;
-  const WeightSource w_;
-  const float* u_;  // or null
+  const WeightSource<A> w_;
+  const A* u_;  // or null
   const Epilogue<T>& epilogue_;
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
-  const WeightLayout weights_;
-  Buffer<float> bias_;
+  const WeightLayout<A> weights_;
+  Buffer<A> bias_;
 };
 
 double group_products(const ConvView& view) {
@@ -285,23 +291,25 @@ int64_t weights_of(const ConvView& view) {
 }  // namespace
 
 int64_t winograd_products(const ConvView& view) {
-  const winograd::Plan plan(view);
-  return plan.rows.points() * plan.columns.points();
-}
-
-int64_t winograd_weights_size(const ConvView& view) {
-  const winograd::Plan plan(view);
-  return view.groups * plan.panels *
-         (winograd::keeps_taps(view) ? winograd::gathered_panel(plan)
-                                     : winograd::WeightLayout(plan).panel);
+  const winograd::Grid grid(view);
+  return grid.rows.points() * grid.columns.points();
 }
 
 template <typename T>
-void winograd_pack_weights(const ConvView& view, const T* w, float* packed, const Parallel& pool) {
-  const winograd::Plan plan(view);
+int64_t winograd_weights_size(const ConvView& view) {
+  const winograd::Plan<Wide<T>> plan(view);
+  return view.groups * plan.panels *
+         (winograd::keeps_taps(view) ? winograd::gathered_panel(plan)
+                                     : winograd::WeightLayout<Wide<T>>(plan).panel);
+}
+
+template <typename T>
+void winograd_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
+                           const Parallel& pool) {
+  const winograd::Plan<Wide<T>> plan(view);
   if (view.groups > 1) {
     const ConvView group = winograd::group_of(view, 0);
-    const int64_t size = winograd_weights_size(group);
+    const int64_t size = winograd_weights_size<T>(group);
     return winograd::for_groups(
         view.groups, winograd::group_products(view), pool, [&](int64_t g, const Parallel& inner) {
           winograd_pack_weights(group, w + g * view.weight_group, packed + g * size, inner);
@@ -309,7 +317,7 @@ void winograd_pack_weights(const ConvView& view, const T* w, float* packed, cons
   }
   const WideArray<T> wide(w, weights_of(view), pool);
   if (!winograd::keeps_taps(view))
-    return winograd::transform_all_weights(plan, wide.get(), packed, pool);
+    return winograd::transform_all_weights<Wide<T>>(plan, wide.get(), packed, pool);
   const WorkSplit split(plan.panels, static_cast<double>(winograd::gathered_panel(plan)));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t panel = begin; panel < end; ++panel)
@@ -320,9 +328,9 @@ void winograd_pack_weights(const ConvView& view, const T* w, float* packed, cons
 template <typename T>
 std::vector<int64_t> winograd_gather(const ConvView& view, const T* src, const T* w, const T* bias,
                                      const Epilogue<T>& epilogue, const Parallel& pool,
-                                     const float* packed) {
+                                     const Wide<T>* packed) {
   if (view.groups > 1) {
-    const int64_t size = winograd_weights_size(winograd::group_of(view, 0));
+    const int64_t size = winograd_weights_size<T>(winograd::group_of(view, 0));
     std::vector<std::vector<int64_t>> special(static_cast<size_t>(view.groups));
     winograd::for_groups(
         view.groups, winograd::group_products(view), pool, [&](int64_t g, const Parallel& inner) {
@@ -341,11 +349,13 @@ std::vector<int64_t> winograd_gather(const ConvView& view, const T* src, const T
 }
 
 #define TORCHCONV_INSTANTIATE(T)                                                               \
-  template void winograd_pack_weights(const ConvView&, const T*, float*, const Parallel&);     \
+  template int64_t winograd_weights_size<T>(const ConvView&);                                  \
+  template void winograd_pack_weights(const ConvView&, const T*, Wide<T>*, const Parallel&);   \
   template std::vector<int64_t> winograd_gather(const ConvView&, const T*, const T*, const T*, \
                                                 const Epilogue<T>&, const Parallel&,           \
-                                                const float*);
+                                                const Wide<T>*);
 TORCHCONV_INSTANTIATE(float)
+TORCHCONV_INSTANTIATE(double)
 TORCHCONV_INSTANTIATE(BFloat16)
 TORCHCONV_INSTANTIATE(Float16)
 #undef TORCHCONV_INSTANTIATE

@@ -8,12 +8,14 @@
 namespace torchconv::cpu::winograd {
 
 // Scratch for transform_source.
-int64_t source_scratch(const Plan& plan, int64_t slots);
+template <typename A>
+int64_t source_scratch(const Plan<A>& plan, int64_t slots);
 
 // Transforms the tiles of a strip of segments, for all channels, into v. Instantiated for float,
-// BFloat16 and Float16.
+// double, BFloat16 and Float16.
 template <typename T>
-void transform_source(const Plan& plan, const Segment* segments, int64_t count, const T* src,
-                      const SourceLayout& layout, float* scratch, float* v);
+void transform_source(const Plan<Wide<T>>& plan, const Segment* segments, int64_t count,
+                      const T* src, const SourceLayout<Wide<T>>& layout, Wide<T>* scratch,
+                      Wide<T>* v);
 
 }  // namespace torchconv::cpu::winograd
