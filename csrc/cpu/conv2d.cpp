@@ -206,7 +206,7 @@ bool is_empty(const ConvView& view) { return view.N == 0 || view.K == 0 || view.
 
 template <typename T>
 bool wgrad_by_winograd(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<T, Wide<T>>) {
     return winograd_wgrad(view, dz, x, dw, pool);
   } else {
     const WideArray<T> wide_dz(dz, view.N * view.dst.n, pool);
@@ -224,11 +224,9 @@ template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   if (is_empty(view) || view.terms() == 0) return;
   ConvAlgorithm algorithm = wgrad_algorithm(view, kDType<T>, winograd_allowed());
-  if constexpr (kInFloat<T>) {
-    if (algorithm == ConvAlgorithm::kWinograd) {
-      if (wgrad_by_winograd(view, dz, x, dw, pool)) return;
-      algorithm = wgrad_algorithm(view, kDType<T>, false);
-    }
+  if (algorithm == ConvAlgorithm::kWinograd) {
+    if (wgrad_by_winograd(view, dz, x, dw, pool)) return;
+    algorithm = wgrad_algorithm(view, kDType<T>, false);
   }
   switch (algorithm) {
     case ConvAlgorithm::kDepthwiseChannels:

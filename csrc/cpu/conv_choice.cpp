@@ -80,7 +80,6 @@ struct Case {
   const bool winograd;
 
   bool is(DType t) const { return dtype == t; }
-  bool in_float() const { return !is(DType::kFloat64); }
   int64_t narrower_side() const { return std::min(v.C, v.K); }
   int64_t wider_side() const { return std::max(v.C, v.K); }
   bool grouped() const { return v.groups > 1; }
@@ -140,6 +139,10 @@ struct Case {
     }
     if (v.taps.size() > 9) return v.K >= kWinogradWgradChannels;
     return v.step_h == 1 && v.C >= kFirstLayerChannels && v.K >= kFirstLayerFilters;
+  }
+  bool winograd_wgrad() const {
+    return is(DType::kFloat64) ? winograd_wgrad_applies<double>(v)
+                               : winograd_wgrad_applies<float>(v);
   }
   // Too few channels on both sides for vectors along them, or filters where they are not innermost.
   bool wgrad_narrow() const {
@@ -226,8 +229,7 @@ constexpr Rule kWgradRules[] = {
        return c.wgrad_by_pairs() && (c.v.step_h > 1 || c.narrower_side() < kWinogradWgradChannels);
      }},
     {Algorithm::kWinograd, [](const Case& c) {
-       return c.winograd && c.in_float() && c.feeds_winograd_wgrad() &&
-              winograd_wgrad_applies(c.v);
+       return c.winograd && c.feeds_winograd_wgrad() && c.winograd_wgrad();
      }},
     {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {

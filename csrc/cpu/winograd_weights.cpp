@@ -32,7 +32,8 @@ TORCHCONV_INLINE Register<float> load_quads(const float* p, [[maybe_unused]] int
 TORCHCONV_INLINE Register<double> load_quads(const double* p, [[maybe_unused]] int64_t step) {
 #if defined(__AVX512F__)
   const __m512d v = _mm512_castpd256_pd512(_mm256_loadu_pd(p));
-  return bit_cast<Register<double>>(_mm512_maskz_insertf64x4(0xff, v, _mm256_loadu_pd(p + step), 1));
+  return bit_cast<Register<double>>(
+      _mm512_maskz_insertf64x4(0xff, v, _mm256_loadu_pd(p + step), 1));
 #else
   return Vec<double>::load(p);
 #endif

@@ -8,15 +8,16 @@
 namespace torchconv::cpu::winograd_gradient {
 namespace {
 
-constexpr int64_t kL = Vec<float>::kLanes;
 constexpr int64_t kPhaseTaps = 4;
 
 }  // namespace
 
-BlockedImage block_channels(const float* src, const ConvStrides& stride, int64_t N, int64_t C,
-                            int64_t rows, int64_t columns, const Parallel& pool) {
+template <typename A>
+BlockedImage<A> block_channels(const A* src, const ConvStrides& stride, int64_t N, int64_t C,
+                               int64_t rows, int64_t columns, const Parallel& pool) {
+  constexpr int64_t kL = kLanes<A>;
   const int64_t image = round_up(rows * columns, kL) * kL, vectors = ceil_div(C, kL);
-  BlockedImage blocked{image, N * image, Buffer<float>(vectors * N * image)};
+  BlockedImage<A> blocked{image, N * image, Buffer<A>(vectors * N * image)};
   const WorkSplit split(vectors * N, static_cast<double>(image));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t item = begin; item < end; ++item) {
@@ -28,10 +29,16 @@ BlockedImage block_channels(const float* src, const ConvStrides& stride, int64_t
   return blocked;
 }
 
-BlockedImage space_to_depth(const ConvView& view, const float* x, int64_t rows, int64_t columns,
-                            const Parallel& pool) {
+template BlockedImage<float> block_channels(const float*, const ConvStrides&, int64_t, int64_t,
+                                            int64_t, int64_t, const Parallel&);
+template BlockedImage<double> block_channels(const double*, const ConvStrides&, int64_t, int64_t,
+                                             int64_t, int64_t, const Parallel&);
+
+BlockedImage<float> space_to_depth(const ConvView& view, const float* x, int64_t rows,
+                                   int64_t columns, const Parallel& pool) {
+  constexpr int64_t kL = kLanes<float>;
   const int64_t vectors = ceil_div(4 * view.C, kL), row = columns * kL, image = rows * row;
-  BlockedImage blocked{image, view.N * image, Buffer<float>(vectors * view.N * image)};
+  BlockedImage<float> blocked{image, view.N * image, Buffer<float>(vectors * view.N * image)};
   const int64_t top = view.taps[0].h, left = view.taps[0].w;
   const WorkSplit split(view.N * rows, static_cast<double>(4 * vectors * row));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
