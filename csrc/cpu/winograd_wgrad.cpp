@@ -434,14 +434,9 @@ WinogradWgradCost winograd_wgrad_cost(const ConvView& view) {
   return {"", 0, 0};
 }
 
-template <typename A>
 bool winograd_wgrad_applies(const ConvView& view) {
-  using winograd_gradient::Kind;
-  const Kind kind = winograd_gradient::kind_of(view);
-  return std::is_same_v<A, double> ? kind == Kind::kThreeTaps : kind != Kind::kNone;
+  return winograd_gradient::kind_of(view) != winograd_gradient::Kind::kNone;
 }
-template bool winograd_wgrad_applies<float>(const ConvView&);
-template bool winograd_wgrad_applies<double>(const ConvView&);
 
 template <typename A>
 bool winograd_wgrad(const ConvView& view, const A* dz, const A* x, A* dw, const Parallel& pool) {
@@ -457,12 +452,17 @@ bool winograd_wgrad(const ConvView& view, const A* dz, const A* x, A* dw, const 
     });
     return finite;
   }
-  const Kind kind = kind_of(view);
-  if (kind == Kind::kThreeTaps) return Wgrad<ThreeTaps, A>(view, dz, x, dw, pool).run();
-  if constexpr (std::is_same_v<A, float>) {
-    if (kind == Kind::kFiveTaps) return Wgrad<FiveTaps, A>(view, dz, x, dw, pool).run();
-    if (kind == Kind::kStride2) return Wgrad<ThreeTapsStride2, A>(view, dz, x, dw, pool).run();
-    if (kind == Kind::kStem) return Wgrad<FourTaps, A>(view, dz, x, dw, pool).run();
+  switch (kind_of(view)) {
+    case Kind::kThreeTaps:
+      return Wgrad<ThreeTaps, A>(view, dz, x, dw, pool).run();
+    case Kind::kFiveTaps:
+      return Wgrad<FiveTaps, A>(view, dz, x, dw, pool).run();
+    case Kind::kStride2:
+      return Wgrad<ThreeTapsStride2, A>(view, dz, x, dw, pool).run();
+    case Kind::kStem:
+      return Wgrad<FourTaps, A>(view, dz, x, dw, pool).run();
+    case Kind::kNone:
+      return false;
   }
   return false;
 }

@@ -7,9 +7,7 @@
 
 namespace torchconv::cpu {
 
-// Whether view (fprop's) is one of these, or for double one of 3x3 kernels with stride 1. Images
-// may be as small as one tile.
-template <typename A>
+// Whether view (fprop's) is one of these. Images may be as small as one tile.
 bool winograd_wgrad_applies(const ConvView& view);
 
 // What it does of a sample, for a view that it applies to.

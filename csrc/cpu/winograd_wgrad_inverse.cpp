@@ -228,8 +228,11 @@ void add_taps(const ProductTile<A>& tile, bool first, bool last, A* taps, A* los
 TORCHCONV_INVERSE(ThreeTaps, float)
 TORCHCONV_INVERSE(ThreeTaps, double)
 TORCHCONV_INVERSE(ThreeTapsStride2, float)
+TORCHCONV_INVERSE(ThreeTapsStride2, double)
 TORCHCONV_INVERSE(FourTaps, float)
+TORCHCONV_INVERSE(FourTaps, double)
 TORCHCONV_INVERSE(FiveTaps, float)
+TORCHCONV_INVERSE(FiveTaps, double)
 #undef TORCHCONV_INVERSE
 
 }  // namespace torchconv::cpu::winograd_gradient

@@ -203,8 +203,11 @@ void transform_gradient(const Operand<A>& dz, const Segment& now, const Segment&
 TORCHCONV_TRANSFORMS(ThreeTaps, float)
 TORCHCONV_TRANSFORMS(ThreeTaps, double)
 TORCHCONV_TRANSFORMS(ThreeTapsStride2, float)
+TORCHCONV_TRANSFORMS(ThreeTapsStride2, double)
 TORCHCONV_TRANSFORMS(FourTaps, float)
+TORCHCONV_TRANSFORMS(FourTaps, double)
 TORCHCONV_TRANSFORMS(FiveTaps, float)
+TORCHCONV_TRANSFORMS(FiveTaps, double)
 #undef TORCHCONV_TRANSFORMS
 template void transpose_pixels(const float*, int64_t, int64_t, int64_t, int64_t, float*);
 template void transpose_pixels(const double*, int64_t, int64_t, int64_t, int64_t, double*);

@@ -26,8 +26,9 @@ BlockedImage<A> block_channels(const A* src, const ConvStrides& stride, int64_t 
 // Of x for a stride of two: channel c*4 + a*2 + b is element (2*i + a, 2*j + b) of channel c,
 // counted from the first tap's element of the first window, with zeros outside x. `rows` and
 // `columns` are those of the result.
-BlockedImage<float> space_to_depth(const ConvView& view, const float* x, int64_t rows,
-                                   int64_t columns, const Parallel& pool);
+template <typename A>
+BlockedImage<A> space_to_depth(const ConvView& view, const A* x, int64_t rows, int64_t columns,
+                               const Parallel& pool);
 
 // ConvTap::weight and the channel's offset for [channel of space_to_depth][4 x 4 taps], -1 where
 // the kernel has no such tap.
