@@ -34,13 +34,13 @@ constexpr int64_t kFewestTiles = 16, kMostTiles = 64, kManyBlocks = 8;
 constexpr int64_t kFiltersAtOnce = 64;
 // With at most so many tiles and at least so many weights in a tap, tasks own filters.
 constexpr int64_t kFewTiles = 128, kManyWeights = 256 * 256;
-// Of more weights than this the gathered taps are kept where U is much larger, four times as much
-// with nine of them: it would have to come from memory.
+// Of more weights than this nothing is kept where U is much larger, four times as much with nine
+// taps: U would have to come from memory, and so would the weights, for their checksum.
 constexpr int64_t kTransformedWeights = 256 * 256;
 
-bool keeps_taps(const ConvView& view) {
+bool keeps_weights(const ConvView& view) {
   const auto taps = static_cast<int64_t>(view.taps.size());
-  return kProducts > 2 * taps && view.C * view.K > kTransformedWeights;
+  return kProducts <= 2 * taps || view.C * view.K <= kTransformedWeights;
 }
 
 bool tasks_own_filters(const Grid& plan) {
@@ -52,7 +52,7 @@ bool tasks_own_filters(const Grid& plan) {
 constexpr int64_t kStreamedU = 12 << 20;
 
 template <typename A>
-void transform_all_weights(const Plan<A>& plan, WeightSource<A> w, A* u, const Parallel& pool) {
+void transform_all_weights(const Plan<A>& plan, const A* w, A* u, const Parallel& pool) {
   const WeightLayout<A> layout(plan);
   const bool streams = plan.panels * layout.panel * static_cast<int64_t>(sizeof(A)) >= kStreamedU &&
                        WideVec<A>::streamable(u);
@@ -78,8 +78,8 @@ class Driver {
          const Epilogue<T>& epilogue)
       : plan_(view),
         src_(src),
-        w_(w, keeps_taps(view) ? kept : nullptr),
-        u_(keeps_taps(view) ? nullptr : kept),
+        w_(w),
+        u_(kept),
         epilogue_(epilogue),
         special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()),
         weights_(plan_),
@@ -139,22 +139,50 @@ class Driver {
     const int64_t grain = work_grain(multiplications(slots, plan_.panels));
     parallel_for_with_scratch(pool, 0, blocks, grain, [&](int64_t begin, int64_t end) {
       Buffer<A> v(layout.size(plan_)), m(chunk * slots * kSlot), scratch(scratch_size);
-      for (int64_t b = begin; b < end; ++b) {
+      const auto block_at = [&](int64_t b) {
         const int64_t first = first_tile(b, blocks);
-        const TileBlock block(plan_, first, first_tile(b + 1, blocks) - first);
+        return TileBlock(plan_, first, first_tile(b + 1, blocks) - first);
+      };
+      SourcePrefetch ahead;
+      TileBlock block = block_at(begin);
+      for (int64_t b = begin; b < end; ++b) {
         for (const Range& strip : block.strips())
           transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
                            scratch.get(), v.get());
+        TileBlock next = b + 1 < end ? block_at(b + 1) : TileBlock(plan_, 0, 0);
+        const auto strips = static_cast<int64_t>(next.strips().size());
         for (int64_t panel = 0; panel < plan_.panels; panel += chunk) {
-          const int64_t count = std::min(chunk, plan_.panels - panel);
+          const Range panels{panel, std::min(panel + chunk, plan_.panels)};
+          // The products leave the memory idle: meanwhile what their transform writes is fetched,
+          // and a part of what the next block reads.
+          ahead.clear();
+          expect_outputs(block, panels, ahead);
+          for (int64_t i = strips * panels.begin / plan_.panels;
+               i < strips * panels.end / plan_.panels; ++i)
+            prefetch_source(plan_, &next.segments()[next.strips()[i].begin],
+                            next.strips()[i].size(), src_, ahead);
+          const int64_t lines = lines_at_once(ahead, block, panels, plan_.blocks);
           for (int64_t c = 0; c < plan_.blocks; ++c)
-            multiply(block, c, {panel, panel + count}, layout, v.get(),
-                     u + panel * weights_.panel + c * weights_.block, m.get(), slots, nullptr);
-          for (int64_t i = 0; i < count; ++i)
-            finish(block, panel + i, m.get() + i * slots * kSlot, scratch.get());
+            multiply(block, c, panels, layout, v.get(),
+                     u + panel * weights_.panel + c * weights_.block, m.get(), slots, false, ahead,
+                     lines);
+          for (int64_t i = panels.begin; i < panels.end; ++i)
+            finish(block, i, m.get() + (i - panel) * slots * kSlot, scratch.get());
         }
+        block = std::move(next);
       }
     });
+  }
+
+  void expect_outputs(const TileBlock& block, Range panels, SourcePrefetch& ahead) const {
+    for (const Segment& s : block.segments())
+      prefetch_destination(plan_, s, panels, epilogue_.y, ahead);
+  }
+  // Lines for a call of the micro-kernel.
+  int64_t lines_at_once(const SourcePrefetch& ahead, const TileBlock& block, Range panels,
+                        int64_t channel_blocks) const {
+    return ceil_div(ahead.lines(),
+                    channel_blocks * kProducts * panels.size() * ceil_div(block.tiles(), kMaxRows));
   }
 
   double multiplications(int64_t tiles, int64_t panels) const {
@@ -183,34 +211,36 @@ class Driver {
       const bool near = u_ == nullptr;
       Buffer<A> transformed(near ? weights_.block : 0), m(tiles * kSlot),
           scratch(product_scratch(plan_, tiles));
+      SourcePrefetch ahead;
       for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t c = 0; c < plan_.blocks; ++c) {
           const bool last = c + 1 == plan_.blocks;
-          WeightPrefetch<A> fetch(plan_, w_, std::min(panel + (last ? 1 : 0), end - 1),
-                                  last ? 0 : c + 1);
+          ahead.clear();
+          if (last) expect_outputs(block, {panel, panel + 1}, ahead);
+          if (near && !(last && panel + 1 == end))
+            prefetch_panel(plan_, w_, panel + (last ? 1 : 0), last ? 0 : c + 1, ahead);
           if (near) transform_weights(plan_, w_, panel, c, transformed.get());
           const A* u = near ? transformed.get() : u_ + panel * weights_.panel + c * weights_.block;
-          multiply(block, c, {panel, panel + 1}, layout, v.get(), u, m.get(), tiles,
-                   near ? &fetch : nullptr);
+          const Range panels{panel, panel + 1};
+          multiply(block, c, panels, layout, v.get(), u, m.get(), tiles, near, ahead,
+                   lines_at_once(ahead, block, panels, 1));
         }
         finish(block, panel, m.get(), scratch.get());
       }
     });
   }
 
-  // Adds one block of channels to some panels of M; u and m are the first one's. With next_weights
-  // U has just been written: then V and these have to be fetched, else the rest of U.
+  // Adds one block of channels to some panels of M; u and m are the first one's. near: U has just
+  // been written, so V is fetched, else the rest of U. `lines` of `ahead` go with every call.
   void multiply(const TileBlock& tiles, int64_t block, Range panels, const SourceLayout<A>& layout,
-                const A* v, const A* u, A* m, int64_t slots,
-                WeightPrefetch<A>* next_weights) const {
+                const A* v, const A* u, A* m, int64_t slots, bool near, SourcePrefetch& ahead,
+                int64_t lines) const {
     WinogradGemm<A> g{};
     g.v_step = layout.vector;
     g.m_step = kSlot;
     g.channels = plan_.channels_in(block);
     g.accumulate = block > 0;
     v += block * layout.block;
-    const int64_t calls = kProducts * panels.size() * ceil_div(tiles.tiles(), kMaxRows);
-    const int64_t lines = next_weights != nullptr ? ceil_div(next_weights->lines(), calls) : 0;
     for (int point = 0; point < kProducts; ++point) {
       const Range range = tiles.slots(point / kPoints, point % kPoints);
       for (int64_t panel = 0; panel < panels.size(); ++panel) {
@@ -219,7 +249,7 @@ class Driver {
         const int64_t vectors = ceil_div(filters, kVector);
         g.u = u + panel * weights_.panel + point * weights_.point;
         const bool last = panel + 1 == panels.size();
-        if (next_weights != nullptr)
+        if (near)
           g.next = v + (point + 1) * layout.point;
         else
           g.next = last ? u + (point + 1) * weights_.point : g.u + weights_.panel;
@@ -228,9 +258,8 @@ class Driver {
           g.v = v + point * layout.point + slot * kVector;
           g.m = m + (panel * slots + slot) * kSlot + point * kFilters;
           winograd_microkernel<A>(rows, vectors)(g);
-          if (next_weights == nullptr) return;
-          g.next += g.channels * kFilters;
-          next_weights->advance(lines);
+          if (near) g.next += g.channels * kFilters;
+          ahead.ask(lines);
         });
       }
     }
@@ -245,7 +274,7 @@ class Driver {
 
   const Plan<A> plan_;
   const T* src_;
-  const WeightSource<A> w_;
+  const A* w_;
   const A* u_;  // or null
   const Epilogue<T>& epilogue_;
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
@@ -298,9 +327,8 @@ int64_t winograd_products(const ConvView& view) {
 template <typename T>
 int64_t winograd_weights_size(const ConvView& view) {
   const winograd::Plan<Wide<T>> plan(view);
-  return view.groups * plan.panels *
-         (winograd::keeps_taps(view) ? winograd::gathered_panel(plan)
-                                     : winograd::WeightLayout<Wide<T>>(plan).panel);
+  if (!winograd::keeps_weights(view)) return 0;
+  return view.groups * plan.panels * winograd::WeightLayout<Wide<T>>(plan).panel;
 }
 
 template <typename T>
@@ -316,13 +344,7 @@ void winograd_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
         });
   }
   const WideArray<T> wide(w, weights_of(view), pool);
-  if (!winograd::keeps_taps(view))
-    return winograd::transform_all_weights<Wide<T>>(plan, wide.get(), packed, pool);
-  const WorkSplit split(plan.panels, static_cast<double>(winograd::gathered_panel(plan)));
-  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
-    for (int64_t panel = begin; panel < end; ++panel)
-      winograd::gather_weights(plan, wide.get(), panel, packed);
-  });
+  winograd::transform_all_weights<Wide<T>>(plan, wide.get(), packed, pool);
 }
 
 template <typename T>

@@ -19,7 +19,7 @@ int64_t winograd_products(const ConvView& view);
 
 // Weights in a form worth keeping from call to call: how many elements, and what fills them. It
 // depends on the weights, C, K, the strides of the weights and the order of the taps alone, so
-// views of any batch and image size share it.
+// views of any batch and image size share it. No elements: nothing is worth keeping.
 template <typename T>
 int64_t winograd_weights_size(const ConvView& view);
 template <typename T>

@@ -194,9 +194,36 @@ void transform_source(const Plan<Wide<T>>& plan, const Segment* segments, int64_
   }
 }
 
+template <typename T>
+void prefetch_source(const Plan<Wide<T>>& plan, const Segment* segments, int64_t count,
+                     const T* src, SourcePrefetch& ahead) {
+  constexpr auto kSize = static_cast<int64_t>(sizeof(T));
+  const ConvView& view = plan.view;
+  const ConvStrides& stride = view.src;
+  const Window window(plan, segments, count);
+  const int64_t i = segments[0].i, next_row = plan.rows.dilation * stride.row;
+  const bool first = i == 0 || plan.rows.rest(i - 1) == 1;
+  const Range rows{std::max(window.row.begin, first ? 0 : int64_t{plan.side - 1}), window.row.end};
+  if (rows.empty() || window.column.empty()) return;
+  src += segments[0].n * stride.n + window.h * stride.row + rows.begin * next_row +
+         (window.w + window.column.begin) * stride.column;
+  const bool planes = view.src_pixels_contiguous();
+  const int64_t width = window.column.size();
+  if (planes && width == next_row)  // whole rows of the image are one run
+    return ahead.add(src, view.C, stride.c * kSize, rows.size() * width * kSize);
+  for (int64_t r = 0; r < rows.size(); ++r) {
+    if (planes)
+      ahead.add(src + r * next_row, view.C, stride.c * kSize, width * kSize);
+    else
+      ahead.add(src + r * next_row, width, stride.column * kSize, view.C * kSize);
+  }
+}
+
 #define TORCHCONV_INSTANTIATE(T)                                                          \
   template void transform_source(const Plan<Wide<T>>&, const Segment*, int64_t, const T*, \
-                                 const SourceLayout<Wide<T>>&, Wide<T>*, Wide<T>*);
+                                 const SourceLayout<Wide<T>>&, Wide<T>*, Wide<T>*);       \
+  template void prefetch_source(const Plan<Wide<T>>&, const Segment*, int64_t, const T*,  \
+                                SourcePrefetch&);
 TORCHCONV_INSTANTIATE(float)
 TORCHCONV_INSTANTIATE(double)
 TORCHCONV_INSTANTIATE(BFloat16)

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/source_prefetch.h"
 #include "cpu/winograd_tiles.h"
 
 namespace torchconv::cpu::winograd {
@@ -17,5 +18,10 @@ template <typename T>
 void transform_source(const Plan<Wide<T>>& plan, const Segment* segments, int64_t count,
                       const T* src, const SourceLayout<Wide<T>>& layout, Wide<T>* scratch,
                       Wide<T>* v);
+
+// What it is going to read for the first time, where the strip above has been transformed.
+template <typename T>
+void prefetch_source(const Plan<Wide<T>>& plan, const Segment* segments, int64_t count,
+                     const T* src, SourcePrefetch& ahead);
 
 }  // namespace torchconv::cpu::winograd

@@ -79,6 +79,25 @@ constexpr auto segment_transform(bool tall) {
   return tall ? transform_segment<kFull, true, A> : transform_segment<kFull, false, A>;
 }
 
+// The outputs of a segment, and where those of the first filter go.
+struct Outputs {
+  int64_t rows, columns, dst;
+  ConvStrides strides;
+
+  Outputs(const Grid& plan, const Segment& s) {
+    const ConvView& view = plan.view;
+    const int64_t last = s.j + s.count - 1, step = plan.columns.dilation;
+    rows = plan.rows.outputs_of(s.i);
+    columns =
+        (plan.columns.begin(last) - plan.columns.begin(s.j)) / step + plan.columns.outputs_of(last);
+    dst = view.dst_offset + s.n * view.dst.n + plan.rows.begin(s.i) * view.dst.row +
+          plan.columns.begin(s.j) * view.dst.column;
+    strides = {0, view.dst.c, plan.rows.dilation * view.dst.row, step * view.dst.column};
+  }
+  // Whole rows of the image are one run.
+  bool whole_rows() const { return strides.column == 1 && strides.row == columns; }
+};
+
 int64_t max_pixels(const Grid& plan, int64_t slots) {
   return plan.rows.full * plan.columns.full * std::min(slots, plan.columns.count);
 }
@@ -99,22 +118,35 @@ bool transform_products(const Plan<Wide<T>>& plan, const Segment& s, int64_t pan
   const ConvView& view = plan.view;
   const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
   const int64_t vectors = ceil_div(filters, kVector);
-  const int64_t rows = plan.rows.outputs_of(s.i);
-  const int64_t last = s.j + s.count - 1, step = plan.columns.dilation;
-  const int64_t columns =
-      (plan.columns.begin(last) - plan.columns.begin(s.j)) / step + plan.columns.outputs_of(last);
+  const Outputs out(plan, s);
   const bool tall = plan.rows.is_full(s.i);
   const auto transform = plan.side == 3 ? segment_transform<tile_outputs(3), A>(tall)
                                         : segment_transform<tile_outputs(5), A>(tall);
   A* band = scratch;
-  const bool finite = !has_nan(transform(s, m, bias, vectors, rows, columns, band));
+  const bool finite = !has_nan(transform(s, m, bias, vectors, out.rows, out.columns, band));
 
-  const int64_t dst = view.dst_offset + s.n * view.dst.n + panel * kFilters * view.dst.c +
-                      plan.rows.begin(s.i) * view.dst.row +
-                      plan.columns.begin(s.j) * view.dst.column;
-  store_band({0, view.dst.c, plan.rows.dilation * view.dst.row, step * view.dst.column}, dst,
-             filters, rows, columns, epilogue, band);
+  store_band(out.strides, out.dst + panel * kFilters * view.dst.c, filters, out.rows, out.columns,
+             epilogue, band);
   return finite;
+}
+
+template <typename T>
+void prefetch_destination(const Plan<Wide<T>>& plan, const Segment& s, Range panels, const T* y,
+                          SourcePrefetch& ahead) {
+  constexpr auto kSize = static_cast<int64_t>(sizeof(T));
+  constexpr int64_t kFilters = kPanel<Wide<T>>;
+  const Outputs out(plan, s);
+  const int64_t filters = std::min(plan.view.K - panels.begin * kFilters, panels.size() * kFilters);
+  y += out.dst + panels.begin * kFilters * out.strides.c;
+  if (out.whole_rows())
+    return ahead.add(y, filters, out.strides.c * kSize, out.rows * out.columns * kSize);
+  for (int64_t r = 0; r < out.rows; ++r) {
+    if (out.strides.c == 1)
+      ahead.add(y + r * out.strides.row, out.columns, out.strides.column * kSize, filters * kSize);
+    else
+      ahead.add(y + r * out.strides.row, filters, out.strides.c * kSize,
+                out.columns * out.strides.column * kSize);
+  }
 }
 
 template <typename T>
@@ -148,6 +180,8 @@ void store_band(const ConvStrides& strides, int64_t dst, int64_t filters, int64_
 #define TORCHCONV_INSTANTIATE(T)                                                                  \
   template bool transform_products(const Plan<Wide<T>>&, const Segment&, int64_t, const Wide<T>*, \
                                    const Wide<T>*, const Epilogue<T>&, Wide<T>*);                 \
+  template void prefetch_destination(const Plan<Wide<T>>&, const Segment&, Range, const T*,       \
+                                     SourcePrefetch&);                                            \
   template void store_band(const ConvStrides&, int64_t, int64_t, int64_t, int64_t,                \
                            const Epilogue<T>&, Wide<T>*);
 TORCHCONV_INSTANTIATE(float)

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/activation.h"
+#include "cpu/source_prefetch.h"
 #include "cpu/winograd_tiles.h"
 
 namespace torchconv::cpu::winograd {
@@ -29,6 +30,11 @@ template <typename T>
 bool transform_products(const Plan<Wide<T>>& plan, const Segment& segment, int64_t panel,
                         const Wide<T>* m, const Wide<T>* bias, const Epilogue<T>& epilogue,
                         Wide<T>* scratch);
+
+// What it is going to write of some panels, at y.
+template <typename T>
+void prefetch_destination(const Plan<Wide<T>>& plan, const Segment& segment, Range panels,
+                          const T* y, SourcePrefetch& ahead);
 
 // Sends finished outputs, [row][column][kPanel] in a band, to where they belong: the first of
 // `filters` at the first pixel to element dst. The band has band_size elements and is overwritten.

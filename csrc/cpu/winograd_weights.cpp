@@ -201,16 +201,8 @@ void prefetch_weights(const ConvView& view, const TapOffsets& taps, const A* w, 
 }
 
 template <typename A>
-void gather_weights(const Plan<A>& plan, const A* w, int64_t panel, A* taps) {
-  for (int64_t vector = 0; vector < plan.vectors; ++vector)
-    gather_vector(
-        plan, w, panel, vector,
-        taps + panel * gathered_panel(plan) + vector * plan.taps().count * kTapElements<A>);
-}
-
-template <typename A>
-void transform_weights(const Plan<A>& plan, WeightSource<A> source, int64_t panel, int64_t block,
-                       A* u, bool streams) {
+void transform_weights(const Plan<A>& plan, const A* w, int64_t panel, int64_t block, A* u,
+                       bool streams) {
   constexpr int64_t kVector = kLanes<A>, kFilters = kPanel<A>;
   const WeightLayout<A> layout(plan);
   const ConvView& view = plan.view;
@@ -222,71 +214,43 @@ void transform_weights(const Plan<A>& plan, WeightSource<A> source, int64_t pane
   alignas(64) A gathered[kMostTaps * kTapElements<A>];
   for (int64_t vector = 0; vector < plan.vectors_in(block); ++vector) {
     const int64_t from = block * plan.block_vectors + vector, c = from * kVector;
-    const A* g = gathered;
-    const A* next = nullptr;
-    if (source.taps != nullptr) {
-      g = source.taps + panel * gathered_panel(plan) + from * taps.count * kTapElements<A>;
-    } else {
-      gather_vector(plan, source.w, panel, from, gathered);
-      next = source.w + panel * kFilters * view.weight_k;
-      next += c + kVector < view.C ? (c + kVector) * view.weight_c : kFilters * view.weight_k;
-    }
+    gather_vector(plan, w, panel, from, gathered);
+    const A* next = w + panel * kFilters * view.weight_k;
+    next += c + kVector < view.C ? (c + kVector) * view.weight_c : kFilters * view.weight_k;
     const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
     const int64_t channels = std::min(round_up(view.C - c, kWinogradStep<A>), kVector);
     for (int64_t i = 0; i < channels; ++i) {
-      if (next != nullptr) prefetch_weights(view, taps, next, i);
+      prefetch_weights(view, taps, next, i);
       for (int64_t k = 0; k < filters; k += kVector)
-        transform(g + i * taps.count * kFilters + k, u + (vector * kVector + i) * kFilters + k,
-                  layout.point);
+        transform(gathered + i * taps.count * kFilters + k,
+                  u + (vector * kVector + i) * kFilters + k, layout.point);
     }
   }
   if (streams) stream_fence();
 }
 
 template <typename A>
-WeightPrefetch<A>::WeightPrefetch(const Plan<A>& plan, WeightSource<A> source, int64_t panel,
-                                  int64_t block)
-    : plan_(plan) {
-  constexpr int64_t kVector = kLanes<A>, kFilters = kPanel<A>;
-  const int64_t vector = block * plan.block_vectors, vectors = plan.vectors_in(block);
-  if (source.taps != nullptr) {
-    const int64_t gathered = plan.taps().count * kTapElements<A>;
-    w_ = source.taps + panel * gathered_panel(plan) + vector * gathered;
-    outer_ = taps_ = 1;
-    stride_ = 0;
-    run_lines_ = ceil_div(vectors * gathered, kLine<A>);
-    return;
-  }
+void prefetch_panel(const Plan<A>& plan, const A* w, int64_t panel, int64_t block,
+                    SourcePrefetch& ahead) {
+  constexpr auto kSize = static_cast<int64_t>(sizeof(A));
   const ConvView& view = plan.view;
-  const int64_t k = panel * kFilters, filters = std::min(view.K - k, kFilters);
-  const int64_t c = vector * kVector, channels = std::min(view.C - c, vectors * kVector);
-  w_ = source.w + k * view.weight_k + c * view.weight_c;
+  const int64_t k = panel * kPanel<A>, filters = std::min(view.K - k, kPanel<A>);
+  const int64_t c = block * plan.block_vectors * kLanes<A>;
+  const int64_t channels = std::min(view.C - c, plan.vectors_in(block) * kLanes<A>);
+  const TapOffsets taps = plan.taps();
+  w += k * view.weight_k + c * view.weight_c;
   const bool by_filter = view.weight_k > view.weight_c;
-  outer_ = by_filter ? filters : channels;
-  stride_ = std::max(view.weight_k, view.weight_c);
-  const int64_t inner = by_filter ? channels : filters;
-  const bool by_tap = std::min(view.weight_k, view.weight_c) == 1;
-  taps_ = by_tap ? plan.taps().count : 1;
-  run_lines_ = ceil_div(by_tap ? inner : inner * plan.taps().count, kLine<A>);
+  const int64_t count = by_filter ? filters : channels, run = by_filter ? channels : filters;
+  const int64_t stride = std::max(view.weight_k, view.weight_c) * kSize;
+  if (std::min(view.weight_k, view.weight_c) > 1)
+    return ahead.add(w, count, stride, run * taps.count * kSize);
+  for (int64_t tap = 0; tap < taps.count; ++tap)
+    ahead.add(w + taps[tap], count, stride, run * kSize);
 }
 
-template <typename A>
-void WeightPrefetch<A>::advance(int64_t lines) {
-  for (; lines > 0 && at_ < outer_; --lines) {
-    const A* run = w_ + at_ * stride_ + (taps_ > 1 ? plan_.tap_weight[tap_] : 0);
-    __builtin_prefetch(run + line_ * kLine<A>, 0, 2);
-    if (++line_ < run_lines_) continue;
-    line_ = 0;
-    if (++tap_ < taps_) continue;
-    tap_ = 0;
-    ++at_;
-  }
-}
-
-#define TORCHCONV_INSTANTIATE(A)                                                                \
-  template void transform_weights(const Plan<A>&, WeightSource<A>, int64_t, int64_t, A*, bool); \
-  template void gather_weights(const Plan<A>&, const A*, int64_t, A*);                          \
-  template class WeightPrefetch<A>;
+#define TORCHCONV_INSTANTIATE(A)                                                         \
+  template void transform_weights(const Plan<A>&, const A*, int64_t, int64_t, A*, bool); \
+  template void prefetch_panel(const Plan<A>&, const A*, int64_t, int64_t, SourcePrefetch&);
 TORCHCONV_INSTANTIATE(float)
 TORCHCONV_INSTANTIATE(double)
 #undef TORCHCONV_INSTANTIATE
