@@ -38,9 +38,11 @@ constexpr int64_t kFewTiles = 128, kManyWeights = 256 * 256;
 // taps: U would have to come from memory, and so would the weights, for their checksum.
 constexpr int64_t kTransformedWeights = 256 * 256;
 
+bool much_larger(const ConvView& view) {
+  return kProducts > 2 * static_cast<int64_t>(view.taps.size());
+}
 bool keeps_weights(const ConvView& view) {
-  const auto taps = static_cast<int64_t>(view.taps.size());
-  return kProducts <= 2 * taps || view.C * view.K <= kTransformedWeights;
+  return !much_larger(view) || view.C * view.K <= kTransformedWeights;
 }
 
 bool tasks_own_filters(const Grid& plan) {
@@ -208,7 +210,8 @@ class Driver {
     });
     const int64_t grain = work_grain(multiplications(tiles, 1));
     parallel_for_with_scratch(pool, 0, plan_.panels, grain, [&](int64_t begin, int64_t end) {
-      const bool near = u_ == nullptr;
+      // Of many filters even a kept U is too large to come from memory for few tiles.
+      const bool near = u_ == nullptr || (std::is_same_v<T, A> && much_larger(plan_.view));
       Buffer<A> transformed(near ? weights_.block : 0), m(tiles * kSlot),
           scratch(product_scratch(plan_, tiles));
       SourcePrefetch ahead;
