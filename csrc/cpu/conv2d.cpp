@@ -52,7 +52,7 @@ template <typename T>
 int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
-      return winograd_weights_size(view);
+      return winograd_weights_size<T>(view);
     case ConvAlgorithm::kStridedWinograd:
       return strided_winograd_weights_size(p);
     case ConvAlgorithm::kDirectProduct:
@@ -75,8 +75,8 @@ void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, c
     if (algorithm == ConvAlgorithm::kStridedWinograd)
       strided_winograd_pack_weights(p, WideArray<T>(w, p.K * p.C * p.R * p.S, pool).get(), packed,
                                     pool);
-    if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
   }
+  if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kDirectProduct) direct_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kPixelProduct) pixel_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kGroupTiles) group_pack_weights(view, w, packed, pool);
@@ -126,22 +126,21 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
             const void* packed, const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
-    case ConvAlgorithm::kWinogradRows:
-      if constexpr (kInFloat<T>) {
-        // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
-        std::vector<int64_t> special;
-        if (algorithm == ConvAlgorithm::kWinograd)
-          special = winograd_gather(view, src, w, bias, epilogue, pool,
-                                    static_cast<const float*>(packed));
-        else if constexpr (std::is_same_v<T, float>)
-          special = winograd_rows(view, src, w, bias, epilogue, pool);
-        for (const int64_t n : special) {
-          const ConvView sample = sample_of(view, n);
-          gather(sample, gather_algorithm(sample, kDType<T>, false), src + n * view.src.n, w,
-                 nullptr, bias, epilogue, pool);
-        }
+    case ConvAlgorithm::kWinogradRows: {
+      // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
+      std::vector<int64_t> special;
+      if (algorithm == ConvAlgorithm::kWinograd)
+        special = winograd_gather(view, src, w, bias, epilogue, pool,
+                                  static_cast<const Wide<T>*>(packed));
+      else if constexpr (std::is_same_v<T, float>)
+        special = winograd_rows(view, src, w, bias, epilogue, pool);
+      for (const int64_t n : special) {
+        const ConvView sample = sample_of(view, n);
+        gather(sample, gather_algorithm(sample, kDType<T>, false), src + n * view.src.n, w, nullptr,
+               bias, epilogue, pool);
       }
       return;
+    }
     case ConvAlgorithm::kDepthwiseChannels:
       if constexpr (std::is_floating_point_v<T>)
         depthwise_channels_gather(view, src, w, bias, epilogue, pool);
@@ -208,7 +207,7 @@ bool is_empty(const ConvView& view) { return view.N == 0 || view.K == 0 || view.
 
 template <typename T>
 bool wgrad_by_winograd(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<T, Wide<T>>) {
     return winograd_wgrad(view, dz, x, dw, pool);
   } else {
     const WideArray<T> wide_dz(dz, view.N * view.dst.n, pool);
@@ -226,11 +225,9 @@ template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   if (is_empty(view) || view.terms() == 0) return;
   ConvAlgorithm algorithm = wgrad_algorithm(view, kDType<T>, winograd_allowed());
-  if constexpr (kInFloat<T>) {
-    if (algorithm == ConvAlgorithm::kWinograd) {
-      if (wgrad_by_winograd(view, dz, x, dw, pool)) return;
-      algorithm = wgrad_algorithm(view, kDType<T>, false);
-    }
+  if (algorithm == ConvAlgorithm::kWinograd) {
+    if (wgrad_by_winograd(view, dz, x, dw, pool)) return;
+    algorithm = wgrad_algorithm(view, kDType<T>, false);
   }
   switch (algorithm) {
     case ConvAlgorithm::kDepthwiseChannels:

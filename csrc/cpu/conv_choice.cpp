@@ -48,7 +48,7 @@ constexpr double kWinogradSaving = 1.5, kWinogradSavingOverPairs = 3;
 // Fewer channels or filters, or a smaller C x K, leave the transforms of the weight gradient too
 // few products to serve.
 constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 256;
-constexpr int64_t kStridedWgradProduct = 512;
+constexpr int64_t kStridedWgradProduct = 512, kStridedWgradProductDouble = 2048;
 // A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
 constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWork = 25000;
 // But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
@@ -81,7 +81,6 @@ struct Case {
   const bool winograd;
 
   bool is(DType t) const { return dtype == t; }
-  bool in_float() const { return !is(DType::kFloat64); }
   int64_t narrower_side() const { return std::min(v.C, v.K); }
   int64_t wider_side() const { return std::max(v.C, v.K); }
   bool grouped() const { return v.groups > 1; }
@@ -140,8 +139,8 @@ struct Case {
       return narrower_side() >= kLargeWgradChannels && wider_side() > kNarrow &&
              v.pixels() >= kLargeWgradPixels && v.pixels() * v.C * v.K >= kLargeWgradWork;
     if (narrower_side() >= kWinogradWgradChannels) {
-      const bool strided = v.step_h > 1;
-      return v.C * v.K >= (strided ? kStridedWgradProduct : kWinogradWgradProduct);
+      if (v.step_h == 1) return v.C * v.K >= kWinogradWgradProduct;
+      return v.C * v.K >= (is(DType::kFloat64) ? kStridedWgradProductDouble : kStridedWgradProduct);
     }
     if (v.taps.size() > 9) return v.K >= kWinogradWgradChannels;
     return v.step_h == 1 && v.C >= kFirstLayerChannels && v.K >= kFirstLayerFilters;
@@ -170,7 +169,7 @@ using Algorithm = ConvAlgorithm;
 // clang-format off
 constexpr Rule kGatherRules[] = {
     {Algorithm::kWinograd, [](const Case& c) {
-       return c.winograd && c.in_float() && c.feeds_winograd() && winograd_applies(c.v) &&
+       return c.winograd && c.feeds_winograd() && winograd_applies(c.v) &&
               c.winograd_saves_enough();
      }},
     {Algorithm::kWinogradRows, [](const Case& c) {
@@ -231,8 +230,7 @@ constexpr Rule kWgradRules[] = {
        return c.wgrad_by_pairs() && (c.v.step_h > 1 || c.narrower_side() < kWinogradWgradChannels);
      }},
     {Algorithm::kWinograd, [](const Case& c) {
-       return c.winograd && c.in_float() && c.feeds_winograd_wgrad() &&
-              winograd_wgrad_applies(c.v);
+       return c.winograd && c.feeds_winograd_wgrad() && winograd_wgrad_applies(c.v);
      }},
     {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {

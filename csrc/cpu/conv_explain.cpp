@@ -103,12 +103,15 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
   const int64_t lanes = kVectorBytes / size;
   switch (algorithm) {
     case ConvAlgorithm::kWinograd: {
-      const winograd::Plan plan(v);
+      const winograd::Grid plan(v);
+      const int64_t block_vectors = dtype == DType::kFloat64
+                                        ? winograd::Plan<double>(v).block_vectors
+                                        : winograd::Plan<float>(v).block_vectors;
       const char* format = plan.side == 3
                                ? "F(4x4,3x3): %lld x %lld tiles a sample, sums of %lld channels"
                                : "F(2x2,5x5): %lld x %lld tiles a sample, sums of %lld channels";
       return text(format, plan.rows.count, plan.columns.count,
-                  std::min(v.C, plan.block_vectors * winograd::kVector));
+                  std::min(v.C, block_vectors * lanes));
     }
     case ConvAlgorithm::kWinogradRows:
       return text("F(4,n) along rows, at most 3 of %lld taps: %lld tiles, %lld filters in a vector",
@@ -179,7 +182,7 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
   if (algorithm == ConvAlgorithm::kWinogradRows)
     return 2 * multiplications(v) * winograd_rows_products(v);
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
-  const winograd::Plan plan(v);
+  const winograd::Grid plan(v);
   const auto tiles = static_cast<double>(plan.tiles());
   const auto C = static_cast<double>(v.C), K = static_cast<double>(v.K);
   const TransformSteps steps = transform_steps(v);

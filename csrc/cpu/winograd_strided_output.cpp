@@ -199,7 +199,8 @@ int64_t product_scratch(const Plan& plan, int64_t slots) {
   const int64_t units = plan.shape().units, across = std::min(slots, plan.columns.count) * units;
   if (plan.rows.form == Axis::kUnfold)
     return kFilters * (units * across + odd_lines(across + kVector));
-  return winograd::band_size(units * plan.rows.per_unit() * across * plan.columns.per_unit());
+  return winograd::band_size<float>(units * plan.rows.per_unit() * across *
+                                    plan.columns.per_unit());
 }
 
 bool transform_products(const Plan& plan, const TileBlock& block, const Segment& s, int64_t panel,
