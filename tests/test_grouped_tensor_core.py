@@ -1,5 +1,5 @@
-"""Grouped convolutions on tensor cores (csrc/cuda/grouped_mma_*.cu; of wide groups
-mma_gather_*.cu): all passes against float64.
+"""Grouped convolutions on tensor cores (csrc/cuda/grouped_mma_*.cu; of groups of more than 64
+channels mma_gather_*.cu): all passes against float64.
 
 Groups share a unit of 8 channels, are one, or have several; slabs are not full; images end inside a
 tile or fit into one with others.
@@ -30,6 +30,7 @@ CASES: dict[str, tuple[tuple[int, int, int], int, int, tuple[int, int], dict[str
     "of_8_and_rest": ((1, 20, 35), 8, 11, (3, 3), {"padding": 1}),
     "of_16": ((2, 14, 14), 16, 5, (3, 3), {"padding": 1}),
     "of_24": ((2, 9, 9), 24, 3, (3, 3), {"padding": 1}),
+    "of_4_many_tiles": ((9, 30, 29), 4, 2, (3, 3), {"padding": 1}),
     "of_32": ((5, 7, 7), 32, 3, (3, 3), {"padding": 1}),
     "of_64": ((3, 7, 6), 64, 2, (3, 3), {"padding": 1}),
     "of_4_s2": ((2, 15, 14), 4, 16, (3, 3), {"padding": 1, "stride": 2}),
