@@ -25,6 +25,7 @@ GroupedChannels channels_of(const ConvProblem& p) {
   c.group_units = std::max(c.group / kUnitChannels, 1);
   c.slab_units = kSlabUnits / c.group_units * c.group_units;
   c.slabs = static_cast<int32_t>(ceil_div(p.C, int64_t{c.slab_units} * kUnitChannels));
+  c.by_group_units = Divisor(c.group_units);
   return c;
 }
 
@@ -111,6 +112,8 @@ bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   if (p.N * p.C * p.H * p.W >= kMost || p.N * p.K * p.P * p.Q >= kMost ||
       p.K * p.R * p.S * group >= kMost / 64)
     return false;
+  // Filters of wide groups leave room for one block of the forward pass, whose pixels are many.
+  if (pass == Pass::kFprop && group > 32) return false;
   if (pass == Pass::kWgrad) {
     GroupedWgrad g = wgrad_of(p);
     return plan_grouped_wgrad(g, queue);
