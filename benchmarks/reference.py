@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.counts import FORWARD_RESIDUAL
 from benchmarks.problems import Problem
 
-Results = Mapping[str, Tensor]  # some of output, grad_input, grad_weight, grad_bias
+# Some of output, forward_residual (with dz for the residual), grad_input, grad_weight, grad_bias.
+Results = Mapping[str, Tensor]
 
 
 def _taps(problem: Problem) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
@@ -56,6 +58,7 @@ def _conv2d(
     z = z.view(k, p, q)
     results = {"output": z if b is None else z + b.view(-1, 1, 1)}
     if dz is not None:
+        results[FORWARD_RESIDUAL] = (results["output"] + dz).relu_()
         bottom, right = top + problem.h, left + problem.w
         results["grad_input"] = d_padded[:, top:bottom, left:right]
         results["grad_weight"] = dw.view_as(w)
@@ -120,7 +123,7 @@ def relative_errors(
         else:
             expected = _conv2d(problem, x64, w64, b64, dz64)
         for name, value in expected.items():
-            if name in ("output", "grad_input"):
+            if name in ("output", FORWARD_RESIDUAL, "grad_input"):
                 compare(name, value, index)
             else:
                 over_batch[name] = value if index == 0 else over_batch[name].add_(value)
@@ -134,7 +137,7 @@ def relative_errors(
 
 def tolerance(problem: Problem, name: str, dtype: torch.dtype) -> float:
     """The largest relative error of a right result in this dtype."""
-    if name == "output":
+    if name in ("output", FORWARD_RESIDUAL):
         terms = (problem.c // problem.groups) * prod(problem.kernel)
     elif name == "grad_input":
         terms = (problem.k // problem.groups) * prod(problem.kernel)

@@ -93,16 +93,36 @@ int dgrad(const int64_t* v, const double* dz, const double* w, double* dx) {
   return 1;
 }
 
-int64_t tile(const int64_t* v, int64_t multiprocessors) {
+// filters, first and rows of each part; how many there are.
+int parts(const int64_t* v, int64_t multiprocessors, int64_t* out) {
   const ConvProblem p = problem(v);
-  return sm90::gather_tile(sm90::fprop_gather(p), sm90::bytes_of(p.dtype), multiprocessors);
+  const sm90::GatherParts parts =
+      sm90::gather_parts(sm90::fprop_gather(p), sm90::bytes_of(p.dtype), multiprocessors);
+  for (int i = 0; i < parts.count; ++i) {
+    const sm90::GatherPart& part = parts.part[i];
+    *out++ = part.filters, *out++ = part.first, *out++ = part.rows;
+  }
+  return parts.count;
 }
 
-// tile_k, tile_c, tiles, tiles_of_split, splits, splits_of_round
-void splits(const int64_t* v, int64_t* out) {
-  const ConvProblem p = problem(v);
-  const sm90::WgradSplits s = sm90::wgrad_splits(p);
-  out[0] = s.tile_k, out[1] = s.tile_c, out[2] = s.tiles;
-  out[3] = s.tiles_of_split, out[4] = s.splits, out[5] = sm90::splits_of_round(p);
+// tile_k, tile_c, cluster, results, tiles, whole, pitch, steps, shares, slots
+void shares(const int64_t* v, int64_t* out) {
+  const sm90::WgradShares s = sm90::wgrad_shares(problem(v));
+  for (const int64_t each : {s.tile_k, s.tile_c, s.cluster, s.results, s.tiles, s.whole, s.pitch,
+                             s.steps, s.shares(), s.slots()})
+    *out++ = each;
+}
+
+// The parts of a share: result, slot, first, count of each, and how many parts its result has.
+int share(const int64_t* v, int64_t index, int64_t* out) {
+  const sm90::WgradShares s = sm90::wgrad_shares(problem(v));
+  int count = 0;
+  s.for_each_part(index, [&](const sm90::WgradPart& part) {
+    for (const int64_t each :
+         {part.result, part.slot, part.first, part.count, s.parts(part.result)})
+      *out++ = each;
+    ++count;
+  });
+  return count;
 }
 }

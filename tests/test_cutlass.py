@@ -2,7 +2,7 @@
 
 Channels leave every residue of the tiles of 32, 64 and 128; images leave a last tile of positions
 and lie in the middle of one; taps reach over every border of the image, which a pad below zero also
-crops. Most layers are small, and their splits and phases are those of large ones; a few are large
+crops. Most layers are small, and their shares and phases are those of large ones; a few are large
 enough for wide tiles.
 """
 
@@ -59,7 +59,8 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "pixel": ((5, 256, 1, 1), 128, (1, 1), {}),
     "many": ((64, 64, 16, 16), 64, (3, 3), {"padding": 1}),
     "long": ((8, 64, 96, 96), 64, (3, 3), {"padding": 1}),
-    # Tiles of 256 filters, one round and several; of 128; splits of wgrad in parts.
+    # Tiles of 256 filters, one round, and two with a rest in other tiles; of 128; sums of wgrad
+    # in parts whose shares end anywhere.
     "tiles_256": ((13, 64, 31, 33), 248, (3, 3), {"padding": 1}),
     "rounds_256": ((36, 264, 31, 33), 248, (1, 1), {}),
     "rounds_128": ((32, 64, 32, 32), 120, (3, 3), {"padding": 1}),

@@ -25,7 +25,7 @@ FPROP, DGRAD, WGRAD = range(3)
 FLOAT32, FLOAT64, BFLOAT16, FLOAT16 = range(4)
 NCHW, NHWC = range(2)
 RELU, RELU6, SIGMOID = 1, 2, 3
-MOST_OF_A_SPLIT = 64 * 64
+MOST_OF_A_SHARE = 256 * 64
 
 
 @pytest.fixture(scope="module")
@@ -196,39 +196,86 @@ def test_gathers_are_the_convolution(
     st.integers(1, 112),
     st.integers(1, 3),
 )
-def test_splits_cover_the_sum(
+def test_shares_cover_the_sums(
     limits: ctypes.CDLL, n: int, c: int, k: int, size: int, taps: int
 ) -> None:
-    out = (ctypes.c_int64 * 6)()
     v = _problem(n=n, c=c, k=k, size=(size, size), taps=(taps, taps))
-    limits.splits(v, out)
-    tile_k, tile_c, tiles, of_split, splits, of_round = out
+    out = (ctypes.c_int64 * 10)()
+    limits.shares(v, out)
+    tile_k, tile_c, cluster, results, tiles, whole, pitch, steps, shares, slots = out
     p, q = v[7], v[8]
     assert tile_k in (64, 128) and tile_c in (64, 128)
+    assert results == -(-k // (tile_k * cluster)) * -(-c // tile_c) * taps * taps
     assert tiles * 64 >= n * p * q > (tiles - 1) * 64
-    assert splits * of_split >= tiles > (splits - 1) * of_split  # and the last is not empty
-    assert of_split <= MOST_OF_A_SPLIT
-    assert 1 <= of_round <= 65535
-    assert of_round == 1 or of_round * k * taps * taps * c * 4 <= 256 << 20
+    assert pitch >= tiles and steps <= MOST_OF_A_SHARE
+    assert whole == 0 or tiles <= MOST_OF_A_SHARE
+    assert slots * k * taps * taps * c * 4 <= 256 << 20 or slots <= -(-tiles // MOST_OF_A_SHARE)
+    if shares > 2000:
+        return
+    done = [0] * results  # tiles of each sum so far, and parts
+    parts, told = [0] * results, [0] * results
+    room = (ctypes.c_int64 * (5 * (results + 1)))()
+    for share in range(shares):
+        for i in range(limits.share(v, ctypes.c_int64(share), room)):
+            result, slot, first, count, of_result = room[5 * i : 5 * i + 5]
+            assert first == done[result] and slot == parts[result] and count > 0
+            done[result] += count
+            parts[result] += 1
+            told[result] = of_result
+    assert done == [tiles] * results
+    assert parts == told and max(parts) <= slots
 
 
 @pytest.mark.parametrize(
-    ("n", "c", "size", "k", "taps", "tile"),
+    ("n", "c", "size", "k", "taps", "tiles"),
     [
-        (64, 256, (56, 56), 256, 3, 256),
-        (64, 512, (14, 14), 512, 3, 128),
-        (64, 512, (7, 7), 512, 3, 128),
-        (64, 64, (56, 56), 64, 3, 64),
-        (1, 64, (7, 7), 512, 3, 64),
+        (64, 256, (56, 56), 256, 3, [256]),
+        (64, 512, (14, 14), 512, 3, [256, 128]),  # whole rounds of wide tiles, and a rest
+        (64, 512, (7, 7), 512, 3, [128]),
+        (64, 64, (56, 56), 64, 3, [64]),
+        (1, 64, (7, 7), 512, 3, [64]),
         # The layers of test_cutlass.py that are there for their tiles.
-        (13, 64, (31, 33), 248, 3, 256),
-        (36, 264, (31, 33), 248, 1, 256),
-        (32, 64, (32, 32), 120, 3, 128),
+        (13, 64, (31, 33), 248, 3, [256]),
+        (36, 264, (31, 33), 248, 1, [256, 64]),
+        (32, 64, (32, 32), 120, 3, [128]),
     ],
 )
-def test_tile(
-    limits: ctypes.CDLL, n: int, c: int, size: tuple[int, int], k: int, taps: int, tile: int
+def test_tiles(
+    limits: ctypes.CDLL,
+    n: int,
+    c: int,
+    size: tuple[int, int],
+    k: int,
+    taps: int,
+    tiles: list[int],
 ) -> None:
     pad = (taps // 2,) * 4
     v = _problem(n=n, c=c, k=k, size=size, taps=(taps, taps), padding=pad)
-    assert limits.tile(v, ctypes.c_int64(132)) == tile
+    assert [tile for tile, _, _ in _parts(limits, v, 132)] == tiles
+
+
+def _parts(
+    limits: ctypes.CDLL, v: ctypes.Array[ctypes.c_int64], multiprocessors: int
+) -> list[tuple[int, int, int]]:
+    """Filters of a tile, first row and rows."""
+    out = (ctypes.c_int64 * 6)()
+    count = limits.parts(v, ctypes.c_int64(multiprocessors), out)
+    return [(out[3 * i], out[3 * i + 1], out[3 * i + 2]) for i in range(count)]
+
+
+@given(
+    st.integers(1, 300),
+    st.sampled_from([64, 512, 2048]),
+    st.sampled_from([64, 128, 200, 520, 2048]),
+    st.integers(1, 60),
+    st.sampled_from([1, 2, 7, 114, 132]),
+)
+def test_parts_cover_the_positions(
+    limits: ctypes.CDLL, n: int, c: int, k: int, size: int, multiprocessors: int
+) -> None:
+    v = _problem(n=n, c=c, k=k, size=(size, size))
+    rows = 0
+    for _, first, more in _parts(limits, v, multiprocessors):
+        assert first == rows and more > 0
+        rows += more
+    assert rows == -(-n * v[7] * v[8] // 256)

@@ -187,8 +187,9 @@ void strided_gather(const ConvProblem& p, StridedPass pass, const std::vector<Co
     const WideArray<T> wide_w(w, u != nullptr ? 0 : p.K * p.C * p.R * p.S, pool);
     const WideArray<T> wide_bias(bias, p.K, pool);
     const Buffer<float> y(size), z(epilogue.preactivation != nullptr ? size : 0);
+    const WideArray<T> residual(epilogue.residual, size, pool);
     const Epilogue<float> wide{y.get(), epilogue.preactivation != nullptr ? z.get() : nullptr,
-                               epilogue.activation};
+                               epilogue.activation, residual.get()};
     special =
         strided_winograd(p, pass, wide_src.get(), wide_w.get(), wide_bias.get(), wide, pool, u);
     narrow_array(epilogue.y, y.get(), size, pool);
@@ -260,10 +261,12 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
 
 template <typename T>
 void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
-           const void* bias, void* y, void* preactivation, const Parallel& pool) {
+           const void* bias, const void* residual, void* y, void* preactivation,
+           const Parallel& pool) {
   const ConvView view = fprop_view(p);
   if (is_empty(view)) return;
-  const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation};
+  const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation,
+                             static_cast<const T*>(residual)};
   const bool winograd = winograd_allowed(),
              strided = strides_by_winograd(p, StridedPass::kFprop, winograd);
   const ConvAlgorithm algorithm =
@@ -337,16 +340,17 @@ void backward(const ConvProblem& p, const void* dy, const void* saved, const voi
 }  // namespace
 
 void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
-                  const void* bias, void* y, void* preactivation, const Parallel& pool) {
+                  const void* bias, const void* residual, void* y, void* preactivation,
+                  const Parallel& pool) {
   switch (p.dtype) {
     case DType::kFloat32:
-      return fprop<float>(p, x, w, owner, bias, y, preactivation, pool);
+      return fprop<float>(p, x, w, owner, bias, residual, y, preactivation, pool);
     case DType::kFloat64:
-      return fprop<double>(p, x, w, owner, bias, y, preactivation, pool);
+      return fprop<double>(p, x, w, owner, bias, residual, y, preactivation, pool);
     case DType::kBFloat16:
-      return fprop<BFloat16>(p, x, w, owner, bias, y, preactivation, pool);
+      return fprop<BFloat16>(p, x, w, owner, bias, residual, y, preactivation, pool);
     case DType::kFloat16:
-      return fprop<Float16>(p, x, w, owner, bias, y, preactivation, pool);
+      return fprop<Float16>(p, x, w, owner, bias, residual, y, preactivation, pool);
     default:
       return conv_integer(fprop_view(p), p.dtype, x, w, bias, y, pool);
   }

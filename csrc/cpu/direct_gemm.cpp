@@ -168,7 +168,8 @@ class DirectGemm {
                         (activation == Activation::kNone || activation == Activation::kReLU ||
                          activation == Activation::kReLU6);
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
-    rounds_ = kPairs && (view.dst.c == 1 || view.dst.column == 1) && simple;
+    rounds_ = kPairs && simple &&
+              (view.dst.c == 1 || (view.dst.column == 1 && epilogue.residual == nullptr));
     if constexpr (std::is_same_v<T, A>)
       streams_ =
           to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
@@ -432,21 +433,19 @@ class DirectGemm {
       tile.a = reinterpret_cast<const A*>(src);
     }
     if (chunk == 0 || last) cut_segments(t, channels);
+    const bool rounds = last && rounds_;
     tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
     tile.totals = t.totals;
-    tile.accumulate = chunk > 0;
     tile.stream = streams_;
-    const bool rounds = last && rounds_;
     tile.clamp = last && (to_dst_ || rounds_) && epilogue_.activation != Activation::kNone;
-    tile.low = 0;
     tile.high = high_;
 
-    const int64_t depth = channels * taps_;
-    const int64_t panels = ceil_div(at.k.size(), kPanel<A>);
+    const int64_t depth = channels * taps_, panels = ceil_div(at.k.size(), kPanel<A>);
     const A* weights =
         weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters;
     const auto run_tile = [&](int64_t panel, const PixelGroup& group, int64_t first, int64_t rows) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
+      const Epilogue<T> to = epilogue_.at(dst_offset(at) + k);
       const int64_t filters = std::min(kPanel<A>, at.k.end - k);
       const int64_t vectors = ceil_div(filters, kLanes<A>);
       tile.pixels = t.src_offsets + first;
@@ -455,18 +454,18 @@ class DirectGemm {
       tile.lanes = filters - (vectors - 1) * kLanes<A>;
       tile.bias = bias_.get() + (chunk == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
       if (to_dst_) {
-        if constexpr (std::is_same_v<T, A>) tile.c = epilogue_.y + dst_offset(at) + k;
+        if constexpr (std::is_same_v<T, A>) tile.c = to.y, tile.before = to.residual;
         tile.c_rows = t.dst_offsets + first;
       } else {
         tile.c = t.scratch + panel * kPanel<A>;
         tile.c_rows = t.scratch_offsets + first;
       }
+      if (chunk > 0) tile.before = tile.c;
       if constexpr (kPairs) {
         if (rounds) {
-          const bool in_place = view_.dst.c == 1;
-          tile.rounded =
-              in_place ? epilogue_.y + dst_offset(at) + k : t.rounded + panel * kPanel<A>;
-          tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
+          tile.rounded = view_.dst.c == 1 ? to.y : t.rounded + panel * kPanel<A>;
+          tile.residual = to.residual;
+          tile.rounded_rows = (view_.dst.c == 1 ? t.dst_offsets : t.scratch_offsets) + first;
         }
       }
       Terms::template kernel<A>(rows, vectors)(tile);
@@ -490,7 +489,9 @@ class DirectGemm {
     if (at.k.size() * depth * kSize <= kWeightBytes) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.
       const int64_t end = at.pixels();
-      const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && !streams_ && depth > 0;
+      const T* const fetched = epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.y;
+      const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && depth > 0 &&
+                               (!streams_ || epilogue_.residual != nullptr);
       tile.next = weights;
       tile.next_step = 0;
       for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
@@ -502,7 +503,7 @@ class DirectGemm {
         if constexpr (std::is_same_v<T, A>) {
           // What few terms write would wait for its lines.
           if (fetches_dst && first + rows < end) {
-            tile.next = epilogue_.y + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
+            tile.next = fetched + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
             tile.next_step = rows * view_.dst.column * kSize / (panels * depth) + 1;
           }
         }
@@ -560,9 +561,8 @@ class DirectGemm {
       column_groups_[kTileEnough];  // of at least 1, 2, ...: [block]
   std::vector<TapRank> ranks_;      // [tap], or empty where every pixel reads through every tap
   A high_;
-  bool to_dst_;  // by the kernel
-  bool streams_ = false;
-  bool rounds_ = false;  // by the kernel too, to a narrower type
+  bool to_dst_;                            // by the kernel
+  bool streams_ = false, rounds_ = false;  // past the caches; by the kernel to a narrower type
 };
 
 }  // namespace

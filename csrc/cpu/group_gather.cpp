@@ -139,7 +139,7 @@ class GroupGather {
     const Activation activation = epilogue.activation;
     clamps_ = activation == Activation::kReLU || activation == Activation::kReLU6;
     high_ = activation == Activation::kReLU6 ? A{6} : std::numeric_limits<A>::infinity();
-    simple_ = epilogue.preactivation == nullptr && (clamps_ || activation == Activation::kNone);
+    simple_ = epilogue.activates_only() && (clamps_ || activation == Activation::kNone);
     in_place_ = std::is_same_v<T, A> && simple_ && grid.strides.c == 1;
     // Rows that are transposed together.
     constexpr int64_t kRowsBytes = 16 << 10;

@@ -397,7 +397,6 @@ class PairWgrad {
     tile.terms = terms;
     tile.segments = &segment;
     tile.lanes = kL;
-    tile.accumulate = accumulate;
     tile.bias = kZero;
     const int64_t rows_of_tiles = ceil_div(t.channels.size() * taps_, kMaxRows);
     const int64_t lines =
@@ -406,6 +405,7 @@ class PairWgrad {
       const int64_t vectors = ceil_div(std::min(kWidth, t.filters.size() - k), kL);
       tile.b = panels + k * depth;
       tile.c = partial + k;
+      tile.before = accumulate ? tile.c : nullptr;
       tile.next = tile.b + depth * kWidth;
       tile.next_step = 0;
       for_row_tiles(t.channels.size() * taps_, [&](int64_t first, int64_t rows) {

@@ -211,7 +211,7 @@ bool transform_products(const Plan& plan, const TileBlock& block, const Segment&
   const Outputs out(plan, s);
   const int64_t dst = out.offset(view, s);
   const bool unfold = form == Axis::kUnfold;
-  const bool plain = epilogue.preactivation == nullptr && epilogue.activation == Activation::kNone;
+  const bool plain = epilogue.activates_only() && epilogue.activation == Activation::kNone;
   const bool in_place = plain && !unfold && view.dst.c == 1 && filters % kVector == 0;
   const int64_t rows = unfold ? ceil_div(out.rows, int64_t{2}) : out.rows;
   const int64_t columns = unfold ? ceil_div(out.columns, int64_t{2}) : out.columns;

@@ -1,91 +1,12 @@
-// Copies in another layout, bound by memory: a block moves a tile through shared memory, so that
-// its reads run along the source and its writes along the target, 16 bytes a thread where the sizes
-// and addresses allow. Half types are paired on the way, so that shared memory is met by whole
-// words.
-#include <algorithm>
-
-#include "core/range.h"
+// Copies in another layout, bound by memory: where rows become columns a block moves a tile through
+// shared memory, so that its reads run along the source and its writes along the target.
 #include "cuda/conv_layout.h"
-#include "cuda/element.h"
+#include "cuda/transpose_kernel.h"
 
 namespace torchconv::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// As bits: a copy is the same for every type of a size.
-template <int Bytes>
-using Bits =
-    std::conditional_t<Bytes == 8, uint64_t, std::conditional_t<Bytes == 4, uint32_t, uint16_t>>;
-
-struct Transpose {
-  int64_t A, B;
-  unsigned a_tiles, b_tiles;
-};
-
-// Elements of a word that lie side by side along A, and a tile's words along A.
-template <typename T>
-inline constexpr int kPair = sizeof(T) == 2 ? 2 : 1;
-template <typename T>
-using Word = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
-template <typename T>
-inline constexpr int kSide = sizeof(T) == 8 ? 32 : 64;  // of a tile, in elements
-
-// Read: source rows a, Lanes elements along B a thread; of half types two rows, whose elements make
-// words. Written: target rows b, the words along A.
-template <typename T, bool kWideReads, bool kWideWrites>
-__global__ void __launch_bounds__(kThreads)
-    transpose_tiles(const __grid_constant__ Transpose p, const T* source, T* target) {
-  constexpr int kEnd = kSide<T>, kRows = kEnd / kPair<T>;
-  constexpr int kRead = kWideReads ? kLanes<T> : 1;
-  constexpr int kWrite = kWideWrites ? kLanes<T> : kPair<T>;
-  // One word more, so that a column meets all banks.
-  __shared__ Word<T> tile[kRows][kEnd + 1];
-  unsigned rest = blockIdx.x;
-  const int64_t b0 = int64_t{rest % p.b_tiles} * kEnd;
-  rest /= p.b_tiles;
-  const int64_t a0 = int64_t{rest % p.a_tiles} * kEnd, n = rest / p.a_tiles;
-  const T* from = source + n * p.A * p.B;
-  T* to = target + n * p.A * p.B;
-#pragma unroll 4
-  for (int unit = threadIdx.x; unit < kRows * (kEnd / kRead); unit += kThreads) {
-    const int row = unit / (kEnd / kRead), column = unit % (kEnd / kRead) * kRead;
-    const int64_t a = a0 + row * kPair<T>, b = b0 + column;
-    if (a >= p.A || b >= p.B) continue;
-    using Elements = Vector<T, kRead>;
-    const Elements first = *reinterpret_cast<const Elements*>(from + a * p.B + b);
-    if constexpr (kPair<T> == 2) {
-      Elements second{};
-      if (a + 1 < p.A) second = *reinterpret_cast<const Elements*>(from + (a + 1) * p.B + b);
-#pragma unroll
-      for (int i = 0; i < kRead; ++i)
-        tile[row][column + i] = first.element[i] | static_cast<uint32_t>(second.element[i]) << 16;
-    } else {
-#pragma unroll
-      for (int i = 0; i < kRead; ++i) tile[row][column + i] = first.element[i];
-    }
-  }
-  __syncthreads();
-  constexpr int kWords = kWrite / kPair<T>;  // of a thread
-#pragma unroll 4
-  for (int unit = threadIdx.x; unit < kEnd * (kRows / kWords); unit += kThreads) {
-    const int column = unit / (kRows / kWords), row = unit % (kRows / kWords) * kWords;
-    const int64_t a = a0 + row * kPair<T>, b = b0 + column;
-    if (a >= p.A || b >= p.B) continue;
-    Vector<Word<T>, kWords> words;
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) words.element[i] = tile[row + i][column];
-    T* place = to + b * p.A + a;
-    if constexpr (kWideWrites) {
-      *reinterpret_cast<Vector<Word<T>, kWords>*>(place) = words;
-    } else if constexpr (kPair<T> == 2) {
-      place[0] = static_cast<T>(words.element[0]);
-      if (a + 1 < p.A) place[1] = static_cast<T>(words.element[0] >> 16);
-    } else {
-      place[0] = words.element[0];
-    }
-  }
-}
 
 template <typename T>
 void transpose_bits(const T* source, T* target, int64_t N, int64_t A, int64_t B,
@@ -93,13 +14,15 @@ void transpose_bits(const T* source, T* target, int64_t N, int64_t A, int64_t B,
   constexpr int kWide = kLanes<T>;
   const bool reads = B % kWide == 0 && aligned<T>(source, kWide);
   const bool writes = A % kWide == 0 && aligned<T>(target, kWide);
-  const Transpose p{A, B, static_cast<unsigned>(ceil_div(A, kSide<T>)),
-                    static_cast<unsigned>(ceil_div(B, kSide<T>))};
-  const auto kernel =
-      reads ? (writes ? transpose_tiles<T, true, true> : transpose_tiles<T, true, false>)
-            : (writes ? transpose_tiles<T, false, true> : transpose_tiles<T, false, false>);
-  launch(kernel, dim3(static_cast<unsigned>(N * p.a_tiles * p.b_tiles)), kThreads, 0, queue, p,
-         source, target);
+  const RowsInTurn rows{A, B};
+  if (reads && writes)
+    launch_transpose<T, true, true>(source, target, N, A, B, rows, queue);
+  else if (reads)
+    launch_transpose<T, true, false>(source, target, N, A, B, rows, queue);
+  else if (writes)
+    launch_transpose<T, false, true>(source, target, N, A, B, rows, queue);
+  else
+    launch_transpose<T, false, false>(source, target, N, A, B, rows, queue);
 }
 
 // A filter's C x R*S and R*S x C, one of them in `packed` with the taps in turn from the last on

@@ -1,9 +1,8 @@
 // Convolutions through CUTLASS on Hopper: what surrounds the kernels of cutlass_sm90_*.cu.
 //
 // fprop is one gather. dgrad is a gather over dz with the filters turned and transposed, one for
-// each phase of the stride, whose positions of x share their taps. wgrad sums the splits of its
-// products, in blocks of kColumns columns of four elements by kRows rows of splits. These helpers
-// are memory-bound, and small beside the convolution.
+// each phase of the stride, whose positions of x share their taps. wgrad adds the parts of its
+// sums. These helpers are memory-bound, and small beside the convolution.
 #include "cuda/conv_passes.h"
 
 #ifdef TORCHCONV_CUTLASS
@@ -13,14 +12,13 @@
 #include "cuda/conv_layout.h"
 #include "cuda/cutlass_sm90_limits.h"
 #include "cuda/cutlass_sm90_passes.h"
-#include "cuda/element.h"
-#include "cuda/launch.h"
+#include "cuda/transpose_kernel.h"
 
 namespace torchconv::cuda {
 namespace {
 
 using sm90::Phase;
-using sm90::WgradSplits;
+using sm90::WgradShares;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -43,33 +41,19 @@ void with_aligned_output(DType dtype, void* target, int64_t count, const Queue& 
   transpose(dtype, scratch, target, 1, 1, count, queue);
 }
 
-struct TurnParams {
+// Of the filters w as a matrix of K by R * S * C, where each column goes: C x R' x S' x K for each
+// phase of the stride, one after the other.
+struct TurnedRows {
   sm90::TurnedFilters filters;
   int64_t C, K;
-  int tiles_c;
+  int S;
+  __device__ __forceinline__ int64_t operator()(int64_t, int64_t column) const {
+    const int64_t taps = column / C, c = column - taps * C;
+    const int at = static_cast<int>(taps), r = at / S;
+    const sm90::TurnedTap t = filters.tap(r, at - r * S);
+    return (t.before * C + c * t.taps + t.tap) * K;
+  }
 };
-
-// A block turns 32 filters of 32 channels at one tap, 32 by 8 threads.
-template <typename T>
-__global__ void turn_filters(const T* w, T* turned, const __grid_constant__ TurnParams p) {
-  __shared__ T tile[32][33];
-  const int r = static_cast<int>(blockIdx.y), s = static_cast<int>(blockIdx.z);
-  const int taps = static_cast<int>(gridDim.y * gridDim.z),
-            tap = r * static_cast<int>(gridDim.z) + s;
-  const int64_t k0 = static_cast<int64_t>(blockIdx.x / p.tiles_c) * 32;
-  const int64_t c0 = static_cast<int64_t>(blockIdx.x % p.tiles_c) * 32;
-  for (int row = threadIdx.y; row < 32; row += 8) {
-    const int64_t k = k0 + row, c = c0 + threadIdx.x;
-    if (k < p.K && c < p.C) tile[row][threadIdx.x] = w[(k * taps + tap) * p.C + c];
-  }
-  __syncthreads();
-  const sm90::TurnedTap t = p.filters.tap(r, s);
-  for (int row = threadIdx.y; row < 32; row += 8) {
-    const int64_t c = c0 + row, k = k0 + threadIdx.x;
-    if (k < p.K && c < p.C)
-      turned[(t.before * p.C + c * t.taps + t.tap) * p.K + k] = tile[threadIdx.x][row];
-  }
-}
 
 __global__ void fill_with_zeros(uint4* target, int64_t count) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
@@ -78,62 +62,84 @@ __global__ void fill_with_zeros(uint4* target, int64_t count) {
     target[i] = uint4{0, 0, 0, 0};
 }
 
-constexpr int kRows = 8, kColumns = 32;
+struct PartSums {
+  WgradShares shares;
+  uint32_t K, taps, columns;  // columns of four channels
+  uint32_t tiles;             // of columns, in a result
+};
+constexpr int kLanesOfSum = 32, kRowsOfSum = 8;
 
-// One round of splits: before + the sum of sums[i][e], from which dw or what the next round begins
-// with. A row of threads adds every kRows-th split, and the first row adds the rows; few splits are
-// added by one long row.
-template <typename T>
-__global__ void add_splits(const float4* sums, int splits, int64_t vectors, const float4* before,
-                           float4* after, Vector<T, 4>* dw) {
-  const int64_t v = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  double total[4] = {};
-  if (v < vectors) {
-#pragma unroll 4
-    for (int i = threadIdx.y; i < splits; i += blockDim.y) {
-      const float4 sum = sums[i * vectors + v];
-      total[0] += sum.x, total[1] += sum.y, total[2] += sum.z, total[3] += sum.w;
-    }
+// dw = the sums of the parts, four channels a thread, of which 32 have neighbours; a block's are
+// all of one result and one tap. Of few parts a thread adds those of kVectors filters; of many, a
+// row of threads adds every kRowsOfSum-th, and the first row adds the rows.
+template <typename T, bool kMany>
+__global__ void __launch_bounds__(kLanesOfSum* kRowsOfSum)
+    add_parts(const __grid_constant__ PartSums p, const float4* sums, Vector<T, 4>* dw) {
+  using Sum = std::conditional_t<kMany, double, float>;
+  constexpr int kVectors = kMany ? 1 : 4, kShares = kMany ? kRowsOfSum : 1;
+  __shared__ int parts;
+  const uint32_t lanes = static_cast<uint32_t>(p.shares.tile_c / 4);  // of a filter
+  const uint32_t of_lanes = kLanesOfSum / lanes;                      // filters
+  const uint32_t of_rows = of_lanes * (kMany ? 1 : kRowsOfSum);
+  const uint32_t tile = blockIdx.x % p.tiles, rest = blockIdx.x / p.tiles;
+  const uint32_t tap = rest % p.taps, k0 = rest / p.taps * (of_rows * kVectors);
+  if (threadIdx.x == 0 && threadIdx.y == 0) {
+    const int64_t m = k0 / static_cast<uint32_t>(p.shares.tile_k * p.shares.cluster);
+    parts = static_cast<int>(p.shares.parts((m * p.taps + tap) * p.tiles + tile));
   }
-  if (blockDim.y > 1) {
-    __shared__ double partial[kRows][4][kColumns];
-    for (int e = 0; e < 4; ++e) partial[threadIdx.y][e][threadIdx.x] = total[e];
+  __syncthreads();
+  const uint32_t column = tile * lanes + threadIdx.x % lanes;
+  const uint32_t k = k0 + threadIdx.x / lanes + (kMany ? 0 : threadIdx.y * of_lanes);
+  const int64_t filter = int64_t{p.taps} * p.columns, slot = p.K * filter;
+  const int64_t first = k * filter + tap * p.columns + column;
+  const bool inside = column < p.columns;
+  Sum total[kVectors][4] = {};
+#pragma unroll 2
+  for (int part = kMany ? threadIdx.y : 0; part < parts; part += kShares)
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i)
+      if (inside && k + i * of_rows < p.K) {
+        const float4 sum = sums[part * slot + first + i * of_rows * filter];
+        total[i][0] += sum.x, total[i][1] += sum.y, total[i][2] += sum.z, total[i][3] += sum.w;
+      }
+  if constexpr (kMany) {
+    __shared__ double rows[kRowsOfSum][4][kLanesOfSum];
+    for (int e = 0; e < 4; ++e) rows[threadIdx.y][e][threadIdx.x] = total[0][e];
     __syncthreads();
     if (threadIdx.y != 0) return;
-    for (int row = 1; row < kRows; ++row)
-      for (int e = 0; e < 4; ++e) total[e] += partial[row][e][threadIdx.x];
+    for (int row = 1; row < kRowsOfSum; ++row)
+      for (int e = 0; e < 4; ++e) total[0][e] += rows[row][e][threadIdx.x];
   }
-  if (v >= vectors) return;
-  if (before != nullptr) {
-    const float4 b = before[v];
-    total[0] += b.x, total[1] += b.y, total[2] += b.z, total[3] += b.w;
-  }
-  const float4 sum{static_cast<float>(total[0]), static_cast<float>(total[1]),
-                   static_cast<float>(total[2]), static_cast<float>(total[3])};
-  if (after != nullptr) after[v] = sum;
-  if (dw != nullptr)
-    dw[v] = {{from_wide<T>(sum.x), from_wide<T>(sum.y), from_wide<T>(sum.z), from_wide<T>(sum.w)}};
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i)
+    if (inside && k + i * of_rows < p.K) {
+      Vector<T, 4> rounded;
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        rounded.element[e] = from_wide<T>(static_cast<float>(total[i][e]));
+      dw[first + i * of_rows * filter] = rounded;
+    }
 }
 
 template <typename T>
 void wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue) {
-  const WgradSplits s = sm90::wgrad_splits(p);
-  const int64_t size = p.K * p.R * p.S * p.C, vectors = size / 4;
-  const int64_t most = sm90::splits_of_round(p);
-  const int64_t round = std::min(most, s.splits);
-  float* sums = queue.scratch<float>(round * size);
-  float* carried = s.splits > round ? queue.scratch<float>(size) : nullptr;
-  for (int64_t first = 0; first < s.splits; first += round) {
-    const int64_t count = std::min(round, s.splits - first);
-    const bool last = first + count == s.splits;
-    sm90::wgrad_sums(p, s, first, count, dz, x, sums, queue);
-    const dim3 block = count < 2 * kRows ? dim3(kColumns * kRows, 1) : dim3(kColumns, kRows);
-    launch(add_splits<T>, dim3(static_cast<unsigned>(ceil_div(vectors, block.x))), block, 0, queue,
-           reinterpret_cast<const float4*>(sums), static_cast<int>(count), vectors,
-           reinterpret_cast<const float4*>(first > 0 ? carried : nullptr),
-           reinterpret_cast<float4*>(last ? nullptr : carried),
-           static_cast<Vector<T, 4>*>(last ? dw : nullptr));
-  }
+  const WgradShares s = sm90::wgrad_shares(p);
+  const int64_t slots = s.slots();
+  float* sums = queue.scratch<float>(slots * p.K * p.R * p.S * p.C);
+  sm90::wgrad_parts(p, s, dz, x, sums, queue);
+  const int64_t tiles = ceil_div(p.C, s.tile_c), taps = p.R * p.S;
+  const PartSums sizes{s, static_cast<uint32_t>(p.K), static_cast<uint32_t>(taps),
+                       static_cast<uint32_t>(p.C / 4), static_cast<uint32_t>(tiles)};
+  const int64_t of_lanes = 4 * kLanesOfSum / s.tile_c;
+  const int64_t blocks = ceil_div(p.K, 4 * kRowsOfSum * of_lanes) * taps * tiles;
+  const auto add = [&](auto kernel, int64_t count) {
+    launch(kernel, dim3(static_cast<unsigned>(count)), dim3(kLanesOfSum, kRowsOfSum), 0, queue,
+           sizes, reinterpret_cast<const float4*>(sums), static_cast<Vector<T, 4>*>(dw));
+  };
+  if (slots > 66 || (slots > 4 && blocks < 132))
+    add(add_parts<T, true>, ceil_div(p.K, of_lanes) * taps * tiles);
+  else
+    add(add_parts<T, false>, blocks);
 }
 
 // The library may have been built for other GPUs alone.
@@ -143,20 +149,18 @@ constexpr bool built_for_hopper() {
   return false;
 }
 
-// C x R' x S' x K for each phase of the stride, one after the other.
+template <typename T>
 const char* turned_filters(const ConvProblem& p, const void* w, const Queue& queue) {
-  char* turned = queue.scratch<char>(p.K * p.R * p.S * p.C * sm90::bytes_of(p.dtype));
-  const int64_t tiles_c = ceil_div(p.C, 32);
-  const TurnParams params{sm90::turned_filters(p), p.C, p.K, static_cast<int>(tiles_c)};
-  const dim3 grid(static_cast<unsigned>(tiles_c * ceil_div(p.K, 32)), static_cast<unsigned>(p.R),
-                  static_cast<unsigned>(p.S));
-  if (sm90::bytes_of(p.dtype) == 2)
-    launch(turn_filters<uint16_t>, grid, dim3(32, 8), 0, queue, static_cast<const uint16_t*>(w),
-           reinterpret_cast<uint16_t*>(turned), params);
+  const int64_t columns = p.R * p.S * p.C;
+  T* turned = queue.scratch<T>(p.K * columns);
+  const TurnedRows rows{sm90::turned_filters(p), p.C, p.K, static_cast<int>(p.S)};
+  const T* filters = static_cast<const T*>(w);
+  // K and C are whole vectors.
+  if (aligned<T>(w, kLanes<T>))
+    launch_transpose<T, true, true>(filters, turned, 1, p.K, columns, rows, queue);
   else
-    launch(turn_filters<uint32_t>, grid, dim3(32, 8), 0, queue, static_cast<const uint32_t*>(w),
-           reinterpret_cast<uint32_t*>(turned), params);
-  return turned;
+    launch_transpose<T, false, true>(filters, turned, 1, p.K, columns, rows, queue);
+  return reinterpret_cast<const char*>(turned);
 }
 
 }  // namespace
@@ -180,7 +184,8 @@ void cutlass_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx
                    const Queue& queue) {
   const int64_t bytes = sm90::bytes_of(p.dtype), size = p.N * p.H * p.W * p.C;
   const void* image = aligned_input(p.dtype, dz, p.N * p.P * p.Q * p.K, queue);
-  const char* filters = turned_filters(p, w, queue);
+  const char* filters =
+      bytes == 2 ? turned_filters<uint16_t>(p, w, queue) : turned_filters<uint32_t>(p, w, queue);
   const sm90::TurnedFilters turned = sm90::turned_filters(p);
   with_aligned_output(p.dtype, dx, size, queue, [&](void* output) {
     // Phases that no tap reaches leave zeros.

@@ -3,8 +3,6 @@
 // additions.
 #pragma once
 
-#include <climits>
-
 #include "cuda/cutlass_sm90_kernel.h"
 #include "cuda/cutlass_sm90_passes.h"
 
@@ -24,7 +22,8 @@ struct BiasAndClamp {
 };
 
 template <class Element, class TileN, int kStages, int kWarpgroups, int kBlocks>
-void gather_in_tiles(const Gather& g, const GatherTensors& tensors, const Queue& queue) {
+void gather_in_tiles(const Gather& g, const GatherTensors& tensors, const GatherPart& part,
+                     const Queue& queue) {
   using TileK = cute::Shape<cute::Int<128 / static_cast<int>(sizeof(Element))>>;
   using Tile = cute::Shape<cute::_128, TileN, TileK>;
   using Cluster = cute::Shape<cute::Int<kGatherCluster>, cute::_1, cute::_1>;
@@ -39,20 +38,26 @@ void gather_in_tiles(const Gather& g, const GatherTensors& tensors, const Queue&
   launch_kernel<K>(
       problem_shape<Operator::kFprop>(g),
       {static_cast<const Element*>(tensors.image), static_cast<const Element*>(tensors.filters)},
-      epilogue, INT_MAX, 0, 1, queue);
+      epilogue, part, static_cast<int>(part.rows * ceil_div(g.K, part.filters)), 1, queue);
 }
 
 template <class Element>
 void gather_of(const Gather& g, const GatherTensors& tensors, const Queue& queue) {
-  switch (gather_tile(g, sizeof(Element), queue.multiprocessors)) {
-    case 256:
-      return gather_in_tiles<Element, cute::_256, 4, 2, 1>(g, tensors, queue);
-    case 128:
-      return gather_in_tiles<Element, cute::_128, 6, 2, 1>(g, tensors, queue);
-    default:
-      // What float32 stores leaves room for fewer stages.
-      return gather_in_tiles<Element, cute::_64, sizeof(Element) == 4 ? 3 : 4, 1, 2>(g, tensors,
-                                                                                     queue);
+  const GatherParts parts = gather_parts(g, sizeof(Element), queue.multiprocessors);
+  for (int i = 0; i < parts.count; ++i) {
+    const GatherPart& part = parts.part[i];
+    switch (part.filters) {
+      case 256:
+        gather_in_tiles<Element, cute::_256, 4, 2, 1>(g, tensors, part, queue);
+        break;
+      case 128:
+        gather_in_tiles<Element, cute::_128, 6, 2, 1>(g, tensors, part, queue);
+        break;
+      default:
+        // What float32 stores leaves room for fewer stages.
+        gather_in_tiles<Element, cute::_64, sizeof(Element) == 4 ? 3 : 4, 1, 2>(g, tensors, part,
+                                                                                queue);
+    }
   }
 }
 

@@ -9,8 +9,8 @@
 // and store, one more warp loads, and runs ahead into the next tile while the last one is stored.
 // Blocks of one cluster have neighbouring tiles of M and share what they load of B. Tiles of N
 // follow each other, so that blocks which run together find A in the cache. The order of an
-// output's additions is that of the sum, whatever the tile. wgrad's sum is long and divided: each
-// split has a result of its own, and tiles.
+// output's additions is that of the sum, whatever the tile. wgrad's sums are long and divided into
+// parts, as WgradShares says: each has a result of its own.
 #pragma once
 
 #include "cuda/cutlass_sm90_limits.h"
@@ -94,7 +94,7 @@ struct Kernel {
   using Tile = typename Mainloop::TileShape;
   using TiledMma = typename Mainloop::TiledMma;
   using Cluster = typename Mainloop::DispatchPolicy::ClusterShape;
-  static constexpr bool kSplits = Problem::ConvOp == Operator::kWgrad;
+  static constexpr bool kParts = Problem::ConvOp == Operator::kWgrad;
   static constexpr int kBlocks = Configuration::kBlocks;
   static constexpr int kMultipliers = CUTE_STATIC_V(cute::size(TiledMma{}));
   static constexpr int kClusterSize = CUTE_STATIC_V(cute::size(Cluster{}));
@@ -114,36 +114,52 @@ struct Kernel {
   static_assert(kBlocks * (sizeof(SharedStorage) + 1024) <= 228 * 1024,
                 "the blocks must fit a multiprocessor's shared memory");
 
-  // M, N, K and the number of splits; M linear, or with a mode for each dimension.
-  static auto linear_shape(const Problem& problem, int splits) {
-    return with_splits(Mainloop::get_problem_shape_MNKL(problem), splits);
+  // M, N, K and the number of slots; M linear, or with a mode for each dimension.
+  static auto linear_shape(const Problem& problem, int slots) {
+    return with_slots(Mainloop::get_problem_shape_MNKL(problem), slots);
   }
-  static auto nested_shape(const Problem& problem, int splits) {
-    return with_splits(cutlass::conv::detail::get_transformed_problem_shape_MNKL(problem), splits);
+  static auto nested_shape(const Problem& problem, int slots) {
+    return with_slots(cutlass::conv::detail::get_transformed_problem_shape_MNKL(problem), slots);
   }
+
+  // How the tiles are divided among clusters of blocks.
+  using Division = std::conditional_t<kParts, WgradShares, GatherPart>;
 
   struct Params {
     decltype(linear_shape(Problem{}, 1)) shape;
     typename Mainloop::Params mainloop;
     typename Epilogue::Params epilogue;
+    Division division;
     int tiles_n;
-    int tiles_of_split;  // tiles of K; the last split may have fewer
-    int first_split;
-    int clusters;  // of tiles, for one split
-    int units;     // clusters of all splits
+    int shares;
   };
 
-  // What a block computes: unit after unit of its cluster.
+  // What a block computes at one time.
   struct Unit {
     int m, n;   // tiles
-    int split;  // of this launch
+    int slot;   // of the result
     int first;  // tile of K
+    int count;  // tiles of K
   };
-  CUTLASS_HOST_DEVICE static Unit unit(const Params& params, int index, int rank) {
-    const int cluster = index % params.clusters;
-    const int split = index / params.clusters;
-    return {cluster / params.tiles_n * kClusterSize + rank, cluster % params.tiles_n, split,
-            (params.first_split + split) * params.tiles_of_split};
+  // f(unit) for each of a block's units; K has `tiles`.
+  template <class F>
+  CUTLASS_DEVICE static void for_each_unit(const Params& params, int tiles, F&& f) {
+    const int rank = static_cast<int>(blockIdx.x) % kClusterSize;
+    const int step = static_cast<int>(gridDim.x) / kClusterSize;
+    for (int share = static_cast<int>(blockIdx.x) / kClusterSize; share < params.shares;
+         share += step) {
+      if constexpr (kParts) {
+        params.division.for_each_part(share, [&](const WgradPart& part) {
+          const int result = static_cast<int>(part.result);
+          f(Unit{result / params.tiles_n * kClusterSize + rank, result % params.tiles_n,
+                 static_cast<int>(part.slot), static_cast<int>(part.first),
+                 static_cast<int>(part.count)});
+        });
+      } else {
+        const int row = static_cast<int>(params.division.first) + share / params.tiles_n;
+        f(Unit{row * kClusterSize + rank, share % params.tiles_n, 0, 0, tiles});
+      }
+    }
   }
 
   CUTLASS_DEVICE void operator()(const Params& params, char* shared) const {
@@ -180,16 +196,11 @@ struct Kernel {
     const auto inputs = mainloop.load_init(params.shape, params.mainloop);
     const auto& a = get<0>(inputs);  // (tile of M, tile of K, tiles of M, tiles of K)
     const auto& b = get<1>(inputs);
-    const int rank = static_cast<int>(blockIdx.x) % kClusterSize;
-    const int begin = static_cast<int>(blockIdx.x) / kClusterSize;
-    const int step = static_cast<int>(gridDim.x) / kClusterSize;
-    const auto count_of = [&](const Unit& unit) {
-      return min(params.tiles_of_split, static_cast<int>(size<3>(a)) - unit.first);
-    };
+    const int tiles_of_sum = static_cast<int>(size<3>(a));
     const auto tile_of = [&](const Unit& unit) {
       const auto n = idx2crd(unit.n, shape<2>(b));
-      if constexpr (kSplits)
-        return make_coord(unit.m, n, _, unit.split);
+      if constexpr (kParts)
+        return make_coord(unit.m, n, _, unit.slot);
       else
         return make_coord(unit.m, n, _, Int<0>{});
     };
@@ -197,14 +208,12 @@ struct Kernel {
     if (loads) {
       const auto tiles_k = shape<3>(a);  // the iterator refers to it
       auto state = cutlass::make_producer_start_state<Pipeline>();
-      for (int index = begin; index < params.units; index += step) {
-        const Unit u = unit(params, index, rank);
-        const int count = count_of(u);
+      for_each_unit(params, tiles_of_sum, [&](const Unit& u) {
         const auto tiles = make_coord_iterator(idx2crd(u.first, tiles_k), tiles_k);
-        mainloop.load(params.mainloop, pipeline, state, inputs, tile_of(u), tiles, count,
+        mainloop.load(params.mainloop, pipeline, state, inputs, tile_of(u), tiles, u.count,
                       thread % 32, block_rank_in_cluster(), storage.mainloop);
-        state.advance(count);
-      }
+        state.advance(u.count);
+      });
       mainloop.load_tail(pipeline, state);
       return;
     }
@@ -222,26 +231,25 @@ struct Kernel {
     Epilogue epilogue(params.epilogue, storage.epilogue);
 
     typename Pipeline::PipelineState state;
-    for (int index = begin; index < params.units; index += step) {
-      const Unit u = unit(params, index, rank);
+    for_each_unit(params, tiles_of_sum, [&](const Unit& u) {
       TiledMma tiled_mma;
       auto sums = partition_fragment_C(tiled_mma, take<0, 2>(Tile{}));
-      multiply(params, mainloop, pipeline, state, storage, sums, count_of(u), thread);
+      multiply(params, mainloop, pipeline, state, storage, sums, u.count, thread);
       const auto [loaded, stored] =
           epilogue.store(load_pipeline, load_state, store_pipeline, store_state, params.shape,
                          Tile{}, tile_of(u), sums, tiled_mma, thread, storage.epilogue);
       load_state = loaded;
       store_state = stored;
-    }
+    });
     epilogue.store_tail(load_pipeline, load_state, store_pipeline, store_state);
 #endif
   }
 
  private:
   template <class Shape>
-  static auto with_splits(const Shape& shape, int splits) {
-    if constexpr (kSplits)
-      return cute::replace<3>(shape, splits);
+  static auto with_slots(const Shape& shape, int slots) {
+    if constexpr (kParts)
+      return cute::replace<3>(shape, slots);
     else
       return shape;
   }
@@ -258,13 +266,13 @@ struct Kernel {
       cute::warpgroup_fence_operand(products);  // nothing reads them before the tail
       state.advance(tiles);
     };
-    if constexpr (!kSplits) {
+    if constexpr (!kParts) {
       part(sums, count);
     } else {
       cute::clear(sums);
       Sums products;
-      for (; count > 0; count -= kMostTilesOfPart) {
-        part(products, count < kMostTilesOfPart ? count : kMostTilesOfPart);
+      for (; count > 0; count -= kMostTilesOfSum) {
+        part(products, count < kMostTilesOfSum ? count : kMostTilesOfSum);
         CUTLASS_PRAGMA_UNROLL
         for (int i = 0; i < cute::size(sums); ++i) sums(i) += products(i);
       }
@@ -272,35 +280,29 @@ struct Kernel {
   }
 };
 
-// Splits first_split to first_split + splits - 1, of tiles_of_split tiles of K each.
+// The shares of a division, with results in `slots` slots.
 template <class Kernel>
 void launch_kernel(const typename Kernel::Problem& problem,
                    const typename Kernel::Mainloop::Arguments& mainloop,
-                   const typename Kernel::Epilogue::Arguments& epilogue, int tiles_of_split,
-                   int first_split, int splits, const Queue& queue) {
-  using Tile = typename Kernel::Tile;
-  const auto shape = Kernel::linear_shape(problem, splits);
-  const int tiles_m =
-      static_cast<int>(cute::size(cute::ceil_div(cute::shape<0>(shape), cute::shape<0>(Tile{}))));
-  const int tiles_n =
-      static_cast<int>(cute::size(cute::ceil_div(cute::shape<1>(shape), cute::shape<1>(Tile{}))));
+                   const typename Kernel::Epilogue::Arguments& epilogue,
+                   const typename Kernel::Division& division, int shares, int slots,
+                   const Queue& queue) {
+  const auto shape = Kernel::linear_shape(problem, slots);
+  const int tiles_n = static_cast<int>(
+      cute::size(cute::ceil_div(cute::shape<1>(shape), cute::shape<1>(typename Kernel::Tile{}))));
   constexpr int kCluster = Kernel::kClusterSize;
-  const int clusters = cute::ceil_div(tiles_m, kCluster) * tiles_n;
   const typename Kernel::Params params{
       shape,
       Kernel::Mainloop::to_underlying_arguments(problem, mainloop, nullptr),
-      Kernel::Epilogue::to_underlying_arguments(Kernel::nested_shape(problem, splits), epilogue,
+      Kernel::Epilogue::to_underlying_arguments(Kernel::nested_shape(problem, slots), epilogue,
                                                 nullptr),
+      division,
       tiles_n,
-      tiles_of_split,
-      first_split,
-      clusters,
-      clusters * splits};
+      shares};
 
   const auto function = &cutlass::device_kernel<Kernel>;
   constexpr int kShared = sizeof(typename Kernel::SharedStorage);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
-        "shared memory");
+  allow_shared_memory(reinterpret_cast<const void*>(function), kShared);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = kCluster;
@@ -308,7 +310,7 @@ void launch_kernel(const typename Kernel::Problem& problem,
   cudaLaunchConfig_t config{};
   const int resident =
       std::max(1, queue.multiprocessors * static_cast<int>(Kernel::kBlocks) / kCluster);
-  config.gridDim = dim3(static_cast<unsigned>(std::min(params.units, resident) * kCluster));
+  config.gridDim = dim3(static_cast<unsigned>(std::min(shares, resident) * kCluster));
   config.blockDim = dim3(Kernel::MaxThreadsPerBlock);
   config.dynamicSmemBytes = kShared;
   config.stream = static_cast<cudaStream_t>(queue.stream);

@@ -216,61 +216,144 @@ constexpr struct {
   TileCost cost;
 } kGatherTiles[] = {{256, {1100, 3000}}, {128, {680, 1800}}, {64, {400, 900}}};
 
-// The fastest tile for the gather, by its filters.
-inline int64_t gather_tile(const Gather& g, int64_t bytes, int64_t multiprocessors) {
+// A run of the gather's positions that one launch computes: `rows` clusters of 128 positions a
+// block from `first` on, in tiles of `filters`.
+struct GatherPart {
+  int64_t filters, first, rows;
+};
+struct GatherParts {
+  GatherPart part[2];
+  int count;
+};
+
+// The fastest tiles for the gather: one for all of it, or, where that leaves multiprocessors
+// without work in the end, one for whole rounds of them and another for the rest.
+inline GatherParts gather_parts(const Gather& g, int64_t bytes, int64_t multiprocessors) {
+  constexpr int64_t kLaunch = 3000;
   const int64_t rows = ceil_div(g.N * g.h.outputs * g.w.outputs, 128 * kGatherCluster);
   const int64_t steps = g.h.taps * g.w.taps * ceil_div(g.C, 128 / bytes);
-  int64_t best = 0, best_cost = 0;
+  const int64_t resident = std::max<int64_t>(multiprocessors / kGatherCluster, 1);
+  GatherParts best{};
+  int64_t best_cost = 0;
+  const auto consider = [&](const GatherParts& parts, int64_t cost) {
+    if (best.count == 0 || cost < best_cost) best = parts, best_cost = cost;
+  };
+  const auto cost_of = [&](const auto& tile, int64_t these) {
+    return rounds_cost(these * ceil_div(g.K, tile.filters), resident, steps, tile.cost);
+  };
+  for (const auto& tile : kGatherTiles)
+    consider({{{tile.filters, 0, rows}, {}}, 1}, cost_of(tile, rows));
   for (const auto& tile : kGatherTiles) {
-    const int64_t cost = rounds_cost(rows * ceil_div(g.K, tile.filters),
-                                     multiprocessors / kGatherCluster, steps, tile.cost);
-    if (best == 0 || cost < best_cost) best = tile.filters, best_cost = cost;
+    const int64_t tiles_n = ceil_div(g.K, tile.filters);
+    const int64_t whole = rows * tiles_n / resident * resident / tiles_n;  // in whole rounds
+    if (whole == 0 || whole == rows) continue;
+    for (const auto& other : kGatherTiles)
+      consider({{{tile.filters, 0, whole}, {other.filters, whole, rows - whole}}, 2},
+               cost_of(tile, whole) + cost_of(other, rows - whole) + kLaunch);
   }
   return best;
 }
 
-// wgrad: tiles of the sum, 64 positions each, and how they are divided. A part of kMostTilesOfPart
-// is summed by tensor cores, which round each addition towards zero; the parts of a split are added
-// in float32, in order, with rounding to nearest, and so are the splits. There are as many splits
-// as fill the multiprocessors of an H100 best: their number must not depend on the device.
-constexpr int kMostTilesOfPart = 64;
+// wgrad: clusters of tiles of the result, each a sum over `tiles` tiles of 64 positions. A share is
+// what a cluster of blocks computes: the sums of the first results whole, which fill the
+// multiprocessors in whole rounds, and then a run of `steps` tiles of the others, whose sums follow
+// each other, `pitch` tiles apart. Such a run has parts of one result or several. The parts of a
+// result are added by another kernel. There are as many shares as fill the multiprocessors of an
+// H100 best: their number must not depend on the device.
+//
+// Tensor cores round each addition towards zero, so that they add kMostTilesOfSum tiles at most;
+// these sums are added in float32, in order, with rounding to nearest, and so are the parts.
+constexpr int kMostTilesOfSum = 64;
 
-struct WgradSplits {
-  int64_t tile_k, tile_c;  // of the result
-  int64_t cluster;         // tiles of K that share what they load of x
-  int64_t tiles;           // of the sum
-  int64_t tiles_of_split, splits;
+struct WgradPart {
+  int64_t result, slot;  // the slot-th part of this result
+  int64_t first, count;  // tiles of the sum
 };
 
-inline WgradSplits wgrad_splits(const ConvProblem& p) {
-  constexpr int64_t kMostTilesOfSplit = 64 * kMostTilesOfPart, kFewestTilesOfSplit = 8;
+struct WgradShares {
+  int64_t tile_k, tile_c;  // of a block
+  int64_t cluster;         // tiles of K that share what they load of x
+  int64_t results, tiles;
+  int64_t whole;  // results that are one share each
+  int64_t pitch, steps;
+
+  TORCHCONV_HOST_DEVICE int64_t shares() const {
+    return whole + ((results - whole) * pitch + steps - 1) / steps;
+  }
+  // The most parts of a result.
+  TORCHCONV_HOST_DEVICE int64_t slots() const {
+    return pitch % steps == 0 ? pitch / steps : (tiles - 1) / steps + 2;
+  }
+  TORCHCONV_HOST_DEVICE int64_t parts(int64_t result) const {
+    if (result < whole) return 1;
+    const int64_t first = (result - whole) * pitch;
+    return (first + tiles - 1) / steps - first / steps + 1;
+  }
+  // f(WgradPart) for each part of a share.
+  template <class F>
+  TORCHCONV_HOST_DEVICE void for_each_part(int64_t share, F&& f) const {
+    const bool one = share < whole;
+    const int64_t run = one ? tiles : steps, apart = one ? tiles : pitch;
+    const int64_t base = one ? 0 : whole, all = (results - base) * apart;
+    const int64_t begin = (share - base) * run, end = begin + run < all ? begin + run : all;
+    for (int64_t at = begin; at < end;) {
+      const int64_t result = at / apart, start = result * apart;
+      const int64_t stop = start + apart < end ? start + apart : end;
+      const int64_t last = start + tiles < stop ? start + tiles : stop;
+      if (at < last) f(WgradPart{base + result, share - base - start / run, at - start, last - at});
+      at = stop;
+    }
+  }
+};
+
+inline WgradShares wgrad_shares(const ConvProblem& p) {
+  constexpr int64_t kMostSteps = 256 * kMostTilesOfSum, kFewestSteps = 8;
   constexpr int64_t kMultiprocessors = 132, kRounds = 6, kBytesOfCycle = 3000;
+  constexpr int64_t kMostBytes = int64_t{256} << 20;  // of all parts, if it may be
+  constexpr int64_t kCacheBytes = int64_t{24} << 20;  // of what may be read in any order
   const bool wide = p.K > 64 && p.C > 64;
   const int64_t tile = wide ? 128 : 64, cluster = p.K > 128 && wide ? 2 : 1;
   const TileCost cost = !wide          ? TileCost{1200, 4000}
                         : cluster == 2 ? TileCost{680, 2500}
                                        : TileCost{820, 2500};
   const int64_t resident = wide ? kMultiprocessors / cluster : 3 * kMultiprocessors;
-  const int64_t units = ceil_div(ceil_div(p.K, tile), cluster) * ceil_div(p.C, tile) * p.R * p.S;
+  const int64_t results = ceil_div(ceil_div(p.K, tile), cluster) * ceil_div(p.C, tile) * p.R * p.S;
   const int64_t tiles = ceil_div(p.N * p.P * p.Q, 64);
-  const int64_t least = ceil_div(tiles, kMostTilesOfSplit);
-  const int64_t most = std::max(least, tiles / kFewestTilesOfSplit);
-  int64_t best = 0, best_cost = 0;
-  for (int64_t rounds = 1; rounds <= kRounds; ++rounds) {
-    const int64_t splits = std::clamp(rounds * resident / units, least, most);
-    // A result is written, and read to be added.
-    const int64_t total = rounds_cost(units * splits, resident, ceil_div(tiles, splits), cost) +
-                          splits * p.K * p.R * p.S * p.C * 8 / kBytesOfCycle;
-    if (best == 0 || total < best_cost) best = splits, best_cost = total;
-  }
-  const int64_t tiles_of_split = ceil_div(tiles, best);
-  return {tile, tile, cluster, tiles, tiles_of_split, ceil_div(tiles, tiles_of_split)};
-}
-
-// The results of splits that are there at one time take at most 256 MiB.
-inline int64_t splits_of_round(const ConvProblem& p) {
   const int64_t bytes = p.K * p.R * p.S * p.C * 4;
-  return std::clamp<int64_t>((int64_t{256} << 20) / bytes, 1, 65535);
+  const int64_t least = ceil_div(tiles, kMostSteps);
+  const int64_t most = std::max(least, std::min(tiles / kFewestSteps, kMostBytes / bytes));
+  WgradShares best{};
+  int64_t best_cost = 0;
+  const auto consider = [&](int64_t whole, int64_t pitch, int64_t steps, int64_t time) {
+    const WgradShares s{tile, tile, cluster, results, tiles, whole, pitch, steps};
+    // A part is written, and read to be added.
+    const int64_t parts = s.shares() + (pitch == tiles && tiles % steps != 0 ? results : 0);
+    const int64_t total = time + parts * cluster * tile * tile * 8 / kBytesOfCycle;
+    if (best_cost == 0 || total < best_cost) best = s, best_cost = total;
+  };
+  // Shares that end with the results: as many of each, in rounds; or those of the last round alone,
+  // so that the blocks are at the same positions, and what they read of them stays in the cache.
+  const auto equal_shares = [&](int64_t whole, int64_t wanted) {
+    const int64_t steps = ceil_div(tiles, std::clamp(wanted, least, most));
+    const int64_t shares = ceil_div(tiles, steps);
+    consider(whole, shares * steps, steps,
+             rounds_cost(whole, resident, tiles, cost) +
+                 rounds_cost((results - whole) * shares, resident, steps, cost));
+  };
+  for (int64_t rounds = 1; rounds <= kRounds; ++rounds)
+    equal_shares(0, rounds * resident / results);
+  const int64_t whole = results / resident * resident;
+  if (whole != 0 && whole != results && least == 1)
+    equal_shares(whole, resident / (results - whole));
+  // Shares of as many tiles each, wherever they end.
+  const int64_t steps =
+      std::min(std::max(ceil_div(results * tiles, resident), kFewestSteps), kMostSteps);
+  const int64_t image_bytes = 2 * (p.N * p.P * p.Q * p.K + p.N * p.H * p.W * p.C);
+  if ((tiles - 1) / steps + 2 <= most && image_bytes <= kCacheBytes)
+    consider(0, tiles, steps,
+             rounds_cost(ceil_div(results * tiles, steps), resident, steps, cost) +
+                 ceil_div(steps, tiles) * cost.rest);
+  return best;
 }
 
 // Whether the pass is one of ours, and uses the multiplications well: fprop is judged by a sample's
@@ -310,8 +393,9 @@ inline bool takes(const ConvProblem& p, Pass pass, bool preactivation, int capab
       return filled(p.K, tile_of_sum) * filled(p.C, 64) >= kFilled;
     }
     case Pass::kWgrad: {
-      const WgradSplits s = wgrad_splits(p);
-      return gather_fits(fprop_gather(p), bytes) &&
+      const WgradShares s = wgrad_shares(p);
+      // What is added four at a time counts in 31 bits.
+      return gather_fits(fprop_gather(p), bytes) && p.K * p.R * p.S * (p.C / 4) <= INT32_MAX &&
              filled(p.K, s.tile_k) * filled(p.C, s.tile_c) >= kFilled;
     }
   }

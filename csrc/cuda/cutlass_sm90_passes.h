@@ -32,8 +32,8 @@ inline void gather(DType dtype, const Gather& g, const GatherTensors& tensors, c
   }
 }
 
-// sums[i] = what split first + i contributes to dw, for `count` splits of s.
-void wgrad_sums(const ConvProblem& p, const WgradSplits& s, int64_t first, int64_t count,
-                const void* dz, const void* x, float* sums, const Queue& queue);
+// The parts of dw, each in its slot of `sums`, slots() times K x R x S x C.
+void wgrad_parts(const ConvProblem& p, const WgradShares& s, const void* dz, const void* x,
+                 float* sums, const Queue& queue);
 
 }  // namespace torchconv::cuda::sm90

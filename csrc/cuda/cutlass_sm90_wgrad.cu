@@ -1,4 +1,4 @@
-// The splits of wgrad: products of dz and x over runs of positions, in float32. M is K, N is C for
+// The parts of wgrad: products of dz and x over runs of positions, in float32. M is K, N is C for
 // each tap, and the sum goes over the positions of all images, 64 at a time.
 #ifdef TORCHCONV_CUTLASS
 #include "cuda/cutlass_sm90_kernel.h"
@@ -8,11 +8,11 @@ namespace torchconv::cuda::sm90 {
 namespace {
 
 template <class Element, class Size, class Neighbours, int kStages, int kWarpgroups, int kBlocks>
-void sums_in_tiles(const ConvProblem& p, const WgradSplits& s, int64_t first, int64_t count,
-                   const void* dz, const void* x, float* sums, const Queue& queue) {
+void parts_in_tiles(const ConvProblem& p, const WgradShares& s, const void* dz, const void* x,
+                    float* sums, const Queue& queue) {
   using Tile = cute::Shape<Size, cute::Shape<Size>, cute::Shape<cute::_64>>;
   using Cluster = cute::Shape<Neighbours, cute::_1, cute::_1>;
-  // (k, (c, s, r), split)
+  // (k, (c, s, r), slot)
   using Stride = cute::Stride<int64_t, cute::Stride<cute::_1, int64_t, int64_t>, int64_t>;
   using Sum = cutlass::epilogue::fusion::Sm90EVT<
       cutlass::epilogue::fusion::Sm90Compute<cutlass::epilogue::thread::Identity, float, float,
@@ -20,35 +20,34 @@ void sums_in_tiles(const ConvProblem& p, const WgradSplits& s, int64_t first, in
       cutlass::epilogue::fusion::Sm90AccFetch>;
   using K = Kernel<Configuration<Operator::kWgrad, Element, float, Stride, Tile, Cluster, kStages,
                                  kWarpgroups, kBlocks, Sum>>;
-  const auto narrow = [](int64_t v) { return static_cast<int>(v); };
   typename K::Epilogue::Arguments epilogue{};
   epilogue.ptr_D = sums;
   const int64_t filter = p.R * p.S * p.C;
   epilogue.dD = {filter, {{}, p.C, p.S * p.C}, p.K * filter};
   launch_kernel<K>(problem_shape<Operator::kWgrad>(fprop_gather(p)),
-                   {static_cast<const Element*>(dz), static_cast<const Element*>(x)}, epilogue,
-                   narrow(s.tiles_of_split), narrow(first), narrow(count), queue);
+                   {static_cast<const Element*>(dz), static_cast<const Element*>(x)}, epilogue, s,
+                   static_cast<int>(s.shares()), static_cast<int>(s.slots()), queue);
 }
 
 template <class Element>
-void sums_of(const ConvProblem& p, const WgradSplits& s, int64_t first, int64_t count,
-             const void* dz, const void* x, float* sums, const Queue& queue) {
+void parts_of(const ConvProblem& p, const WgradShares& s, const void* dz, const void* x,
+              float* sums, const Queue& queue) {
   if (s.cluster == 2)
-    sums_in_tiles<Element, cute::_128, cute::_2, 5, 2, 1>(p, s, first, count, dz, x, sums, queue);
+    parts_in_tiles<Element, cute::_128, cute::_2, 5, 2, 1>(p, s, dz, x, sums, queue);
   else if (s.tile_k == 128)
-    sums_in_tiles<Element, cute::_128, cute::_1, 5, 2, 1>(p, s, first, count, dz, x, sums, queue);
+    parts_in_tiles<Element, cute::_128, cute::_1, 5, 2, 1>(p, s, dz, x, sums, queue);
   else
-    sums_in_tiles<Element, cute::_64, cute::_1, 3, 1, 3>(p, s, first, count, dz, x, sums, queue);
+    parts_in_tiles<Element, cute::_64, cute::_1, 3, 1, 3>(p, s, dz, x, sums, queue);
 }
 
 }  // namespace
 
-void wgrad_sums(const ConvProblem& p, const WgradSplits& s, int64_t first, int64_t count,
-                const void* dz, const void* x, float* sums, const Queue& queue) {
+void wgrad_parts(const ConvProblem& p, const WgradShares& s, const void* dz, const void* x,
+                 float* sums, const Queue& queue) {
   if (p.dtype == DType::kFloat16)
-    sums_of<cutlass::half_t>(p, s, first, count, dz, x, sums, queue);
+    parts_of<cutlass::half_t>(p, s, dz, x, sums, queue);
   else
-    sums_of<cutlass::bfloat16_t>(p, s, first, count, dz, x, sums, queue);
+    parts_of<cutlass::bfloat16_t>(p, s, dz, x, sums, queue);
 }
 
 }  // namespace torchconv::cuda::sm90

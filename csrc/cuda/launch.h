@@ -18,6 +18,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
 
 namespace torchconv::cuda {
 
@@ -28,9 +29,31 @@ inline void check(cudaError_t error, const char* what) {
                            cudaGetErrorString(error));
 }
 
-// A kernel's limit of dynamic shared memory is one for all threads of the process: another thread
-// must not lower it between this one's call that raises it and its launch.
-inline std::mutex shared_memory_limit;
+// What kernels have been allowed of dynamic shared memory, each on each device. It is one limit for
+// all threads of the process, and only ever raised: what a thread has seen allowed stays so.
+struct SharedMemoryLimits {
+  std::mutex mutex;
+  std::unordered_map<uint64_t, int> bytes;
+};
+inline SharedMemoryLimits shared_memory_limits;
+inline thread_local std::unordered_map<uint64_t, int> shared_memory_seen;
+
+inline void allow_shared_memory(const void* kernel, int bytes) {
+  int device = 0;
+  check(cudaGetDevice(&device), "device");
+  // Addresses take 48 bits.
+  const uint64_t key = reinterpret_cast<uintptr_t>(kernel) | static_cast<uint64_t>(device) << 48;
+  int& seen = shared_memory_seen[key];
+  if (seen >= bytes) return;
+  const std::lock_guard<std::mutex> lock(shared_memory_limits.mutex);
+  int& allowed = shared_memory_limits.bytes[key];
+  if (allowed < bytes) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+          "shared memory");
+    allowed = bytes;
+  }
+  seen = allowed;
+}
 
 // kernel<<<grid, block, shared_bytes, queue.stream>>>(arguments...), which needs no more dynamic
 // shared memory than the device has. Throws what the launch reports. An empty grid is no launch.
@@ -38,14 +61,9 @@ template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,
             const Queue& queue, const Arguments&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  const void* function = reinterpret_cast<const void*>(kernel);
-  std::unique_lock<std::mutex> lock(shared_memory_limit, std::defer_lock);
   // A block has 48 KB without asking, static memory included, of which kernels have up to 32.
-  if (shared_bytes > 16 * 1024) {
-    lock.lock();
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-          "shared memory");
-  }
+  if (shared_bytes > 16 * 1024)
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;

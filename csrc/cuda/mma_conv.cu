@@ -10,6 +10,7 @@
 #include "cuda/conv_layout.h"
 #include "cuda/conv_passes.h"
 #include "cuda/mma_gather.h"
+#include "cuda/mma_patch.h"
 #include "cuda/mma_planes.h"
 #include "cuda/mma_wgrad.h"
 
@@ -109,9 +110,18 @@ bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   return tiles_m < kMost / tiles_n && tiles_dw < kMost / (pixels / (int64_t{1} << 24) + 1);
 }
 
-void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-               void* preactivation, const Queue& queue) {
-  if (p.layout == Layout::kNCHW) return planes_fprop(p, x, w, bias, y, preactivation, queue);
+void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+               const void* residual, void* y, void* preactivation, const Queue& queue) {
+  if (p.layout == Layout::kNCHW)
+    return planes_fprop(p, x, w, bias, residual, y, preactivation, queue);
+  if (residual == nullptr && patch_takes(p))
+    return with_tensor_core_type(p.dtype, [&](auto element) {
+      using T = decltype(element);
+      run_patch(p, static_cast<const T*>(x), static_cast<const T*>(w),
+                Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y),
+                            static_cast<T*>(preactivation), p.activation},
+                queue);
+    });
   GatherProblem g{};
   g.batch = p.N;
   g.groups = static_cast<int32_t>(p.groups);
@@ -133,16 +143,24 @@ void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* b
     set_divisors(g);
     g.vectors = in_vectors<T>(g.image, C) && in_vectors<T>(g.filters, C);
     g.vector_outputs = in_vectors<T>(y, g.outputs) &&
-                       (preactivation == nullptr || in_vectors<T>(preactivation, g.outputs));
-    run_gather(g,
-               Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y),
-                           static_cast<T*>(preactivation), p.activation},
-               queue);
+                       (preactivation == nullptr || in_vectors<T>(preactivation, g.outputs)) &&
+                       (residual == nullptr || in_vectors<T>(residual, g.outputs));
+    run_gather(
+        g,
+        Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y), static_cast<T*>(preactivation),
+                    p.activation, static_cast<const T*>(residual)},
+        queue);
   });
 }
 
 void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, const Queue& queue) {
   if (p.layout == Layout::kNCHW) return planes_dgrad(p, dz, w, dx, queue);
+  if (patch_dgrad_takes(p))
+    return with_tensor_core_type(p.dtype, [&](auto element) {
+      using T = decltype(element);
+      run_patch_dgrad(p, static_cast<const T*>(dz), static_cast<const T*>(w), static_cast<T*>(dx),
+                      queue);
+    });
   GatherProblem g{};
   g.image = dz;
   const int64_t C = p.C / p.groups, K = p.K / p.groups;
@@ -172,6 +190,12 @@ void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, co
 
 void mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue) {
   if (p.layout == Layout::kNCHW) return planes_wgrad(p, dz, x, dw, queue);
+  if (patch_wgrad_takes(p))
+    return with_tensor_core_type(p.dtype, [&](auto element) {
+      using T = decltype(element);
+      run_patch_wgrad(p, static_cast<const T*>(dz), static_cast<const T*>(x), static_cast<T*>(dw),
+                      queue);
+    });
   WgradProblem g{};
   g.dz = dz;
   g.pixels = p.N * p.P * p.Q;

@@ -45,14 +45,14 @@ template <typename Tile>
 inline constexpr int kGatherShared =
     kTileBytes<Tile> + Tile::kM * static_cast<int>(sizeof(Place) + sizeof(int64_t));
 
-// Bias, pre-activation, activation and rounding of a tile of finished sums in shared memory.
-// offsets: of the rows' outputs, negative for a row that is none.
+// Bias, residual, pre-activation, activation and rounding of a tile of finished sums in shared
+// memory. offsets: of the rows' outputs, negative for a row that is none. thread: of
+// the tile's.
 template <typename T, typename Tile>
-__device__ __forceinline__ void store_tile(const float* sums, const int64_t* offsets,
+__device__ __forceinline__ void store_tile(int thread, const float* sums, const int64_t* offsets,
                                            int first_column, int columns, bool vectors,
                                            const Epilogue<T>& epilogue) {
   constexpr int kLane = kLanes<T>, kUnits = Tile::kN / kLane;
-  const int thread = static_cast<int>(threadIdx.x);
   const int local = thread % kUnits * kLane, column = first_column + local;
   if (column >= columns) return;
   float bias[kLane];
@@ -60,13 +60,21 @@ __device__ __forceinline__ void store_tile(const float* sums, const int64_t* off
   for (int e = 0; e < kLane; ++e)
     bias[e] = column + e < columns ? epilogue.bias_of(column + e) : 0.0f;
   for (int row = thread / kUnits; row < Tile::kM; row += Tile::kThreads / kUnits) {
-    if (offsets[row] < 0) break;  // rows that are none are the last
+    if (offsets[row] < 0) continue;
     const int64_t offset = offsets[row] + column;
     float z[kLane];
     load_sums(z, sums + row * kSumsPitch<Tile> + local);
 #pragma unroll
     for (int e = 0; e < kLane; ++e) z[e] += bias[e];
-    finish(z, epilogue, [&](T* to, const Vector<T, kLane>& rounded) {
+    const auto load = [&](const T* from) {
+      if (vectors) return *reinterpret_cast<const Vector<T, kLane>*>(from + offset);
+      Vector<T, kLane> read{};
+#pragma unroll
+      for (int e = 0; e < kLane; ++e)
+        if (column + e < columns) read.element[e] = from[offset + e];
+      return read;
+    };
+    finish(z, epilogue, load, [&](T* to, const Vector<T, kLane>& rounded) {
       if (vectors) {
         *reinterpret_cast<Vector<T, kLane>*>(to + offset) = rounded;
       } else {
@@ -200,7 +208,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   __syncthreads();
   Epilogue<T> of_outputs = epilogue;
   if (of_outputs.bias != nullptr) of_outputs.bias += int64_t{group} * p.outputs;
-  store_tile<T, Tile>(tile, offsets, first_column, p.outputs, p.vector_outputs, of_outputs);
+  store_tile<T, Tile>(thread, tile, offsets, first_column, p.outputs, p.vector_outputs, of_outputs);
 }
 
 template <typename T, typename Tile, bool Vectors>

@@ -26,7 +26,17 @@ struct PairProduct {
     sum = bit_cast<Register>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(filters),
                                               bit_cast<__m512bh>(x)));
   }
-  // A row of the tile; `lanes` of the last vector exist.
+  // A row of the tile, here and below; `lanes` of the last vector exist.
+  template <int kVectors>
+  static TORCHCONV_INLINE void add_row(Register (&row)[kVectors], const BFloat16* p,
+                                       int64_t lanes) {
+    using V = WideVec<BFloat16>;
+    constexpr int64_t kL = V::kLanes;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      row[v] += v + 1 < kVectors || lanes == kL ? V::load(p + v * kL)
+                                                : V::load_partial(p + v * kL, lanes);
+  }
   template <int kVectors>
   static TORCHCONV_INLINE void store(BFloat16* p, const Register (&row)[kVectors], int64_t lanes) {
     constexpr int64_t kL = Vec<float>::kLanes;

@@ -1,0 +1,178 @@
+// Depthwise wgrad of stride 1 in NHWC, half types: strips of channel_strips.cuh.
+//
+// A thread rolls the R rows of x that a row of dz meets down its set of rows, and adds to all R x R
+// sums of its channels. The subs of a block go through a slice of all strips, cut by the shape
+// alone; their sums meet in shared memory, those of slices in block_sums.cu.
+// A product with padding is not formed, for dz need not be finite: rows are left out, and columns
+// have zero in the place of dz.
+// Bound: the bytes of x and dz; multiplications where R is 5 or 7.
+#include "cuda/block_sums.cuh"
+#include "cuda/channel_strips.cuh"
+
+namespace torchconv::cuda {
+namespace {
+
+template <typename S>
+constexpr int kResident = S::R == 7   ? 2
+                          : S::R == 5 ? 3
+                                      : 4;
+
+template <typename S>
+__global__ void __launch_bounds__(S::kThreads, kResident<S>)
+    channel_strips_wgrad_kernel(const __grid_constant__ ChannelStrips p, uint32_t slice_positions,
+                                const typename S::T* dz, const typename S::T* x,
+                                const SliceSums<typename S::T> sums) {
+  using T = typename S::T;
+  using A = typename S::A;
+  constexpr int R = S::R, kTaps = S::kTaps, kVector = S::kVector, kUnroll = S::kUnroll;
+  constexpr int kColumns = S::kColumns, kWindow = S::kWindow;
+  // Paddings are at most so large, so that no more columns lie beside the image.
+  constexpr int kBeside = R / 2;
+  const Gather& g = p.g;
+  const int lanes = static_cast<int>(p.lanes.value());
+  uint32_t slice = blockIdx.x, sub = threadIdx.x;
+  const int vector0 = static_cast<int>(p.lane_tiles.split(slice)) * lanes;
+  const int lane = static_cast<int>(p.lanes.split(sub));
+  const int64_t c = static_cast<int64_t>(vector0 + lane) * kVector;
+  const int64_t in_row = static_cast<int64_t>(g.w.in) * p.channels;
+  const int64_t out_row = static_cast<int64_t>(g.w.out) * p.channels;
+
+  A z[kTaps][kVector] = {};
+  const uint32_t end = min((slice + 1) * slice_positions, p.positions);
+  uint32_t position = slice * slice_positions + sub;
+  if (sub >= static_cast<uint32_t>(p.subs) || vector0 + lane >= p.vectors) position = end;
+#pragma unroll 1
+  for (; position < end; position += static_cast<uint32_t>(p.subs)) {
+    const StripPlace at(p, position, kColumns);
+    const int rows = min(p.set_rows, g.h.out - at.row), w0 = at.column + g.w.origin;
+    int h = at.row + g.h.origin;
+    const T* line = x + (static_cast<int64_t>(at.n) * g.h.in + h) * in_row +
+                    static_cast<int64_t>(w0) * p.channels + c;
+    const T* gradient = dz + (static_cast<int64_t>(at.n) * g.h.out + at.row) * out_row +
+                        static_cast<int64_t>(at.column) * p.channels + c;
+    const uint32_t inside = inside_bits<kWindow, false>(w0, 1, g.w.in);
+    typename S::Loaded x_next[kWindow], d_next[kColumns];
+    const auto load_x = [&](int step) {
+      const bool row_inside =
+          step < rows + R - 1 && static_cast<unsigned>(h) < static_cast<unsigned>(g.h.in);
+      S::load(line, p.channels, row_inside ? inside : 0, x_next);
+      ++h, line += in_row;
+    };
+    const auto load_dz = [&](bool exists) {
+      S::load(gradient, p.channels, exists ? ~0u : 0, d_next);
+      gradient += out_row;
+    };
+    load_x(0);
+    load_dz(true);
+
+    A value[R][kWindow][kVector];
+#pragma unroll 1
+    for (int base = 0; base < rows + R - 1; base += kUnroll) {
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const int step = base + u;
+        if (kUnroll > 1 && step >= rows + R - 1) break;
+        S::widen(x_next, value[kUnroll == 1 ? R - 1 : u]);
+        load_x(step + 1);
+        if (step >= R - 1) {
+          A d[kColumns][kVector];
+          S::widen(d_next, d);
+          load_dz(step + 1 < rows + R - 1);
+#pragma unroll
+          for (int r = 0; r < R; ++r) {
+            // h is already that of the row after the window.
+            if (static_cast<unsigned>(h - 1 - R + r) >= static_cast<unsigned>(g.h.in)) continue;
+            const A(&row)[kWindow][kVector] = value[kUnroll == 1 ? r : (u + 1 + r) % R];
+#pragma unroll
+            for (int s = 0; s < R; ++s)
+#pragma unroll
+              for (int b = 0; b < kColumns; ++b) {
+                const int i = b + s;
+                const bool beside = i < kBeside || i >= kWindow - kBeside;
+#pragma unroll
+                for (int v = 0; v < kVector; ++v) {
+                  const A factor = !beside || (inside >> i & 1) != 0 ? d[b][v] : A{0};
+                  z[r * R + s][v] += factor * row[i][v];
+                }
+              }
+          }
+        }
+        if constexpr (kUnroll == 1)
+#pragma unroll
+          for (int r = 0; r + 1 < R; ++r)
+#pragma unroll
+            for (int i = 0; i < kWindow * kVector; ++i)
+              value[r][i / kVector][i % kVector] = value[r + 1][i / kVector][i % kVector];
+      }
+    }
+  }
+
+  A* shared = dynamic_shared<A>();  // [kTaps][threads][kVector]
+  constexpr int kPitch = S::kThreads * kVector;
+#pragma unroll
+  for (int i = 0; i < kTaps; ++i)
+#pragma unroll
+    for (int v = 0; v < kVector; ++v)
+      shared[i * kPitch + static_cast<int>(threadIdx.x) * kVector + v] = z[i][v];
+  __syncthreads();
+  const int width = lanes * kVector, channels = min(width, p.channels - vector0 * kVector);
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < width * kTaps; i += S::kThreads) {
+    const int of = i % width, tap = i / width;
+    if (of >= channels) continue;
+    A total{0};
+#pragma unroll 4
+    for (int share = 0; share < p.subs; ++share) total += shared[tap * kPitch + share * width + of];
+    sums.store(
+        slice,
+        (static_cast<int64_t>(vector0) * kVector + of) * kTaps + (g.turned ? kTaps - 1 - tap : tap),
+        total);
+  }
+}
+
+template <typename S>
+bool launch_channel_strips_wgrad(const Gather& g, const void* dz, const void* x, void* dw,
+                                 const Queue& queue) {
+  using T = typename S::T;
+  const auto narrow = [](const GatherAxis& axis) {
+    const int before = -axis.origin, after = axis.out - axis.in - before + S::R - 1;
+    return before <= S::R / 2 && after <= S::R / 2;
+  };
+  if (!channel_strips_take<S>(g, x, dz) || !narrow(g.w) || g.w.out % S::kColumns != 0) return false;
+  constexpr int64_t kRows = 7, kMostTerms = 512;
+  const int64_t rows = ceil_div(g.h.out, ceil_div(g.h.out, kRows));
+  const ChannelStrips p = channel_strips<S>(g, rows);
+  // So many terms keep a thread's sums short enough for float32. The sums of a block cost about as
+  // much as a strip.
+  const int64_t most = std::max<int64_t>(kMostTerms / (rows * S::kColumns), 1);
+  const int64_t each =
+      rounds_of_block(p.lane_tiles.value(), p.positions, p.subs, most, 132 * kResident<S>, 1);
+  const int64_t slices = ceil_div(p.positions, p.subs * each);
+  const SliceSums<T> sums =
+      slice_sums(static_cast<T*>(dw), slices, static_cast<int64_t>(g.groups) * g.w_group, queue);
+  const int64_t shared = S::kTaps * S::kThreads * S::kVector;
+  launch(channel_strips_wgrad_kernel<S>, dim3(static_cast<unsigned>(p.lane_tiles.value() * slices)),
+         dim3(S::kThreads), static_cast<int>(shared * static_cast<int64_t>(sizeof(Wide<T>))), queue,
+         p, static_cast<uint32_t>(p.subs * each), static_cast<const T*>(dz),
+         static_cast<const T*>(x), sums);
+  add_slices(sums, slices, queue);
+  return true;
+}
+
+}  // namespace
+
+bool depthwise_channel_strips_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g,
+                                    const void* dz, const void* x, void* dw, const Queue& queue) {
+  if (sampling != Sampling::kUnit) return false;
+  const auto compute = [&](auto element) {
+    using T = decltype(element);
+    return R == 7   ? launch_channel_strips_wgrad<ChannelStrip<T, 7, 7, 1>>(g, dz, x, dw, queue)
+           : R == 5 ? launch_channel_strips_wgrad<ChannelStrip<T, 5, 7, 1>>(g, dz, x, dw, queue)
+                    : launch_channel_strips_wgrad<ChannelStrip<T, 3, 7, 2>>(g, dz, x, dw, queue);
+  };
+  return dtype == DType::kFloat16    ? compute(Half{})
+         : dtype == DType::kBFloat16 ? compute(BFloat16{})
+                                     : false;
+}
+
+}  // namespace torchconv::cuda

@@ -1,0 +1,156 @@
+// The kernel of mma_patch.h.
+#include <algorithm>
+
+#include "cuda/mma_gather_kernel.h"
+#include "cuda/mma_patch_tile.h"
+
+namespace torchconv::cuda {
+namespace {
+
+constexpr int kThreads = kPatchThreads, kColumns = kPatchColumns, kFilters = 64;
+constexpr int kBlocks = 3;  // on a multiprocessor
+
+// Sums of a row of outputs.
+using Row = Tile<kColumns, kFilters, 1, 1, kBlocks>;
+
+// Bytes of shared memory: filters, places of the terms' chunks, patch and its copy, sums.
+__host__ __device__ constexpr int sums_bytes() {
+  return kThreads / 32 * kColumns * (kSumsPitch<Row> * 4 + 8);
+}
+int shared_bytes(const PatchProblem& p) {
+  return kFilters * p.filter_chunks() * 16 + round_up(p.terms() + 3, 4) * 4 +
+         p.chunks() * 16 * (p.copy != 0 ? 2 : 1) + sums_bytes();
+}
+
+template <typename T, int kPixels>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    mma_patch_kernel(const __grid_constant__ PatchProblem p, const T* x, const T* w,
+                     const Epilogue<T> epilogue) {
+  Chunk* filters = dynamic_shared<Chunk>();
+  int* places = reinterpret_cast<int*>(filters + kFilters * p.filter_chunks());
+  const int terms = p.terms(), pairs = (terms + 1) / 2;
+  Chunk* patch = reinterpret_cast<Chunk*>(places + (terms + 6) / 4 * 4);
+  float* sums_of_warps = reinterpret_cast<float*>(patch + p.chunks() * (p.copy != 0 ? 2 : 1));
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  float* staged = sums_of_warps + warp * (kColumns * (kSumsPitch<Row> + 2));
+  int64_t* offsets = reinterpret_cast<int64_t*>(staged + kColumns * kSumsPitch<Row>);
+  const int tiles_n = (p.K + kFilters - 1) / kFilters;
+  const int first_filter = static_cast<int>(blockIdx.x) % tiles_n * kFilters;
+  const T zero = from_wide<T>(0.0f);
+
+#pragma unroll 4
+  for (int unit = thread; unit < kFilters * p.filter_chunks(); unit += kThreads) {
+    const int n = unit / p.filter_chunks(), term = unit - n * p.filter_chunks();
+    const int r = term / p.tap_chunks, s = (term - r * p.tap_chunks) * kPixels;
+    const int64_t tap = (int64_t{first_filter + n} * p.R + r) * p.S + s;
+    T pixel[kPixels][kPatchChannels];
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i)
+#pragma unroll
+      for (int c = 0; c < kPatchChannels; ++c)
+        pixel[i][c] = first_filter + n < p.K && r < p.R && s + i < p.S && c < p.C
+                          ? w[(tap + i) * p.C + c]
+                          : zero;
+    filters[unit] = chunk_of(pixel);
+  }
+  for (int term = thread; term < terms + 3; term += kThreads)
+    places[term] = term < terms ? place_of_term(p, term) : 0;
+
+  PatchLoader<T, kPixels> loader(p, thread);
+  const auto load = [&](int64_t tile) {
+    const int64_t line = tile / p.tiles_q, n = line / p.tiles_p;
+    loader.load(p, x, n, static_cast<int>(line - n * p.tiles_p) * kPatchRows,
+                static_cast<int>(tile - line * p.tiles_q) * kPatchColumns);
+  };
+
+  const int matrix = lane >> 3;
+  const int column = (lane & 7) + 8 * (matrix & 1), odd_a = matrix >> 1;
+  const SharedAddress patches = shared_address(patch);
+  const SharedAddress filter =
+      shared_address(filters) +
+      static_cast<SharedAddress>(
+          16 * (((lane & 7) + 8 * (matrix >> 1)) * p.filter_chunks() + (matrix & 1)));
+  const SharedAddress outputs =
+      patches + static_cast<SharedAddress>(16 * (2 * warp * p.stride_h * p.line() + column));
+  const SharedAddress next_row = static_cast<SharedAddress>(16 * p.stride_h * p.line());
+
+  const int64_t step = gridDim.x / static_cast<unsigned>(tiles_n);
+  int64_t tile = blockIdx.x / static_cast<unsigned>(tiles_n);
+  if (tile < p.tiles) load(tile);
+  for (; tile < p.tiles; tile += step) {
+    __syncthreads();
+    loader.leave(p, patch, thread);
+    __syncthreads();
+    if (tile + step < p.tiles) load(tile + step);
+    Sums<Row> sums[2];
+    sums[0].clear(), sums[1].clear();
+    int place = places[odd_a];
+#pragma unroll 2
+    for (int pair = 0; pair < pairs; ++pair) {
+      const SharedAddress at = outputs + static_cast<SharedAddress>(16 * place);
+      place = places[2 * pair + 2 + odd_a];  // the next one's
+      uint32_t a[2][4], b[Row::kGroupsN][4];
+      load_matrices(a[0], at);
+      load_matrices(a[1], at + next_row);
+      if (2 * pair + 1 == terms) a[0][2] = a[0][3] = a[1][2] = a[1][3] = 0;
+#pragma unroll
+      for (int j = 0; j < Row::kGroupsN; ++j)
+        load_matrices(b[j], filter + static_cast<SharedAddress>(
+                                         16 * (16 * j * p.filter_chunks() + 2 * pair)));
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < Row::kGroupsN; ++j) {
+          mma<T>(sums[i].value[0][2 * j], a[i], b[j][0], b[j][1]);
+          mma<T>(sums[i].value[0][2 * j + 1], a[i], b[j][2], b[j][3]);
+        }
+    }
+    const int64_t line = tile / p.tiles_q, n = line / p.tiles_p;
+    const int p0 = static_cast<int>(line - n * p.tiles_p) * kPatchRows + 2 * warp;
+    const int q0 = static_cast<int>(tile - line * p.tiles_q) * kColumns;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      leave_sums(sums[i], staged, lane, 0, 0);
+      if (lane < kColumns)
+        offsets[lane] =
+            p0 + i < p.P && q0 + lane < p.Q ? ((n * p.P + p0 + i) * p.Q + q0 + lane) * p.K : -1;
+      __syncwarp();
+      store_tile<T, Row>(lane, staged, offsets, first_filter, p.K, p.vector_outputs, epilogue);
+      __syncwarp();
+    }
+  }
+}
+
+}  // namespace
+
+bool patch_takes(const ConvProblem& p) {
+  return patch_fits(p) && shared_bytes(patch_problem(p)) <= 112 * 1024;
+}
+
+template <typename T>
+void run_patch(const ConvProblem& p, const T* x, const T* w, const Epilogue<T>& epilogue,
+               const Queue& queue) {
+  PatchProblem g = patch_problem(p);
+  const auto vectors = [&](const T* to) {
+    return to == nullptr || (aligned<T>(to, kLanes<T>) && p.K % kLanes<T> == 0);
+  };
+  g.vector_outputs = vectors(epilogue.y) && vectors(epilogue.preactivation);
+  const int64_t tiles_n = ceil_div(p.K, kFilters);
+  const int64_t resident = ceil_div(int64_t{queue.multiprocessors} * kBlocks, tiles_n);
+  const dim3 grid(static_cast<unsigned>(std::min(g.tiles, resident) * tiles_n));
+  const auto run = [&](auto kernel) {
+    launch(kernel, grid, dim3(kThreads), shared_bytes(g), queue, g, x, w, epilogue);
+  };
+  if constexpr (sizeof(T) == 2)
+    if (in_pairs(p)) return run(mma_patch_kernel<T, 2>);
+  run(mma_patch_kernel<T, 1>);
+}
+
+template void run_patch(const ConvProblem&, const Half*, const Half*, const Epilogue<Half>&,
+                        const Queue&);
+template void run_patch(const ConvProblem&, const BFloat16*, const BFloat16*,
+                        const Epilogue<BFloat16>&, const Queue&);
+template void run_patch(const ConvProblem&, const float*, const float*, const Epilogue<float>&,
+                        const Queue&);
+
+}  // namespace torchconv::cuda

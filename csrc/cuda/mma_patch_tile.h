@@ -1,0 +1,170 @@
+// The patch of an image under a tile of outputs, as mma_patch.h describes it: its sizes, and how a
+// block of four warps brings it to shared memory.
+#pragma once
+
+#include "core/range.h"
+#include "cuda/mma_patch.h"
+#include "cuda/mma_tile.h"
+
+namespace torchconv::cuda {
+
+inline constexpr int kPatchThreads = 128, kPatchRows = 8, kPatchColumns = 16;  // of outputs
+inline constexpr int kPatchChannels = 4;                                       // at most
+
+struct PatchProblem {
+  int H, W, C, K, P, Q, R, S;
+  int stride_h, pad_top, dilation_h;
+  int first_column;  // of the patch of output column 0, in pixels
+  int column_step;   // pixels from one output column's to the next one's
+  int tap_chunks;    // of a row of taps
+  int tap_step;      // chunks from one to the next
+  int apart;         // chunks from one output column's to the next one's
+  int run;           // chunks of one residue in a row of the patch
+  int rows;          // of the patch
+  int copy;          // chunks to the copy whose chunks have one pixel, 0 where there is none
+  int tiles_p, tiles_q;
+  int64_t tiles;
+  bool vector_outputs;
+
+  __host__ __device__ int line() const { return apart * run; }      // chunks of a row of the patch
+  __host__ __device__ int chunks() const { return rows * line(); }  // of the patch
+  __host__ __device__ int terms() const { return R * tap_chunks; }  // chunks of an output's sum
+  // Chunks of a filter in shared memory: an odd number, so that eight rows meet all banks.
+  __host__ __device__ int filter_chunks() const { return (terms() + 1) / 2 * 2 + 1; }
+};
+
+// What a thread loads of a patch at most, in chunks.
+template <int kPixels>
+inline constexpr int kPatchUnits = kPixels == 2 ? 4 : 8;
+
+template <typename T>
+__device__ __forceinline__ uint32_t bits_of(T v) {
+  if constexpr (sizeof(T) == 2)
+    return *reinterpret_cast<const uint16_t*>(&v);
+  else
+    return round_to_tf32(__float_as_uint(v));
+}
+
+struct alignas(16) Chunk {
+  uint32_t word[4];
+};
+
+// A chunk of kPixels pixels.
+template <typename T, int kPixels>
+__device__ __forceinline__ Chunk chunk_of(const T (&pixel)[kPixels][kPatchChannels]) {
+  Chunk chunk{};
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int c = 0; c < kPatchChannels; ++c) chunk.word[c] = bits_of(pixel[0][c]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i)
+#pragma unroll
+      for (int c = 0; c < kPatchChannels; c += 2)
+        chunk.word[2 * i + c / 2] = bits_of(pixel[i][c]) | bits_of(pixel[i][c + 1]) << 16;
+  }
+  return chunk;
+}
+
+// Where the chunks of an output's terms are, from that of its first term in its first row.
+__device__ __forceinline__ int place_of_term(const PatchProblem& p, int term) {
+  const int r = term / p.tap_chunks, u = (term - r * p.tap_chunks) * p.tap_step;
+  const int place = r * p.dilation_h * p.line() + u % p.apart * p.run + u / p.apart;
+  return u == (p.tap_chunks - 1) * p.tap_step ? place + p.copy : place;
+}
+
+// What one thread loads of each patch, and holds until the patch before it is done with.
+template <typename T, int kPixels>
+class PatchLoader {
+ public:
+  __device__ __forceinline__ PatchLoader(const PatchProblem& p, int thread) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int chunk = thread + i * kPatchThreads, row = chunk / p.line();
+      const int at = chunk - row * p.line(), residue = at / p.run;
+      rows_[i] = chunk < p.chunks() ? row : kNowhere;
+      columns_[i] = ((at - residue * p.run) * p.apart + residue) * kPixels;
+    }
+  }
+
+  // Of the tile whose first output is (p0, q0) of sample n.
+  __device__ __forceinline__ void load(const PatchProblem& p, const T* x, int64_t n, int p0,
+                                       int q0) {
+    const int h0 = p0 * p.stride_h - p.pad_top, w0 = q0 * p.column_step + p.first_column;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int h = h0 + rows_[i];
+      const T* from = x + ((n * p.H + h) * p.W + w0 + columns_[i]) * p.C;
+#pragma unroll
+      for (int j = 0; j < kPixels; ++j) {
+        const bool inside = all_of(within(h, p.H), within(w0 + columns_[i] + j, p.W));
+#pragma unroll
+        for (int c = 0; c < kPatchChannels; ++c)
+          loaded_[i][j][c] = inside && c < p.C ? from[j * p.C + c] : from_wide<T>(0.0f);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void leave(const PatchProblem& p, Chunk* patch, int thread) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int chunk = thread + i * kPatchThreads;
+      if (chunk >= p.chunks()) break;
+      Chunk both = chunk_of(loaded_[i]);
+      patch[chunk] = both;
+      if constexpr (kPixels == 2)
+        if (p.copy != 0) {
+          both.word[2] = both.word[3] = 0;
+          patch[chunk + p.copy] = both;
+        }
+    }
+  }
+
+ private:
+  static constexpr int kCount = kPatchUnits<kPixels>;
+  int rows_[kCount], columns_[kCount];  // of its chunks, those of the first pixel
+  T loaded_[kCount][kPixels][kPatchChannels];
+};
+
+// Two pixels in a chunk: half types, where all outputs' first chunks begin with an even pixel.
+inline bool in_pairs(const ConvProblem& p) {
+  return p.dtype != DType::kFloat32 && p.stride_w % 2 == 0 && p.dilation_w == 1;
+}
+
+inline PatchProblem patch_problem(const ConvProblem& p) {
+  const int64_t pixels = in_pairs(p) ? 2 : 1;
+  PatchProblem g{};
+  g.H = static_cast<int>(p.H), g.W = static_cast<int>(p.W), g.C = static_cast<int>(p.C);
+  g.K = static_cast<int>(p.K), g.P = static_cast<int>(p.P), g.Q = static_cast<int>(p.Q);
+  g.R = static_cast<int>(p.R), g.S = static_cast<int>(p.S);
+  g.stride_h = static_cast<int>(p.stride_h);
+  g.pad_top = static_cast<int>(p.pad_top);
+  g.dilation_h = static_cast<int>(p.dilation_h);
+  g.first_column = static_cast<int>(-p.pad_left);
+  g.column_step = static_cast<int>(p.stride_w);
+  g.tap_chunks = static_cast<int>(ceil_div(p.S, pixels));
+  g.tap_step = pixels == 2 ? 1 : static_cast<int>(p.dilation_w);
+  g.apart = static_cast<int>(p.stride_w / pixels);
+  g.run = kPatchColumns + (g.tap_chunks - 1) * g.tap_step / g.apart;
+  g.rows = (kPatchRows - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1;
+  g.copy = pixels == 2 && p.S % 2 != 0 ? g.chunks() : 0;
+  g.tiles_p = static_cast<int>(ceil_div(p.P, kPatchRows));
+  g.tiles_q = static_cast<int>(ceil_div(p.Q, kPatchColumns));
+  g.tiles = p.N * g.tiles_p * g.tiles_q;
+  return g;
+}
+
+// Whether patches of a pass are right for the kernels: half types' and floats' alike.
+inline bool patch_fits(const ConvProblem& p) {
+  // Of fewer channels most of a chunk would be zeros.
+  if (p.C < 3 || p.C > kPatchChannels || p.groups != 1 || p.flip || p.layout != Layout::kNHWC ||
+      p.weight_layout != Layout::kNHWC)
+    return false;
+  constexpr int64_t kMost = 64;  // a patch of more does not fit
+  for (const int64_t size : {p.R, p.S, p.stride_h, p.stride_w, p.dilation_h, p.dilation_w})
+    if (size > kMost) return false;
+  return patch_problem(p).chunks() <=
+         kPatchThreads * (in_pairs(p) ? kPatchUnits<2> : kPatchUnits<1>);
+}
+
+}  // namespace torchconv::cuda
