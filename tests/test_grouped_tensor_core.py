@@ -99,6 +99,23 @@ def test_epilogue(case: str, dtype: torch.dtype, activation: str) -> None:
         assert_same(F.conv2d(x, w, b, **arguments(case), activation=activation), y)
 
 
+@on_dtypes
+@pytest.mark.parametrize("case", ["of_4", "of_8_s2", "of_16", "of_32"])
+def test_residual(case: str, dtype: torch.dtype) -> None:
+    """Added before the one rounding; by the kernel, which y's pre-activation shows too."""
+    x, w, b = operands(case, dtype)
+    truth = torch_F.conv2d(x.double(), w.double(), b.double(), **arguments(case))
+    residual = in_layout(torch.randn(truth.shape).to(dtype), "channels_last")
+    truth += residual
+    leaves = [t.requires_grad_() for t in (x, w, b, residual)]
+    y = F.conv2d(*leaves[:3], **arguments(case), activation="silu", residual=residual)
+    assert_accurate(y, torch_F.silu(truth))
+    with torch.no_grad():
+        same = F.conv2d(x, w, b, **arguments(case), activation="silu", residual=residual)
+        assert_same(same, y)
+        assert_accurate(F.conv2d(x, w, b, **arguments(case), residual=residual), truth)
+
+
 @on_cases
 def test_sample_by_itself(case: str) -> None:
     x, w, b = operands(case, torch.float16)

@@ -123,7 +123,7 @@ bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
 }
 
 void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
-                       void* y, void* preactivation, const Queue& queue) {
+                       const void* residual, void* y, void* preactivation, const Queue& queue) {
   GroupedGather g = gather_of(p, false);
   plan_grouped_gather(g, queue);
   g.image = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
@@ -132,8 +132,11 @@ void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const
     using T = decltype(element);
     const int64_t count = p.N * p.K * p.P * p.Q;
     const VectorOutput<T> out(p, y, count, queue), z(p, preactivation, count, queue);
-    run_grouped_gather(
-        g, Epilogue<T>{static_cast<const T*>(bias), out.data(), z.data(), p.activation}, queue);
+    const void* added = residual == nullptr ? nullptr : to_vectors(p, residual, count, queue);
+    run_grouped_gather(g,
+                       Epilogue<T>{static_cast<const T*>(bias), out.data(), z.data(), p.activation,
+                                   static_cast<const T*>(added)},
+                       queue);
     out.finish();
     z.finish();
   });

@@ -5,7 +5,8 @@
 // a piece x `Tiles` units of outputs at a time, always of the same units. Weights lie in shared
 // memory as in the tensor, a filter a line, those of narrow groups with zeros in the place of their
 // unit's other channels: ldmatrix makes mma's B of them, and turns it backward. Outputs are
-// gathered in shared memory, so that whole lines of memory are written.
+// gathered in shared memory, so that whole lines of memory are written, and find the residual
+// there.
 #pragma once
 
 #include "cuda/activate_tile.h"
@@ -264,10 +265,35 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
       advance(p.tiles, next);
       stage(tile + 1, next);
     }
+    // Calls f(element, place) for the thread's units of outputs: from y's beginning, and in `out`.
+    const auto each_unit = [&](auto&& f) {
+      const int image = at.image * p.tile.images, row = at.row * p.tile.rows;
+      const int column = at.column * p.tile.columns, unit = thread % kSlabUnits;
+      if (unit >= units) return;
+      const int64_t first =
+          ((int64_t{image} * p.h.outputs + row) * p.w.outputs + column) * p.c.channels +
+          (first_unit + unit) * kUnitChannels;
+      const int images = min(p.tile.images, p.batch - image);
+      const Inside inside(0, images > 1 ? images * p.tile.rows : p.h.outputs - row, 0,
+                          p.w.outputs - column);
+#pragma unroll(Tiles == 1 ? 2 : 4)
+      for (int i = thread / kSlabUnits; i < p.shared.listed; i += kGroupedThreads / kSlabUnits) {
+        const StoredPixel to = stored[i];
+        if (inside.has(to.at))
+          f(first + to.to,
+            reinterpret_cast<Vector<uint32_t, 4>*>(out + i * kPixelBytes + unit * kUnitBytes));
+      }
+    };
     // Where the pre-activation is wanted, a tile is computed twice.
 #pragma unroll 1
     for (int pass = epilogue.preactivation == nullptr ? 1 : 0; pass < 2; ++pass) {
       const bool last = pass == 1;
+      if (epilogue.residual != nullptr) {
+        each_unit([&](int64_t element, Vector<uint32_t, 4>* unit) {
+          *unit = *reinterpret_cast<const Vector<uint32_t, 4>*>(epilogue.residual + element);
+        });
+        __syncthreads();
+      }
       for (int round = 0; round < rounds; ++round) {
         // There and back: phases that have few taps come first.
         const int piece = round * p.abreast + (round % 2 == 0 ? abreast : p.abreast - 1 - abreast);
@@ -340,9 +366,21 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
                 z[(row / 2 * Tiles + n) * 4 + row % 2 * 2 + e] += of_channel;
             }
         }
-        activate_tile<4>(last ? epilogue.activation : Activation::kNone, z);
         unsigned char* to =
             out + (first_listed + lane / 4) * kPixelBytes + first_tile * kUnitBytes + lane % 4 * 4;
+        if (epilogue.residual != nullptr) {
+#pragma unroll
+          for (int row = 0; row < 2 * Pairs; ++row)
+#pragma unroll
+            for (int n = 0; n < Tiles; ++n) {
+              const auto residual = *reinterpret_cast<const Vector<T, 2>*>(
+                  to + row * 8 * kPixelBytes + n * kUnitBytes);
+#pragma unroll
+              for (int e = 0; e < 2; ++e)
+                z[(row / 2 * Tiles + n) * 4 + row % 2 * 2 + e] += to_wide(residual.element[e]);
+            }
+        }
+        activate_tile<4>(last ? epilogue.activation : Activation::kNone, z);
 #pragma unroll
         for (int row = 0; row < 2 * Pairs; ++row)
 #pragma unroll
@@ -353,25 +391,10 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
           }
       }
       __syncthreads();
-      const int image = at.image * p.tile.images, row = at.row * p.tile.rows;
-      const int column = at.column * p.tile.columns;
-      const int64_t first_output =
-          ((int64_t{image} * p.h.outputs + row) * p.w.outputs + column) * p.c.channels +
-          first_unit * kUnitChannels;
-      const int images = min(p.tile.images, p.batch - image);
-      const Inside inside(0, images > 1 ? images * p.tile.rows : p.h.outputs - row, 0,
-                          p.w.outputs - column);
-      const int unit = thread % kSlabUnits;
-      if (unit < units) {
-        T* y = (last ? epilogue.y : epilogue.preactivation) + first_output + unit * kUnitChannels;
-#pragma unroll(Tiles == 1 ? 2 : 4)
-        for (int i = thread / kSlabUnits; i < p.shared.listed; i += kGroupedThreads / kSlabUnits) {
-          const StoredPixel to = stored[i];
-          const Vector<uint32_t, 4> all = *reinterpret_cast<const Vector<uint32_t, 4>*>(
-              out + i * kPixelBytes + unit * kUnitBytes);
-          if (inside.has(to.at)) *reinterpret_cast<Vector<uint32_t, 4>*>(y + to.to) = all;
-        }
-      }
+      T* y = last ? epilogue.y : epilogue.preactivation;
+      each_unit([&](int64_t element, const Vector<uint32_t, 4>* unit) {
+        *reinterpret_cast<Vector<uint32_t, 4>*>(y + element) = *unit;
+      });
       if (!last) __syncthreads();
     }
     advance(p.tiles, at);
