@@ -198,7 +198,7 @@ void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const Weig
       grouped_fprop(q, image, weights, bias, out.data(), z.data(), queue);
       break;
     case ConvAlgorithm::kGroupedMma:
-      grouped_mma_fprop(q, image, weights, bias, out.data(), z.data(), queue);
+      grouped_mma_fprop(q, image, weights, bias, added, out.data(), z.data(), queue);
       break;
     case ConvAlgorithm::kMma:
       mma_fprop(q, image, weights, bias, added, out.data(), z.data(), queue);

@@ -38,7 +38,7 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, const Extras& extras, const 
     ConvProblem channels_last = p;
     channels_last.layout = channels_last.weight_layout = Layout::kNHWC;
     channels_last.flip = false;
-    if (!extras.residual && grouped_mma_takes(channels_last, pass, queue))
+    if (grouped_mma_takes(channels_last, pass, queue))
       return {ConvAlgorithm::kGroupedMma, channels_last};
     if (mma_takes(channels_last, pass, queue)) return {ConvAlgorithm::kMma, channels_last};
     if (!extras.residual && grouped_takes(p, pass)) return {ConvAlgorithm::kGrouped, p};

@@ -44,7 +44,7 @@ void grouped_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw
 // channels a group. Layouts NHWC and K x R x S x C, no flip.
 bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue);
 void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
-                       void* y, void* preactivation, const Queue& queue);
+                       const void* residual, void* y, void* preactivation, const Queue& queue);
 void grouped_mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
                        const Queue& queue);
 void grouped_mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,

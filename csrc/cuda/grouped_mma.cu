@@ -25,6 +25,7 @@ GroupedChannels channels_of(const ConvProblem& p) {
   c.group_units = std::max(c.group / kUnitChannels, 1);
   c.slab_units = kSlabUnits / c.group_units * c.group_units;
   c.slabs = static_cast<int32_t>(ceil_div(p.C, int64_t{c.slab_units} * kUnitChannels));
+  c.by_group_units = Divisor(c.group_units);
   return c;
 }
 
@@ -111,6 +112,8 @@ bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   if (p.N * p.C * p.H * p.W >= kMost || p.N * p.K * p.P * p.Q >= kMost ||
       p.K * p.R * p.S * group >= kMost / 64)
     return false;
+  // Filters of wide groups leave room for one block of the forward pass, whose pixels are many.
+  if (pass == Pass::kFprop && group > 32) return false;
   if (pass == Pass::kWgrad) {
     GroupedWgrad g = wgrad_of(p);
     return plan_grouped_wgrad(g, queue);
@@ -120,7 +123,7 @@ bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
 }
 
 void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
-                       void* y, void* preactivation, const Queue& queue) {
+                       const void* residual, void* y, void* preactivation, const Queue& queue) {
   GroupedGather g = gather_of(p, false);
   plan_grouped_gather(g, queue);
   g.image = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
@@ -129,8 +132,11 @@ void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const
     using T = decltype(element);
     const int64_t count = p.N * p.K * p.P * p.Q;
     const VectorOutput<T> out(p, y, count, queue), z(p, preactivation, count, queue);
-    run_grouped_gather(
-        g, Epilogue<T>{static_cast<const T*>(bias), out.data(), z.data(), p.activation}, queue);
+    const void* added = residual == nullptr ? nullptr : to_vectors(p, residual, count, queue);
+    run_grouped_gather(g,
+                       Epilogue<T>{static_cast<const T*>(bias), out.data(), z.data(), p.activation,
+                                   static_cast<const T*>(added)},
+                       queue);
     out.finish();
     z.finish();
   });

@@ -35,10 +35,19 @@ struct PixelDivisors {
   Divisor columns, rows;
 };
 
+// All tiles of a batch of planes, in as many parts as there are blocks for a slab, of which the
+// first `longer` have one more than the others.
+struct TileParts {
+  int32_t columns, rows;  // of tiles
+  PixelDivisors by;
+  int32_t parts, least, longer;
+};
+
 // What both directions and the weights' gradient have of the channels.
 struct GroupedChannels {
   int32_t channels, group;                 // all, and of one group
   int32_t slabs, slab_units, group_units;  // units: at least 1 a group
+  Divisor by_group_units;
 };
 
 // The pixels of the source that one image's outputs of a tile reach: those of the first tile from
@@ -53,8 +62,23 @@ struct Halo {
 };
 
 // An axis of the outputs backward has phases, residues modulo the stride that have taps of their
-// own. A block computes all of a tile.
+// own; a block computes all of a tile. `from`: the pixel of the halo that the phase's first output
+// finds at its first tap.
 inline constexpr int kMostPhases = 16;
+struct GatherPhase {
+  int16_t first_tap, taps, from;
+};
+// How it moves from an output or a tap of a phase to the next.
+struct GatherAxis {
+  int32_t scale, output_step, tap_step, move;
+  GatherPhase phase[kMostPhases];
+};
+
+// What a block of the gather has in shared memory: counts, and bytes from the beginning.
+struct GatherShared {
+  int32_t buffer_bytes, staged, listed, halves;
+  int32_t out_at, staged_at, filters_at, stored_at, halves_at, listed_at, bytes;
+};
 
 // The forward pass, or with `backward` the gradient by the image: see mma_gather.h for the axes.
 struct GroupedGather {
@@ -65,14 +89,18 @@ struct GroupedGather {
   MmaAxis h, w;
   bool backward;
   PixelTile tile;
-  PixelDivisors tile_divisors;
   Halo halo;
-  int32_t parts;                        // of the tiles
-  int32_t buffers;                      // one where every part is one tile
-  int32_t phases, pieces, piece;        // pieces of a phase, of as many outputs
-  int16_t first_half[kMostPhases + 1];  // in the table of halves, four by four
+  TileParts tiles;
+  GatherShared shared;
+  GatherAxis along_h, along_w;
+  int32_t buffers;                // one where every part is one tile
+  int32_t phases, pieces, piece;  // pieces of a phase, of as many outputs
+  int32_t phase_halves;           // in the table, of each phase, four by four
+  int32_t filter_bytes;           // in shared memory
+  int32_t abreast, rounds;        // warps that share a tile's pieces, and pieces of each
   int16_t halves[kMostPhases];
-  Divisor by_cells;  // of 16 bytes, of a filter
+  Divisor by_cells, by_warps, by_pieces, by_listed, by_phase_halves, by_phases_w;
+  PixelDivisors by_phase;  // by the outputs of a phase in a tile, where they are most
 };
 
 template <typename T>
@@ -81,7 +109,7 @@ extern template void run_grouped_gather(const GroupedGather&, const Epilogue<Hal
 extern template void run_grouped_gather(const GroupedGather&, const Epilogue<BFloat16>&,
                                         const Queue&);
 
-// Tensors' sizes that both kernels of the pass need.
+// Both kernels of the pass.
 struct GroupedWgrad {
   const void* dz;
   const void* x;
@@ -91,11 +119,13 @@ struct GroupedWgrad {
   int32_t batch;
   MmaAxis h, w;
   PixelTile tile;
-  PixelDivisors tile_divisors;
+  PixelDivisors by_tile;
   Halo halo;
-  int32_t parts, buffers;
+  TileParts tiles;
+  int32_t buffers;
   int32_t jobs, chunks;  // jobs of a slab, a warp each; of them for each tile of filters
   int32_t block_jobs, job_blocks, slices;  // of a block: jobs x slices of a tile's pixels
+  Divisor by_jobs, by_chunks, by_block_jobs, by_taps_w, by_group;
 };
 
 template <typename T>

@@ -5,7 +5,8 @@
 // a piece x `Tiles` units of outputs at a time, always of the same units. Weights lie in shared
 // memory as in the tensor, a filter a line, those of narrow groups with zeros in the place of their
 // unit's other channels: ldmatrix makes mma's B of them, and turns it backward. Outputs are
-// gathered in shared memory, so that whole lines of memory are written.
+// gathered in shared memory, so that whole lines of memory are written, and find the residual
+// there.
 #pragma once
 
 #include "cuda/activate_tile.h"
@@ -23,58 +24,36 @@ struct alignas(8) StagedHalf {
   int32_t pixel, filter;
 };
 
-// Bytes of a filter in shared memory, an odd number of units: eight filters meet all banks.
-__host__ __device__ __forceinline__ int filter_bytes(const GroupedGather& p) {
-  return (p.h.taps * p.w.taps * p.c.group_units | 1) * kUnitBytes;
-}
-
-// What a block has in shared memory, in this order.
-struct GatherShared {
-  int buffer_bytes, staged, filters, listed, halves;
-  __host__ __device__ explicit GatherShared(const GroupedGather& p)
-      : buffer_bytes(p.tile.images * p.halo.h * p.halo.pitch * kPixelBytes),
-        staged(p.tile.images * p.halo.h * p.halo.w),
-        filters(p.c.slab_units * kUnitChannels * filter_bytes(p)),
-        listed(p.phases * p.pieces * p.piece),
-        halves(p.first_half[p.phases]) {}
-  __host__ __device__ int bytes(int buffers) const {
-    return buffers * buffer_bytes + staged * static_cast<int>(sizeof(StagedPixel)) + filters +
-           listed * (kPixelBytes + static_cast<int>(sizeof(StoredPixel)) + 4) +
-           halves * static_cast<int>(sizeof(StagedHalf));
-  }
-};
-
 // Stages the filters of `units` units of outputs from first_unit on.
 template <typename T>
 __device__ __forceinline__ void stage_filters(const GroupedGather& p, int first_unit, int units,
                                               unsigned char* to) {
-  const int taps = p.h.taps * p.w.taps, group = p.c.group, pitch = filter_bytes(p);
+  const int taps = p.h.taps * p.w.taps, group = p.c.group;
   const int cells = taps * p.c.group_units;  // of 16 bytes, of a filter
   const uint16_t* filters =
       static_cast<const uint16_t*>(p.filters) + int64_t{first_unit} * kUnitChannels * taps * group;
+#pragma unroll 2
   for (int i = static_cast<int>(threadIdx.x); i < units * kUnitChannels * cells;
        i += kGroupedThreads) {
-    const int filter = static_cast<int>(p.by_cells.quotient(static_cast<uint32_t>(i)));
-    const int cell = i - filter * cells;
-    unsigned char* const own = to + filter * pitch + cell * kUnitBytes;
+    const int filter = quotient(i, p.by_cells);
+    unsigned char* const own = to + filter * p.filter_bytes + (i - filter * cells) * kUnitBytes;
     if (group >= kUnitChannels) {
       copy_async<16>(shared_address(own), filters + i * kUnitChannels, true);
       continue;
     }
     const uint16_t* const weights = filters + i * group;
-    const int before = filter % kUnitChannels & -group;  // channels of the unit's earlier groups
-    Vector<uint32_t, 4> words;
-#pragma unroll
-    for (int word = 0; word < 4; ++word) {
-      words.element[word] = 0;
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int channel = 2 * word + e - before;
-        if (channel >= 0 && channel < group)
-          words.element[word] |= uint32_t{__ldg(weights + channel)} << (16 * e);
-      }
+    uint64_t own_weights;
+    if (group == 4) {
+      own_weights = *reinterpret_cast<const uint64_t*>(weights);
+    } else if (group == 2) {
+      own_weights = *reinterpret_cast<const uint32_t*>(weights);
+    } else {
+      own_weights = *weights;
     }
-    *reinterpret_cast<Vector<uint32_t, 4>*>(own) = words;
+    const int before = filter & (kUnitChannels - 1) & -group;  // channels of earlier groups
+    own_weights <<= before % 4 * 16;
+    *reinterpret_cast<Vector<uint64_t, 2>*>(own) = {
+        {before < 4 ? own_weights : 0, before < 4 ? 0 : own_weights}};
   }
 }
 
@@ -82,47 +61,51 @@ __device__ __forceinline__ void stage_filters(const GroupedGather& p, int first_
 // of halos are grouped_mma_tile.h's.
 __device__ __forceinline__ void list_outputs(const GroupedGather& p, StoredPixel* stored,
                                              uint32_t* pixels) {
-  const int of_phase = p.pieces * p.piece;
-  const int step_h = p.backward ? p.h.stride : 1, step_w = p.backward ? p.w.stride : 1;
-  for (int i = static_cast<int>(threadIdx.x); i < p.phases * of_phase; i += kGroupedThreads) {
-    const int phase = i / of_phase, phase_h = phase / p.w.phases;
-    const int phase_w = phase - phase_h * p.w.phases;
-    const AxisPhase h = phase_of(p.h, p.backward, phase_h), w = phase_of(p.w, p.backward, phase_w);
-    const int rows = (p.tile.rows - 1 - phase_h) / step_h + 1;
-    const int columns = (p.tile.columns - 1 - phase_w) / step_w + 1;
-    const int count = p.tile.images * rows * columns, own = i - phase * of_phase;
-    // What fills up the list computes the last once more.
-    const int place = min(own, count - 1), line = place / columns, in_line = place - line * columns;
-    const int image = line / rows, in_image = line - image * rows;
-    const int from_h = in_image * h.scale + h.base - p.halo.first_h;
-    uint32_t in_run = static_cast<uint32_t>(in_line * w.scale + w.base - p.halo.first_w);
-    const int run = static_cast<int>(p.halo.by_scale.split(in_run));
-    pixels[i] = static_cast<uint32_t>(
-        ((image * p.halo.h + from_h) * p.halo.pitch + run * p.halo.run + static_cast<int>(in_run)) *
-        kPixelBytes);
-    const int row = in_image * step_h + phase_h, column = in_line * step_w + phase_w;
-    stored[i] = {((image * p.h.outputs + row) * p.w.outputs + column) * p.c.channels,
-                 own < count ? row_column(image * p.tile.rows + row, column) : kNoPixel};
+  for (int i = static_cast<int>(threadIdx.x); i < p.shared.listed; i += kGroupedThreads) {
+    uint32_t rest = static_cast<uint32_t>(i), image = p.by_listed.split(rest);
+    const int phase_w = static_cast<int>(p.by_phases_w.split(rest));
+    const int phase_h = static_cast<int>(rest);
+    int in_line = static_cast<int>(p.by_phase.columns.split(image));
+    int in_image = static_cast<int>(p.by_phase.rows.split(image)), n = static_cast<int>(image);
+    const int row = in_image * p.along_h.output_step + phase_h;
+    const int column = in_line * p.along_w.output_step + phase_w;
+    stored[i] = {((n * p.h.outputs + row) * p.w.outputs + column) * p.c.channels,
+                 row_column(n * p.tile.rows + row, column)};
+    // What only fills up the list computes the first once more.
+    if (n >= p.tile.images || row >= p.tile.rows || column >= p.tile.columns) {
+      stored[i].at = kNoPixel;
+      n = in_image = in_line = 0;
+    }
+    // Of a stride, the first output is at the beginning of the first run.
+    const int from_h = in_image * p.along_h.scale + p.along_h.phase[phase_h].from;
+    const int from_w = in_line + p.along_w.phase[phase_w].from;
+    pixels[i] =
+        static_cast<uint32_t>(((n * p.halo.h + from_h) * p.halo.pitch + from_w) * kPixelBytes);
   }
 }
 
 __device__ __forceinline__ void list_halves(const GroupedGather& p, StagedHalf* halves) {
-  for (int phase = 0; phase < p.phases; ++phase) {
-    const AxisPhase h = phase_of(p.h, p.backward, phase / p.w.phases);
-    const AxisPhase w = phase_of(p.w, p.backward, phase % p.w.phases);
-    const int begin = p.first_half[phase], end = p.first_half[phase + 1];
-    for (int i = begin + static_cast<int>(threadIdx.x); i < end; i += kGroupedThreads) {
-      const int half = min(i - begin, p.halves[phase] - 1);  // others only fill up
-      const int tap = half / p.c.group_units, unit = half - tap * p.c.group_units;
-      const int r = tap / w.taps, s = tap - r * w.taps;
-      const int move = s * w.move, in_run = move / p.halo.scale_w;  // of runs none is negative
-      const int columns = (move - in_run * p.halo.scale_w) * p.halo.run + in_run;
-      const int filter_tap =
-          (h.first_tap + r * h.tap_step) * p.w.taps + w.first_tap + s * w.tap_step;
-      halves[i] = {(r * h.move * p.halo.pitch + columns) * kPixelBytes + unit * kUnitBytes,
-                   filter_tap * p.c.group_units * kUnitBytes +
-                       unit * (p.backward ? kUnitChannels * filter_bytes(p) : kUnitBytes)};
+  for (int i = static_cast<int>(threadIdx.x); i < p.shared.halves; i += kGroupedThreads) {
+    uint32_t phase = static_cast<uint32_t>(i);
+    const int in_phase = static_cast<int>(p.by_phase_halves.split(phase));
+    const int count = p.halves[phase];
+    if (count == 0) continue;
+    const int phase_w = static_cast<int>(p.by_phases_w.split(phase));
+    const GatherPhase h = p.along_h.phase[phase], w = p.along_w.phase[phase_w];
+    const int half = min(in_phase, count - 1);  // others only fill up
+    const int tap = quotient(half, p.c.by_group_units), unit = half - tap * p.c.group_units;
+    const int r = tap / w.taps, s = tap - r * w.taps;
+    int columns = s * p.along_w.move;
+    if (p.halo.scale_w > 1) {
+      uint32_t in_run = static_cast<uint32_t>(columns);
+      const int run = static_cast<int>(p.halo.by_scale.split(in_run));
+      columns = run * p.halo.run + static_cast<int>(in_run);
     }
+    const int filter_tap =
+        (h.first_tap + r * p.along_h.tap_step) * p.w.taps + w.first_tap + s * p.along_w.tap_step;
+    halves[i] = {(r * p.along_h.move * p.halo.pitch + columns) * kPixelBytes + unit * kUnitBytes,
+                 filter_tap * p.c.group_units * kUnitBytes +
+                     unit * (p.backward ? kUnitChannels * p.filter_bytes : kUnitBytes)};
   }
 }
 
@@ -131,14 +114,14 @@ template <typename T>
 __device__ __forceinline__ float sum_of_group(const GroupedGather& p, int phase,
                                               const StagedHalf* halves, const unsigned char* pixel,
                                               const unsigned char* filters, int channel) {
-  const int group_channel = channel & -p.c.group, pitch = filter_bytes(p);
+  const int group_channel = channel & -p.c.group, pitch = p.filter_bytes;
   const auto element = [](const unsigned char* unit, int i) {
     return to_wide(reinterpret_cast<const T*>(unit)[i]);
   };
   float sum = 0.0f;
 #pragma unroll 1
   for (int half = 0; half < p.halves[phase]; ++half) {
-    const StagedHalf at = halves[p.first_half[phase] + half];
+    const StagedHalf at = halves[phase * p.phase_halves + half];
 #pragma unroll 1
     for (int c = group_channel; c < group_channel + p.c.group; ++c) {
       const int line = p.backward ? c : channel, column = p.backward ? channel : c;
@@ -223,30 +206,26 @@ template <typename T, int Pairs, int Tiles>
 __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
     grouped_gather_kernel(const __grid_constant__ GroupedGather p, const Epilogue<T> epilogue) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int slab = static_cast<int>(blockIdx.x) % p.c.slabs;
-  const int part = static_cast<int>(blockIdx.x) / p.c.slabs;
-  const int first_unit = slab * p.c.slab_units;
+  const int part = static_cast<int>(blockIdx.y);
+  const int first_unit = static_cast<int>(blockIdx.x) * p.c.slab_units;
   const int units = min(p.c.slab_units, p.c.channels / kUnitChannels - first_unit);
-  const PixelTiles tiles(p.tile, p.batch, p.h.outputs, p.w.outputs);
-  const int begin = tiles.part_begin(part, p.parts), end = tiles.part_begin(part + 1, p.parts);
-  if (begin >= end) return;
+  const int begin = first_tile_of(p.tiles, part), end = first_tile_of(p.tiles, part + 1);
 
-  const GatherShared layout(p);
   unsigned char* shared = dynamic_shared<unsigned char>();
-  unsigned char* out = shared + p.buffers * layout.buffer_bytes;
-  StagedPixel* staged = reinterpret_cast<StagedPixel*>(out + layout.listed * kPixelBytes);
-  unsigned char* filters = reinterpret_cast<unsigned char*>(staged + layout.staged);
-  StoredPixel* stored = reinterpret_cast<StoredPixel*>(filters + layout.filters);
-  StagedHalf* halves = reinterpret_cast<StagedHalf*>(stored + layout.listed);
-  uint32_t* listed = reinterpret_cast<uint32_t*>(halves + layout.halves);
+  unsigned char* out = shared + p.shared.out_at;
+  unsigned char* filters = shared + p.shared.filters_at;
+  StagedPixel* staged = reinterpret_cast<StagedPixel*>(shared + p.shared.staged_at);
+  StoredPixel* stored = reinterpret_cast<StoredPixel*>(shared + p.shared.stored_at);
+  StagedHalf* halves = reinterpret_cast<StagedHalf*>(shared + p.shared.halves_at);
+  uint32_t* listed = reinterpret_cast<uint32_t*>(shared + p.shared.listed_at);
   const auto buffer = [&](int tile) {
     return shared_address(shared) +
-           static_cast<SharedAddress>((tile & 1 & (p.buffers - 1)) * layout.buffer_bytes);
+           static_cast<SharedAddress>((tile & 1 & (p.buffers - 1)) * p.shared.buffer_bytes);
   };
   const Plane source{p.h.source, p.w.source};
   const auto stage = [&](int tile, const TilePlace& at) {
     const int image = at.image * p.tile.images;
-    stage_pixels<kGroupedThreads>(staged, layout.staged, (p.batch - image) * p.halo.h * p.halo.w,
+    stage_pixels<kGroupedThreads>(staged, p.shared.staged, (p.batch - image) * p.halo.h * p.halo.w,
                                   p.image, source, p.c.channels, first_unit, units, image,
                                   at.row * p.halo.step_h + p.halo.first_h,
                                   at.column * p.halo.step_w + p.halo.first_w, buffer(tile));
@@ -255,17 +234,18 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
   stage_filters<T>(p, first_unit, units, filters);
   list_halo<kGroupedThreads>(p.halo, p.tile.images, source, p.c.channels, staged);
   __syncthreads();
-  TilePlace at = tiles.place(begin);
+  TilePlace at = place_of(p.tiles, begin);
   stage(begin, at);
   list_outputs(p, stored, listed);
   list_halves(p, halves);
 
-  const int tile_groups = units / Tiles, warps_abreast = kGatherWarps / tile_groups;
-  const int first_tile = warp % tile_groups * Tiles, abreast = warp / tile_groups;
+  // Every warp computes the same units of outputs for all tiles.
+  const int abreast = quotient(warp, p.by_warps);
+  const int first_tile = (warp - abreast * static_cast<int>(p.by_warps.value())) * Tiles;
   const int all_pieces = p.phases * p.pieces;
-  const int rounds = abreast < warps_abreast ? (all_pieces + warps_abreast - 1) / warps_abreast : 0;
+  const int rounds = abreast < p.abreast && first_tile < units ? p.rounds : 0;
   const int channel = (first_unit + first_tile) * kUnitChannels + lane % 4 * 2;
-  const int group_unit = first_tile / p.c.group_units * p.c.group_units;
+  const int group_unit = quotient(first_tile, p.c.by_group_units) * p.c.group_units;
   const SharedAddress group_bytes = static_cast<SharedAddress>(group_unit * kUnitBytes);
   // Four matrices: of one unit of outputs and four halves, or of two units and two halves.
   const int own_tile = first_tile + (Tiles > 1 ? lane / 16 : 0);
@@ -273,37 +253,61 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
   OwnFilters own_filters{
       halves + lane / 8 % (Tiles > 1 ? 2 : 4),
       shared_address(filters) +
-          static_cast<SharedAddress>(own_row * filter_bytes(p) +
+          static_cast<SharedAddress>(own_row * p.filter_bytes +
                                      (p.backward ? (own_tile - group_unit) * kUnitBytes : 0)),
-      static_cast<SharedAddress>(2 * (p.backward ? kUnitBytes : kUnitChannels * filter_bytes(p))),
+      static_cast<SharedAddress>(2 * (p.backward ? kUnitBytes : kUnitChannels * p.filter_bytes)),
       p.backward};
   for (int tile = begin; tile < end; ++tile) {
     copy_async_wait<0>();
     __syncthreads();
     if (tile + 1 < end) {
       TilePlace next = at;
-      tiles.advance(next);
+      advance(p.tiles, next);
       stage(tile + 1, next);
     }
+    // Calls f(element, place) for the thread's units of outputs: from y's beginning, and in `out`.
+    const auto each_unit = [&](auto&& f) {
+      const int image = at.image * p.tile.images, row = at.row * p.tile.rows;
+      const int column = at.column * p.tile.columns, unit = thread % kSlabUnits;
+      if (unit >= units) return;
+      const int64_t first =
+          ((int64_t{image} * p.h.outputs + row) * p.w.outputs + column) * p.c.channels +
+          (first_unit + unit) * kUnitChannels;
+      const int images = min(p.tile.images, p.batch - image);
+      const Inside inside(0, images > 1 ? images * p.tile.rows : p.h.outputs - row, 0,
+                          p.w.outputs - column);
+#pragma unroll(Tiles == 1 ? 2 : 4)
+      for (int i = thread / kSlabUnits; i < p.shared.listed; i += kGroupedThreads / kSlabUnits) {
+        const StoredPixel to = stored[i];
+        if (inside.has(to.at))
+          f(first + to.to,
+            reinterpret_cast<Vector<uint32_t, 4>*>(out + i * kPixelBytes + unit * kUnitBytes));
+      }
+    };
     // Where the pre-activation is wanted, a tile is computed twice.
 #pragma unroll 1
     for (int pass = epilogue.preactivation == nullptr ? 1 : 0; pass < 2; ++pass) {
       const bool last = pass == 1;
+      if (epilogue.residual != nullptr) {
+        each_unit([&](int64_t element, Vector<uint32_t, 4>* unit) {
+          *unit = *reinterpret_cast<const Vector<uint32_t, 4>*>(epilogue.residual + element);
+        });
+        __syncthreads();
+      }
       for (int round = 0; round < rounds; ++round) {
         // There and back: phases that have few taps come first.
-        const int piece =
-            round * warps_abreast + (round % 2 == 0 ? abreast : warps_abreast - 1 - abreast);
+        const int piece = round * p.abreast + (round % 2 == 0 ? abreast : p.abreast - 1 - abreast);
         if (piece >= all_pieces) continue;
-        const int phase = p.phases == 1 ? 0 : piece / p.pieces;
+        const int phase = quotient(piece, p.by_pieces);
         const int first_listed = piece * 16 * Pairs;
         const uint32_t* own = listed + first_listed;
         SharedAddress pixel[Pairs];
 #pragma unroll
         for (int m = 0; m < Pairs; ++m)
           pixel[m] = buffer(tile) + own[16 * m + lane % 16] + group_bytes;
-        const StagedHalf* own_halves = halves + p.first_half[phase] + lane / 16;
+        const StagedHalf* own_halves = halves + phase * p.phase_halves + lane / 16;
         OwnFilters phase_filters = own_filters;
-        phase_filters.halves += p.first_half[phase];
+        phase_filters.halves += phase * p.phase_halves;
         const int count = p.halves[phase];
         float sums[Pairs][Tiles][4];
 #pragma unroll
@@ -324,9 +328,9 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
               for (int e = 0; e < 4; ++e) probe += sums[m][0][e] * 0.0f;
             if (probe != 0.0f) {
               const unsigned char* pixels_of_unit =
-                  shared + (tile & 1 & (p.buffers - 1)) * layout.buffer_bytes + group_bytes;
+                  shared + (tile & 1 & (p.buffers - 1)) * p.shared.buffer_bytes + group_bytes;
               const unsigned char* filters_of_unit =
-                  filters + first_tile * kUnitChannels * filter_bytes(p);
+                  filters + first_tile * kUnitChannels * p.filter_bytes;
 #pragma unroll 1
               for (int i = 0; i < 4 * Pairs; ++i) {
                 float sum = sums[0][0][0];
@@ -362,9 +366,21 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
                 z[(row / 2 * Tiles + n) * 4 + row % 2 * 2 + e] += of_channel;
             }
         }
-        activate_tile<4>(last ? epilogue.activation : Activation::kNone, z);
         unsigned char* to =
             out + (first_listed + lane / 4) * kPixelBytes + first_tile * kUnitBytes + lane % 4 * 4;
+        if (epilogue.residual != nullptr) {
+#pragma unroll
+          for (int row = 0; row < 2 * Pairs; ++row)
+#pragma unroll
+            for (int n = 0; n < Tiles; ++n) {
+              const auto residual = *reinterpret_cast<const Vector<T, 2>*>(
+                  to + row * 8 * kPixelBytes + n * kUnitBytes);
+#pragma unroll
+              for (int e = 0; e < 2; ++e)
+                z[(row / 2 * Tiles + n) * 4 + row % 2 * 2 + e] += to_wide(residual.element[e]);
+            }
+        }
+        activate_tile<4>(last ? epilogue.activation : Activation::kNone, z);
 #pragma unroll
         for (int row = 0; row < 2 * Pairs; ++row)
 #pragma unroll
@@ -375,36 +391,22 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
           }
       }
       __syncthreads();
-      const int image = at.image * p.tile.images, row = at.row * p.tile.rows;
-      const int column = at.column * p.tile.columns;
-      const int64_t first_output =
-          ((int64_t{image} * p.h.outputs + row) * p.w.outputs + column) * p.c.channels +
-          first_unit * kUnitChannels;
-      const int images = min(p.tile.images, p.batch - image);
-      const Inside inside(0, images > 1 ? images * p.tile.rows : p.h.outputs - row, 0,
-                          p.w.outputs - column);
-      const int unit = thread % kSlabUnits;
-      if (unit < units) {
-        T* y = (last ? epilogue.y : epilogue.preactivation) + first_output + unit * kUnitChannels;
-#pragma unroll(Tiles == 1 ? 2 : 4)
-        for (int i = thread / kSlabUnits; i < layout.listed; i += kGroupedThreads / kSlabUnits) {
-          const StoredPixel to = stored[i];
-          const Vector<uint32_t, 4> all = *reinterpret_cast<const Vector<uint32_t, 4>*>(
-              out + i * kPixelBytes + unit * kUnitBytes);
-          if (inside.has(to.at)) *reinterpret_cast<Vector<uint32_t, 4>*>(y + to.to) = all;
-        }
-      }
+      T* y = last ? epilogue.y : epilogue.preactivation;
+      each_unit([&](int64_t element, const Vector<uint32_t, 4>* unit) {
+        *reinterpret_cast<Vector<uint32_t, 4>*>(y + element) = *unit;
+      });
       if (!last) __syncthreads();
     }
-    tiles.advance(at);
+    advance(p.tiles, at);
   }
 }
 
 template <typename T, int Pairs, int Tiles>
 void launch_grouped_gather(const GroupedGather& p, const Epilogue<T>& epilogue,
                            const Queue& queue) {
-  launch(grouped_gather_kernel<T, Pairs, Tiles>, dim3(static_cast<unsigned>(p.c.slabs * p.parts)),
-         dim3(kGroupedThreads), GatherShared(p).bytes(p.buffers), queue, p, epilogue);
+  launch(grouped_gather_kernel<T, Pairs, Tiles>,
+         dim3(static_cast<unsigned>(p.c.slabs), static_cast<unsigned>(p.tiles.parts)),
+         dim3(kGroupedThreads), p.shared.bytes, queue, p, epilogue);
 }
 
 template <typename T>

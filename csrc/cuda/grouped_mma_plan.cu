@@ -7,6 +7,7 @@
 #include "cuda/grouped_mma_kernel.h"
 #include "cuda/grouped_mma_plan.h"
 #include "cuda/grouped_mma_wgrad_kernel.h"
+#include "cuda/mma_gather_kernel.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -94,13 +95,63 @@ double turn_of(int blocks, int warps, const Work& work) {
   return std::max(blocks * cycles, cycles + kLatency);
 }
 
-// What is chosen of a tile.
+int64_t tiles_of(const PixelTile& tile, int batch, const MmaAxis& h, const MmaAxis& w) {
+  return ceil_div(batch, tile.images) * ceil_div(h.outputs, tile.rows) *
+         ceil_div(w.outputs, tile.columns);
+}
+
+// What is chosen of a tile. Block indices must fit.
 template <typename Problem>
-void set_tile(Problem& p, const PixelTile& tile, const Halo& halo) {
+bool set_tile(Problem& p, const PixelTile& tile, const Halo& halo, int64_t parts) {
+  constexpr int64_t kMostBlocks = 65535;
   p.tile = tile, p.halo = halo;
-  p.tile_divisors = {Divisor(tile.columns), Divisor(tile.rows)};
   p.halo.by_scale = Divisor(halo.scale_w);
   p.halo.divisors = {Divisor(halo.w), Divisor(halo.h)};
+  const int64_t tiles = tiles_of(tile, p.batch, p.h, p.w);
+  p.tiles.columns = static_cast<int32_t>(ceil_div(p.w.outputs, tile.columns));
+  p.tiles.rows = static_cast<int32_t>(ceil_div(p.h.outputs, tile.rows));
+  p.tiles.by = {Divisor(p.tiles.columns), Divisor(p.tiles.rows)};
+  p.tiles.parts = static_cast<int32_t>(parts);
+  p.tiles.least = static_cast<int32_t>(tiles / parts);
+  p.tiles.longer = static_cast<int32_t>(tiles % parts);
+  return parts <= kMostBlocks;
+}
+
+// Phases of an axis, as the kernel has them; the most taps of one.
+int64_t set_phases(GatherAxis& to, const MmaAxis& axis, bool backward) {
+  int64_t most = 0;
+  for (int phase = 0; phase < axis.phases; ++phase) {
+    const AxisPhase a = phase_of(axis, backward, phase);
+    to.scale = a.scale, to.output_step = a.output_step, to.tap_step = a.tap_step;
+    to.move = a.move;
+    to.phase[phase] = {static_cast<int16_t>(a.first_tap), static_cast<int16_t>(a.taps), 0};
+    most = std::max<int64_t>(most, a.taps);
+  }
+  return most;
+}
+void set_from(GatherAxis& to, const MmaAxis& axis, bool backward, int first) {
+  for (int phase = 0; phase < axis.phases; ++phase)
+    if (to.phase[phase].taps > 0)
+      to.phase[phase].from = static_cast<int16_t>(phase_of(axis, backward, phase).base - first);
+}
+
+GatherShared shared_of(const GroupedGather& p, int buffers) {
+  GatherShared s{};
+  s.buffer_bytes = p.tile.images * p.halo.h * p.halo.pitch * kPixelBytes;
+  s.staged = p.tile.images * p.halo.h * p.halo.w;
+  s.listed = p.phases * p.pieces * p.piece;
+  s.halves = p.phases * p.phase_halves;
+  const auto after = [](int at, int count, size_t size) {
+    return at + count * static_cast<int>(size);
+  };
+  s.out_at = buffers * s.buffer_bytes;
+  s.staged_at = after(s.out_at, s.listed, kPixelBytes);
+  s.filters_at = after(s.staged_at, s.staged, sizeof(StagedPixel));
+  s.stored_at = after(s.filters_at, p.c.slab_units * kUnitChannels, p.filter_bytes);
+  s.halves_at = after(s.stored_at, s.listed, sizeof(StoredPixel));
+  s.listed_at = after(s.halves_at, s.halves, sizeof(StagedHalf));
+  s.bytes = after(s.listed_at, s.listed, sizeof(uint32_t));
+  return s;
 }
 
 }  // namespace
@@ -108,20 +159,22 @@ void set_tile(Problem& p, const PixelTile& tile, const Halo& halo) {
 bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
   p.phases = p.h.phases * p.w.phases;
   if (p.h.phases > kMostPhases || p.phases > kMostPhases) return false;
-  int64_t steps = 0, listed = 0;
+  if (std::max(p.h.taps, p.w.taps) > 1024) return false;
+  const int64_t most_halves = set_phases(p.along_h, p.h, p.backward) *
+                              set_phases(p.along_w, p.w, p.backward) * p.c.group_units;
+  const int64_t cells = int64_t{p.h.taps} * p.w.taps * p.c.group_units;
+  if (most_halves > 1024 || cells > 1024) return false;
+  int64_t steps = 0;
   for (int phase = 0; phase < p.phases; ++phase) {
-    const int64_t halves = int64_t{phase_of(p.h, p.backward, phase / p.w.phases).taps} *
-                           phase_of(p.w, p.backward, phase % p.w.phases).taps * p.c.group_units;
-    if (halves > 2048) return false;
-    p.first_half[phase] = static_cast<int16_t>(listed);
-    p.halves[phase] = static_cast<int16_t>(halves);
-    steps += (halves + 1) / 2;
-    listed += round_up(halves, 4);
+    p.halves[phase] =
+        static_cast<int16_t>(p.along_h.phase[phase / p.w.phases].taps *
+                             p.along_w.phase[phase % p.w.phases].taps * p.c.group_units);
+    steps += (p.halves[phase] + 1) / 2;
   }
-  if (listed > 4096) return false;
-  p.first_half[p.phases] = static_cast<int16_t>(listed);
+  p.phase_halves = std::max(static_cast<int32_t>(round_up(most_halves, 4)), 4);
+  // An odd number of units: eight filters meet all banks.
+  p.filter_bytes = static_cast<int32_t>(cells | 1) * kUnitBytes;
 
-  p.by_cells = Divisor(int64_t{p.h.taps} * p.w.taps * p.c.group_units);
   const int tiles_at_once = outputs_at_once(p.c);
   const int registers_allow = tiles_at_once == 1 ? 3 : 2;
   const int most = shared_of_block(queue.capability);
@@ -129,6 +182,9 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
   const int abreast = std::max(kGatherWarps / (p.c.slab_units / tiles_at_once), 1);
   const int step_h = p.backward ? p.h.stride : 1, step_w = p.backward ? p.w.stride : 1;
   double best = 0;
+  PixelTile chosen{};
+  Halo halo_of_chosen{};
+  int64_t chosen_parts = 0;
   GroupedGather g = p;
   for_each_tile(p.batch, p.h, p.w, p.backward, [&](const PixelTile& tile, const Halo& halo) {
     g.tile = tile, g.halo = halo;
@@ -137,7 +193,7 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
     for (g.piece = 64; g.piece >= (tiles_at_once == 4 ? 32 : 64); g.piece /= 2) {
       g.pieces = static_cast<int32_t>(ceil_div(
           tile.images * ceil_div(tile.rows, step_h) * ceil_div(tile.columns, step_w), g.piece));
-      const GatherShared layout(g);
+      const GatherShared layout = shared_of(g, 0);
       const int pairs = g.piece / 16;
       const double rounds =
           static_cast<double>(kGatherWarps * ceil_div(int64_t{g.phases} * g.pieces, abreast));
@@ -150,9 +206,9 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
           rounds * (steps_of_piece * (4 * pairs + 2 * tiles_at_once) + 2 * pairs * tiles_at_once) +
               copies,
           rounds * steps_of_piece * pairs * tiles_at_once};
-      const int64_t tiles = PixelTiles(tile, p.batch, p.h.outputs, p.w.outputs).count();
+      const int64_t tiles = tiles_of(tile, p.batch, p.h, p.w);
       for (g.buffers = 1; g.buffers <= 2; ++g.buffers) {
-        const int shared = layout.bytes(g.buffers);
+        const int shared = layout.bytes + g.buffers * layout.buffer_bytes;
         if (shared > most) break;
         fits = true;
         const int blocks = std::min(registers_allow, (most + 1024) / (shared + 1024));
@@ -163,15 +219,26 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
                             blocks * kList * copies / 2;
         if (best != 0 && cost >= best) continue;
         best = cost;
-        set_tile(p, tile, halo);
-        p.pieces = g.pieces, p.piece = g.piece;
-        p.buffers = g.buffers;
-        p.parts = static_cast<int32_t>(parts);
+        chosen = tile, halo_of_chosen = halo, chosen_parts = parts;
+        p.pieces = g.pieces, p.piece = g.piece, p.buffers = g.buffers;
       }
     }
     return fits;
   });
-  return best != 0 && int64_t{p.c.slabs} * p.parts < (int64_t{1} << 31);
+  if (best == 0 || !set_tile(p, chosen, halo_of_chosen, chosen_parts)) return false;
+  set_from(p.along_h, p.h, p.backward, p.halo.first_h);
+  set_from(p.along_w, p.w, p.backward, p.halo.first_w);
+  p.shared = shared_of(p, p.buffers);
+  p.abreast = abreast;
+  p.rounds = static_cast<int32_t>(ceil_div(int64_t{p.phases} * p.pieces, abreast));
+  p.by_cells = Divisor(cells);
+  p.by_warps = Divisor(p.c.slab_units / tiles_at_once);
+  p.by_pieces = Divisor(p.pieces);
+  p.by_listed = Divisor(p.pieces * p.piece);
+  p.by_phase_halves = Divisor(p.phase_halves);
+  p.by_phases_w = Divisor(p.w.phases);
+  p.by_phase = {Divisor(ceil_div(p.tile.columns, step_w)), Divisor(ceil_div(p.tile.rows, step_h))};
+  return true;
 }
 
 bool plan_grouped_wgrad(GroupedWgrad& p, const Queue& queue) {
@@ -189,6 +256,9 @@ bool plan_grouped_wgrad(GroupedWgrad& p, const Queue& queue) {
 
     const int most = shared_of_block(queue.capability), reduced = slice_bytes<Shape>(p);
     double best = 0;
+    PixelTile chosen{1, 1, 1};
+    Halo halo_of_chosen{};
+    int64_t chosen_parts = 0;
     GroupedWgrad g = p;
     for_each_tile(p.batch, p.h, p.w, false, [&](const PixelTile& tile, const Halo& halo) {
       g.tile = tile, g.halo = halo;
@@ -200,7 +270,7 @@ bool plan_grouped_wgrad(GroupedWgrad& p, const Queue& queue) {
                           Shape::kWarps * kNextTile,
                       rounds * (4 * Shape::kPairs + 4 * ((Shape::kTiles + 1) / 2)) + copies,
                       rounds * Shape::kPairs * Shape::kTiles};
-      const int64_t tiles = PixelTiles(tile, p.batch, p.h.outputs, p.w.outputs).count();
+      const int64_t tiles = tiles_of(tile, p.batch, p.h, p.w);
       // As many parts as a large device has room for at once, and as chains of sums allow, by the
       // shape alone.
       const int64_t pixels = int64_t{tile.images} * tile.rows * tile.columns;
@@ -220,13 +290,18 @@ bool plan_grouped_wgrad(GroupedWgrad& p, const Queue& queue) {
                      blocks * kList * copies / 2);
         if (best != 0 && cost >= best) continue;
         best = cost;
-        set_tile(p, tile, halo);
+        chosen = tile, halo_of_chosen = halo, chosen_parts = parts;
         p.buffers = g.buffers;
-        p.parts = static_cast<int32_t>(parts);
       }
       return true;
     });
-    return best != 0 && others * p.parts < (int64_t{1} << 31);
+    p.by_tile = {Divisor(chosen.columns), Divisor(chosen.rows)};
+    p.by_jobs = Divisor(p.jobs);
+    p.by_chunks = Divisor(p.chunks);
+    p.by_block_jobs = Divisor(p.block_jobs);
+    p.by_taps_w = Divisor(p.w.taps);
+    p.by_group = Divisor(p.c.group);
+    return best != 0 && p.job_blocks < 65536 && set_tile(p, chosen, halo_of_chosen, chosen_parts);
   });
 }
 

@@ -4,11 +4,15 @@
 
 #include "core/range.h"
 #include "cuda/grouped_mma.h"
-#include "cuda/mma_gather_kernel.h"
+#include "cuda/tensor_core.h"
 
 namespace torchconv::cuda {
 
 __host__ __device__ __forceinline__ int round_up_int(int a, int b) { return (a + b - 1) / b * b; }
+
+__device__ __forceinline__ int quotient(int n, const Divisor& by) {
+  return static_cast<int>(by.quotient(static_cast<uint32_t>(n)));
+}
 
 // Units of outputs that one warp computes at once, all of one group.
 inline int outputs_at_once(const GroupedChannels& c) {
@@ -88,35 +92,25 @@ __device__ __forceinline__ void list_halo(const Halo& halo, int images, const Pl
       });
 }
 
-// All tiles of a batch of planes, and the place of one, in tiles.
+// The place of a tile, in tiles.
 struct TilePlace {
   int image, row, column;
 };
-class PixelTiles {
- public:
-  __host__ __device__ __forceinline__ PixelTiles(const PixelTile& tile, int batch, int rows,
-                                                 int columns)
-      : columns_((columns + tile.columns - 1) / tile.columns),
-        rows_((rows + tile.rows - 1) / tile.rows),
-        count_((batch + tile.images - 1) / tile.images * rows_ * columns_) {}
-  __host__ __device__ __forceinline__ int count() const { return count_; }
-  __device__ __forceinline__ int part_begin(int part, int parts) const {
-    return static_cast<int>(int64_t{count_} * part / parts);
-  }
-  __device__ __forceinline__ TilePlace place(int i) const {
-    const int line = i / columns_, image = line / rows_;
-    return {image, line - image * rows_, i - line * columns_};
-  }
-  __device__ __forceinline__ void advance(TilePlace& at) const {
-    if (++at.column < columns_) return;
-    at.column = 0;
-    if (++at.row < rows_) return;
-    at.row = 0, ++at.image;
-  }
-
- private:
-  int columns_, rows_, count_;
-};
+__device__ __forceinline__ int first_tile_of(const TileParts& tiles, int part) {
+  return part * tiles.least + min(part, tiles.longer);
+}
+__device__ __forceinline__ TilePlace place_of(const TileParts& tiles, int i) {
+  uint32_t rest = static_cast<uint32_t>(i);
+  const int column = static_cast<int>(tiles.by.columns.split(rest));
+  const int row = static_cast<int>(tiles.by.rows.split(rest));
+  return {static_cast<int>(rest), row, column};
+}
+__device__ __forceinline__ void advance(const TileParts& tiles, TilePlace& at) {
+  if (++at.column < tiles.columns) return;
+  at.column = 0;
+  if (++at.row < tiles.rows) return;
+  at.row = 0, ++at.image;
+}
 
 // Starts the copies of a table's pixels; zeros outside the image, which a tile's first pixel at
 // (image, row, column) may be too.

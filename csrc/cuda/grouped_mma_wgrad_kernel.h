@@ -81,18 +81,17 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     grouped_wgrad_kernel(const __grid_constant__ GroupedWgrad p) {
   constexpr int kTiles = Shape::kTiles, kPairs = Shape::kPairs, kThreads = Shape::kThreads;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int slab = static_cast<int>(blockIdx.x) % p.c.slabs;
-  const int rest = static_cast<int>(blockIdx.x) / p.c.slabs;
-  const int part = rest / p.job_blocks, slice = warp / p.block_jobs;
-  const int job = (rest - part * p.job_blocks) * p.block_jobs + warp - slice * p.block_jobs;
+  const int slab = static_cast<int>(blockIdx.x), part = static_cast<int>(blockIdx.y);
+  const int slice = quotient(warp, p.by_block_jobs);
+  const int job = static_cast<int>(blockIdx.z) * p.block_jobs + warp - slice * p.block_jobs;
   const int first_unit = slab * p.c.slab_units;
   const int units = min(p.c.slab_units, p.c.channels / kUnitChannels - first_unit);
-  const int first_tile = job / p.chunks * kTiles, first_pair = job % p.chunks * kPairs;
+  const int of_tiles = quotient(job, p.by_chunks);
+  const int first_tile = of_tiles * kTiles, first_pair = (job - of_tiles * p.chunks) * kPairs;
   const bool busy = slice < p.slices && job < p.jobs && first_tile < units;
   const int halves = p.h.taps * p.w.taps * p.c.group_units;
 
-  const PixelTiles tiles(p.tile, p.batch, p.h.outputs, p.w.outputs);
-  const int begin = tiles.part_begin(part, p.parts), end = tiles.part_begin(part + 1, p.parts);
+  const int begin = first_tile_of(p.tiles, part), end = first_tile_of(p.tiles, part + 1);
   const WgradShared layout(p);
   unsigned char* shared = dynamic_shared<unsigned char>();
   StagedPixel* listed_x = reinterpret_cast<StagedPixel*>(shared + p.buffers * layout.buffer_bytes);
@@ -116,20 +115,18 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     copy_async_commit();
   };
   list_halo<kThreads>(p.halo, p.tile.images, source, p.c.channels, listed_x);
-  for_each_pixel<kThreads>(
-      layout.staged_dz, p.tile_divisors, [&](int i, int image, int row, int column) {
-        listed_dz[i] = {static_cast<uint32_t>(i * kPixelBytes),
-                        ((image * outputs.rows + row) * outputs.columns + column) * p.c.channels,
-                        row_column(row, column)};
-      });
+  for_each_pixel<kThreads>(layout.staged_dz, p.by_tile, [&](int i, int image, int row, int column) {
+    listed_dz[i] = {static_cast<uint32_t>(i * kPixelBytes),
+                    ((image * outputs.rows + row) * outputs.columns + column) * p.c.channels,
+                    row_column(row, column)};
+  });
   __syncthreads();
-  TilePlace next = tiles.place(begin);
-  if (begin < end) stage(begin, next);
-  for_each_pixel<kThreads>(
-      layout.padded, p.tile_divisors, [&](int i, int image, int row, int column) {
-        const int line = min(image, p.tile.images - 1) * p.halo.h + row * p.h.stride;
-        places[i] = static_cast<uint32_t>((line * p.halo.pitch + column) * kPixelBytes);
-      });
+  TilePlace next = place_of(p.tiles, begin);
+  stage(begin, next);
+  for_each_pixel<kThreads>(layout.padded, p.by_tile, [&](int i, int image, int row, int column) {
+    const int line = min(image, p.tile.images - 1) * p.halo.h + row * p.h.stride;
+    places[i] = static_cast<uint32_t>((line * p.halo.pitch + column) * kPixelBytes);
+  });
   // Pixels that only fill up 16.
   const int filling = (layout.padded - layout.staged_dz) * (kPixelBytes / 4);
   for (int i = thread; i < filling * p.buffers; i += kThreads)
@@ -139,17 +136,19 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
                  0);
 
   // What the lane addresses: of x one half of each pair, of one of 16 pixels; of dz another.
+  const int group_unit = quotient(first_tile, p.c.by_group_units) * p.c.group_units;
   SharedAddress moved[kPairs];
 #pragma unroll
   for (int m = 0; m < kPairs; ++m) {
     const int half = min((first_pair + m) * 2 + lane / 8 % 2, halves - 1);
-    const int tap = half / p.c.group_units, r = tap / p.w.taps, s = tap - r * p.w.taps;
-    const int unit = first_tile / p.c.group_units * p.c.group_units + half - tap * p.c.group_units;
-    const int move = s * p.w.dilation, in_run = move / p.halo.scale_w;
+    const int tap = quotient(half, p.c.by_group_units), unit = half - tap * p.c.group_units;
+    const int r = quotient(tap, p.by_taps_w), s = tap - r * p.w.taps;
+    uint32_t in_run = static_cast<uint32_t>(s * p.w.dilation);
+    const int run = static_cast<int>(p.halo.by_scale.split(in_run));
     moved[m] = static_cast<SharedAddress>(
-        (r * p.h.dilation * p.halo.pitch + (move - in_run * p.halo.scale_w) * p.halo.run + in_run) *
+        (r * p.h.dilation * p.halo.pitch + run * p.halo.run + static_cast<int>(in_run)) *
             kPixelBytes +
-        unit * kUnitBytes);
+        (group_unit + unit) * kUnitBytes);
   }
   const uint32_t* own_places = places + lane / 16 * 8 + lane % 8;
   const SharedAddress own_dz =
@@ -169,7 +168,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     __syncthreads();
     const TilePlace at = next;
     if (tile + 1 < end) {
-      tiles.advance(next);
+      advance(p.tiles, next);
       stage(tile + 1, next);
     }
     if (busy) {
@@ -258,18 +257,18 @@ __global__ void __launch_bounds__(kAddThreads)
   const int i = static_cast<int>(blockIdx.x) * kColumns + column;
 
   const int place = i % 32, n = i / 32 % Shape::kTiles, m = i / 32 / Shape::kTiles % Shape::kPairs;
-  const int all_jobs = i / Shape::kVectors, slab = all_jobs / p.jobs,
-            job = all_jobs - slab * p.jobs;
+  const int all_jobs = i / Shape::kVectors, slab = quotient(all_jobs, p.by_jobs);
+  const int job = all_jobs - slab * p.jobs, of_tiles = quotient(job, p.by_chunks);
   const int first = slab * p.c.slab_units * kUnitChannels;
-  const int filter_unit = job / p.chunks * Shape::kTiles + n;
-  const int first_unit = filter_unit / p.c.group_units * p.c.group_units;
+  const int filter_unit = of_tiles * Shape::kTiles + n;
+  const int first_unit = quotient(filter_unit, p.c.by_group_units) * p.c.group_units;
   const int k = first + filter_unit * kUnitChannels + place % 4 * 2;
   const bool wanted = i < size && k < p.c.channels;
   Vector<float, 4> sum{};
   if (wanted) {
     const auto* sums = reinterpret_cast<const Vector<float, 4>*>(p.sums) + i;
 #pragma unroll 4
-    for (int part = lane; part < p.parts; part += Lanes) {
+    for (int part = lane; part < p.tiles.parts; part += Lanes) {
       const Vector<float, 4> more = sums[int64_t{part} * size];
 #pragma unroll
       for (int e = 0; e < 4; ++e) sum.element[e] += more.element[e];
@@ -288,15 +287,16 @@ __global__ void __launch_bounds__(kAddThreads)
   const int taps = p.h.taps * p.w.taps;
 #pragma unroll
   for (int upper = 0; upper < 2; ++upper) {
-    const int half = (job % p.chunks * Shape::kPairs + m) * 2 + upper;
-    const int tap = half / p.c.group_units;
+    const int half = ((job - of_tiles * p.chunks) * Shape::kPairs + m) * 2 + upper;
+    const int tap = quotient(half, p.c.by_group_units);
     const int unit = first_unit + half - tap * p.c.group_units;
     const int c = first + unit * kUnitChannels + place / 4;
     if (tap >= taps) continue;
+    const int group = quotient(c, p.by_group), in_group = c - group * p.c.group;
 #pragma unroll
     for (int e = 0; e < 2; ++e)
-      if ((k + e) / p.c.group == c / p.c.group)
-        static_cast<T*>(p.dw)[(int64_t{k + e} * taps + tap) * p.c.group + c % p.c.group] =
+      if (quotient(k + e, p.by_group) == group)
+        static_cast<T*>(p.dw)[(int64_t{k + e} * taps + tap) * p.c.group + in_group] =
             from_wide<T>(sum.element[2 * upper + e]);
   }
 }
@@ -306,15 +306,16 @@ void run_grouped_wgrad(GroupedWgrad p, const Queue& queue) {
   with_wgrad_shape(p.c, [&](auto shape) {
     using Shape = decltype(shape);
     const int size = p.c.slabs * p.jobs * Shape::kVectors;
-    p.sums = queue.scratch<float>(int64_t{p.parts} * size * 4);
+    p.sums = queue.scratch<float>(int64_t{p.tiles.parts} * size * 4);
     launch(grouped_wgrad_kernel<T, Shape>,
-           dim3(static_cast<unsigned>(p.c.slabs * p.job_blocks * p.parts)), dim3(Shape::kThreads),
-           WgradShared(p).bytes(p.buffers, slice_bytes<Shape>(p)), queue, p);
+           dim3(static_cast<unsigned>(p.c.slabs), static_cast<unsigned>(p.tiles.parts),
+                static_cast<unsigned>(p.job_blocks)),
+           dim3(Shape::kThreads), WgradShared(p).bytes(p.buffers, slice_bytes<Shape>(p)), queue, p);
     const auto add = [&](auto kernel, int lanes) {
       launch(kernel, dim3(static_cast<unsigned>(ceil_div(size, kAddThreads / lanes))),
              dim3(kAddThreads), 0, queue, p);
     };
-    if (p.parts > 8)
+    if (p.tiles.parts > 8)
       add(add_grouped_parts<T, Shape, 32>, 32);
     else
       add(add_grouped_parts<T, Shape, 1>, 1);

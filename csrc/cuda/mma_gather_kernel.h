@@ -17,7 +17,8 @@ struct AxisPhase {
   int outputs, first_output, output_step;
 };
 
-__host__ __device__ __forceinline__ AxisPhase phase_of(const MmaAxis& axis, bool backward, int phase) {
+__host__ __device__ __forceinline__ AxisPhase phase_of(const MmaAxis& axis, bool backward,
+                                                       int phase) {
   if (!backward)
     return {0, 1, axis.taps, axis.dilation, axis.stride, -axis.pad, axis.outputs, 0, 1};
   // dx at h = phase + i * stride gets dz at (h + pad - r * dilation) / stride where that is whole.

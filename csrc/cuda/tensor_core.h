@@ -87,13 +87,12 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&word)[4], Sh
 // Either of the two; the same for all lanes.
 __device__ __forceinline__ void load_matrices(uint32_t (&word)[4], SharedAddress row,
                                               bool transposed) {
-  TORCHCONV_FROM_SM80(
-      asm volatile("{\n.reg .pred transposed;\nsetp.ne.s32 transposed, %5, 0;\n"
-                   "@!transposed ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                   "@transposed ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, "
-                   "[%4];\n}\n" : "=r"(word[0]),
-                   "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "r"(row),
-                   "r"(static_cast<int>(transposed))));
+  TORCHCONV_FROM_SM80(asm volatile(
+      "{\n.reg .pred transposed;\nsetp.ne.s32 transposed, %5, 0;\n"
+      "@!transposed ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+      "@transposed ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, "
+      "[%4];\n}\n" : "=r"(word[0]),
+      "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "r"(row), "r"(static_cast<int>(transposed))));
 }
 
 // float32 to TF32, to nearest with ties away from zero, up to bits that the hardware ignores: half
