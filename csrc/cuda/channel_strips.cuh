@@ -1,9 +1,9 @@
-// Depthwise kernels of stride 1 with channels contiguous (NHWC), half types: what the gather and
-// the weight gradient share.
+// Depthwise kernels with channels contiguous (NHWC), half types: what the gather and the weight
+// gradient share.
 //
-// A thread has kVector channels of a strip of kColumns neighbouring pixels and rolls it down over
-// the rows of its set, so that every loaded element serves all taps from registers; the next row is
-// under way meanwhile. Few channels a thread leave room for the weights, or their sums, of all
+// A thread has kVector channels of a strip of kColumns neighbouring outputs and rolls it down over
+// the rows of its set, so that every loaded element serves all taps from registers; the next rows
+// are under way meanwhile. Few channels a thread leave room for the weights, or their sums, of all
 // taps. Lanes lie along the channels, and the subs of a block along strips, sets and images.
 #pragma once
 
@@ -21,15 +21,20 @@ struct ChannelStrips {
   uint32_t positions;  // strips of all sets and images
 };
 
-template <typename T_, int R_, int kColumns_, int kVector_>
+template <typename T_, int R_, int kColumns_, int kVector_, int kStride_ = 1>
 struct ChannelStrip {
   using T = T_;
   using A = Wide<T>;
   static constexpr int R = R_, kTaps = R * R, kVector = kVector_;
-  static constexpr int kColumns = kColumns_, kWindow = kColumns + R - 1;
+  static constexpr int kColumns = kColumns_, kStride = kStride_;
+  static constexpr int kWindow = (kColumns - 1) * kStride + R;
   static constexpr int kThreads = 128;
   // Rows of a window whose code stands side by side, so that no number moves to another register.
-  static constexpr int kUnroll = R == 7 ? 1 : R;
+  static constexpr int kSlots = (R + kStride - 1) / kStride;  // outputs that a row meets
+  static constexpr int kUnroll = R == 7 ? 1 : kStride * kSlots;
+  // Rows under way: where there is little to compute for each, one would not hide its latency.
+  static constexpr int kDepth = R == 3 ? (kStride == 1 ? 3 : 2) : 1;
+  static_assert(kUnroll % kDepth == 0);
   using Loaded = Packed<T, kVector>;
 
   // kCount neighbouring pixels, zeros where their bit is not set.

@@ -13,9 +13,7 @@ namespace torchconv::cuda {
 namespace {
 
 template <typename S>
-constexpr int kResident = S::R == 7   ? 2
-                          : S::R == 5 ? 3
-                                      : 4;
+constexpr int kResident = S::R == 7 ? 2 : 3;
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, kResident<S>)
@@ -25,7 +23,7 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   using T = typename S::T;
   using A = typename S::A;
   constexpr int R = S::R, kTaps = S::kTaps, kVector = S::kVector, kUnroll = S::kUnroll;
-  constexpr int kColumns = S::kColumns, kWindow = S::kWindow;
+  constexpr int kColumns = S::kColumns, kWindow = S::kWindow, kDepth = S::kDepth;
   // Paddings are at most so large, so that no more columns lie beside the image.
   constexpr int kBeside = R / 2;
   const Gather& g = p.g;
@@ -51,19 +49,22 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
     const T* gradient = dz + (static_cast<int64_t>(at.n) * g.h.out + at.row) * out_row +
                         static_cast<int64_t>(at.column) * p.channels + c;
     const uint32_t inside = inside_bits<kWindow, false>(w0, 1, g.w.in);
-    typename S::Loaded x_next[kWindow], d_next[kColumns];
-    const auto load_x = [&](int step) {
+    typename S::Loaded x_next[kDepth][kWindow], d_next[kDepth][kColumns];
+    const auto load_x = [&](int step, typename S::Loaded(&row)[kWindow]) {
       const bool row_inside =
           step < rows + R - 1 && static_cast<unsigned>(h) < static_cast<unsigned>(g.h.in);
-      S::load(line, p.channels, row_inside ? inside : 0, x_next);
+      S::load(line, p.channels, row_inside ? inside : 0, row);
       ++h, line += in_row;
     };
-    const auto load_dz = [&](bool exists) {
-      S::load(gradient, p.channels, exists ? ~0u : 0, d_next);
+    const auto load_dz = [&](bool exists, typename S::Loaded(&row)[kColumns]) {
+      S::load(gradient, p.channels, exists ? ~0u : 0, row);
       gradient += out_row;
     };
-    load_x(0);
-    load_dz(true);
+#pragma unroll
+    for (int j = 0; j < kDepth; ++j) {
+      load_x(j, x_next[j]);
+      load_dz(j < rows, d_next[(j + R - 1) % kDepth]);
+    }
 
     A value[R][kWindow][kVector];
 #pragma unroll 1
@@ -72,16 +73,17 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
       for (int u = 0; u < kUnroll; ++u) {
         const int step = base + u;
         if (kUnroll > 1 && step >= rows + R - 1) break;
-        S::widen(x_next, value[kUnroll == 1 ? R - 1 : u]);
-        load_x(step + 1);
+        S::widen(x_next[u % kDepth], value[kUnroll == 1 ? R - 1 : u]);
+        load_x(step + kDepth, x_next[u % kDepth]);
         if (step >= R - 1) {
           A d[kColumns][kVector];
-          S::widen(d_next, d);
-          load_dz(step + 1 < rows + R - 1);
+          S::widen(d_next[u % kDepth], d);
+          load_dz(step + kDepth < rows + R - 1, d_next[u % kDepth]);
 #pragma unroll
           for (int r = 0; r < R; ++r) {
-            // h is already that of the row after the window.
-            if (static_cast<unsigned>(h - 1 - R + r) >= static_cast<unsigned>(g.h.in)) continue;
+            // h is already that of the next row to load.
+            if (static_cast<unsigned>(h - kDepth - R + r) >= static_cast<unsigned>(g.h.in))
+              continue;
             const A(&row)[kWindow][kVector] = value[kUnroll == 1 ? r : (u + 1 + r) % R];
 #pragma unroll
             for (int s = 0; s < R; ++s)
