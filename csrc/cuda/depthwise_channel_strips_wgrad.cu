@@ -31,6 +31,8 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   uint32_t slice = blockIdx.x, sub = threadIdx.x;
   const int vector0 = static_cast<int>(p.lane_tiles.split(slice)) * lanes;
   const int lane = static_cast<int>(p.lanes.split(sub));
+  // The last images first: dgrad, which came before, has left their dz in the cache.
+  slice = gridDim.x / p.lane_tiles.value() - 1 - slice;
   const int64_t c = static_cast<int64_t>(vector0 + lane) * kVector;
   const int64_t in_row = static_cast<int64_t>(g.w.in) * p.channels;
   const int64_t out_row = static_cast<int64_t>(g.w.out) * p.channels;

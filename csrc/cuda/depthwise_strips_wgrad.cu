@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 2 : 4)
 
   uint32_t rest = blockIdx.x;
   const int c0 = static_cast<int>(p.channel_sets.split(rest)) * t.slots;
-  const int64_t slice = rest;
+  // The last images first: dgrad, which came before, has left their dz in the cache.
+  const int64_t slice = gridDim.x / p.channel_sets.value() - 1 - rest;
   const int planes = min(t.slots, g.groups - c0);
   const int in_plane = g.h.in * g.w.in, out_plane = g.h.out * g.w.out;
 
