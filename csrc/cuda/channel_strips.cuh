@@ -41,11 +41,11 @@ struct ChannelStrip {
   template <int kCount>
   static __device__ __forceinline__ void load(const T* line, int channels, uint32_t bits,
                                               Loaded (&row)[kCount]) {
+    const uint32_t step = static_cast<uint32_t>(channels) * static_cast<uint32_t>(sizeof(T));
+    const char* at = reinterpret_cast<const char*>(line);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      row[i] = (bits >> i & 1) != 0
-                   ? *reinterpret_cast<const Loaded*>(line + static_cast<int64_t>(i) * channels)
-                   : Loaded{};
+    for (int i = 0; i < kCount; ++i, at += step)
+      row[i] = (bits >> i & 1) != 0 ? *reinterpret_cast<const Loaded*>(at) : Loaded{};
   }
   template <int kCount>
   static __device__ __forceinline__ void widen(const Loaded (&row)[kCount],
@@ -90,6 +90,16 @@ ChannelStrips channel_strips(const Gather& g, int64_t rows) {
   p.subs = static_cast<int>(S::kThreads / lanes), p.set_rows = static_cast<int>(rows);
   p.positions = static_cast<uint32_t>(g.N * strips * sets);
   return p;
+}
+
+// About how many cycles a large device takes for blocks that go through `steps` rows each, of which
+// a multiprocessor holds `resident`: either instructions or the latency of loads take the time.
+template <typename S>
+int64_t duration(int64_t blocks, int64_t steps, int64_t resident) {
+  constexpr int64_t kLatency = 900 / S::kDepth;
+  constexpr int64_t kIssue = (S::kTaps * 4 / 3 + 6) * S::kColumns * S::kVector;
+  const int64_t each = ceil_div(blocks, 132), held = std::min(each, resident);
+  return steps * std::max(kLatency, held * kIssue) * each / held;
 }
 
 }  // namespace torchconv::cuda

@@ -141,18 +141,18 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   }
 }
 
-// Rows of a set: few are worked on twice, but waves of blocks fill a large device.
+// Rows of a set: few are worked on twice, but there are enough sets for a large device.
 template <typename S>
 int64_t rows_of_set(const Gather& g) {
-  constexpr int64_t kMost = 32, kFew = 4, kOverhead = S::R + 2;
+  constexpr int64_t kMost = 32, kFew = 3, kOverhead = 2;
   const ChannelStrips p = channel_strips<S>(g, g.h.out);
   int64_t best = g.h.out, least = 0;
   for (int64_t sets = ceil_div(g.h.out, kMost), most = sets + 16; sets <= most; ++sets) {
     const int64_t rows = ceil_div(g.h.out, sets);
     if (least > 0 && rows < kFew) break;
     const int64_t blocks = ceil_div(p.positions * ceil_div(g.h.out, rows), p.subs);
-    const int64_t waves = ceil_div(blocks * p.lane_tiles.value(), 132 * kResident<S>);
-    const int64_t cost = waves * (rows * S::kStride + kOverhead);
+    const int64_t cost = duration<S>(blocks * p.lane_tiles.value(),
+                                     (rows - 1) * S::kStride + S::R + kOverhead, kResident<S>);
     if (least == 0 || cost < least) best = rows, least = cost;
   }
   return best;

@@ -3,8 +3,7 @@
 // A thread rolls the R rows of x that a row of dz meets down its set of rows, and adds to all R x R
 // sums of its channels. The subs of a block go through a slice of all strips, cut by the shape
 // alone; their sums meet in shared memory, those of slices in block_sums.cu.
-// A product with padding is not formed, for dz need not be finite: rows are left out, and columns
-// have zero in the place of dz.
+// A product with padding is not formed, for dz need not be finite.
 // Bound: the bytes of x and dz; multiplications where R is 5 or 7.
 #include "cuda/block_sums.cuh"
 #include "cuda/channel_strips.cuh"
@@ -13,7 +12,7 @@ namespace torchconv::cuda {
 namespace {
 
 template <typename S>
-constexpr int kResident = S::R == 7 ? 2 : 3;
+constexpr int kResident = S::R == 7 || S::kColumns == 4 ? 2 : 3;
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, kResident<S>)
@@ -93,11 +92,9 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
               for (int b = 0; b < kColumns; ++b) {
                 const int i = b + s;
                 const bool beside = i < kBeside || i >= kWindow - kBeside;
+                if (beside && (inside >> i & 1) == 0) continue;
 #pragma unroll
-                for (int v = 0; v < kVector; ++v) {
-                  const A factor = !beside || (inside >> i & 1) != 0 ? d[b][v] : A{0};
-                  z[r * R + s][v] += factor * row[i][v];
-                }
+                for (int v = 0; v < kVector; ++v) z[r * R + s][v] += d[b][v] * row[i][v];
               }
           }
         }
@@ -147,10 +144,14 @@ bool launch_channel_strips_wgrad(const Gather& g, const void* dz, const void* x,
   const int64_t rows = ceil_div(g.h.out, ceil_div(g.h.out, kRows));
   const ChannelStrips p = channel_strips<S>(g, rows);
   // So many terms keep a thread's sums short enough for float32. The sums of a block cost about as
-  // much as a strip.
+  // much as six rows.
   const int64_t most = std::max<int64_t>(kMostTerms / (rows * S::kColumns), 1);
-  const int64_t each =
-      rounds_of_block(p.lane_tiles.value(), p.positions, p.subs, most, 132 * kResident<S>, 1);
+  int64_t each = 1, least = 0;
+  for (int64_t strips = 1; strips <= most; ++strips) {
+    const int64_t blocks = p.lane_tiles.value() * ceil_div(p.positions, p.subs * strips);
+    const int64_t cost = duration<S>(blocks, strips * (rows + S::R - 1) + 6, kResident<S>);
+    if (least == 0 || cost <= least) each = strips, least = cost;
+  }
   const int64_t slices = ceil_div(p.positions, p.subs * each);
   const SliceSums<T> sums =
       slice_sums(static_cast<T*>(dw), slices, static_cast<int64_t>(g.groups) * g.w_group, queue);
@@ -170,9 +171,12 @@ bool depthwise_channel_strips_wgrad(DType dtype, int64_t R, Sampling sampling, c
   if (sampling != Sampling::kUnit) return false;
   const auto compute = [&](auto element) {
     using T = decltype(element);
-    return R == 7   ? launch_channel_strips_wgrad<ChannelStrip<T, 7, 7, 1>>(g, dz, x, dw, queue)
-           : R == 5 ? launch_channel_strips_wgrad<ChannelStrip<T, 5, 7, 1>>(g, dz, x, dw, queue)
-                    : launch_channel_strips_wgrad<ChannelStrip<T, 3, 7, 2>>(g, dz, x, dw, queue);
+    const auto run = [&](auto strip) {
+      return launch_channel_strips_wgrad<decltype(strip)>(g, dz, x, dw, queue);
+    };
+    return R == 7   ? run(ChannelStrip<T, 7, 7, 1>{})
+           : R == 5 ? run(ChannelStrip<T, 5, 7, 1>{}) || run(ChannelStrip<T, 5, 4, 2>{})
+                    : run(ChannelStrip<T, 3, 7, 2>{});
   };
   return dtype == DType::kFloat16    ? compute(Half{})
          : dtype == DType::kBFloat16 ? compute(BFloat16{})
