@@ -72,8 +72,8 @@ bool depthwise_channels(DType dtype, int64_t R, Sampling sampling, const Gather&
                         const void* w, const void* bias, void* out, void* preactivation,
                         Activation activation, const Queue& queue);
 
-// The same of stride 1, half types, any number of channels, and activations of a comparison alone.
-// False, and nothing done, where it does not take them.
+// The same of fprop, and of dgrad of stride 1, for half types, even numbers of channels or 7x7, and
+// activations of a comparison alone. False, and nothing done, where it does not take them.
 bool depthwise_channel_strips(DType dtype, int64_t R, Sampling sampling, const Gather& g,
                               const void* in, const void* w, const void* bias, void* out,
                               Activation activation, const Queue& queue);

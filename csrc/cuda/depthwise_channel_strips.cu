@@ -1,4 +1,5 @@
-// Depthwise fprop and dgrad of stride 1 in NHWC, half types: strips of channel_strips.cuh.
+// Depthwise fprop of stride 1 and 2 and dgrad of stride 1 in NHWC, half types: strips of
+// channel_strips.cuh.
 //
 // A thread keeps the weights of its channels and the sums of the R rows of outputs that the current
 // row of its window meets. Epilogues of no more than a comparison alone, for their code stands once
@@ -12,7 +13,7 @@ namespace {
 
 // Blocks that a multiprocessor's registers hold.
 template <typename S>
-constexpr int kResident = S::R == 3 ? 4 : 3;
+constexpr int kResident = 3;
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, kResident<S>)
@@ -22,7 +23,8 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   using T = typename S::T;
   using A = typename S::A;
   constexpr int R = S::R, kTaps = S::kTaps, kVector = S::kVector, kUnroll = S::kUnroll;
-  constexpr int kColumns = S::kColumns, kWindow = S::kWindow;
+  constexpr int kColumns = S::kColumns, kWindow = S::kWindow, kStride = S::kStride;
+  constexpr int kSlots = S::kSlots, kDepth = S::kDepth, kLast = R - 1;
   // Products that belong to another thread's outputs are many where R is large.
   constexpr bool kExact = R > 3;
   const Gather& g = p.g;
@@ -47,8 +49,9 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
       sub < static_cast<uint32_t>(p.subs) && vector0 + lane < p.vectors && position < p.positions;
   const StripPlace at(p, active ? position : 0, kColumns);
   const int rows = active ? min(p.set_rows, g.h.out - at.row) : 0;
-  const int w0 = at.column + g.w.origin;
-  int h = at.row + g.h.origin;
+  const int steps = (rows - 1) * kStride + R;
+  const int w0 = at.column * kStride + g.w.origin;
+  int h = at.row * kStride + g.h.origin;
   const int64_t in_row = static_cast<int64_t>(g.w.in) * p.channels;
   const T* line = in + (static_cast<int64_t>(at.n) * g.h.in + h) * in_row +
                   static_cast<int64_t>(w0) * p.channels + c;
@@ -57,14 +60,17 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
               c;
   const uint32_t inside = inside_bits<kWindow, false>(w0, 1, g.w.in);
   const int columns = min(kColumns, g.w.out - at.column);
-  typename S::Loaded loaded[kWindow];
-  const auto load = [&](int step) {
+  typename S::Loaded loaded[kDepth][kWindow];
+  const auto load = [&](int step, typename S::Loaded(&row)[kWindow]) {
     const bool row_inside =
-        step < rows + R - 1 && static_cast<unsigned>(h) < static_cast<unsigned>(g.h.in);
-    S::load(line, p.channels, row_inside ? inside : 0, loaded);
+        step < steps && static_cast<unsigned>(h) < static_cast<unsigned>(g.h.in);
+    S::load(line, p.channels, row_inside ? inside : 0, row);
     ++h, line += in_row;
   };
-  if (active) load(0);
+  if (active) {
+#pragma unroll
+    for (int j = 0; j < kDepth; ++j) load(j, loaded[j]);
+  }
   A first[kVector];
 #pragma unroll
   for (int v = 0; v < kVector; ++v)
@@ -78,32 +84,36 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
     for (int v = 0; v < kVector; ++v) weight[i][v] = weights[i * pitch + lane * kVector + v];
 
   const bool relu = activation != Activation::kNone, cut = activation == Activation::kReLU6;
-  A z[R][kColumns][kVector] = {};
+  A z[kSlots][kColumns][kVector] = {};
 #pragma unroll 1
-  for (int base = 0; base < rows + R - 1; base += kUnroll) {
+  for (int base = 0; base < steps; base += kUnroll) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int step = base + u;
-      if (kUnroll > 1 && step >= rows + R - 1) break;
+      if (kUnroll > 1 && step >= steps) break;
       A value[kWindow][kVector];
-      S::widen(loaded, value);
-      load(step + 1);
+      S::widen(loaded[u % kDepth], value);
+      load(step + kDepth, loaded[u % kDepth]);
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        if (kExact && (step < r || step - r >= rows)) continue;
-        A(&row)[kColumns][kVector] = z[kUnroll == 1 ? R - 1 - r : (u - r + R) % R];
+        // kUnroll is at least R, or 1 where rows are one apart.
+        if ((u - r + kUnroll * R) % kStride != 0) continue;
+        if (kExact && (step < r || step - r >= rows * kStride)) continue;
+        A(&row)
+        [kColumns][kVector] = z[kUnroll == 1 ? kLast - r : (u - r + kUnroll) / kStride % kSlots];
 #pragma unroll
         for (int s = 0; s < R; ++s)
 #pragma unroll
           for (int b = 0; b < kColumns; ++b)
 #pragma unroll
             for (int v = 0; v < kVector; ++v)
-              row[b][v] = weight[r * R + s][v] * value[b + s][v] +
+              row[b][v] = weight[r * R + s][v] * value[b * kStride + s][v] +
                           (r == 0 && s == 0 ? first[v] : row[b][v]);
       }
 
-      A(&done)[kColumns][kVector] = z[kUnroll == 1 ? 0 : (u + 1) % R];
-      if (step >= R - 1) {
+      if ((u - kLast + kUnroll * R) % kStride != 0) continue;
+      A(&done)[kColumns][kVector] = z[kUnroll == 1 ? 0 : (u - kLast + kUnroll) / kStride % kSlots];
+      if (step >= kLast) {
         if (relu)
 #pragma unroll
           for (int i = 0; i < kColumns * kVector; ++i) {
@@ -131,18 +141,18 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   }
 }
 
-// Rows of a set: few are worked on twice, but waves of blocks fill a large device.
+// Rows of a set: few are worked on twice, but there are enough sets for a large device.
 template <typename S>
 int64_t rows_of_set(const Gather& g) {
-  constexpr int64_t kMost = 32, kFew = 4, kOverhead = S::R + 2;
+  constexpr int64_t kMost = 32, kFew = 3, kOverhead = 2;
   const ChannelStrips p = channel_strips<S>(g, g.h.out);
   int64_t best = g.h.out, least = 0;
   for (int64_t sets = ceil_div(g.h.out, kMost), most = sets + 16; sets <= most; ++sets) {
     const int64_t rows = ceil_div(g.h.out, sets);
     if (least > 0 && rows < kFew) break;
     const int64_t blocks = ceil_div(p.positions * ceil_div(g.h.out, rows), p.subs);
-    const int64_t waves = ceil_div(blocks * p.lane_tiles.value(), 132 * kResident<S>);
-    const int64_t cost = waves * (rows + kOverhead);
+    const int64_t cost = duration<S>(blocks * p.lane_tiles.value(),
+                                     (rows - 1) * S::kStride + S::R + kOverhead, kResident<S>);
     if (least == 0 || cost < least) best = rows, least = cost;
   }
   return best;
@@ -168,18 +178,21 @@ bool launch_channel_strips(const Gather& g, const void* in, const void* w, const
 bool depthwise_channel_strips(DType dtype, int64_t R, Sampling sampling, const Gather& g,
                               const void* in, const void* w, const void* bias, void* out,
                               Activation activation, const Queue& queue) {
-  if (sampling != Sampling::kUnit ||
+  const bool unit = sampling == Sampling::kUnit;
+  if ((!unit && sampling != Sampling::kStride2) ||
       (activation != Activation::kNone && activation != Activation::kReLU &&
        activation != Activation::kReLU6))
     return false;
   const auto compute = [&](auto element) {
     using T = decltype(element);
-    return R == 7 ? launch_channel_strips<ChannelStrip<T, 7, 7, 1>>(g, in, w, bias, out, activation,
-                                                                    queue)
-           : R == 5 ? launch_channel_strips<ChannelStrip<T, 5, 4, 2>>(g, in, w, bias, out,
-                                                                      activation, queue)
-                    : launch_channel_strips<ChannelStrip<T, 3, 7, 2>>(g, in, w, bias, out,
-                                                                      activation, queue);
+    const auto run = [&](auto strip) {
+      return launch_channel_strips<decltype(strip)>(g, in, w, bias, out, activation, queue);
+    };
+    if (!unit)
+      return R == 5 ? run(ChannelStrip<T, 5, 4, 2, 2>{}) : run(ChannelStrip<T, 3, 7, 2, 2>{});
+    return R == 7   ? run(ChannelStrip<T, 7, 7, 1>{})
+           : R == 5 ? run(ChannelStrip<T, 5, 4, 2>{})
+                    : run(ChannelStrip<T, 3, 7, 2>{});
   };
   return dtype == DType::kFloat16    ? compute(Half{})
          : dtype == DType::kBFloat16 ? compute(BFloat16{})

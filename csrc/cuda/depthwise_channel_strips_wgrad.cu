@@ -3,8 +3,7 @@
 // A thread rolls the R rows of x that a row of dz meets down its set of rows, and adds to all R x R
 // sums of its channels. The subs of a block go through a slice of all strips, cut by the shape
 // alone; their sums meet in shared memory, those of slices in block_sums.cu.
-// A product with padding is not formed, for dz need not be finite: rows are left out, and columns
-// have zero in the place of dz.
+// A product with padding is not formed, for dz need not be finite.
 // Bound: the bytes of x and dz; multiplications where R is 5 or 7.
 #include "cuda/block_sums.cuh"
 #include "cuda/channel_strips.cuh"
@@ -13,9 +12,7 @@ namespace torchconv::cuda {
 namespace {
 
 template <typename S>
-constexpr int kResident = S::R == 7   ? 2
-                          : S::R == 5 ? 3
-                                      : 4;
+constexpr int kResident = S::R == 7 || S::kColumns == 4 ? 2 : 3;
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, kResident<S>)
@@ -25,7 +22,7 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   using T = typename S::T;
   using A = typename S::A;
   constexpr int R = S::R, kTaps = S::kTaps, kVector = S::kVector, kUnroll = S::kUnroll;
-  constexpr int kColumns = S::kColumns, kWindow = S::kWindow;
+  constexpr int kColumns = S::kColumns, kWindow = S::kWindow, kDepth = S::kDepth;
   // Paddings are at most so large, so that no more columns lie beside the image.
   constexpr int kBeside = R / 2;
   const Gather& g = p.g;
@@ -33,6 +30,8 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   uint32_t slice = blockIdx.x, sub = threadIdx.x;
   const int vector0 = static_cast<int>(p.lane_tiles.split(slice)) * lanes;
   const int lane = static_cast<int>(p.lanes.split(sub));
+  // The last images first: dgrad, which came before, has left their dz in the cache.
+  slice = gridDim.x / p.lane_tiles.value() - 1 - slice;
   const int64_t c = static_cast<int64_t>(vector0 + lane) * kVector;
   const int64_t in_row = static_cast<int64_t>(g.w.in) * p.channels;
   const int64_t out_row = static_cast<int64_t>(g.w.out) * p.channels;
@@ -51,19 +50,22 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
     const T* gradient = dz + (static_cast<int64_t>(at.n) * g.h.out + at.row) * out_row +
                         static_cast<int64_t>(at.column) * p.channels + c;
     const uint32_t inside = inside_bits<kWindow, false>(w0, 1, g.w.in);
-    typename S::Loaded x_next[kWindow], d_next[kColumns];
-    const auto load_x = [&](int step) {
+    typename S::Loaded x_next[kDepth][kWindow], d_next[kDepth][kColumns];
+    const auto load_x = [&](int step, typename S::Loaded(&row)[kWindow]) {
       const bool row_inside =
           step < rows + R - 1 && static_cast<unsigned>(h) < static_cast<unsigned>(g.h.in);
-      S::load(line, p.channels, row_inside ? inside : 0, x_next);
+      S::load(line, p.channels, row_inside ? inside : 0, row);
       ++h, line += in_row;
     };
-    const auto load_dz = [&](bool exists) {
-      S::load(gradient, p.channels, exists ? ~0u : 0, d_next);
+    const auto load_dz = [&](bool exists, typename S::Loaded(&row)[kColumns]) {
+      S::load(gradient, p.channels, exists ? ~0u : 0, row);
       gradient += out_row;
     };
-    load_x(0);
-    load_dz(true);
+#pragma unroll
+    for (int j = 0; j < kDepth; ++j) {
+      load_x(j, x_next[j]);
+      load_dz(j < rows, d_next[(j + R - 1) % kDepth]);
+    }
 
     A value[R][kWindow][kVector];
 #pragma unroll 1
@@ -72,16 +74,17 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
       for (int u = 0; u < kUnroll; ++u) {
         const int step = base + u;
         if (kUnroll > 1 && step >= rows + R - 1) break;
-        S::widen(x_next, value[kUnroll == 1 ? R - 1 : u]);
-        load_x(step + 1);
+        S::widen(x_next[u % kDepth], value[kUnroll == 1 ? R - 1 : u]);
+        load_x(step + kDepth, x_next[u % kDepth]);
         if (step >= R - 1) {
           A d[kColumns][kVector];
-          S::widen(d_next, d);
-          load_dz(step + 1 < rows + R - 1);
+          S::widen(d_next[u % kDepth], d);
+          load_dz(step + kDepth < rows + R - 1, d_next[u % kDepth]);
 #pragma unroll
           for (int r = 0; r < R; ++r) {
-            // h is already that of the row after the window.
-            if (static_cast<unsigned>(h - 1 - R + r) >= static_cast<unsigned>(g.h.in)) continue;
+            // h is already that of the next row to load.
+            if (static_cast<unsigned>(h - kDepth - R + r) >= static_cast<unsigned>(g.h.in))
+              continue;
             const A(&row)[kWindow][kVector] = value[kUnroll == 1 ? r : (u + 1 + r) % R];
 #pragma unroll
             for (int s = 0; s < R; ++s)
@@ -89,11 +92,9 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
               for (int b = 0; b < kColumns; ++b) {
                 const int i = b + s;
                 const bool beside = i < kBeside || i >= kWindow - kBeside;
+                if (beside && (inside >> i & 1) == 0) continue;
 #pragma unroll
-                for (int v = 0; v < kVector; ++v) {
-                  const A factor = !beside || (inside >> i & 1) != 0 ? d[b][v] : A{0};
-                  z[r * R + s][v] += factor * row[i][v];
-                }
+                for (int v = 0; v < kVector; ++v) z[r * R + s][v] += d[b][v] * row[i][v];
               }
           }
         }
@@ -143,10 +144,14 @@ bool launch_channel_strips_wgrad(const Gather& g, const void* dz, const void* x,
   const int64_t rows = ceil_div(g.h.out, ceil_div(g.h.out, kRows));
   const ChannelStrips p = channel_strips<S>(g, rows);
   // So many terms keep a thread's sums short enough for float32. The sums of a block cost about as
-  // much as a strip.
+  // much as six rows.
   const int64_t most = std::max<int64_t>(kMostTerms / (rows * S::kColumns), 1);
-  const int64_t each =
-      rounds_of_block(p.lane_tiles.value(), p.positions, p.subs, most, 132 * kResident<S>, 1);
+  int64_t each = 1, least = 0;
+  for (int64_t strips = 1; strips <= most; ++strips) {
+    const int64_t blocks = p.lane_tiles.value() * ceil_div(p.positions, p.subs * strips);
+    const int64_t cost = duration<S>(blocks, strips * (rows + S::R - 1) + 6, kResident<S>);
+    if (least == 0 || cost <= least) each = strips, least = cost;
+  }
   const int64_t slices = ceil_div(p.positions, p.subs * each);
   const SliceSums<T> sums =
       slice_sums(static_cast<T*>(dw), slices, static_cast<int64_t>(g.groups) * g.w_group, queue);
@@ -166,9 +171,12 @@ bool depthwise_channel_strips_wgrad(DType dtype, int64_t R, Sampling sampling, c
   if (sampling != Sampling::kUnit) return false;
   const auto compute = [&](auto element) {
     using T = decltype(element);
-    return R == 7   ? launch_channel_strips_wgrad<ChannelStrip<T, 7, 7, 1>>(g, dz, x, dw, queue)
-           : R == 5 ? launch_channel_strips_wgrad<ChannelStrip<T, 5, 7, 1>>(g, dz, x, dw, queue)
-                    : launch_channel_strips_wgrad<ChannelStrip<T, 3, 7, 2>>(g, dz, x, dw, queue);
+    const auto run = [&](auto strip) {
+      return launch_channel_strips_wgrad<decltype(strip)>(g, dz, x, dw, queue);
+    };
+    return R == 7   ? run(ChannelStrip<T, 7, 7, 1>{})
+           : R == 5 ? run(ChannelStrip<T, 5, 7, 1>{}) || run(ChannelStrip<T, 5, 4, 2>{})
+                    : run(ChannelStrip<T, 3, 7, 2>{});
   };
   return dtype == DType::kFloat16    ? compute(Half{})
          : dtype == DType::kBFloat16 ? compute(BFloat16{})

@@ -23,7 +23,8 @@ struct StripGather {
 };
 
 template <typename S>
-__global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 3 : 4)
+__global__ void __launch_bounds__(kStripThreads,
+                                  S::R == 7 || (S::R == 5 && S::kColumns == 14) ? 3 : 4)
     depthwise_strips_kernel(const __grid_constant__ StripGather p, const typename S::T* in,
                             const typename S::T* w, const Epilogue<typename S::T> epilogue) {
   using T = typename S::T;
@@ -198,12 +199,12 @@ bool depthwise_strips(DType dtype, int64_t R, Sampling sampling, const Gather& g
       return R == 5 ? run(Strip<T, 5, 7, kHalf, 2>{})
                     : run(Strip<T, 3, kHalf ? 14 : 7, kHalf, 2>{});
     if (R == 7) return run(Strip<T, 7, 7, false>{});
-    if (R == 5) return run(Strip<T, 5, 7, false>{});
-    // Pairs take five sixths of the instructions, but a row may fill strips of 14 badly.
+    // Pairs take fewer instructions, but a row may fill strips of 14 badly.
     if constexpr (kHalf)
       if (ceil_div(g.w.out, 14) * 14 * 5 <= ceil_div(g.w.out, 7) * 7 * 6 &&
-          run(Strip<T, 3, 14, true>{}))
+          (R == 5 ? run(Strip<T, 5, 14, true>{}) : run(Strip<T, 3, 14, true>{})))
         return true;
+    if (R == 5) return run(Strip<T, 5, 7, false>{});
     return run(Strip<T, 3, 7, false>{});
   };
   return dtype == DType::kFloat16    ? compute(Half{})

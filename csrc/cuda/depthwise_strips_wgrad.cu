@@ -4,8 +4,7 @@
 // runs of x and dz it stages together. A thread rolls the R rows of x that a row of dz meets down
 // its set of rows, and adds to all R x R sums in registers; those of a block's threads meet in
 // shared memory, those of slices, which the shape alone cuts, in block_sums.cu.
-// A product with padding is not formed, for dz need not be finite: rows are left out, and columns
-// have zero in the place of dz.
+// A product with padding is not formed, for dz need not be finite.
 // Bound: the bytes of x and dz.
 #include "cuda/block_sums.cuh"
 #include "cuda/depthwise.h"
@@ -20,13 +19,13 @@ struct StripWgrad {
   Divisor channel_sets;
   int64_t batches, slice_batches;  // bands of all images; of a slice
   int x_elements;                  // of shared memory for the run of x
+  int shares;                      // threads that add a block's sums of one channel and tap: 1 to 8
 };
 
-// Threads that add a block's sums of one channel and tap.
-constexpr int kShares = 8;
-
 template <typename S>
-__global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 2 : 4)
+__global__ void __launch_bounds__(kStripThreads, S::R == 7                ? 2
+                                                 : S::R == 5 && S::kPairs ? 3
+                                                                          : 4)
     depthwise_strips_wgrad_kernel(const __grid_constant__ StripWgrad p, const typename S::T* dz,
                                   const typename S::T* x, const SliceSums<typename S::T> sums) {
   using T = typename S::T;
@@ -42,7 +41,8 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 2 : 4)
 
   uint32_t rest = blockIdx.x;
   const int c0 = static_cast<int>(p.channel_sets.split(rest)) * t.slots;
-  const int64_t slice = rest;
+  // The last images first: dgrad, which came before, has left their dz in the cache.
+  const int64_t slice = gridDim.x / p.channel_sets.value() - 1 - rest;
   const int planes = min(t.slots, g.groups - c0);
   const int in_plane = g.h.in * g.w.in, out_plane = g.h.out * g.w.out;
 
@@ -108,10 +108,9 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 2 : 4)
 #pragma unroll
               for (int b = 0; b < kColumns; ++b) {
                 const int i = b + s, last = i - (kWindow - kBeside);
-                A product = d[b];
-                if (i < kBeside) product = left[i < kBeside ? i : 0] ? product : A{0};
-                if (last >= 0) product = right[last >= 0 ? last : 0] ? product : A{0};
-                z[r * R + s] += product * row[i];
+                if (i < kBeside && !left[i < kBeside ? i : 0]) continue;
+                if (last >= 0 && !right[last >= 0 ? last : 0]) continue;
+                z[r * R + s] += d[b] * row[i];
               }
           }
         }
@@ -131,16 +130,16 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7 ? 2 : 4)
 #pragma unroll
   for (int i = 0; i < kTaps; ++i) shared[i * threads + thread] = z[i];
   __syncthreads();
-  for (int first = 0; first < planes * kTaps * kShares; first += threads) {
-    const int i = (first + thread) / kShares, of = i / kTaps, tap = i % kTaps;
+  const int share0 = thread & (p.shares - 1);
+  for (int first = 0; first < planes * kTaps * p.shares; first += threads) {
+    const int i = (first + thread) / p.shares, of = i / kTaps, tap = i % kTaps;
     A total{0};
     if (of < planes)
-      for (int share = thread % kShares; share < each; share += kShares)
+      for (int share = share0; share < each; share += p.shares)
         total += shared[tap * threads + of * each + share];
-#pragma unroll
-    for (int offset = kShares / 2; offset > 0; offset /= 2)
+    for (int offset = p.shares / 2; offset > 0; offset /= 2)
       total += __shfl_xor_sync(~0u, total, offset);
-    if (of < planes && thread % kShares == 0)
+    if (of < planes && share0 == 0)
       sums.store(slice, (c0 + of) * g.w_group + (g.turned ? kTaps - 1 - tap : tap) * g.w_tap,
                  total);
   }
@@ -165,6 +164,8 @@ bool launch_strips_wgrad(const Gather& g, const void* dz, const void* x, void* d
   const int64_t slots = p.t.slots, columns = ceil_div(g.groups, slots);
   p.channel_sets = Divisor(columns);
   p.batches = g.N * p.t.bands.value();
+  const int64_t each = p.t.sets.value() * p.t.strips.value();
+  p.shares = each >= 32 ? 8 : each >= 12 ? 4 : each >= 4 ? 2 : 1;
   const int64_t most = std::max<int64_t>(kMostTerms / (p.t.set_rows * S::kColumns), 1);
   p.slice_batches = std::min(std::max<int64_t>(columns * p.batches / kBlocks, 1), most);
   const int64_t slices = ceil_div(p.batches, p.slice_batches);
@@ -190,7 +191,9 @@ bool depthwise_strips_wgrad(DType dtype, int64_t R, Sampling sampling, const Gat
   const auto compute = [&](auto element) {
     using T = decltype(element);
     if (R == 7) return launch_strips_wgrad<Strip<T, 7, 7, false>>(g, dz, x, dw, queue);
-    if (R == 5) return launch_strips_wgrad<Strip<T, 5, 7, false>>(g, dz, x, dw, queue);
+    if (R == 5)
+      return launch_strips_wgrad<Strip<T, 5, 14, true>>(g, dz, x, dw, queue) ||
+             launch_strips_wgrad<Strip<T, 5, 7, false>>(g, dz, x, dw, queue);
     return launch_strips_wgrad<Strip<T, 3, 14, true>>(g, dz, x, dw, queue) ||
            launch_strips_wgrad<Strip<T, 3, 7, false>>(g, dz, x, dw, queue);
   };
