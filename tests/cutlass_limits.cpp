@@ -105,24 +105,19 @@ int parts(const int64_t* v, int64_t multiprocessors, int64_t* out) {
   return parts.count;
 }
 
-// tile_k, tile_c, cluster, results, tiles, whole, pitch, steps, shares, slots
+// tile_k, tile_c, cluster, results, tiles, whole, splits, steps, shares
 void shares(const int64_t* v, int64_t* out) {
   const sm90::WgradShares s = sm90::wgrad_shares(problem(v));
-  for (const int64_t each : {s.tile_k, s.tile_c, s.cluster, s.results, s.tiles, s.whole, s.pitch,
-                             s.steps, s.shares(), s.slots()})
+  for (const int64_t each :
+       {s.tile_k, s.tile_c, s.cluster, s.results, s.tiles, s.whole, s.splits, s.steps, s.shares()})
     *out++ = each;
 }
 
-// The parts of a share: result, slot, first, count of each, and how many parts its result has.
-int share(const int64_t* v, int64_t index, int64_t* out) {
+// The part that is a share: result, slot, first, count, and how many parts its result has.
+void share(const int64_t* v, int64_t index, int64_t* out) {
   const sm90::WgradShares s = sm90::wgrad_shares(problem(v));
-  int count = 0;
-  s.for_each_part(index, [&](const sm90::WgradPart& part) {
-    for (const int64_t each :
-         {part.result, part.slot, part.first, part.count, s.parts(part.result)})
-      *out++ = each;
-    ++count;
-  });
-  return count;
+  const sm90::WgradPart part = s.part(index);
+  for (const int64_t each : {part.result, part.slot, part.first, part.count, s.parts(part.result)})
+    *out++ = each;
 }
 }

@@ -60,7 +60,7 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "many": ((64, 64, 16, 16), 64, (3, 3), {"padding": 1}),
     "long": ((8, 64, 96, 96), 64, (3, 3), {"padding": 1}),
     # Tiles of 256 filters, one round, and two with a rest in other tiles; of 128; sums of wgrad
-    # in parts whose shares end anywhere.
+    # in parts.
     "tiles_256": ((13, 64, 31, 33), 248, (3, 3), {"padding": 1}),
     "rounds_256": ((36, 264, 31, 33), 248, (1, 1), {}),
     "rounds_128": ((32, 64, 32, 32), 120, (3, 3), {"padding": 1}),

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kLanesOfSum* kRowsOfSum)
   const int64_t first = k * filter + tap * p.columns + column;
   const bool inside = column < p.columns;
   Sum total[kVectors][4] = {};
-#pragma unroll 2
+#pragma unroll(kMany ? 4 : 2)
   for (int part = kMany ? threadIdx.y : 0; part < parts; part += kShares)
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
@@ -124,8 +124,7 @@ __global__ void __launch_bounds__(kLanesOfSum* kRowsOfSum)
 template <typename T>
 void wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue) {
   const WgradShares s = sm90::wgrad_shares(p);
-  const int64_t slots = s.slots();
-  float* sums = queue.scratch<float>(slots * p.K * p.R * p.S * p.C);
+  float* sums = queue.scratch<float>(s.splits * p.K * p.R * p.S * p.C);
   sm90::wgrad_parts(p, s, dz, x, sums, queue);
   const int64_t tiles = ceil_div(p.C, s.tile_c), taps = p.R * p.S;
   const PartSums sizes{s, static_cast<uint32_t>(p.K), static_cast<uint32_t>(taps),
@@ -136,7 +135,7 @@ void wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const 
     launch(kernel, dim3(static_cast<unsigned>(count)), dim3(kLanesOfSum, kRowsOfSum), 0, queue,
            sizes, reinterpret_cast<const float4*>(sums), static_cast<Vector<T, 4>*>(dw));
   };
-  if (slots > 66 || (slots > 4 && blocks < 132))
+  if (s.splits > 66 || (s.splits > 4 && blocks < 132))
     add(add_parts<T, true>, ceil_div(p.K, of_lanes) * taps * tiles);
   else
     add(add_parts<T, false>, blocks);

@@ -149,12 +149,11 @@ struct Kernel {
     for (int share = static_cast<int>(blockIdx.x) / kClusterSize; share < params.shares;
          share += step) {
       if constexpr (kParts) {
-        params.division.for_each_part(share, [&](const WgradPart& part) {
-          const int result = static_cast<int>(part.result);
-          f(Unit{result / params.tiles_n * kClusterSize + rank, result % params.tiles_n,
-                 static_cast<int>(part.slot), static_cast<int>(part.first),
-                 static_cast<int>(part.count)});
-        });
+        const WgradPart part = params.division.part(share);
+        const int result = static_cast<int>(part.result);
+        f(Unit{result / params.tiles_n * kClusterSize + rank, result % params.tiles_n,
+               static_cast<int>(part.slot), static_cast<int>(part.first),
+               static_cast<int>(part.count)});
       } else {
         const int row = static_cast<int>(params.division.first) + share / params.tiles_n;
         f(Unit{row * kClusterSize + rank, share % params.tiles_n, 0, 0, tiles});

@@ -255,11 +255,12 @@ inline GatherParts gather_parts(const Gather& g, int64_t bytes, int64_t multipro
 }
 
 // wgrad: clusters of tiles of the result, each a sum over `tiles` tiles of 64 positions. A share is
-// what a cluster of blocks computes: the sums of the first results whole, which fill the
-// multiprocessors in whole rounds, and then a run of `steps` tiles of the others, whose sums follow
-// each other, `pitch` tiles apart. Such a run has parts of one result or several. The parts of a
-// result are added by another kernel. There are as many shares as fill the multiprocessors of an
-// H100 best: their number must not depend on the device.
+// what a cluster of blocks computes at one time: the sums of the first results whole, which fill
+// the multiprocessors in whole rounds, and of the others a part of `steps` tiles, one of `splits`.
+// The parts of a result are added by another kernel. Shares that follow each other are at the same
+// positions, so that neighbouring multiprocessors, which run together, ask for the same memory: in
+// another order it comes from the cache once for each of them. There are as many shares as fill the
+// multiprocessors of an H100 best: their number must not depend on the device.
 //
 // Tensor cores round each addition towards zero, so that they add kMostTilesOfSum tiles at most;
 // these sums are added in float32, in order, with rounding to nearest, and so are the parts.
@@ -275,34 +276,15 @@ struct WgradShares {
   int64_t cluster;         // tiles of K that share what they load of x
   int64_t results, tiles;
   int64_t whole;  // results that are one share each
-  int64_t pitch, steps;
+  int64_t splits, steps;
 
-  TORCHCONV_HOST_DEVICE int64_t shares() const {
-    return whole + ((results - whole) * pitch + steps - 1) / steps;
-  }
-  // The most parts of a result.
-  TORCHCONV_HOST_DEVICE int64_t slots() const {
-    return pitch % steps == 0 ? pitch / steps : (tiles - 1) / steps + 2;
-  }
-  TORCHCONV_HOST_DEVICE int64_t parts(int64_t result) const {
-    if (result < whole) return 1;
-    const int64_t first = (result - whole) * pitch;
-    return (first + tiles - 1) / steps - first / steps + 1;
-  }
-  // f(WgradPart) for each part of a share.
-  template <class F>
-  TORCHCONV_HOST_DEVICE void for_each_part(int64_t share, F&& f) const {
-    const bool one = share < whole;
-    const int64_t run = one ? tiles : steps, apart = one ? tiles : pitch;
-    const int64_t base = one ? 0 : whole, all = (results - base) * apart;
-    const int64_t begin = (share - base) * run, end = begin + run < all ? begin + run : all;
-    for (int64_t at = begin; at < end;) {
-      const int64_t result = at / apart, start = result * apart;
-      const int64_t stop = start + apart < end ? start + apart : end;
-      const int64_t last = start + tiles < stop ? start + tiles : stop;
-      if (at < last) f(WgradPart{base + result, share - base - start / run, at - start, last - at});
-      at = stop;
-    }
+  TORCHCONV_HOST_DEVICE int64_t shares() const { return whole + (results - whole) * splits; }
+  TORCHCONV_HOST_DEVICE int64_t parts(int64_t result) const { return result < whole ? 1 : splits; }
+  TORCHCONV_HOST_DEVICE WgradPart part(int64_t share) const {
+    if (share < whole) return {share, 0, 0, tiles};
+    const int64_t rest = results - whole, slot = (share - whole) / rest;
+    const int64_t first = slot * steps;
+    return {share - slot * rest, slot, first, steps < tiles - first ? steps : tiles - first};
   }
 };
 
@@ -310,7 +292,6 @@ inline WgradShares wgrad_shares(const ConvProblem& p) {
   constexpr int64_t kMostSteps = 256 * kMostTilesOfSum, kFewestSteps = 8;
   constexpr int64_t kMultiprocessors = 132, kRounds = 6, kBytesOfCycle = 3000;
   constexpr int64_t kMostBytes = int64_t{256} << 20;  // of all parts, if it may be
-  constexpr int64_t kCacheBytes = int64_t{24} << 20;  // of what may be read in any order
   const bool wide = p.K > 64 && p.C > 64;
   const int64_t tile = wide ? 128 : 64, cluster = p.K > 128 && wide ? 2 : 1;
   const TileCost cost = !wide          ? TileCost{1200, 4000}
@@ -324,35 +305,19 @@ inline WgradShares wgrad_shares(const ConvProblem& p) {
   const int64_t most = std::max(least, std::min(tiles / kFewestSteps, kMostBytes / bytes));
   WgradShares best{};
   int64_t best_cost = 0;
-  const auto consider = [&](int64_t whole, int64_t pitch, int64_t steps, int64_t time) {
-    const WgradShares s{tile, tile, cluster, results, tiles, whole, pitch, steps};
+  const auto consider = [&](int64_t whole, int64_t wanted) {
+    const int64_t steps = ceil_div(tiles, std::clamp(wanted, least, most));
+    const WgradShares s{tile, tile, cluster, results, tiles, whole, ceil_div(tiles, steps), steps};
     // A part is written, and read to be added.
-    const int64_t parts = s.shares() + (pitch == tiles && tiles % steps != 0 ? results : 0);
-    const int64_t total = time + parts * cluster * tile * tile * 8 / kBytesOfCycle;
+    const int64_t total = rounds_cost(whole, resident, tiles, cost) +
+                          rounds_cost(s.shares() - whole, resident, steps, cost) +
+                          s.shares() * cluster * tile * tile * 8 / kBytesOfCycle;
     if (best_cost == 0 || total < best_cost) best = s, best_cost = total;
   };
-  // Shares that end with the results: as many of each, in rounds; or those of the last round alone,
-  // so that the blocks are at the same positions, and what they read of them stays in the cache.
-  const auto equal_shares = [&](int64_t whole, int64_t wanted) {
-    const int64_t steps = ceil_div(tiles, std::clamp(wanted, least, most));
-    const int64_t shares = ceil_div(tiles, steps);
-    consider(whole, shares * steps, steps,
-             rounds_cost(whole, resident, tiles, cost) +
-                 rounds_cost((results - whole) * shares, resident, steps, cost));
-  };
-  for (int64_t rounds = 1; rounds <= kRounds; ++rounds)
-    equal_shares(0, rounds * resident / results);
+  // As many parts of each result, in rounds; or parts of those of the last round alone.
+  for (int64_t rounds = 1; rounds <= kRounds; ++rounds) consider(0, rounds * resident / results);
   const int64_t whole = results / resident * resident;
-  if (whole != 0 && whole != results && least == 1)
-    equal_shares(whole, resident / (results - whole));
-  // Shares of as many tiles each, wherever they end.
-  const int64_t steps =
-      std::min(std::max(ceil_div(results * tiles, resident), kFewestSteps), kMostSteps);
-  const int64_t image_bytes = 2 * (p.N * p.P * p.Q * p.K + p.N * p.H * p.W * p.C);
-  if ((tiles - 1) / steps + 2 <= most && image_bytes <= kCacheBytes)
-    consider(0, tiles, steps,
-             rounds_cost(ceil_div(results * tiles, steps), resident, steps, cost) +
-                 ceil_div(steps, tiles) * cost.rest);
+  if (whole != 0 && whole != results && least == 1) consider(whole, resident / (results - whole));
   return best;
 }
 

@@ -32,7 +32,7 @@ inline void gather(DType dtype, const Gather& g, const GatherTensors& tensors, c
   }
 }
 
-// The parts of dw, each in its slot of `sums`, slots() times K x R x S x C.
+// The parts of dw, each in its slot of `sums`, splits times K x R x S x C.
 void wgrad_parts(const ConvProblem& p, const WgradShares& s, const void* dz, const void* x,
                  float* sums, const Queue& queue);
 

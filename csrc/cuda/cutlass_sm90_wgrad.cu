@@ -26,7 +26,7 @@ void parts_in_tiles(const ConvProblem& p, const WgradShares& s, const void* dz, 
   epilogue.dD = {filter, {{}, p.C, p.S * p.C}, p.K * filter};
   launch_kernel<K>(problem_shape<Operator::kWgrad>(fprop_gather(p)),
                    {static_cast<const Element*>(dz), static_cast<const Element*>(x)}, epilogue, s,
-                   static_cast<int>(s.shares()), static_cast<int>(s.slots()), queue);
+                   static_cast<int>(s.shares()), static_cast<int>(s.splits), queue);
 }
 
 template <class Element>

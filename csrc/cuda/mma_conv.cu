@@ -1,6 +1,7 @@
 // The convolution passes on tensor cores, as conv_passes.h has them: what they take, and how each
 // becomes a GatherProblem (mma_gather.h) or a WgradProblem (mma_wgrad.h); 1x1 over NCHW is
-// mma_planes.h's. Of several groups it is fprop and dgrad of wide ones, 16-bit over NHWC.
+// mma_planes.h's, and few channels are mma_patch.h's. Of several groups it is fprop and dgrad of
+// wide ones, 16-bit over NHWC.
 #include <algorithm>
 #include <cstdlib>
 #include <initializer_list>

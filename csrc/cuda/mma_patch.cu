@@ -57,12 +57,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     places[term] = term < terms ? place_of_term(p, term) : 0;
 
   PatchLoader<T, kPixels> loader(p, thread);
-  const auto load = [&](int64_t tile) {
-    const int64_t line = tile / p.tiles_q, n = line / p.tiles_p;
-    loader.load(p, x, n, static_cast<int>(line - n * p.tiles_p) * kPatchRows,
-                static_cast<int>(tile - line * p.tiles_q) * kPatchColumns);
-  };
-
   const int matrix = lane >> 3;
   const int column = (lane & 7) + 8 * (matrix & 1), odd_a = matrix >> 1;
   const SharedAddress patches = shared_address(patch);
@@ -76,12 +70,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
   const int64_t step = gridDim.x / static_cast<unsigned>(tiles_n);
   int64_t tile = blockIdx.x / static_cast<unsigned>(tiles_n);
-  if (tile < p.tiles) load(tile);
+  if (tile < p.tiles) loader.load(p, x, thread, tile);
   for (; tile < p.tiles; tile += step) {
     __syncthreads();
     loader.leave(p, patch, thread);
     __syncthreads();
-    if (tile + step < p.tiles) load(tile + step);
+    if (tile + step < p.tiles) loader.load(p, x, thread, tile + step);
     Sums<Row> sums[2];
     sums[0].clear(), sums[1].clear();
     int place = places[odd_a];
@@ -105,15 +99,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
           mma<T>(sums[i].value[0][2 * j + 1], a[i], b[j][2], b[j][3]);
         }
     }
-    const int64_t line = tile / p.tiles_q, n = line / p.tiles_p;
-    const int p0 = static_cast<int>(line - n * p.tiles_p) * kPatchRows + 2 * warp;
-    const int q0 = static_cast<int>(tile - line * p.tiles_q) * kColumns;
+    const PatchCorner corner = corner_of(tile, p.tiles_p, p.tiles_q);
+    const int p0 = corner.row * kPatchRows + 2 * warp, q0 = corner.column * kColumns;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       leave_sums(sums[i], staged, lane, 0, 0);
       if (lane < kColumns)
-        offsets[lane] =
-            p0 + i < p.P && q0 + lane < p.Q ? ((n * p.P + p0 + i) * p.Q + q0 + lane) * p.K : -1;
+        offsets[lane] = p0 + i < p.P && q0 + lane < p.Q
+                            ? ((corner.n * p.P + p0 + i) * p.Q + q0 + lane) * p.K
+                            : -1;
       __syncwarp();
       store_tile<T, Row>(lane, staged, offsets, first_filter, p.K, p.vector_outputs, epilogue);
       __syncwarp();

@@ -12,10 +12,7 @@
 // of a sum is that of the window, whatever the tile.
 #include <algorithm>
 
-#include "core/range.h"
-#include "cuda/divmod.h"
-#include "cuda/mma_patch.h"
-#include "cuda/mma_tile.h"
+#include "cuda/mma_patch_tile.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -33,7 +30,7 @@ struct PatchDgrad {
   int rows, columns;       // of the patch
   int chunks;              // of a pixel of dz, 16 bytes each
   Divisor chunk, column;
-  int tiles_h, tiles_w;
+  Divisor tiles_h, tiles_w;
   int64_t tiles;
 
   __host__ __device__ int pitch() const { return 16 * chunks + 16; }     // of pixels and filters
@@ -52,7 +49,7 @@ int shared_bytes(const PatchDgrad& p, int stride) {
 
 template <typename T, int kStride>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    patch_dgrad_kernel(const __grid_constant__ PatchDgrad p, const T* dz, const T* w, T* dx) {
+    mma_patch_dgrad_kernel(const __grid_constant__ PatchDgrad p, const T* dz, const T* w, T* dx) {
   constexpr int kM = kWarpRows<T>;
   unsigned char* filters = dynamic_shared<unsigned char>();
   unsigned char* patch = filters + p.filter_rows() * p.pitch();
@@ -83,9 +80,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int steps = 16 * p.chunks / kStepBytes;
 
   for (int64_t tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
-    const int64_t line = tile / p.tiles_w, n = line / p.tiles_h;
-    const int i0 = static_cast<int>(line - n * p.tiles_h) * (kWarps * kM);
-    const int j0 = static_cast<int>(tile - line * p.tiles_w) * kColumns;
+    const PatchCorner corner = corner_of(tile, p.tiles_h, p.tiles_w);
+    const int64_t n = corner.n;
+    const int i0 = corner.row * (kWarps * kM), j0 = corner.column * kColumns;
     const int p0 = i0 + p.first_h, q0 = j0 + p.first_w;
     __syncthreads();
 #pragma unroll 4
@@ -204,16 +201,16 @@ PatchDgrad patch_dgrad(const ConvProblem& p, int rows_of_tile) {
   g.chunks = static_cast<int>(p.K * (p.dtype == DType::kFloat32 ? 4 : 2) / 16);
   g.chunk = Divisor(g.chunks);
   g.column = Divisor(g.columns);
-  g.tiles_h = static_cast<int>(ceil_div(ceil_div(p.H, p.stride_h), rows_of_tile));
-  g.tiles_w = static_cast<int>(ceil_div(ceil_div(p.W, p.stride_w), kColumns));
-  g.tiles = p.N * g.tiles_h * g.tiles_w;
+  g.tiles_h = Divisor(ceil_div(ceil_div(p.H, p.stride_h), rows_of_tile));
+  g.tiles_w = Divisor(ceil_div(ceil_div(p.W, p.stride_w), kColumns));
+  g.tiles = p.N * g.tiles_h.value() * g.tiles_w.value();
   return g;
 }
 
 template <typename T>
 bool fits(const ConvProblem& p) {
   const PatchDgrad g = patch_dgrad(p, kWarps * kWarpRows<T>);
-  return g.window_h > 0 && g.window_w > 0 &&
+  return g.window_h > 0 && g.window_w > 0 && g.tiles < kMostPatches &&
          shared_bytes<T>(g, static_cast<int>(p.stride_h)) <= 112 * 1024;
 }
 
@@ -235,7 +232,7 @@ void run_patch_dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const
   const PatchDgrad g = patch_dgrad(p, kWarps * kWarpRows<T>);
   dz = on_16_bytes(p.dtype, dz, p.N * p.P * p.Q * p.K, queue);
   const int64_t resident = int64_t{std::max(queue.multiprocessors, 1)} * kBlocks;
-  launch(p.stride_h == 1 ? patch_dgrad_kernel<T, 1> : patch_dgrad_kernel<T, 2>,
+  launch(p.stride_h == 1 ? mma_patch_dgrad_kernel<T, 1> : mma_patch_dgrad_kernel<T, 2>,
          dim3(static_cast<unsigned>(std::min(g.tiles, resident))), dim3(kThreads),
          shared_bytes<T>(g, static_cast<int>(p.stride_h)), queue, g, dz, w, dx);
 }

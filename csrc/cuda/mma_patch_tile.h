@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/range.h"
+#include "cuda/divmod.h"
 #include "cuda/mma_patch.h"
 #include "cuda/mma_tile.h"
 
@@ -10,6 +11,8 @@ namespace torchconv::cuda {
 
 inline constexpr int kPatchThreads = 128, kPatchRows = 8, kPatchColumns = 16;  // of outputs
 inline constexpr int kPatchChannels = 4;                                       // at most
+
+inline constexpr int64_t kMostPatches = int64_t{1} << 31;  // that a Divisor takes
 
 struct PatchProblem {
   int H, W, C, K, P, Q, R, S;
@@ -22,7 +25,7 @@ struct PatchProblem {
   int run;           // chunks of one residue in a row of the patch
   int rows;          // of the patch
   int copy;          // chunks to the copy whose chunks have one pixel, 0 where there is none
-  int tiles_p, tiles_q;
+  Divisor tiles_p, tiles_q;
   int64_t tiles;
   bool vector_outputs;
 
@@ -66,6 +69,19 @@ __device__ __forceinline__ Chunk chunk_of(const T (&pixel)[kPixels][kPatchChanne
   return chunk;
 }
 
+// A tile's sample, and its first row and column in tiles.
+struct PatchCorner {
+  int64_t n;
+  int row, column;
+};
+__device__ __forceinline__ PatchCorner corner_of(int64_t tile, const Divisor& rows,
+                                                 const Divisor& columns) {
+  uint32_t rest = static_cast<uint32_t>(tile);
+  const int column = static_cast<int>(columns.split(rest));
+  const int row = static_cast<int>(rows.split(rest));
+  return {rest, row, column};
+}
+
 // Where the chunks of an output's terms are, from that of its first term in its first row.
 __device__ __forceinline__ int place_of_term(const PatchProblem& p, int term) {
   const int r = term / p.tap_chunks, u = (term - r * p.tap_chunks) * p.tap_step;
@@ -82,22 +98,23 @@ class PatchLoader {
     for (int i = 0; i < kCount; ++i) {
       const int chunk = thread + i * kPatchThreads, row = chunk / p.line();
       const int at = chunk - row * p.line(), residue = at / p.run;
-      rows_[i] = chunk < p.chunks() ? row : kNowhere;
-      columns_[i] = ((at - residue * p.run) * p.apart + residue) * kPixels;
+      places_[i] = row << 16 | ((at - residue * p.run) * p.apart + residue) * kPixels;
     }
   }
 
-  // Of the tile whose first output is (p0, q0) of sample n.
-  __device__ __forceinline__ void load(const PatchProblem& p, const T* x, int64_t n, int p0,
-                                       int q0) {
-    const int h0 = p0 * p.stride_h - p.pad_top, w0 = q0 * p.column_step + p.first_column;
+  __device__ __forceinline__ void load(const PatchProblem& p, const T* x, int thread,
+                                       int64_t tile) {
+    const PatchCorner corner = corner_of(tile, p.tiles_p, p.tiles_q);
+    const int h0 = corner.row * kPatchRows * p.stride_h - p.pad_top;
+    const int w0 = corner.column * kPatchColumns * p.column_step + p.first_column;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int h = h0 + rows_[i];
-      const T* from = x + ((n * p.H + h) * p.W + w0 + columns_[i]) * p.C;
+      const int h = h0 + (places_[i] >> 16), w = w0 + (places_[i] & 0xFFFF);
+      const bool row = all_of(thread + i * kPatchThreads < p.chunks(), within(h, p.H));
+      const T* from = x + ((corner.n * p.H + h) * p.W + w) * p.C;
 #pragma unroll
       for (int j = 0; j < kPixels; ++j) {
-        const bool inside = all_of(within(h, p.H), within(w0 + columns_[i] + j, p.W));
+        const bool inside = all_of(row, within(w + j, p.W));
 #pragma unroll
         for (int c = 0; c < kPatchChannels; ++c)
           loaded_[i][j][c] = inside && c < p.C ? from[j * p.C + c] : from_wide<T>(0.0f);
@@ -122,7 +139,7 @@ class PatchLoader {
 
  private:
   static constexpr int kCount = kPatchUnits<kPixels>;
-  int rows_[kCount], columns_[kCount];  // of its chunks, those of the first pixel
+  int places_[kCount];  // of its chunks: row, and column of the first pixel in the lower half
   T loaded_[kCount][kPixels][kPatchChannels];
 };
 
@@ -148,9 +165,9 @@ inline PatchProblem patch_problem(const ConvProblem& p) {
   g.run = kPatchColumns + (g.tap_chunks - 1) * g.tap_step / g.apart;
   g.rows = (kPatchRows - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1;
   g.copy = pixels == 2 && p.S % 2 != 0 ? g.chunks() : 0;
-  g.tiles_p = static_cast<int>(ceil_div(p.P, kPatchRows));
-  g.tiles_q = static_cast<int>(ceil_div(p.Q, kPatchColumns));
-  g.tiles = p.N * g.tiles_p * g.tiles_q;
+  g.tiles_p = Divisor(ceil_div(p.P, kPatchRows));
+  g.tiles_q = Divisor(ceil_div(p.Q, kPatchColumns));
+  g.tiles = p.N * g.tiles_p.value() * g.tiles_q.value();
   return g;
 }
 
@@ -163,8 +180,9 @@ inline bool patch_fits(const ConvProblem& p) {
   constexpr int64_t kMost = 64;  // a patch of more does not fit
   for (const int64_t size : {p.R, p.S, p.stride_h, p.stride_w, p.dilation_h, p.dilation_w})
     if (size > kMost) return false;
-  return patch_problem(p).chunks() <=
-         kPatchThreads * (in_pairs(p) ? kPatchUnits<2> : kPatchUnits<1>);
+  const PatchProblem g = patch_problem(p);
+  return g.tiles < kMostPatches &&
+         g.chunks() <= kPatchThreads * (in_pairs(p) ? kPatchUnits<2> : kPatchUnits<1>);
 }
 
 }  // namespace torchconv::cuda

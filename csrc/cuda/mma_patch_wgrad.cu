@@ -42,8 +42,8 @@ int shared_bytes(const PatchProblem& p) {
 
 template <typename T, int kPixels>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    patch_wgrad_kernel(const __grid_constant__ PatchProblem p, int64_t tiles_of_run, const T* dz,
-                       const T* x, const SliceSums<T> sums_of_runs) {
+    mma_patch_wgrad_kernel(const __grid_constant__ PatchProblem p, int64_t tiles_of_run,
+                           const T* dz, const T* x, const SliceSums<T> sums_of_runs) {
   constexpr bool kHalf = sizeof(T) == 2;
   constexpr int kChunksOfColumn = kHalf ? 1 : 2;
   const int all_chunks = p.chunks() * (p.copy != 0 ? 2 : 1);
@@ -62,24 +62,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 #pragma unroll
   for (int i = 0; i < kValues; ++i) totals[i * kThreads] = 0.0f;
 
-  const auto corner_of = [&](int64_t tile, int64_t& n, int& p0, int& q0) {
-    const int64_t line = tile / p.tiles_q;
-    n = line / p.tiles_p;
-    p0 = static_cast<int>(line - n * p.tiles_p) * kPatchRows;
-    q0 = static_cast<int>(tile - line * p.tiles_q) * kPatchColumns;
-  };
   PatchLoader<T, kPixels> loader(p, thread);
-  const auto load_patch = [&](int64_t tile) {
-    int64_t n;
-    int p0, q0;
-    corner_of(tile, n, p0, q0);
-    loader.load(p, x, n, p0, q0);
-  };
   const auto load_dz = [&](int64_t tile) {
     constexpr int kUnits = kFilters / kLanes<T>;
-    int64_t n;
-    int p0, q0;
-    corner_of(tile, n, p0, q0);
+    const PatchCorner corner = corner_of(tile, p.tiles_p, p.tiles_q);
+    const int p0 = corner.row * kPatchRows, q0 = corner.column * kPatchColumns;
     const SharedAddress to = shared_address(tiles) +
                              static_cast<SharedAddress>((tile - begin) % kStages<T> * kDzBytes<T>);
 #pragma unroll 4
@@ -88,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       const int h = p0 + output / kPatchColumns, w = q0 + output % kPatchColumns;
       const bool inside = all_of(h < p.P, w < p.Q, k < p.K);
       copy_async<16>(to + static_cast<SharedAddress>(output * kPitch<T> + unit % kUnits * 16),
-                     inside ? dz + (((n * p.P + h) * p.Q + w) * p.K + k) : dz, inside);
+                     inside ? dz + (((corner.n * p.P + h) * p.Q + w) * p.K + k) : dz, inside);
     }
   };
 
@@ -133,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
   // Half types load the next tile meanwhile; floats have no registers and memory left for it.
   if constexpr (kHalf) {
-    load_patch(begin);
+    loader.load(p, x, thread, begin);
     load_dz(begin);
     copy_async_commit();
   }
@@ -143,20 +130,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       loader.leave(p, patch, thread);
       if (tile + 1 < end) load_dz(tile + 1);
       copy_async_commit();
-      if (tile + 1 < end) load_patch(tile + 1);
+      if (tile + 1 < end) loader.load(p, x, thread, tile + 1);
       copy_async_wait<1>();
     } else {
       load_dz(tile);
       copy_async_commit();
-      load_patch(tile);
+      loader.load(p, x, thread, tile);
       loader.leave(p, patch, thread);
       copy_async_wait<0>();
     }
     __syncthreads();
 
-    int64_t n;
-    int p0, q0;
-    corner_of(tile, n, p0, q0);
+    const PatchCorner corner = corner_of(tile, p.tiles_p, p.tiles_q);
+    const int p0 = corner.row * kPatchRows, q0 = corner.column * kPatchColumns;
     const SharedAddress a_of_tile =
         a_of_lane + static_cast<SharedAddress>((tile - begin) % kStages<T> * kDzBytes<T>);
     for (int row = 0; row < kPatchRows; ++row) {
@@ -250,11 +236,11 @@ void run_patch_wgrad(const ConvProblem& p, const T* dz, const T* x, T* dw, const
   };
   if constexpr (sizeof(T) == 2) {
     if (in_pairs(p))
-      run(patch_wgrad_kernel<T, 2>);
+      run(mma_patch_wgrad_kernel<T, 2>);
     else
-      run(patch_wgrad_kernel<T, 1>);
+      run(mma_patch_wgrad_kernel<T, 1>);
   } else {
-    run(patch_wgrad_kernel<T, 1>);
+    run(mma_patch_wgrad_kernel<T, 1>);
   }
   add_slices(sums, runs, queue);
 }
