@@ -12,7 +12,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
 #include <type_traits>
 #include <vector>
 
@@ -21,49 +20,6 @@
 #include "cpu/pool2d_backward_rows.h"
 
 namespace torchconv::cpu {
-
-// Element 0 of a phase: how far in memory the output that it may receive from is, and the code
-// that says so.
-struct SelectionTap {
-  int64_t distance, code;
-};
-
-// The taps of a row of dx, by phase.
-struct SelectionTaps {
-  std::vector<SelectionTap> list;
-  std::vector<size_t> first = {0};  // of phase f: list[first[f]] up to list[first[f + 1]]
-};
-
-// The taps of row h. Its output rows are those of a plane, or copies copied_row elements apart.
-inline SelectionTaps row_taps(const PoolProblem& p, const RowGeometry& g, int64_t h,
-                              std::optional<int64_t> copied_row) {
-  SelectionTaps taps;
-  for (size_t phase = 0; phase + 1 < g.phases.first.size(); phase++) {
-    for (const Contribution* w = g.windows.begin(h); w != g.windows.end(h); w++) {
-      const int64_t from =
-          copied_row ? (w - g.windows.begin(h)) * *copied_row + g.left : w->output * g.out_row;
-      for (const Contribution* t = g.phases.begin(phase); t != g.phases.end(phase); t++)
-        taps.list.push_back({from + t->output * g.channels, w->tap * p.S + t->tap});
-    }
-    taps.first.push_back(taps.list.size());
-  }
-  return taps;
-}
-
-// Those of every element, where the whole tensor is one run.
-inline SelectionTaps run_taps(const PoolProblem& p, int64_t channels) {
-  SelectionTaps taps;
-  for (int64_t r = std::min(p.R - 1, (p.H - 1 + p.pad_h) / p.dilation_h); r >= 0; r--) {
-    const int64_t h = r * p.dilation_h - p.pad_h;
-    for (int64_t s = std::min(p.S - 1, (p.W - 1 + p.pad_w) / p.dilation_w); s >= 0; s--) {
-      const int64_t w = s * p.dilation_w - p.pad_w;
-      if (h <= -p.H || w <= -p.W) continue;
-      taps.list.push_back({-(h * p.W + w) * channels, r * p.S + s});
-    }
-  }
-  taps.first.push_back(taps.list.size());
-  return taps;
-}
 
 // Held is the type of codes in registers: uint8_t, read in place, or LaneInt<T>, to which other
 // selections are converted. kIndex: codes are indices in the image, else offsets in the window.
@@ -88,10 +44,10 @@ class SelectionRows {
         scratch_row_(g_.left + g_.reach(kLanes)),
         rows_in_place_(kInPlace && p.Q * p.stride_w >= std::max(p.W, p.S)) {
     const bool same = p.stride_h == 1 && p.stride_w == 1 && p.P == p.H && p.Q == p.W;
-    if (rows_in_place_ && same) run_ = run_taps(p, g_.channels);
+    if (rows_in_place_ && same) list_run_taps();
     for (int64_t h = 0; h < p.H; h++) {
-      rows_.push_back(row_taps(p, g_, h, std::nullopt));
-      copied_rows_.push_back(row_taps(p, g_, h, scratch_row_));
+      rows_.push_back(list_taps(h, false));
+      copied_rows_.push_back(list_taps(h, true));
     }
     if (!kIndex) return;
     for (int64_t phase = 0; phase < std::min(p.stride_w, p.W); phase++) {
@@ -109,10 +65,23 @@ class SelectionRows {
   }
 
  private:
+  // Element 0 of a phase: how far in memory the output that it may receive from is, and the code
+  // that says so.
+  struct Tap {
+    int64_t distance;
+    Code code;
+  };
+
+  // The taps of a row of dx, by phase.
+  struct Taps {
+    std::vector<Tap> list;
+    std::vector<size_t> first = {0};  // of phase f: list[first[f]] up to list[first[f + 1]]
+  };
+
   struct Sums {
     const T* values;  // what distances count from
     const Held* codes;
-    const SelectionTap* taps;
+    const Tap* taps;
     const size_t* first;
     const Code* columns;  // kIndex: the column of element j of each phase
     int64_t columns_of_phase;
@@ -126,8 +95,8 @@ class SelectionRows {
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) own[i] = Codes::load(column + i * kLanes) + row_index;
       }
-      const SelectionTap* const end = taps + first[phase + 1];
-      for (const SelectionTap* t = taps + first[phase]; t != end; t++) {
+      const Tap* const end = taps + first[phase + 1];
+      for (const Tap* t = taps + first[phase]; t != end; t++) {
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) {
           const int64_t at = t->distance + j + i * kLanes;
@@ -145,10 +114,10 @@ class SelectionRows {
 
     Lane one(size_t phase, int64_t j) const {
       Lane sum = 0;
-      for (const SelectionTap* t = taps + first[phase]; t != taps + first[phase + 1]; t++) {
+      for (const Tap* t = taps + first[phase]; t != taps + first[phase + 1]; t++) {
         const Code own =
             kIndex ? columns[static_cast<int64_t>(phase) * columns_of_phase + j] + row_index
-                   : static_cast<Code>(t->code);
+                   : t->code;
         const int64_t at = t->distance + j;
         if (static_cast<Code>(codes[at]) == own) sum += to_wide<T>(values[at]);
       }
@@ -167,6 +136,35 @@ class SelectionRows {
     Buffer<Held> codes;
     Buffer<T> line;
   };
+
+  // The taps of row h. Its output rows are those of a plane or, copied, rows of scratch memory.
+  Taps list_taps(int64_t h, bool copied) const {
+    Taps taps;
+    for (size_t phase = 0; phase + 1 < g_.phases.first.size(); phase++) {
+      for (const Contribution* w = g_.windows.begin(h); w != g_.windows.end(h); w++) {
+        const int64_t from =
+            copied ? (w - g_.windows.begin(h)) * scratch_row_ + g_.left : w->output * g_.out_row;
+        for (const Contribution* t = g_.phases.begin(phase); t != g_.phases.end(phase); t++) {
+          taps.list.push_back(
+              {from + t->output * g_.channels, static_cast<Code>(w->tap * p_.S + t->tap)});
+        }
+      }
+      taps.first.push_back(taps.list.size());
+    }
+    return taps;
+  }
+
+  void list_run_taps() {
+    for (int64_t r = std::min(p_.R - 1, (p_.H - 1 + p_.pad_h) / p_.dilation_h); r >= 0; r--) {
+      const int64_t h = r * p_.dilation_h - p_.pad_h;
+      for (int64_t s = std::min(p_.S - 1, (p_.W - 1 + p_.pad_w) / p_.dilation_w); s >= 0; s--) {
+        const int64_t w = s * p_.dilation_w - p_.pad_w;
+        if (h <= -p_.H || w <= -p_.W) continue;
+        run_.list.push_back({-(h * p_.W + w) * g_.channels, static_cast<Code>(r * p_.S + s)});
+      }
+    }
+    run_.first.push_back(run_.list.size());
+  }
 
   // Rows from `begin` on, before `end`, whose run stays inside the tensor.
   int64_t run_rows(int64_t begin, int64_t end) const {
@@ -204,7 +202,7 @@ class SelectionRows {
     if (g_.streams) stream_fence();
   }
 
-  Sums sums(const T* values, const Held* codes, const SelectionTaps& taps, int64_t h) const {
+  Sums sums(const T* values, const Held* codes, const Taps& taps, int64_t h) const {
     return {values,
             codes,
             taps.list.data(),
@@ -260,8 +258,8 @@ class SelectionRows {
   int64_t total_;        // elements of dy
   int64_t scratch_row_;  // elements of a copied row with its margins
   bool rows_in_place_;
-  SelectionTaps run_;                              // where the whole tensor is one run, else empty
-  std::vector<SelectionTaps> rows_, copied_rows_;  // by row of a plane
+  Taps run_;                              // where the whole tensor is one run, else empty
+  std::vector<Taps> rows_, copied_rows_;  // by row of a plane
   std::vector<Code> columns_;
 };
 
