@@ -102,7 +102,7 @@ def test_epilogue(case: str, dtype: torch.dtype, activation: str) -> None:
 @on_dtypes
 @pytest.mark.parametrize("case", ["of_4", "of_8_s2", "of_16", "of_32"])
 def test_residual(case: str, dtype: torch.dtype) -> None:
-    """Added before the one rounding; by the kernel, which y's pre-activation shows too."""
+    """Added before the one rounding, where the pre-activation is kept and where it is not."""
     x, w, b = operands(case, dtype)
     truth = torch_F.conv2d(x.double(), w.double(), b.double(), **arguments(case))
     residual = in_layout(torch.randn(truth.shape).to(dtype), "channels_last")

@@ -24,6 +24,11 @@ struct alignas(8) StagedHalf {
   int32_t pixel, filter;
 };
 
+// The piece of a warp in one round: there and back, because phases that have few taps come first.
+__host__ __device__ __forceinline__ int piece_of(int round, int warp, int abreast) {
+  return round * abreast + (round % 2 == 0 ? warp : abreast - 1 - warp);
+}
+
 // Stages the filters of `units` units of outputs from first_unit on.
 template <typename T>
 __device__ __forceinline__ void stage_filters(const GroupedGather& p, int first_unit, int units,
@@ -295,8 +300,7 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
         __syncthreads();
       }
       for (int round = 0; round < rounds; ++round) {
-        // There and back: phases that have few taps come first.
-        const int piece = round * p.abreast + (round % 2 == 0 ? abreast : p.abreast - 1 - abreast);
+        const int piece = piece_of(round, abreast, p.abreast);
         if (piece >= all_pieces) continue;
         const int phase = quotient(piece, p.by_pieces);
         const int first_listed = piece * 16 * Pairs;

@@ -38,19 +38,20 @@ Reach reach_of(const MmaAxis& axis, bool backward, int outputs) {
 // a step, larger ones until f returns that shared memory does not hold one.
 template <typename F>
 void for_each_tile(int batch, const MmaAxis& h, const MmaAxis& w, bool backward, F&& f) {
-  constexpr int kMostPixels = 640, kMostStaged = 2048;
+  constexpr int kMostStaged = 2048;
   const int step_h = backward ? h.stride : 1, step_w = backward ? w.stride : 1;
   int last_columns = 0;
   for (int cuts = 1; cuts <= std::min(w.outputs, 64); ++cuts) {
     const int columns =
         static_cast<int>(std::min<int64_t>(round_up(ceil_div(w.outputs, cuts), step_w), w.outputs));
-    if (columns == last_columns || columns > kMostPixels) continue;
+    const int most_pixels = cuts > 1 ? 256 : 640;
+    if (columns == last_columns || columns > most_pixels) continue;
     if (cuts > 1 && columns < 8) break;
     last_columns = columns;
     const Reach across = reach_of(w, backward, columns);
     for (int rows = std::min(step_h, h.outputs);; rows = std::min(rows + step_h, h.outputs)) {
       const Reach down = reach_of(h, backward, rows);
-      if (rows * columns > kMostPixels || down.extent * across.extent > kMostStaged ||
+      if (rows * columns > most_pixels || down.extent * across.extent > kMostStaged ||
           std::max(down.extent, across.extent) >= kMostRows)
         break;
       const int scale = backward ? 1 : w.stride;
@@ -69,7 +70,7 @@ void for_each_tile(int batch, const MmaAxis& h, const MmaAxis& w, bool backward,
       const bool whole = rows == h.outputs && columns == w.outputs;
       bool fits = true;
       for (int images = 1; fits && (images == 1 || (whole && images <= batch)); ++images) {
-        if (images * rows * columns > kMostPixels || images * halo.h * halo.pitch > kMostStaged)
+        if (images * rows * columns > most_pixels || images * halo.h * halo.pitch > kMostStaged)
           break;
         fits = f(PixelTile{images, rows, columns}, halo);
       }
@@ -78,12 +79,15 @@ void for_each_tile(int batch, const MmaAxis& h, const MmaAxis& w, bool backward,
   }
 }
 
-// Estimates of a block's work on one tile: instructions, passes through shared memory and mmas, of
-// which the slowest counts. `warps` of all blocks share a multiprocessor.
+// Estimates of a block's work on one tile: instructions, passes through shared memory and mmas.
+// Where several blocks share a multiprocessor, the slowest counts; one has them after each other in
+// part. `warps` are those of all blocks.
 struct Work {
   double instructions, passes, products;
-  double cycles(int warps) const {
-    return std::max({instructions / (0.9 + 0.075 * warps), passes, 1.6 * products});
+  double cycles(int blocks, int warps) const {
+    const double issue = instructions / (0.9 + 0.075 * warps), multiply = 1.6 * products;
+    const double slowest = std::max({issue, passes, multiply});
+    return blocks > 1 ? slowest : (slowest + issue + passes + multiply) / 2;
   }
 };
 // Instructions to copy a pixel of 128 bytes, for a warp to go on to the next tile, to list a pixel.
@@ -91,7 +95,7 @@ constexpr double kCopy = 4.2, kNextTile = 120, kList = 12;
 // Blocks side by side take turns, and hide each other's latencies and barriers.
 double turn_of(int blocks, int warps, const Work& work) {
   constexpr double kLatency = 1200;
-  const double cycles = work.cycles(blocks * warps);
+  const double cycles = work.cycles(blocks, blocks * warps);
   return std::max(blocks * cycles, cycles + kLatency);
 }
 
@@ -154,6 +158,21 @@ GatherShared shared_of(const GroupedGather& p, int buffers) {
   return s;
 }
 
+// Steps of the warp that has most: those of a block wait for each other.
+int most_steps(const GroupedGather& p, int abreast, int rounds) {
+  if (p.phases == 1) return rounds * ((p.halves[0] + 1) / 2);
+  int most = 0;
+  for (int warp = 0; warp < abreast; ++warp) {
+    int steps = 0;
+    for (int round = 0; round < rounds; ++round) {
+      const int piece = piece_of(round, warp, abreast);
+      if (piece < p.phases * p.pieces) steps += (p.halves[piece / p.pieces] + 1) / 2;
+    }
+    most = std::max(most, steps);
+  }
+  return most;
+}
+
 }  // namespace
 
 bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
@@ -164,13 +183,10 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
                               set_phases(p.along_w, p.w, p.backward) * p.c.group_units;
   const int64_t cells = int64_t{p.h.taps} * p.w.taps * p.c.group_units;
   if (most_halves > 1024 || cells > 1024) return false;
-  int64_t steps = 0;
-  for (int phase = 0; phase < p.phases; ++phase) {
+  for (int phase = 0; phase < p.phases; ++phase)
     p.halves[phase] =
         static_cast<int16_t>(p.along_h.phase[phase / p.w.phases].taps *
                              p.along_w.phase[phase % p.w.phases].taps * p.c.group_units);
-    steps += (p.halves[phase] + 1) / 2;
-  }
   p.phase_halves = std::max(static_cast<int32_t>(round_up(most_halves, 4)), 4);
   // An odd number of units: eight filters meet all banks.
   p.filter_bytes = static_cast<int32_t>(cells | 1) * kUnitBytes;
@@ -195,17 +211,16 @@ bool plan_grouped_gather(GroupedGather& p, const Queue& queue) {
           tile.images * ceil_div(tile.rows, step_h) * ceil_div(tile.columns, step_w), g.piece));
       const GatherShared layout = shared_of(g, 0);
       const int pairs = g.piece / 16;
-      const double rounds =
-          static_cast<double>(kGatherWarps * ceil_div(int64_t{g.phases} * g.pieces, abreast));
-      const double steps_of_piece = static_cast<double>(steps) / g.phases;
+      const int rounds = static_cast<int>(ceil_div(int64_t{g.phases} * g.pieces, abreast));
+      const double all_rounds = kGatherWarps * rounds;
+      const double all_steps = kGatherWarps * most_steps(g, abreast, rounds);
       const int copies = layout.staged + layout.listed;
-      const Work work{
-          rounds * (steps_of_piece * (pairs * (2 + tiles_at_once) + 4 + tiles_at_once) + 50 +
-                    12 * pairs * tiles_at_once) +
-              kCopy * copies + kGatherWarps * kNextTile,
-          rounds * (steps_of_piece * (4 * pairs + 2 * tiles_at_once) + 2 * pairs * tiles_at_once) +
-              copies,
-          rounds * steps_of_piece * pairs * tiles_at_once};
+      const Work work{all_steps * (pairs * (2 + tiles_at_once) + 4 + tiles_at_once) +
+                          all_rounds * (50 + 12 * pairs * tiles_at_once) + kCopy * copies +
+                          kGatherWarps * kNextTile,
+                      all_steps * (4 * pairs + 2 * tiles_at_once) +
+                          all_rounds * 2 * pairs * tiles_at_once + copies,
+                      all_steps * pairs * tiles_at_once};
       const int64_t tiles = tiles_of(tile, p.batch, p.h, p.w);
       for (g.buffers = 1; g.buffers <= 2; ++g.buffers) {
         const int shared = layout.bytes + g.buffers * layout.buffer_bytes;
