@@ -35,7 +35,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "odd_both": ((2, 33, 5, 12), (21, 33, 1, 3), {"padding": (0, 1)}),
     "four_channels": ((2, 4, 13, 11), (40, 4, 3, 3), {"padding": 1}),
     "stem": ((2, 3, 23, 25), (64, 3, 7, 7), {"padding": 3, "stride": 2}),
-    # Few channels: one tile of outputs, or 8 x 16, and 64 filters, or a rest; taps in pairs, or not.
+    # Few channels: tiles of 8 x 16 outputs and 64 filters, or a rest; taps in pairs, or not.
     "stem_tiles": ((2, 3, 35, 66), (72, 3, 7, 7), {"padding": 3, "stride": 2}),
     "stem_even": ((1, 4, 22, 37), (64, 4, 4, 4), {"padding": 1, "stride": 2}),
     "stem_s1": ((2, 3, 19, 21), (24, 3, 3, 3), {"padding": 1}),

@@ -73,7 +73,7 @@ constexpr int kLanesOfSum = 32, kRowsOfSum = 8;
 // all of one result and one tap. Of few parts a thread adds those of kVectors filters; of many, a
 // row of threads adds every kRowsOfSum-th, and the first row adds the rows.
 template <typename T, bool kMany>
-__global__ void __launch_bounds__(kLanesOfSum* kRowsOfSum)
+__global__ void __launch_bounds__(kLanesOfSum* kRowsOfSum, 4)
     add_parts(const __grid_constant__ PartSums p, const float4* sums, Vector<T, 4>* dw) {
   using Sum = std::conditional_t<kMany, double, float>;
   constexpr int kVectors = kMany ? 1 : 4, kShares = kMany ? kRowsOfSum : 1;
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kLanesOfSum* kRowsOfSum)
   const int64_t first = k * filter + tap * p.columns + column;
   const bool inside = column < p.columns;
   Sum total[kVectors][4] = {};
-#pragma unroll(kMany ? 4 : 2)
+#pragma unroll 2
   for (int part = kMany ? threadIdx.y : 0; part < parts; part += kShares)
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
