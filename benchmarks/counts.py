@@ -15,11 +15,13 @@ from benchmarks.problems import Problem
 
 FORWARD = "forward"
 FORWARD_EVAL = "forward_eval"  # of a layer in eval mode, which may keep its weights packed
+# conv, residual and ReLU: one call of torchconv, conv2d, add_ and relu_ of a peer
+FORWARD_RESIDUAL = "forward_residual"
 FORWARD_BACKWARD = "forward_backward"
 FORWARD_WGRAD = "forward_wgrad"  # training without an input gradient, as in a first layer
 DGRAD = "dgrad"
 WGRAD = "wgrad"
-INFERENCE = (FORWARD, FORWARD_EVAL)
+INFERENCE = (FORWARD, FORWARD_EVAL, FORWARD_RESIDUAL)
 PASSES = (*INFERENCE, FORWARD_BACKWARD, FORWARD_WGRAD, DGRAD, WGRAD)
 
 
@@ -76,6 +78,7 @@ def minimal_bytes(problem: Problem, pass_name: str, itemsize: int) -> int:
     traffic = {
         FORWARD: read + weights + outputs,
         FORWARD_EVAL: read + weights + outputs,
+        FORWARD_RESIDUAL: read + weights + 2 * outputs,
         DGRAD: outputs + prod(problem.weight_shape) + whole,
         WGRAD: outputs + read + weights,
     }

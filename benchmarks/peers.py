@@ -32,6 +32,9 @@ class Peer(Protocol):
     def operator(self, problem: Problem) -> Operator:
         """A function that solves this problem; compiling happens at its first call."""
 
+    def with_residual(self, problem: Problem, residual: Tensor) -> Operator:
+        """The same for a convolution, with a residual added to its result and then ReLU."""
+
     def model(self, model: nn.Module) -> nn.Module:
         """A copy of the network that runs through this library, with equal parameters."""
 
@@ -54,6 +57,11 @@ class TorchConv:
         if problem.operator == "avg_pool2d":
             return lambda x, w, b: pool(x, *window, problem.ceil_mode)
         return lambda x, w, b: pool(x, *window, problem.dilation, problem.ceil_mode)
+
+    def with_residual(self, problem: Problem, residual: Tensor) -> Operator:
+        conv2d = _torchconv().functional.conv2d
+        arguments = (problem.stride, problem.padding, problem.dilation, problem.groups)
+        return lambda x, w, b: conv2d(*(x, w, b, *arguments), activation="relu", residual=residual)
 
     def model(self, model: nn.Module) -> nn.Module:
         converted: nn.Module = _torchconv().convert(copy.deepcopy(model))
@@ -85,6 +93,10 @@ class Eager:
 
         return conv2d
 
+    def with_residual(self, problem: Problem, residual: Tensor) -> Operator:
+        conv2d = Eager.operator(self, problem)
+        return lambda x, w, b: conv2d(x, w, b).add_(residual).relu_()
+
     def model(self, model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
 
@@ -101,6 +113,11 @@ class Compiled(Eager):
     def operator(self, problem: Problem) -> Operator:
         torch.compiler.reset()  # or a long list of shapes runs into the recompilation limit
         compiled: Operator = torch.compile(super().operator(problem), dynamic=False)
+        return compiled
+
+    def with_residual(self, problem: Problem, residual: Tensor) -> Operator:
+        torch.compiler.reset()
+        compiled: Operator = torch.compile(super().with_residual(problem, residual), dynamic=False)
         return compiled
 
     def model(self, model: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
 """The same problems in float64, one sample at a time, to judge a result before it is timed.
 
 A convolution is summed tap by tap, each tap one matrix product (lecture form: a window times the
-kernel), so it shares no code with the convolutions under test and needs no im2col buffer. Pooling
+kernel), so it shares no code with the convolutions under test and needs no im2col buffer; a large
+image is taken some rows at a time, which the caches then keep from tap to tap. Pooling
 uses PyTorch in float64. Errors are ||got - expected|| / ||expected|| over a whole tensor.
 
 A sum of L rounded terms errs like sqrt(L) units of roundoff (Higham and Mary, 2019, "A new approach
@@ -18,20 +19,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.counts import FORWARD_RESIDUAL
 from benchmarks.problems import Problem
 
-Results = Mapping[str, Tensor]  # some of output, grad_input, grad_weight, grad_bias
+# Elements of a window that is taken at once.
+BAND_ELEMENTS = 1 << 18
+
+# Some of output, forward_residual (with dz for the residual), grad_input, grad_weight, grad_bias.
+Results = Mapping[str, Tensor]
 
 
-def _taps(problem: Problem) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
-    """For each kernel element, the rows and columns of the padded input that meet it."""
+def _windows(problem: Problem) -> Iterator[tuple[slice, int, int, tuple[slice, slice]]]:
+    """Bands of output rows; for each kernel element, the padded input's rows and columns."""
     p, q = problem.output_shape[2:]
     (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
-    for r in range(problem.kernel[0]):
-        rows = slice(r * dilation_h, r * dilation_h + (p - 1) * stride_h + 1, stride_h)
-        for s in range(problem.kernel[1]):
-            first = s * dilation_w
-            yield r, s, (rows, slice(first, first + (q - 1) * stride_w + 1, stride_w))
+    band = max(1, BAND_ELEMENTS // (problem.c * max(q, 1)))
+    for begin in range(0, p, band):
+        end = min(begin + band, p)
+        for r in range(problem.kernel[0]):
+            top = r * dilation_h
+            rows = slice(top + begin * stride_h, top + (end - 1) * stride_h + 1, stride_h)
+            for s in range(problem.kernel[1]):
+                left = s * dilation_w
+                columns = slice(left, left + (q - 1) * stride_w + 1, stride_w)
+                yield slice(begin, end), r, s, (rows, columns)
 
 
 def _conv2d(
@@ -43,19 +54,20 @@ def _conv2d(
     top, left = problem.padding
     padded = F.pad(x, (left, left, top, top))
     weights = w.view(g, k // g, c // g, *problem.kernel)
-    z = x.new_zeros(g, k // g, p * q)
+    z = x.new_zeros(g, k // g, p, q)
     d_padded, dw = torch.zeros_like(padded), torch.zeros_like(weights)
-    d_outputs = None if dz is None else dz.reshape(g, k // g, p * q)
-    for r, s, (rows, columns) in _taps(problem):
-        window = padded[:, rows, columns].reshape(g, c // g, p * q)
+    for band, r, s, (rows, columns) in _windows(problem):
+        window = padded[:, rows, columns].reshape(g, c // g, -1)
         tap = weights[..., r, s]
-        z += tap @ window
-        if d_outputs is not None:
-            dw[..., r, s] = d_outputs @ window.mT
-            d_padded[:, rows, columns] += (tap.mT @ d_outputs).view(c, p, q)
+        z[:, :, band] += (tap @ window).view(g, k // g, -1, q)
+        if dz is not None:
+            d_outputs = dz[:, band].reshape(g, k // g, -1)
+            dw[..., r, s] += d_outputs @ window.mT
+            d_padded[:, rows, columns] += (tap.mT @ d_outputs).view(c, -1, q)
     z = z.view(k, p, q)
     results = {"output": z if b is None else z + b.view(-1, 1, 1)}
     if dz is not None:
+        results[FORWARD_RESIDUAL] = (results["output"] + dz).relu_()
         bottom, right = top + problem.h, left + problem.w
         results["grad_input"] = d_padded[:, top:bottom, left:right]
         results["grad_weight"] = dw.view_as(w)
@@ -120,7 +132,7 @@ def relative_errors(
         else:
             expected = _conv2d(problem, x64, w64, b64, dz64)
         for name, value in expected.items():
-            if name in ("output", "grad_input"):
+            if name in ("output", FORWARD_RESIDUAL, "grad_input"):
                 compare(name, value, index)
             else:
                 over_batch[name] = value if index == 0 else over_batch[name].add_(value)
@@ -134,7 +146,7 @@ def relative_errors(
 
 def tolerance(problem: Problem, name: str, dtype: torch.dtype) -> float:
     """The largest relative error of a right result in this dtype."""
-    if name == "output":
+    if name in ("output", FORWARD_RESIDUAL):
         terms = (problem.c // problem.groups) * prod(problem.kernel)
     elif name == "grad_input":
         terms = (problem.k // problem.groups) * prod(problem.kernel)

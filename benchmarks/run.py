@@ -25,6 +25,7 @@ from benchmarks.counts import (
     FORWARD,
     FORWARD_BACKWARD,
     FORWARD_EVAL,
+    FORWARD_RESIDUAL,
     FORWARD_WGRAD,
     INFERENCE,
     PASSES,
@@ -86,7 +87,8 @@ class Case:
     def call(self, operator: Operator, pass_name: str) -> tuple[Call, tuple[str, ...]]:
         """What is timed, and the names of the tensors that it returns."""
         if pass_name in INFERENCE:
-            return (lambda: (operator(self.x, self.w, self.b),)), ("output",)
+            name = FORWARD_RESIDUAL if pass_name == FORWARD_RESIDUAL else "output"
+            return (lambda: (operator(self.x, self.w, self.b),)), (name,)
         leaves = {"grad_input": self.x, "grad_weight": self.w, "grad_bias": self.b}
         if pass_name in (FORWARD_WGRAD, WGRAD):
             wanted = {"grad_weight", "grad_bias"}
@@ -114,7 +116,7 @@ class Case:
 
 def applicable(problem: Problem, pass_name: str, peer: Peer) -> bool:
     """Pooling has no weights, and an inference engine has no backward."""
-    if problem.pooling and pass_name in (FORWARD_EVAL, FORWARD_WGRAD, WGRAD):
+    if problem.pooling and pass_name in (FORWARD_EVAL, FORWARD_RESIDUAL, FORWARD_WGRAD, WGRAD):
         return False
     return pass_name in INFERENCE or peer.differentiable
 
@@ -151,7 +153,11 @@ def measure(
     for library in (ours, peer):
         function = library.operator(problem)
         for pass_name in passes:
-            operator = case.layer(library) if pass_name == FORWARD_EVAL else function
+            operator = function
+            if pass_name == FORWARD_EVAL:
+                operator = case.layer(library)
+            elif pass_name == FORWARD_RESIDUAL:
+                operator = library.with_residual(problem, case.dz)
             try:
                 with torch.set_grad_enabled(pass_name not in INFERENCE):
                     call, names = case.call(operator, pass_name)
@@ -162,7 +168,7 @@ def measure(
                 refusals[pass_name] = f"{library.name} refused: {str(error).splitlines()[0]}"
                 continue
             calls[library.name, pass_name] = call
-    dz = None if set(passes) <= set(INFERENCE) else case.dz
+    dz = None if set(passes) <= {FORWARD, FORWARD_EVAL} else case.dz
     errors = reference.relative_errors(problem, case.x, case.w, case.b, dz, candidates)
     candidates.clear()
     for pass_name in passes:

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
 TESTS = (
     "test_pool2d.py", "test_pool2d_special.py", "test_pool2d_vectors.py", "test_adaptive_pool2d.py",
-    "test_conv2d.py", "test_conv2d_16bit.py", "test_conv2d_activation.py", "test_depthwise.py",
+    "test_conv2d.py", "test_conv2d_16bit.py", "test_conv2d_activation.py",
+    "test_conv2d_residual.py", "test_depthwise.py",
     "test_grouped.py", "test_few_channels.py", "test_tensor_core.py", "test_lectures.py",
     "test_group_tiles.py", "test_implicit_gemm.py", "test_lectures_backward.py",
     "test_gradients.py", "test_operators.py", "test_properties.py", "test_errors.py",

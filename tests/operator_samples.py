@@ -79,10 +79,12 @@ def samples(
             )
             if name == "conv2d_packed":
                 yield (x, w, b, 0, 0, *geometry, activation, flip)
+                yield (x, w, b, 0, 0, *geometry, activation, flip, leaf(torch.randn_like(y)))
                 continue
             if name != "conv2d_backward":
                 yield (x, w, b, *geometry, activation, flip)
                 yield (x, w, None, *geometry, activation, flip)
+                yield (x, w, b, *geometry, activation, flip, leaf(torch.randn_like(y)))
                 continue
             by_output = activation in ("relu", "relu6", "sigmoid", "tanh")
             saved = None if activation == "none" else y if by_output else z

@@ -48,6 +48,14 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "wide_groups_5x5": ((2, 54, 8, 9), 96, (5, 5), {"padding": 2, "groups": 3}),
     "wide_groups_s2": ((2, 66, 9, 10), 40, (3, 3), {"padding": 1, "stride": 2, "groups": 2}),
     "narrow_groups": ((2, 24, 11, 9), 32, (3, 3), {"padding": 1, "groups": 8}),
+    "groups_of_8": ((2, 40, 9, 31), 40, (3, 3), {"padding": 1, "groups": 5}),
+    "groups_of_16": ((2, 48, 8, 14), 48, (3, 3), {"padding": 1, "groups": 3}),
+    "groups_of_2_to_4": ((2, 22, 7, 16), 44, (1, 5), {"padding": (0, 2), "groups": 11}),
+    "groups_of_40_to_4": ((2, 80, 7, 9), 8, (3, 2), {"dilation": 2, "groups": 2}),
+    "groups_of_6_s2": ((2, 42, 13, 12), 70, (3, 3), {"padding": 1, "stride": 2, "groups": 7}),
+    "groups_of_3": ((2, 15, 9, 8), 20, (3, 3), {"padding": 1, "groups": 5}),
+    "row_5": ((2, 5, 9, 17), 35, (2, 3), {"padding": (1, 2), "stride": (1, 3)}),
+    "row_7_wide": ((1, 7, 3, 621), 18, (1, 2), {}),
     "depthwise": ((2, 35, 11, 12), 35, (3, 3), {"padding": 1, "groups": 35}),
     "depthwise_s2": ((2, 20, 13, 12), 40, (5, 5), {"padding": 2, "stride": 2, "groups": 20}),
 }
@@ -96,7 +104,7 @@ def test_every_pass(case: str, dtype: torch.dtype, layout: str) -> None:
 
 @on_formats
 @on_dtypes
-@pytest.mark.parametrize("case", ["1x1_odd", "3x3_s2", "5x5", "winograd", "stem"])
+@pytest.mark.parametrize("case", ["1x1_odd", "3x3_s2", "5x5", "winograd", "stem", "groups_of_8"])
 def test_same_bits(case: str, dtype: torch.dtype, layout: str) -> None:
     """For one and two threads, and a sample alone; and from a layer that keeps its weights."""
     (_, channels, *size), filters, kernel, kwargs = CASES[case]
@@ -125,7 +133,7 @@ def test_same_bits(case: str, dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("activation", ["relu", "relu6", "gelu"])
 def test_activations_and_weight_layouts(activation: str, weight_layout: str, layout: str) -> None:
     """The kernel rounds what it clamps itself; other activations go by scratch."""
-    for case in ("1x1_odd", "3x3_s2"):
+    for case in ("1x1_odd", "3x3_s2", "stem", "groups_of_16", "groups_of_2_to_4"):
         x, w, b = operands(case, torch.bfloat16, layout, weight_layout)
         kwargs = CASES[case][3]
         z = torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)
@@ -134,7 +142,7 @@ def test_activations_and_weight_layouts(activation: str, weight_layout: str, lay
 
 
 @on_formats
-@pytest.mark.parametrize("case", ["1x1", "1x1_odd", "3x3_s2", "winograd", "first"])
+@pytest.mark.parametrize("case", ["1x1", "1x1_odd", "3x3_s2", "winograd", "first", "groups_of_8"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_infinity_and_nan(case: str, value: float, layout: str) -> None:
     """They stand where they do in float64: padding is not multiplied, but in the weight gradient on

@@ -204,6 +204,29 @@ def test_conv2d(
 
 @on_seeds
 @on_convolutions
+def test_conv2d_with_residual(
+    gpu: Caller, family: str, dtype: torch.dtype, capability: int, tf32: bool, seed: int
+) -> None:
+    rng = random.Random(f"residual {family} {seed}")
+    for _ in range(SHAPES):
+        p = conv_problem(rng, family)
+        x, w, b = conv_tensors(p, dtype)
+        activation = rng.choice(["none", "relu", *ACTIVATIONS])
+        arguments = [*p["arguments"], activation, p["flip"]]
+        on: dict[str, Any] = {"capability": capability, "tf32": tf32}
+        z = OPS.conv2d(*wide([x, w, b]), *p["arguments"], "none", p["flip"])
+        residual = in_layout(torch.randn_like(z).to(dtype), p["layouts"][2])
+        truth = OPS.conv2d(*wide([x, w, b]), *arguments, residual.double())
+        y = gpu("conv2d", x, w, b, *arguments, residual, **on)
+        assert_product(y, truth, tf32)
+        on["runs"] = RUNS[:1]
+        same, kept = gpu("conv2d_with_preactivation", x, w, b, *arguments, residual, **on)
+        assert_same(same, y)
+        assert_product(kept, z + residual.double(), tf32)
+
+
+@on_seeds
+@on_convolutions
 def test_conv2d_backward(
     gpu: Caller, family: str, dtype: torch.dtype, capability: int, tf32: bool, seed: int
 ) -> None:

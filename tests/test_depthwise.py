@@ -73,6 +73,20 @@ def test_every_type(dtype: torch.dtype, r: int, stride: int, layout: str) -> Non
 
 
 @on_formats
+@pytest.mark.parametrize("r, stride", [(3, 1), (5, 1), (7, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_strips(dtype: torch.dtype, r: int, stride: int, layout: str) -> None:
+    """Rows of whole strips, planes side by side and in bands, in memory that begins anywhere."""
+    sizes = ((2, 67, 7, 7), (3, 10, 14, 14), (1, 5, 27, 28), (1, 2, 150, 56), (2, 3, 9, 21))
+    for offset, (n, channels, h, w) in enumerate(sizes):
+        x, filters, b = operands(n, channels, h, w, r, layout, dtype)
+        memory = torch.empty(x.numel() + offset, dtype=dtype)
+        x = memory[offset:].as_strided(x.shape, x.stride(), offset).copy_(x)
+        for padding in {r // 2, r // 2 - 1, r - 1}:
+            check(x, filters, b, layout, stride=stride, padding=padding)
+
+
+@on_formats
 @pytest.mark.parametrize("padding", [(0, 0), (0, 1), (1, 0), (2, 3), (5, 6)])
 @pytest.mark.parametrize("stride", [1, 2, (1, 2), 3])
 @pytest.mark.parametrize("r", [3, 5])
@@ -168,16 +182,20 @@ def test_bits(r: int, stride: int, layout: str) -> None:
 @on_formats
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_padding_meets_no_infinity(stride: int, value: float, layout: str) -> None:
-    x, w, b = operands(2, 16, 8, 19, 3, layout, torch.float32)
-    kwargs = {"stride": stride, "padding": 1}
+@pytest.mark.parametrize("r", [3, 5, 7])
+@pytest.mark.parametrize("width, dtype", [(19, torch.float32), (14, torch.float16)], ids=str)
+def test_padding_meets_no_infinity(
+    width: int, dtype: torch.dtype, r: int, stride: int, value: float, layout: str
+) -> None:
+    x, w, b = operands(2, 16, 8, width, r, layout, dtype)
+    kwargs = {"stride": stride, "padding": r // 2}
     dz = in_layout(torch.randn_like(F.conv2d(x, w, b, groups=16, **kwargs)), layout)
-    x[0, 3, 0, 0] = x[1, 5, 7, 18] = value
+    x[0, 3, 0, 0] = x[1, 5, 7, width - 1] = value
     dz[0, 7, 0, 0] = dz[1, 9, -1, -1] = value
     found = results(F.conv2d, x, w, b, dz, **kwargs)
 
     def products(x: Tensor, dz: Tensor) -> list[Tensor]:
-        ones = torch.ones(16, 1, 3, 3)
+        ones = torch.ones(16, 1, r, r)
         return results(torch_F.conv2d, x.float(), ones, torch.zeros(16), dz.float(), **kwargs)
 
     # How many products there are of each sum, and how many of finite numbers.

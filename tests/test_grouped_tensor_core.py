@@ -1,5 +1,5 @@
-"""Grouped convolutions on tensor cores (csrc/cuda/grouped_mma_*.cu; of wide groups
-mma_gather_*.cu): all passes against float64.
+"""Grouped convolutions on tensor cores (csrc/cuda/grouped_mma_*.cu; of groups of more than 64
+channels mma_gather_*.cu): all passes against float64.
 
 Groups share a unit of 8 channels, are one, or have several; slabs are not full; images end inside a
 tile or fit into one with others.
@@ -30,6 +30,7 @@ CASES: dict[str, tuple[tuple[int, int, int], int, int, tuple[int, int], dict[str
     "of_8_and_rest": ((1, 20, 35), 8, 11, (3, 3), {"padding": 1}),
     "of_16": ((2, 14, 14), 16, 5, (3, 3), {"padding": 1}),
     "of_24": ((2, 9, 9), 24, 3, (3, 3), {"padding": 1}),
+    "of_4_many_tiles": ((9, 30, 29), 4, 2, (3, 3), {"padding": 1}),
     "of_32": ((5, 7, 7), 32, 3, (3, 3), {"padding": 1}),
     "of_64": ((3, 7, 6), 64, 2, (3, 3), {"padding": 1}),
     "of_4_s2": ((2, 15, 14), 4, 16, (3, 3), {"padding": 1, "stride": 2}),
@@ -96,6 +97,23 @@ def test_epilogue(case: str, dtype: torch.dtype, activation: str) -> None:
     assert_accurate(y, getattr(torch_F, activation)(truth))
     with torch.no_grad():
         assert_same(F.conv2d(x, w, b, **arguments(case), activation=activation), y)
+
+
+@on_dtypes
+@pytest.mark.parametrize("case", ["of_4", "of_8_s2", "of_16", "of_32"])
+def test_residual(case: str, dtype: torch.dtype) -> None:
+    """Added before the one rounding, where the pre-activation is kept and where it is not."""
+    x, w, b = operands(case, dtype)
+    truth = torch_F.conv2d(x.double(), w.double(), b.double(), **arguments(case))
+    residual = in_layout(torch.randn(truth.shape).to(dtype), "channels_last")
+    truth += residual
+    leaves = [t.requires_grad_() for t in (x, w, b, residual)]
+    y = F.conv2d(*leaves[:3], **arguments(case), activation="silu", residual=residual)
+    assert_accurate(y, torch_F.silu(truth))
+    with torch.no_grad():
+        same = F.conv2d(x, w, b, **arguments(case), activation="silu", residual=residual)
+        assert_same(same, y)
+        assert_accurate(F.conv2d(x, w, b, **arguments(case), residual=residual), truth)
 
 
 @on_cases

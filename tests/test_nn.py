@@ -17,6 +17,7 @@ from torch import Tensor
 from conftest import assert_accurate
 from dispatch_log import DispatchLog
 from torchconv import nn
+from torchconv.functional import conv2d
 
 PAIRS = [
     (nn.Conv2d, torch.nn.Conv2d),
@@ -158,6 +159,44 @@ def test_activation(activation: str, mode: str) -> None:
     followed = torch.nn.Sequential(theirs, _activation_module(activation))
     x = 4 * torch.randn(2, 3, 7, 6, dtype=torch.double)
     assert_layers_agree(ours, followed, x)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_residual(activation: str | None, layout: torch.memory_format) -> None:
+    """As a second input: in training, and in eval mode, where the second call is a shorter one."""
+    layer = nn.Conv2d(24, 40, 3, padding=1, activation=activation)
+    x = torch.randn(2, 24, 9, 8).contiguous(memory_format=layout)
+    residual = torch.randn(2, 40, 9, 8)
+    arguments = (layer.weight, layer.bias, 1, 1)
+    expected = conv2d(x, *arguments, activation=activation, residual=residual)
+    plain = layer(x)
+    assert torch.equal(layer(x, residual), expected)
+    layer.eval()
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(layer(x, residual), expected)
+            assert torch.equal(layer(x, residual=residual), expected)
+            assert torch.equal(layer(x), plain)
+            torch.testing.assert_close(layer(x[0], residual[0]), expected[0])
+        with pytest.raises(RuntimeError, match="residual"):
+            layer(x, residual[:1])
+        with pytest.raises(TypeError, match="residual"):
+            layer(x, 3)  # type: ignore[arg-type]
+    assert layer(x, residual.requires_grad_()).requires_grad
+
+
+def test_residual_with_a_padding_mode() -> None:
+    layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular").eval()
+    x, residual = torch.randn(2, 3, 6, 5), torch.randn(2, 4, 6, 5)
+    torch.testing.assert_close(layer(x, residual), layer(x) + residual)
+
+
+def test_residual_of_a_lazy_layer() -> None:
+    layer = nn.LazyConv2d(4, 3, padding=1)
+    x, residual = torch.randn(2, 3, 6, 5), torch.randn(2, 4, 6, 5)
+    torch.testing.assert_close(layer(x, residual), layer(x) + residual)
+    assert layer.in_channels == 3
 
 
 def _activation_module(name: str) -> torch.nn.Module:

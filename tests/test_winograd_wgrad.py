@@ -1,8 +1,8 @@
 """The weight gradient in Winograd's domain: ragged sizes, accuracy, special values.
 
-Sizes are such that the algorithm is chosen (float32, enough channels and pixels): 3x3 and 5x5 with
-any dilation, 3x3 with stride 2, and 7x7 with stride 2 of a few channels. float64, which never takes
-it, is the judge.
+Sizes are such that the algorithm is chosen (enough channels and pixels): 3x3 and 5x5 with any
+dilation, 3x3 with stride 2, and 7x7 with stride 2 of a few channels. PyTorch's matrix products in
+float64 are the judge.
 """
 
 from __future__ import annotations

@@ -40,7 +40,6 @@ SPILL_BUDGET = {
     # Their launch bounds are for Hopper, where none of them spills; a few instances of each.
     ("pool_bands", "sm_80"): 48,
     ("depthwise_channels_kernel", "sm_80"): 16,
-    ("grouped_gather_kernel", "sm_80"): 80,
     ("mma_patch_kernel", "sm_80"): 96,
 }
 

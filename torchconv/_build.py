@@ -56,11 +56,16 @@ COMMON_FLAGS = (
 LIGHT_PATTERNS = (
     "core/*.cpp", "ops/**/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
     "cpu/conv_view.cpp", "cpu/conv2d.cpp", "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
-    "cpu/winograd.cpp",
+    "cpu/winograd.cpp", "cpu/conv_wgrad.cpp", "cpu/depthwise_columns.cpp",
+    "cpu/group_gather.cpp", "cpu/group_wgrad.cpp", "cpu/winograd_wgrad.cpp",
 )  # fmt: skip
 LIGHT_FLAGS = ("-O2",)
 # These take longest to compile and are begun first, so that no core is idle at the end.
-SLOW_PATTERNS = ("cpu/select_pool2d_*.cpp", "cpu/avg_pool2d.cpp", "ops/*2d.cpp")
+SLOW_PATTERNS = (
+    "cpu/select_pool2d_*.cpp", "cpu/avg_pool2d.cpp", "cpu/microkernels/plane_rows_*.cpp",
+    "cpu/microkernels/channel_columns_*.cpp", "cpu/group_gather.cpp", "cpu/*_gemm.cpp",
+    "cpu/conv_*wgrad.cpp", "ops/*2d.cpp",
+)  # fmt: skip
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "default": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),

@@ -100,6 +100,7 @@ def explain(
     *,
     activation: str | None = None,
     flip_kernel: bool = False,
+    residual: Tensor | None = None,
     peak: float | None = None,
     bandwidth: float | None = None,
 ) -> Explanation:
@@ -108,8 +109,8 @@ def explain(
     Reads sizes, strides and dtypes only, so that tensors on the meta device serve as well.
 
     Args:
-        input ... flip_kernel: as for conv2d; bias and activation change no choice on a CPU. What
-            is said of a GPU is for no activation.
+        input ... residual: as for conv2d; bias, activation and residual change no choice on a CPU.
+            What is said of a GPU is for no activation and no residual.
         peak: GFLOP/s of this dtype, for the floor and the predicted time; None measures that of a
             matrix product, with the current number of threads; on a GPU under the TF32 switch of
             matrix products, which is not convolution's.
@@ -124,7 +125,8 @@ def explain(
     if isinstance(input, Tensor) and not input.is_floating_point():
         raise NotImplementedError(f'torchconv "explain" not implemented for {input.dtype}')
     strides, pads, dilations, count, _, flip = conv_arguments(
-        *(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel)
+        *(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel),
+        residual,
     )
     if input.device.type != "cuda":
         _load.load()  # as tensors on the meta device do not

@@ -125,6 +125,7 @@ def _conv2d(
     groups: int = 1,
     activation: str = "none",
     flip_kernel: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     size = _conv_output_size(input, weight, stride, padding, dilation, groups)
     torch._check(
@@ -135,7 +136,23 @@ def _conv2d(
             f"{None if bias is None else list(bias.shape)} instead"
         ),
     )
-    return _empty(input, size, _conv_channels_last(input, weight), weight, bias)
+    if residual is not None:
+        _check_residual(residual, size, input.dtype)
+    return _empty(input, size, _conv_channels_last(input, weight), weight, bias, residual)
+
+
+def _check_residual(residual: Tensor, size: Sequence[int], dtype: torch.dtype) -> None:
+    torch._check(
+        residual.dtype == dtype,
+        lambda: f"Input type ({dtype}) and residual type ({residual.dtype}) should be the same",
+    )
+
+    def message() -> str:
+        return f"expected residual of size {list(size)}, but got {list(residual.shape)}"
+
+    torch._check(residual.dim() == 4, message)
+    for actual, expected in zip(residual.shape, size, strict=True):
+        torch._check(actual == expected, message)
 
 
 def _conv2d_packed(

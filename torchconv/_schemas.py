@@ -26,7 +26,8 @@ _CONV = (
     "SymInt[2] stride=1, SymInt[4] padding=0, SymInt[2] dilation=1, SymInt groups=1, "
     'str activation="none", bool flip_kernel=False'
 )
-_CONV_INPUTS = f"Tensor input, Tensor weight, Tensor? bias=None, {_CONV}"
+_RESIDUAL = "Tensor? residual=None"  # as the output, and added before the activation
+_CONV_INPUTS = f"Tensor input, Tensor weight, Tensor? bias=None, {_CONV}, {_RESIDUAL}"
 _CONV_BACKWARD = (
     "Tensor grad_output, Tensor input, Tensor weight, Tensor? saved, SymInt[2] stride, "
     "SymInt[4] padding, SymInt[2] dilation, SymInt groups, str activation, bool flip_kernel, "
@@ -44,7 +45,7 @@ SCHEMAS = (
     # The same, by packed weights that are kept for `owner` (torchconv/_packed_weights.py), who
     # names the version of its weights. Inference calls it; what is traced holds conv2d.
     "conv2d_packed(Tensor input, Tensor weight, Tensor? bias, int owner, int version, "
-    f"{_CONV.replace('SymInt', 'int')}) -> Tensor",
+    f"{_CONV.replace('SymInt', 'int')}, {_RESIDUAL}) -> Tensor",
     # Lines of text about what conv2d and its backward will run (torchconv/_explain.py)
     "explain_conv2d(Tensor input, Tensor weight, int[2] stride, int[4] padding, int[2] dilation, "
     "int groups, bool flip_kernel) -> str",

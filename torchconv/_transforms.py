@@ -35,8 +35,12 @@ def _into_channels(tensor: Tensor, dim: int | None, size: int) -> Tensor:
 
 def _conv2d_rule(op: Callable[..., Any]) -> Callable[..., Any]:
     def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
-        input, weight, bias, stride, padding, dilation, groups, *rest = args
+        input, weight, bias, stride, padding, dilation, groups, *rest, residual = args
         size = info.batch_size
+        if residual is not None:
+            whole = in_dims[1] is None and in_dims[2] is None
+            residual = (_into_images if whole else _into_channels)(residual, in_dims[-1], size)
+        rest.append(residual)
         if in_dims[1] is None and in_dims[2] is None:
             images = _into_images(input, in_dims[0], size)
             out = op(images, weight, bias, stride, padding, dilation, groups, *rest)

@@ -5,9 +5,9 @@ each also has a forward-mode formula. Convolution is bilinear in input and weigh
 linear once the selected elements are known (lectures B and C), which is all the formulas use.
 
 ``Conv2dFunction.apply(input, weight, bias, stride, padding, dilation, groups, activation,
-flip_kernel)`` and the others take what the operator of the same name takes, in the operator's
-normal form (pairs, and padding as (left, right, top, bottom)): see ``torchconv._schemas``.
-``torchconv._derivatives`` registers them on the operators.
+flip_kernel, residual)`` and the others take what the operator of the same name takes, in the
+operator's normal form (pairs, and padding as (left, right, top, bottom)): see
+``torchconv._schemas``. ``torchconv._derivatives`` registers them on the operators.
 """
 
 from __future__ import annotations
@@ -86,6 +86,24 @@ def activation_gradient(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
     return torch.where(constant(saved), torch.zeros_like(product), product)
 
 
+# The same in one pass by PyTorch's kernels, which round once, where nothing differentiates it.
+_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
+    "relu6": lambda grad, y: torch.ops.aten.hardtanh_backward(grad, y, 0, 6),
+    "sigmoid": torch.ops.aten.sigmoid_backward,
+    "tanh": torch.ops.aten.tanh_backward,
+    "silu": torch.ops.aten.silu_backward,
+    "hardswish": torch.ops.aten.hardswish_backward,
+    "gelu": torch.ops.aten.gelu_backward,
+}
+
+
+def _activation_backward(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return activation_gradient(activation, grad, saved)
+    return _BACKWARD[activation](grad, saved)
+
+
 def _saved(activation: str, y: Tensor, z: Tensor | None) -> Tensor | None:
     """Which of y and z the activation's derivative needs, as ``conv2d_backward`` takes it."""
     if activation == "none":
@@ -122,42 +140,55 @@ def _conv_tangent(
 
 class _ConvFunction(Function):
     """What conv2d and conv2d_with_preactivation share: ``ctx.saved_tensors`` is input, weight,
-    bias (without an activation None) and what the activation's derivative needs, y, z or None."""
+    what the activation's derivative needs, y, z or None, and what z is computed again from, bias
+    and residual: None where it is not."""
 
     @staticmethod
     def _save(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
-        input, weight, bias, stride, padding, dilation, groups, activation, flip = inputs
+        input, weight, bias, stride, padding, dilation, groups, activation, flip, *rest = inputs
+        residual = rest[0] if rest else None
         ctx.geometry = (stride, padding, dilation, groups)
         ctx.activation, ctx.flip = activation, flip
-        bias = None if activation == "none" else bias
-        ctx.save_for_backward(input, weight, bias, saved)
-        ctx.save_for_forward(input, weight, bias, saved)
+        if activation == "none":
+            bias = residual = None
+        ctx.save_for_forward(input, weight, saved, bias, residual)
+        if activation not in NEEDS_PREACTIVATION:
+            residual = None  # which may be large
+        ctx.save_for_backward(input, weight, saved, bias, residual)
 
     @staticmethod
     def _preactivation(ctx: Any) -> Tensor:
-        input, weight, bias, _ = ctx.saved_tensors
-        return _ops.conv2d(input, weight, bias, *ctx.geometry, "none", ctx.flip)
+        input, weight, _, bias, residual = ctx.saved_tensors
+        return _ops.conv2d(input, weight, bias, *ctx.geometry, "none", ctx.flip, residual)
 
     @staticmethod
     def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        mask = list(ctx.needs_input_grad[:3])
-        if grad is None or not any(mask):
-            return (None,) * 9
-        input, weight, _, saved = ctx.saved_tensors
+        mask, of_residual = list(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[9:])
+        if grad is None or not (any(mask) or of_residual):
+            return (None,) * 10
+        input, weight, saved, _, _ = ctx.saved_tensors
         activation = ctx.activation
         if activation in NEEDS_PREACTIVATION and (saved is None or torch.is_grad_enabled()):
             # y's own backward did not keep z, or it must be differentiable in input and weight.
             saved = _ConvFunction._preactivation(ctx)
-        gradients = _ops.conv2d_backward(
-            grad, input, weight, saved, *ctx.geometry, activation, ctx.flip, mask
-        )
+        if of_residual and activation != "none":
+            # The residual's gradient is dz: computed once, for all of them.
+            grad, saved, activation = _activation_backward(activation, grad, saved), None, "none"
+        gradients: Sequence[Tensor | None] = (None, None, None)
+        if any(mask):
+            gradients = _ops.conv2d_backward(
+                grad, input, weight, saved, *ctx.geometry, activation, ctx.flip, mask
+            )
         wanted = (g if m else None for g, m in zip(gradients, mask, strict=True))
-        return (*wanted, *(None,) * 6)
+        return (*wanted, *(None,) * 6, grad if of_residual else None)
 
     @staticmethod
     def _jvp(ctx: Any, tangents: tuple[Any, ...]) -> Tensor | None:
-        input, weight, _, _ = ctx.saved_tensors
+        input, weight, _, _, _ = ctx.saved_tensors
         dz = _conv_tangent((input, weight), tangents[:3], *ctx.geometry, "none", ctx.flip)
+        for d_residual in tangents[9:]:
+            if d_residual is not None:
+                dz = d_residual.clone() if dz is None else dz + d_residual
         if dz is None or ctx.activation == "none":
             return dz
         # Computed again from the inputs, because a saved y or z has no tangent of its own for an
@@ -185,10 +216,12 @@ class Conv2dFunction(_ConvFunction):
         groups: int = 1,
         activation: str = "none",
         flip_kernel: bool = False,
+        residual: Tensor | None = None,
     ) -> Tensor:
         return below_autograd(
             _ops.conv2d,
             *(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel),
+            residual,
         )
 
     @staticmethod

@@ -64,12 +64,13 @@ class allow_winograd(_Switch):
     """Allows or forbids Winograd's algorithm: 3x3 convolutions, 5x5 of stride 1, and stems of
     stride 2.
 
-    It computes in float32, also what is bfloat16 or float16, and not float64.
-    It needs a quarter to two thirds of the multiplications and is less accurate than the direct
-    product (the tables in benchmarks/results give the errors). It mixes the values of a
-    neighbourhood of 6x6 pixels, with a stride of 2 of up to 12x12: the error of an output follows
-    the largest of them, also where they cancel. A sample with an infinite or NaN output is computed
-    again without it, so both stay where they belong; so is a weight gradient.
+    It computes in float32, also what is bfloat16 or float16, and in float64 what is float64, there
+    with strides in the weight gradient only. It needs a quarter to two thirds of the
+    multiplications and is less accurate than the direct product (the tables in benchmarks/results
+    give the errors). It mixes the values of a neighbourhood of 6x6 pixels, with a stride of 2 of up
+    to 12x12: the error of an output follows the largest of them, also where they cancel. A sample
+    with an infinite or NaN output is computed again without it, so both stay where they belong; so
+    is a weight gradient.
 
     Args:
         enabled: allowed (the default of the process) or not.

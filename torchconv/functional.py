@@ -37,15 +37,16 @@ class _Operator:
     """An operator, and what calls it without a detour.
 
     leading: how many arguments every call has. usual: default values of those that follow, from the
-    first, third and fourth of them on.
+    first, third and fourth of them on; but not of the `rare` last ones.
     """
 
     __slots__ = ("call", "overload", "usual")
 
-    def __init__(self, name: str, leading: int = 1) -> None:
+    def __init__(self, name: str, leading: int = 1, rare: int = 0) -> None:
         self.overload: OpOverload = overload(name)
         self.call = self.overload._op
-        rest = tuple(defaults(name))[leading:]
+        values = defaults(name)
+        rest = tuple(values[leading : len(values) - rare])
         self.usual = [(count, rest[count:]) for count in (0, 2, 3)]
 
     def unusual(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -56,8 +57,8 @@ class _Operator:
         return args
 
 
-_conv2d = _Operator("conv2d", leading=3)
-_conv2d_packed = _Operator("conv2d_packed", leading=5)
+_conv2d = _Operator("conv2d", leading=3, rare=1)
+_conv2d_packed = _Operator("conv2d_packed", leading=5, rare=1)
 _select = {
     (name, indices): _Operator(f"{name}_with_indices" if indices else name)
     for name in ("max_pool2d", "min_pool2d")
@@ -247,8 +248,9 @@ def conv_arguments(
     groups: Any,
     activation: str | None,
     flip_kernel: bool,
+    residual: Tensor | None = None,
 ) -> tuple[Any, ...]:
-    """conv2d's arguments checked, and those after the tensors in the operators' form."""
+    """conv2d's arguments checked, and those that are no tensors in the operators' form."""
     _check_tensor(input, "conv2d", "input", _CONV_DTYPES)
     _check_tensor(weight, "conv2d", "weight", _CONV_DTYPES)
     if bias is not None:
@@ -263,6 +265,13 @@ def conv_arguments(
         raise RuntimeError(
             f"Expected 4D weight for conv2d, but got weight of size: {list(weight.shape)}"
         )
+    if residual is not None:
+        _check_tensor(residual, "conv2d", "residual", _CONV_DTYPES)
+        if residual.dim() != dim:
+            raise RuntimeError(
+                f"Expected {dim}D residual for conv2d, as input is, but got residual of size: "
+                f"{list(residual.shape)}"
+            )
     name = "none" if activation is None else activation_name(activation)
     strides = _pair(stride, "conv2d", "stride")
     dilations = _pair(dilation, "conv2d", "dilation")
@@ -280,7 +289,12 @@ def inference_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def infer_conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, owner: int, arguments: tuple[Any, ...]
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    owner: int,
+    arguments: tuple[Any, ...],
+    residual: Tensor | None = None,
 ) -> Tensor:
     """conv2d where `only_infers`. owner: of packed weights, or 0.
 
@@ -289,9 +303,13 @@ def infer_conv2d(
     version = weight._version if owner else 0
     if input.dim() == 4:
         with _below_autograd():
-            return _conv2d_packed.call(input, weight, bias, owner, version, *arguments)
-    out = infer_conv2d(input.unsqueeze(0), weight, bias, owner, arguments)
-    return out.squeeze(0)
+            if residual is None:
+                return _conv2d_packed.call(input, weight, bias, owner, version, *arguments)
+            return _conv2d_packed.call(
+                input, weight, bias, owner, version, *arguments, residual=residual
+            )
+    added = None if residual is None else residual.unsqueeze(0)
+    return infer_conv2d(input.unsqueeze(0), weight, bias, owner, arguments, added).squeeze(0)
 
 
 def conv2d(
@@ -305,6 +323,7 @@ def conv2d(
     *,
     activation: str | None = None,
     flip_kernel: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """2D convolution (cross-correlation) as ``F.conv2d``, lecture rows 1 to 11 and 13 to 16.
 
@@ -319,22 +338,33 @@ def conv2d(
         activation: None, 'relu', 'relu6', 'sigmoid', 'tanh', 'silu', 'hardswish' or 'gelu',
             applied in the same pass over the output; its derivative is fused into backward.
         flip_kernel: rotate the kernel by 180 degrees first: the true convolution of lecture C.
+        residual: None, or what is added before the activation, in the same pass and rounding (as by
+            cudnnConvolutionBiasActivationForward): of the output's size, dtype and device.
 
     Returns:
         N x K x P x Q (K x P x Q unbatched), with P = (H + top + bottom - dilation*(R-1) - 1)
         // stride + 1 and Q likewise; channels_last if input or weight is.
 
     Raises:
-        RuntimeError: sizes, strides or dtypes that do not fit; NotImplementedError: a dtype without
-        kernels (bool, complex, ...); TypeError: an argument of the wrong type; ValueError: an
-        unknown activation.
+        RuntimeError: sizes, strides or dtypes that do not fit, an activation or a residual of
+        integers; NotImplementedError: a dtype without kernels (bool, complex, ...); TypeError: an
+        argument of the wrong type; ValueError: an unknown activation.
     """
     arguments = conv_arguments(
-        input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel
+        input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel, residual
     )
-    if not _is_compiling() and only_infers(input, weight, bias):
-        return infer_conv2d(input, weight, bias, 0, inference_arguments(arguments))
-    return _batched(_conv2d, input.dim(), (input, weight, bias), arguments)
+    if (
+        not _is_compiling()
+        and only_infers(input, weight, bias)
+        and (residual is None or only_infers(residual, weight, None))
+    ):
+        return infer_conv2d(input, weight, bias, 0, inference_arguments(arguments), residual)
+    if residual is None:
+        return _batched(_conv2d, input.dim(), (input, weight, bias), arguments)
+    if input.dim() == 4:
+        return _conv2d.overload(input, weight, bias, *arguments, residual)
+    batch, added = input.unsqueeze(0), residual.unsqueeze(0)
+    return _conv2d.overload(batch, weight, bias, *arguments, added).squeeze(0)
 
 
 def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> list[list[Any]]:

@@ -2,8 +2,9 @@
 
 All but `MinPool2d` and `LocallyConnected2d`, which have no counterpart in torch.nn, subclass the
 torch.nn layer of the same name, so `isinstance` checks, checkpoints and initialisation recipes
-written for torch.nn hold. `Conv2d` adds a fused activation, the true convolution (`flip_kernel`),
-padding by side and strided 'same'. Each forward is one call into `torchconv.functional`.
+written for torch.nn hold. `Conv2d` adds a fused activation, a fused residual (`forward(input,
+residual)`), the true convolution (`flip_kernel`), padding by side and strided 'same'. Each forward
+is one call into `torchconv.functional`.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class Conv2d(torch.nn.Conv2d):
             text += ", flip_kernel=True"
         return text
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """residual: as for `torchconv.functional.conv2d`, added before the activation."""
         # A call like the last one: on small images every detour of the general way counts.
         packed, parameters = self._packed_weights, self._parameters
         if (
@@ -153,26 +155,48 @@ class Conv2d(torch.nn.Conv2d):
             weight: Any = parameters.get("weight")
             bias: Any = parameters.get("bias")
             arguments = packed.arguments_of(self._settings(), input, weight, bias)
-            if arguments is not None and only_infers(input, weight, bias):
-                return infer_conv2d(input, weight, bias, packed.owner_of(weight), arguments)
-        return super().forward(input)
+            if (
+                arguments is not None
+                and only_infers(input, weight, bias)
+                and (
+                    residual is None
+                    or (only_infers(residual, weight, None) and residual.dim() == 4)
+                )
+            ):
+                owner = packed.owner_of(weight)
+                return infer_conv2d(input, weight, bias, owner, arguments, residual)
+        if residual is None:
+            return super().forward(input)
+        return self._conv_forward(input, self.weight, self.bias, residual)
 
     def _settings(self) -> tuple[Any, ...]:
         settings = (self.stride, self.padding, self.dilation, self.groups)
         return (*settings, self.activation, self.flip_kernel, self.padding_mode)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._converted and not (isinstance(input, Proxy) or covers_conv(input, weight, bias)):
+    def _conv_forward(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        if (
+            self._converted
+            and residual is None
+            and not (isinstance(input, Proxy) or covers_conv(input, weight, bias))
+        ):
             return super()._conv_forward(input, weight, bias)
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._amounts(input), mode=self.padding_mode)
             padding = 0
-        if self._keeps_weights(input, weight, bias):
+        if self._keeps_weights(input, weight, bias) and (
+            residual is None or only_infers(residual, weight, None)
+        ):
             arguments = inference_arguments(
                 conv_arguments(
                     *(input, weight, bias, self.stride, padding, self.dilation, self.groups),
-                    *(self.activation, self.flip_kernel),
+                    *(self.activation, self.flip_kernel, residual),
                 )
             )
             packed = self._packed_weights
@@ -181,7 +205,7 @@ class Conv2d(torch.nn.Conv2d):
             owner = packed.owner_of(weight)
             if self.padding_mode == "zeros" and self._is_plain() and not isinstance(padding, str):
                 packed.remember(self._settings(), bias, arguments)
-            return infer_conv2d(input, weight, bias, owner, arguments)
+            return infer_conv2d(input, weight, bias, owner, arguments, residual)
         return conv2d(
             input,
             weight,
@@ -192,6 +216,7 @@ class Conv2d(torch.nn.Conv2d):
             self.groups,
             activation=self.activation,
             flip_kernel=self.flip_kernel,
+            residual=residual,
         )
 
     def _is_plain(self) -> bool:
@@ -263,6 +288,9 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
         )
         self.activation = activation
         self.flip_kernel = flip_kernel
+
+    def initialize_parameters(self, input: Tensor, residual: Tensor | None = None) -> None:
+        super().initialize_parameters(input)
 
 
 class MaxPool2d(torch.nn.MaxPool2d):

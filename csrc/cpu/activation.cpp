@@ -3,6 +3,7 @@
 #include "cpu/activation.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "core/buffer.h"
 #include "cpu/activation_math.h"
@@ -143,6 +144,39 @@ void activate(Activation activation, A* row, int64_t n) {
 }
 
 template <typename T>
+void Epilogue<T>::add_and_store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
+  using V = WideVec<T>;
+  using R = typename V::Registers;
+  const T* added = residual + offset;
+  if (stride != 1) {
+    for (int64_t i = 0; i < n; ++i) z[i] += to_wide(added[i * stride]);
+    return store_sums(z, n, offset, stride);
+  }
+  const bool in_registers = preactivation == nullptr &&
+                            (activation == Activation::kNone || activation == Activation::kReLU);
+  const auto low = R::broadcast(
+      activation == Activation::kReLU ? Wide<T>{0} : -std::numeric_limits<Wide<T>>::infinity());
+  const auto clamped = [&](typename V::Type sum) { return sum < low ? low : sum; };
+  const int64_t whole = n / V::kLanes * V::kLanes, rest = n - whole;
+  T* const to = y + offset;
+  for (int64_t i = 0; i < whole; i += V::kLanes) {
+    const auto sum = R::load(z + i) + V::load(added + i);
+    if (in_registers)
+      V::store(to + i, clamped(sum));
+    else
+      R::store(z + i, sum);
+  }
+  if (rest > 0) {
+    const auto sum = R::load_partial(z + whole, rest) + V::load_partial(added + whole, rest);
+    if (in_registers)
+      V::store_partial(to + whole, clamped(sum), rest);
+    else
+      R::store_partial(z + whole, sum, rest);
+  }
+  if (!in_registers) store_sums(z, n, offset, stride);
+}
+
+template <typename T>
 void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* dz, T* db,
                          const Parallel& pool) {
   // Memory is rows of `inner` neighbours: a channel's plane, or a pixel's channels. Partial sums of
@@ -205,6 +239,10 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
 
 template void activate(Activation, float*, int64_t);
 template void activate(Activation, double*, int64_t);
+template void Epilogue<float>::add_and_store(float*, int64_t, int64_t, int64_t) const;
+template void Epilogue<double>::add_and_store(double*, int64_t, int64_t, int64_t) const;
+template void Epilogue<BFloat16>::add_and_store(float*, int64_t, int64_t, int64_t) const;
+template void Epilogue<Float16>::add_and_store(float*, int64_t, int64_t, int64_t) const;
 template void activation_backward(const ConvProblem&, const float*, const float*, float*, float*,
                                   const Parallel&);
 template void activation_backward(const ConvProblem&, const double*, const double*, double*,

@@ -1,6 +1,6 @@
-// Activations and the epilogue of a convolution: bias, pre-activation, activation and rounding, in
-// one pass over a finished tile; and their derivative, in the pass that also sums the bias
-// gradient.
+// Activations and the epilogue of a convolution: bias, residual, pre-activation, activation and
+// rounding, in one pass over a finished tile; and their derivative, in the pass that also sums the
+// bias gradient.
 //
 // Values and derivatives are PyTorch's, with its conventions at the kinks (relu'(0) = 0, relu6' = 1
 // only inside (0, 6)), and NaN stays NaN.
@@ -33,15 +33,29 @@ struct Epilogue {
   T* y;
   T* preactivation;  // null, or where z goes: the same offsets as y
   Activation activation;
+  const T* residual = nullptr;  // null, or what z has added: the same offsets as y
+
+  // Whether a kernel has nothing to do but y = g(sums and bias).
+  bool activates_only() const { return preactivation == nullptr && residual == nullptr; }
+
+  Epilogue at(int64_t offset) const {
+    const auto moved = [&](auto* p) { return p != nullptr ? p + offset : p; };
+    return {y + offset, moved(preactivation), activation, moved(residual)};
+  }
 
   // z (scratch, overwritten) has had its bias; element i goes to offset + i*stride.
   void store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
+    if (residual != nullptr) return add_and_store(z, n, offset, stride);
+    store_sums(z, n, offset, stride);
+  }
+
+ private:
+  void add_and_store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const;
+  void store_sums(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
     if (preactivation != nullptr) write(preactivation + offset, z, n, stride);
     if (activation != Activation::kNone) activate(activation, z, n);
     write(y + offset, z, n, stride);
   }
-
- private:
   static void write(T* dst, const Wide<T>* src, int64_t n, int64_t stride) {
     if (stride == 1) return copy_narrow(dst, src, n);
     for (int64_t i = 0; i < n; ++i) dst[i * stride] = from_wide<T>(src[i]);

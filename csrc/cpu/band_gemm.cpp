@@ -350,13 +350,21 @@ class BandGemm {
 #pragma GCC unroll 16
     for (int i = 0; i < kL; ++i)
       tile[i] = i < pixels ? R::load(sums + i * kPanel<A>) + offset : offset;
-    if (direct_ && epilogue_.activation == Activation::kReLU) {
-#pragma GCC unroll 16
-      for (int i = 0; i < kL; ++i)
-        tile[i] = tile[i] < typename R::Type{} ? typename R::Type{} : tile[i];
-    }
     transpose_steps<1>(tile);
     if (direct_) {
+      if (epilogue_.residual != nullptr) {
+        const T* residual = epilogue_.residual + dst;
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i)
+          if (i < filters)
+            tile[i] += pixels == kL ? V::load(residual + i * view_.dst.c)
+                                    : V::load_partial(residual + i * view_.dst.c, pixels);
+      }
+      if (epilogue_.activation == Activation::kReLU) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i)
+          tile[i] = tile[i] < typename R::Type{} ? typename R::Type{} : tile[i];
+      }
       T* y = epilogue_.y + dst;
       if (pixels == kL && filters == kL) {
 #pragma GCC unroll 16

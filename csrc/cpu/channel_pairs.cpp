@@ -57,19 +57,6 @@ void transpose_pairs(const BFloat16* src, int64_t plane, int64_t step, int64_t c
   }
 }
 
-// Pixels of three channels, one after the other: a first layer's.
-void copy_triples(const BFloat16* src, int64_t count, float* to) {
-  for (int64_t p = 0; p < count; ++p, src += 3, to += 2) {
-    uint64_t channels = 0;
-    if (p + 1 < count)
-      std::memcpy(&channels, src, 8);  // with the first one of the next pixel
-    else
-      std::memcpy(&channels, src, 6);
-    channels &= 0xffffffffffff;
-    std::memcpy(to, &channels, 8);
-  }
-}
-
 }  // namespace
 
 void fill_pairs(const ChannelBand& band, const ConvView& view, const BFloat16* src,
@@ -82,8 +69,6 @@ void fill_pairs(const ChannelBand& band, const ConvView& view, const BFloat16* s
     pixels += inside.begin * pixel;
     if (view.src.c != 1)
       return transpose_pairs(src + from, view.src.c, step, inside.size(), channels, pixels, pixel);
-    if (channels == 3 && step == 3 && pixel == 2)
-      return copy_triples(src + from, inside.size(), pixels);
     for (int64_t p = 0; p < inside.size(); ++p) {
       float* row = pixels + p * pixel;
       const BFloat16* channel = src + from + p * step;

@@ -12,14 +12,37 @@
 
 namespace torchconv::cpu {
 
-// Whether the products of a bfloat16 view are those of pairs.
-inline bool takes_pairs(const ConvView& view) { return view.groups == 1 && has_pair_products(); }
+// Narrower groups lie side by side in vectors.
+inline constexpr int64_t kNarrowGroupFilters = kVectorBytes / 4;
+
+// Whether the matrix products of a bfloat16 view are those of pairs.
+inline bool takes_pairs(const ConvView& view) {
+  return has_pair_products() && (view.groups == 1 || view.K > kNarrowGroupFilters);
+}
+
+// And those of narrow groups, whose pairs must not share channels of two groups.
+inline bool groups_take_pairs(const ConvView& view) {
+  return has_pair_products() && view.K <= kNarrowGroupFilters && view.C % 2 == 0;
+}
 
 // The view with a pair for a channel; strides are still those of elements.
 inline ConvView pair_view(const ConvView& view) {
   ConvView pairs = view;
   pairs.C = ceil_div(view.C, int64_t{2});
   return pairs;
+}
+
+// Pairs (p[l], q[l]), of whose halves the first lo and hi exist.
+TORCHCONV_INLINE Vec<uint32_t>::Type zip_pairs(const BFloat16* p, int64_t lo, const BFloat16* q,
+                                               int64_t hi) {
+  constexpr int64_t kL = Vec<uint32_t>::kLanes;
+  using Halves = Vec<uint16_t, kL>;
+  const auto load = [](const BFloat16* from, int64_t n) {
+    return convert<uint32_t, uint16_t, kL>(n == kL  ? Halves::load(from)
+                                           : n <= 0 ? Halves::Type{}
+                                                    : Halves::load_partial(from, n));
+  };
+  return load(p, lo) | load(q, hi) << 16;
 }
 
 // Pairs of the upper halves of two vectors of floats, at p and q or zero.

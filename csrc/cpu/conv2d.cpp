@@ -52,7 +52,7 @@ template <typename T>
 int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
-      return winograd_weights_size(view);
+      return winograd_weights_size<T>(view);
     case ConvAlgorithm::kStridedWinograd:
       return strided_winograd_weights_size(p);
     case ConvAlgorithm::kDirectProduct:
@@ -75,8 +75,8 @@ void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, c
     if (algorithm == ConvAlgorithm::kStridedWinograd)
       strided_winograd_pack_weights(p, WideArray<T>(w, p.K * p.C * p.R * p.S, pool).get(), packed,
                                     pool);
-    if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
   }
+  if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kDirectProduct) direct_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kPixelProduct) pixel_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kGroupTiles) group_pack_weights(view, w, packed, pool);
@@ -126,22 +126,21 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
             const void* packed, const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
-    case ConvAlgorithm::kWinogradRows:
-      if constexpr (kInFloat<T>) {
-        // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
-        std::vector<int64_t> special;
-        if (algorithm == ConvAlgorithm::kWinograd)
-          special = winograd_gather(view, src, w, bias, epilogue, pool,
-                                    static_cast<const float*>(packed));
-        else if constexpr (std::is_same_v<T, float>)
-          special = winograd_rows(view, src, w, bias, epilogue, pool);
-        for (const int64_t n : special) {
-          const ConvView sample = sample_of(view, n);
-          gather(sample, gather_algorithm(sample, kDType<T>, false), src + n * view.src.n, w,
-                 nullptr, bias, epilogue, pool);
-        }
+    case ConvAlgorithm::kWinogradRows: {
+      // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
+      std::vector<int64_t> special;
+      if (algorithm == ConvAlgorithm::kWinograd)
+        special = winograd_gather(view, src, w, bias, epilogue, pool,
+                                  static_cast<const Wide<T>*>(packed));
+      else if constexpr (std::is_same_v<T, float>)
+        special = winograd_rows(view, src, w, bias, epilogue, pool);
+      for (const int64_t n : special) {
+        const ConvView sample = sample_of(view, n);
+        gather(sample, gather_algorithm(sample, kDType<T>, false), src + n * view.src.n, w, nullptr,
+               bias, epilogue, pool);
       }
       return;
+    }
     case ConvAlgorithm::kDepthwiseChannels:
       if constexpr (std::is_floating_point_v<T>)
         depthwise_channels_gather(view, src, w, bias, epilogue, pool);
@@ -187,8 +186,9 @@ void strided_gather(const ConvProblem& p, StridedPass pass, const std::vector<Co
     const WideArray<T> wide_w(w, u != nullptr ? 0 : p.K * p.C * p.R * p.S, pool);
     const WideArray<T> wide_bias(bias, p.K, pool);
     const Buffer<float> y(size), z(epilogue.preactivation != nullptr ? size : 0);
+    const WideArray<T> residual(epilogue.residual, size, pool);
     const Epilogue<float> wide{y.get(), epilogue.preactivation != nullptr ? z.get() : nullptr,
-                               epilogue.activation};
+                               epilogue.activation, residual.get()};
     special =
         strided_winograd(p, pass, wide_src.get(), wide_w.get(), wide_bias.get(), wide, pool, u);
     narrow_array(epilogue.y, y.get(), size, pool);
@@ -207,7 +207,7 @@ bool is_empty(const ConvView& view) { return view.N == 0 || view.K == 0 || view.
 
 template <typename T>
 bool wgrad_by_winograd(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<T, Wide<T>>) {
     return winograd_wgrad(view, dz, x, dw, pool);
   } else {
     const WideArray<T> wide_dz(dz, view.N * view.dst.n, pool);
@@ -225,11 +225,9 @@ template <typename T>
 void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
   if (is_empty(view) || view.terms() == 0) return;
   ConvAlgorithm algorithm = wgrad_algorithm(view, kDType<T>, winograd_allowed());
-  if constexpr (kInFloat<T>) {
-    if (algorithm == ConvAlgorithm::kWinograd) {
-      if (wgrad_by_winograd(view, dz, x, dw, pool)) return;
-      algorithm = wgrad_algorithm(view, kDType<T>, false);
-    }
+  if (algorithm == ConvAlgorithm::kWinograd) {
+    if (wgrad_by_winograd(view, dz, x, dw, pool)) return;
+    algorithm = wgrad_algorithm(view, kDType<T>, false);
   }
   switch (algorithm) {
     case ConvAlgorithm::kDepthwiseChannels:
@@ -260,10 +258,12 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
 
 template <typename T>
 void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
-           const void* bias, void* y, void* preactivation, const Parallel& pool) {
+           const void* bias, const void* residual, void* y, void* preactivation,
+           const Parallel& pool) {
   const ConvView view = fprop_view(p);
   if (is_empty(view)) return;
-  const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation};
+  const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation,
+                             static_cast<const T*>(residual)};
   const bool winograd = winograd_allowed(),
              strided = strides_by_winograd(p, StridedPass::kFprop, winograd);
   const ConvAlgorithm algorithm =
@@ -337,16 +337,17 @@ void backward(const ConvProblem& p, const void* dy, const void* saved, const voi
 }  // namespace
 
 void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
-                  const void* bias, void* y, void* preactivation, const Parallel& pool) {
+                  const void* bias, const void* residual, void* y, void* preactivation,
+                  const Parallel& pool) {
   switch (p.dtype) {
     case DType::kFloat32:
-      return fprop<float>(p, x, w, owner, bias, y, preactivation, pool);
+      return fprop<float>(p, x, w, owner, bias, residual, y, preactivation, pool);
     case DType::kFloat64:
-      return fprop<double>(p, x, w, owner, bias, y, preactivation, pool);
+      return fprop<double>(p, x, w, owner, bias, residual, y, preactivation, pool);
     case DType::kBFloat16:
-      return fprop<BFloat16>(p, x, w, owner, bias, y, preactivation, pool);
+      return fprop<BFloat16>(p, x, w, owner, bias, residual, y, preactivation, pool);
     case DType::kFloat16:
-      return fprop<Float16>(p, x, w, owner, bias, y, preactivation, pool);
+      return fprop<Float16>(p, x, w, owner, bias, residual, y, preactivation, pool);
     default:
       return conv_integer(fprop_view(p), p.dtype, x, w, bias, y, pool);
   }

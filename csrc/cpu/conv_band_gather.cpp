@@ -2,11 +2,14 @@
 // channels side by side: it copies the band once (conv_band.h), computes every position for each
 // output channel and hands the finished rows to the epilogue. With several filters in a group they
 // are the rows of a matrix product whose other operand is the band itself, read through offsets:
-// im2col without its copy. With one or two, and with channels along the vector, it is the depthwise
+// im2col without its copy; in bfloat16 two channels of the band are joined where the processor
+// multiplies pairs. With one or two, and with channels along the vector, it is the depthwise
 // kernel.
 #include "cpu/conv_band_gather.h"
 
 #include "core/buffer.h"
+#include "cpu/channel_pairs.h"
+#include "cpu/microkernels/gemm_pairs.h"
 #include "cpu/microkernels/taps.h"
 #include "cpu/parallel_range.h"
 
@@ -25,7 +28,9 @@ class BandGather {
         band_(band),
         src_(src),
         epilogue_(epilogue),
-        terms_(view.terms()),
+        pairs_(std::is_same_v<T, BFloat16> && has_pair_products() && band.pixels && view.C > 1 &&
+               view.K >= kFewRows && view.K <= kMaxPairRows),
+        terms_(pairs_ ? pair_view(view).terms() : view.terms()),
         channels_(view.groups * view.K),
         padded_(band.blocks * (band.pixels ? view.K : band.lanes)),
         blocks_(band.pixels && view.K >= kFewRows ? ceil_div(terms_, kDepth) : 0),
@@ -34,7 +39,7 @@ class BandGather {
     for (int64_t channel = 0; channel < padded_; ++channel)
       bias_[channel] = bias != nullptr && channel < channels_ ? to_wide(bias[channel]) : A{0};
     // [c][t], the order of the band's offsets
-    std::vector<int64_t> offsets(static_cast<size_t>(terms_));
+    std::vector<int64_t> offsets(static_cast<size_t>(view.terms()));
     weight_offsets(view, {0, view.C, 0, static_cast<int64_t>(view.taps.size())}, offsets.data());
     const WorkSplit split(padded_, 4.0 * static_cast<double>(terms_));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
@@ -45,6 +50,12 @@ class BandGather {
         }
         const T* filter =
             w + channel / view.K * view.weight_group + channel % view.K * view.weight_k;
+        if constexpr (std::is_same_v<T, BFloat16>) {
+          if (pairs_) {
+            pack_pairs(filter, offsets, channel);
+            continue;
+          }
+        }
         for (int64_t b = 0; b < blocks_; ++b)
           pack_weight_rows(filter, 0, offsets.data() + b * kDepth,
                            std::min(kDepth, terms_ - b * kDepth), 1,
@@ -86,6 +97,7 @@ class BandGather {
         const int64_t i0 = b * band_.band, rows = std::min(band_.band, view_.I - i0);
         const int64_t dst = view_.dst_offset + n * view_.dst.n + i0 * view_.dst.row;
         band_.fill(view_, src_ + n * view_.src.n, block, i0, source);
+        if (pairs_) join_channels(source);
         if (blocks_ > 0) {
           run_matrix(source, block * view_.K + first, std::min(piece, view_.K - first), rows, dst,
                      out);
@@ -110,6 +122,32 @@ class BandGather {
     return band_.pixels ? channel * terms_ + term : term * padded_ + channel;
   }
 
+  // Of a channel: terms are [pair][tap].
+  void pack_pairs(const BFloat16* filter, const std::vector<int64_t>& offsets,
+                  int64_t channel) const {
+    const auto taps = static_cast<int64_t>(view_.taps.size());
+    for (int64_t term = 0; term < terms_; ++term) {
+      const int64_t even = term / taps * 2 * taps + term % taps, odd = even + taps;
+      const uint32_t low = filter[offsets[even]].bits;
+      const uint32_t high = odd < view_.terms() ? filter[offsets[odd]].bits : 0u;
+      weights_[weight_at(channel, term)] = bit_cast<A>(low | high << 16);
+    }
+  }
+
+  // Channels 2c and 2c + 1 of the band become its channel c. What a last vector overwrites has been
+  // read before.
+  void join_channels(A* source) const {
+    if constexpr (std::is_same_v<A, float>) {
+      const int64_t channel = band_.size / view_.C;
+      for (int64_t c = 0; c < view_.C; c += 2) {
+        const A* even = source + c * channel;
+        A* const to = source + c / 2 * channel;
+        for (int64_t i = 0; i < channel; i += kL)
+          join_pairs(even + i, c + 1 < view_.C ? even + channel + i : nullptr, to + i);
+      }
+    }
+  }
+
   // The group's filters as rows of a matrix product whose other operand is the band itself.
   void run_matrix(const A* source, int64_t channel, int64_t filters, int64_t rows, int64_t dst,
                   A* out) const {
@@ -128,8 +166,15 @@ class BandGather {
         for (int64_t at = 0; at < positions; at += kPanel<A>, next += step) {
           for (int64_t i = 0; i < step; i += kL) __builtin_prefetch(next + i, 0, 2);
           const int64_t vectors = std::min<int64_t>(kMaxVectors, ceil_div(positions - at, kL));
-          gemm_microkernel<A>(n, vectors)({weights, source + at, out + at, depth, ld, b > 0,
-                                           band_.offsets.data() + b * kDepth});
+          const GemmTile<A> product{
+              weights, source + at, out + at, depth, ld, b > 0, band_.offsets.data() + b * kDepth};
+          if constexpr (std::is_same_v<T, BFloat16>) {
+            if (pairs_) {
+              gemm_pair_microkernel(n, vectors)(product);
+              continue;
+            }
+          }
+          gemm_microkernel<A>(n, vectors)(product);
         }
       }
       for (int64_t k = 0; k < n; ++k, ++channel) {
@@ -175,6 +220,7 @@ class BandGather {
   const ConvBand& band_;
   const T* src_;
   const Epilogue<T>& epilogue_;
+  const bool pairs_;  // a term is a pair of channels
   int64_t terms_, channels_, padded_;
   int64_t blocks_;  // of terms in the matrix product, or 0
   Buffer<A>

@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "cpu/band_gemm.h"
+#include "cpu/channel_pairs.h"
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_columns.h"
@@ -47,7 +48,7 @@ constexpr double kWinogradSaving = 1.5, kWinogradSavingOverPairs = 3;
 // Fewer channels or filters, or a smaller C x K, leave the transforms of the weight gradient too
 // few products to serve.
 constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 256;
-constexpr int64_t kStridedWgradProduct = 512;
+constexpr int64_t kStridedWgradProduct = 512, kStridedWgradProductDouble = 2048;
 // A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
 constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWork = 25000;
 // But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
@@ -80,7 +81,6 @@ struct Case {
   const bool winograd;
 
   bool is(DType t) const { return dtype == t; }
-  bool in_float() const { return !is(DType::kFloat64); }
   int64_t narrower_side() const { return std::min(v.C, v.K); }
   int64_t wider_side() const { return std::max(v.C, v.K); }
   bool grouped() const { return v.groups > 1; }
@@ -93,6 +93,9 @@ struct Case {
   }
   // Twice the multiplications of float.
   bool by_pairs() const { return is(DType::kBFloat16) && direct_gemm_by_pairs(v); }
+  bool groups_by_pairs() const {
+    return is(DType::kBFloat16) && grouped() && groups_take_pairs(v) && narrow_groups();
+  }
   bool wgrad_by_pairs() const { return is(DType::kBFloat16) && pair_wgrad_applies(v); }
   bool depthwise() const {
     return is(DType::kFloat32)   ? depthwise_channels_applies<float>(v)
@@ -122,8 +125,9 @@ struct Case {
   }
   bool winograd_saves_enough() const {
     const auto direct = static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
-    return direct >= (by_pairs() ? kWinogradSavingOverPairs : kWinogradSaving) *
-                         static_cast<double>(winograd_products(v));
+    return direct >=
+           (by_pairs() || groups_by_pairs() ? kWinogradSavingOverPairs : kWinogradSaving) *
+               static_cast<double>(winograd_products(v));
   }
   bool rows_save_enough() const {
     if (v.step_w == 1 && v.C < kWinogradChannels) return true;
@@ -135,8 +139,8 @@ struct Case {
       return narrower_side() >= kLargeWgradChannels && wider_side() > kNarrow &&
              v.pixels() >= kLargeWgradPixels && v.pixels() * v.C * v.K >= kLargeWgradWork;
     if (narrower_side() >= kWinogradWgradChannels) {
-      const bool strided = v.step_h > 1;
-      return v.C * v.K >= (strided ? kStridedWgradProduct : kWinogradWgradProduct);
+      if (v.step_h == 1) return v.C * v.K >= kWinogradWgradProduct;
+      return v.C * v.K >= (is(DType::kFloat64) ? kStridedWgradProductDouble : kStridedWgradProduct);
     }
     if (v.taps.size() > 9) return v.K >= kWinogradWgradChannels;
     return v.step_h == 1 && v.C >= kFirstLayerChannels && v.K >= kFirstLayerFilters;
@@ -165,7 +169,7 @@ using Algorithm = ConvAlgorithm;
 // clang-format off
 constexpr Rule kGatherRules[] = {
     {Algorithm::kWinograd, [](const Case& c) {
-       return c.winograd && c.in_float() && c.feeds_winograd() && winograd_applies(c.v) &&
+       return c.winograd && c.feeds_winograd() && winograd_applies(c.v) &&
               c.winograd_saves_enough();
      }},
     {Algorithm::kWinogradRows, [](const Case& c) {
@@ -226,8 +230,7 @@ constexpr Rule kWgradRules[] = {
        return c.wgrad_by_pairs() && (c.v.step_h > 1 || c.narrower_side() < kWinogradWgradChannels);
      }},
     {Algorithm::kWinograd, [](const Case& c) {
-       return c.winograd && c.in_float() && c.feeds_winograd_wgrad() &&
-              winograd_wgrad_applies(c.v);
+       return c.winograd && c.feeds_winograd_wgrad() && winograd_wgrad_applies(c.v);
      }},
     {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {

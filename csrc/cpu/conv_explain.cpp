@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/band_gemm.h"
+#include "cpu/channel_pairs.h"
 #include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_choice.h"
 #include "cpu/conv_view.h"
@@ -91,17 +92,26 @@ std::string band_blocking(const ConvBand& band) {
   return text("%lld bands of %lld rows, %lld positions wide", band.bands, band.band, band.width);
 }
 
+// Vectors of channels or, in a gather of bfloat16, of pairs of them.
+std::string group_blocking(const ConvView& v, int64_t size) {
+  const GroupBand band(v, size, size == 8 ? kPermutesLanes<double> : kPermutesLanes<float>);
+  return text("%lld bands of %lld rows, %lld groups together", band.bands, band.band, band.groups);
+}
+
 std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
   const int64_t size = dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
   const int64_t lanes = kVectorBytes / size;
   switch (algorithm) {
     case ConvAlgorithm::kWinograd: {
-      const winograd::Plan plan(v);
+      const winograd::Grid plan(v);
+      const int64_t block_vectors = dtype == DType::kFloat64
+                                        ? winograd::Plan<double>(v).block_vectors
+                                        : winograd::Plan<float>(v).block_vectors;
       const char* format = plan.side == 3
                                ? "F(4x4,3x3): %lld x %lld tiles a sample, sums of %lld channels"
                                : "F(2x2,5x5): %lld x %lld tiles a sample, sums of %lld channels";
       return text(format, plan.rows.count, plan.columns.count,
-                  std::min(v.C, plan.block_vectors * winograd::kVector));
+                  std::min(v.C, block_vectors * lanes));
     }
     case ConvAlgorithm::kWinogradRows:
       return text("F(4,n) along rows, at most 3 of %lld taps: %lld tiles, %lld filters in a vector",
@@ -111,11 +121,9 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kBandAlongChannels: {
       return band_blocking(ConvBand(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes));
     }
-    case ConvAlgorithm::kGroupTiles: {
-      const GroupBand band(v, size, size == 8 ? kPermutesLanes<double> : kPermutesLanes<float>);
-      return text("%lld bands of %lld rows, %lld groups together", band.bands, band.band,
-                  band.groups);
-    }
+    case ConvAlgorithm::kGroupTiles:
+      return group_blocking(dtype == DType::kBFloat16 && groups_take_pairs(v) ? pair_view(v) : v,
+                            size);
     case ConvAlgorithm::kDepthwiseColumns:
     case ConvAlgorithm::kDepthwiseChannels:
       return text("%lld rows of %lld pixels, %lld channels in a vector", v.I, v.J, lanes);
@@ -153,12 +161,13 @@ std::string strided_blocking(const ConvProblem& p) {
 }
 
 std::string wgrad_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
+  const int64_t size = dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
   if (algorithm == ConvAlgorithm::kBandAlongPixels ||
       algorithm == ConvAlgorithm::kBandAlongChannels) {
-    const int64_t size = dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
     return band_blocking(band_wgrad_band(v, algorithm == ConvAlgorithm::kBandAlongPixels, size,
                                          kVectorBytes / size));
   }
+  if (algorithm == ConvAlgorithm::kGroupTiles) return group_blocking(v, size);
   if (algorithm != ConvAlgorithm::kWinograd) return gather_blocking(v, dtype, algorithm);
   const WinogradWgradCost cost = winograd_wgrad_cost(v);
   return cost.scheme + text(": %lld tiles a sample of %lld, %lld products of each", cost.tiles, v.N,
@@ -173,7 +182,7 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
   if (algorithm == ConvAlgorithm::kWinogradRows)
     return 2 * multiplications(v) * winograd_rows_products(v);
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
-  const winograd::Plan plan(v);
+  const winograd::Grid plan(v);
   const auto tiles = static_cast<double>(plan.tiles());
   const auto C = static_cast<double>(v.C), K = static_cast<double>(v.K);
   const TransformSteps steps = transform_steps(v);

@@ -56,8 +56,7 @@ class DepthwiseChannels {
     for (int64_t t = 0; t < taps(); ++t)
       for (int64_t c = 0; c < channels_; ++c)
         weights[t * channels_ + c] = w[c * view_.weight_group + view_.taps[t].weight];
-    const bool in_place =
-        epilogue.activation == Activation::kNone && epilogue.preactivation == nullptr;
+    const bool in_place = epilogue.activation == Activation::kNone && epilogue.activates_only();
     const int64_t row_size = in_place ? 0 : view_.J * channels_;
     const WorkSplit split(view_.N * view_.I, static_cast<double>(view_.J * channels_) *
                                                  static_cast<double>(taps() + 2) / 4);

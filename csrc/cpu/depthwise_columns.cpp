@@ -46,8 +46,7 @@ struct RowPairs {
     A* start = weights.get() + taps * channels;
     pack_taps(grid, channels, w, weights.get());
     for (int64_t c = 0; c < channels; ++c) start[c] = bias != nullptr ? to_wide(bias[c]) : A{0};
-    const bool in_place =
-        epilogue.activation == Activation::kNone && epilogue.preactivation == nullptr;
+    const bool in_place = epilogue.activation == Activation::kNone && epilogue.activates_only();
     const WorkSplit split(
         N * pairs, static_cast<double>(2 * columns * channels) * static_cast<double>(taps + 8));
     const int64_t line = columns * channels;
@@ -181,14 +180,10 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
   const int64_t R = taps.rows, step = v.step_h;
   const ChannelColumns shape{R, step,    v.groups, v.J, -taps.first_w, v.W - taps.first_w,
                              0, v.groups};
-  const Epilogue<T> moved{
-      epilogue.y + v.dst_offset,
-      epilogue.preactivation != nullptr ? epilogue.preactivation + v.dst_offset : nullptr,
-      epilogue.activation};
   const RowPairs<T> rows{v.N,   ceil_div(v.I, 2), v.I,       v.J,         v.groups,
                          R * R, v.dst.n,          v.dst.row, v.dst.column};
   rows.run(
-      taps, w, bias, moved, pool, [](int64_t pair) { return 2 * pair; },
+      taps, w, bias, epilogue.at(v.dst_offset), pool, [](int64_t pair) { return 2 * pair; },
       [&](int64_t n, int64_t pair, ChannelColumnsSum<T>& sum) {
         const T* image = src + n * v.src.n + taps.first_w * v.src.column;
         for (int64_t i = 0; i < R + step; ++i) {

@@ -63,7 +63,7 @@ class DepthwisePlanes {
     const int64_t chunks = ceil_div(s_.planes, together_);
     const int64_t taps = taps_.rows * taps_.rows;
     const bool in_place =
-        !kConverts && epilogue.activation == Activation::kNone && epilogue.preactivation == nullptr;
+        !kConverts && epilogue.activation == Activation::kNone && epilogue.activates_only();
     const int64_t most_rows = bands_ > 1 ? 2 * band_ + taps_.rows : s_.height;
     const int64_t src_size = kConverts ? together_ * std::min(s_.height, most_rows) * s_.width : 0;
     const int64_t dst_size = in_place ? 0 : together_ * band_ * s_.J;
@@ -160,14 +160,10 @@ template <typename T>
 void depthwise_planes_gather(const ConvView& v, const T* src, const T* w, const T* bias,
                              const Epilogue<T>& epilogue, const Parallel& pool) {
   const DepthwiseTaps taps(v);
-  const Epilogue<T> moved{
-      epilogue.y + v.dst_offset,
-      epilogue.preactivation != nullptr ? epilogue.preactivation + v.dst_offset : nullptr,
-      epilogue.activation};
   const DepthwisePlanes<T> planes(
       taps, {v.N, v.groups * v.K, v.K, v.H, v.W, v.I, v.J, v.src.n, v.dst.n, taps.gap_h > 1});
   planes.run(
-      src, w, bias, moved, pool,
+      src, w, bias, epilogue.at(v.dst_offset), pool,
       [&](int64_t first, int64_t last) { return source_rows(taps, v, first, last); },
       [&](PlaneRowsSum<Wide<T>> sum) {
         for_plane_rows(taps, v, [&](const PlaneRows& shape, int64_t row, int64_t rows) {

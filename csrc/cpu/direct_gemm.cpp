@@ -9,9 +9,7 @@
 #include "cpu/direct_gemm.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <limits>
-#include <optional>
 #include <type_traits>
 #include <vector>
 
@@ -19,10 +17,12 @@
 #include "cpu/axis_groups.h"
 #include "cpu/channel_band.h"
 #include "cpu/channel_pairs.h"
+#include "cpu/direct_plan.h"
 #include "cpu/direct_terms.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/parallel_range.h"
 #include "cpu/plane_store.h"
+#include "cpu/row_pairs.h"
 #include "cpu/source_prefetch.h"
 
 namespace torchconv::cpu {
@@ -30,116 +30,24 @@ namespace {
 
 // See kDepth; a reduction in place has no panel that must fit the first-level cache.
 constexpr int64_t kTermsInRegisters = 256;
-// What a block keeps in the second-level cache.
-constexpr int64_t kBandBytes = 384 << 10, kWeightBytes = 640 << 10;
-// Outputs in a block: enough to repay its preparation.
-constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
-// Of the first-level cache, at least: so many lines may fall into the same set.
-constexpr int64_t kCacheWays = 8;
+// What a block's weights may take of the second-level cache.
+constexpr int64_t kWeightBytes = 640 << 10;
+// The tasks of one call should be enough for several threads when it is large.
+constexpr int64_t kTasksWanted = 16;
 // From so many pixels on a tile is as fast as a full one.
 constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
-// The tasks of one call should be enough for several threads when it is large.
-constexpr int64_t kTasksWanted = 16, kBlocksWanted = 6;
-
-bool all_inside(const ConvView& view, const ConvTap& tap) {
-  const Range h = valid_range(view.I, view.step_h, tap.h, view.H);
-  const Range w = valid_range(view.J, view.step_w, tap.w, view.W);
-  return h.begin == 0 && h.end == view.I && w.begin == 0 && w.end == view.J;
-}
-
-// Whether several taps are read where they lie, all outputs through the taps that reach the image:
-// where there is no padding, or a pixel meets so few products that copying it first would take as
-// long as some of them.
-bool taps_in_place(const ConvView& view, int64_t filter_bytes) {
-  constexpr int64_t kFewProducts = 4, kWide = 2 * kMaxRows;
-  constexpr int64_t kMostOffset = int64_t{1} << 29;
-  const auto taps = static_cast<int64_t>(view.taps.size());
-  const auto of_all = [&](const auto& f) {
-    return std::all_of(view.taps.begin(), view.taps.end(), f);
-  };
-  if (taps < 2 || !of_all([&](const ConvTap& tap) {
-        return std::abs(tap.h) < kMostOffset / view.src.row &&
-               std::abs(tap.w) < kMostOffset / view.src.column;
-      }))
-    return false;
-  if (of_all([&](const ConvTap& tap) { return all_inside(view, tap); })) return true;
-  return taps * ceil_div(filter_bytes, kVectorBytes) <= kFewProducts && view.step_h == 1 &&
-         view.step_w == 1 && view.J >= kWide;
-}
-
-// How a view is cut: from one sample's shape, but for `samples`, which changes no sum.
-struct Plan {
-  // in_place_possible: the image is in the computing type. pixel: from one to the next, in terms.
-  Plan(const ConvView& view, int64_t element_size, bool in_place_possible, int64_t pixel);
-
-  int64_t channels, chunks;         // of the reduction
-  int64_t rows, columns;            // outputs in a block
-  int64_t samples;                  // blocks of that many samples, where a block is a whole one
-  int64_t nominal_samples;          // the same in an endless batch
-  std::optional<ChannelBand> band;  // or the image itself is read
-  bool reads_neighbours;            // there: one pixel after the other
-  bool reads_taps;                  // there: through several taps
-  int64_t tile_rows = kMaxRows;     // at most
-  int64_t padded_filters;
-
-  int64_t chunk_channels(const ConvView& view, int64_t chunk) const {
-    return std::min(channels, view.C - chunk * channels);
-  }
-};
-
-Plan::Plan(const ConvView& view, int64_t element_size, bool in_place_possible, int64_t pixel)
-    : channels(direct_gemm_chunk(view, element_size)),
-      chunks(std::max<int64_t>(1, ceil_div(view.C, channels))),
-      padded_filters(round_up(view.K, kVectorBytes / element_size)) {
-  const int64_t pixels = std::clamp(kBlockProducts / std::max<int64_t>(1, view.terms() * view.K),
-                                    kBlockPixels, 4 * kBlockPixels);
-  columns = even_piece(view.J, pixels);
-  rows = even_piece(view.I, pixels / columns);
-  const bool aliased = pixel * element_size % kAliasedBytes == 0;
-  const bool one_tap = view.taps.size() == 1 && all_inside(view, view.taps[0]);
-  const bool in_place = in_place_possible && chunks == 1 &&
-                        (one_tap || taps_in_place(view, padded_filters * element_size));
-  if (in_place && aliased) tile_rows = std::min<int64_t>(kMaxRows, kCacheWays);
-  if (view.terms() > 0 && !in_place) {
-    const auto try_block = [&](int64_t block_rows, int64_t block_columns, int64_t limit) {
-      band.emplace(view, block_rows, block_columns, channels, element_size);
-      return band->size() * element_size <= limit;
-    };
-    // Rows that several blocks read are copied for each of them.
-    const int64_t halo = std::abs(view.taps.back().h - view.taps.front().h) / view.step_h;
-    while (rows < std::min(2 * halo, view.I / kBlocksWanted) &&
-           try_block(even_piece(view.I, 2 * rows), columns, kBandBytes / 2))
-      rows = even_piece(view.I, 2 * rows);
-    while (!try_block(rows, columns, kBandBytes)) {
-      if (rows > 1)
-        rows = even_piece(view.I, rows / 2);
-      else if (columns > kMaxRows)
-        columns = even_piece(view.J, columns / 2);
-      else
-        break;
-    }
-  }
-  reads_neighbours = in_place && pixel == view.C;
-  reads_taps = in_place && view.taps.size() > 1;
-  samples = nominal_samples = 1;
-  if (rows == view.I && columns == view.J) {
-    nominal_samples = pixels / (rows * columns);
-    if (band)
-      nominal_samples = std::min(nominal_samples, kBandBytes / (band->size() * element_size));
-    nominal_samples = std::max<int64_t>(1, nominal_samples);
-    samples = even_piece(view.N, nominal_samples);
-  }
-}
 
 template <typename T, typename Terms = ChannelTerms>
 class DirectGemm {
  public:
   using A = Wide<T>;
+  using Plan = DirectPlan;
 
   // view: of terms, but for the strides; channels: of the source.
   DirectGemm(const ConvView& view, int64_t channels, const Plan& plan, const T* src,
-             const A* weights, const T* bias, const Epilogue<T>& epilogue)
+             const A* weights, const T* bias, const Epilogue<T>& epilogue, Terms of_terms = {})
       : view_(view),
+        of_terms_(of_terms),
         source_channels_(channels),
         plan_(plan),
         src_(src),
@@ -168,7 +76,8 @@ class DirectGemm {
                         (activation == Activation::kNone || activation == Activation::kReLU ||
                          activation == Activation::kReLU6);
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
-    rounds_ = kPairs && (view.dst.c == 1 || view.dst.column == 1) && simple;
+    rounds_ = kPairs && simple &&
+              (view.dst.c == 1 || (view.dst.column == 1 && epilogue.residual == nullptr));
     if constexpr (std::is_same_v<T, A>)
       streams_ =
           to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
@@ -281,8 +190,8 @@ class DirectGemm {
             if (view_.src.c == 1)
               ahead->add(sample + from, inside.size(), step * kSize, channels * kSize);
             else if (!inside.empty())
-              ahead->add(sample + from, std::min(channels, source_channels_), view_.src.c * kSize,
-                         ((inside.size() - 1) * step + 1) * kSize);
+              ahead->add(sample + from, of_terms_.planes(std::min(channels, source_channels_)),
+                         view_.src.c * kSize, ((inside.size() - 1) * step + 1) * kSize);
           });
     }
   }
@@ -424,29 +333,27 @@ class DirectGemm {
     if (plan_.band) {
       const int64_t first = chunk * plan_.channels * Terms::kChannels;
       for (int64_t n = 0; n < at.n.size(); ++n)
-        Terms::fill(*plan_.band, view_, src + n * view_.src.n,
-                    std::min(channels * Terms::kChannels, source_channels_ - first), at.i, at.j,
-                    t.band + n * plan_.band->size());
+        of_terms_.fill(*plan_.band, view_, src + n * view_.src.n,
+                       std::min(channels * Terms::kChannels, source_channels_ - first), at.i, at.j,
+                       t.band + n * plan_.band->size());
       tile.a = t.band;
     } else {
       tile.a = reinterpret_cast<const A*>(src);
     }
     if (chunk == 0 || last) cut_segments(t, channels);
+    const bool rounds = last && rounds_;
     tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
     tile.totals = t.totals;
-    tile.accumulate = chunk > 0;
     tile.stream = streams_;
-    const bool rounds = last && rounds_;
     tile.clamp = last && (to_dst_ || rounds_) && epilogue_.activation != Activation::kNone;
-    tile.low = 0;
     tile.high = high_;
 
-    const int64_t depth = channels * taps_;
-    const int64_t panels = ceil_div(at.k.size(), kPanel<A>);
+    const int64_t depth = channels * taps_, panels = ceil_div(at.k.size(), kPanel<A>);
     const A* weights =
         weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters;
     const auto run_tile = [&](int64_t panel, const PixelGroup& group, int64_t first, int64_t rows) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
+      const Epilogue<T> to = epilogue_.at(dst_offset(at) + k);
       const int64_t filters = std::min(kPanel<A>, at.k.end - k);
       const int64_t vectors = ceil_div(filters, kLanes<A>);
       tile.pixels = t.src_offsets + first;
@@ -455,18 +362,18 @@ class DirectGemm {
       tile.lanes = filters - (vectors - 1) * kLanes<A>;
       tile.bias = bias_.get() + (chunk == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
       if (to_dst_) {
-        if constexpr (std::is_same_v<T, A>) tile.c = epilogue_.y + dst_offset(at) + k;
+        if constexpr (std::is_same_v<T, A>) tile.c = to.y, tile.before = to.residual;
         tile.c_rows = t.dst_offsets + first;
       } else {
         tile.c = t.scratch + panel * kPanel<A>;
         tile.c_rows = t.scratch_offsets + first;
       }
+      if (chunk > 0) tile.before = tile.c;
       if constexpr (kPairs) {
         if (rounds) {
-          const bool in_place = view_.dst.c == 1;
-          tile.rounded =
-              in_place ? epilogue_.y + dst_offset(at) + k : t.rounded + panel * kPanel<A>;
-          tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
+          tile.rounded = view_.dst.c == 1 ? to.y : t.rounded + panel * kPanel<A>;
+          tile.residual = to.residual;
+          tile.rounded_rows = (view_.dst.c == 1 ? t.dst_offsets : t.scratch_offsets) + first;
         }
       }
       Terms::template kernel<A>(rows, vectors)(tile);
@@ -490,7 +397,9 @@ class DirectGemm {
     if (at.k.size() * depth * kSize <= kWeightBytes) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.
       const int64_t end = at.pixels();
-      const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && !streams_ && depth > 0;
+      const T* const fetched = epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.y;
+      const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && depth > 0 &&
+                               (!streams_ || epilogue_.residual != nullptr);
       tile.next = weights;
       tile.next_step = 0;
       for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
@@ -502,7 +411,7 @@ class DirectGemm {
         if constexpr (std::is_same_v<T, A>) {
           // What few terms write would wait for its lines.
           if (fetches_dst && first + rows < end) {
-            tile.next = epilogue_.y + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
+            tile.next = fetched + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
             tile.next_step = rows * view_.dst.column * kSize / (panels * depth) + 1;
           }
         }
@@ -540,11 +449,12 @@ class DirectGemm {
 
   // Of the task's first pixel.
   int64_t dst_offset(const Position& at) const {
-    return view_.dst_offset + at.n.begin * view_.dst.n + at.g * view_.K +
+    return view_.dst_offset + at.n.begin * view_.dst.n + at.g * view_.K * view_.dst.c +
            at.i.begin * view_.dst.row + at.j.begin * view_.dst.column;
   }
 
   const ConvView& view_;
+  const Terms of_terms_;
   const int64_t source_channels_;
   const Plan& plan_;
   const T* src_;
@@ -560,9 +470,8 @@ class DirectGemm {
       column_groups_[kTileEnough];  // of at least 1, 2, ...: [block]
   std::vector<TapRank> ranks_;      // [tap], or empty where every pixel reads through every tap
   A high_;
-  bool to_dst_;  // by the kernel
-  bool streams_ = false;
-  bool rounds_ = false;  // by the kernel too, to a narrower type
+  bool to_dst_;                            // by the kernel
+  bool streams_ = false, rounds_ = false;  // past the caches; by the kernel to a narrower type
 };
 
 }  // namespace
@@ -576,15 +485,21 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
   const A* weights = packed != nullptr ? packed : own.get();
   const int64_t pixel = view.step_w * view.src.column;
   if constexpr (std::is_same_v<T, BFloat16>) {
+    if (takes_row_pairs(view)) {
+      const ConvView rows = row_view(view), pairs = pair_view(rows);
+      const DirectPlan plan(pairs, sizeof(A), false, 0);
+      return DirectGemm<T, RowTerms>(pairs, rows.C, plan, src, weights, bias, epilogue, {view})
+          .run(pool);
+    }
     if (takes_pairs(view)) {
       const ConvView pairs = pair_view(view);
       const bool whole = view.src.c == 1 && view.C % 2 == 0 &&
                          reinterpret_cast<uintptr_t>(src) % alignof(float) == 0;
-      const Plan plan(pairs, sizeof(A), whole, pixel / 2);
+      const DirectPlan plan(pairs, sizeof(A), whole, pixel / 2);
       return DirectGemm<T, PairTerms>(pairs, view.C, plan, src, weights, bias, epilogue).run(pool);
     }
   }
-  const Plan plan(view, sizeof(A), std::is_same_v<T, A>, pixel);
+  const DirectPlan plan(view, sizeof(A), std::is_same_v<T, A>, pixel);
   DirectGemm<T>(view, view.C, plan, src, weights, bias, epilogue).run(pool);
 }
 

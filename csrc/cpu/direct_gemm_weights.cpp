@@ -9,6 +9,7 @@
 #include "cpu/direct_gemm.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/parallel_range.h"
+#include "cpu/row_pairs.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -129,6 +130,10 @@ int64_t direct_gemm_chunk(const ConvView& view, int64_t element_size) {
 
 template <typename T>
 int64_t direct_gemm_weights_size(const ConvView& view) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (takes_row_pairs(view))
+      return pair_view(row_view(view)).terms() * padded_filters<Wide<T>>(view);
+  }
   const bool pairs = std::is_same_v<T, BFloat16> && takes_pairs(view);
   const int64_t terms = pairs ? pair_view(view).terms() : view.terms();
   return view.groups * terms * padded_filters<Wide<T>>(view);
@@ -192,25 +197,27 @@ void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Pa
   const int64_t chunk = direct_gemm_chunk(pairs, sizeof(float));
   const bool aligned = reinterpret_cast<uintptr_t>(w) % alignof(float) == 0;
   if (view.weight_c == 1 && view.C % 2 == 0 && aligned) {
-    pairs.weight_k /= 2;
+    pairs.weight_k /= 2, pairs.weight_group /= 2;
     for (ConvTap& tap : pairs.taps) tap.weight /= 2;
     return pack_chunks(pairs, chunk, reinterpret_cast<const float*>(w), packed, pool);
   }
   const int64_t filters = round_up(view.K, kLanes<float>), chunks = ceil_div(pairs.C, chunk);
   const int64_t taps = static_cast<int64_t>(view.taps.size());
-  const Buffer<float> singles(view.terms() * filters);
+  const Buffer<float> singles(view.groups * view.terms() * filters);
   pack_chunks(view, 2 * chunk, w, singles.get(), pool);
   constexpr int64_t kWidth = kPanel<float>;
   const int64_t panels = ceil_div(view.K, kWidth);
-  const WorkSplit split(chunks * panels, static_cast<double>(chunk * taps * kWidth));
+  const WorkSplit split(view.groups * chunks * panels, static_cast<double>(chunk * taps * kWidth));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t first = item / panels * chunk, k = item % panels * kWidth;
+      const int64_t g = item / panels / chunks;
+      const int64_t first = item / panels % chunks * chunk, k = item % panels * kWidth;
       const int64_t width = std::min(kWidth, filters - k);
       const int64_t channels = std::min(2 * chunk, view.C - 2 * first);
       const int64_t joined = ceil_div(channels, int64_t{2});
-      const float* from = singles.get() + 2 * first * taps * filters + k * channels * taps;
-      float* to = packed + first * taps * filters + k * joined * taps;
+      const float* from =
+          singles.get() + (g * view.terms() + 2 * first * taps) * filters + k * channels * taps;
+      float* to = packed + (g * pairs.terms() + first * taps) * filters + k * joined * taps;
       for (int64_t tap = 0; tap < taps; ++tap, from += channels * width)
         for (int64_t pair = 0; pair < joined; ++pair, to += width)
           for (int64_t lane = 0; lane < width; lane += kLanes<float>) {
@@ -227,6 +234,11 @@ template <typename T>
 void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
                               const Parallel& pool) {
   if constexpr (std::is_same_v<T, BFloat16>) {
+    if (takes_row_pairs(view)) {
+      const Buffer<BFloat16> rows(view.K * view.terms());
+      pack_row_weights(view, w, rows.get());
+      return pack_pairs(row_view(view), rows.get(), packed, pool);
+    }
     if (takes_pairs(view)) return pack_pairs(view, w, packed, pool);
   }
   pack_chunks(view, direct_gemm_chunk(view, sizeof(Wide<T>)), w, packed, pool);

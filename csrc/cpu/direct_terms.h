@@ -15,22 +15,25 @@ struct ChannelTerms {
   static DirectMicrokernel<A> kernel(int64_t rows, int64_t vectors) {
     return direct_microkernel<A>(rows, vectors);
   }
+  // Of the image, to which so many channels of a pixel belong.
+  int64_t planes(int64_t channels) const { return channels; }
   template <typename T>
-  static void fill(const ChannelBand& band, const ConvView& view, const T* src, int64_t channels,
-                   Range i, Range j, Wide<T>* scratch) {
+  void fill(const ChannelBand& band, const ConvView& view, const T* src, int64_t channels, Range i,
+            Range j, Wide<T>* scratch) const {
     band.fill(view, src, channels, i, j, scratch);
   }
 };
 
-// Or a pair of them, see channel_pairs.h.
+// Or a pair of them, see channel_pairs.h; row_pairs.h has a third kind.
 struct PairTerms {
   static constexpr int64_t kChannels = 2;
   template <typename A>
   static DirectMicrokernel<float> kernel(int64_t rows, int64_t vectors) {
     return direct_pair_microkernel(rows, vectors);
   }
-  static void fill(const ChannelBand& band, const ConvView& view, const BFloat16* src,
-                   int64_t channels, Range i, Range j, float* scratch) {
+  int64_t planes(int64_t channels) const { return channels; }
+  void fill(const ChannelBand& band, const ConvView& view, const BFloat16* src, int64_t channels,
+            Range i, Range j, float* scratch) const {
     fill_pairs(band, view, src, channels, i, j, scratch);
   }
 };

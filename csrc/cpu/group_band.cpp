@@ -38,11 +38,15 @@ std::vector<GroupRun> group_runs(const ConvView& view) {
 
 GroupBand::GroupBand(const ConvView& view, int64_t element_size, bool permutes)
     : fits(false), lanes(kVectorBytes / element_size) {
-  groups = permutes ? std::max<int64_t>(1, lanes / std::max(view.C, view.K)) : 1;
-  groups = std::min(groups, view.groups);
+  const int64_t side = permutes ? lanes / std::max(view.C, view.K) : 0;
+  const int64_t vector_groups = std::clamp<int64_t>(side, 1, view.groups);
+  // A vector of channels may feed several of filters.
+  const int64_t vectors = permutes ? std::max<int64_t>(1, lanes / (vector_groups * view.C)) : 1;
+  groups = std::min(vector_groups * vectors, view.groups);
   blocks = ceil_div(view.groups, groups);
   src_vectors = ceil_div(groups * view.C, lanes);
-  dst_vectors = ceil_div(groups * view.K, lanes);
+  vector_filters = std::min(lanes, vector_groups * view.K);
+  dst_vectors = ceil_div(groups * view.K, vector_filters);
   const Range taps_h = tap_span(view, &ConvTap::h), taps_w = tap_span(view, &ConvTap::w);
   first_h = taps_h.begin, first_w = taps_w.begin;
   const int64_t span_h = taps_h.size() - 1, span_w = taps_w.size() - 1;

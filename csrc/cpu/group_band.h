@@ -7,6 +7,9 @@
 //
 //   [vector of channels][row][column][lanes]
 //
+// Where bfloat16 is multiplied in pairs (channel_pairs.h), what is called a channel here is a pair,
+// and the view is the one of pairs.
+//
 // The kernel's taps are cut into runs of neighbours in a row, which share pixels in registers.
 #pragma once
 
@@ -14,6 +17,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/channel_pairs.h"
 #include "cpu/conv_pack.h"
 #include "cpu/conv_view.h"
 #include "cpu/microkernels/group_tile.h"
@@ -43,6 +47,7 @@ struct GroupBand {
   int64_t lanes;                     // of a vector
   int64_t groups, blocks;            // groups in a block
   int64_t src_vectors, dst_vectors;  // of a block
+  int64_t vector_filters;            // lanes of a result's vector that are used
   int64_t band, bands;               // output rows
   int64_t width, rows, plane, size;  // of the band; a plane is one vector's
   int64_t first_h, first_w;
@@ -50,24 +55,34 @@ struct GroupBand {
   int64_t groups_in(const ConvView& view, int64_t block) const {
     return std::min(groups, view.groups - block * groups);
   }
+  // Those of a vector of results.
+  int64_t filters_in(const ConvView& view, int64_t block, int64_t vector) const {
+    const int64_t filters = groups_in(view, block) * view.K - vector * vector_filters;
+    return std::clamp<int64_t>(filters, 0, vector_filters);
+  }
   // Of a tap at (h, w) from the band's first output.
   int64_t offset(int64_t h, int64_t w) const {
     return ((h - first_h) * width + w - first_w) * lanes;
   }
-  // Source lanes of channel 0 for the lanes of the results.
+  // Source lanes of channel 0 for the lanes of all vectors of results.
   template <typename A>
-  void fill_lanes(const ConvView& view, LaneIndex<A>* index) const {
-    for (int64_t l = 0; l < lanes; ++l)
-      index[l] = static_cast<LaneIndex<A>>(std::min(l / view.K, groups - 1) * view.C);
+  std::vector<LaneIndex<A>> source_lanes(const ConvView& view) const {
+    std::vector<LaneIndex<A>> index(static_cast<size_t>(dst_vectors * lanes));
+    for (int64_t i = 0; i < dst_vectors * lanes; ++i) {
+      const int64_t filter = i / lanes * vector_filters + std::min(i % lanes, vector_filters - 1);
+      index[i] = static_cast<LaneIndex<A>>(std::min(filter / view.K, groups - 1) * view.C);
+    }
+    return index;
   }
 
   // src: the sample.
-  template <typename T>
+  template <typename T, bool kPairs = false>
   void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch) const;
 };
 
-// to[row][column][lanes] from src, the image's first of these channels.
-template <typename T>
+// to[row][column][lanes] from src, the image's first of these channels. kPairs: a pair of channels
+// is one where pixels are neighbours; else pairs are elements already.
+template <typename T, bool kPairs = false>
 void copy_group_window(const GroupWindow& window, const T* src, Wide<T>* to) {
   using V = WideVec<T>;
   constexpr int64_t kL = V::kLanes;
@@ -112,21 +127,29 @@ void copy_group_window(const GroupWindow& window, const T* src, Wide<T>* to) {
   const int64_t run = whole ? rows.size() * columns.size() : columns.size();
   const int64_t gap = (window.columns - columns.size()) * kL;
   for (int64_t r = 0; r < runs; ++r, to += row_size, src += s.row) {
+    const auto load = [&](int64_t c, int64_t p, int64_t n) {
+      if constexpr (kPairs) {
+        const T* first = src + p + 2 * c * s.c;
+        return bit_cast<typename V::Type>(zip_pairs(first, n, first + s.c, n));
+      } else {
+        return n == kL ? V::load(src + p + c * s.c) : V::load_partial(src + p + c * s.c, n);
+      }
+    };
+    constexpr int64_t kPlanes = kPairs ? 2 : 1;
     Wide<T>* at = to;
     int64_t rest = columns.size();
     for (int64_t p = 0; p < run; p += kL) {
       const int64_t n = std::min(kL, run - p);
-      for (int64_t c = 0; c < window.channels; ++c)
+      for (int64_t c = 0; c < kPlanes * window.channels; ++c)
         __builtin_prefetch(src + p + c * s.c + window.ahead, 0, 2);
       typename V::Type tile[kL];
       if (window.channels == kL && n == kL) {
 #pragma GCC unroll 16
-        for (int c = 0; c < kL; ++c) tile[c] = V::load(src + p + c * s.c);
+        for (int c = 0; c < kL; ++c) tile[c] = load(c, p, kL);
       } else {
 #pragma GCC unroll 16
         for (int c = 0; c < kL; ++c)
-          tile[c] =
-              c < window.channels ? V::load_partial(src + p + c * s.c, n) : typename V::Type{};
+          tile[c] = c < window.channels ? load(c, p, n) : typename V::Type{};
       }
       transpose_steps<1>(tile);
 #pragma GCC unroll 16
@@ -143,18 +166,31 @@ void copy_group_window(const GroupWindow& window, const T* src, Wide<T>* to) {
   }
 }
 
-template <typename T>
+template <typename T, bool kPairs>
 void GroupBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i0,
                      Wide<T>* scratch) const {
+  constexpr int64_t kChannels = kPairs ? 2 : 1;
   const int64_t channels = groups_in(view, block) * view.C;
-  src += block * groups * view.C * view.src.c;
+  src += block * groups * view.C * kChannels * view.src.c;
   // The same rows' part of the next band, or sample.
   const int64_t ahead = i0 + band < view.I ? band * view.step_h * view.src.row
                                            : view.src.n - i0 * view.step_h * view.src.row;
-  for (int64_t v = 0; v < src_vectors; ++v)
-    copy_group_window<T>({view.src, std::min(lanes, channels - v * lanes), view.H, view.W,
-                          i0 * view.step_h + first_h, rows, first_w, width, ahead},
-                         src + v * lanes * view.src.c, scratch + v * plane);
+  GroupWindow window{view.src, 0,       view.H, view.W, i0 * view.step_h + first_h,
+                     rows,     first_w, width,  ahead};
+  for (int64_t v = 0; v < src_vectors; ++v) {
+    window.channels = std::min(lanes, channels - v * lanes);
+    const T* from = src + v * lanes * kChannels * view.src.c;
+    Wide<T>* const to = scratch + v * plane;
+    if constexpr (kPairs) {
+      if (view.src.c == 1) {
+        GroupWindow pairs = window;
+        pairs.strides.row /= 2, pairs.strides.column /= 2, pairs.ahead /= 2;
+        copy_group_window(pairs, reinterpret_cast<const float*>(from), to);
+        continue;
+      }
+    }
+    copy_group_window<T, kPairs>(window, from, to);
+  }
 }
 
 }  // namespace torchconv::cpu

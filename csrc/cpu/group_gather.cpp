@@ -1,7 +1,8 @@
 // fprop and dgrad with few channels in a group, by the tiles of microkernels/group_tile.h over the
 // bands of group_band.h. A task is a band of rows of a block of groups. Sums are cut at kDepth
 // terms. In channels_last a row is written where it belongs; else some rows of all filters of a
-// vector are transposed.
+// vector are transposed. In bfloat16 a channel of the tiles is a pair of them where the processor
+// has such products.
 #include "cpu/group_gather.h"
 
 #include <limits>
@@ -19,9 +20,17 @@ GroupBand group_band(const ConvView& view) {
   return GroupBand(view, sizeof(Wide<T>), kPermutesLanes<Wide<T>>);
 }
 
+// Calls f(view of channels or pairs, whether they are pairs).
+template <typename T, typename F>
+auto with_terms(const ConvView& view, F&& f) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (groups_take_pairs(view)) return f(pair_view(view), std::true_type());
+  return f(view, std::false_type());
+}
+
 // Weights [block][vector of filters][term][lanes]; the terms of a channel vector are
 // [run][channel][tap].
-template <typename T>
+template <typename T, bool kPairs>
 class GroupWeights {
  public:
   using V = WideVec<T>;
@@ -36,33 +45,43 @@ class GroupWeights {
       for (const GroupRun& run : runs)
         for (int64_t c = 0; c < channels; ++c)
           for (int64_t s = 0; s < run.count; ++s)
-            terms_.push_back({(first + c) * view.weight_c + run.weights[s], at++});
+            for (int64_t half = 0; half < kChannels; ++half)
+              terms_.push_back(
+                  {((first + c) * kChannels + half) * view.weight_c + run.weights[s], at++});
     }
     std::sort(terms_.begin(), terms_.end(),
               [](const Term& a, const Term& b) { return a.offset < b.offset; });
   }
 
-  int64_t vector_size() const { return static_cast<int64_t>(terms_.size()) * kL; }
+  int64_t vector_size() const { return static_cast<int64_t>(terms_.size()) / kChannels * kL; }
   int64_t size() const { return band_.blocks * band_.dst_vectors * vector_size(); }
 
   void pack(const T* w, Wide<T>* packed, const Parallel& pool) const {
     const WorkSplit split(band_.blocks * band_.dst_vectors, static_cast<double>(vector_size()));
-    split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
-      for (int64_t i = begin; i < end; ++i)
-        pack_vector(w, i / band_.dst_vectors, i % band_.dst_vectors, packed + i * vector_size());
+    const Buffer<Wide<T>> halves(kPairs ? split.slots * kChannels * vector_size() : 0);
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+      for (int64_t i = begin; i < end; ++i) {
+        Wide<T>* const to = packed + i * vector_size();
+        Wide<T>* const single = kPairs ? halves.get() + slot * kChannels * vector_size() : to;
+        pack_vector(w, i / band_.dst_vectors, i % band_.dst_vectors, single);
+        if constexpr (kPairs)
+          for (int64_t t = 0; t < vector_size(); t += kL)
+            join_pairs(single + 2 * t, single + 2 * t + kL, to + t);
+      }
     });
   }
 
  private:
+  static constexpr int64_t kChannels = kPairs ? 2 : 1;  // of a term
   struct Term {
     int64_t offset, at;
   };
 
   void pack_vector(const T* w, int64_t block, int64_t vector, Wide<T>* packed) const {
     const T* filters[kL] = {};
-    const int64_t count = band_.groups_in(view_, block) * view_.K;
-    for (int64_t l = 0; l < kL && vector * kL + l < count; ++l) {
-      const int64_t k = vector * kL + l;
+    const int64_t count = band_.filters_in(view_, block, vector);
+    for (int64_t l = 0; l < count; ++l) {
+      const int64_t k = vector * band_.vector_filters + l;
       filters[l] = w + (block * band_.groups + k / view_.K) * view_.weight_group +
                    k % view_.K * view_.weight_k;
     }
@@ -113,7 +132,7 @@ ConvView all_phases(const std::vector<GroupPhase>& phases) {
   return all;
 }
 
-template <typename T>
+template <typename T, bool kPairs>
 class GroupGather {
  public:
   using A = Wide<T>;
@@ -124,23 +143,24 @@ class GroupGather {
               const T* bias, const Epilogue<T>& epilogue)
       : view_(all_phases(phases)),
         band_(group_band<T>(view_)),
+        lanes_(band_.source_lanes<A>(view_)),
         grid_(grid),
         src_(src),
         epilogue_(epilogue),
         bias_(band_.blocks * band_.dst_vectors * kL) {
-    band_.fill_lanes<A>(view_, lanes_);
-    for (int64_t block = 0; block < band_.blocks; ++block)
-      for (int64_t l = 0; l < band_.dst_vectors * kL; ++l)
-        bias_[block * band_.dst_vectors * kL + l] =
-            bias != nullptr && l < band_.groups_in(view_, block) * view_.K
-                ? to_wide(bias[block * band_.groups * view_.K + l])
-                : A{0};
+    for (int64_t i = 0; i < band_.blocks * band_.dst_vectors; ++i) {
+      const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
+      const int64_t first = block * band_.groups * view_.K + vector * band_.vector_filters;
+      const int64_t filters = band_.filters_in(view_, block, vector);
+      for (int64_t l = 0; l < kL; ++l)
+        bias_[i * kL + l] = bias != nullptr && l < filters ? to_wide(bias[first + l]) : A{0};
+    }
     for (const GroupPhase& phase : phases) plan(phase);
     const Activation activation = epilogue.activation;
     clamps_ = activation == Activation::kReLU || activation == Activation::kReLU6;
     high_ = activation == Activation::kReLU6 ? A{6} : std::numeric_limits<A>::infinity();
-    simple_ = epilogue.preactivation == nullptr && (clamps_ || activation == Activation::kNone);
-    in_place_ = std::is_same_v<T, A> && simple_ && grid.strides.c == 1;
+    simple_ = epilogue.activates_only() && (clamps_ || activation == Activation::kNone);
+    in_place_ = (std::is_same_v<T, A> || kPairs) && simple_ && grid.strides.c == 1;
     // Rows that are transposed together.
     constexpr int64_t kRowsBytes = 16 << 10;
     out_rows_ = grid.strides.c == 1 ? 1
@@ -151,7 +171,7 @@ class GroupGather {
   int64_t weights_size() const { return weights_size_; }
   void pack(const T* w, A* packed, const Parallel& pool) const {
     for (const Phase& phase : phases_)
-      GroupWeights<T>(*phase.view, band_).pack(w, packed + phase.weights, pool);
+      GroupWeights<T, kPairs>(*phase.view, band_).pack(w, packed + phase.weights, pool);
   }
 
   void run(const A* weights, const Parallel& pool) const {
@@ -169,9 +189,9 @@ class GroupGather {
         const int64_t i0 = task / band_.blocks % band_.bands * band_.band;
         const int64_t end_row = std::min((i0 + band_.band) * grid_.step_h, grid_.H);
         Task t{weights, band, i0, n, task % band_.blocks, 0, band + source};
-        band_.fill(view_, src_ + n * view_.src.n, t.block, i0, band);
-        for (; t.vector < band_.dst_vectors; ++t.vector)
-          for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
+        band_.template fill<T, kPairs>(view_, src_ + n * view_.src.n, t.block, i0, band);
+        for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
+          for (t.vector = 0; t.vector < band_.dst_vectors; ++t.vector)
             run_rows(t, h, std::min(out_rows_, end_row - h));
       }
     });
@@ -226,8 +246,9 @@ class GroupGather {
 
   // `rows` rows of the destination from row `first` on.
   void run_rows(const Task& t, int64_t first, int64_t rows) const {
-    const int64_t channel = t.block * band_.groups * view_.K + t.vector * kL;
-    const int64_t used = std::min(kL, band_.groups_in(view_, t.block) * view_.K - t.vector * kL);
+    const int64_t channel = t.block * band_.groups * view_.K + t.vector * band_.vector_filters;
+    const int64_t used = band_.filters_in(view_, t.block, t.vector);
+    if (used == 0) return;
     const int64_t dst = grid_.offset + t.n * grid_.strides.n + channel * grid_.strides.c;
     A* const out = t.scratch + kTileSums;
     for (int64_t r = 0; r < rows; ++r) {
@@ -249,7 +270,7 @@ class GroupGather {
     const A* row = t.band + (i - t.i0) * view_.step_h * band_.width * kL;
     const A* weights = t.weights + phase.weights + index * phase.weights_vector;
     GroupSum<A> g{};
-    g.lanes = band_.groups > 1 ? lanes_ : nullptr;
+    g.lanes = kPairs || band_.groups > 1 ? lanes_.data() + t.vector * kL : nullptr;
     g.step = view_.step_w;
     g.low = A{0};
     g.high = high_;
@@ -266,9 +287,14 @@ class GroupGather {
         g.out = last ? to + column * kL : t.scratch;
         g.out_step = last ? grid_.step_w * kL : kL;
         g.used = kL;
-        if constexpr (std::is_same_v<T, A>) {
+        g.rounded = nullptr;
+        if constexpr (std::is_same_v<T, A> || kPairs) {
           if (last && in_place_) {
-            g.out = epilogue_.y + dst + column * grid_.strides.column;
+            T* const first = epilogue_.y + dst + column * grid_.strides.column;
+            if constexpr (kPairs)
+              g.rounded = first;
+            else
+              g.out = first;
             g.out_step = grid_.step_w * grid_.strides.column;
             g.used = used;
           }
@@ -276,7 +302,10 @@ class GroupGather {
         g.weights = weights + call.weights;
         g.runs = phase.runs.data() + call.first;
         g.count_runs = call.count;
-        group_sum_kernel<A>(call.taps, view_.step_w, band_.groups == 1, tile)(g);
+        if constexpr (kPairs)
+          group_pair_sum_kernel(call.taps, view_.step_w, tile)(g);
+        else
+          group_sum_kernel<A>(call.taps, view_.step_w, band_.groups == 1, tile)(g);
         g.start = nullptr;
       }
     }
@@ -332,11 +361,11 @@ class GroupGather {
 
   const ConvView view_;  // of all phases
   const GroupBand band_;
+  const std::vector<LaneIndex<A>> lanes_;
   const GroupGrid grid_;
   const T* src_;
   const Epilogue<T>& epilogue_;
   Buffer<A> bias_;  // [block][vector][lanes]
-  LaneIndex<A> lanes_[kL];
   std::vector<Phase> phases_;
   int64_t weights_size_ = 0;
   int64_t out_rows_;
@@ -364,23 +393,30 @@ bool group_band_applies(const ConvView& view, int64_t element_size) {
 
 template <typename T>
 int64_t group_weights_size(const ConvView& view) {
-  const GroupBand band = group_band<T>(view);
-  return GroupWeights<T>(view, band).size();
+  return with_terms<T>(view, [](const ConvView& terms, auto pairs) {
+    const GroupBand band = group_band<T>(terms);
+    return GroupWeights<T, decltype(pairs)::value>(terms, band).size();
+  });
 }
 
 template <typename T>
 void group_pack_weights(const ConvView& view, const T* w, Wide<T>* packed, const Parallel& pool) {
-  const GroupBand band = group_band<T>(view);
-  GroupWeights<T>(view, band).pack(w, packed, pool);
+  with_terms<T>(view, [&](const ConvView& terms, auto pairs) {
+    const GroupBand band = group_band<T>(terms);
+    GroupWeights<T, decltype(pairs)::value>(terms, band).pack(w, packed, pool);
+  });
 }
 
 template <typename T>
 void group_gather(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
                   const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
-  const GroupGather<T> gather({{&view, 0, 0}}, grid_of(view), src, bias, epilogue);
-  Buffer<Wide<T>> own(packed != nullptr ? 0 : gather.weights_size());
-  if (packed == nullptr) gather.pack(w, own.get(), pool);
-  gather.run(packed != nullptr ? packed : own.get(), pool);
+  with_terms<T>(view, [&](const ConvView& terms, auto pairs) {
+    const GroupGather<T, decltype(pairs)::value> gather({{&terms, 0, 0}}, grid_of(terms), src, bias,
+                                                        epilogue);
+    Buffer<Wide<T>> own(packed != nullptr ? 0 : gather.weights_size());
+    if (packed == nullptr) gather.pack(w, own.get(), pool);
+    gather.run(packed != nullptr ? packed : own.get(), pool);
+  });
 }
 
 bool group_dgrad_applies(const std::vector<ConvView>& views, int64_t element_size) {
@@ -394,16 +430,21 @@ void group_dgrad(const ConvProblem& p, const std::vector<ConvView>& views, const
   const bool nchw = p.layout == Layout::kNCHW;
   grid.strides.row = nchw ? p.W : p.W * p.C;
   grid.strides.column = nchw ? 1 : p.C;
-  std::vector<GroupPhase> phases = phases_of(views);
-  for (GroupPhase& phase : phases) {
-    phase.row = phase.view->dst_offset / grid.strides.row;
-    phase.column = phase.view->dst_offset % grid.strides.row / grid.strides.column;
-  }
   const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
-  const GroupGather<T> gather(phases, grid, dz, nullptr, epilogue);
-  Buffer<Wide<T>> packed(gather.weights_size());
-  gather.pack(w, packed.get(), pool);
-  gather.run(packed.get(), pool);
+  with_terms<T>(views[0], [&](const ConvView&, auto pairs) {
+    std::vector<ConvView> terms = views;
+    if constexpr (decltype(pairs)::value)
+      for (ConvView& view : terms) view = pair_view(view);
+    std::vector<GroupPhase> phases = phases_of(terms);
+    for (GroupPhase& phase : phases) {
+      phase.row = phase.view->dst_offset / grid.strides.row;
+      phase.column = phase.view->dst_offset % grid.strides.row / grid.strides.column;
+    }
+    const GroupGather<T, decltype(pairs)::value> gather(phases, grid, dz, nullptr, epilogue);
+    Buffer<Wide<T>> packed(gather.weights_size());
+    gather.pack(w, packed.get(), pool);
+    gather.run(packed.get(), pool);
+  });
 }
 
 #define TORCHCONV_GROUP_GATHER(T)                                                                 \

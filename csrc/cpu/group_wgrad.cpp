@@ -28,11 +28,11 @@ class GroupWgrad {
   GroupWgrad(const ConvView& view, const T* dz, const T* x, T* dw)
       : view_(view),
         band_(view, sizeof(A), kPermutesLanes<A>),
+        lanes_(band_.source_lanes<A>(view)),
         runs_(group_runs(view)),
         dz_(dz),
         x_(x),
         dw_(dw) {
-    band_.fill_lanes<A>(view, lanes_);
     const int64_t units = view.N * band_.bands;
     // Neighbouring blocks read the same lines of memory in channels_last.
     together_ = view.src.c == 1 ? std::min(band_.blocks, kBlocksTogether) : 1;
@@ -107,19 +107,18 @@ class GroupWgrad {
   int64_t gradient_plane() const { return band_.band * view_.J * kL; }
 
   void fill_gradient(const T* dz, int64_t block, int64_t i0, int64_t rows, A* gradient) const {
-    const int64_t filters = band_.groups_in(view_, block) * view_.K;
     dz += block * band_.groups * view_.K * view_.dst.c;
     const int64_t ahead =
         i0 + rows < view_.I ? band_.band * view_.dst.row : view_.dst.n - i0 * view_.dst.row;
     for (int64_t v = 0; v < band_.dst_vectors; ++v)
-      copy_group_window<T>({view_.dst, std::min(kL, filters - v * kL), view_.I, view_.J, i0, rows,
-                            0, view_.J, ahead},
-                           dz + v * kL * view_.dst.c, gradient + v * gradient_plane());
+      copy_group_window<T>({view_.dst, band_.filters_in(view_, block, v), view_.I, view_.J, i0,
+                            rows, 0, view_.J, ahead},
+                           dz + v * band_.vector_filters * view_.dst.c,
+                           gradient + v * gradient_plane());
   }
 
   void add_products(const A* band, const A* gradient, int64_t rows, A* sums) const {
     GroupDot<A> d{};
-    d.lanes = band_.groups > 1 ? lanes_ : nullptr;
     d.step = view_.step_w;
     d.dz_row = view_.J * kL;
     d.src_row = view_.step_h * band_.width * kL;
@@ -129,6 +128,7 @@ class GroupWgrad {
         d.count = std::min(columns_, view_.J - j);
         A* sum = sums;
         for (int64_t to = 0; to < band_.dst_vectors; ++to) {
+          d.lanes = band_.groups > 1 ? lanes_.data() + to * kL : nullptr;
           d.dz = gradient + to * gradient_plane() + (i * view_.J + j) * kL;
           for (int64_t from = 0; from < band_.src_vectors; ++from) {
             const A* src = band + from * band_.plane + i * d.src_row + j * view_.step_w * kL;
@@ -156,12 +156,11 @@ class GroupWgrad {
     for (int64_t slab = 1; slab < slabs_; ++slab)
       for (int64_t i = 0; i < sums_; i += kL)
         Vec<A>::store(sums + i, Vec<A>::load(sums + i) + Vec<A>::load(sums + slab * sums_ + i));
-    const int64_t filters = band_.groups_in(view_, block) * view_.K;
     for (int64_t to = 0; to < band_.dst_vectors; ++to) {
-      const int64_t lanes = std::min(kL, filters - to * kL);
+      const int64_t lanes = band_.filters_in(view_, block, to);
       T* filter[kL];
       for (int64_t l = 0; l < lanes; ++l) {
-        const int64_t k = to * kL + l;
+        const int64_t k = to * band_.vector_filters + l;
         filter[l] = dw_ + (block * band_.groups + k / view_.K) * view_.weight_group +
                     k % view_.K * view_.weight_k;
       }
@@ -177,11 +176,11 @@ class GroupWgrad {
 
   const ConvView& view_;
   const GroupBand band_;
+  const std::vector<LaneIndex<A>> lanes_;
   const std::vector<GroupRun> runs_;
   const T* dz_;
   const T* x_;
   T* dw_;
-  LaneIndex<A> lanes_[kL];
   int64_t together_, sets_;  // of blocks
   int64_t slab_, slabs_;     // slab_: bands in one
   int64_t channels_, taps_, sums_;

@@ -16,6 +16,7 @@
 
 #include "core/buffer.h"
 #include "cpu/channel_band.h"
+#include "cpu/channel_pairs.h"
 #include "cpu/conv_pack.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/parallel_range.h"
@@ -60,25 +61,15 @@ ConvView paired(const ConvView& view) {
   return v;
 }
 
-// Halves from p and q, of which the first lo and hi exist.
-TORCHCONV_INLINE Bits::Type zip(const BFloat16* p, int64_t lo, const BFloat16* q, int64_t hi) {
-  using Halves = Vec<uint16_t, kL>;
-  const auto load = [](const BFloat16* from, int64_t n) {
-    return convert<uint32_t, uint16_t, kL>(n == kL  ? Halves::load(from)
-                                           : n <= 0 ? Halves::Type{}
-                                                    : Halves::load_partial(from, n));
-  };
-  return load(p, lo) | load(q, hi) << 16;
-}
-
 // to[i] = (p[i], q[i]) for i < n; a null pointer stands for zeros. Whole vectors are written.
 void zip_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to, int64_t written) {
   int64_t i = 0;
   if (p != nullptr && q != nullptr)
-    for (; i + kL <= n; i += kL) Bits::store(to + i, zip(p + i, kL, q + i, kL));
+    for (; i + kL <= n; i += kL) Bits::store(to + i, zip_pairs(p + i, kL, q + i, kL));
   for (; i < written; i += kL) {
     const int64_t left = std::min(kL, n - i);
-    Bits::store_partial(to + i, zip(p + i, p != nullptr ? left : 0, q + i, q != nullptr ? left : 0),
+    Bits::store_partial(to + i,
+                        zip_pairs(p + i, p != nullptr ? left : 0, q + i, q != nullptr ? left : 0),
                         std::min(kL, written - i));
   }
 }
@@ -273,7 +264,7 @@ class PairWgrad {
       if (readable && (step == 1 || (step == 2 && next == 1) || (step == 4 && next == 2))) {
         const BFloat16* p = x_ + from;
         if (step == 1) {
-          pairs = zip(p, kL, p + next, kL);
+          pairs = zip_pairs(p, kL, p + next, kL);
         } else if (step == 2) {
           pairs = Bits::load(p);
         } else {
@@ -397,7 +388,6 @@ class PairWgrad {
     tile.terms = terms;
     tile.segments = &segment;
     tile.lanes = kL;
-    tile.accumulate = accumulate;
     tile.bias = kZero;
     const int64_t rows_of_tiles = ceil_div(t.channels.size() * taps_, kMaxRows);
     const int64_t lines =
@@ -406,6 +396,7 @@ class PairWgrad {
       const int64_t vectors = ceil_div(std::min(kWidth, t.filters.size() - k), kL);
       tile.b = panels + k * depth;
       tile.c = partial + k;
+      tile.before = accumulate ? tile.c : nullptr;
       tile.next = tile.b + depth * kWidth;
       tile.next_step = 0;
       for_row_tiles(t.channels.size() * taps_, [&](int64_t first, int64_t rows) {

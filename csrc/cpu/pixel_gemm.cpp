@@ -266,6 +266,8 @@ class PixelGemm {
         tile.relu = epilogue_.activation == Activation::kReLU;
         tile.out = epilogue_.y + dst + n * view_.dst.n + first;
         tile.out_step = view_.dst.c;
+        if (epilogue_.residual != nullptr)
+          tile.residual = epilogue_.residual + (tile.out - epilogue_.y);
         tile.columns = count;
         return kernel(tile);
       }

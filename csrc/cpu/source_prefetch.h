@@ -16,10 +16,10 @@ class SourcePrefetch {
     pieces_.clear();
     piece_ = part_ = line_ = lines_ = 0;
   }
-  // `count` parts of so many bytes, `stride` bytes apart.
+  // `count` parts of so many bytes, `stride` bytes apart; they may overlap.
   void add(const void* first, int64_t count, int64_t stride, int64_t bytes) {
     if (count <= 0) return;
-    if (stride == bytes) bytes *= count, count = 1;
+    if (stride <= bytes) bytes += (count - 1) * stride, count = 1;
     // Where not all parts start alike, one may reach a line more.
     const int64_t skew = static_cast<int64_t>(reinterpret_cast<uintptr_t>(first) % kLine);
     const int64_t lines = ceil_div(bytes + (stride % kLine == 0 ? skew : kLine - 1), kLine);

@@ -28,36 +28,39 @@ namespace winograd {
 namespace {
 
 // V and M of a task's tiles, in a second-level cache of 1 MB that U passes through.
-constexpr int64_t kCachedElements = 640 * 1024 / sizeof(float);
+constexpr int64_t kCachedBytes = 640 * 1024;
 constexpr int64_t kFewestTiles = 16, kMostTiles = 64, kManyBlocks = 8;
 // Filters whose products are in M at the same time.
 constexpr int64_t kFiltersAtOnce = 64;
 // With at most so many tiles and at least so many weights in a tap, tasks own filters.
 constexpr int64_t kFewTiles = 128, kManyWeights = 256 * 256;
-// Of more weights than this the gathered taps are kept where U is much larger, four times as much
-// with nine of them: it would have to come from memory.
+// Of more weights than this nothing is kept where U is much larger, four times as much with nine
+// taps: U would have to come from memory, and so would the weights, for their checksum.
 constexpr int64_t kTransformedWeights = 256 * 256;
 
-bool keeps_taps(const ConvView& view) {
-  const auto taps = static_cast<int64_t>(view.taps.size());
-  return kProducts > 2 * taps && view.C * view.K > kTransformedWeights;
+bool much_larger(const ConvView& view) {
+  return kProducts > 2 * static_cast<int64_t>(view.taps.size());
+}
+bool keeps_weights(const ConvView& view) {
+  return !much_larger(view) || view.C * view.K <= kTransformedWeights;
 }
 
-bool tasks_own_filters(const Plan& plan) {
+bool tasks_own_filters(const Grid& plan) {
   return plan.tiles() <= kFewTiles && plan.view.C * plan.view.K >= kManyWeights;
 }
 
 // From this size on U is written past the caches. The first block of tiles then reads it from
 // memory, but a store need not read what it overwrites.
-constexpr int64_t kStreamedElements = (12 << 20) / sizeof(float);
+constexpr int64_t kStreamedU = 12 << 20;
 
-void transform_all_weights(const Plan& plan, WeightSource w, float* u, const Parallel& pool) {
-  const WeightLayout layout(plan);
-  const bool streams =
-      plan.panels * layout.panel >= kStreamedElements && WideVec<float>::streamable(u);
+template <typename A>
+void transform_all_weights(const Plan<A>& plan, const A* w, A* u, const Parallel& pool) {
+  const WeightLayout<A> layout(plan);
+  const bool streams = plan.panels * layout.panel * static_cast<int64_t>(sizeof(A)) >= kStreamedU &&
+                       WideVec<A>::streamable(u);
   const WorkSplit split(
       plan.panels * plan.blocks,
-      3.0 * kProducts * kFilters * static_cast<double>(plan.block_vectors * kVector) / 8);
+      3.0 * kProducts * kPanel<A> * static_cast<double>(plan.block_vectors * kLanes<A>) / 8);
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t panel = piece / plan.blocks, block = piece % plan.blocks;
@@ -70,19 +73,21 @@ void transform_all_weights(const Plan& plan, WeightSource w, float* u, const Par
 template <typename T>
 class Driver {
  public:
+  using A = Wide<T>;
+
   // kept: what winograd_pack_weights has made of the weights, or null.
-  Driver(const ConvView& view, const T* src, const float* w, const float* kept, const T* bias,
+  Driver(const ConvView& view, const T* src, const A* w, const A* kept, const T* bias,
          const Epilogue<T>& epilogue)
       : plan_(view),
         src_(src),
-        w_(w, keeps_taps(view) ? kept : nullptr),
-        u_(keeps_taps(view) ? nullptr : kept),
+        w_(w),
+        u_(kept),
         epilogue_(epilogue),
         special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()),
         weights_(plan_),
         bias_(plan_.panels * kFilters) {
     for (int64_t k = 0; k < plan_.panels * kFilters; ++k)
-      bias_[k] = bias != nullptr && k < view.K ? to_wide(bias[k]) : 0.0f;
+      bias_[k] = bias != nullptr && k < view.K ? to_wide(bias[k]) : A{0};
   }
 
   std::vector<int64_t> run(const Parallel& pool) {
@@ -97,6 +102,8 @@ class Driver {
   }
 
  private:
+  static constexpr int64_t kVector = kLanes<A>, kFilters = kPanel<A>, kSlot = kProductSlot<A>;
+
   // Where block `b` of `blocks` begins: they differ by a unit at most.
   int64_t first_tile(int64_t b, int64_t blocks) const {
     return plan_.tiles() / unit() * b / blocks * unit();
@@ -108,10 +115,12 @@ class Driver {
   }
   // V and M of a block share the second-level cache; usual numbers of threads get equal shares.
   int64_t tile_blocks() const {
+    constexpr auto kElement = static_cast<int64_t>(sizeof(A));
     const int64_t channels = plan_.vectors * kVector;
     const int64_t chunk = std::min(plan_.panels, panels_at_once()) * kFilters;
-    const int64_t most = std::min(
-        std::max(kCachedElements / (kProducts * (channels + chunk)), kFewestTiles), kMostTiles);
+    const int64_t most =
+        std::min(std::max(kCachedBytes / (kElement * kProducts * (channels + chunk)), kFewestTiles),
+                 kMostTiles);
     const int64_t units = plan_.tiles() / unit();
     const int64_t blocks = ceil_div(units, std::max(most / unit(), int64_t{1}));
     return std::min(round_up(blocks, blocks < kManyBlocks ? 2 : 4), units);
@@ -119,35 +128,63 @@ class Driver {
   int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
 
   void by_tiles(const Parallel& pool) {
-    Buffer<float> transformed(u_ != nullptr ? 0 : plan_.panels * weights_.panel);
+    Buffer<A> transformed(u_ != nullptr ? 0 : plan_.panels * weights_.panel);
     if (u_ == nullptr) transform_all_weights(plan_, w_, transformed.get(), pool);
-    const float* u = u_ != nullptr ? u_ : transformed.get();
+    const A* u = u_ != nullptr ? u_ : transformed.get();
 
     const int64_t blocks = tile_blocks();
     const int64_t slots = ceil_div(plan_.tiles() / unit(), blocks) * unit();
-    const SourceLayout layout(plan_, slots);
+    const SourceLayout<A> layout(plan_, slots);
     const int64_t chunk = std::min(panels_at_once(), plan_.panels);
     const int64_t scratch_size =
         std::max(source_scratch(plan_, slots), product_scratch(plan_, slots));
     const int64_t grain = work_grain(multiplications(slots, plan_.panels));
     parallel_for_with_scratch(pool, 0, blocks, grain, [&](int64_t begin, int64_t end) {
-      Buffer<float> v(layout.size(plan_)), m(chunk * slots * kProductSlot), scratch(scratch_size);
-      for (int64_t b = begin; b < end; ++b) {
+      Buffer<A> v(layout.size(plan_)), m(chunk * slots * kSlot), scratch(scratch_size);
+      const auto block_at = [&](int64_t b) {
         const int64_t first = first_tile(b, blocks);
-        const TileBlock block(plan_, first, first_tile(b + 1, blocks) - first);
+        return TileBlock(plan_, first, first_tile(b + 1, blocks) - first);
+      };
+      SourcePrefetch ahead;
+      TileBlock block = block_at(begin);
+      for (int64_t b = begin; b < end; ++b) {
         for (const Range& strip : block.strips())
           transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
                            scratch.get(), v.get());
+        TileBlock next = b + 1 < end ? block_at(b + 1) : TileBlock(plan_, 0, 0);
+        const auto strips = static_cast<int64_t>(next.strips().size());
         for (int64_t panel = 0; panel < plan_.panels; panel += chunk) {
-          const int64_t count = std::min(chunk, plan_.panels - panel);
+          const Range panels{panel, std::min(panel + chunk, plan_.panels)};
+          // The products leave the memory idle: meanwhile what their transform writes is fetched,
+          // and a part of what the next block reads.
+          ahead.clear();
+          expect_outputs(block, panels, ahead);
+          for (int64_t i = strips * panels.begin / plan_.panels;
+               i < strips * panels.end / plan_.panels; ++i)
+            prefetch_source(plan_, &next.segments()[next.strips()[i].begin],
+                            next.strips()[i].size(), src_, ahead);
+          const int64_t lines = lines_at_once(ahead, block, panels, plan_.blocks);
           for (int64_t c = 0; c < plan_.blocks; ++c)
-            multiply(block, c, {panel, panel + count}, layout, v.get(),
-                     u + panel * weights_.panel + c * weights_.block, m.get(), slots, nullptr);
-          for (int64_t i = 0; i < count; ++i)
-            finish(block, panel + i, m.get() + i * slots * kProductSlot, scratch.get());
+            multiply(block, c, panels, layout, v.get(),
+                     u + panel * weights_.panel + c * weights_.block, m.get(), slots, false, ahead,
+                     lines);
+          for (int64_t i = panels.begin; i < panels.end; ++i)
+            finish(block, i, m.get() + (i - panel) * slots * kSlot, scratch.get());
         }
+        block = std::move(next);
       }
     });
+  }
+
+  void expect_outputs(const TileBlock& block, Range panels, SourcePrefetch& ahead) const {
+    for (const Segment& s : block.segments())
+      prefetch_destination(plan_, s, panels, epilogue_.y, ahead);
+  }
+  // Lines for a call of the micro-kernel.
+  int64_t lines_at_once(const SourcePrefetch& ahead, const TileBlock& block, Range panels,
+                        int64_t channel_blocks) const {
+    return ceil_div(ahead.lines(),
+                    channel_blocks * kProducts * panels.size() * ceil_div(block.tiles(), kMaxRows));
   }
 
   double multiplications(int64_t tiles, int64_t panels) const {
@@ -158,13 +195,13 @@ class Driver {
   void by_filters(const Parallel& pool) {
     const int64_t tiles = plan_.tiles();
     const TileBlock block(plan_, 0, tiles);
-    const SourceLayout layout(plan_, tiles);
-    Buffer<float> v(layout.size(plan_));
+    const SourceLayout<A> layout(plan_, tiles);
+    Buffer<A> v(layout.size(plan_));
     const int64_t strips = static_cast<int64_t>(block.strips().size());
     // A strip's transform is counted as a part of its products with one panel.
     const int64_t strip_grain = work_grain(multiplications(ceil_div(tiles, strips), 1) / 4);
     parallel_for_with_scratch(pool, 0, strips, strip_grain, [&](int64_t begin, int64_t end) {
-      Buffer<float> scratch(source_scratch(plan_, tiles));
+      Buffer<A> scratch(source_scratch(plan_, tiles));
       for (int64_t s = begin; s < end; ++s) {
         const Range strip = block.strips()[s];
         transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
@@ -173,38 +210,40 @@ class Driver {
     });
     const int64_t grain = work_grain(multiplications(tiles, 1));
     parallel_for_with_scratch(pool, 0, plan_.panels, grain, [&](int64_t begin, int64_t end) {
-      const bool near = u_ == nullptr;
-      Buffer<float> transformed(near ? weights_.block : 0), m(tiles * kProductSlot),
+      // Of many filters even a kept U is too large to come from memory for few tiles.
+      const bool near = u_ == nullptr || (std::is_same_v<T, A> && much_larger(plan_.view));
+      Buffer<A> transformed(near ? weights_.block : 0), m(tiles * kSlot),
           scratch(product_scratch(plan_, tiles));
+      SourcePrefetch ahead;
       for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t c = 0; c < plan_.blocks; ++c) {
           const bool last = c + 1 == plan_.blocks;
-          WeightPrefetch fetch(plan_, w_, std::min(panel + (last ? 1 : 0), end - 1),
-                               last ? 0 : c + 1);
+          ahead.clear();
+          if (last) expect_outputs(block, {panel, panel + 1}, ahead);
+          if (near && !(last && panel + 1 == end))
+            prefetch_panel(plan_, w_, panel + (last ? 1 : 0), last ? 0 : c + 1, ahead);
           if (near) transform_weights(plan_, w_, panel, c, transformed.get());
-          const float* u =
-              near ? transformed.get() : u_ + panel * weights_.panel + c * weights_.block;
-          multiply(block, c, {panel, panel + 1}, layout, v.get(), u, m.get(), tiles,
-                   near ? &fetch : nullptr);
+          const A* u = near ? transformed.get() : u_ + panel * weights_.panel + c * weights_.block;
+          const Range panels{panel, panel + 1};
+          multiply(block, c, panels, layout, v.get(), u, m.get(), tiles, near, ahead,
+                   lines_at_once(ahead, block, panels, 1));
         }
         finish(block, panel, m.get(), scratch.get());
       }
     });
   }
 
-  // Adds one block of channels to some panels of M; u and m are the first one's. With next_weights
-  // U has just been written: then V and these have to be fetched, else the rest of U.
-  void multiply(const TileBlock& tiles, int64_t block, Range panels, const SourceLayout& layout,
-                const float* v, const float* u, float* m, int64_t slots,
-                WeightPrefetch* next_weights) const {
-    WinogradGemm g{};
+  // Adds one block of channels to some panels of M; u and m are the first one's. near: U has just
+  // been written, so V is fetched, else the rest of U. `lines` of `ahead` go with every call.
+  void multiply(const TileBlock& tiles, int64_t block, Range panels, const SourceLayout<A>& layout,
+                const A* v, const A* u, A* m, int64_t slots, bool near, SourcePrefetch& ahead,
+                int64_t lines) const {
+    WinogradGemm<A> g{};
     g.v_step = layout.vector;
-    g.m_step = kProductSlot;
+    g.m_step = kSlot;
     g.channels = plan_.channels_in(block);
     g.accumulate = block > 0;
     v += block * layout.block;
-    const int64_t calls = kProducts * panels.size() * ceil_div(tiles.tiles(), kMaxRows);
-    const int64_t lines = next_weights != nullptr ? ceil_div(next_weights->lines(), calls) : 0;
     for (int point = 0; point < kProducts; ++point) {
       const Range range = tiles.slots(point / kPoints, point % kPoints);
       for (int64_t panel = 0; panel < panels.size(); ++panel) {
@@ -213,38 +252,37 @@ class Driver {
         const int64_t vectors = ceil_div(filters, kVector);
         g.u = u + panel * weights_.panel + point * weights_.point;
         const bool last = panel + 1 == panels.size();
-        if (next_weights != nullptr)
+        if (near)
           g.next = v + (point + 1) * layout.point;
         else
           g.next = last ? u + (point + 1) * weights_.point : g.u + weights_.panel;
         for_row_tiles(range.size(), [&](int64_t first, int64_t rows) {
           const int64_t slot = range.begin + first;
           g.v = v + point * layout.point + slot * kVector;
-          g.m = m + (panel * slots + slot) * kProductSlot + point * kFilters;
-          winograd_microkernel(rows, vectors)(g);
-          if (next_weights == nullptr) return;
-          g.next += g.channels * kFilters;
-          next_weights->advance(lines);
+          g.m = m + (panel * slots + slot) * kSlot + point * kFilters;
+          winograd_microkernel<A>(rows, vectors)(g);
+          if (near) g.next += g.channels * kFilters;
+          ahead.ask(lines);
         });
       }
     }
   }
 
-  void finish(const TileBlock& tiles, int64_t panel, const float* m, float* scratch) const {
+  void finish(const TileBlock& tiles, int64_t panel, const A* m, A* scratch) const {
     for (const Segment& s : tiles.segments())
       if (!transform_products(plan_, s, panel, m, bias_.get() + panel * kFilters, epilogue_,
                               scratch))
         special_[static_cast<size_t>(s.n)].store(true, std::memory_order_relaxed);
   }
 
-  const Plan plan_;
+  const Plan<A> plan_;
   const T* src_;
-  const WeightSource w_;
-  const float* u_;  // or null
+  const A* w_;
+  const A* u_;  // or null
   const Epilogue<T>& epilogue_;
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
-  const WeightLayout weights_;
-  Buffer<float> bias_;
+  const WeightLayout<A> weights_;
+  Buffer<A> bias_;
 };
 
 double group_products(const ConvView& view) {
@@ -285,44 +323,39 @@ int64_t weights_of(const ConvView& view) {
 }  // namespace
 
 int64_t winograd_products(const ConvView& view) {
-  const winograd::Plan plan(view);
-  return plan.rows.points() * plan.columns.points();
-}
-
-int64_t winograd_weights_size(const ConvView& view) {
-  const winograd::Plan plan(view);
-  return view.groups * plan.panels *
-         (winograd::keeps_taps(view) ? winograd::gathered_panel(plan)
-                                     : winograd::WeightLayout(plan).panel);
+  const winograd::Grid grid(view);
+  return grid.rows.points() * grid.columns.points();
 }
 
 template <typename T>
-void winograd_pack_weights(const ConvView& view, const T* w, float* packed, const Parallel& pool) {
-  const winograd::Plan plan(view);
+int64_t winograd_weights_size(const ConvView& view) {
+  const winograd::Plan<Wide<T>> plan(view);
+  if (!winograd::keeps_weights(view)) return 0;
+  return view.groups * plan.panels * winograd::WeightLayout<Wide<T>>(plan).panel;
+}
+
+template <typename T>
+void winograd_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
+                           const Parallel& pool) {
+  const winograd::Plan<Wide<T>> plan(view);
   if (view.groups > 1) {
     const ConvView group = winograd::group_of(view, 0);
-    const int64_t size = winograd_weights_size(group);
+    const int64_t size = winograd_weights_size<T>(group);
     return winograd::for_groups(
         view.groups, winograd::group_products(view), pool, [&](int64_t g, const Parallel& inner) {
           winograd_pack_weights(group, w + g * view.weight_group, packed + g * size, inner);
         });
   }
   const WideArray<T> wide(w, weights_of(view), pool);
-  if (!winograd::keeps_taps(view))
-    return winograd::transform_all_weights(plan, wide.get(), packed, pool);
-  const WorkSplit split(plan.panels, static_cast<double>(winograd::gathered_panel(plan)));
-  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
-    for (int64_t panel = begin; panel < end; ++panel)
-      winograd::gather_weights(plan, wide.get(), panel, packed);
-  });
+  winograd::transform_all_weights<Wide<T>>(plan, wide.get(), packed, pool);
 }
 
 template <typename T>
 std::vector<int64_t> winograd_gather(const ConvView& view, const T* src, const T* w, const T* bias,
                                      const Epilogue<T>& epilogue, const Parallel& pool,
-                                     const float* packed) {
+                                     const Wide<T>* packed) {
   if (view.groups > 1) {
-    const int64_t size = winograd_weights_size(winograd::group_of(view, 0));
+    const int64_t size = winograd_weights_size<T>(winograd::group_of(view, 0));
     std::vector<std::vector<int64_t>> special(static_cast<size_t>(view.groups));
     winograd::for_groups(
         view.groups, winograd::group_products(view), pool, [&](int64_t g, const Parallel& inner) {
@@ -341,11 +374,13 @@ std::vector<int64_t> winograd_gather(const ConvView& view, const T* src, const T
 }
 
 #define TORCHCONV_INSTANTIATE(T)                                                               \
-  template void winograd_pack_weights(const ConvView&, const T*, float*, const Parallel&);     \
+  template int64_t winograd_weights_size<T>(const ConvView&);                                  \
+  template void winograd_pack_weights(const ConvView&, const T*, Wide<T>*, const Parallel&);   \
   template std::vector<int64_t> winograd_gather(const ConvView&, const T*, const T*, const T*, \
                                                 const Epilogue<T>&, const Parallel&,           \
-                                                const float*);
+                                                const Wide<T>*);
 TORCHCONV_INSTANTIATE(float)
+TORCHCONV_INSTANTIATE(double)
 TORCHCONV_INSTANTIATE(BFloat16)
 TORCHCONV_INSTANTIATE(Float16)
 #undef TORCHCONV_INSTANTIATE

@@ -3,17 +3,25 @@
 
 #include <cstdint>
 
+#include "cpu/source_prefetch.h"
 #include "cpu/winograd_tiles.h"
 
 namespace torchconv::cpu::winograd {
 
 // Scratch for transform_source.
-int64_t source_scratch(const Plan& plan, int64_t slots);
+template <typename A>
+int64_t source_scratch(const Plan<A>& plan, int64_t slots);
 
 // Transforms the tiles of a strip of segments, for all channels, into v. Instantiated for float,
-// BFloat16 and Float16.
+// double, BFloat16 and Float16.
 template <typename T>
-void transform_source(const Plan& plan, const Segment* segments, int64_t count, const T* src,
-                      const SourceLayout& layout, float* scratch, float* v);
+void transform_source(const Plan<Wide<T>>& plan, const Segment* segments, int64_t count,
+                      const T* src, const SourceLayout<Wide<T>>& layout, Wide<T>* scratch,
+                      Wide<T>* v);
+
+// What it is going to read for the first time, where the strip above has been transformed.
+template <typename T>
+void prefetch_source(const Plan<Wide<T>>& plan, const Segment* segments, int64_t count,
+                     const T* src, SourcePrefetch& ahead);
 
 }  // namespace torchconv::cpu::winograd

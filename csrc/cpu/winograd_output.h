@@ -5,28 +5,45 @@
 #include <cstdint>
 
 #include "cpu/activation.h"
+#include "cpu/source_prefetch.h"
 #include "cpu/winograd_tiles.h"
 
 namespace torchconv::cpu::winograd {
 
 // Whether a lane is NaN.
-bool has_nan(Vec<float>::Type lanes);
+template <typename Register>
+bool has_nan(const Register& lanes) {
+  constexpr int kCount = sizeof(lanes) / sizeof(lanes[0]);
+  bool found = false;
+  for (int l = 0; l < kCount; ++l) found |= lanes[l] != lanes[l];
+  return found;
+}
 
 // Scratch for transform_products.
-int64_t product_scratch(const Plan& plan, int64_t slots);
+template <typename A>
+int64_t product_scratch(const Plan<A>& plan, int64_t slots);
 
-// Writes the outputs of one segment and panel from m, with bias[kFilters] of the panel added.
+// Writes the outputs of one segment and panel from m, with bias[kPanel] of the panel added.
 // False where an output, before its bias, is infinite or NaN: it is then not to be trusted.
-// Instantiated for float, BFloat16 and Float16, as store_band is.
+// Instantiated for float, double, BFloat16 and Float16, as store_band is.
 template <typename T>
-bool transform_products(const Plan& plan, const Segment& segment, int64_t panel, const float* m,
-                        const float* bias, const Epilogue<T>& epilogue, float* scratch);
+bool transform_products(const Plan<Wide<T>>& plan, const Segment& segment, int64_t panel,
+                        const Wide<T>* m, const Wide<T>* bias, const Epilogue<T>& epilogue,
+                        Wide<T>* scratch);
 
-// Sends finished outputs, [row][column][kFilters] in a band, to where they belong: the first of
+// What it is going to write of some panels, at y.
+template <typename T>
+void prefetch_destination(const Plan<Wide<T>>& plan, const Segment& segment, Range panels,
+                          const T* y, SourcePrefetch& ahead);
+
+// Sends finished outputs, [row][column][kPanel] in a band, to where they belong: the first of
 // `filters` at the first pixel to element dst. The band has band_size elements and is overwritten.
 template <typename T>
 void store_band(const ConvStrides& strides, int64_t dst, int64_t filters, int64_t rows,
-                int64_t columns, const Epilogue<T>& epilogue, float* band);
-int64_t band_size(int64_t pixels);
+                int64_t columns, const Epilogue<T>& epilogue, Wide<T>* band);
+template <typename A>
+constexpr int64_t band_size(int64_t pixels) {
+  return kPanel<A> * (pixels + odd_lines<A>(pixels));
+}
 
 }  // namespace torchconv::cpu::winograd

@@ -241,7 +241,7 @@ class WinogradRows {
                              group.plane * plane_);
     }
     const Activation activation = epilogue.activation;
-    direct_ = epilogue.preactivation == nullptr && (view.dst.c == 1 || view.dst.column == 1) &&
+    direct_ = epilogue.activates_only() && (view.dst.c == 1 || view.dst.column == 1) &&
               (activation == Activation::kNone || activation == Activation::kReLU ||
                activation == Activation::kReLU6);
     constexpr float kInfinity = std::numeric_limits<float>::infinity();

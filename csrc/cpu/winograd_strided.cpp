@@ -280,7 +280,7 @@ class Driver {
   void multiply(const TileBlock& tiles, int64_t block, int64_t first_panel, int64_t panels,
                 const SourceLayout& layout, const float* v, const float* u,
                 const ProductLayout& products, float* m, bool u_is_near) const {
-    WinogradGemm g{};
+    WinogradGemm<float> g{};
     g.channels = plan_.channels_in(block);
     g.accumulate = block > 0;
     v += block * layout.block;
@@ -305,7 +305,7 @@ class Driver {
           g.v = source + (range.begin + first) * kVector;
           g.m = m + panel * products.panel + products.kind[kind] +
                 (range.begin + first) * g.m_step + index * kFilters;
-          winograd_microkernel(rows, vectors)(g);
+          winograd_microkernel<float>(rows, vectors)(g);
           if (u_is_near) g.next += g.channels * kFilters;
         });
       }

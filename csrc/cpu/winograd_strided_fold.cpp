@@ -46,7 +46,7 @@ void transform_folded_weights(const Plan& plan, const float* w, int64_t panel, i
                                 : fprop                     ? weight(c, first + k, tap)
                                                             : weight(first + k, c, tap);
     for (int64_t k = 0; k < kFilters; k += kVector)
-      winograd::transform_filter<quad::kTaps>(g + k, u + i * kFilters + k, layout.plane);
+      winograd::transform_filter<float, quad::kTaps>(g + k, u + i * kFilters + k, layout.plane);
   }
 }
 

@@ -199,7 +199,8 @@ int64_t product_scratch(const Plan& plan, int64_t slots) {
   const int64_t units = plan.shape().units, across = std::min(slots, plan.columns.count) * units;
   if (plan.rows.form == Axis::kUnfold)
     return kFilters * (units * across + odd_lines(across + kVector));
-  return winograd::band_size(units * plan.rows.per_unit() * across * plan.columns.per_unit());
+  return winograd::band_size<float>(units * plan.rows.per_unit() * across *
+                                    plan.columns.per_unit());
 }
 
 bool transform_products(const Plan& plan, const TileBlock& block, const Segment& s, int64_t panel,
@@ -211,7 +212,7 @@ bool transform_products(const Plan& plan, const TileBlock& block, const Segment&
   const Outputs out(plan, s);
   const int64_t dst = out.offset(view, s);
   const bool unfold = form == Axis::kUnfold;
-  const bool plain = epilogue.preactivation == nullptr && epilogue.activation == Activation::kNone;
+  const bool plain = epilogue.activates_only() && epilogue.activation == Activation::kNone;
   const bool in_place = plain && !unfold && view.dst.c == 1 && filters % kVector == 0;
   const int64_t rows = unfold ? ceil_div(out.rows, int64_t{2}) : out.rows;
   const int64_t columns = unfold ? ceil_div(out.columns, int64_t{2}) : out.columns;

@@ -38,9 +38,9 @@ namespace torchconv::cpu::winograd_strided {
 // accuracy, and so that the U of a block stays in the second-level cache where it has just been
 // transformed.
 inline constexpr int64_t kChannelBlock = 64;
-using winograd::kFilters;
-using winograd::kVector;
-using winograd::odd_lines;
+inline constexpr int64_t kVector = kLanes<float>;
+inline constexpr int64_t kFilters = kPanel<float>;  // of a panel
+constexpr int64_t odd_lines(int64_t elements) { return winograd::odd_lines<float>(elements); }
 
 inline constexpr int kSide = 6;  // planes of weights along an axis
 inline constexpr int kPlanes = kSide * kSide;
@@ -139,7 +139,7 @@ struct Plan {
   // Rounded up to the step of the matrix product.
   int64_t channels_in(int64_t block) const {
     const int64_t first = block * block_vectors * kVector;
-    return round_up(std::min(block_vectors * kVector, view.C - first), int64_t{4});
+    return round_up(std::min(block_vectors * kVector, view.C - first), kWinogradStep<float>);
   }
 };
 

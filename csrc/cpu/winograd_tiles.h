@@ -11,6 +11,8 @@
 //   V [channel block][point][channel vector][slot][lanes]   transformed source
 //   U [channel block][point][channel][kPanel]               transformed weights of one panel
 //   M [slot][point][kPanel]                                 products of one panel
+//
+// A is the type that all of it is computed in: float or double.
 #pragma once
 
 #include <algorithm>
@@ -18,14 +20,13 @@
 #include <vector>
 
 #include "cpu/conv_view.h"
-#include "cpu/microkernels/gemm.h"
+#include "cpu/microkernels/winograd_gemm.h"
 #include "cpu/winograd_transforms.h"
 
 namespace torchconv::cpu::winograd {
 
-inline constexpr int64_t kVector = kLanes<float>;
-inline constexpr int64_t kFilters = kPanel<float>;  // of a panel
-inline constexpr int64_t kLine = 64 / sizeof(float);
+template <typename A>
+inline constexpr int64_t kLine = 64 / sizeof(A);
 // Products are summed in registers over at most so many channels, and these sums in M: the error
 // grows with the longer of the two chains.
 inline constexpr int64_t kChannelBlock = 64;
@@ -33,8 +34,9 @@ inline constexpr int64_t kChannelBlock = 64;
 inline constexpr int64_t kMostTaps = 5 * 5;
 
 // Strides of an odd number of cache lines spread over all sets of a cache.
+template <typename A>
 constexpr int64_t odd_lines(int64_t elements) {
-  return ceil_div(elements, kLine) / 2 * 2 * kLine + kLine;
+  return ceil_div(elements, kLine<A>) / 2 * 2 * kLine<A> + kLine<A>;
 }
 
 class TileAxis {
@@ -125,42 +127,52 @@ struct TapOffsets {
   int64_t operator[](int64_t tap) const { return at[tap]; }
 };
 
-// What depends on one sample's problem only.
-struct Plan {
+// The tiles of one sample's problem.
+struct Grid {
   const ConvView& view;
   int side;  // taps along an axis
   TileAxis rows, columns;
   int64_t h, w;                   // source offset of tap (0, 0)
   int64_t tap_weight[kMostTaps];  // ConvTap::weight of tap (r, s)
-  int64_t vectors;                // of channels
-  int64_t blocks, block_vectors;  // of channels; the last may have fewer
-  int64_t panels;                 // of filters
 
-  explicit Plan(const ConvView& v)
+  explicit Grid(const ConvView& v)
       : view(v),
         side(kernel_side(v)),
         rows(v.I, tap_step(v, &ConvTap::h), tile_outputs(side)),
         columns(v.J, tap_step(v, &ConvTap::w), tile_outputs(side)),
         h(first_tap(v, &ConvTap::h)),
-        w(first_tap(v, &ConvTap::w)),
-        vectors(ceil_div(v.C, kVector)),
-        blocks(ceil_div(v.C, kChannelBlock)),
-        block_vectors(ceil_div(vectors, blocks)),
-        panels(ceil_div(v.K, kFilters)) {
+        w(first_tap(v, &ConvTap::w)) {
     for (const ConvTap& tap : v.taps)
       tap_weight[(tap.h - h) / rows.dilation * side + (tap.w - w) / columns.dilation] = tap.weight;
-    blocks = ceil_div(vectors, block_vectors);
   }
 
   TapOffsets taps() const { return {int64_t{side} * side, tap_weight}; }
   int64_t tiles() const { return view.N * rows.count * columns.count; }
+};
+
+// What depends on one sample's problem only.
+template <typename A>
+struct Plan : Grid {
+  int64_t vectors;                // of channels
+  int64_t blocks, block_vectors;  // of channels; the last may have fewer
+  int64_t panels;                 // of filters
+
+  explicit Plan(const ConvView& v)
+      : Grid(v),
+        vectors(ceil_div(v.C, kLanes<A>)),
+        blocks(ceil_div(v.C, kChannelBlock)),
+        block_vectors(ceil_div(vectors, blocks)),
+        panels(ceil_div(v.K, kPanel<A>)) {
+    blocks = ceil_div(vectors, block_vectors);
+  }
+
   int64_t vectors_in(int64_t block) const {
     return std::min(block_vectors, vectors - block * block_vectors);
   }
   // Rounded up to the step of the matrix product.
   int64_t channels_in(int64_t block) const {
-    const int64_t first = block * block_vectors * kVector;
-    return round_up(std::min(block_vectors * kVector, view.C - first), int64_t{4});
+    const int64_t first = block * block_vectors * kLanes<A>;
+    return round_up(std::min(block_vectors * kLanes<A>, view.C - first), kWinogradStep<A>);
   }
 };
 
@@ -173,17 +185,17 @@ struct Segment {
 
 class TileBlock {
  public:
-  TileBlock(const Plan& plan, int64_t first, int64_t count) : tiles_(count) {
-    const int64_t across = plan.columns.count, down = plan.rows.count;
+  TileBlock(const Grid& grid, int64_t first, int64_t count) : tiles_(count) {
+    const int64_t across = grid.columns.count, down = grid.rows.count;
     int64_t short_wide = 0, short_narrow = 0;
     for (int64_t tile = first; tile < first + count;) {
       Segment s{};
       s.n = tile / across / down;
       s.i = tile / across % down;
       s.j = tile % across;
-      s.count = std::min(plan.columns.rest(s.j), first + count - tile);
-      s.wide = std::min(plan.columns.fulls(s.j), s.count);
-      const bool tall = plan.rows.is_full(s.i);
+      s.count = std::min(grid.columns.rest(s.j), first + count - tile);
+      s.wide = std::min(grid.columns.fulls(s.j), s.count);
+      const bool tall = grid.rows.is_full(s.i);
       int64_t& wide = tall ? tall_wide_ : short_wide;
       int64_t& narrow = tall ? tall_narrow_ : short_narrow;
       s.wide_slot = wide;
@@ -200,7 +212,7 @@ class TileBlock {
     short_wide_ = short_wide;
     // Tall and narrow, tall and wide, short and wide, short and narrow.
     for (Segment& s : segments_) {
-      const bool tall = plan.rows.is_full(s.i);
+      const bool tall = grid.rows.is_full(s.i);
       s.wide_slot += tall_narrow_ + (tall ? 0 : tall_wide_);
       if (!tall) s.narrow_slot += tall_narrow_ + tall_wide_ + short_wide_;
     }
@@ -227,27 +239,30 @@ class TileBlock {
 };
 
 // Strides of V for blocks of at most `slots` tiles.
+template <typename A>
 struct SourceLayout {
   int64_t vector, point, block;
 
-  SourceLayout(const Plan& plan, int64_t slots)
-      : vector(odd_lines(slots * kVector)),
-        point(odd_lines(plan.block_vectors * vector)),
+  SourceLayout(const Plan<A>& plan, int64_t slots)
+      : vector(odd_lines<A>(slots * kLanes<A>)),
+        point(odd_lines<A>(plan.block_vectors * vector)),
         block(kProducts * point) {}
-  int64_t size(const Plan& plan) const { return plan.blocks * block; }
+  int64_t size(const Plan<A>& plan) const { return plan.blocks * block; }
 };
 
 // Strides of U.
+template <typename A>
 struct WeightLayout {
   int64_t point, block, panel;
 
-  explicit WeightLayout(const Plan& plan)
-      : point(odd_lines(plan.block_vectors * kVector * kFilters)),
+  explicit WeightLayout(const Plan<A>& plan)
+      : point(odd_lines<A>(plan.block_vectors * kLanes<A> * kPanel<A>)),
         block(kProducts * point),
         panel(plan.blocks * block) {}
 };
 
 // From one slot of M to the next.
-inline constexpr int64_t kProductSlot = odd_lines(kProducts * kFilters);
+template <typename A>
+inline constexpr int64_t kProductSlot = odd_lines<A>(kProducts * kPanel<A>);
 
 }  // namespace torchconv::cpu::winograd

@@ -23,7 +23,9 @@ inline constexpr int kPoints = 6;  // the last is infinity
 inline constexpr int kProducts = kPoints * kPoints;
 constexpr int tile_outputs(int taps) { return kPoints - taps + 1; }
 
-inline constexpr float kA = 0.625f, kB = 1.5f;  // the points are 0, +-kA, +-kB
+// The points are 0, +-kA, +-kB. Their powers and those of their squares are exact in float, so that
+// double needs no others.
+inline constexpr float kA = 0.625f, kB = 1.5f;
 inline constexpr float kAA = kA * kA, kBB = kB * kB;
 
 // v = B^T d. Without infinity d[5] is not read and v[5] not written.
@@ -43,8 +45,9 @@ TORCHCONV_INLINE void transform_input(const V (&d)[kPoints], V (&v)[kPoints]) {
 template <int kTaps, typename V>
 TORCHCONV_INLINE void transform_weight(const V (&g)[kTaps], V (&u)[kPoints]) {
   static_assert(kTaps >= 3 && kTaps <= 5, "powers up to the fourth");
-  constexpr float kAtZero = 1 / (kAA * kBB);
-  constexpr float kAtA = 1 / (2 * kAA * (kAA - kBB)), kAtB = 1 / (2 * kBB * (kBB - kAA));
+  using Lane = std::decay_t<decltype(g[0][0])>;
+  constexpr Lane kAtZero = 1 / Lane{kAA * kBB};
+  constexpr Lane kAtA = 1 / Lane{2 * kAA * (kAA - kBB)}, kAtB = 1 / Lane{2 * kBB * (kBB - kAA)};
   V even_a = g[0] * kAtA + g[2] * (kAA * kAtA), odd_a = g[1] * (kA * kAtA);
   V even_b = g[0] * kAtB + g[2] * (kBB * kAtB), odd_b = g[1] * (kB * kAtB);
   if constexpr (kTaps > 3) {

@@ -7,31 +7,42 @@
 namespace torchconv::cpu::winograd {
 namespace {
 
-using V = Vec<float>;
-using Register = V::Type;
+template <typename A>
+using Register = typename Vec<A>::Type;
 
 // Elements of one tap of a panel and a vector of channels.
-constexpr int64_t kTapElements = kVector * kFilters;
+template <typename A>
+constexpr int64_t kTapElements = kLanes<A> * kPanel<A>;
 
 // Lanes 4q to 4q + 3 from p + q*step.
-TORCHCONV_INLINE Register load_quads(const float* p, [[maybe_unused]] int64_t step) {
+TORCHCONV_INLINE Register<float> load_quads(const float* p, [[maybe_unused]] int64_t step) {
 #if defined(__AVX512F__)
   __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(p));
   v = _mm512_insertf32x4(v, _mm_loadu_ps(p + step), 1);
   v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 2 * step), 2);
-  return bit_cast<Register>(_mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * step), 3));
+  return bit_cast<Register<float>>(_mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * step), 3));
 #elif defined(__AVX2__)
   const __m256 v = _mm256_castps128_ps256(_mm_loadu_ps(p));
-  return bit_cast<Register>(_mm256_insertf128_ps(v, _mm_loadu_ps(p + step), 1));
+  return bit_cast<Register<float>>(_mm256_insertf128_ps(v, _mm_loadu_ps(p + step), 1));
 #else
-  static_assert(kVector == 4, "a vector of one quad");
-  return V::load(p);
+  static_assert(kLanes<float> == 4, "a vector of one quad");
+  return Vec<float>::load(p);
+#endif
+}
+TORCHCONV_INLINE Register<double> load_quads(const double* p, [[maybe_unused]] int64_t step) {
+#if defined(__AVX512F__)
+  const __m512d v = _mm512_castpd256_pd512(_mm256_loadu_pd(p));
+  return bit_cast<Register<double>>(
+      _mm512_maskz_insertf64x4(0xff, v, _mm256_loadu_pd(p + step), 1));
+#else
+  return Vec<double>::load(p);
 #endif
 }
 
 // taps[i] = p[k*weight_k + i] with filters k along the lanes, i < 4.
-TORCHCONV_INLINE void load_taps(const float* p, int64_t weight_k, Register (&taps)[4]) {
-  constexpr auto kAll = std::make_integer_sequence<int, kVector>();
+template <typename A>
+TORCHCONV_INLINE void load_taps(const A* p, int64_t weight_k, Register<A> (&taps)[4]) {
+  constexpr auto kAll = std::make_integer_sequence<int, kLanes<A>>();
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) taps[j] = load_quads(p + j * weight_k, 4 * weight_k);
   exchange_blocks<1>(taps[0], taps[1], kAll);
@@ -51,21 +62,26 @@ bool taps_contiguous(const TapOffsets& taps, int64_t* first, int64_t (&order)[kM
   return true;
 }
 
-// g[tap][kFilters] of a vector of filters of one channel, `lanes` of them, whose taps are
+// g[tap][kPanel] of a vector of filters of one channel, `lanes` of them, whose taps are
 // neighbours at p, the filters weight_k apart.
-void gather_filters(const float* p, int64_t weight_k, int64_t lanes, int64_t count,
-                    const int64_t* order, float* g) {
-  if (lanes == kVector) {
-    for (int64_t quad = 0; quad < count; quad += 4) {
-      const int64_t begin = std::min(quad, count - 4);
-      Register taps[4];
-      load_taps(p + begin, weight_k, taps);
+template <typename A>
+void gather_filters(const A* p, int64_t weight_k, int64_t lanes, int64_t count,
+                    const int64_t* order, A* g) {
+  using V = Vec<A>;
+  constexpr int64_t kVector = V::kLanes, kFilters = kPanel<A>;
+  if constexpr (kVector >= 4) {
+    if (lanes == kVector) {
+      for (int64_t quad = 0; quad < count; quad += 4) {
+        const int64_t begin = std::min(quad, count - 4);
+        Register<A> taps[4];
+        load_taps(p + begin, weight_k, taps);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) V::store(g + order[begin + i] * kFilters, taps[i]);
+        for (int i = 0; i < 4; ++i) V::store(g + order[begin + i] * kFilters, taps[i]);
+      }
+      return;
     }
-    return;
   }
-  float taps[kVector * kVector];
+  A taps[kVector * kVector];
   for (int64_t begin = 0; begin < count; begin += kVector) {
     const int64_t columns = std::min(count - begin, kVector);
     transpose_tile(p + begin, weight_k, lanes, columns, taps, kVector, columns);
@@ -75,38 +91,41 @@ void gather_filters(const float* p, int64_t weight_k, int64_t lanes, int64_t cou
 }
 
 // The taps of one panel and vector of channels; channels beyond the last are zero.
-void gather_vector(const Plan& plan, const float* w, int64_t panel, int64_t vector, float* g) {
+template <typename A>
+void gather_vector(const Plan<A>& plan, const A* w, int64_t panel, int64_t vector, A* g) {
+  constexpr int64_t kVector = kLanes<A>, kFilters = kPanel<A>;
   const ConvView& view = plan.view;
   const int64_t k = panel * kFilters, c = vector * kVector;
   const int64_t channels = std::min(view.C - c, kVector);
   const TapOffsets taps = plan.taps();
   gather_taps(view, taps, w + k * view.weight_k + c * view.weight_c, std::min(view.K - k, kFilters),
               channels, g);
-  std::fill(g + channels * taps.count * kFilters, g + taps.count * kTapElements, 0.0f);
+  std::fill(g + channels * taps.count * kFilters, g + taps.count * kTapElements<A>, A{0});
 }
 
 }  // namespace
 
 // In one function with gather_taps, GCC spills the registers of both.
-template <int kTaps, bool kStreams>
-__attribute__((noinline)) void transform_filter(const float* g, float* u, int64_t point) {
-  Register columns[kTaps][kPoints];
+template <typename A, int kTaps, bool kStreams>
+__attribute__((noinline)) void transform_filter(const A* g, A* u, int64_t point) {
+  using V = Vec<A>;
+  Register<A> columns[kTaps][kPoints];
 #pragma GCC unroll 5
   for (int s = 0; s < kTaps; ++s) {
-    Register taps[kTaps];
+    Register<A> taps[kTaps];
 #pragma GCC unroll 5
-    for (int r = 0; r < kTaps; ++r) taps[r] = V::load(g + (r * kTaps + s) * kFilters);
+    for (int r = 0; r < kTaps; ++r) taps[r] = V::load(g + (r * kTaps + s) * kPanel<A>);
     transform_weight(taps, columns[s]);
   }
 #pragma GCC unroll 6
   for (int r = 0; r < kPoints; ++r) {
-    Register taps[kTaps], row[kPoints];
+    Register<A> taps[kTaps], row[kPoints];
 #pragma GCC unroll 5
     for (int s = 0; s < kTaps; ++s) taps[s] = columns[s][r];
     transform_weight(taps, row);
 #pragma GCC unroll 6
     for (int s = 0; s < kPoints; ++s) {
-      float* to = u + (r * kPoints + s) * point;
+      A* to = u + (r * kPoints + s) * point;
       if constexpr (kStreams)
         stream_bytes(to, row[s]);
       else
@@ -114,11 +133,13 @@ __attribute__((noinline)) void transform_filter(const float* g, float* u, int64_
     }
   }
 }
-template void transform_filter<4>(const float*, float*, int64_t);
+template void transform_filter<float, 4>(const float*, float*, int64_t);
 
-__attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffsets& taps,
-                                           const float* w, int64_t filters, int64_t channels,
-                                           float* g) {
+template <typename A>
+__attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffsets& taps, const A* w,
+                                           int64_t filters, int64_t channels, A* g) {
+  using V = Vec<A>;
+  constexpr int64_t kVector = V::kLanes, kFilters = kPanel<A>;
   const int64_t count = taps.count, channel = count * kFilters;
   int64_t first, order[kMostTaps];
   const bool contiguous = taps_contiguous(taps, &first, order);
@@ -127,7 +148,7 @@ __attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffset
     const int64_t run = channels * count;
     for (int64_t k = 0; k < filters; k += kVector) {
       const int64_t lanes = std::min(filters - k, kVector);
-      const float* from = w + first + k * view.weight_k;
+      const A* from = w + first + k * view.weight_k;
       for (int64_t i = 0; i < run; i += kVector) {
         const int64_t columns = std::min(run - i, kVector);
         transpose_tile(from + i, view.weight_k, lanes, columns, g + i * kFilters + k, kFilters,
@@ -136,8 +157,8 @@ __attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffset
     }
   } else if (view.weight_c == 1 || view.weight_k == 1) {
     for (int64_t tap = 0; tap < count; ++tap) {
-      const float* from = w + taps[tap];
-      float* to = g + tap * kFilters;
+      const A* from = w + taps[tap];
+      A* to = g + tap * kFilters;
       for (int64_t k = 0; k < filters; k += kVector) {
         const int64_t lanes = std::min(filters - k, kVector);
         if (view.weight_c == 1) {
@@ -157,99 +178,84 @@ __attribute__((noinline)) void gather_taps(const ConvView& view, const TapOffset
   } else {
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t tap = 0; tap < count; ++tap) {
-        const float* from = w + c * view.weight_c + taps[tap];
-        float* to = g + c * channel + tap * kFilters;
+        const A* from = w + c * view.weight_c + taps[tap];
+        A* to = g + c * channel + tap * kFilters;
         for (int64_t k = 0; k < round_up(filters, kVector); ++k)
-          to[k] = k < filters ? from[k * view.weight_k] : 0.0f;
+          to[k] = k < filters ? from[k * view.weight_k] : A{0};
       }
   }
 }
 
-void prefetch_weights(const ConvView& view, const TapOffsets& taps, const float* w, int64_t i) {
+template <typename A>
+void prefetch_weights(const ConvView& view, const TapOffsets& taps, const A* w, int64_t i) {
   const bool by_tap = view.weight_c == 1 || view.weight_k == 1;
   const bool by_filter = view.weight_k > view.weight_c;
   const int64_t runs = by_filter ? kMaxVectors : 1;
-  const int64_t run = by_filter ? kVector : kFilters;
+  const int64_t run = by_filter ? kLanes<A> : kPanel<A>;
   for (int64_t j = i * runs; j < (i + 1) * runs; ++j) {
-    const float* at = w + j * std::max(view.weight_k, view.weight_c);
+    const A* at = w + j * std::max(view.weight_k, view.weight_c);
     for (int64_t tap = 0; tap < taps.count; ++tap)
-      for (int64_t line = 0; line < run; line += kLine)
+      for (int64_t line = 0; line < run; line += kLine<A>)
         __builtin_prefetch(at + line + (by_tap ? taps[tap] : tap * run));
   }
 }
 
-void gather_weights(const Plan& plan, const float* w, int64_t panel, float* taps) {
-  for (int64_t vector = 0; vector < plan.vectors; ++vector)
-    gather_vector(plan, w, panel, vector,
-                  taps + panel * gathered_panel(plan) + vector * plan.taps().count * kTapElements);
-}
-
-void transform_weights(const Plan& plan, WeightSource source, int64_t panel, int64_t block,
-                       float* u, bool streams) {
-  const WeightLayout layout(plan);
+template <typename A>
+void transform_weights(const Plan<A>& plan, const A* w, int64_t panel, int64_t block, A* u,
+                       bool streams) {
+  constexpr int64_t kVector = kLanes<A>, kFilters = kPanel<A>;
+  const WeightLayout<A> layout(plan);
   const ConvView& view = plan.view;
   const TapOffsets taps = plan.taps();
-  const auto transform = plan.side == 3 ? streams ? transform_filter<3, true> : transform_filter<3>
-                         : streams      ? transform_filter<5, true>
-                                        : transform_filter<5>;
-  alignas(64) float gathered[kMostTaps * kTapElements];
+  const auto transform = plan.side == 3
+                             ? streams ? transform_filter<A, 3, true> : transform_filter<A, 3>
+                         : streams ? transform_filter<A, 5, true>
+                                   : transform_filter<A, 5>;
+  alignas(64) A gathered[kMostTaps * kTapElements<A>];
   for (int64_t vector = 0; vector < plan.vectors_in(block); ++vector) {
     const int64_t from = block * plan.block_vectors + vector, c = from * kVector;
-    const float* g = gathered;
-    const float* next = nullptr;
-    if (source.taps != nullptr) {
-      g = source.taps + panel * gathered_panel(plan) + from * taps.count * kTapElements;
-    } else {
-      gather_vector(plan, source.w, panel, from, gathered);
-      next = source.w + panel * kFilters * view.weight_k;
-      next += c + kVector < view.C ? (c + kVector) * view.weight_c : kFilters * view.weight_k;
-    }
+    gather_vector(plan, w, panel, from, gathered);
+    const A* next = w + panel * kFilters * view.weight_k;
+    next += c + kVector < view.C ? (c + kVector) * view.weight_c : kFilters * view.weight_k;
     const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
-    const int64_t channels = std::min(round_up(view.C - c, int64_t{4}), kVector);
+    const int64_t channels = std::min(round_up(view.C - c, kWinogradStep<A>), kVector);
     for (int64_t i = 0; i < channels; ++i) {
-      if (next != nullptr) prefetch_weights(view, taps, next, i);
+      prefetch_weights(view, taps, next, i);
       for (int64_t k = 0; k < filters; k += kVector)
-        transform(g + i * taps.count * kFilters + k, u + (vector * kVector + i) * kFilters + k,
-                  layout.point);
+        transform(gathered + i * taps.count * kFilters + k,
+                  u + (vector * kVector + i) * kFilters + k, layout.point);
     }
   }
   if (streams) stream_fence();
 }
 
-WeightPrefetch::WeightPrefetch(const Plan& plan, WeightSource source, int64_t panel, int64_t block)
-    : plan_(plan) {
-  const int64_t vector = block * plan.block_vectors, vectors = plan.vectors_in(block);
-  if (source.taps != nullptr) {
-    const int64_t gathered = plan.taps().count * kTapElements;
-    w_ = source.taps + panel * gathered_panel(plan) + vector * gathered;
-    outer_ = taps_ = 1;
-    stride_ = 0;
-    run_lines_ = vectors * gathered / kLine;
-    return;
-  }
+template <typename A>
+void prefetch_panel(const Plan<A>& plan, const A* w, int64_t panel, int64_t block,
+                    SourcePrefetch& ahead) {
+  constexpr auto kSize = static_cast<int64_t>(sizeof(A));
   const ConvView& view = plan.view;
-  const int64_t k = panel * kFilters, filters = std::min(view.K - k, kFilters);
-  const int64_t c = vector * kVector, channels = std::min(view.C - c, vectors * kVector);
-  w_ = source.w + k * view.weight_k + c * view.weight_c;
+  const int64_t k = panel * kPanel<A>, filters = std::min(view.K - k, kPanel<A>);
+  const int64_t c = block * plan.block_vectors * kLanes<A>;
+  const int64_t channels = std::min(view.C - c, plan.vectors_in(block) * kLanes<A>);
+  const TapOffsets taps = plan.taps();
+  w += k * view.weight_k + c * view.weight_c;
   const bool by_filter = view.weight_k > view.weight_c;
-  outer_ = by_filter ? filters : channels;
-  stride_ = std::max(view.weight_k, view.weight_c);
-  const int64_t inner = by_filter ? channels : filters;
-  const bool by_tap = std::min(view.weight_k, view.weight_c) == 1;
-  taps_ = by_tap ? plan.taps().count : 1;
-  run_lines_ = ceil_div(by_tap ? inner : inner * plan.taps().count, kLine);
+  const int64_t count = by_filter ? filters : channels, run = by_filter ? channels : filters;
+  const int64_t stride = std::max(view.weight_k, view.weight_c) * kSize;
+  if (std::min(view.weight_k, view.weight_c) > 1)
+    return ahead.add(w, count, stride, run * taps.count * kSize);
+  for (int64_t tap = 0; tap < taps.count; ++tap)
+    ahead.add(w + taps[tap], count, stride, run * kSize);
 }
 
-void WeightPrefetch::advance(int64_t lines) {
-  for (; lines > 0 && at_ < outer_; --lines) {
-    const float* run = w_ + at_ * stride_ + (taps_ > 1 ? plan_.tap_weight[tap_] : 0);
-    __builtin_prefetch(run + line_ * kLine, 0, 2);
-    if (++line_ < run_lines_) continue;
-    line_ = 0;
-    if (++tap_ < taps_) continue;
-    tap_ = 0;
-    ++at_;
-  }
-}
+#define TORCHCONV_INSTANTIATE(A)                                                         \
+  template void transform_weights(const Plan<A>&, const A*, int64_t, int64_t, A*, bool); \
+  template void prefetch_panel(const Plan<A>&, const A*, int64_t, int64_t, SourcePrefetch&);
+TORCHCONV_INSTANTIATE(float)
+TORCHCONV_INSTANTIATE(double)
+#undef TORCHCONV_INSTANTIATE
+template void gather_taps(const ConvView&, const TapOffsets&, const float*, int64_t, int64_t,
+                          float*);
+template void prefetch_weights(const ConvView&, const TapOffsets&, const float*, int64_t);
 
 }  // namespace torchconv::cpu::winograd

@@ -29,8 +29,6 @@ namespace torchconv::cpu {
 namespace winograd_gradient {
 namespace {
 
-constexpr int64_t kL = kLanes<float>;
-constexpr int64_t kWidth = kPanel<float>;
 // The streams of a transform, one for each value, fall into different cache sets.
 constexpr int64_t kPlanePad = 16;
 
@@ -56,10 +54,10 @@ constexpr int64_t kLeastSharedTiles = 28;
 // Fewer channels than these are the products' rows: they would leave most of a vector empty.
 constexpr int64_t kFewChannels = 16;
 
-template <typename S>
+template <typename S, typename A>
 class Wgrad {
  public:
-  Wgrad(const ConvView& view, const float* dz, const float* x, float* dw, const Parallel& pool)
+  Wgrad(const ConvView& view, const A* dz, const A* x, A* dw, const Parallel& pool)
       : view_(view),
         pool_(pool),
         C_(S::kTaps == 4 ? 4 * view.C : view.C),
@@ -72,8 +70,8 @@ class Wgrad {
         tiling_(view, S::kTile, S::kStride > 1 ? 1 : spread_h_, S::kStride > 1 ? 1 : spread_w_,
                 std::max<int64_t>(1, kSegmentColumns / (S::kTile * S::kStride))),
         bands_(S::kValues, source_columns<S>(tiling_.segment_tiles)) {
-    const int64_t tile_bytes = kValues * (c_panels_ + k_panels_) * kWidth * 4;
-    const int64_t accumulators = kSums * products() * kTileElements * 4;
+    const int64_t tile_bytes = kValues * (c_panels_ + k_panels_) * kWidth * kElement;
+    const int64_t accumulators = kSums * products() * kTileSize * kElement;
     slabs_ = accumulators > kSlabBytes ? 1 : std::min(tiling_.tiles / kSlabTiles, kMostSlabs);
     const int64_t block =
         slabs_ > 1 ? kBlockTiles : std::max(kSharedPlaneBytes / tile_bytes, kLeastSharedTiles);
@@ -93,11 +91,13 @@ class Wgrad {
   }
 
  private:
+  static constexpr int64_t kL = kLanes<A>, kWidth = kPanel<A>, kTileSize = kTileElements<A>;
+  static constexpr int64_t kElement = sizeof(A);
   static constexpr int64_t kSums = S::kSums * S::kSums;
   static constexpr int64_t kValues = S::kValues * S::kValues;
   static constexpr int64_t kTaps = S::kTaps * S::kTaps;
-  static constexpr int64_t kTapElements = kTaps * kTileElements;
-  static constexpr int64_t kLocalPlane = kTileElements + kPlanePad;
+  static constexpr int64_t kTapElements = kTaps * kTileSize;
+  static constexpr int64_t kLocalPlane = kTileSize + kPlanePad;
 
   int64_t products() const { return c_panels_ * k_panels_; }
   int64_t c_in(int64_t cp) const { return std::min(kWidth, C_ - cp * kWidth); }
@@ -106,7 +106,7 @@ class Wgrad {
   int64_t dz_plane() const { return k_panels_ * panel_ + kPlanePad; }
 
   // Elements of x beyond the last output's window belong to no product.
-  void source(const float* x) {
+  void source(const A* x) {
     const ConvTap &first = view_.taps.front(), &last = view_.taps.back();
     x_ = {x,
           view_.src,
@@ -137,7 +137,7 @@ class Wgrad {
     }
   }
 
-  void gradient(const float* dz) {
+  void gradient(const A* dz) {
     dz_ = {dz,        view_.dst, view_.dst.c * kL, view_.K, 0,       0,          1,     1,
            spread_h_, spread_w_, view_.I,          view_.J, nullptr, dz_plane(), panel_};
     if (spread_w_ > 1 && view_.dst.column == 1) {
@@ -146,7 +146,7 @@ class Wgrad {
     }
   }
 
-  static void use_blocked(const BlockedImage& image, int64_t columns, Operand& operand) {
+  static void use_blocked(const BlockedImage<A>& image, int64_t columns, Operand<A>& operand) {
     operand.data = image.data.get();
     operand.stride = {image.n, 0, columns * kL, kL};
     operand.vector = image.vector;
@@ -172,9 +172,9 @@ class Wgrad {
     return block.segments * (ceil_div(C_, kL) + ceil_div(view_.K, kL));
   }
 
-  void transform(const Block& block, int64_t begin, int64_t end, float* x_planes, float* dz_planes,
-                 float* band) const {
-    Operand x = x_, dz = dz_;
+  void transform(const Block& block, int64_t begin, int64_t end, A* x_planes, A* dz_planes,
+                 A* band) const {
+    Operand<A> x = x_, dz = dz_;
     x.planes = x_planes;
     dz.planes = dz_planes;
     const int64_t x_vectors = ceil_div(C_, kL), vectors = x_vectors + ceil_div(view_.K, kL);
@@ -197,10 +197,10 @@ class Wgrad {
 
   // Two panels [depth][kWidth] of a value, over the tiles of a block.
   struct Panels {
-    const float *dz, *x;
+    const A *dz, *x;
     int64_t depth;
   };
-  Panels panels(const float* x, const float* dz, const Block& block, int64_t value, int64_t kp,
+  Panels panels(const A* x, const A* dz, const Block& block, int64_t value, int64_t kp,
                 int64_t cp) const {
     const bool last_row = value / S::kValues == S::kValues - 1;
     const bool last_column = value % S::kValues == S::kValues - 1;
@@ -211,15 +211,15 @@ class Wgrad {
   }
 
   // `next` is fetched into cache.
-  void multiply(const Panels& p, const Panels& next, int64_t kp, int64_t cp, float* product,
+  void multiply(const Panels& p, const Panels& next, int64_t kp, int64_t cp, A* product,
                 bool accumulate) const {
     const int64_t rows = channel_rows_ ? c_in(cp) : k_in(kp);
     const int64_t vectors = ceil_div(channel_rows_ ? k_in(kp) : c_in(cp), kL);
-    const float *a = channel_rows_ ? p.x : p.dz, *b = channel_rows_ ? p.dz : p.x;
+    const A *a = channel_rows_ ? p.x : p.dz, *b = channel_rows_ ? p.dz : p.x;
     const int64_t runs = std::max<int64_t>(1, ceil_div(p.depth, kProductTiles));
     for_row_tiles(rows, [&](int64_t row, int64_t n) {
-      const OuterProductMicrokernel tile = outer_product_microkernel(n, vectors);
-      const float* fetch = (row == 0) != channel_rows_ ? next.x : next.dz;
+      const OuterProductMicrokernel<A> tile = outer_product_microkernel<A>(n, vectors);
+      const A* fetch = (row == 0) != channel_rows_ ? next.x : next.dz;
       for (int64_t run = 0; run < runs; ++run) {
         const int64_t t = run * p.depth / runs, depth = (run + 1) * p.depth / runs - t;
         tile({a + t * kWidth + row, b + t * kWidth, product + row * kWidth, depth,
@@ -228,7 +228,7 @@ class Wgrad {
     });
   }
 
-  ProductTile product_tile(int64_t item, const float* sums, int64_t plane) const {
+  ProductTile<A> product_tile(int64_t item, const A* sums, int64_t plane) const {
     const int64_t kp = item / c_panels_, cp = item % c_panels_;
     if (channel_rows_) return {sums, plane, cp * kWidth, kp * kWidth, c_in(cp), k_in(kp)};
     return {sums, plane, kp * kWidth, cp * kWidth, k_in(kp), c_in(cp)};
@@ -242,10 +242,10 @@ class Wgrad {
 
   void run_slabs() {
     const int64_t taps_size = products() * kTapElements;
-    Buffer<float> taps(slabs_ * taps_size);
+    Buffer<A> taps(slabs_ * taps_size);
     parallel_for_with_scratch(pool_, 0, slabs_, 1, [&](int64_t begin, int64_t end) {
-      Buffer<float> x(kValues * x_plane()), dz(kValues * dz_plane()), band(bands_.size);
-      Buffer<float> sums(kSums * (products() * kTileElements + kPlanePad)), lost(taps_size);
+      Buffer<A> x(kValues * x_plane()), dz(kValues * dz_plane()), band(bands_.size);
+      Buffer<A> sums(kSums * (products() * kTileSize + kPlanePad)), lost(taps_size);
       for (int64_t slab = begin; slab < end; ++slab)
         accumulate_slab(slab, x.get(), dz.get(), band.get(), sums.get(),
                         taps.get() + slab * taps_size, lost.get());
@@ -258,24 +258,23 @@ class Wgrad {
     });
   }
 
-  void accumulate_slab(int64_t slab, float* x, float* dz, float* band, float* sums, float* taps,
-                       float* lost) const {
+  void accumulate_slab(int64_t slab, A* x, A* dz, A* band, A* sums, A* taps, A* lost) const {
     const int64_t blocks = static_cast<int64_t>(tiling_.blocks.size());
     const int64_t first = blocks * slab / slabs_, last = blocks * (slab + 1) / slabs_;
     const int64_t flush = std::max<int64_t>(1, kFlushTiles / tiling_.block_tiles);
-    const int64_t plane = products() * kTileElements + kPlanePad;
+    const int64_t plane = products() * kTileSize + kPlanePad;
     for (int64_t b = first; b < last; ++b) {
       const Block& block = tiling_.blocks[b];
       transform(block, 0, block_items(block), x, dz, band);
       multiply_all(block, x, dz, sums, plane, (b - first) % flush > 0);
       if ((b - first) % flush < flush - 1 && b < last - 1) continue;
       for (int64_t item = 0; item < products(); ++item)
-        add_taps<S>(product_tile(item, sums + item * kTileElements, plane), b - first < flush,
+        add_taps<S>(product_tile(item, sums + item * kTileSize, plane), b - first < flush,
                     b == last - 1, taps + item * kTapElements, lost + item * kTapElements);
     }
   }
 
-  void multiply_all(const Block& block, const float* x, const float* dz, float* sums, int64_t plane,
+  void multiply_all(const Block& block, const A* x, const A* dz, A* sums, int64_t plane,
                     bool add) const {
     Panels now = panels(x, dz, block, values_[0], 0, 0);
     for (int64_t sum = 0; sum < kSums; ++sum) {
@@ -289,7 +288,7 @@ class Wgrad {
               i + 1 < end ? panels(x, dz, block, values_[i + 1], kp, cp)
                           : panels(x, dz, block, values_[more || sum + 1 == kSums ? begin : end],
                                    after / c_panels_, after % c_panels_);
-          multiply(now, next, kp, cp, sums + sum * plane + item * kTileElements, add || i > begin);
+          multiply(now, next, kp, cp, sums + sum * plane + item * kTileSize, add || i > begin);
           now = next;
         }
       }
@@ -301,10 +300,10 @@ class Wgrad {
   void run_shared() {
     const int64_t blocks = static_cast<int64_t>(tiling_.blocks.size());
     const int64_t taps_size = blocks > 1 ? products() * kTapElements : 0;
-    Buffer<float> x(kValues * x_plane()), dz(kValues * dz_plane());
-    Buffer<float> bands(WorkSplit::kMaxSlots * bands_.size);
-    Buffer<float> sums(WorkSplit::kMaxSlots * kSums * kLocalPlane);
-    Buffer<float> taps(taps_size), lost(taps_size);
+    Buffer<A> x(kValues * x_plane()), dz(kValues * dz_plane());
+    Buffer<A> bands(WorkSplit::kMaxSlots * bands_.size);
+    Buffer<A> sums(WorkSplit::kMaxSlots * kSums * kLocalPlane);
+    Buffer<A> taps(taps_size), lost(taps_size);
     for (int64_t b = 0; b < blocks; ++b) {
       const Block& block = tiling_.blocks[b];
       const WorkSplit items(block_items(block),
@@ -312,14 +311,14 @@ class Wgrad {
       items.run(pool_, [&](int64_t begin, int64_t end, int64_t slot) {
         transform(block, begin, end, x.get(), dz.get(), bands.get() + slot * bands_.size);
       });
-      const WorkSplit tiles(
-          products(), static_cast<double>(tiling_.block_tiles * kTileElements * kValues / kL));
+      const WorkSplit tiles(products(),
+                            static_cast<double>(tiling_.block_tiles * kTileSize * kValues / kL));
       tiles.run(pool_, [&](int64_t begin, int64_t end, int64_t slot) {
-        float* sum = sums.get() + slot * kSums * kLocalPlane;
+        A* sum = sums.get() + slot * kSums * kLocalPlane;
         for (int64_t item = begin; item < end; ++item) {
           multiply_tile(block, x.get(), dz.get(), item, std::min(item + 1, end - 1), sum);
-          const ProductTile tile = product_tile(item, sum, kLocalPlane);
-          float* item_taps = taps.get() + item * kTapElements;
+          const ProductTile<A> tile = product_tile(item, sum, kLocalPlane);
+          A* item_taps = taps.get() + item * kTapElements;
           if (blocks == 1)
             check(writer_.invert(tile));
           else
@@ -331,8 +330,8 @@ class Wgrad {
   }
 
   // All sums of one tile of K x C.
-  void multiply_tile(const Block& block, const float* x, const float* dz, int64_t item,
-                     int64_t next_item, float* sums) const {
+  void multiply_tile(const Block& block, const A* x, const A* dz, int64_t item, int64_t next_item,
+                     A* sums) const {
     const int64_t kp = item / c_panels_, cp = item % c_panels_;
     Panels now = panels(x, dz, block, values_[0], kp, cp);
     for (int64_t sum = 0; sum < kSums; ++sum) {
@@ -350,14 +349,14 @@ class Wgrad {
   const Parallel& pool_;
   int64_t C_;          // channels of the transformed x
   bool channel_rows_;  // the products' rows are channels, not filters: too few for whole vectors
-  TapWriter<S> writer_;
+  TapWriter<S, A> writer_;
   int64_t c_panels_, k_panels_;
   int64_t spread_h_, spread_w_;
   Tiling tiling_;
-  Bands bands_;
+  Bands<A> bands_;
   int64_t slabs_, panel_;
-  std::optional<BlockedImage> x_copy_, dz_copy_;
-  Operand x_, dz_;
+  std::optional<BlockedImage<A>> x_copy_, dz_copy_;
+  Operand<A> x_, dz_;
   int64_t values_[kValues], first_value_[kSums + 1];
   std::atomic<bool> finite_{true};
 };
@@ -439,8 +438,8 @@ bool winograd_wgrad_applies(const ConvView& view) {
   return winograd_gradient::kind_of(view) != winograd_gradient::Kind::kNone;
 }
 
-bool winograd_wgrad(const ConvView& view, const float* dz, const float* x, float* dw,
-                    const Parallel& pool) {
+template <typename A>
+bool winograd_wgrad(const ConvView& view, const A* dz, const A* x, A* dw, const Parallel& pool) {
   using namespace winograd_gradient;  // NOLINT: the vocabulary of this file
   if (view.groups > 1) {
     const double products = static_cast<double>(view.N * winograd_wgrad_cost(view).products) *
@@ -455,17 +454,20 @@ bool winograd_wgrad(const ConvView& view, const float* dz, const float* x, float
   }
   switch (kind_of(view)) {
     case Kind::kThreeTaps:
-      return Wgrad<ThreeTaps>(view, dz, x, dw, pool).run();
+      return Wgrad<ThreeTaps, A>(view, dz, x, dw, pool).run();
     case Kind::kFiveTaps:
-      return Wgrad<FiveTaps>(view, dz, x, dw, pool).run();
+      return Wgrad<FiveTaps, A>(view, dz, x, dw, pool).run();
     case Kind::kStride2:
-      return Wgrad<ThreeTapsStride2>(view, dz, x, dw, pool).run();
+      return Wgrad<ThreeTapsStride2, A>(view, dz, x, dw, pool).run();
     case Kind::kStem:
-      return Wgrad<FourTaps>(view, dz, x, dw, pool).run();
+      return Wgrad<FourTaps, A>(view, dz, x, dw, pool).run();
     case Kind::kNone:
       return false;
   }
   return false;
 }
+template bool winograd_wgrad(const ConvView&, const float*, const float*, float*, const Parallel&);
+template bool winograd_wgrad(const ConvView&, const double*, const double*, double*,
+                             const Parallel&);
 
 }  // namespace torchconv::cpu

@@ -1,5 +1,5 @@
 // The weight gradient in Winograd's domain: 3x3 and 5x5 kernels of any dilation, 3x3 kernels with
-// stride 2, and the first layer's 7x7 kernel with stride 2.
+// stride 2, and the first layer's 7x7 kernel with stride 2. A is float or double.
 #pragma once
 
 #include "core/parallel.h"
@@ -20,7 +20,7 @@ WinogradWgradCost winograd_wgrad_cost(const ConvView& view);
 
 // Writes dw. False where an element is not finite: the transforms spread infinity, NaN and overflow
 // over all taps, so that the caller has to compute dw another way.
-bool winograd_wgrad(const ConvView& view, const float* dz, const float* x, float* dw,
-                    const Parallel& pool);
+template <typename A>
+bool winograd_wgrad(const ConvView& view, const A* dz, const A* x, A* dw, const Parallel& pool);
 
 }  // namespace torchconv::cpu

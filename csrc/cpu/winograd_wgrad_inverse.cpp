@@ -9,28 +9,24 @@
 namespace torchconv::cpu::winograd_gradient {
 namespace {
 
-using V = Vec<float>;
-constexpr int64_t kL = V::kLanes;
-constexpr int64_t kWidth = kPanel<float>;
-
 // One vector of channels' taps.
-template <typename S>
-TORCHCONV_INLINE void inverse_vector(const float* m, int64_t plane,
-                                     Vector (&taps)[S::kTaps * S::kTaps]) {
+template <typename S, typename A>
+TORCHCONV_INLINE void inverse_vector(const A* m, int64_t plane,
+                                     Vector<A> (&taps)[S::kTaps * S::kTaps]) {
   constexpr int kTaps = S::kTaps, kSums = S::kSums;
-  Vector rows[kTaps][kSums];
+  Vector<A> rows[kTaps][kSums];
 #pragma GCC unroll 6
   for (int s = 0; s < kSums; ++s) {
-    Vector in[kSums], out[kTaps];
+    Vector<A> in[kSums], out[kTaps];
 #pragma GCC unroll 6
-    for (int r = 0; r < kSums; ++r) in[r] = V::load(m + (r * kSums + s) * plane);
+    for (int r = 0; r < kSums; ++r) in[r] = Vec<A>::load(m + (r * kSums + s) * plane);
     S::inverse(in, out);
 #pragma GCC unroll 5
     for (int r = 0; r < kTaps; ++r) rows[r][s] = out[r];
   }
 #pragma GCC unroll 5
   for (int r = 0; r < kTaps; ++r) {
-    Vector out[kTaps];
+    Vector<A> out[kTaps];
     S::inverse(rows[r], out);
 #pragma GCC unroll 5
     for (int s = 0; s < kTaps; ++s) taps[r * kTaps + s] = out[s];
@@ -38,8 +34,9 @@ TORCHCONV_INLINE void inverse_vector(const float* m, int64_t plane,
 }
 
 // sum += x, with what rounding loses in `lost` (Knuth's two-sum).
-TORCHCONV_INLINE void add_compensated(Vector x, Vector& sum, Vector& lost) {
-  const Vector total = sum + x, part = total - sum;
+template <typename V>
+TORCHCONV_INLINE void add_compensated(V x, V& sum, V& lost) {
+  const V total = sum + x, part = total - sum;
   lost += (sum - (total - part)) + (x - part);
   sum = total;
 }
@@ -48,22 +45,26 @@ TORCHCONV_INLINE void add_compensated(Vector x, Vector& sum, Vector& lost) {
 constexpr int64_t kStreamedWeights = 4 << 20;
 
 // A store of n lanes, or of a whole vector past the caches.
-TORCHCONV_INLINE void store_lanes(float* p, Vector v, int64_t n, bool streams) {
+template <typename A>
+TORCHCONV_INLINE void store_lanes(A* p, Vector<A> v, int64_t n, bool streams) {
   if (streams)
     stream_bytes(p, v);
   else
-    V::store_partial(p, v, n);
+    Vec<A>::store_partial(p, v, n);
 }
 
 // Stores the kCount neighbouring taps of a vector of channels. They are put in order in memory, and
 // what was put there a step earlier is copied: reading back at once would wait for the stores.
-template <int kCount>
+template <int kCount, typename A>
 class FilterStore {
+  using V = Vec<A>;
+  static constexpr int64_t kL = V::kLanes;
+
  public:
   FilterStore(bool flip, bool streams) : flip_(flip), streams_(streams) {}
 
-  void put(const Vector (&taps)[kCount], float* dw, int64_t n) {
-    float* slot = slots_[current_];
+  void put(const Vector<A> (&taps)[kCount], A* dw, int64_t n) {
+    A* slot = slots_[current_];
     if (flip_)
       order<true>(taps, slot);
     else
@@ -85,14 +86,14 @@ class FilterStore {
   // Each row's whole vectors, the last one first: the next row, or its own first vectors after
   // that, overwrite what is too much.
   template <bool kFlip>
-  static TORCHCONV_INLINE void order(const Vector (&taps)[kCount], float* slot) {
+  static TORCHCONV_INLINE void order(const Vector<A> (&taps)[kCount], A* slot) {
     constexpr int kLast = (kCount - 2) / kL * kL;
 #pragma GCC unroll 6
     for (int t = kLast; t >= 0; t -= kL) {
-      Vector tile[kL];
+      Vector<A> tile[kL];
 #pragma GCC unroll 16
       for (int i = 0; i < kL; ++i)
-        tile[i] = t + i < kCount ? taps[kFlip ? kCount - 1 - t - i : t + i] : Vector{};
+        tile[i] = t + i < kCount ? taps[kFlip ? kCount - 1 - t - i : t + i] : Vector<A>{};
       transpose_steps<1>(tile);
 #pragma GCC unroll 16
       for (int l = 0; l < kL; ++l) V::store(slot + l * kCount + t, tile[l]);
@@ -101,22 +102,22 @@ class FilterStore {
       for (int l = 0; l < kL; ++l) slot[l * kCount + kCount - 1] = taps[kFlip ? 0 : kCount - 1][l];
   }
 
-  alignas(64) float slots_[2][(kCount + 1) * kL];
+  alignas(64) A slots_[2][(kCount + 1) * kL];
   bool flip_, streams_;
   int current_ = 0;
-  const float* slot_ = nullptr;
-  float* dw_ = nullptr;
+  const A* slot_ = nullptr;
+  A* dw_ = nullptr;
   int64_t size_ = 0;
 };
 
 }  // namespace
 
-template <typename Scheme>
-TapWriter<Scheme>::TapWriter(const ConvView& view, float* dw, bool channel_rows)
+template <typename Scheme, typename A>
+TapWriter<Scheme, A>::TapWriter(const ConvView& view, A* dw, bool channel_rows)
     : view_(view),
       dw_(dw),
-      streams_(view.C * view.K * kCount * 4 >= kStreamedWeights && view.C % kL == 0 &&
-               WideVec<float>::streamable(dw)) {
+      streams_(view.C * view.K * kCount * static_cast<int64_t>(sizeof(A)) >= kStreamedWeights &&
+               view.C % kLanes<A> == 0 && WideVec<A>::streamable(dw)) {
   if (!channel_rows) return;
   if constexpr (Scheme::kTaps == 4) {
     offsets_ = phase_tap_offsets(view);
@@ -127,23 +128,24 @@ TapWriter<Scheme>::TapWriter(const ConvView& view, float* dw, bool channel_rows)
 }
 
 // Lanes are filters [k, k + n).
-template <typename Scheme>
-void TapWriter<Scheme>::scatter(const Vector (&taps)[kCount], int64_t channel, int64_t k,
-                                int64_t n) const {
+template <typename Scheme, typename A>
+void TapWriter<Scheme, A>::scatter(const Vector<A> (&taps)[kCount], int64_t channel, int64_t k,
+                                   int64_t n) const {
   const int64_t* offsets = &offsets_[channel * kCount];
   for (int t = 0; t < kCount; ++t)
     for (int64_t l = 0; l < n && offsets[t] >= 0; ++l)
       dw_[(k + l) * view_.weight_k + offsets[t]] = taps[t][l];
 }
 
-template <typename Scheme>
+template <typename Scheme, typename A>
 template <typename Taps>
-bool TapWriter<Scheme>::write(const ProductTile& tile, Taps&& taps_of) const {
-  auto check = Vector{};  // NaN once any tap is not finite
-  FilterStore<kCount> filters(view_.taps[0].weight != 0, streams_);
+bool TapWriter<Scheme, A>::write(const ProductTile<A>& tile, Taps&& taps_of) const {
+  constexpr int64_t kL = kLanes<A>;
+  auto check = Vector<A>{};  // NaN once any tap is not finite
+  FilterStore<kCount, A> filters(view_.taps[0].weight != 0, streams_);
   for (int64_t row = 0; row < tile.rows; ++row) {
     for (int64_t column = 0; column < tile.columns; column += kL) {
-      Vector taps[kCount];
+      Vector<A> taps[kCount];
       taps_of(row, column, taps);
 #pragma GCC unroll 25
       for (int t = 0; t < kCount; ++t) check += taps[t] * 0.0f;
@@ -152,7 +154,7 @@ bool TapWriter<Scheme>::write(const ProductTile& tile, Taps&& taps_of) const {
         scatter(taps, tile.first_row + row, tile.first_column + column, n);
       } else if constexpr (Scheme::kTaps != 4) {
         const int64_t c = tile.first_column + column;
-        float* dw = dw_ + (tile.first_row + row) * view_.weight_k + c * view_.weight_c;
+        A* dw = dw_ + (tile.first_row + row) * view_.weight_k + c * view_.weight_c;
         if (view_.weight_c == 1) {
 #pragma GCC unroll 25
           for (int t = 0; t < kCount; ++t)
@@ -170,21 +172,23 @@ bool TapWriter<Scheme>::write(const ProductTile& tile, Taps&& taps_of) const {
   return finite;
 }
 
-template <typename Scheme>
-bool TapWriter<Scheme>::invert(const ProductTile& tile) const {
-  return write(tile, [&](int64_t row, int64_t column, Vector(&taps)[kCount]) {
-    inverse_vector<Scheme>(tile.sums + row * kWidth + column, tile.plane, taps);
+template <typename Scheme, typename A>
+bool TapWriter<Scheme, A>::invert(const ProductTile<A>& tile) const {
+  return write(tile, [&](int64_t row, int64_t column, Vector<A>(&taps)[kCount]) {
+    inverse_vector<Scheme>(tile.sums + row * kPanel<A> + column, tile.plane, taps);
   });
 }
 
-template <typename Scheme>
-bool TapWriter<Scheme>::reduce(const ProductTile& tile, const float* taps, int64_t parts,
-                               int64_t stride) const {
-  return write(tile, [&](int64_t row, int64_t column, Vector(&total)[kCount]) {
-    const float* at = taps + (row * kWidth + column) * kCount;
+template <typename Scheme, typename A>
+bool TapWriter<Scheme, A>::reduce(const ProductTile<A>& tile, const A* taps, int64_t parts,
+                                  int64_t stride) const {
+  using V = Vec<A>;
+  constexpr int64_t kL = V::kLanes;
+  return write(tile, [&](int64_t row, int64_t column, Vector<A>(&total)[kCount]) {
+    const A* at = taps + (row * kPanel<A> + column) * kCount;
 #pragma GCC unroll 25
     for (int t = 0; t < kCount; ++t) {
-      Vector sum = V::load(at + t * kL), lost{};
+      Vector<A> sum = V::load(at + t * kL), lost{};
       for (int64_t p = 1; p < parts; ++p)
         add_compensated(V::load(at + p * stride + t * kL), sum, lost);
       total[t] = sum + lost;
@@ -192,18 +196,20 @@ bool TapWriter<Scheme>::reduce(const ProductTile& tile, const float* taps, int64
   });
 }
 
-template <typename Scheme>
-void add_taps(const ProductTile& tile, bool first, bool last, float* taps, float* lost) {
+template <typename Scheme, typename A>
+void add_taps(const ProductTile<A>& tile, bool first, bool last, A* taps, A* lost) {
+  using V = Vec<A>;
+  constexpr int64_t kL = V::kLanes, kWidth = kPanel<A>;
   constexpr int kCount = Scheme::kTaps * Scheme::kTaps;
   for (int64_t row = 0; row < tile.rows; ++row) {
     for (int64_t column = 0; column < tile.columns; column += kL) {
-      Vector values[kCount];
+      Vector<A> values[kCount];
       inverse_vector<Scheme>(tile.sums + row * kWidth + column, tile.plane, values);
-      float* sum_at = taps + (row * kWidth + column) * kCount;
-      float* lost_at = lost + (row * kWidth + column) * kCount;
+      A* sum_at = taps + (row * kWidth + column) * kCount;
+      A* lost_at = lost + (row * kWidth + column) * kCount;
 #pragma GCC unroll 25
       for (int t = 0; t < kCount; ++t) {
-        Vector sum = values[t], rest{};
+        Vector<A> sum = values[t], rest{};
         if (!first) {
           sum = V::load(sum_at + t * kL);
           rest = V::load(lost_at + t * kL);
@@ -216,13 +222,17 @@ void add_taps(const ProductTile& tile, bool first, bool last, float* taps, float
   }
 }
 
-#define TORCHCONV_INVERSE(Scheme)   \
-  template class TapWriter<Scheme>; \
-  template void add_taps<Scheme>(const ProductTile&, bool, bool, float*, float*);
-TORCHCONV_INVERSE(ThreeTaps)
-TORCHCONV_INVERSE(ThreeTapsStride2)
-TORCHCONV_INVERSE(FourTaps)
-TORCHCONV_INVERSE(FiveTaps)
+#define TORCHCONV_INVERSE(Scheme, A)   \
+  template class TapWriter<Scheme, A>; \
+  template void add_taps<Scheme>(const ProductTile<A>&, bool, bool, A*, A*);
+TORCHCONV_INVERSE(ThreeTaps, float)
+TORCHCONV_INVERSE(ThreeTaps, double)
+TORCHCONV_INVERSE(ThreeTapsStride2, float)
+TORCHCONV_INVERSE(ThreeTapsStride2, double)
+TORCHCONV_INVERSE(FourTaps, float)
+TORCHCONV_INVERSE(FourTaps, double)
+TORCHCONV_INVERSE(FiveTaps, float)
+TORCHCONV_INVERSE(FiveTaps, double)
 #undef TORCHCONV_INVERSE
 
 }  // namespace torchconv::cpu::winograd_gradient

@@ -14,43 +14,45 @@
 
 namespace torchconv::cpu::winograd_gradient {
 
-inline constexpr int64_t kTileElements = kPanel<float> * kPanel<float>;
+template <typename A>
+inline constexpr int64_t kTileElements = kPanel<A> * kPanel<A>;
 
+template <typename A>
 struct ProductTile {
-  const float* sums;
+  const A* sums;
   int64_t plane;  // stride
   int64_t first_row, first_column;
   int64_t rows, columns;
 };
 
 // Writes the taps of dw.
-template <typename Scheme>
+template <typename Scheme, typename A>
 class TapWriter {
  public:
   static constexpr int kCount = Scheme::kTaps * Scheme::kTaps;
 
   // channel_rows: the rows of a product tile are channels, of space_to_depth for FourTaps.
-  TapWriter(const ConvView& view, float* dw, bool channel_rows);
+  TapWriter(const ConvView& view, A* dw, bool channel_rows);
 
   // dw of a tile, which is complete. False where an element is not finite.
-  bool invert(const ProductTile& tile) const;
+  bool invert(const ProductTile<A>& tile) const;
   // The same, from the sum of `parts` tiles of taps, `stride` apart.
-  bool reduce(const ProductTile& tile, const float* taps, int64_t parts, int64_t stride) const;
+  bool reduce(const ProductTile<A>& tile, const A* taps, int64_t parts, int64_t stride) const;
 
  private:
-  void scatter(const Vector (&taps)[kCount], int64_t channel, int64_t k, int64_t n) const;
+  void scatter(const Vector<A> (&taps)[kCount], int64_t channel, int64_t k, int64_t n) const;
   template <typename Taps>
-  bool write(const ProductTile& tile, Taps&& taps_of) const;
+  bool write(const ProductTile<A>& tile, Taps&& taps_of) const;
 
   const ConvView& view_;
-  float* dw_;
+  A* dw_;
   bool streams_;
   std::vector<int64_t> offsets_;  // with channel rows: [row][tap], -1 where there is none
 };
 
 // Adds a tile's taps to `taps` with compensation: `lost` holds what rounding has cost so far.
 // first: both are overwritten. last: lost is added to taps.
-template <typename Scheme>
-void add_taps(const ProductTile& tile, bool first, bool last, float* taps, float* lost);
+template <typename Scheme, typename A>
+void add_taps(const ProductTile<A>& tile, bool first, bool last, A* taps, A* lost);
 
 }  // namespace torchconv::cpu::winograd_gradient

@@ -9,8 +9,9 @@
 namespace torchconv::cpu::winograd_gradient {
 
 // x or dz. Channels are neighbours in memory, or pixels are, or the channels of a vector are.
+template <typename A>
 struct Operand {
-  const float* data;
+  const A* data;
   ConvStrides stride;  // stride.c: of channels; not read where channels are blocked
   int64_t vector;      // stride of vectors of channels
   int64_t channels;
@@ -18,25 +19,27 @@ struct Operand {
   int64_t step_h, step_w;      // elements from one gradient to the next
   int64_t spread_h, spread_w;  // elements from one tap to the next: the dilation
   int64_t rows, columns;       // elements outside count as zero
-  float* planes;
+  A* planes;
   int64_t plane, panel;  // strides
 };
 
 // Scratch of one task: a band of columns after the first transform, and one of transposed pixels.
+template <typename A>
 struct Bands {
-  int64_t row;  // elements
+  int64_t row;  // elements; the rows fall into different sets of a cache
   int64_t size;
-  Bands(int64_t values, int64_t columns);
+  Bands(int64_t values, int64_t columns)
+      : row((columns | 1) * kLanes<A>), size(2 * values * row + kLanes<A> * kLanes<A>) {}
 };
 
 // Channels [v*lanes, (v + 1)*lanes) of the segment's tiles. `next` is the segment that follows,
 // which is fetched into cache. band: Bands::size elements.
-template <typename Scheme>
-void transform_source(const Operand& x, const Segment& now, const Segment& next, int64_t v,
-                      const Bands& bands, float* band);
-template <typename Scheme>
-void transform_gradient(const Operand& dz, const Segment& now, const Segment& next, int64_t v,
-                        const Bands& bands, float* band);
+template <typename Scheme, typename A>
+void transform_source(const Operand<A>& x, const Segment& now, const Segment& next, int64_t v,
+                      const Bands<A>& bands, A* band);
+template <typename Scheme, typename A>
+void transform_gradient(const Operand<A>& dz, const Segment& now, const Segment& next, int64_t v,
+                        const Bands<A>& bands, A* band);
 
 // Columns of x that a segment's tiles meet.
 template <typename Scheme>
@@ -46,7 +49,8 @@ constexpr int64_t source_columns(int64_t tiles) {
 
 // pixels[i][lane] for `count` neighbouring pixels of n channels; up to a vector of pixels beyond is
 // overwritten. Prefetches the same pixels `ahead` elements on.
-void transpose_pixels(const float* src, int64_t channel_stride, int64_t n, int64_t count,
-                      int64_t ahead, float* pixels);
+template <typename A>
+void transpose_pixels(const A* src, int64_t channel_stride, int64_t n, int64_t count, int64_t ahead,
+                      A* pixels);
 
 }  // namespace torchconv::cpu::winograd_gradient

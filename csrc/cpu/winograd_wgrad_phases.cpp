@@ -8,15 +8,16 @@
 namespace torchconv::cpu::winograd_gradient {
 namespace {
 
-constexpr int64_t kL = Vec<float>::kLanes;
 constexpr int64_t kPhaseTaps = 4;
 
 }  // namespace
 
-BlockedImage block_channels(const float* src, const ConvStrides& stride, int64_t N, int64_t C,
-                            int64_t rows, int64_t columns, const Parallel& pool) {
+template <typename A>
+BlockedImage<A> block_channels(const A* src, const ConvStrides& stride, int64_t N, int64_t C,
+                               int64_t rows, int64_t columns, const Parallel& pool) {
+  constexpr int64_t kL = kLanes<A>;
   const int64_t image = round_up(rows * columns, kL) * kL, vectors = ceil_div(C, kL);
-  BlockedImage blocked{image, N * image, Buffer<float>(vectors * N * image)};
+  BlockedImage<A> blocked{image, N * image, Buffer<A>(vectors * N * image)};
   const WorkSplit split(vectors * N, static_cast<double>(image));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t item = begin; item < end; ++item) {
@@ -28,22 +29,24 @@ BlockedImage block_channels(const float* src, const ConvStrides& stride, int64_t
   return blocked;
 }
 
-BlockedImage space_to_depth(const ConvView& view, const float* x, int64_t rows, int64_t columns,
-                            const Parallel& pool) {
+template <typename A>
+BlockedImage<A> space_to_depth(const ConvView& view, const A* x, int64_t rows, int64_t columns,
+                               const Parallel& pool) {
+  constexpr int64_t kL = kLanes<A>;
   const int64_t vectors = ceil_div(4 * view.C, kL), row = columns * kL, image = rows * row;
-  BlockedImage blocked{image, view.N * image, Buffer<float>(vectors * view.N * image)};
+  BlockedImage<A> blocked{image, view.N * image, Buffer<A>(vectors * view.N * image)};
   const int64_t top = view.taps[0].h, left = view.taps[0].w;
   const WorkSplit split(view.N * rows, static_cast<double>(4 * vectors * row));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t n = item / rows, i = item % rows;
-      float* dst = blocked.data.get() + n * image + i * row;
+      A* dst = blocked.data.get() + n * image + i * row;
       for (int64_t v = 0; v < vectors; ++v) fill_zero(dst + v * blocked.vector, row);
       for (int64_t q = 0; q < 4 * view.C; ++q) {
         const int64_t h = top + 2 * i + q / 2 % 2, w = left + q % 2;
         if (h < 0 || h >= view.H) continue;
-        const float* src = x + n * view.src.n + q / 4 * view.src.c + h * view.src.row;
-        float* lane = dst + q / kL * blocked.vector + q % kL;
+        const A* src = x + n * view.src.n + q / 4 * view.src.c + h * view.src.row;
+        A* lane = dst + q / kL * blocked.vector + q % kL;
         const Range range = valid_range(columns, 2, w, view.W);
         for (int64_t j = range.begin; j < std::min(range.end, columns); ++j)
           lane[j * kL] = src[(2 * j + w) * view.src.column];
@@ -52,6 +55,15 @@ BlockedImage space_to_depth(const ConvView& view, const float* x, int64_t rows, 
   });
   return blocked;
 }
+
+#define TORCHCONV_INSTANTIATE(A)                                                                   \
+  template BlockedImage<A> block_channels(const A*, const ConvStrides&, int64_t, int64_t, int64_t, \
+                                          int64_t, const Parallel&);                               \
+  template BlockedImage<A> space_to_depth(const ConvView&, const A*, int64_t, int64_t,             \
+                                          const Parallel&);
+TORCHCONV_INSTANTIATE(float)
+TORCHCONV_INSTANTIATE(double)
+#undef TORCHCONV_INSTANTIATE
 
 std::vector<int64_t> phase_tap_offsets(const ConvView& view) {
   std::vector<int64_t> offsets(4 * view.C * kPhaseTaps * kPhaseTaps, -1);

@@ -75,14 +75,16 @@ __host__ __device__ __forceinline__ A times_derivative(Activation activation, A 
   return dy;
 }
 
-// What happens to a finished sum of z: bias, the pre-activation where it is wanted, activation,
-// rounding. A kernel's parameter; bias and preactivation may be null.
+// What happens to a finished sum of z: bias, the residual, the pre-activation where it is wanted,
+// activation, rounding. A kernel's parameter; all but y may be null. The residual lies as y does; not
+// every kernel takes one (conv_choice.cpp).
 template <typename T>
 struct Epilogue {
   const T* bias;
   T* y;
   T* preactivation;
   Activation activation;
+  const T* residual = nullptr;
 
   __device__ __forceinline__ Wide<T> bias_of(int64_t k) const {
     return bias == nullptr ? Wide<T>{0} : to_wide(bias[k]);
@@ -90,6 +92,7 @@ struct Epilogue {
 
   // z has had its bias. Integers have no activation.
   __device__ __forceinline__ void store(Wide<T> z, int64_t offset) const {
+    if (residual != nullptr) z += to_wide(residual[offset]);
     if (preactivation != nullptr) preactivation[offset] = from_wide<T>(z);
     if constexpr (std::is_floating_point_v<Wide<T>>) z = activate(activation, z);
     y[offset] = from_wide<T>(z);

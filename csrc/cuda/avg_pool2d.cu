@@ -4,6 +4,7 @@
 #include "cuda/pool_backward_bands.h"
 #include "cuda/pool_bands.h"
 #include "cuda/pool_planes.h"
+#include "cuda/pool_strips.h"
 #include "cuda/pool_windows.h"
 
 namespace torchconv::cuda {
@@ -32,6 +33,8 @@ void backward(const PoolShape& s, const T* dy, T* dx, const Queue& queue) {
     const T* from = dy + first * out;
     T* to = dx + first * in;
     if constexpr (sizeof(I) == 4) {
+      if constexpr (sizeof(T) < 8)
+        if (run_spread_strips(s, images, from, to, queue)) return;
       if (run_spread_planes<T, false>(s, images, from, {Selected::kOffset8, nullptr}, to, queue) ||
           run_spread_tiles(s, images, from, to, queue) ||
           (vectors && run_spread_channels(s, images, from, to, queue)))

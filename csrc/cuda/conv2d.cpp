@@ -111,7 +111,7 @@ class Gradient {
 };
 
 void dgrad(const ConvProblem& p, Gradient& dz, const void* w, void* dx, const Queue& queue) {
-  const ConvPlan plan = plan_conv(p, Pass::kDgrad, false, queue);
+  const ConvPlan plan = plan_conv(p, Pass::kDgrad, {}, queue);
   const ConvProblem& q = plan.problem;
   const void* gradient = dz.in(q.layout);
   const void* weights = weights_for(p, q, w, queue);
@@ -140,7 +140,7 @@ void dgrad(const ConvProblem& p, Gradient& dz, const void* w, void* dx, const Qu
 }
 
 void wgrad(const ConvProblem& p, Gradient& dz, const void* x, void* dw, const Queue& queue) {
-  const ConvPlan plan = plan_conv(p, Pass::kWgrad, false, queue);
+  const ConvPlan plan = plan_conv(p, Pass::kWgrad, {}, queue);
   const ConvProblem& q = plan.problem;
   const void* gradient = dz.in(q.layout);
   const void* image = in_layout(x, p.dtype, p.layout, q.layout, p.N, p.C, p.H * p.W, queue);
@@ -174,29 +174,34 @@ void wgrad(const ConvProblem& p, Gradient& dz, const void* x, void* dw, const Qu
 }  // namespace
 
 void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner&,
-                  const void* bias, void* y, void* preactivation, const Queue& queue) {
+                  const void* bias, const void* residual, void* y, void* preactivation,
+                  const Queue& queue) {
   if (p.N * p.K * p.P * p.Q == 0) return;
-  const ConvPlan plan = plan_conv(p, Pass::kFprop, preactivation != nullptr, queue);
+  const ConvPlan plan =
+      plan_conv(p, Pass::kFprop, {preactivation != nullptr, residual != nullptr}, queue);
   const ConvProblem& q = plan.problem;
   const void* image = in_layout(x, p.dtype, p.layout, q.layout, p.N, p.C, p.H * p.W, queue);
   const void* weights = weights_for(p, q, w, queue);
+  const void* added = residual == nullptr ? nullptr
+                                          : in_layout(residual, p.dtype, p.layout, q.layout, p.N,
+                                                      p.K, p.P * p.Q, queue);
   const OutputImage out(y, p.dtype, p.layout, q.layout, p.N, p.K, p.P * p.Q, queue);
   const OutputImage z(preactivation, p.dtype, p.layout, q.layout, p.N, p.K, p.P * p.Q, queue);
   switch (plan.algorithm) {
     case ConvAlgorithm::kSimt:
-      simt_fprop(q, image, weights, bias, out.data(), z.data(), queue);
+      simt_fprop(q, image, weights, bias, added, out.data(), z.data(), queue);
       break;
     case ConvAlgorithm::kDepthwise:
-      depthwise_fprop(q, image, weights, bias, out.data(), z.data(), queue);
+      depthwise_fprop(q, image, weights, bias, added, out.data(), z.data(), queue);
       break;
     case ConvAlgorithm::kGrouped:
       grouped_fprop(q, image, weights, bias, out.data(), z.data(), queue);
       break;
     case ConvAlgorithm::kGroupedMma:
-      grouped_mma_fprop(q, image, weights, bias, out.data(), z.data(), queue);
+      grouped_mma_fprop(q, image, weights, bias, added, out.data(), z.data(), queue);
       break;
     case ConvAlgorithm::kMma:
-      mma_fprop(q, image, weights, bias, out.data(), z.data(), queue);
+      mma_fprop(q, image, weights, bias, added, out.data(), z.data(), queue);
       break;
     case ConvAlgorithm::kCutlass:
       cutlass_fprop(q, image, weights, bias, out.data(), queue);

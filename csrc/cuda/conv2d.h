@@ -10,10 +10,12 @@
 
 namespace torchconv::cuda {
 
-// y = g(z). bias and preactivation may be null; with preactivation, z is stored there too.
-// Nothing is kept for an owner: the weights are read as they are, or copied at no cost to speak of.
+// y = g(z + residual). bias, residual and preactivation may be null; residual, not of integers,
+// lies as y does; with preactivation, z + residual is stored there too. Nothing is kept for an
+// owner: the weights are read as they are, or copied at no cost to speak of.
 void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
-                  const void* bias, void* y, void* preactivation, const Queue& queue);
+                  const void* bias, const void* residual, void* y, void* preactivation,
+                  const Queue& queue);
 
 // Gradients of L with respect to x, w and b from dy = dL/dy; any of dx, dw, db may be null.
 // saved is y, or the pre-activation where derivative_needs_preactivation, or null for kNone.

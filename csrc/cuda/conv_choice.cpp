@@ -1,12 +1,17 @@
 // THE table of the GPU's convolution algorithms.
 //
 //   groups == C                                    depthwise
-//   groups of several channels,                    mma.sync for 16-bit types (Ampere and later),
-//                                                  wide ones as without groups; else direct
+//   groups of several channels,                    mma.sync for 16-bit types (Ampere and later):
+//                                                  of as many filters by kernels of their own,
+//                                                  other wide ones as without groups; else direct
 //   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
 //   products long and wide enough for a tile       else mma.sync (Ampere and later), which
 //                                                  takes 1x1 over NCHW as it lies
 //   the rest                                       SIMT
+//
+// CUTLASS's kernels and those of groups store sums that have had their bias, and activation, alone:
+// where a residual is added before it, the next in line computes them (of groups == C, the
+// depthwise kernel for any taps).
 #include "cuda/conv_choice.h"
 
 namespace torchconv::cuda {
@@ -26,17 +31,17 @@ bool empty(const ConvProblem& p) { return p.N == 0 || p.C == 0 || p.K == 0; }
 
 }  // namespace
 
-ConvPlan plan_conv(const ConvProblem& p, Pass pass, bool preactivation, const Queue& queue) {
+ConvPlan plan_conv(const ConvProblem& p, Pass pass, const Extras& extras, const Queue& queue) {
   if (empty(p)) return {ConvAlgorithm::kSimt, p};
   if (p.groups > 1) {
     if (depthwise_takes(p, pass)) return {ConvAlgorithm::kDepthwise, p};
     ConvProblem channels_last = p;
     channels_last.layout = channels_last.weight_layout = Layout::kNHWC;
     channels_last.flip = false;
-    if (mma_takes(channels_last, pass, queue)) return {ConvAlgorithm::kMma, channels_last};
     if (grouped_mma_takes(channels_last, pass, queue))
       return {ConvAlgorithm::kGroupedMma, channels_last};
-    if (grouped_takes(p, pass)) return {ConvAlgorithm::kGrouped, p};
+    if (mma_takes(channels_last, pass, queue)) return {ConvAlgorithm::kMma, channels_last};
+    if (!extras.residual && grouped_takes(p, pass)) return {ConvAlgorithm::kGrouped, p};
     return {ConvAlgorithm::kSimt, p};
   }
   if (queue.capability < 80 || p.K < kLeastFilters || p.C * p.R * p.S < kLeastTerms ||
@@ -46,7 +51,8 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, bool preactivation, const Qu
   ConvProblem dense = p;
   dense.layout = dense.weight_layout = Layout::kNHWC;
   dense.flip = false;
-  if (cutlass_takes(dense, pass, preactivation, queue)) return {ConvAlgorithm::kCutlass, dense};
+  if (!extras.residual && cutlass_takes(dense, pass, extras.preactivation, queue))
+    return {ConvAlgorithm::kCutlass, dense};
   if (mma_takes(dense, pass, queue)) return {ConvAlgorithm::kMma, dense};
   return {ConvAlgorithm::kSimt, p};
 }

@@ -16,7 +16,12 @@ struct ConvPlan {
   ConvProblem problem;
 };
 
-// preactivation: of fprop, whether z is wanted too.
-ConvPlan plan_conv(const ConvProblem& p, Pass pass, bool preactivation, const Queue& queue);
+// Of fprop, beside y = g(z).
+struct Extras {
+  bool preactivation = false;  // z is wanted too
+  bool residual = false;       // z has another image added
+};
+
+ConvPlan plan_conv(const ConvProblem& p, Pass pass, const Extras& extras, const Queue& queue);
 
 }  // namespace torchconv::cuda

@@ -51,7 +51,7 @@ std::string conv2d_explain(const ConvProblem& p, const Queue& queue) {
   const std::pair<const char*, Pass> passes[] = {
       {"fprop", Pass::kFprop}, {"dgrad", Pass::kDgrad}, {"wgrad", Pass::kWgrad}};
   for (const auto& [name, pass] : passes) {
-    const ConvPlan plan = plan_conv(p, pass, false, queue);
+    const ConvPlan plan = plan_conv(p, pass, {}, queue);
     lines += std::string(name) + '\t' + name_of(plan.algorithm) + "\t\t" +
              layouts(p, plan.problem) + numbers;
   }

@@ -4,7 +4,8 @@
 // activation's derivative. Every element of an output is written. A `takes` says whether an
 // algorithm can compute a pass; what it does not take, simt_* computes. Where a pass needs the
 // weights as K x R x S x C, or an image as N x H x W x C, `takes` asks that the problem says so:
-// conv2d.cpp makes copies in that form with conv_layout.h's functions and asks again.
+// conv2d.cpp makes copies in that form with conv_layout.h's functions and asks again. Algorithms
+// without a residual among their arguments add none.
 #pragma once
 
 #include "core/conv_problem.h"
@@ -16,15 +17,15 @@ enum class Pass : uint8_t { kFprop, kDgrad, kWgrad };
 
 // --- simt_*.cu: any type (integers in fprop alone), layouts, groups, sizes, and flip. Exact
 // float32; integers wrap around.
-void simt_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-                void* preactivation, const Queue& queue);
+void simt_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                const void* residual, void* y, void* preactivation, const Queue& queue);
 void simt_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, const Queue& queue);
 void simt_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue);
 
 // --- depthwise_*.cu: groups == C, K a multiple of C.
 bool depthwise_takes(const ConvProblem& p, Pass pass);
-void depthwise_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-                     void* preactivation, const Queue& queue);
+void depthwise_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                     const void* residual, void* y, void* preactivation, const Queue& queue);
 void depthwise_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
                      const Queue& queue);
 void depthwise_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
@@ -43,7 +44,7 @@ void grouped_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw
 // channels a group. Layouts NHWC and K x R x S x C, no flip.
 bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue);
 void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
-                       void* y, void* preactivation, const Queue& queue);
+                       const void* residual, void* y, void* preactivation, const Queue& queue);
 void grouped_mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
                        const Queue& queue);
 void grouped_mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
@@ -53,8 +54,8 @@ void grouped_mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void
 // bfloat16, and float32 rounded to TF32. Layouts NHWC and K x R x S x C, one group, no flip, or
 // fprop and dgrad of groups of at least 32 channels and filters; and 1x1 kernels over NCHW.
 bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue);
-void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-               void* preactivation, const Queue& queue);
+void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+               const void* residual, void* y, void* preactivation, const Queue& queue);
 void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, const Queue& queue);
 void mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue);
 

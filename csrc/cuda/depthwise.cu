@@ -9,17 +9,23 @@ bool pixels_contiguous(const ConvProblem& p) {
 }
 
 void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, const void* bias,
-            void* out, void* preactivation, const Queue& queue) {
+            const void* residual, void* out, void* preactivation, const Queue& queue) {
   const Sampling sampling = sampling_of(p, pass);
   const Activation activation = pass == Pass::kDgrad ? Activation::kNone : p.activation;
-  if (sampling == Sampling::kNone)
-    return depthwise_taps(p, pass, in, w, bias, out, preactivation, queue);
+  if (sampling == Sampling::kNone || residual != nullptr)
+    return depthwise_taps(p, pass, in, w, bias, residual, out, preactivation, queue);
   const Gather g = gather_of(p, pass);
-  if (pixels_contiguous(p))
-    depthwise_planes(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation, queue);
-  else if (!depthwise_channels(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation,
-                               activation, queue))
-    depthwise_taps(p, pass, in, w, bias, out, preactivation, queue);
+  if (pixels_contiguous(p)) {
+    if (!depthwise_strips(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation,
+                          queue))
+      depthwise_planes(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation,
+                       queue);
+  } else if ((preactivation != nullptr ||
+              !depthwise_channel_strips(p.dtype, p.R, sampling, g, in, w, bias, out, activation,
+                                        queue)) &&
+             !depthwise_channels(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation,
+                                 activation, queue))
+    depthwise_taps(p, pass, in, w, bias, nullptr, out, preactivation, queue);
 }
 
 }  // namespace
@@ -32,14 +38,14 @@ bool depthwise_takes(const ConvProblem& p, Pass pass) {
          (pass == Pass::kWgrad || filters <= kMostTerms / p.R / p.S);
 }
 
-void depthwise_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-                     void* preactivation, const Queue& queue) {
-  gather(p, Pass::kFprop, x, w, bias, y, preactivation, queue);
+void depthwise_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                     const void* residual, void* y, void* preactivation, const Queue& queue) {
+  gather(p, Pass::kFprop, x, w, bias, residual, y, preactivation, queue);
 }
 
 void depthwise_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
                      const Queue& queue) {
-  gather(p, Pass::kDgrad, dz, w, nullptr, dx, nullptr, queue);
+  gather(p, Pass::kDgrad, dz, w, nullptr, nullptr, dx, nullptr, queue);
 }
 
 void depthwise_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
@@ -47,10 +53,13 @@ void depthwise_wgrad(const ConvProblem& p, const void* dz, const void* x, void* 
   const Sampling sampling = sampling_of(p, Pass::kFprop);
   if (sampling == Sampling::kNone) return depthwise_taps_wgrad(p, dz, x, dw, queue);
   const Gather g = gather_of(p, Pass::kFprop);
-  if (pixels_contiguous(p))
-    depthwise_planes_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue);
-  else if (!depthwise_channels_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue))
+  if (pixels_contiguous(p)) {
+    if (!depthwise_strips_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue))
+      depthwise_planes_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue);
+  } else if (!depthwise_channel_strips_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue) &&
+             !depthwise_channels_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue)) {
     depthwise_taps_wgrad(p, dz, x, dw, queue);
+  }
 }
 
 }  // namespace torchconv::cuda

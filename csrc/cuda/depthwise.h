@@ -60,21 +60,38 @@ void depthwise_planes(DType dtype, int64_t R, Sampling sampling, const Gather& g
                       const void* w, const void* bias, void* out, void* preactivation,
                       Activation activation, const Queue& queue);
 
+// The same of fprop, and of dgrad of stride 1, for one filter a channel and types of at most four
+// bytes. False, and nothing done, where it does not take them.
+bool depthwise_strips(DType dtype, int64_t R, Sampling sampling, const Gather& g, const void* in,
+                      const void* w, const void* bias, void* out, void* preactivation,
+                      Activation activation, const Queue& queue);
+
 // The same with channels contiguous. False, and nothing done, where channels or pointers are no
 // multiples of 16 bytes or a channel has several filters.
 bool depthwise_channels(DType dtype, int64_t R, Sampling sampling, const Gather& g, const void* in,
                         const void* w, const void* bias, void* out, void* preactivation,
                         Activation activation, const Queue& queue);
 
-// fprop and dgrad of any kernel, stride and layout.
+// The same of fprop, and of dgrad of stride 1, for half types, even numbers of channels or 7x7, and
+// activations of a comparison alone. False, and nothing done, where it does not take them.
+bool depthwise_channel_strips(DType dtype, int64_t R, Sampling sampling, const Gather& g,
+                              const void* in, const void* w, const void* bias, void* out,
+                              Activation activation, const Queue& queue);
+
+// fprop and dgrad of any kernel, stride and layout, and what takes a residual.
 void depthwise_taps(const ConvProblem& p, Pass pass, const void* in, const void* w,
-                    const void* bias, void* out, void* preactivation, const Queue& queue);
+                    const void* bias, const void* residual, void* out, void* preactivation,
+                    const Queue& queue);
 
 // wgrad by the same kernels; sampling and g are fprop's.
 void depthwise_planes_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g,
                             const void* dz, const void* x, void* dw, const Queue& queue);
+bool depthwise_strips_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g,
+                            const void* dz, const void* x, void* dw, const Queue& queue);
 bool depthwise_channels_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g,
                               const void* dz, const void* x, void* dw, const Queue& queue);
+bool depthwise_channel_strips_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g,
+                                    const void* dz, const void* x, void* dw, const Queue& queue);
 void depthwise_taps_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
                           const Queue& queue);
 

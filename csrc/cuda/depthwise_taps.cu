@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(256)
 }  // namespace
 
 void depthwise_taps(const ConvProblem& p, Pass pass, const void* in, const void* w,
-                    const void* bias, void* out, void* preactivation, const Queue& queue) {
+                    const void* bias, const void* residual, void* out, void* preactivation,
+                    const Queue& queue) {
   const bool dgrad = pass == Pass::kDgrad;
   const auto axis = [&](int64_t in, int64_t out, int64_t taps, int64_t stride, int64_t dilation,
                         int64_t pad) {
@@ -119,9 +120,9 @@ void depthwise_taps(const ConvProblem& p, Pass pass, const void* in, const void*
   }
   with_float(p.dtype, [&](auto element) {
     using T = decltype(element);
-    const Epilogue<T> epilogue{static_cast<const T*>(bias), static_cast<T*>(out),
-                               static_cast<T*>(preactivation),
-                               dgrad ? Activation::kNone : p.activation};
+    const Epilogue<T> epilogue{
+        static_cast<const T*>(bias), static_cast<T*>(out), static_cast<T*>(preactivation),
+        dgrad ? Activation::kNone : p.activation, static_cast<const T*>(residual)};
     launch(dgrad ? depthwise_taps_kernel<T, true> : depthwise_taps_kernel<T, false>,
            dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), 0, queue, g,
            static_cast<const T*>(in), static_cast<const T*>(w), epilogue);

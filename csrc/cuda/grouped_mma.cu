@@ -25,6 +25,7 @@ GroupedChannels channels_of(const ConvProblem& p) {
   c.group_units = std::max(c.group / kUnitChannels, 1);
   c.slab_units = kSlabUnits / c.group_units * c.group_units;
   c.slabs = static_cast<int32_t>(ceil_div(p.C, int64_t{c.slab_units} * kUnitChannels));
+  c.by_group_units = Divisor(c.group_units);
   return c;
 }
 
@@ -49,9 +50,6 @@ GroupedGather gather_of(const ConvProblem& p, bool backward) {
   g.h = axis_of(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, backward);
   g.w = axis_of(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, backward);
   g.backward = backward;
-  const int64_t filter = p.R * p.S * g.c.group;
-  g.filter_output = backward ? 1 : filter;
-  g.filter_channel = backward ? filter : 1;
   return g;
 }
 
@@ -114,27 +112,31 @@ bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   if (p.N * p.C * p.H * p.W >= kMost || p.N * p.K * p.P * p.Q >= kMost ||
       p.K * p.R * p.S * group >= kMost / 64)
     return false;
+  // Filters of wide groups leave room for one block of the forward pass, whose pixels are many.
+  if (pass == Pass::kFprop && group > 32) return false;
   if (pass == Pass::kWgrad) {
     GroupedWgrad g = wgrad_of(p);
-    return plan_grouped_wgrad(g);
+    return plan_grouped_wgrad(g, queue);
   }
-  if (group > kMostGathered) return false;
   GroupedGather g = gather_of(p, pass == Pass::kDgrad);
   return plan_grouped_gather(g, queue);
 }
 
 void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
-                       void* y, void* preactivation, const Queue& queue) {
+                       const void* residual, void* y, void* preactivation, const Queue& queue) {
   GroupedGather g = gather_of(p, false);
   plan_grouped_gather(g, queue);
   g.image = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
-  g.filters = w;
+  g.filters = to_vectors(p, w, p.K * p.R * p.S * g.c.group, queue);
   with_half_type(p.dtype, [&](auto element) {
     using T = decltype(element);
     const int64_t count = p.N * p.K * p.P * p.Q;
     const VectorOutput<T> out(p, y, count, queue), z(p, preactivation, count, queue);
-    run_grouped_gather(
-        g, Epilogue<T>{static_cast<const T*>(bias), out.data(), z.data(), p.activation}, queue);
+    const void* added = residual == nullptr ? nullptr : to_vectors(p, residual, count, queue);
+    run_grouped_gather(g,
+                       Epilogue<T>{static_cast<const T*>(bias), out.data(), z.data(), p.activation,
+                                   static_cast<const T*>(added)},
+                       queue);
     out.finish();
     z.finish();
   });
@@ -145,7 +147,7 @@ void grouped_mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void
   GroupedGather g = gather_of(p, true);
   plan_grouped_gather(g, queue);
   g.image = to_vectors(p, dz, p.N * p.K * p.P * p.Q, queue);
-  g.filters = w;
+  g.filters = to_vectors(p, w, p.K * p.R * p.S * g.c.group, queue);
   with_half_type(p.dtype, [&](auto element) {
     using T = decltype(element);
     const VectorOutput<T> out(p, dx, p.N * p.C * p.H * p.W, queue);
@@ -157,7 +159,7 @@ void grouped_mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void
 void grouped_mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
                        const Queue& queue) {
   GroupedWgrad g = wgrad_of(p);
-  plan_grouped_wgrad(g);
+  plan_grouped_wgrad(g, queue);
   g.dz = to_vectors(p, dz, p.N * p.K * p.P * p.Q, queue);
   g.x = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
   g.dw = dw;

@@ -4,6 +4,6 @@
 
 namespace torchconv::cuda {
 
-template void run_grouped_gather(GroupedGather, const Epilogue<BFloat16>&, const Queue&);
+template void run_grouped_gather(const GroupedGather&, const Epilogue<BFloat16>&, const Queue&);
 
 }  // namespace torchconv::cuda

@@ -8,6 +8,6 @@ namespace torchconv::cuda {
 
 // Chooses the tile and all that follows from it. False where none fits into shared memory.
 bool plan_grouped_gather(GroupedGather& p, const Queue& queue);
-bool plan_grouped_wgrad(GroupedWgrad& p);
+bool plan_grouped_wgrad(GroupedWgrad& p, const Queue& queue);
 
 }  // namespace torchconv::cuda

@@ -1,138 +1,138 @@
-// What the kernels of grouped_mma.h share: tiles of octets, and slabs of pixels in shared memory.
+// What the kernels of grouped_mma.h share: tiles of outputs, the tables that say where their pixels
+// are, and how a slab of pixels comes to shared memory.
 #pragma once
 
 #include "core/range.h"
 #include "cuda/grouped_mma.h"
-#include "cuda/mma_tile.h"
+#include "cuda/tensor_core.h"
 
 namespace torchconv::cuda {
 
 __host__ __device__ __forceinline__ int round_up_int(int a, int b) { return (a + b - 1) / b * b; }
+
+__device__ __forceinline__ int quotient(int n, const Divisor& by) {
+  return static_cast<int>(by.quotient(static_cast<uint32_t>(n)));
+}
 
 // Units of outputs that one warp computes at once, all of one group.
 inline int outputs_at_once(const GroupedChannels& c) {
   return c.group_units % 4 == 0 ? 4 : c.group_units % 2 == 0 ? 2 : 1;
 }
 
-inline constexpr int kGatherWarps = 8;  // of a block, forward and of dx
-
-// Bytes of shared memory, in the order of the kernel.
-inline int grouped_gather_shared(const GroupedGather& p) {
-  const int octets = round_up_int(p.tile.images * p.tile.rows * p.tile.octets, 8);
-  return 2 * p.buffer_bytes + octets * (8 * kPixelBytes + 16) + p.c.slab_units * p.steps * 256 +
-         2 * p.steps * 8;
+// Row and column of a pixel in 15 bits each, below a bit that takes the borrow of a comparison.
+using RowColumn = uint32_t;
+inline constexpr RowColumn kBorrows = 0x80008000u;
+inline constexpr int kMostRows = 0x7FFF;
+inline constexpr RowColumn kNoPixel = 0x7FFF7FFFu;  // is inside nothing
+__device__ __forceinline__ RowColumn row_column(int row, int column) {
+  return static_cast<RowColumn>(row) << 16 | static_cast<RowColumn>(column);
 }
 
-// The same of the weights' gradient, whose warps have kWgradPairs pairs of halves each.
-inline constexpr int kWgradPairs = 5;
-inline int grouped_wgrad_shared(const GroupedWgrad& p) {
-  const int octets = round_up_int(p.tile.images * p.tile.rows * p.tile.octets, 2);
-  return 2 * (p.halo_bytes + octets * 8 * kPixelBytes) + octets * 16;
-}
-
-// An axis as the forward pass moves along it.
-struct StagedAxis {
-  int32_t taps, move, scale;
-};
-__host__ __device__ __forceinline__ StagedAxis staged(const MmaAxis& axis) {
-  return {axis.taps, axis.dilation, axis.stride};
-}
-
-// The pixels that one image's outputs of a tile reach: lines, and columns in as many runs as
-// neighbouring outputs are pixels apart.
-struct Halo {
-  int32_t h, w, run;  // of columns w, in runs
-  int32_t pitch;      // pixels of a staged line
-};
-template <typename Axis>
-__host__ __device__ __forceinline__ Halo halo_of(const OctetTile& tile, const Axis& h,
-                                                 const Axis& w) {
-  const auto reach = [](int outputs, const Axis& a) {
-    return (outputs - 1) * a.scale + (a.taps > 1 ? (a.taps - 1) * a.move : 0) + 1;
-  };
-  const int columns = reach(tile.octets * 8, w);
-  const int run = (columns + w.scale - 1) / w.scale;
-  return {reach(tile.rows, h), columns, run, run * w.scale};
-}
-
-// An octet's pixel in a staged halo, and where it is in the tile; or a tile's place in the batch.
-struct alignas(16) OctetPlace {
-  int32_t pixel, image, row, column;
-};
-
-// Octets that only fill up a warp's work are below every image.
-__device__ __forceinline__ OctetPlace octet_of(const OctetTile& tile, const Halo& halo, int scale_h,
-                                               int i) {
-  const int line = i / tile.octets, octet = i - line * tile.octets;
-  const int image = line / tile.rows, row = line - image * tile.rows;
-  if (image >= tile.images) return {0, 0, 1 << 30, 0};
-  return {(image * halo.h + row * scale_h) * halo.pitch + octet * 8, image, row, octet * 8};
-}
-
-// All tiles of a batch of planes.
-class OctetTiles {
- public:
-  __host__ __device__ __forceinline__ OctetTiles(const OctetTile& tile, int batch, int rows,
-                                                 int columns)
-      : tile_(tile),
-        columns_((columns + tile.octets * 8 - 1) / (tile.octets * 8)),
-        rows_((rows + tile.rows - 1) / tile.rows),
-        count_((batch + tile.images - 1) / tile.images * rows_ * columns_) {}
-  __host__ __device__ __forceinline__ int count() const { return count_; }
-  __device__ __forceinline__ int part_begin(int part, int parts) const {
-    return static_cast<int>(int64_t{count_} * part / parts);
+// The rows and columns of a table that are inside the image, for one tile.
+struct Inside {
+  RowColumn from_first, to_last;  // what is added to and subtracted from, with bits for borrows
+  __device__ __forceinline__ Inside(int first_row, int rows, int first_column, int columns)
+      : from_first(kBorrows - row_column(clamped(first_row), clamped(first_column))),
+        to_last(kBorrows + row_column(clamped(rows - 1), clamped(columns - 1))) {
+    if (rows <= 0 || columns <= 0) from_first = 0;  // leaves no bit
   }
-  __device__ __forceinline__ OctetPlace place(int i) const {
-    const int line = i / columns_, images = line / rows_;
-    return {0, images * tile_.images, (line - images * rows_) * tile_.rows,
-            (i - line * columns_) * tile_.octets * 8};
+  __device__ __forceinline__ bool has(RowColumn at) const {
+    return ((at + from_first) & (to_last - at) & kBorrows) == kBorrows;
   }
 
  private:
-  OctetTile tile_;
-  int columns_, rows_, count_;
+  static __device__ __forceinline__ int clamped(int a) { return min(max(a, 0), kMostRows - 1); }
 };
 
-// The bytes by which a tap moves an output's pixel.
-__device__ __forceinline__ int move_in_halo(const Halo& halo, const Divisor& scale_w, int rows,
-                                            int columns) {
-  uint32_t column = static_cast<uint32_t>(columns);
-  const int run = static_cast<int>(scale_w.split(column));
-  return (rows * halo.pitch + run * halo.run + static_cast<int>(column)) * kPixelBytes;
+// A pixel that is staged: its place in the buffer in bytes, how many elements it is after a tile's
+// first pixel, and its row and column there.
+struct alignas(16) StagedPixel {
+  uint32_t to;
+  int32_t from;
+  RowColumn at;
+};
+
+// An output of a tile's list: how many elements it is after the tile's first, and its row, of all
+// images', and column there.
+struct alignas(8) StoredPixel {
+  int32_t to;
+  RowColumn at;
+};
+
+// An image's pixels as a table is to have them.
+struct Plane {
+  int32_t rows, columns;
+};
+
+// Calls f(i, image, row, column) for the block's pixels of images x rows x columns, each by one
+// thread.
+template <int Threads, typename F>
+__device__ __forceinline__ void for_each_pixel(int count, const PixelDivisors& by, F&& f) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += Threads) {
+    uint32_t rest = static_cast<uint32_t>(i);
+    const int column = static_cast<int>(by.columns.split(rest));
+    const int row = static_cast<int>(by.rows.split(rest));
+    f(i, static_cast<int>(rest), row, column);
+  }
 }
 
-// A slab of an image.
-struct Slab {
-  const unsigned char* image;
-  int32_t batch, rows, columns, channels, first_unit, units;
-};
+// The table of a halo, images x h x w.
+template <int Threads>
+__device__ __forceinline__ void list_halo(const Halo& halo, int images, const Plane& source,
+                                          int channels, StagedPixel* table) {
+  for_each_pixel<Threads>(
+      images * halo.h * halo.w, halo.divisors, [&](int i, int image, int row, int column) {
+        uint32_t in_run = static_cast<uint32_t>(column);
+        const int run = static_cast<int>(halo.by_scale.split(in_run));
+        table[i] = {static_cast<uint32_t>(((image * halo.h + row) * halo.pitch + run * halo.run +
+                                           static_cast<int>(in_run)) *
+                                          kPixelBytes),
+                    ((image * source.rows + row) * source.columns + column) * channels,
+                    row_column(row, column)};
+      });
+}
 
-// Starts the copies of a halo, whose lines are those of `images` images, from (n, y, x) on; zeros
-// outside the image.
-template <int Warps>
-__device__ __forceinline__ void stage_slab(const Slab& from, SharedAddress to, int images,
-                                           const Halo& halo, const Divisor& scale_w, int n, int y,
-                                           int x) {
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, unit = lane % 8;
-  if (unit >= from.units) return;
-  const uint64_t image_bytes = reinterpret_cast<uint64_t>(from.image) +
-                               static_cast<uint64_t>((from.first_unit + unit) * kUnitBytes);
-  for (int line = thread / 32; line < images * halo.h; line += Warps) {
-    const int image = images > 1 ? line / halo.h : 0, row = y + line - image * halo.h;
-    const bool inside = all_of(n + image < from.batch, within(row, from.rows));
-    // In elements; what is inside the image fits.
-    const uint32_t source =
-        static_cast<uint32_t>(((n + image) * from.rows + row) * from.columns + x) *
-        static_cast<uint32_t>(from.channels);
-    const SharedAddress to_line =
-        to + static_cast<SharedAddress>(line * halo.pitch * kPixelBytes + unit * kUnitBytes);
-#pragma unroll 2
-    for (int column = lane / 8; column < halo.w; column += 4)
-      copy_async<16>(
-          to_line + static_cast<SharedAddress>(move_in_halo(halo, scale_w, 0, column)),
-          reinterpret_cast<const void*>(
-              image_bytes + 2 * uint64_t{source + static_cast<uint32_t>(column * from.channels)}),
-          all_of(inside, within(x + column, from.columns)));
+// The place of a tile, in tiles.
+struct TilePlace {
+  int image, row, column;
+};
+__device__ __forceinline__ int first_tile_of(const TileParts& tiles, int part) {
+  return part * tiles.least + min(part, tiles.longer);
+}
+__device__ __forceinline__ TilePlace place_of(const TileParts& tiles, int i) {
+  uint32_t rest = static_cast<uint32_t>(i);
+  const int column = static_cast<int>(tiles.by.columns.split(rest));
+  const int row = static_cast<int>(tiles.by.rows.split(rest));
+  return {static_cast<int>(rest), row, column};
+}
+__device__ __forceinline__ void advance(const TileParts& tiles, TilePlace& at) {
+  if (++at.column < tiles.columns) return;
+  at.column = 0;
+  if (++at.row < tiles.rows) return;
+  at.row = 0, ++at.image;
+}
+
+// Starts the copies of a table's pixels; zeros outside the image, which a tile's first pixel at
+// (image, row, column) may be too.
+template <int Threads>
+__device__ __forceinline__ void stage_pixels(const StagedPixel* table, int count, int valid,
+                                             const void* source, const Plane& plane, int channels,
+                                             int first_unit, int units, int image, int row,
+                                             int column, SharedAddress to) {
+  const int thread = static_cast<int>(threadIdx.x), unit = thread % kSlabUnits;
+  if (unit >= units) return;
+  const int64_t first = ((int64_t{image} * plane.rows + row) * plane.columns + column) * channels +
+                        (first_unit + unit) * kUnitChannels;
+  const uint64_t from = reinterpret_cast<uint64_t>(source) + static_cast<uint64_t>(2 * first);
+  const Inside inside(-row, plane.rows - row, -column, plane.columns - column);
+  to += static_cast<SharedAddress>(unit * kUnitBytes);
+#pragma unroll 4
+  for (int i = thread / kSlabUnits; i < count; i += Threads / kSlabUnits) {
+    const StagedPixel pixel = table[i];
+    copy_async<16>(
+        to + pixel.to,
+        reinterpret_cast<const void*>(from + static_cast<uint64_t>(2 * int64_t{pixel.from})),
+        i < valid && inside.has(pixel.at));
   }
 }
 

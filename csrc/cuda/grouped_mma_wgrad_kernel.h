@@ -3,11 +3,12 @@
 //
 //   dw[k, tap, c] = sum over pixels of dz[pixel, k] * x[place of the pixel + tap, c]
 //
-// An mma takes 16 pixels, two octets: its A are two halves (tap, unit) of x, 8 channels each, and
-// its B is one unit of dz; ldmatrix turns both. Every warp of a block has a job of its own, kMost
-// pairs of halves x `Tiles` units of filters, over the block's part of the tiles. It leaves float32
-// sums in scratch, every kChainPixels pixels because the hardware truncates where it adds; a second
-// kernel adds the parts in order and drops the products between groups.
+// An mma takes 16 pixels of a tile: its A are two halves (tap, unit) of x, 8 channels each, and its
+// B is one unit of dz; ldmatrix turns both. A warp has a job, `Pairs` pairs of halves x `Tiles`
+// units of filters, over the block's part of the tiles; where a slab has few jobs, warps share one
+// and take slices of a tile's pixels. A block leaves float32 sums in scratch, and a second kernel
+// adds the parts in order and drops the products between groups. The hardware truncates where it
+// adds: no warp adds more than kChainPixels pixels to one sum.
 #pragma once
 
 #include "cuda/grouped_mma_tile.h"
@@ -15,229 +16,310 @@
 namespace torchconv::cuda {
 
 inline constexpr int kGroupedChainPixels = 4096;
-inline constexpr int kWgradThreads = 256, kWgradWarps = kWgradThreads / 32;
 
-// Words of A, two pixels each: those of pixels that are among the first `valid` of an octet.
-__device__ __forceinline__ uint32_t pixels_mask(int lane, int valid) {
-  const int pixel = lane % 4 * 2;
-  return (pixel < valid ? 0xFFFFu : 0u) | (pixel + 1 < valid ? 0xFFFF0000u : 0u);
+// What fits a slab of groups of as many units, with 3 x 3 taps above all: 18 pairs of 32 channels
+// and 36 of 64 come out even.
+template <int Units>
+struct WgradShape {
+  static constexpr int kTiles = Units, kPairs = Units == 4 ? 6 : 5, kWarps = Units == 4 ? 12 : 8;
+  static constexpr int kThreads = 32 * kWarps, kBlocks = Units == 4 ? 1 : 2;
+  static constexpr int kVectors = kPairs * kTiles * 32;  // of 4 sums, of a job
+};
+
+// f(WgradShape) for a problem's.
+template <typename F>
+auto with_wgrad_shape(const GroupedChannels& c, F&& f) {
+  switch (outputs_at_once(c)) {
+    case 4:
+      return f(WgradShape<4>{});
+    case 2:
+      return f(WgradShape<2>{});
+    default:
+      return f(WgradShape<1>{});
+  }
 }
 
-template <typename T, int Tiles>
-__global__ void __launch_bounds__(kWgradThreads, Tiles == 4 ? 1 : 2)
+// What a block has in shared memory, in this order.
+struct WgradShared {
+  int halo_bytes, buffer_bytes, staged_x, staged_dz, padded;
+  __host__ __device__ explicit WgradShared(const GroupedWgrad& p)
+      : halo_bytes(p.tile.images * p.halo.h * p.halo.pitch * kPixelBytes),
+        staged_x(p.tile.images * p.halo.h * p.halo.w),
+        staged_dz(p.tile.images * p.tile.rows * p.tile.columns),
+        padded(round_up_int(staged_dz, 16)) {
+    buffer_bytes = halo_bytes + padded * kPixelBytes;
+  }
+  __host__ __device__ int bytes(int buffers, int slice_sums) const {
+    const int tables = (staged_x + staged_dz) * static_cast<int>(sizeof(StagedPixel)) + padded * 4;
+    const int all = buffers * buffer_bytes + tables;
+    return all > slice_sums ? all : slice_sums;
+  }
+};
+
+// Bytes of the sums that slices leave to the first.
+template <typename Shape>
+int slice_bytes(const GroupedWgrad& p) {
+  return (p.slices - 1) * p.block_jobs * Shape::kVectors * 16;
+}
+
+// Pixels 2t, 2t + 1, 2t + 8 and 2t + 9 from `first` on, as masks of A's words.
+__device__ __forceinline__ void mask_pixels(uint32_t (&mask)[2], const StagedPixel* dz, int first,
+                                            int pixels, const Inside& inside) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    mask[i] = 0;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int pixel = first + static_cast<int>(threadIdx.x) % 4 * 2 + 8 * i + e;
+      if (pixel < pixels && inside.has(dz[pixel].at)) mask[i] |= e == 0 ? 0xFFFFu : 0xFFFF0000u;
+    }
+  }
+}
+
+template <typename T, typename Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     grouped_wgrad_kernel(const __grid_constant__ GroupedWgrad p) {
+  constexpr int kTiles = Shape::kTiles, kPairs = Shape::kPairs, kThreads = Shape::kThreads;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int slab = static_cast<int>(blockIdx.x) % p.c.slabs;
-  int rest = static_cast<int>(blockIdx.x) / p.c.slabs;
-  const int job_blocks = (p.jobs + kWgradWarps - 1) / kWgradWarps;
-  const int job = rest % job_blocks * kWgradWarps + warp, part = rest / job_blocks;
+  const int slab = static_cast<int>(blockIdx.x), part = static_cast<int>(blockIdx.y);
+  const int slice = quotient(warp, p.by_block_jobs);
+  const int job = static_cast<int>(blockIdx.z) * p.block_jobs + warp - slice * p.block_jobs;
   const int first_unit = slab * p.c.slab_units;
   const int units = min(p.c.slab_units, p.c.channels / kUnitChannels - first_unit);
-  const int first_tile = job / p.chunks * Tiles, first_pair = job % p.chunks * kWgradPairs;
-  const bool busy = job < p.jobs && first_tile < units;
+  const int of_tiles = quotient(job, p.by_chunks);
+  const int first_tile = of_tiles * kTiles, first_pair = (job - of_tiles * p.chunks) * kPairs;
+  const bool busy = slice < p.slices && job < p.jobs && first_tile < units;
   const int halves = p.h.taps * p.w.taps * p.c.group_units;
 
-  const StagedAxis h = staged(p.h), w = staged(p.w);
-  const Halo halo = halo_of(p.tile, h, w);
-  const int line = p.tile.octets * 8;
-  const Halo outputs{p.tile.rows, line, line, line};
-  const OctetTiles tiles(p.tile, p.batch, p.h.outputs, p.w.outputs);
-  const int begin = tiles.part_begin(part, p.parts), end = tiles.part_begin(part + 1, p.parts);
-  const int octets = p.tile.images * p.tile.rows * p.tile.octets, padded = round_up_int(octets, 2);
+  const int begin = first_tile_of(p.tiles, part), end = first_tile_of(p.tiles, part + 1);
+  const WgradShared layout(p);
   unsigned char* shared = dynamic_shared<unsigned char>();
-  const int buffer_bytes = p.halo_bytes + padded * 8 * kPixelBytes;
-  OctetPlace* places = reinterpret_cast<OctetPlace*>(shared + 2 * buffer_bytes);
+  StagedPixel* listed_x = reinterpret_cast<StagedPixel*>(shared + p.buffers * layout.buffer_bytes);
+  StagedPixel* listed_dz = listed_x + layout.staged_x;
+  uint32_t* places = reinterpret_cast<uint32_t*>(listed_dz + layout.staged_dz);
   const auto buffer = [&](int tile) {
-    return shared_address(shared) + static_cast<SharedAddress>((tile & 1) * buffer_bytes);
+    return shared_address(shared) +
+           static_cast<SharedAddress>((tile & 1 & (p.buffers - 1)) * layout.buffer_bytes);
   };
-  const Slab x{static_cast<const unsigned char*>(p.x),
-               p.batch,
-               p.h.source,
-               p.w.source,
-               p.c.channels,
-               first_unit,
-               units};
-  const Slab dz{static_cast<const unsigned char*>(p.dz),
-                p.batch,
-                p.h.outputs,
-                p.w.outputs,
-                p.c.channels,
-                first_unit,
-                units};
-  const auto stage = [&](int tile, const OctetPlace& first) {
-    stage_slab<kWgradWarps>(x, buffer(tile), p.tile.images, halo, p.scale_w, first.image,
-                            first.row * h.scale - p.h.pad, first.column * w.scale - p.w.pad);
-    stage_slab<kWgradWarps>(dz, buffer(tile) + static_cast<SharedAddress>(p.halo_bytes),
-                            p.tile.images, outputs, Divisor(), first.image, first.row,
-                            first.column);
+  const Plane source{p.h.source, p.w.source}, outputs{p.h.outputs, p.w.outputs};
+  const auto stage = [&](int tile, const TilePlace& at) {
+    const int image = at.image * p.tile.images, images = p.batch - image;
+    stage_pixels<kThreads>(listed_x, layout.staged_x, images * p.halo.h * p.halo.w, p.x, source,
+                           p.c.channels, first_unit, units, image,
+                           at.row * p.halo.step_h + p.halo.first_h,
+                           at.column * p.halo.step_w + p.halo.first_w, buffer(tile));
+    stage_pixels<kThreads>(listed_dz, layout.staged_dz, images * p.tile.rows * p.tile.columns, p.dz,
+                           outputs, p.c.channels, first_unit, units, image, at.row * p.tile.rows,
+                           at.column * p.tile.columns,
+                           buffer(tile) + static_cast<SharedAddress>(layout.halo_bytes));
     copy_async_commit();
   };
-  OctetPlace next = tiles.place(begin);
+  list_halo<kThreads>(p.halo, p.tile.images, source, p.c.channels, listed_x);
+  for_each_pixel<kThreads>(layout.staged_dz, p.by_tile, [&](int i, int image, int row, int column) {
+    listed_dz[i] = {static_cast<uint32_t>(i * kPixelBytes),
+                    ((image * outputs.rows + row) * outputs.columns + column) * p.c.channels,
+                    row_column(row, column)};
+  });
+  __syncthreads();
+  TilePlace next = place_of(p.tiles, begin);
   stage(begin, next);
-  for (int i = thread; i < padded; i += kWgradThreads)
-    places[i] = octet_of(p.tile, halo, h.scale, i);
-  // An octet that only fills up a pair.
-  for (int i = thread; i < (padded - octets) * 8 * kPixelBytes / 4 * 2; i += kWgradThreads)
-    store_shared(buffer(i & 1) + static_cast<SharedAddress>(p.halo_bytes +
-                                                            octets * 8 * kPixelBytes + i / 2 * 4),
+  for_each_pixel<kThreads>(layout.padded, p.by_tile, [&](int i, int image, int row, int column) {
+    const int line = min(image, p.tile.images - 1) * p.halo.h + row * p.h.stride;
+    places[i] = static_cast<uint32_t>((line * p.halo.pitch + column) * kPixelBytes);
+  });
+  // Pixels that only fill up 16.
+  const int filling = (layout.padded - layout.staged_dz) * (kPixelBytes / 4);
+  for (int i = thread; i < filling * p.buffers; i += kThreads)
+    store_shared(buffer(i / filling) +
+                     static_cast<SharedAddress>(layout.halo_bytes + layout.staged_dz * kPixelBytes +
+                                                i % filling * 4),
                  0);
 
-  // What the lane addresses of x: of each pair one half, of a pixel of one of two octets.
-  int moved[kWgradPairs];  // bytes
+  // What the lane addresses: of x one half of each pair, of one of 16 pixels; of dz another.
+  const int group_unit = quotient(first_tile, p.c.by_group_units) * p.c.group_units;
+  SharedAddress moved[kPairs];
 #pragma unroll
-  for (int m = 0; m < kWgradPairs; ++m) {
+  for (int m = 0; m < kPairs; ++m) {
     const int half = min((first_pair + m) * 2 + lane / 8 % 2, halves - 1);
-    const int tap = half / p.c.group_units, r = tap / p.w.taps, s = tap - r * p.w.taps;
-    const int unit = first_tile / p.c.group_units * p.c.group_units + half - tap * p.c.group_units;
-    moved[m] = move_in_halo(halo, p.scale_w, r * h.move, s * w.move) + lane % 8 * kPixelBytes +
-               unit * kUnitBytes;
+    const int tap = quotient(half, p.c.by_group_units), unit = half - tap * p.c.group_units;
+    const int r = quotient(tap, p.by_taps_w), s = tap - r * p.w.taps;
+    uint32_t in_run = static_cast<uint32_t>(s * p.w.dilation);
+    const int run = static_cast<int>(p.halo.by_scale.split(in_run));
+    moved[m] = static_cast<SharedAddress>(
+        (r * p.h.dilation * p.halo.pitch + run * p.halo.run + static_cast<int>(in_run)) *
+            kPixelBytes +
+        (group_unit + unit) * kUnitBytes);
   }
-  float sums[kWgradPairs][Tiles][4];
-  const auto clear = [&] {
+  const uint32_t* own_places = places + lane / 16 * 8 + lane % 8;
+  const SharedAddress own_dz =
+      static_cast<SharedAddress>(layout.halo_bytes + lane % 16 * kPixelBytes +
+                                 (first_tile + (kTiles > 1 ? lane / 16 : 0)) * kUnitBytes);
+  float sums[kPairs][kTiles][4];
 #pragma unroll
-    for (int m = 0; m < kWgradPairs; ++m)
+  for (int m = 0; m < kPairs; ++m)
 #pragma unroll
-      for (int n = 0; n < Tiles; ++n)
+    for (int n = 0; n < kTiles; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) sums[m][n][e] = 0.0f;
-  };
-  clear();
-  auto* to = reinterpret_cast<Vector<float, 4>*>(p.sums) +
-             ((int64_t{part} * p.c.slabs + slab) * p.jobs + job) * (kWgradPairs * Tiles * 32) +
-             lane;
-  bool first_chain = true;
-  const auto add_to_part = [&] {
-    if (!busy) return;
-#pragma unroll
-    for (int m = 0; m < kWgradPairs; ++m)
-#pragma unroll
-      for (int n = 0; n < Tiles; ++n) {
-        Vector<float, 4>& sum = to[(m * Tiles + n) * 32];
-        Vector<float, 4> all{};
-        if (!first_chain) all = sum;
-#pragma unroll
-        for (int e = 0; e < 4; ++e) all.element[e] += sums[m][n][e];
-        sum = all;
-      }
-    first_chain = false;
-  };
+      for (int e = 0; e < 4; ++e) sums[m][n][e] = 0.0f;
 
-  const int chain = max(kGroupedChainPixels / (octets * 8), 1);
+  const int tile_pixels = p.tile.rows * p.tile.columns;
   for (int tile = begin; tile < end; ++tile) {
     copy_async_wait<0>();
     __syncthreads();
-    const OctetPlace first = next;
+    const TilePlace at = next;
     if (tile + 1 < end) {
-      next = tiles.place(tile + 1);
+      advance(p.tiles, next);
       stage(tile + 1, next);
     }
     if (busy) {
-      const SharedAddress staged_x = buffer(tile);
-      const SharedAddress staged_dz = staged_x + static_cast<SharedAddress>(p.halo_bytes);
-#pragma unroll 1
-      for (int octet = 0; octet < padded; octet += 2) {
+      const SharedAddress staged = buffer(tile), staged_dz = staged + own_dz;
+      const int rows = p.h.outputs - at.row * p.tile.rows;
+      const int columns = p.w.outputs - at.column * p.tile.columns;
+      const int pixels = min(p.tile.images, p.batch - at.image * p.tile.images) * tile_pixels;
+      const bool whole = all_of(p.tile.rows <= rows, p.tile.columns <= columns);
+      const Inside inside(0, rows, 0, columns);
+      // Where no output is, dz counts as zero, and x may be anything.
+      const auto multiply = [&](int first, bool some) {
         uint32_t mask[2];
+        if (some) mask_pixels(mask, listed_dz, first, pixels, inside);
+        uint32_t b[(kTiles + 1) / 2][4];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const OctetPlace place = places[octet + i];
-          const bool inside =
-              all_of(first.image + place.image < p.batch, first.row + place.row < p.h.outputs);
-          mask[i] = pixels_mask(lane, inside ? p.w.outputs - first.column - place.column : 0);
-        }
-        if (__ballot_sync(0xFFFFFFFFu, (mask[0] | mask[1]) != 0) == 0) continue;
-        uint32_t b[(Tiles + 1) / 2][4];
+        for (int n = 0; n < kTiles; n += 2)
+          load_matrices_transposed(b[n / 2], staged_dz + static_cast<SharedAddress>(
+                                                             first * kPixelBytes + n * kUnitBytes));
+        const SharedAddress pixel = staged + own_places[first];
 #pragma unroll
-        for (int n = 0; n < Tiles; n += 2)
-          load_matrices_transposed(
-              b[n / 2],
-              staged_dz + static_cast<SharedAddress>(
-                              ((octet + lane / 8 % 2) * 8 + lane % 8) * kPixelBytes +
-                              (first_tile + n + (Tiles > 1 ? lane / 16 : 0)) * kUnitBytes));
-        const int pixel = places[octet + lane / 16].pixel * kPixelBytes;
-#pragma unroll
-        for (int m = 0; m < kWgradPairs; ++m) {
+        for (int m = 0; m < kPairs; ++m) {
           uint32_t a[4];
-          load_matrices_transposed(a, staged_x + static_cast<SharedAddress>(pixel + moved[m]));
-          // Where no output is, dz counts as zero, and x may be anything.
-          a[0] &= mask[0], a[1] &= mask[0], a[2] &= mask[1], a[3] &= mask[1];
+          load_matrices_transposed(a, pixel + moved[m]);
+          if (some) a[0] &= mask[0], a[1] &= mask[0], a[2] &= mask[1], a[3] &= mask[1];
 #pragma unroll
-          for (int n = 0; n < Tiles; ++n)
+          for (int n = 0; n < kTiles; ++n)
             mma<T>(sums[m][n], a, b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
         }
-      }
-    }
-    if ((tile - begin) % chain == chain - 1 && tile + 1 < end) {
-      add_to_part();
-      clear();
+      };
+      const int step = 16 * p.slices, unmasked = whole ? pixels / 16 * 16 : 0;
+      int first = 16 * slice;
+#pragma unroll 1
+      for (; first < unmasked; first += step) multiply(first, false);
+#pragma unroll 1
+      for (; first < pixels; first += step) multiply(first, true);
     }
   }
-  add_to_part();
+
+  auto* slices = reinterpret_cast<Vector<float, 4>*>(shared);
+  if (p.slices > 1) {
+    __syncthreads();
+    if (slice > 0 && busy) {
+#pragma unroll
+      for (int m = 0; m < kPairs; ++m)
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          Vector<float, 4>& to =
+              slices[(warp - p.block_jobs) * Shape::kVectors + (m * kTiles + n) * 32 + lane];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) to.element[e] = sums[m][n][e];
+        }
+    }
+    __syncthreads();
+  }
+  if (slice > 0 || !busy) return;
+  auto* to = reinterpret_cast<Vector<float, 4>*>(p.sums) +
+             ((int64_t{part} * p.c.slabs + slab) * p.jobs + job) * Shape::kVectors + lane;
+#pragma unroll
+  for (int m = 0; m < kPairs; ++m)
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      Vector<float, 4> sum;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum.element[e] = sums[m][n][e];
+#pragma unroll 1
+      for (int other = 1; other < p.slices; ++other) {
+        const Vector<float, 4> more = slices[((other - 1) * p.block_jobs + warp) * Shape::kVectors +
+                                             (m * kTiles + n) * 32 + lane];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum.element[e] += more.element[e];
+      }
+      to[(m * kTiles + n) * 32] = sum;
+    }
 }
 
-// dw from the parts: of `Lanes` threads for each sum every one adds its share of them.
-template <typename T, int Tiles, int Lanes>
-__global__ void __launch_bounds__(kWgradThreads)
+// dw from the parts, four sums a thread: of `Lanes` threads every one adds its share of them.
+inline constexpr int kAddThreads = 256;
+template <typename T, typename Shape, int Lanes>
+__global__ void __launch_bounds__(kAddThreads)
     add_grouped_parts(const __grid_constant__ GroupedWgrad p) {
-  constexpr int kColumns = kWgradThreads / Lanes;
-  __shared__ float sums[Lanes][kColumns];
+  constexpr int kColumns = kAddThreads / Lanes;
+  __shared__ Vector<float, 4> shared[Lanes][kColumns];
   const int thread = static_cast<int>(threadIdx.x);
   const int column = thread % kColumns, lane = thread / kColumns;
-  const int size = p.c.slabs * p.jobs * (kWgradPairs * Tiles * 128);
-  const int i = static_cast<int>(blockIdx.x) * kColumns + column;  // size is whole blocks
+  const int size = p.c.slabs * p.jobs * Shape::kVectors;
+  const int i = static_cast<int>(blockIdx.x) * kColumns + column;
 
-  int rest = i / 4;
-  const int place = rest % 32, e = i % 4;
-  rest /= 32;
-  const int n = rest % Tiles, m = rest / Tiles % kWgradPairs;
-  rest /= Tiles * kWgradPairs;
-  const int job = rest % p.jobs, slab = rest / p.jobs;
-  const int half = (job % p.chunks * kWgradPairs + m) * 2 + e / 2;
-  const int tap = half / p.c.group_units, filter_unit = job / p.chunks * Tiles + n;
-  const int unit = filter_unit / p.c.group_units * p.c.group_units + half % p.c.group_units;
+  const int place = i % 32, n = i / 32 % Shape::kTiles, m = i / 32 / Shape::kTiles % Shape::kPairs;
+  const int all_jobs = i / Shape::kVectors, slab = quotient(all_jobs, p.by_jobs);
+  const int job = all_jobs - slab * p.jobs, of_tiles = quotient(job, p.by_chunks);
   const int first = slab * p.c.slab_units * kUnitChannels;
-  const int k = first + filter_unit * kUnitChannels + place % 4 * 2 + e % 2;
-  const int c = first + unit * kUnitChannels + place / 4;
-  const bool wanted =
-      tap < p.h.taps * p.w.taps && k < p.c.channels && k / p.c.group == c / p.c.group;
-  float sum = 0.0f;
-  if (wanted)
+  const int filter_unit = of_tiles * Shape::kTiles + n;
+  const int first_unit = quotient(filter_unit, p.c.by_group_units) * p.c.group_units;
+  const int k = first + filter_unit * kUnitChannels + place % 4 * 2;
+  const bool wanted = i < size && k < p.c.channels;
+  Vector<float, 4> sum{};
+  if (wanted) {
+    const auto* sums = reinterpret_cast<const Vector<float, 4>*>(p.sums) + i;
 #pragma unroll 4
-    for (int part = lane; part < p.parts; part += Lanes) sum += p.sums[int64_t{part} * size + i];
-  sums[lane][column] = sum;
-  __syncthreads();
-  if (lane != 0 || !wanted) return;
-  for (int other = 1; other < Lanes; ++other) sum += sums[other][column];
-  static_cast<T*>(p.dw)[(int64_t{k} * (p.h.taps * p.w.taps) + tap) * p.c.group + c % p.c.group] =
-      from_wide<T>(sum);
-}
-
-template <typename T, int Tiles>
-void launch_grouped_wgrad(GroupedWgrad p, const Queue& queue) {
-  const int size = p.c.slabs * p.jobs * (kWgradPairs * Tiles * 128);
-  p.sums = queue.scratch<float>(int64_t{p.parts} * size);
-  const int blocks = p.c.slabs * static_cast<int>(ceil_div(p.jobs, kWgradWarps)) * p.parts;
-  launch(grouped_wgrad_kernel<T, Tiles>, dim3(static_cast<unsigned>(blocks)), dim3(kWgradThreads),
-         grouped_wgrad_shared(p), queue, p);
-  const auto add = [&](auto kernel, int lanes) {
-    launch(kernel, dim3(static_cast<unsigned>(size / (kWgradThreads / lanes))), dim3(kWgradThreads),
-           0, queue, p);
-  };
-  if (p.parts > 8)
-    add(add_grouped_parts<T, Tiles, 8>, 8);
-  else
-    add(add_grouped_parts<T, Tiles, 1>, 1);
+    for (int part = lane; part < p.tiles.parts; part += Lanes) {
+      const Vector<float, 4> more = sums[int64_t{part} * size];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum.element[e] += more.element[e];
+    }
+  }
+  if constexpr (Lanes > 1) {
+    shared[lane][column] = sum;
+    __syncthreads();
+    if (lane != 0) return;
+#pragma unroll 4
+    for (int other = 1; other < Lanes; ++other)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum.element[e] += shared[other][column].element[e];
+  }
+  if (!wanted) return;
+  const int taps = p.h.taps * p.w.taps;
+#pragma unroll
+  for (int upper = 0; upper < 2; ++upper) {
+    const int half = ((job - of_tiles * p.chunks) * Shape::kPairs + m) * 2 + upper;
+    const int tap = quotient(half, p.c.by_group_units);
+    const int unit = first_unit + half - tap * p.c.group_units;
+    const int c = first + unit * kUnitChannels + place / 4;
+    if (tap >= taps) continue;
+    const int group = quotient(c, p.by_group), in_group = c - group * p.c.group;
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      if (quotient(k + e, p.by_group) == group)
+        static_cast<T*>(p.dw)[(int64_t{k + e} * taps + tap) * p.c.group + in_group] =
+            from_wide<T>(sum.element[2 * upper + e]);
+  }
 }
 
 template <typename T>
 void run_grouped_wgrad(GroupedWgrad p, const Queue& queue) {
-  switch (outputs_at_once(p.c)) {
-    case 4:
-      return launch_grouped_wgrad<T, 4>(p, queue);
-    case 2:
-      return launch_grouped_wgrad<T, 2>(p, queue);
-    default:
-      return launch_grouped_wgrad<T, 1>(p, queue);
-  }
+  with_wgrad_shape(p.c, [&](auto shape) {
+    using Shape = decltype(shape);
+    const int size = p.c.slabs * p.jobs * Shape::kVectors;
+    p.sums = queue.scratch<float>(int64_t{p.tiles.parts} * size * 4);
+    launch(grouped_wgrad_kernel<T, Shape>,
+           dim3(static_cast<unsigned>(p.c.slabs), static_cast<unsigned>(p.tiles.parts),
+                static_cast<unsigned>(p.job_blocks)),
+           dim3(Shape::kThreads), WgradShared(p).bytes(p.buffers, slice_bytes<Shape>(p)), queue, p);
+    const auto add = [&](auto kernel, int lanes) {
+      launch(kernel, dim3(static_cast<unsigned>(ceil_div(size, kAddThreads / lanes))),
+             dim3(kAddThreads), 0, queue, p);
+    };
+    if (p.tiles.parts > 8)
+      add(add_grouped_parts<T, Shape, 32>, 32);
+    else
+      add(add_grouped_parts<T, Shape, 1>, 1);
+  });
 }
 
 }  // namespace torchconv::cuda

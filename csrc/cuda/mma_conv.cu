@@ -111,10 +111,11 @@ bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   return tiles_m < kMost / tiles_n && tiles_dw < kMost / (pixels / (int64_t{1} << 24) + 1);
 }
 
-void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-               void* preactivation, const Queue& queue) {
-  if (p.layout == Layout::kNCHW) return planes_fprop(p, x, w, bias, y, preactivation, queue);
-  if (patch_takes(p))
+void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+               const void* residual, void* y, void* preactivation, const Queue& queue) {
+  if (p.layout == Layout::kNCHW)
+    return planes_fprop(p, x, w, bias, residual, y, preactivation, queue);
+  if (residual == nullptr && patch_takes(p))
     return with_tensor_core_type(p.dtype, [&](auto element) {
       using T = decltype(element);
       run_patch(p, static_cast<const T*>(x), static_cast<const T*>(w),
@@ -143,11 +144,13 @@ void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* b
     set_divisors(g);
     g.vectors = in_vectors<T>(g.image, C) && in_vectors<T>(g.filters, C);
     g.vector_outputs = in_vectors<T>(y, g.outputs) &&
-                       (preactivation == nullptr || in_vectors<T>(preactivation, g.outputs));
-    run_gather(g,
-               Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y),
-                           static_cast<T*>(preactivation), p.activation},
-               queue);
+                       (preactivation == nullptr || in_vectors<T>(preactivation, g.outputs)) &&
+                       (residual == nullptr || in_vectors<T>(residual, g.outputs));
+    run_gather(
+        g,
+        Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y), static_cast<T*>(preactivation),
+                    p.activation, static_cast<const T*>(residual)},
+        queue);
   });
 }
 

@@ -1,5 +1,5 @@
 // How the sums of a tensor-core kernel's tile become outputs: through shared memory, so that
-// threads find sums that are neighbours in memory, then bias, activation and rounding.
+// threads find sums that are neighbours in memory, then bias, residual, activation and rounding.
 #pragma once
 
 #include <algorithm>
@@ -39,11 +39,16 @@ __attribute__((noinline)) inline __device__ float activate_apart(Activation acti
   return activate(activation, z);
 }
 
-// Stores z, which has had its bias, where the pre-activation is wanted, and g(z): by
-// store(tensor, rounded values).
-template <typename T, int Count, typename Store>
-__device__ __forceinline__ void finish(float (&z)[Count], const Epilogue<T>& epilogue,
+// Adds the residual to z, which has had its bias, and stores it where the pre-activation is wanted,
+// and g(z): by load(tensor) and store(tensor, rounded values).
+template <typename T, int Count, typename Load, typename Store>
+__device__ __forceinline__ void finish(float (&z)[Count], const Epilogue<T>& epilogue, Load&& load,
                                        Store&& store) {
+  if (epilogue.residual != nullptr) {
+    const Vector<T, Count> residual = load(epilogue.residual);
+#pragma unroll
+    for (int e = 0; e < Count; ++e) z[e] += to_wide(residual.element[e]);
+  }
   const auto round_and_store = [&](T* to) {
     Vector<T, Count> rounded;
 #pragma unroll

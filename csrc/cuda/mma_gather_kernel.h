@@ -17,7 +17,8 @@ struct AxisPhase {
   int outputs, first_output, output_step;
 };
 
-__device__ __forceinline__ AxisPhase phase_of(const MmaAxis& axis, bool backward, int phase) {
+__host__ __device__ __forceinline__ AxisPhase phase_of(const MmaAxis& axis, bool backward,
+                                                       int phase) {
   if (!backward)
     return {0, 1, axis.taps, axis.dilation, axis.stride, -axis.pad, axis.outputs, 0, 1};
   // dx at h = phase + i * stride gets dz at (h + pad - r * dilation) / stride where that is whole.
@@ -44,8 +45,9 @@ template <typename Tile>
 inline constexpr int kGatherShared =
     kTileBytes<Tile> + Tile::kM * static_cast<int>(sizeof(Place) + sizeof(int64_t));
 
-// Bias, pre-activation, activation and rounding of a tile of finished sums in shared memory.
-// offsets: of the rows' outputs, negative for a row that is none. thread: of the tile's.
+// Bias, residual, pre-activation, activation and rounding of a tile of finished sums in shared
+// memory. offsets: of the rows' outputs, negative for a row that is none. thread: of
+// the tile's.
 template <typename T, typename Tile>
 __device__ __forceinline__ void store_tile(int thread, const float* sums, const int64_t* offsets,
                                            int first_column, int columns, bool vectors,
@@ -64,7 +66,15 @@ __device__ __forceinline__ void store_tile(int thread, const float* sums, const 
     load_sums(z, sums + row * kSumsPitch<Tile> + local);
 #pragma unroll
     for (int e = 0; e < kLane; ++e) z[e] += bias[e];
-    finish(z, epilogue, [&](T* to, const Vector<T, kLane>& rounded) {
+    const auto load = [&](const T* from) {
+      if (vectors) return *reinterpret_cast<const Vector<T, kLane>*>(from + offset);
+      Vector<T, kLane> read{};
+#pragma unroll
+      for (int e = 0; e < kLane; ++e)
+        if (column + e < columns) read.element[e] = from[offset + e];
+      return read;
+    };
+    finish(z, epilogue, load, [&](T* to, const Vector<T, kLane>& rounded) {
       if (vectors) {
         *reinterpret_cast<Vector<T, kLane>*>(to + offset) = rounded;
       } else {

@@ -26,8 +26,9 @@ void multiply(const ConvProblem& p, const void* image, const void* filters, int6
   g.channels = static_cast<int32_t>(channels);
   g.outputs = static_cast<int32_t>(outputs);
   g.plane = Divisor(p.H * p.W);
-  g.vector_outputs =
-      aligned<T>(epilogue.y, kLanes<T>) && aligned<T>(epilogue.preactivation, kLanes<T>);
+  g.vector_outputs = aligned<T>(epilogue.y, kLanes<T>) &&
+                     aligned<T>(epilogue.preactivation, kLanes<T>) &&
+                     aligned<T>(epilogue.residual, kLanes<T>);
   run_planes(g, epilogue, queue);
 }
 
@@ -41,14 +42,15 @@ bool planes_take(const ConvProblem& p, Pass pass) {
   return same_pixels && p.H * p.W % 4 == 0 && (pass == Pass::kWgrad || reduced % lanes == 0);
 }
 
-void planes_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-                  void* preactivation, const Queue& queue) {
+void planes_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                  const void* residual, void* y, void* preactivation, const Queue& queue) {
   with_tensor_core_type(p.dtype, [&](auto element) {
     using T = decltype(element);
-    multiply(p, x, w, p.C, p.K,
-             Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y),
-                         static_cast<T*>(preactivation), p.activation},
-             queue);
+    multiply(
+        p, x, w, p.C, p.K,
+        Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(y), static_cast<T*>(preactivation),
+                    p.activation, static_cast<const T*>(residual)},
+        queue);
   });
 }
 

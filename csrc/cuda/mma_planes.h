@@ -44,8 +44,8 @@ void with_tensor_core_type(DType dtype, F&& f) {
 
 // Planes of a multiple of four pixels.
 bool planes_take(const ConvProblem& p, Pass pass);
-void planes_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-                  void* preactivation, const Queue& queue);
+void planes_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                  const void* residual, void* y, void* preactivation, const Queue& queue);
 void planes_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
                   const Queue& queue);
 void planes_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,

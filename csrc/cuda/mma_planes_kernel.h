@@ -101,7 +101,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     load_sums(z, tile + row * kSumsPitch<Tile> + unit_b * kPixels);
 #pragma unroll
     for (int e = 0; e < kPixels; ++e) z[e] += bias;
-    finish(z, epilogue, [&](T* to, const Vector<T, kPixels>& rounded) {
+    const auto load = [&](const T* from) {
+      if (p.vector_outputs) return *reinterpret_cast<const Vector<T, kPixels>*>(from + offset);
+      Vector<T, kPixels> read{};
+#pragma unroll
+      for (int e = 0; e < kPixels; ++e) read.element[e] = from[offset + e];
+      return read;
+    };
+    finish(z, epilogue, load, [&](T* to, const Vector<T, kPixels>& rounded) {
       if (p.vector_outputs) {
         *reinterpret_cast<Vector<T, kPixels>*>(to + offset) = rounded;
       } else {

@@ -109,7 +109,7 @@ class Quotient {
 
 // The valid taps of one window: number `tap`, which reads element `element`, and those that follow.
 template <typename I>
-struct Taps {
+struct WindowTaps {
   I element, tap, count;
 };
 
@@ -133,7 +133,7 @@ struct Axis {
         by_stride(a.stride),
         by_dilation(a.dilation) {}
 
-  __host__ __device__ __forceinline__ Taps<I> window(I o) const {
+  __host__ __device__ __forceinline__ WindowTaps<I> window(I o) const {
     if (adaptive) {
       const I begin = by_out.of(o * size);
       return {begin, 0, by_out.of((o + 1) * size + out - 1) - begin};

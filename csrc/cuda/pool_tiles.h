@@ -4,9 +4,9 @@
 //
 // Forward: each row of x is folded across the taps of every column of outputs, then those rows are
 // folded down each window, R + S steps instead of R * S. Backward of an average: the quotients of
-// dy, once each, are gathered by the elements of dx. Backward of a selection: windows of which no
-// two hold the same element add theirs at once, one class of such windows after the other, so no
-// atomics. Bound: bytes moved; for small windows of 16-bit elements the steps come close.
+// dy, once each, are gathered by the elements of dx. Backward of a selection: every window sums
+// what those around it have for the element that it selected, so no atomics, and writes it. Bound:
+// bytes moved; for small windows of 16-bit elements the steps come close.
 #pragma once
 
 #include <numeric>
@@ -22,7 +22,7 @@ struct PlaneTiles {
   bool vectors;         // whether the runs of memory are aligned
   bool direct;          // whether windows are so small that rows are not folded beforehand
   bool disjoint;        // whether no two windows hold the same element
-  int32_t down, right;  // classes of disjoint windows
+  int32_t down, right;  // how far apart windows with a common element are at most
 
   __device__ __forceinline__ int32_t first() const {
     return static_cast<int32_t>(blockIdx.x) * group;
@@ -39,7 +39,7 @@ struct alignas(16) TileWindow {
 
   static __device__ __forceinline__ TileWindow of(const PoolView<int32_t>& v,
                                                   const Axis<int32_t>& axis, int32_t o) {
-    const Taps<int32_t> taps = axis.window(o);
+    const WindowTaps<int32_t> taps = axis.window(o);
     return {taps.element, taps.tap, taps.count, axis.factor(o, v.include_pad)};
   }
 };
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kPoolThreads)
 __device__ __forceinline__ int32_t selected_element(const PoolView<int32_t>& v,
                                                     const SelectedArray& selected, int32_t position,
                                                     int32_t p, int32_t q) {
-  const Taps<int32_t> rows = v.h.window(p), columns = v.w.window(q);
+  const WindowTaps<int32_t> rows = v.h.window(p), columns = v.w.window(q);
   int32_t down, right;  // taps from the first valid one
   if (selected.kind == Selected::kIndex64) {
     const int64_t index = static_cast<const int64_t*>(selected.data)[position];
@@ -249,35 +249,49 @@ __global__ void __launch_bounds__(kPoolThreads)
                   T* __restrict__ dx) {
   constexpr int n = kLanes<T>;
   const PoolView<int32_t>& v = b.v;
-  auto* const sums = reinterpret_cast<Wide<T>*>(dynamic_shared<unsigned char>());
-  auto* const values = sums + b.group * b.in_area;
-  // Each window's element of the block's planes and its class, eight bits; read by who wrote them.
+  auto* const image = reinterpret_cast<Vector<T, n>*>(dynamic_shared<unsigned char>());
+  T* const elements = image->element;
+  // Each window's value and its element of the block's planes.
+  auto* const values = reinterpret_cast<Wide<T>*>(image + (b.group * b.in_area + n - 1) / n);
   auto* const targets = reinterpret_cast<int32_t*>(values + b.group * b.out_area);
   const int id = static_cast<int>(threadIdx.x);
   const int32_t first = b.first(), planes = b.count(), total = planes * b.in_area;
   const int32_t windows = planes * b.out_area;
 
+  for (int32_t i = id; i * n < total; i += kPoolThreads) image[i] = {};
   for (int32_t task = id; task < windows; task += kPoolThreads) {
     int32_t plane = task;
     const int32_t q = v.w.by_out.split(plane), p = v.h.by_out.split(plane);
     const int32_t position = first * b.out_area + task;
     values[task] = to_wide(dy[position]);
     const int32_t element = selected_element(v, selected, position, p, q);
-    const int32_t own = p % b.down * b.right + q % b.right;
-    targets[task] = element < 0 ? -1 : (plane * b.in_area + element) << 8 | own;
-  }
-  for (int32_t i = id; i < total; i += kPoolThreads) sums[i] = 0;
-  for (int32_t turn = 0; turn < b.down * b.right; turn++) {
-    __syncthreads();
-    for (int32_t task = id; task < windows; task += kPoolThreads) {
-      const int32_t target = targets[task];
-      if (target >= 0 && (target & 255) == turn) sums[target >> 8] += values[task];
-    }
+    targets[task] = element < 0 ? -1 : plane * b.in_area + element;
   }
   __syncthreads();
-  for (int32_t begin = id * n; begin < total; begin += kPoolThreads * n)
-    store_tile(dx + first * b.in_area + begin, b.vectors, total - begin,
-               [&](int i) { return begin + i < total ? sums[begin + i] : Wide<T>{0}; });
+  // Every window that selected an element finds the same sum for it, over those near enough.
+  for (int32_t task = id; task < windows; task += kPoolThreads) {
+    int32_t plane = task;
+    const int32_t q = v.w.by_out.split(plane), p = v.h.by_out.split(plane);
+    const int32_t target = targets[task];
+    if (target < 0) continue;
+    Wide<T> sum = 0;
+    for (int32_t down = -b.down; down <= b.down; down++) {
+      if (static_cast<uint32_t>(p + down) >= static_cast<uint32_t>(v.h.out)) continue;
+      for (int32_t right = -b.right; right <= b.right; right++) {
+        const int32_t other = task + down * v.w.out + right;
+        if (static_cast<uint32_t>(q + right) < static_cast<uint32_t>(v.w.out) &&
+            targets[other] == target)
+          sum += values[other];
+      }
+    }
+    elements[target] = from_wide<T>(sum);
+  }
+  __syncthreads();
+  T* const to = dx + first * b.in_area;
+  const int32_t whole = b.vectors ? total / n : 0;
+  for (int32_t i = id; i < whole; i += kPoolThreads)
+    reinterpret_cast<Vector<T, n>*>(to)[i] = image[i];
+  for (int32_t i = whole * n + id; i < total; i += kPoolThreads) to[i] = elements[i];
 }
 
 // Whether planes should go through shared memory: not where bands read and write vectors of `width`
@@ -307,8 +321,8 @@ PlaneTiles plane_tiles(const PoolShape& s, int64_t planes, const void* run, cons
           group % unit == 0 && aligned<T>(run, kLanes<T>),
           !s.adaptive && s.h.taps * s.w.taps <= 6,
           !s.adaptive && s.h.stride >= s.h.taps && s.w.stride >= s.w.taps,
-          1,
-          1};
+          0,
+          0};
 }
 
 inline constexpr int64_t kMostTileBytes = 48 * 1024;
@@ -362,17 +376,15 @@ bool run_scatter_tiles(const PoolShape& s, int64_t planes, const T* dy,
                         aligned_codes(selected.kind, selected.data, n)))
     return false;
   PlaneTiles b = plane_tiles<T>(s, planes, dx, queue);
-  // Windows as far apart as this are disjoint; of adaptive ones every other where none repeats an
-  // element.
-  const auto classes = [&](const PoolAxis& a) {
-    return s.adaptive ? (a.out <= a.size ? 2 : int64_t{256})
-                      : std::min(ceil_div((a.taps - 1) * a.dilation + 1, a.stride),
-                                 std::max<int64_t>(a.out, 1));
+  // Of adaptive windows neighbours share elements, where none repeats one.
+  const auto distance = [&](const PoolAxis& a) {
+    return s.adaptive ? (a.out <= a.size ? 1 : int64_t{256})
+                      : std::min((a.taps - 1) * a.dilation / a.stride, a.out);
   };
-  const int64_t down = classes(s.h), right = classes(s.w);
-  const int64_t wide = static_cast<int64_t>(sizeof(Wide<T>));
-  const int64_t bytes = b.group * (s.h.size * s.w.size * wide + s.h.out * s.w.out * (wide + 4));
-  if (down > 16 || right > 16 || down * right > 16 || bytes > kMostTileBytes) return false;
+  const int64_t down = distance(s.h), right = distance(s.w);
+  const int64_t bytes = ceil_div(b.group * s.h.size * s.w.size, n) * 16 +
+                        b.group * s.h.out * s.w.out * (static_cast<int64_t>(sizeof(Wide<T>)) + 4);
+  if ((2 * down + 1) * (2 * right + 1) > 49 || bytes > kMostTileBytes) return false;
   b.down = static_cast<int32_t>(down), b.right = static_cast<int32_t>(right);
   launch(scatter_tiles<T>, tile_grid(b), dim3(kPoolThreads), static_cast<int>(bytes), queue, b, dy,
          selected, dx);

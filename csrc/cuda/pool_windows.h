@@ -11,6 +11,7 @@
 #include "cuda/pool_geometry.h"
 #include "cuda/pool_planes.h"
 #include "cuda/pool_rules.h"
+#include "cuda/pool_strips.h"
 #include "cuda/pool_tiles.h"
 
 namespace torchconv::cuda {
@@ -50,7 +51,7 @@ __global__ void __launch_bounds__(kPoolThreads)
   const I thread = pool_thread<I>();
   if (thread >= v.threads) return;
   const PoolPlace<I> at(v, thread, n);
-  const Taps<I> rows = v.h.window(at.row), columns = v.w.window(at.column);
+  const WindowTaps<I> rows = v.h.window(at.row), columns = v.w.window(at.column);
   const bool empty = rows.count == 0 || columns.count == 0;
   uint32_t row_code = static_cast<uint32_t>(rows.tap) * static_cast<uint32_t>(v.row_codes) +
                       static_cast<uint32_t>(columns.tap);
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(kPoolThreads)
   const int32_t thread = static_cast<int32_t>(blockIdx.x) * outputs + own;
   const bool works = thread < v.threads;
   const PoolPlace<int32_t> at(v, works ? thread : 0, n);
-  const Taps<int32_t> rows = v.h.window(at.row), columns = v.w.window(at.column);
+  const WindowTaps<int32_t> rows = v.h.window(at.row), columns = v.w.window(at.column);
   const int32_t width = columns.count, count = rows.count * width;
   const uint32_t first_code = static_cast<uint32_t>(rows.tap * v.row_codes + columns.tap);
   State total[n];
@@ -180,9 +181,11 @@ void run_pool_windows(const PoolShape& s, const Rule& rule, const void* x, void*
     const SelectedOutput codes = part_of(selected, first * out);
     if constexpr (sizeof(I) == 4) {
       if constexpr (!std::is_integral_v<T>)
-        if (run_fold_planes(s, images, rule, from, to, codes, queue) ||
-            run_pool_tiles(s, images, rule, from, to, codes, queue))
-          return;
+        if (run_fold_planes(s, images, rule, from, to, codes, queue)) return;
+      if constexpr (!Rule::kSelects && sizeof(T) < 8)
+        if (run_average_strips(s, images, from, to, queue)) return;
+      if constexpr (!std::is_integral_v<T>)
+        if (run_pool_tiles(s, images, rule, from, to, codes, queue)) return;
       if (first_choice(images, from, to, codes)) return;
       const auto run = [&](auto width) {
         constexpr int n = decltype(width)::value;

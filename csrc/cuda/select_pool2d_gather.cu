@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kPoolThreads)
   } else {
     const uint32_t code = load_code(selected, thread);
     const uint32_t width = static_cast<uint32_t>(v.w.taps), r = code / width, s = code % width;
-    const Taps<I> rows = v.h.window(at.row), columns = v.w.window(at.column);
+    const WindowTaps<I> rows = v.h.window(at.row), columns = v.w.window(at.column);
     const int64_t down = static_cast<int64_t>(r) - rows.tap;
     const int64_t right = static_cast<int64_t>(s) - columns.tap;
     if (down >= 0 && down < rows.count && right >= 0 && right < columns.count)

@@ -203,11 +203,12 @@ dim3 blocks_of(int64_t elements) {
 }  // namespace
 
 void simt_direct_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
-                       void* y, void* preactivation, const Queue& queue) {
+                       const void* residual, void* y, void* preactivation, const Queue& queue) {
   with_element(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     const Epilogue<T> epilogue{static_cast<const T*>(bias), static_cast<T*>(y),
-                               static_cast<T*>(preactivation), p.activation};
+                               static_cast<T*>(preactivation), p.activation,
+                               static_cast<const T*>(residual)};
     with_direct(p, [&](const auto& direct) {
       using I = decltype(direct.N);
       launch(direct_fprop<T, I>, blocks_of(p.N * p.K * p.P * p.Q), kThreads, 0, queue, direct,

@@ -8,7 +8,7 @@
 namespace torchconv::cuda {
 
 void simt_direct_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
-                       void* y, void* preactivation, const Queue& queue);
+                       const void* residual, void* y, void* preactivation, const Queue& queue);
 void simt_direct_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
                        const Queue& queue);
 void simt_direct_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,

@@ -140,8 +140,8 @@ void gather(const SimtView& v, const T* source, const T* w, const Epilogue<T>& e
 
   const bool one_phase = v.rows.phases * v.columns.phases == 1;
   const int64_t plane = int64_t{v.rows.most_grid} * v.columns.most_grid;
-  const bool aligned_target = aligned<T>(epilogue.y, 4) && (epilogue.preactivation == nullptr ||
-                                                            aligned<T>(epilogue.preactivation, 4));
+  const bool aligned_target = aligned<T>(epilogue.y, 4) && aligned<T>(epilogue.preactivation, 4) &&
+                              aligned<T>(epilogue.residual, 4);
   const bool whole = one_phase && v.rows.target_step == 1 && v.columns.target_step == 1;
   p.dense = whole && v.N * plane < (int64_t{1} << 31);
   if (p.dense) p.plane = Divisor(plane);
@@ -183,18 +183,18 @@ bool tiles_fit(const ConvProblem& p, int64_t M, int64_t C) {
 
 }  // namespace
 
-void simt_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-                void* preactivation, const Queue& queue) {
+void simt_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                const void* residual, void* y, void* preactivation, const Queue& queue) {
   if (p.N * p.K * p.P * p.Q == 0) return;
   const bool integer = p.dtype != DType::kFloat32 && p.dtype != DType::kFloat64 &&
                        p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16;
   if (integer || p.C == 0 || !tiles_fit(p, p.K / p.groups, p.C / p.groups))
-    return simt_direct_fprop(p, x, w, bias, y, preactivation, queue);
+    return simt_direct_fprop(p, x, w, bias, residual, y, preactivation, queue);
   with_float(p.dtype, [&](auto zero) {
     using T = decltype(zero);
     gather<T>(fprop_view(p), static_cast<const T*>(x), static_cast<const T*>(w),
               {static_cast<const T*>(bias), static_cast<T*>(y), static_cast<T*>(preactivation),
-               p.activation},
+               p.activation, static_cast<const T*>(residual)},
               queue);
   });
 }

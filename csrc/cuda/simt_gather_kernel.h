@@ -122,10 +122,13 @@ struct SimtGatherBlock {
     const Epilogue<T>& e = p.epilogue;
     const int64_t offset = target_offset(pixel) + channel * p.view.target.c;
     if (p.store_quads) {
-      Vector<T, 4> z, y;
+      Vector<T, 4> z, y, residual{};
+      if (e.residual != nullptr)
+        residual = *reinterpret_cast<const Vector<T, 4>*>(e.residual + offset);
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        const Wide<T> sum = sums.element[q] + e.bias_of(channel + (p.along_m ? q : 0));
+        Wide<T> sum = sums.element[q] + e.bias_of(channel + (p.along_m ? q : 0));
+        if (e.residual != nullptr) sum += to_wide(residual.element[q]);
         z.element[q] = from_wide<T>(sum);
         y.element[q] = from_wide<T>(activate(e.activation, sum));
       }

@@ -84,6 +84,17 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&word)[4], Sh
       "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "r"(row)));
 }
 
+// Either of the two; the same for all lanes.
+__device__ __forceinline__ void load_matrices(uint32_t (&word)[4], SharedAddress row,
+                                              bool transposed) {
+  TORCHCONV_FROM_SM80(asm volatile(
+      "{\n.reg .pred transposed;\nsetp.ne.s32 transposed, %5, 0;\n"
+      "@!transposed ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+      "@transposed ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, "
+      "[%4];\n}\n" : "=r"(word[0]),
+      "=r"(word[1]), "=r"(word[2]), "=r"(word[3]) : "r"(row), "r"(static_cast<int>(transposed))));
+}
+
 // float32 to TF32, to nearest with ties away from zero, up to bits that the hardware ignores: half
 // a unit in TF32's last place is added to a normal number, 2^-11 of what its exponent alone stands
 // for. cvt.rna.tf32 does as much by a comparison and a predicate, of which there are too few for

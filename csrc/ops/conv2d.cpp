@@ -132,9 +132,19 @@ ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArgume
   return p;
 }
 
+void check_output_like(const ConvProblem& p, const Tensor& input, const Tensor& t,
+                       const char* name) {
+  const std::array<int64_t, 4> sizes{p.N, p.K, p.P, p.Q};
+  const IntList s = t.sizes();
+  TORCHCONV_CHECK(s.size() == 4 && std::equal(s.begin(), s.end(), sizes.begin()), "expected ", name,
+                  " of size ", to_string(sizes), ", but got ", to_string(s));
+  check_same_kind(input, t, name);
+}
+
 // y, and z where it is asked for.
 std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Tensor& weight,
                                                   const std::optional<Tensor>& bias,
+                                                  const std::optional<Tensor>& residual,
                                                   const ConvArguments& a, bool preactivation,
                                                   const WeightsOwner& owner = {}) {
   const ConvProblem p = describe(input, weight, a);
@@ -148,6 +158,13 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
     b = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
   }
   const Execution run(input);
+  std::optional<Tensor> added;
+  if (residual.has_value()) {
+    check_output_like(p, input, *residual, "residual");
+    TORCHCONV_CHECK(is_floating(p.dtype), "conv2d with a residual not implemented for '",
+                    torch::headeronly::toString(input.scalar_type()), "'");
+    added = dense(*residual, p.layout);
+  }
   const Tensor x = dense(input, p.layout), w = dense(weight, p.weight_layout);
   const std::array<int64_t, 4> sizes{p.N, p.K, p.P, p.Q};
   Tensor y = new_tensor(input, sizes, input.scalar_type(), p.layout);
@@ -157,33 +174,34 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
   const bool in_place = w.get() == weight.get();
   kernels::conv2d_fprop(p, x.const_data_ptr(), w.const_data_ptr(),
                         in_place ? owner : WeightsOwner{}, b ? b->const_data_ptr() : nullptr,
-                        y.mutable_data_ptr(), z ? z->mutable_data_ptr() : nullptr, run);
+                        added ? added->const_data_ptr() : nullptr, y.mutable_data_ptr(),
+                        z ? z->mutable_data_ptr() : nullptr, run);
   return {y, z};
 }
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
               IntList stride, IntList padding, IntList dilation, int64_t groups,
-              const std::string& activation, bool flip_kernel) {
+              const std::string& activation, bool flip_kernel,
+              const std::optional<Tensor>& residual) {
   const ConvArguments a{stride, padding, dilation, groups, activation, flip_kernel};
-  return std::get<0>(forward(input, weight, bias, a, /*preactivation=*/false));
+  return std::get<0>(forward(input, weight, bias, residual, a, /*preactivation=*/false));
 }
 
 Tensor conv2d_packed(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                      int64_t owner, int64_t version, IntList stride, IntList padding,
                      IntList dilation, int64_t groups, const std::string& activation,
-                     bool flip_kernel) {
+                     bool flip_kernel, const std::optional<Tensor>& residual) {
   const ConvArguments a{stride, padding, dilation, groups, activation, flip_kernel};
-  return std::get<0>(forward(input, weight, bias, a, /*preactivation=*/false, {owner, version}));
+  return std::get<0>(
+      forward(input, weight, bias, residual, a, /*preactivation=*/false, {owner, version}));
 }
 
-std::tuple<Tensor, Tensor> conv2d_with_preactivation(const Tensor& input, const Tensor& weight,
-                                                     const std::optional<Tensor>& bias,
-                                                     IntList stride, IntList padding,
-                                                     IntList dilation, int64_t groups,
-                                                     const std::string& activation,
-                                                     bool flip_kernel) {
+std::tuple<Tensor, Tensor> conv2d_with_preactivation(
+    const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntList stride,
+    IntList padding, IntList dilation, int64_t groups, const std::string& activation,
+    bool flip_kernel, const std::optional<Tensor>& residual) {
   const ConvArguments a{stride, padding, dilation, groups, activation, flip_kernel};
-  auto [y, z] = forward(input, weight, bias, a, /*preactivation=*/true);
+  auto [y, z] = forward(input, weight, bias, residual, a, /*preactivation=*/true);
   return {y, *z};
 }
 
@@ -200,14 +218,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
                   torch::headeronly::toString(input.scalar_type()), "'");
   TORCHCONV_CHECK(output_mask.size() == 3,
                   "expected output_mask to be a list of 3 values, but got ", output_mask.size());
-  const std::array<int64_t, 4> sizes{p.N, p.K, p.P, p.Q};
-  const auto check_output_like = [&](const Tensor& t, const char* name) {
-    const IntList s = t.sizes();
-    TORCHCONV_CHECK(s.size() == 4 && std::equal(s.begin(), s.end(), sizes.begin()), "expected ",
-                    name, " of size ", to_string(sizes), ", but got ", to_string(s));
-    check_same_kind(input, t, name);
-  };
-  check_output_like(grad_output, "grad_output");
+  check_output_like(p, input, grad_output, "grad_output");
   // A single channel is dense in both layouts: then dz is read as it lies.
   const Layout input_layout = p.layout;
   if (p.C == 1 && p.N > 0) p.layout = suggested_layout(grad_output);
@@ -217,7 +228,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
   const Execution run(input);
   std::optional<Tensor> s;
   if (saved.has_value()) {
-    check_output_like(*saved, "saved");
+    check_output_like(p, input, *saved, "saved");
     s = dense(*saved, p.layout);
   }
   const Tensor dy = dense(grad_output, p.layout);

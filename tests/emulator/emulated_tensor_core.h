@@ -157,6 +157,10 @@ inline void load_matrices_transposed(uint32_t (&word)[4], SharedAddress row) {
   std::memcpy(word, mine.word, sizeof word);
 }
 
+inline void load_matrices(uint32_t (&word)[4], SharedAddress row, bool transposed) {
+  transposed ? load_matrices_transposed(word, row) : load_matrices(word, row);
+}
+
 inline uint32_t round_to_tf32(uint32_t word) {
   const bool finite = (word & 0x7F800000u) != 0x7F800000u;
   return finite ? (word + 0x1000u) & ~0x1FFFu : word;

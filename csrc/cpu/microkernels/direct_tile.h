@@ -36,16 +36,17 @@ struct DirectTile {
   const T* b;  // [term][vectors of lanes]
   T* c;        // row m starts at c + c_rows[m]
   const int64_t* c_rows;
-  int64_t lanes;  // of the last vector that exist in c
-  bool accumulate;
-  bool stream;    // past the caches: every row of c aligned and its vectors whole
-  const T* bias;  // [vectors of lanes]
+  int64_t lanes;    // of the last vector that exist in c
+  const T* before;  // null, or sums that are added, in rows as those of c: often c itself
+  bool stream;      // past the caches: every row of c aligned and its vectors whole
+  const T* bias;    // [vectors of lanes]
   bool clamp;
   T low, high;        // applied with NaN kept
   BFloat16* rounded;  // pairs only, or null: where row m goes instead of c, at rounded_rows[m]
   const int64_t* rounded_rows;
-  const void* next;   // what a later call will read, asked for along the way: a piece of it
-  int64_t next_step;  // for each term
+  const BFloat16* residual;  // with rounded, or null: is added, in rows as those of rounded
+  const void* next;          // what a later call will read, asked for along the way: a piece of it
+  int64_t next_step;         // for each term
 };
 
 template <typename T>

@@ -1,53 +1,15 @@
-// The register tiles of channels_last convolutions in bfloat16: dot products of pairs of channels,
-// twice as many multiplications in an instruction as float has. Compiled for avx512_bf16 whatever
-// the library is compiled for, and called where the processor has it.
+// The register tiles of channels_last convolutions in bfloat16: dot products of pairs of channels.
 #include <cstdlib>
 
 #include "cpu/microkernels/direct_tile.h"
+#include "cpu/microkernels/pair_product.h"
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
-    !defined(__clang__) && __GNUC__ >= 10
-#define TORCHCONV_PAIR_PRODUCTS
+#if defined(TORCHCONV_PAIR_PRODUCTS)
 #pragma GCC push_options
 #pragma GCC target("avx512bf16")
 #include "cpu/microkernels/direct_tile_impl.h"
-#endif
 
 namespace torchconv::cpu {
-
-#if defined(TORCHCONV_PAIR_PRODUCTS)
-namespace {
-
-struct PairProduct {
-  using Element = float;
-  using Register = Vec<float>::Type;
-  static constexpr bool kRounds = true;
-  static TORCHCONV_INLINE void add(Register& sum, Register x, Register filters) {
-    sum = bit_cast<Register>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(filters),
-                                              bit_cast<__m512bh>(x)));
-  }
-  // A row of the tile; `lanes` of the last vector exist.
-  template <int kVectors>
-  static TORCHCONV_INLINE void store(BFloat16* p, const Register (&row)[kVectors], int64_t lanes) {
-    constexpr int64_t kL = Vec<float>::kLanes;
-    using Halves = Vec<uint16_t, kL>;
-    if (kVectors == 2 && lanes == kL) {
-      const __m512bh both =
-          _mm512_cvtne2ps_pbh(bit_cast<__m512>(row[kVectors - 1]), bit_cast<__m512>(row[0]));
-      return Vec<uint16_t>::store(p, bit_cast<Vec<uint16_t>::Type>(both));
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const auto rounded = bit_cast<Halves::Type>(_mm512_cvtneps_pbh(bit_cast<__m512>(row[v])));
-      if (v + 1 < kVectors || lanes == kL)
-        Halves::store(p + v * kL, rounded);
-      else
-        Halves::store_partial(p + v * kL, rounded, lanes);
-    }
-  }
-};
-
-}  // namespace
 
 bool has_pair_products() {
   static const bool has = __builtin_cpu_supports("avx512bf16") != 0;
@@ -57,13 +19,15 @@ bool has_pair_products() {
 DirectMicrokernel<float> direct_pair_microkernel(int64_t rows, int64_t vectors) {
   return find_direct_tile<PairProduct>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
 }
-#else
-bool has_pair_products() { return false; }
-DirectMicrokernel<float> direct_pair_microkernel(int64_t, int64_t) { std::abort(); }
-#endif
 
 }  // namespace torchconv::cpu
 
-#if defined(TORCHCONV_PAIR_PRODUCTS)
 #pragma GCC pop_options
+#else
+namespace torchconv::cpu {
+
+bool has_pair_products() { return false; }
+DirectMicrokernel<float> direct_pair_microkernel(int64_t, int64_t) { std::abort(); }
+
+}  // namespace torchconv::cpu
 #endif

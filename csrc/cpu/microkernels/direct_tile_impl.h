@@ -45,16 +45,22 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
   constexpr bool kAsksAlong = kRows > kNear;
   const int64_t last_byte =
       (kVectors * kL - 1) * static_cast<int64_t>(rounds ? sizeof(BFloat16) : sizeof(T));
+  // What is read as well as written, where there is such.
+  const BFloat16* const rounded = tile.residual != nullptr ? tile.residual : tile.rounded;
+  const T* const result = tile.before != nullptr ? tile.before : tile.c;
   const auto result_row = [&](int m) {
-    return rounds ? reinterpret_cast<const char*>(tile.rounded + tile.rounded_rows[m])
-                  : reinterpret_cast<const char*>(tile.c + tile.c_rows[m]);
+    return rounds ? reinterpret_cast<const char*>(rounded + tile.rounded_rows[m])
+                  : reinterpret_cast<const char*>(result + tile.c_rows[m]);
   };
+  const bool streams = tile.stream && tile.before == nullptr;
+  // A rounded row is mostly one line.
+  [[maybe_unused]] const uintptr_t both_ends = rounds ? 0 : 1;
   [[maybe_unused]] const char* volatile ask[16];
   if constexpr (kAsksAlong) {
 #pragma GCC unroll 16
     for (int m = 0; m < 16; ++m)
-      ask[m] = tile.stream ? reinterpret_cast<const char*>(tile.b) : result_row(m < kRows ? m : 0);
-  } else if (!tile.stream) {
+      ask[m] = streams ? reinterpret_cast<const char*>(tile.b) : result_row(m < kRows ? m : 0);
+  } else if (!streams) {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       __builtin_prefetch(result_row(m), 1, 3);
@@ -87,7 +93,8 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
         __builtin_prefetch(next, 0, 2);
         if constexpr (kAsksAlong) {
           const uintptr_t place = reinterpret_cast<uintptr_t>(term) / sizeof(*term);
-          __builtin_prefetch(ask[place / 2 % 16] + place % 2 * last_byte, 1, 3);
+          __builtin_prefetch(ask[(place >> both_ends) % 16] + (place & both_ends) * last_byte, 1,
+                             3);
         }
 #pragma GCC unroll 16
         for (int m = 0; m < kRows; ++m) {
@@ -116,14 +123,21 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
   }
 
   const int64_t lanes = tile.lanes;
-  if (tile.accumulate) {
+  if (tile.before != nullptr) {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const T* c = tile.c + tile.c_rows[m];
+      const T* c = tile.before + tile.c_rows[m];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v)
         sum[m][v] += v + 1 < kVectors || lanes == kL ? V::load(c + v * kL)
                                                      : V::load_partial(c + v * kL, lanes);
+    }
+  }
+  if constexpr (Product::kRounds) {
+    if (rounds && tile.residual != nullptr) {
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+        Product::add_row(sum[m], tile.residual + tile.rounded_rows[m], lanes);
     }
   }
   if (tile.clamp) {

@@ -5,7 +5,8 @@ namespace torchconv::cpu {
 
 template <>
 GemmMicrokernel<float> gemm_microkernel<float>(int64_t rows, int64_t vectors) {
-  return find_gemm_tile<float>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
+  return find_gemm_tile<BandProduct<float>>(rows, vectors,
+                                            std::make_integer_sequence<int, kMaxRows>());
 }
 
 }  // namespace torchconv::cpu

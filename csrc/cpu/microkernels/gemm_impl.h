@@ -7,8 +7,17 @@
 
 namespace torchconv::cpu {
 
-template <typename T, int kRows, int kVectors>
-void gemm_tile(const GemmTile<T>& tile) {
+// A term is one channel.
+template <typename T>
+struct BandProduct {
+  using Element = T;
+  using Register = typename Vec<T>::Type;
+  static TORCHCONV_INLINE void add(Register& sum, Register x, Register row) { sum += x * row; }
+};
+
+template <typename Product, int kRows, int kVectors>
+void gemm_tile(const GemmTile<typename Product::Element>& tile) {
+  using T = typename Product::Element;
   using V = Vec<T>;
   using Register = typename V::Type;
   constexpr int64_t kL = V::kLanes;
@@ -29,7 +38,7 @@ void gemm_tile(const GemmTile<T>& tile) {
     for (int m = 0; m < kRows; ++m) {
       const Register x = V::broadcast(a[m * kARow<T>]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[m][v] += x * row[v];
+      for (int v = 0; v < kVectors; ++v) Product::add(sum[m][v], x, row[v]);
     }
     ++a;
   }
@@ -50,11 +59,11 @@ void gemm_tile(const GemmTile<T>& tile) {
 }
 
 // [vectors - 1][rows - 1]
-template <typename T, int... kRow>
-GemmMicrokernel<T> find_gemm_tile(int64_t rows, int64_t vectors,
-                                  std::integer_sequence<int, kRow...>) {
-  static constexpr GemmMicrokernel<T> kTable[kMaxVectors][kMaxRows] = {
-      {gemm_tile<T, kRow + 1, 1>...}, {gemm_tile<T, kRow + 1, 2>...}};
+template <typename Product, int... kRow>
+GemmMicrokernel<typename Product::Element> find_gemm_tile(int64_t rows, int64_t vectors,
+                                                          std::integer_sequence<int, kRow...>) {
+  static constexpr GemmMicrokernel<typename Product::Element> kTable[kMaxVectors][sizeof...(kRow)] =
+      {{gemm_tile<Product, kRow + 1, 1>...}, {gemm_tile<Product, kRow + 1, 2>...}};
   return kTable[vectors - 1][rows - 1];
 }
 

@@ -62,6 +62,7 @@ struct GroupSum {
   const A* start;             // a vector, the bias; or null to add to sums
   const A* sums;              // [count] vectors
   A* out;                     // [count] vectors out_step apart, of which `used` lanes are written
+  BFloat16* rounded;          // pairs only, or null: where the sums go instead of out
   int64_t count, out_step, used;
   bool clamp;
   A low, high;
@@ -79,6 +80,8 @@ template <typename A>
 using GroupSumKernel = void (*)(const GroupSum<A>& sum);
 template <typename A>
 GroupSumKernel<A> group_sum_kernel(int64_t taps, int64_t step, bool one_group, int64_t tile);
+// The same where a channel is a pair of them (see has_pair_products), always with lanes.
+GroupSumKernel<float> group_pair_sum_kernel(int64_t taps, int64_t step, int64_t tile);
 
 template <typename A>
 struct GroupDot {

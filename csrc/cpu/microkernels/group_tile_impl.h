@@ -26,9 +26,21 @@ TORCHCONV_INLINE typename Vec<LaneIndex<A>>::Type first_lanes(const LaneIndex<A>
     return Vec<LaneIndex<A>>::load(lanes);
 }
 
+// A term of group_sum is one channel.
+template <typename T>
+struct LaneProduct {
+  using Element = T;
+  using Register = typename Vec<T>::Type;
+  static constexpr bool kRounds = false;
+  static TORCHCONV_INLINE void add(Register& sum, Register x, Register filters) {
+    sum += filters * x;
+  }
+};
+
 // kStep 0: any.
-template <typename A, bool kOneGroup, int kTaps, int kStep, int kTile>
-void group_sum(const GroupSum<A>& g) {
+template <typename Product, bool kOneGroup, int kTaps, int kStep, int kTile>
+void group_sum(const GroupSum<typename Product::Element>& g) {
+  using A = typename Product::Element;
   using V = Vec<A>;
   using Register = typename V::Type;
   constexpr int64_t kL = V::kLanes;
@@ -43,7 +55,12 @@ void group_sum(const GroupSum<A>& g) {
     for (int j = 0; j < kTile; ++j) sum[j] = V::load(g.sums + j * kL);
   }
 #pragma GCC unroll 16
-  for (int j = 0; j < kTile; ++j) __builtin_prefetch(g.out + j * g.out_step, 1, 3);
+  for (int j = 0; j < kTile; ++j) {
+    if (Product::kRounds && g.rounded != nullptr)
+      __builtin_prefetch(g.rounded + j * g.out_step, 1, 3);
+    else
+      __builtin_prefetch(g.out + j * g.out_step, 1, 3);
+  }
   const int64_t step = g.step * kL;
   const A* w = g.weights;
   const auto lanes = first_lanes<kOneGroup, A>(g.lanes);
@@ -59,7 +76,7 @@ void group_sum(const GroupSum<A>& g) {
         const A* pixel = src;
 #pragma GCC unroll 16
         for (int j = 0; j < kTile; ++j, pixel += step)
-          sum[j] += weight[0] * group_lanes<kOneGroup>(pixel, c, from);
+          Product::add(sum[j], group_lanes<kOneGroup>(pixel, c, from), weight[0]);
       } else {
         constexpr int kPixels = (kTile - 1) * kStep + kTaps;
 #pragma GCC unroll 32
@@ -69,7 +86,7 @@ void group_sum(const GroupSum<A>& g) {
 #pragma GCC unroll 4
           for (int s = 0; s < kTaps; ++s)
             if (u >= s && (u - s) % kStep == 0 && (u - s) / kStep < kTile)
-              sum[(u - s) / kStep] += weight[s] * x;
+              Product::add(sum[(u - s) / kStep], x, weight[s]);
         }
       }
     }
@@ -80,6 +97,17 @@ void group_sum(const GroupSum<A>& g) {
     for (int j = 0; j < kTile; ++j) {
       sum[j] = sum[j] < low ? low : sum[j];
       sum[j] = sum[j] > high ? high : sum[j];
+    }
+  }
+  if constexpr (Product::kRounds) {
+    if (g.rounded != nullptr) {
+      BFloat16* to = g.rounded;
+#pragma GCC unroll 16
+      for (int j = 0; j < kTile; ++j, to += g.out_step) {
+        const Register row[] = {sum[j]};
+        if (j < g.count) Product::store(to, row, g.used);
+      }
+      return;
     }
   }
   A* out = g.out;
@@ -94,27 +122,27 @@ void group_sum(const GroupSum<A>& g) {
   }
 }
 
-template <typename A, bool kOneGroup, int kTaps, int kStep>
-GroupSumKernel<A> find_group_sum(int64_t tile) {
+template <typename Product, bool kOneGroup, int kTaps, int kStep>
+GroupSumKernel<typename Product::Element> find_group_sum(int64_t tile) {
   if constexpr (kSumTileCount == 3)
-    if (tile == 2) return group_sum<A, kOneGroup, kTaps, kStep, kSumTiles[kSumTileCount - 1]>;
-  return tile == 0 ? group_sum<A, kOneGroup, kTaps, kStep, kSumTiles[0]>
-                   : group_sum<A, kOneGroup, kTaps, kStep, kSumTiles[1]>;
+    if (tile == 2) return group_sum<Product, kOneGroup, kTaps, kStep, kSumTiles[kSumTileCount - 1]>;
+  return tile == 0 ? group_sum<Product, kOneGroup, kTaps, kStep, kSumTiles[0]>
+                   : group_sum<Product, kOneGroup, kTaps, kStep, kSumTiles[1]>;
 }
 
-template <typename A, bool kOneGroup>
-GroupSumKernel<A> find_group_sum(int64_t taps, int64_t step, int64_t tile) {
-  if (taps == 1) return find_group_sum<A, kOneGroup, 1, 0>(tile);
-  if (taps == 2) return find_group_sum<A, kOneGroup, 2, 1>(tile);
-  return step == 1 ? find_group_sum<A, kOneGroup, 3, 1>(tile)
-                   : find_group_sum<A, kOneGroup, 3, 2>(tile);
+template <typename Product, bool kOneGroup>
+GroupSumKernel<typename Product::Element> find_group_sum(int64_t taps, int64_t step, int64_t tile) {
+  if (taps == 1) return find_group_sum<Product, kOneGroup, 1, 0>(tile);
+  if (taps == 2) return find_group_sum<Product, kOneGroup, 2, 1>(tile);
+  return step == 1 ? find_group_sum<Product, kOneGroup, 3, 1>(tile)
+                   : find_group_sum<Product, kOneGroup, 3, 2>(tile);
 }
 
 template <typename A>
 GroupSumKernel<A> group_sum_kernel(int64_t taps, int64_t step, bool one_group, int64_t tile) {
   if constexpr (kPermutesLanes<A>)
-    if (!one_group) return find_group_sum<A, false>(taps, step, tile);
-  return find_group_sum<A, true>(taps, step, tile);
+    if (!one_group) return find_group_sum<LaneProduct<A>, false>(taps, step, tile);
+  return find_group_sum<LaneProduct<A>, true>(taps, step, tile);
 }
 
 // Adds kTile outputs at dz to sums[channel][tap].

@@ -6,27 +6,27 @@
 namespace torchconv::cpu {
 namespace {
 
-template <int kRows, int kVectors>
-void outer_product_tile(const OuterProductTile& tile) {
-  using V = Vec<float>;
-  using Register = V::Type;
-  constexpr int64_t kL = V::kLanes, kStride = kPanel<float>;
-  constexpr int64_t kLine = 64 / sizeof(float);
+template <typename T, int kRows, int kVectors>
+void outer_product_tile(const OuterProductTile<T>& tile) {
+  using V = Vec<T>;
+  using Register = typename V::Type;
+  constexpr int64_t kL = V::kLanes, kStride = kPanel<T>;
+  constexpr int64_t kLine = 64 / sizeof(T);
   Register sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sum[m][v] = Register{};
 
-  float* c = tile.c;
+  T* c = tile.c;
   if (tile.accumulate)
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
       for (int64_t n = 0; n < kStride; n += kLine) __builtin_prefetch(c + m * kStride + n, 1, 3);
 
-  const float* a = tile.a;
-  const float* b = tile.b;
-  const float* next = tile.next;
+  const T* a = tile.a;
+  const T* b = tile.b;
+  const T* next = tile.next;
 #pragma GCC unroll 4
   for (int64_t t = 0; t < tile.depth; ++t) {
     Register row[kVectors];
@@ -60,18 +60,21 @@ void outer_product_tile(const OuterProductTile& tile) {
 }
 
 // [vectors - 1][rows - 1]
-template <int... kRow>
-OuterProductMicrokernel find_tile(int64_t rows, int64_t vectors,
-                                  std::integer_sequence<int, kRow...>) {
-  static constexpr OuterProductMicrokernel kTable[kMaxVectors][kMaxRows] = {
-      {outer_product_tile<kRow + 1, 1>...}, {outer_product_tile<kRow + 1, 2>...}};
+template <typename T, int... kRow>
+OuterProductMicrokernel<T> find_tile(int64_t rows, int64_t vectors,
+                                     std::integer_sequence<int, kRow...>) {
+  static constexpr OuterProductMicrokernel<T> kTable[kMaxVectors][kMaxRows] = {
+      {outer_product_tile<T, kRow + 1, 1>...}, {outer_product_tile<T, kRow + 1, 2>...}};
   return kTable[vectors - 1][rows - 1];
 }
 
 }  // namespace
 
-OuterProductMicrokernel outer_product_microkernel(int64_t rows, int64_t vectors) {
-  return find_tile(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
+template <typename T>
+OuterProductMicrokernel<T> outer_product_microkernel(int64_t rows, int64_t vectors) {
+  return find_tile<T>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
 }
+template OuterProductMicrokernel<float> outer_product_microkernel(int64_t, int64_t);
+template OuterProductMicrokernel<double> outer_product_microkernel(int64_t, int64_t);
 
 }  // namespace torchconv::cpu

@@ -11,18 +11,21 @@
 
 namespace torchconv::cpu {
 
+template <typename T>
 struct OuterProductTile {
-  const float* a;  // [depth][kPanel], at the tile's first row
-  const float* b;  // [depth][kPanel]
-  float* c;        // [rows][kPanel]
+  const T* a;  // [depth][kPanel], at the tile's first row
+  const T* b;  // [depth][kPanel]
+  T* c;        // [rows][kPanel]
   int64_t depth;
-  bool accumulate;    // add to c, else overwrite it
-  const float* next;  // [depth][kPanel], what a later tile reads: fetched into cache meanwhile
+  bool accumulate;  // add to c, else overwrite it
+  const T* next;    // [depth][kPanel], what a later tile reads: fetched into cache meanwhile
 };
 
-using OuterProductMicrokernel = void (*)(const OuterProductTile&);
+template <typename T>
+using OuterProductMicrokernel = void (*)(const OuterProductTile<T>&);
 
-// 1 <= rows <= kMaxRows, 1 <= vectors <= kMaxVectors.
-OuterProductMicrokernel outer_product_microkernel(int64_t rows, int64_t vectors);
+// 1 <= rows <= kMaxRows, 1 <= vectors <= kMaxVectors; T is float or double.
+template <typename T>
+OuterProductMicrokernel<T> outer_product_microkernel(int64_t rows, int64_t vectors);
 
 }  // namespace torchconv::cpu

@@ -23,6 +23,7 @@ void multiply(const PixelTile<T>& tile) {
   [[maybe_unused]] T* packed = const_cast<T*>(tile.b);
   [[maybe_unused]] const T* source = tile.source;
   [[maybe_unused]] const int64_t source_step = tile.source_step;
+  [[maybe_unused]] const T* const asked = tile.residual != nullptr ? tile.residual : tile.out;
   const char* next = static_cast<const char*>(tile.next);
   const int64_t next_step = tile.next_step;
 #pragma GCC unroll 4
@@ -35,9 +36,10 @@ void multiply(const PixelTile<T>& tile) {
     }
     __builtin_prefetch(next, 0, 2);
     next += next_step;
-    // Each line of a tall tile's result as well, a row at a time: there is time for them.
+    // Each line of a tall tile's result as well, or of what it is added to, a row at a time: there
+    // is time for them.
     if constexpr (kRows > 8)
-      __builtin_prefetch(tile.out + k % 16 * tile.out_step + k / 16 % 4 * kLine, 1, 3);
+      __builtin_prefetch(asked + k % 16 * tile.out_step + k / 16 % 4 * kLine, 1, 3);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const Register x = V::broadcast(a[m]);
@@ -65,6 +67,17 @@ void multiply(const PixelTile<T>& tile) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[m][v] += V::broadcast(tile.bias[m]);
   }
+  const int64_t step = tile.out_step, rest = tile.columns - (kVectors - 1) * kL;
+  if (tile.residual != nullptr) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const T* residual = tile.residual + m * step + v * kL;
+        sum[m][v] +=
+            v + 1 < kVectors || rest == kL ? V::load(residual) : V::load_partial(residual, rest);
+      }
+  }
   if (tile.relu) {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
@@ -73,7 +86,6 @@ void multiply(const PixelTile<T>& tile) {
         sum[m][v] = sum[m][v] < Register{} ? Register{} : sum[m][v];
   }
   T* out = tile.out;
-  const int64_t step = tile.out_step, rest = tile.columns - (kVectors - 1) * kL;
   if (rest == kL) {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)

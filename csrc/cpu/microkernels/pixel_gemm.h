@@ -1,6 +1,6 @@
 // The register tile of a convolution whose vectors run along pixels:
 //
-//   out[m][n] = g(sums[m][n] + sum over k < depth of a[k][m] * b[k][n] + bias[m])
+//   out[m][n] = g(sums[m][n] + sum over k < depth of a[k][m] * b[k][n] + bias[m] + residual[m][n])
 //
 // for m < rows filters and n < columns pixels. Both operands are packed in the order of their use,
 // a [depth][rows] and b [depth][kPanel], so each is one stream for the hardware prefetcher. The
@@ -21,10 +21,11 @@ struct PixelTile {
   // Only where the kernel packs.
   const T* source;  // of b: rows source_step apart
   int64_t source_step;
-  const T* sums;  // [rows][kPanel], those of the blocks before, or null
-  const T* bias;  // [rows], or null
-  bool relu;      // g, else the identity
-  T* out;         // rows out_step apart; may be sums
+  const T* sums;      // [rows][kPanel], those of the blocks before, or null
+  const T* bias;      // [rows], or null
+  const T* residual;  // as out lies, or null
+  bool relu;          // g, else the identity
+  T* out;             // rows out_step apart; may be sums
   int64_t out_step;
   int64_t columns;  // more than vectors - 1 vectors
   // What comes next: one line is fetched with each k, any address will do.

@@ -6,9 +6,9 @@
 namespace torchconv::cpu {
 namespace {
 
-template <int kRows, int kVectors>
-void multiply(const WinogradGemm& g) {
-  using V = Vec<float>;
+template <typename T, int kRows, int kVectors>
+void multiply(const WinogradGemm<T>& g) {
+  using V = Vec<T>;
   constexpr int64_t kL = V::kLanes;
   typename V::Type sum[kRows][kVectors];
 #pragma GCC unroll 16
@@ -16,14 +16,13 @@ void multiply(const WinogradGemm& g) {
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) sum[t][i] = typename V::Type{};
 
-  const float* v = g.v;
-  const float* u = g.u;
-  const float* next = g.next;
-  // Four channels at a time; a vector of them holds kL.
-  constexpr int64_t kStep = 4;
+  const T* v = g.v;
+  const T* u = g.u;
+  const T* next = g.next;
+  constexpr int64_t kStep = kWinogradStep<T>;  // of the kL channels that a vector holds
   for (int64_t rest = g.channels; rest > 0; rest -= kL) {
-    const float* at = v;
-    for (const float* end = v + (rest < kL ? rest : kL); at < end; at += kStep) {
+    const T* at = v;
+    for (const T* end = v + (rest < kL ? rest : kL); at < end; at += kStep) {
 #pragma GCC unroll 4
       for (int64_t c = 0; c < kStep; ++c) {
         typename V::Type filters[kVectors];
@@ -38,14 +37,14 @@ void multiply(const WinogradGemm& g) {
 #pragma GCC unroll 4
           for (int i = 0; i < kVectors; ++i) sum[t][i] += x * filters[i];
         }
-        u += kPanel<float>;
-        next += kPanel<float>;
+        u += kPanel<T>;
+        next += kPanel<T>;
       }
     }
     v += g.v_step;
   }
 
-  float* m = g.m;
+  T* m = g.m;
   if (g.accumulate) {
 #pragma GCC unroll 16
     for (int t = 0; t < kRows; ++t)
@@ -60,18 +59,21 @@ void multiply(const WinogradGemm& g) {
   }
 }
 
-template <int... kRow>
-WinogradMicrokernel find(int64_t rows, int64_t vectors, std::integer_sequence<int, kRow...>) {
+template <typename T, int... kRow>
+WinogradMicrokernel<T> find(int64_t rows, int64_t vectors, std::integer_sequence<int, kRow...>) {
   static_assert(kMaxVectors == 2, "a table for each number of vectors");
-  static constexpr WinogradMicrokernel kTable[kMaxVectors][kMaxRows] = {{multiply<kRow + 1, 1>...},
-                                                                        {multiply<kRow + 1, 2>...}};
+  static constexpr WinogradMicrokernel<T> kTable[kMaxVectors][kMaxRows] = {
+      {multiply<T, kRow + 1, 1>...}, {multiply<T, kRow + 1, 2>...}};
   return kTable[vectors - 1][rows - 1];
 }
 
 }  // namespace
 
-WinogradMicrokernel winograd_microkernel(int64_t rows, int64_t vectors) {
-  return find(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
+template <typename T>
+WinogradMicrokernel<T> winograd_microkernel(int64_t rows, int64_t vectors) {
+  return find<T>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
 }
+template WinogradMicrokernel<float> winograd_microkernel(int64_t, int64_t);
+template WinogradMicrokernel<double> winograd_microkernel(int64_t, int64_t);
 
 }  // namespace torchconv::cpu

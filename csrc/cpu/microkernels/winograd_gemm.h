@@ -14,20 +14,28 @@
 
 namespace torchconv::cpu {
 
+// Channels that a kernel takes at a time.
+template <typename T>
+inline constexpr int64_t kWinogradStep = kLanes<T> < 4 ? kLanes<T> : 4;
+
+template <typename T>
 struct WinogradGemm {
-  const float* v;
-  const float* u;
-  float* m;
-  const float* next;  // as many elements as u has, or any address
-  int64_t v_step;     // from one vector of channels to the next
-  int64_t m_step;     // from one tile to the next
-  int64_t channels;   // a multiple of four
-  bool accumulate;    // add to m, else overwrite it
+  const T* v;
+  const T* u;
+  T* m;
+  const T* next;     // as many elements as u has, or any address
+  int64_t v_step;    // from one vector of channels to the next
+  int64_t m_step;    // from one tile to the next
+  int64_t channels;  // a multiple of kWinogradStep
+  bool accumulate;   // add to m, else overwrite it
 };
 
-using WinogradMicrokernel = void (*)(const WinogradGemm&);
+template <typename T>
+using WinogradMicrokernel = void (*)(const WinogradGemm<T>&);
 
 // 1 <= rows <= kMaxRows, 1 <= vectors <= kMaxVectors: of the panel's filters, the first ones.
-WinogradMicrokernel winograd_microkernel(int64_t rows, int64_t vectors = kMaxVectors);
+// T is float or double.
+template <typename T>
+WinogradMicrokernel<T> winograd_microkernel(int64_t rows, int64_t vectors = kMaxVectors);
 
 }  // namespace torchconv::cpu

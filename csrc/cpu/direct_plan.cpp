@@ -1,0 +1,95 @@
+// The sizes behind direct_plan.h: a block repays its preparation, its band lies in the second-level
+// cache beside the weights, and there are blocks for several threads.
+#include "cpu/direct_plan.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "cpu/direct_gemm.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// What a block's band may take of the second-level cache.
+constexpr int64_t kBandBytes = 384 << 10;
+// Outputs in a block: enough to repay its preparation.
+constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
+// Of the first-level cache, at least: so many lines may fall into the same set.
+constexpr int64_t kCacheWays = 8;
+// Blocks of an image, for several threads.
+constexpr int64_t kBlocksWanted = 6;
+
+bool all_inside(const ConvView& view, const ConvTap& tap) {
+  const Range h = valid_range(view.I, view.step_h, tap.h, view.H);
+  const Range w = valid_range(view.J, view.step_w, tap.w, view.W);
+  return h.begin == 0 && h.end == view.I && w.begin == 0 && w.end == view.J;
+}
+
+// Whether several taps are read where they lie, all outputs through the taps that reach the image:
+// where there is no padding, or a pixel meets so few products that copying it first would take as
+// long as some of them.
+bool taps_in_place(const ConvView& view, int64_t filter_bytes) {
+  constexpr int64_t kFewProducts = 4, kWide = 2 * kMaxRows;
+  constexpr int64_t kMostOffset = int64_t{1} << 29;
+  const auto taps = static_cast<int64_t>(view.taps.size());
+  const auto of_all = [&](const auto& f) {
+    return std::all_of(view.taps.begin(), view.taps.end(), f);
+  };
+  if (taps < 2 || !of_all([&](const ConvTap& tap) {
+        return std::abs(tap.h) < kMostOffset / view.src.row &&
+               std::abs(tap.w) < kMostOffset / view.src.column;
+      }))
+    return false;
+  if (of_all([&](const ConvTap& tap) { return all_inside(view, tap); })) return true;
+  return taps * ceil_div(filter_bytes, kVectorBytes) <= kFewProducts && view.step_h == 1 &&
+         view.step_w == 1 && view.J >= kWide;
+}
+
+}  // namespace
+
+DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place_possible,
+                       int64_t pixel)
+    : channels(direct_gemm_chunk(view, element_size)),
+      chunks(std::max<int64_t>(1, ceil_div(view.C, channels))),
+      padded_filters(round_up(view.K, kVectorBytes / element_size)) {
+  const int64_t pixels = std::clamp(kBlockProducts / std::max<int64_t>(1, view.terms() * view.K),
+                                    kBlockPixels, 4 * kBlockPixels);
+  columns = even_piece(view.J, pixels);
+  rows = even_piece(view.I, pixels / columns);
+  const bool aliased = pixel * element_size % kAliasedBytes == 0;
+  const bool one_tap = view.taps.size() == 1 && all_inside(view, view.taps[0]);
+  const bool in_place = in_place_possible && chunks == 1 &&
+                        (one_tap || taps_in_place(view, padded_filters * element_size));
+  if (in_place && aliased) tile_rows = std::min<int64_t>(kMaxRows, kCacheWays);
+  if (view.terms() > 0 && !in_place) {
+    const auto try_block = [&](int64_t block_rows, int64_t block_columns, int64_t limit) {
+      band.emplace(view, block_rows, block_columns, channels, element_size);
+      return band->size() * element_size <= limit;
+    };
+    // Rows that several blocks read are copied for each of them.
+    const int64_t halo = std::abs(view.taps.back().h - view.taps.front().h) / view.step_h;
+    while (rows < std::min(2 * halo, view.I / kBlocksWanted) &&
+           try_block(even_piece(view.I, 2 * rows), columns, kBandBytes / 2))
+      rows = even_piece(view.I, 2 * rows);
+    while (!try_block(rows, columns, kBandBytes)) {
+      if (rows > 1)
+        rows = even_piece(view.I, rows / 2);
+      else if (columns > kMaxRows)
+        columns = even_piece(view.J, columns / 2);
+      else
+        break;
+    }
+  }
+  reads_neighbours = in_place && pixel == view.C;
+  reads_taps = in_place && view.taps.size() > 1;
+  samples = nominal_samples = 1;
+  if (rows == view.I && columns == view.J) {
+    nominal_samples = pixels / (rows * columns);
+    if (band)
+      nominal_samples = std::min(nominal_samples, kBandBytes / (band->size() * element_size));
+    nominal_samples = std::max<int64_t>(1, nominal_samples);
+    samples = even_piece(view.N, nominal_samples);
+  }
+}
+
+}  // namespace torchconv::cpu

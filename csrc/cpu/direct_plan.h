@@ -1,0 +1,34 @@
+// How direct_gemm cuts a view: into blocks of outputs and chunks of channels, and whether a block's
+// pixels are copied to a band or read where they lie.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "cpu/channel_band.h"
+#include "cpu/conv_view.h"
+#include "cpu/microkernels/direct_tile.h"
+
+namespace torchconv::cpu {
+
+// How a view is cut: from one sample's shape, but for `samples`, which changes no sum.
+struct DirectPlan {
+  // in_place_possible: the image is in the computing type. pixel: from one to the next, in terms.
+  DirectPlan(const ConvView& view, int64_t element_size, bool in_place_possible, int64_t pixel);
+
+  int64_t channels, chunks;         // of the reduction
+  int64_t rows, columns;            // outputs in a block
+  int64_t samples;                  // blocks of that many samples, where a block is a whole one
+  int64_t nominal_samples;          // the same in an endless batch
+  std::optional<ChannelBand> band;  // or the image itself is read
+  bool reads_neighbours;            // there: one pixel after the other
+  bool reads_taps;                  // there: through several taps
+  int64_t tile_rows = kMaxRows;     // at most
+  int64_t padded_filters;
+
+  int64_t chunk_channels(const ConvView& view, int64_t chunk) const {
+    return std::min(channels, view.C - chunk * channels);
+  }
+};
+
+}  // namespace torchconv::cpu

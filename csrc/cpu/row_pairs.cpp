@@ -1,0 +1,121 @@
+// The runs of row_pairs.h. A row of the image is laid out with its channels side by side and the
+// padding written out; from there every output's run is copied.
+#include "cpu/row_pairs.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/channel_pairs.h"
+#include "cpu/conv_pack.h"
+
+namespace torchconv::cpu {
+namespace {
+
+constexpr int64_t kMostChannels = 7, kMostTerms = 1024;
+// Elements of a laid out row, and vectors that are read past its end.
+constexpr int64_t kRowElements = 2048, kSlack = 64;
+
+int64_t row_taps(const ConvView& view) {
+  const auto taps = static_cast<int64_t>(view.taps.size());
+  int64_t n = 1;
+  while (n < taps && view.taps[n].h == view.taps[0].h) ++n;
+  return n;
+}
+
+// Channels [begin, end) of pixels [first, first + count) of a row at src, zero outside the image.
+void lay_out(const ConvView& image, const BFloat16* src, int64_t first, int64_t count,
+             BFloat16* to) {
+  const int64_t C = image.C;
+  const int64_t begin = std::clamp(-first, int64_t{0}, count);
+  const int64_t end = std::clamp(image.W - first, begin, count);
+  std::fill(to, to + begin * C, BFloat16{});
+  std::fill(to + end * C, to + count * C, BFloat16{});
+  src += (first + begin) * image.src.column;
+  to += begin * C;
+  const int64_t n = end - begin;
+  if (image.src.c == 1) {
+    std::memcpy(to, src, static_cast<size_t>(n * C) * sizeof(BFloat16));
+    return;
+  }
+  for (int64_t c = 0; c < C; ++c, src += image.src.c)
+    for (int64_t p = 0; p < n; ++p) to[p * C + c] = src[p * image.src.column];
+}
+
+}  // namespace
+
+bool takes_row_pairs(const ConvView& view) {
+  if (!takes_pairs(view) || view.groups != 1 || view.C % 2 == 0 || view.C > kMostChannels ||
+      view.terms() == 0 || view.terms() > kMostTerms)
+    return false;
+  // Channels or pixels are neighbours in memory.
+  if (view.src.c == 1 ? view.src.column != view.C : view.src.column != 1) return false;
+  const auto taps = static_cast<int64_t>(view.taps.size());
+  const int64_t S = row_taps(view);
+  if (S < 2 || taps % S != 0) return false;
+  for (int64_t t = 0; t < taps; ++t)
+    if (view.taps[t].h != view.taps[t / S * S].h || view.taps[t].w != view.taps[0].w + t % S)
+      return false;
+  const int64_t span = (kRowElements - kSlack) / view.C;
+  return S <= span / 2 && view.step_w <= span / 2;
+}
+
+ConvView row_view(const ConvView& view) {
+  const int64_t S = row_taps(view), taps = static_cast<int64_t>(view.taps.size());
+  ConvView rows = view;
+  rows.C = S * view.C;
+  rows.W = view.J;
+  rows.step_w = 1;
+  rows.src.column = view.step_w * view.src.column;
+  rows.weight_c = 1;
+  rows.weight_k = taps * view.C;
+  rows.weight_group = view.K * rows.weight_k;
+  rows.taps.clear();
+  for (int64_t t = 0; t < taps; t += S) rows.taps.push_back({view.taps[t].h, 0, t * view.C});
+  return rows;
+}
+
+void pack_row_weights(const ConvView& view, const BFloat16* w, BFloat16* rows) {
+  for (int64_t k = 0; k < view.K; ++k)
+    for (const ConvTap& tap : view.taps)
+      for (int64_t c = 0; c < view.C; ++c)
+        *rows++ = w[k * view.weight_k + tap.weight + c * view.weight_c];
+}
+
+void RowTerms::fill(const ChannelBand& band, const ConvView& view, const BFloat16* src,
+                    int64_t channels, Range i, Range j, float* scratch) const {
+  using Elements = Vec<uint32_t>;
+  constexpr int64_t kL = Elements::kLanes;
+  BFloat16 laid_out[kRowElements];
+  const int64_t step = image.step_w * image.C, S = channels / image.C;
+  const int64_t most = ((kRowElements - kSlack) / image.C - S) / image.step_w + 1;
+  const int64_t pairs = ceil_div(channels, int64_t{2});
+  // Of a run's last vector, without the half that is another pixel's.
+  const auto lane =
+      Vec<int32_t>::iota() * 2 - static_cast<int32_t>(channels - (pairs - 1) / kL * kL * 2);
+  const auto last = bit_cast<Elements::Type>(lane + 1 == 0 ? lane * 0 + 0xffff : lane * 0 - 1);
+  band.rows.for_runs(i.begin, i.size(), [&](int64_t y, int64_t h, int64_t height, int64_t step_h) {
+    for (const int64_t end = y + height; y < end; ++y, h += step_h) {
+      float* pixels = scratch + y * band.row;
+      if (h < 0 || h >= view.H) {
+        fill_zero(pixels, band.row);
+        continue;
+      }
+      for (int64_t p = 0; p < j.size(); p += most) {
+        const int64_t n = std::min(most, j.size() - p);
+        const int64_t width = (n - 1) * image.step_w + S;
+        lay_out(image, src + h * image.src.row, (j.begin + p) * image.step_w + image.taps[0].w,
+                width, laid_out);
+        const BFloat16* run = laid_out;
+        float* to = pixels + p * band.pixel;
+        for (int64_t q = 0; q < n; ++q, run += step, to += band.pixel)
+          for (int64_t c = 0; c < pairs; c += kL) {
+            const int64_t lanes = std::min(kL, pairs - c);
+            const auto v = Elements::load_partial(run + 2 * c, lanes);
+            Elements::store_partial(to + c, c + kL < pairs ? v : v & last, lanes);
+          }
+      }
+    }
+  });
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,37 @@
+// Pairs of bfloat16 where channels are few and odd, as in a first layer: a pair holds no channel
+// beside a zero then, but the pixels that a row of the kernel covers are one run of channels,
+//
+//   [tap of the row][channel]
+//
+// of which the last alone may be paired with zero: 11 pairs for 7 pixels of 3 channels, not 14. The
+// row is the only tap of a view whose pixels are such runs, copied to a band one for each output.
+#pragma once
+
+#include "cpu/channel_band.h"
+#include "cpu/conv_view.h"
+#include "cpu/microkernels/direct_tile.h"
+
+namespace torchconv::cpu {
+
+// Whether the products of a bfloat16 view are those. Its taps are whole rows of neighbours.
+bool takes_row_pairs(const ConvView& view);
+
+// The view of runs, and the weights in its order.
+ConvView row_view(const ConvView& view);
+void pack_row_weights(const ConvView& view, const BFloat16* w, BFloat16* rows);
+
+// The terms of direct_gemm's product, see direct_terms.h.
+struct RowTerms {
+  static constexpr int64_t kChannels = 2;
+  const ConvView& image;  // takes_row_pairs
+
+  template <typename A>
+  static DirectMicrokernel<float> kernel(int64_t rows, int64_t vectors) {
+    return direct_pair_microkernel(rows, vectors);
+  }
+  int64_t planes(int64_t) const { return image.C; }
+  void fill(const ChannelBand& band, const ConvView& view, const BFloat16* src, int64_t channels,
+            Range i, Range j, float* scratch) const;
+};
+
+}  // namespace torchconv::cpu
