@@ -76,8 +76,8 @@ __host__ __device__ __forceinline__ A times_derivative(Activation activation, A 
 }
 
 // What happens to a finished sum of z: bias, the residual, the pre-activation where it is wanted,
-// activation, rounding. A kernel's parameter; all but y may be null. The residual lies as y does; not
-// every kernel takes one (conv_choice.cpp).
+// activation, rounding. A kernel's parameter; all but y may be null. The residual lies as y does;
+// not every kernel takes one (conv_choice.cpp).
 template <typename T>
 struct Epilogue {
   const T* bias;
