@@ -1,5 +1,5 @@
-// The register-tile product of a band (gemm.h) for pairs of bfloat16 channels: a term is the 32 bits
-// of an element, and the sums are float. See has_pair_products.
+// The register-tile product of a band (gemm.h) for pairs of bfloat16 channels: a term is the 32
+// bits of an element, and the sums are float. See has_pair_products.
 #pragma once
 
 #include "cpu/microkernels/gemm.h"
