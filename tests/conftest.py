@@ -232,10 +232,11 @@ def relative_error(out: Tensor, truth: Tensor) -> float:
     return float(difference / size) if size > 0 else float(difference)
 
 
-def assert_accurate(out: Tensor, truth: Tensor, *, roundings: int = 1) -> None:
+def assert_accurate(out: Tensor, truth: Tensor, *, roundings: int = 1, usual: float = 0.0) -> None:
     """out is the float64 truth up to the arithmetic of out's dtype.
 
-    float32 and float64: the norm of the error against the norm of the truth. The half types add up
+    float32 and float64: the norm of the error against the norm of the truth, or against what that
+    usually is, where the truth is few sums that may happen to cancel. The half types add up
     in float32 and round the sum, so every element is within half a unit in its last place
     (`roundings` of them, where an intermediate tensor has that dtype too) and the float32 bound on
     the sum.
@@ -246,6 +247,8 @@ def assert_accurate(out: Tensor, truth: Tensor, *, roundings: int = 1) -> None:
         return
     if out.dtype in NORM_BOUND:
         error = relative_error(out, truth)
+        if usual > 0:
+            error *= float(truth.norm()) / max(float(truth.norm()), usual)
         assert error <= NORM_BOUND[out.dtype], f"relative error {error:.2e} in {out.dtype}"
         return
     info = torch.finfo(out.dtype)
