@@ -9,9 +9,9 @@
 //                                                  takes 1x1 over NCHW as it lies
 //   the rest                                       SIMT
 //
-// CUTLASS's kernels and those of groups store sums that have had their bias, and activation, alone:
-// where a residual is added before it, the next in line computes them (of groups == C, the
-// depthwise kernel for any taps).
+// CUTLASS's kernels and the direct ones of groups store sums that have had their bias, and
+// activation, alone: where a residual is added before it, the next in line computes them (of
+// groups == C, the depthwise kernel for any taps).
 #include "cuda/conv_choice.h"
 
 namespace torchconv::cuda {
