@@ -196,6 +196,28 @@ def test_batch_and_threads_change_no_bit(name: str, layout: str) -> None:
     assert torch.equal(call(x[:1], residual[:1]), expected[:1])
 
 
+@cpu_only
+@on_formats
+@pytest.mark.parametrize("activation", ["silu", "gelu", "hardswish", "sigmoid"])
+def test_gradients_have_the_same_bits(activation: str, layout: str) -> None:
+    """For any number of threads, and for a sample alone or in its batch."""
+    x, residual = torch.randn(5, 7, 17, 17), torch.randn(5, 60, 17, 17)
+    w, dy = torch.randn(60, 7, 3, 3), in_layout(torch.randn(5, 60, 17, 17), layout)
+
+    def gradients(n: int) -> tuple[Tensor, ...]:
+        leaves = [in_layout(t[:n], layout).requires_grad_() for t in (x, residual)]
+        y = F.conv2d(leaves[0], w, padding=1, activation=activation, residual=leaves[1])
+        return torch.autograd.grad(y, leaves, dy[:n])
+
+    with threads(1):
+        expected = gradients(5)
+    with threads(2):
+        for found, wanted in zip(gradients(5), expected, strict=True):
+            assert torch.equal(found, wanted)
+    for found, wanted in zip(gradients(2), expected, strict=True):
+        assert torch.equal(found, wanted[:2])
+
+
 @on_formats
 @pytest.mark.parametrize("name", ["winograd", "winograd_s2", "winograd_rows", "matrix_product"])
 def test_nan_and_infinity(name: str, layout: str) -> None:
@@ -313,6 +335,8 @@ def test_unbatched() -> None:
 def test_wrong_types() -> None:
     x, w = (t.to(torch.get_default_device()) for t in (X, W))
     residual = torch.randn(2, 4, 4, 3)
+    with pytest.raises(RuntimeError, match="on meta"):
+        F.conv2d(x, w, residual=residual.to("meta"))
     with pytest.raises(RuntimeError, match=r"Input type \(Float\) and residual type \(Double\)"):
         F.conv2d(x, w, residual=residual.double())
     with pytest.raises(TypeError, match="'residual' must be Tensor"):

@@ -86,22 +86,29 @@ def activation_gradient(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
     return torch.where(constant(saved), torch.zeros_like(product), product)
 
 
-# The same in one pass by PyTorch's kernels, which round once, where nothing differentiates it.
+# The same in one pass by PyTorch's kernels, which round once, where nothing differentiates it. For
+# silu and gelu their bits depend on the number of threads.
 _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
     "relu6": lambda grad, y: torch.ops.aten.hardtanh_backward(grad, y, 0, 6),
     "sigmoid": torch.ops.aten.sigmoid_backward,
     "tanh": torch.ops.aten.tanh_backward,
-    "silu": torch.ops.aten.silu_backward,
     "hardswish": torch.ops.aten.hardswish_backward,
-    "gelu": torch.ops.aten.gelu_backward,
 }
 
 
 def _activation_backward(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return activation_gradient(activation, grad, saved)
-    return _BACKWARD[activation](grad, saved)
+    if activation in _BACKWARD:
+        return _BACKWARD[activation](grad, saved)
+    if grad.numel() == 0:
+        return torch.zeros_like(saved)
+    # The input gradient of a convolution that changes nothing: every channel times one.
+    one, channels = grad.new_ones(grad.shape[1], 1, 1, 1), grad.shape[1]
+    geometry = ([1, 1], [0, 0, 0, 0], [1, 1], channels)
+    mask = [True, False, False]
+    return _ops.conv2d_backward(grad, saved, one, saved, *geometry, activation, False, mask)[0]
 
 
 def _saved(activation: str, y: Tensor, z: Tensor | None) -> Tensor | None:

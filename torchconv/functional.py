@@ -267,10 +267,10 @@ def conv_arguments(
         )
     if residual is not None:
         _check_tensor(residual, "conv2d", "residual", _CONV_DTYPES)
-        if residual.dim() != dim:
+        if residual.dim() != dim or residual.device != input.device:
             raise RuntimeError(
-                f"Expected {dim}D residual for conv2d, as input is, but got residual of size: "
-                f"{list(residual.shape)}"
+                f"Expected {dim}D residual on {input.device} for conv2d, as input is, but got "
+                f"residual of size {list(residual.shape)} on {residual.device}"
             )
     name = "none" if activation is None else activation_name(activation)
     strides = _pair(stride, "conv2d", "stride")

@@ -160,7 +160,12 @@ class Conv2d(torch.nn.Conv2d):
                 and only_infers(input, weight, bias)
                 and (
                     residual is None
-                    or (only_infers(residual, weight, None) and residual.dim() == 4)
+                    or (
+                        only_infers(residual, weight, None)
+                        and residual.dim() == 4
+                        and residual.dtype == input.dtype
+                        and residual.device == input.device
+                    )
                 )
             ):
                 owner = packed.owner_of(weight)
