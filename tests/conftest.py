@@ -225,11 +225,12 @@ def from_numpy(array: NDArray[Any]) -> Tensor:
 NORM_BOUND = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 
-def relative_error(out: Tensor, truth: Tensor) -> float:
+def relative_error(out: Tensor, truth: Tensor, usual: float = 0.0) -> float:
+    """The norm of the error against truth's, or against its usual size where that is larger."""
     truth = truth.detach().double()
-    difference = torch.linalg.vector_norm(out.detach().double() - truth)
-    size = torch.linalg.vector_norm(truth)
-    return float(difference / size) if size > 0 else float(difference)
+    difference = float(torch.linalg.vector_norm(out.detach().double() - truth))
+    size = max(float(torch.linalg.vector_norm(truth)), usual)
+    return difference / size if size > 0 else difference
 
 
 def assert_accurate(out: Tensor, truth: Tensor, *, roundings: int = 1, usual: float = 0.0) -> None:
@@ -246,9 +247,7 @@ def assert_accurate(out: Tensor, truth: Tensor, *, roundings: int = 1, usual: fl
     if out.numel() == 0:
         return
     if out.dtype in NORM_BOUND:
-        error = relative_error(out, truth)
-        if usual > 0:
-            error *= float(truth.norm()) / max(float(truth.norm()), usual)
+        error = relative_error(out, truth, usual)
         assert error <= NORM_BOUND[out.dtype], f"relative error {error:.2e} in {out.dtype}"
         return
     info = torch.finfo(out.dtype)

@@ -105,7 +105,8 @@ def _activation_backward(activation: str, grad: Tensor, saved: Tensor) -> Tensor
     if grad.numel() == 0:
         return torch.zeros_like(saved)
     # The input gradient of a convolution that changes nothing: every channel times one.
-    one, channels = grad.new_ones(grad.shape[1], 1, 1, 1), grad.shape[1]
+    channels = grad.shape[1]
+    one = grad.new_ones(channels, 1, 1, 1)
     geometry = ([1, 1], [0, 0, 0, 0], [1, 1], channels)
     mask = [True, False, False]
     return _ops.conv2d_backward(grad, saved, one, saved, *geometry, activation, False, mask)[0]
