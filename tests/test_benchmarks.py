@@ -15,7 +15,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import build, counts, machine, models, problems, reference, report, run, timing
+from benchmarks import (
+    build,
+    counts,
+    headline,
+    machine,
+    models,
+    problems,
+    reference,
+    report,
+    run,
+    timing,
+)
 from benchmarks.peers import Eager, TorchConv
 from benchmarks.problems import Problem, load_group, parse_line
 from torchconv._packed_weights import PackedWeights
@@ -424,6 +435,24 @@ def test_files(tmp_path: Path) -> None:
     assert [row["ratio"] for row in content["rows"]] == [2.0, 8.0, 0.5, 0.5, None]
     assert content["rows"][0]["ours"]["rounds"] == 5
     assert paths[2].read_bytes().startswith(PNG)
+
+
+def test_readme_has_the_committed_figures() -> None:
+    text = headline.README.read_text("utf-8")
+    assert text == headline.updated(text, headline.RESULTS), "run python -m benchmarks.headline"
+    assert "| grouped" in text and "| inference" in text
+
+
+def test_headline_cells() -> None:
+    rows = [{"ratio": ratio} for ratio in (1.0, None, 4.0)]
+    assert headline.mean_cell(rows) == "2.00 (1.00)"
+    assert headline.mean_cell(rows[1:]) == "4.00"
+    assert headline.mean_cell(rows[1:2]) == ""
+
+
+def test_headline_needs_its_marks() -> None:
+    with pytest.raises(ValueError, match="has no lines"):
+        headline.updated("# torchconv\n", headline.RESULTS)
 
 
 def test_no_chart_without_ratios(tmp_path: Path) -> None:
