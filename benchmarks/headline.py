@@ -88,9 +88,7 @@ def figures(results: Path) -> str:
     reports = load(results)
     gpus = [each for each in reports if "gpu" in each["machine"]]
     cpu_rows = [row for each in reports if each not in gpus for row in each["rows"]]
-    layers = [
-        row for row in cpu_rows if row["group"] in LAYERS and row["pass_name"] in CPU_PASSES
-    ]
+    layers = [row for row in cpu_rows if row["group"] in LAYERS and row["pass_name"] in CPU_PASSES]
     order = list(dict.fromkeys(LAYERS.values()))
     layers.sort(key=lambda row: order.index(LAYERS[row["group"]]))
     networks = [row for row in cpu_rows if row["group"] == "models"]
