@@ -21,28 +21,28 @@
 
 namespace torchconv::cpu {
 
-// Held is the type of codes in registers: uint8_t, read in place, or LaneInt<T>, to which other
-// selections are converted. kIndex: codes are indices in the image, else offsets in the window.
-template <typename T, typename Held, bool kIndex>
+// kIndex: codes are indices in the image, else offsets of a byte in the window.
+template <typename T, bool kIndex>
 class SelectionRows {
   using W = WideVec<T>;
   using Lane = Wide<T>;
   using Code = LaneInt<T>;
   using Codes = Vec<Code>;
   static constexpr int kLanes = W::kLanes;
-  static constexpr bool kInPlace = sizeof(Held) == 1;
+  using Given = std::conditional_t<kIndex, int64_t, uint8_t>;
+  // In registers. Offsets are read in place, indices converted when they are copied.
+  using Held = std::conditional_t<kIndex, Code, uint8_t>;
 
  public:
-  SelectionRows(const PoolProblem& p, const T* dy, Selected kind, const void* selected, T* dx)
+  SelectionRows(const PoolProblem& p, const T* dy, const void* selected, T* dx)
       : p_(p),
         dy_(dy),
-        kind_(kind),
         selected_(selected),
         dx_(dx),
         g_(p, sizeof(T)),
         total_(p.N * p.C * p.P * p.Q),
         scratch_row_(g_.left + g_.reach(kLanes)),
-        rows_in_place_(kInPlace && p.Q * p.stride_w >= std::max(p.W, p.S)) {
+        rows_in_place_(!kIndex && p.Q * p.stride_w >= std::max(p.W, p.S)) {
     const bool same = p.stride_h == 1 && p.stride_w == 1 && p.P == p.H && p.Q == p.W;
     if (rows_in_place_ && same) list_run_taps();
     for (int64_t h = 0; h < p.H; h++) {
@@ -168,7 +168,7 @@ class SelectionRows {
 
   // Rows from `begin` on, before `end`, whose run stays inside the tensor.
   int64_t run_rows(int64_t begin, int64_t end) const {
-    if (run_.list.empty() || begin * g_.in_row + run_.list.front().distance < 0) return 0;
+    if (kIndex || run_.list.empty() || begin * g_.in_row + run_.list.front().distance < 0) return 0;
     const int64_t last = total_ - kLanes - std::max<int64_t>(run_.list.back().distance, 0);
     return std::max<int64_t>(0, std::min(end, floor_div(last, g_.in_row)) - begin);
   }
@@ -181,22 +181,18 @@ class SelectionRows {
       T* to = dx_ + i * g_.in_row;
       const int64_t run = run_rows(i, end);
       if (run > 0) {
-        write_run(sums(dy_ + i * g_.in_row, in_place(i * g_.in_row), run_, 0), 0, run * g_.in_row,
+        write_run(sums(dy_ + i * g_.in_row, offsets(i * g_.in_row), run_, 0), 0, run * g_.in_row,
                   g_.streams, to);
         i += run;
         continue;
       }
       const int64_t h = i % p_.H, plane = i / p_.H * p_.P * g_.out_row;
-      if (reads_in_place(plane, h)) {
-        write_row(g_, sums(dy_ + plane, in_place(plane), rows_[static_cast<size_t>(h)], h),
-                  scratch.line.get(), to);
-      } else {
-        copy_outputs(plane, h, scratch);
-        write_row(g_,
-                  sums(scratch.values.get(), scratch.codes.get(),
-                       copied_rows_[static_cast<size_t>(h)], h),
-                  scratch.line.get(), to);
-      }
+      const bool in_place = reads_in_place(plane, h);
+      if (!in_place) copy_outputs(plane, h, scratch);
+      const Taps& taps = (in_place ? rows_ : copied_rows_)[static_cast<size_t>(h)];
+      const T* values = in_place ? dy_ + plane : scratch.values.get();
+      const Held* codes = in_place ? offsets(plane) : scratch.codes.get();
+      write_row(g_, sums(values, codes, taps, h), scratch.line.get(), to);
       i++;
     }
     if (g_.streams) stream_fence();
@@ -212,8 +208,10 @@ class SelectionRows {
             static_cast<Code>(kIndex ? h * p_.W : 0)};
   }
 
+  const Held* offsets(int64_t from) const { return static_cast<const Held*>(selected_) + from; }
+
   bool reads_in_place(int64_t plane, int64_t h) const {
-    if (!rows_in_place_) return false;
+    if (kIndex || !rows_in_place_) return false;
     if (g_.windows.count(h) == 0) return true;
     return plane + g_.windows.begin(h)->output * g_.out_row >= g_.left &&
            plane + (g_.windows.end(h) - 1)->output * g_.out_row + g_.reach(kLanes) <= total_;
@@ -224,34 +222,14 @@ class SelectionRows {
     for (const Contribution* w = g_.windows.begin(h); w != g_.windows.end(h); w++) {
       const int64_t from = plane + w->output * g_.out_row;
       std::copy_n(dy_ + from, g_.out_row, scratch.values.get() + to);
-      copy_codes(from, scratch.codes.get() + to);
+      std::copy_n(static_cast<const Given*>(selected_) + from, g_.out_row,
+                  scratch.codes.get() + to);
       to += scratch_row_;
     }
   }
 
-  const Held* in_place(int64_t from) const { return static_cast<const Held*>(selected_) + from; }
-
-  void copy_codes(int64_t from, Held* to) const {
-    switch (kind_) {
-      case Selected::kOffset8:
-        return copy_codes_of(static_cast<const uint8_t*>(selected_) + from, to);
-      case Selected::kOffset16:
-        return copy_codes_of(static_cast<const uint16_t*>(selected_) + from, to);
-      case Selected::kOffset32:
-        return copy_codes_of(static_cast<const int32_t*>(selected_) + from, to);
-      case Selected::kIndex64:
-        return copy_codes_of(static_cast<const int64_t*>(selected_) + from, to);
-    }
-  }
-
-  template <typename O>
-  void copy_codes_of(const O* from, Held* to) const {
-    for (int64_t j = 0; j < g_.out_row; j++) to[j] = static_cast<Held>(from[j]);
-  }
-
   const PoolProblem& p_;
   const T* dy_;
-  Selected kind_;
   const void* selected_;
   T* dx_;
   RowGeometry g_;
