@@ -59,7 +59,12 @@ LIGHT_PATTERNS = (
     "cpu/winograd.cpp", "cpu/conv_wgrad.cpp", "cpu/depthwise_columns.cpp",
     "cpu/group_gather.cpp", "cpu/group_wgrad.cpp", "cpu/winograd_wgrad.cpp",
 )  # fmt: skip
-LIGHT_FLAGS = ("-O2",)
+LIGHT_FLAGS = (
+    "-O1", "-fexpensive-optimizations", "-finline-small-functions", "-fstrict-aliasing",
+    "-ftree-loop-distribute-patterns", "-fschedule-insns2", "-fpeephole2", "-fcaller-saves",
+    "-fipa-ra", "-freorder-blocks-algorithm=stc", "-falign-functions", "-falign-jumps",
+    "-falign-loops",
+)  # fmt: skip
 # These take longest to compile and are begun first, so that no core is idle at the end.
 SLOW_PATTERNS = (
     "cpu/select_pool2d_*.cpp", "cpu/avg_pool2d.cpp", "cpu/microkernels/plane_rows_*.cpp",

@@ -69,12 +69,10 @@ struct Selection : Rule<T> {
 
   template <bool kCodes, typename X, typename I>
   static TORCHCONV_INLINE void fold(X* best, I* code, X candidate, I candidate_code) {
-    if constexpr (!kCodes && !std::is_arithmetic_v<X>) {
-      *best = maximum(candidate, *best);  // of equals, +0 and -0 too, the second operand stays
+    if constexpr (kCodes) {
+      take_greater(best, code, candidate, candidate_code);
     } else {
-      const auto better = (candidate > *best) | (candidate != candidate);
-      *best = better ? candidate : *best;
-      if constexpr (kCodes) *code = better ? candidate_code : *code;
+      *best = maximum(candidate, *best);  // of equals, +0 and -0 too, the second operand stays
     }
   }
 };

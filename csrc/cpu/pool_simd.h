@@ -89,6 +89,35 @@ TORCHCONV_INLINE Vec<double>::Type maximum(Vec<double>::Type a, Vec<double>::Typ
 }
 #endif
 
+// The candidate and its code, in the lanes where it is greater or NaN.
+template <typename V, typename C>
+TORCHCONV_INLINE void take_greater(V* best, C* code, V candidate, C candidate_code) {
+  const auto better = (candidate > *best) | (candidate != candidate);
+  *best = better ? candidate : *best;
+  *code = better ? candidate_code : *code;
+}
+#if defined(__AVX512F__)
+// Where it is neither, by one mask in the other: two masks joined by "or" cost an instruction more.
+TORCHCONV_INLINE void take_greater(Vec<float>::Type* best, Vec<int32_t>::Type* code,
+                                   Vec<float>::Type candidate, Vec<int32_t>::Type candidate_code) {
+  const __m512 a = bit_cast<__m512>(candidate), b = bit_cast<__m512>(*best);
+  const __mmask16 number = _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q);
+  const __mmask16 keep = _mm512_mask_cmp_ps_mask(number, a, b, _CMP_NGT_UQ);
+  *best = bit_cast<Vec<float>::Type>(_mm512_mask_blend_ps(keep, a, b));
+  *code = bit_cast<Vec<int32_t>::Type>(
+      _mm512_mask_blend_epi32(keep, bit_cast<__m512i>(candidate_code), bit_cast<__m512i>(*code)));
+}
+TORCHCONV_INLINE void take_greater(Vec<double>::Type* best, Vec<int64_t>::Type* code,
+                                   Vec<double>::Type candidate, Vec<int64_t>::Type candidate_code) {
+  const __m512d a = bit_cast<__m512d>(candidate), b = bit_cast<__m512d>(*best);
+  const __mmask8 number = _mm512_cmp_pd_mask(a, a, _CMP_ORD_Q);
+  const __mmask8 keep = _mm512_mask_cmp_pd_mask(number, a, b, _CMP_NGT_UQ);
+  *best = bit_cast<Vec<double>::Type>(_mm512_mask_blend_pd(keep, a, b));
+  *code = bit_cast<Vec<int64_t>::Type>(
+      _mm512_mask_blend_epi64(keep, bit_cast<__m512i>(candidate_code), bit_cast<__m512i>(*code)));
+}
+#endif
+
 // sum + v in the lanes where a and b are equal.
 template <typename Lane, typename Held, typename V, typename H>
 TORCHCONV_INLINE V add_where_equal(V sum, H a, H b, V v) {
