@@ -36,7 +36,6 @@ from ._toolchain import (
     cuda_toolkit,
     cutlass_includes,
     find_ninja,
-    is_gcc,
     jobs,
     nvcc,
     nvcc_version,
@@ -59,13 +58,9 @@ LIGHT_PATTERNS = (
     "cpu/conv_view.cpp", "cpu/conv2d.cpp", "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
     "cpu/winograd.cpp", "cpu/conv_wgrad.cpp", "cpu/depthwise_columns.cpp",
     "cpu/group_gather.cpp", "cpu/group_wgrad.cpp", "cpu/winograd_wgrad.cpp",
+    "cpu/conv_band_wgrad.cpp",
 )  # fmt: skip
 LIGHT_FLAGS = ("-O2",)
-# GCC's passes that take a sixth of that time and find next to nothing in such sources.
-GCC_LIGHT_FLAGS = (
-    "-fno-tree-vectorize", "-fno-tree-pre", "-fno-gcse", "-fno-tree-vrp", "-fno-thread-jumps",
-    "-fno-ipa-cp", "-fno-ipa-sra", "-fno-ipa-icf", "-fno-ipa-vrp", "-fno-partial-inlining",
-)  # fmt: skip
 # These take longest to compile and are begun first, so that no core is idle at the end.
 SLOW_PATTERNS = (
     "cpu/select_pool2d_*.cpp", "cpu/avg_pool2d.cpp", "cpu/microkernels/plane_rows_*.cpp",
@@ -184,9 +179,7 @@ def sanitize_flags() -> tuple[str, ...]:
 
 def compile_flags(variant: str, light: bool = False) -> list[str]:
     """The C++ compiler's."""
-    chosen: tuple[str, ...] = ()
-    if light:
-        chosen = LIGHT_FLAGS + (GCC_LIGHT_FLAGS if is_gcc(compiler()) else ())
+    chosen = LIGHT_FLAGS if light else ()
     own = CUDA_FLAGS if variant == CUDA else ISA_FLAGS[variant]
     return [*COMMON_FLAGS, *chosen, *own, *sanitize_flags()]
 
@@ -220,7 +213,7 @@ def source_hash(variant: str, root: Path) -> str:
     else:
         files += growth_source(root)
         parts += GROWTH_FLAGS
-    parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS, *GCC_LIGHT_FLAGS]
+    parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS]
     for path in files:
         parts += [path.relative_to(root).as_posix(), path.read_bytes()]
     return _digest(parts)

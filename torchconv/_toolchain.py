@@ -217,24 +217,12 @@ def jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@functools.lru_cache
-def _macros(command: tuple[str, ...]) -> dict[str, str]:
-    """What a C++ compiler defines."""
-    text = subprocess.run(
-        [*command, "-x", "c++", "-dM", "-E", os.devnull], capture_output=True, text=True
-    ).stdout
-    return dict(line.split(" ", 2)[1:3] for line in text.splitlines() if line.count(" ") > 1)
-
-
-def is_gcc(command: Sequence[str]) -> bool:
-    """Whether a C++ compiler is GCC, whose macros others define too."""
-    defined = _macros(tuple(command))
-    return "__GNUC__" in defined and not defined.keys() & {"__clang__", "__INTEL_COMPILER"}
-
-
 def age_fault(command: Sequence[str]) -> str:
     """Why a C++ compiler is too old, in words; empty if it is not."""
-    defined = _macros(tuple(command))
+    macros = subprocess.run(
+        [*command, "-x", "c++", "-dM", "-E", os.devnull], capture_output=True, text=True
+    ).stdout
+    defined = dict(line.split(" ", 2)[1:3] for line in macros.splitlines() if line.count(" ") > 1)
     kind = "clang" if "__clang__" in defined else "gcc"
     major = defined.get("__clang_major__" if kind == "clang" else "__GNUC__", "")
     needed = MINIMUM_COMPILER[kind]

@@ -32,28 +32,17 @@ void select_as(const PoolProblem& p, Select select, const void* x, void* y, Sele
   select_pool2d_as(p, mirror, static_cast<const T*>(x), static_cast<T*>(y), selected, pool);
 }
 
-template <typename O, typename Code>
-void store_as(O* to, const Code* codes, int64_t n) {
-  constexpr int kLanes = Vec<Code>::kLanes;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    Vec<O, kLanes>::store(to + i, convert<O, Code, kLanes>(Vec<Code>::load(codes + i)));
-  if (i < n)
-    Vec<O, kLanes>::store_partial(to + i, convert<O, Code, kLanes>(Vec<Code>::load(codes + i)),
-                                  n - i);
-}
-
 template <typename Code>
 void store_codes(const SelectedArray& selected, int64_t position, const Code* codes, int64_t n) {
   switch (selected.kind) {
     case Selected::kOffset8:
-      return store_as(static_cast<uint8_t*>(selected.data) + position, codes, n);
+      return convert_run(codes, n, static_cast<uint8_t*>(selected.data) + position);
     case Selected::kOffset16:
-      return store_as(static_cast<uint16_t*>(selected.data) + position, codes, n);
+      return convert_run(codes, n, static_cast<uint16_t*>(selected.data) + position);
     case Selected::kOffset32:
-      return store_as(static_cast<int32_t*>(selected.data) + position, codes, n);
+      return convert_run(codes, n, static_cast<int32_t*>(selected.data) + position);
     case Selected::kIndex64:
-      return store_as(static_cast<int64_t*>(selected.data) + position, codes, n);
+      return convert_run(codes, n, static_cast<int64_t*>(selected.data) + position);
   }
 }
 

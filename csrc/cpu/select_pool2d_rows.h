@@ -222,9 +222,8 @@ class SelectionRows {
     for (const Contribution* w = g_.windows.begin(h); w != g_.windows.end(h); w++) {
       const int64_t from = plane + w->output * g_.out_row;
       std::copy_n(dy_ + from, g_.out_row, scratch.values.get() + to);
-      const auto* codes = static_cast<const Given*>(selected_) + from;
-      Held* copied = scratch.codes.get() + to;
-      for (int64_t j = 0; j < g_.out_row; j++) copied[j] = static_cast<Held>(codes[j]);
+      convert_run(static_cast<const Given*>(selected_) + from, g_.out_row,
+                  scratch.codes.get() + to);
       to += scratch_row_;
     }
   }
