@@ -58,6 +58,7 @@ LIGHT_PATTERNS = (
     "cpu/conv_view.cpp", "cpu/conv2d.cpp", "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
     "cpu/winograd.cpp", "cpu/conv_wgrad.cpp", "cpu/depthwise_columns.cpp",
     "cpu/group_gather.cpp", "cpu/group_wgrad.cpp", "cpu/winograd_wgrad.cpp",
+    "cpu/conv_band_wgrad.cpp",
 )  # fmt: skip
 LIGHT_FLAGS = ("-O2",)
 # These take longest to compile and are begun first, so that no core is idle at the end.

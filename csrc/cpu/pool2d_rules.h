@@ -4,7 +4,8 @@
 // A candidate replaces the selected element where it is greater or NaN, so the first of equal
 // maxima is kept but the last NaN wins, as in PyTorch. Folding is associative: a window may be
 // folded row by row and the rows' results folded in order. Minimum pooling runs the same code on
-// values mirrored when they are loaded (-x, ~x) and mirrored back when they are stored, both exact.
+// values mirrored when they are loaded (-x, ~x) and mirrored back when they are stored, both exact,
+// by an exclusive or with a mask chosen at run time.
 //
 // Beside the value a lane carries a code, base + r * step_r + s * step_s of its element: with
 // (0, S, 1) the offset in the window, with other steps the index in the image.
@@ -41,45 +42,8 @@ struct Rule {
 // kUnroll (vectors of channels at once, 16, 4 or 1) and kStride2 (code of its own for stride 2)
 // are spent on the types that networks use; the integers keep the library small. kRepeats: folding
 // an element in twice changes nothing.
-template <typename T, bool kMin>
-struct Selection : Rule<T> {
-  using Divisors = NoDivisors;
-  using typename Rule<T>::V;
-  using typename Rule<T>::Lane;
-  static constexpr int kUnroll = 16;
-  static constexpr bool kStride2 = true;
-  static constexpr bool kRepeats = true;
-
-  // X is a lane or a vector of them.
-  template <typename X>
-  TORCHCONV_INLINE X prepare(X x) const {
-    return kMin ? -x : x;
-  }
-  TORCHCONV_INLINE V finish(V x, const Lane*) const { return prepare(x); }
-  TORCHCONV_INLINE V finish_all(V x, const Lane*) const { return prepare(x); }
-
-  // What a window without a valid element gives.
-  Lane none() const {
-    constexpr Lane kInfinity = std::numeric_limits<Lane>::infinity();
-    return kMin ? kInfinity : -kInfinity;
-  }
-
-  template <bool kCodes, typename X, typename I>
-  static TORCHCONV_INLINE void fold(X* best, I* code, X candidate, I candidate_code) {
-    if constexpr (!kCodes && !std::is_arithmetic_v<X>) {
-      *best = maximum(candidate, *best);  // of equals, +0 and -0 too, the second operand stays
-    } else {
-      const auto better = (candidate > *best) | (candidate != candidate);
-      *best = better ? candidate : *best;
-      if constexpr (kCodes) *code = better ? candidate_code : *code;
-    }
-  }
-};
-
-// Of the floating-point types that are pooled least: the minimum, which no network takes, shares
-// the maximum's code and is chosen at run time.
 template <typename T>
-struct MirroredSelection : Rule<T> {
+struct Selection : Rule<T> {
   using Divisors = NoDivisors;
   using typename Rule<T>::V;
   using typename Rule<T>::Lane;
@@ -90,6 +54,7 @@ struct MirroredSelection : Rule<T> {
   static constexpr bool kRepeats = true;
   Code mirror = 0;  // the sign's bit for the minimum
 
+  // X is a lane or a vector of them.
   template <typename X>
   TORCHCONV_INLINE X prepare(X x) const {
     if constexpr (std::is_arithmetic_v<X>)
@@ -99,14 +64,16 @@ struct MirroredSelection : Rule<T> {
   }
   TORCHCONV_INLINE V finish(V x, const Lane*) const { return prepare(x); }
   TORCHCONV_INLINE V finish_all(V x, const Lane*) const { return prepare(x); }
-  Lane none() const {
-    constexpr Lane kInfinity = std::numeric_limits<Lane>::infinity();
-    return mirror != 0 ? kInfinity : -kInfinity;
-  }
+  // What a window without a valid element gives.
+  Lane none() const { return prepare(-std::numeric_limits<Lane>::infinity()); }
 
   template <bool kCodes, typename X, typename I>
   static TORCHCONV_INLINE void fold(X* best, I* code, X candidate, I candidate_code) {
-    Selection<T, false>::template fold<kCodes>(best, code, candidate, candidate_code);
+    if constexpr (kCodes) {
+      take_greater(best, code, candidate, candidate_code);
+    } else {
+      *best = maximum(candidate, *best);  // of equals, +0 and -0 too, the second operand stays
+    }
   }
 };
 
@@ -118,7 +85,7 @@ struct IntegerSelection : Rule<T> {
   static constexpr int kUnroll = 1;
   static constexpr bool kStride2 = false;
   static constexpr bool kRepeats = true;
-  Lane mirror = 0;  // -1 for the minimum
+  Lane mirror = 0;  // all bits of T for the minimum
 
   template <typename X>
   TORCHCONV_INLINE X prepare(X x) const {
@@ -126,9 +93,7 @@ struct IntegerSelection : Rule<T> {
   }
   TORCHCONV_INLINE V finish(V x, const Lane*) const { return prepare(x); }
   TORCHCONV_INLINE V finish_all(V x, const Lane*) const { return prepare(x); }
-  Lane none() const {
-    return mirror == 0 ? std::numeric_limits<T>::lowest() : std::numeric_limits<T>::max();
-  }
+  Lane none() const { return prepare(Lane{std::numeric_limits<T>::lowest()}); }
 
   template <bool kCodes, typename X, typename I>
   static TORCHCONV_INLINE void fold(X* best, I* code, X candidate, I candidate_code) {

@@ -87,6 +87,45 @@ TORCHCONV_INLINE Vec<double>::Type maximum(Vec<double>::Type a, Vec<double>::Typ
   return bit_cast<Vec<double>::Type>(
       _mm512_fixupimm_pd(m, bit_cast<__m512d>(a), _mm512_set1_epi64(0x22), 0));
 }
+#elif defined(__AVX2__)
+// Likewise: where a is NaN take it.
+TORCHCONV_INLINE Vec<float>::Type maximum(Vec<float>::Type a, Vec<float>::Type b) {
+  const __m256 x = bit_cast<__m256>(a), m = _mm256_max_ps(x, bit_cast<__m256>(b));
+  return bit_cast<Vec<float>::Type>(_mm256_blendv_ps(m, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+}
+TORCHCONV_INLINE Vec<double>::Type maximum(Vec<double>::Type a, Vec<double>::Type b) {
+  const __m256d x = bit_cast<__m256d>(a), m = _mm256_max_pd(x, bit_cast<__m256d>(b));
+  return bit_cast<Vec<double>::Type>(_mm256_blendv_pd(m, x, _mm256_cmp_pd(x, x, _CMP_UNORD_Q)));
+}
+#endif
+
+// The candidate and its code, in the lanes where it is greater or NaN.
+template <typename V, typename C>
+TORCHCONV_INLINE void take_greater(V* best, C* code, V candidate, C candidate_code) {
+  const auto better = (candidate > *best) | (candidate != candidate);
+  *best = better ? candidate : *best;
+  *code = better ? candidate_code : *code;
+}
+#if defined(__AVX512F__)
+// Where it is neither, by one mask in the other: two masks joined by "or" cost an instruction more.
+TORCHCONV_INLINE void take_greater(Vec<float>::Type* best, Vec<int32_t>::Type* code,
+                                   Vec<float>::Type candidate, Vec<int32_t>::Type candidate_code) {
+  const __m512 a = bit_cast<__m512>(candidate), b = bit_cast<__m512>(*best);
+  const __mmask16 number = _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q);
+  const __mmask16 keep = _mm512_mask_cmp_ps_mask(number, a, b, _CMP_NGT_UQ);
+  *best = bit_cast<Vec<float>::Type>(_mm512_mask_blend_ps(keep, a, b));
+  *code = bit_cast<Vec<int32_t>::Type>(
+      _mm512_mask_blend_epi32(keep, bit_cast<__m512i>(candidate_code), bit_cast<__m512i>(*code)));
+}
+TORCHCONV_INLINE void take_greater(Vec<double>::Type* best, Vec<int64_t>::Type* code,
+                                   Vec<double>::Type candidate, Vec<int64_t>::Type candidate_code) {
+  const __m512d a = bit_cast<__m512d>(candidate), b = bit_cast<__m512d>(*best);
+  const __mmask8 number = _mm512_cmp_pd_mask(a, a, _CMP_ORD_Q);
+  const __mmask8 keep = _mm512_mask_cmp_pd_mask(number, a, b, _CMP_NGT_UQ);
+  *best = bit_cast<Vec<double>::Type>(_mm512_mask_blend_pd(keep, a, b));
+  *code = bit_cast<Vec<int64_t>::Type>(
+      _mm512_mask_blend_epi64(keep, bit_cast<__m512i>(candidate_code), bit_cast<__m512i>(*code)));
+}
 #endif
 
 // sum + v in the lanes where a and b are equal.
@@ -108,6 +147,20 @@ TORCHCONV_INLINE V add_where_equal(V sum, H a, H b, V v) {
     using Mask = std::conditional_t<sizeof(Lane) == 8, int64_t, int32_t>;
     return sum + (convert<Mask, std::make_signed_t<Held>, kLanes>(a == b) ? v : V{});
   }
+}
+
+// Integers as those of another width, modulo 2^bits.
+template <typename To, typename From>
+void convert_run(const From* from, int64_t n, To* to) {
+  constexpr int kLanes = Vec<From>::kLanes;
+  using Source = Vec<From>;
+  using Target = Vec<To, kLanes>;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    Target::store(to + i, convert<To, From, kLanes>(Source::load(from + i)));
+  if (i < n)
+    Target::store_partial(to + i, convert<To, From, kLanes>(Source::load_partial(from + i, n - i)),
+                          n - i);
 }
 
 // Lanes 0 <= i < n of p[i * stride] as Wide<T>; n = kLanes unless kPartial. kStride is 1, 2 or 0

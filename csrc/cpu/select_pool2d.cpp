@@ -2,6 +2,9 @@
 // how a row of codes becomes offsets or indices.
 #include "cpu/select_pool2d.h"
 
+#include <limits>
+#include <type_traits>
+
 #include "cpu/pool2d.h"
 
 namespace torchconv::cpu {
@@ -18,34 +21,28 @@ Selected offset_kind(const PoolProblem& p) {
   }
 }
 
+// Computes with T, in whose lanes `sign` is a bit to be flipped. The minimum is the maximum of the
+// values mirrored at zero: the sign's bit of floating-point numbers flipped, all bits of integers.
 template <typename T>
 void select_as(const PoolProblem& p, Select select, const void* x, void* y, SelectedArray selected,
-               const Parallel& pool) {
-  select_pool2d_as(p, select, static_cast<const T*>(x), static_cast<T*>(y), selected, pool);
-}
-
-template <typename O, typename Code>
-void store_as(O* to, const Code* codes, int64_t n) {
-  constexpr int kLanes = Vec<Code>::kLanes;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    Vec<O, kLanes>::store(to + i, convert<O, Code, kLanes>(Vec<Code>::load(codes + i)));
-  if (i < n)
-    Vec<O, kLanes>::store_partial(to + i, convert<O, Code, kLanes>(Vec<Code>::load(codes + i)),
-                                  n - i);
+               const Parallel& pool, LaneInt<T> sign = 0) {
+  LaneInt<T> reversal = std::numeric_limits<LaneInt<T>>::min();
+  if constexpr (std::is_integral_v<T>) reversal = static_cast<T>(~T{0});
+  const LaneInt<T> mirror = select == Select::kMin ? sign ^ reversal : sign;
+  select_pool2d_as(p, mirror, static_cast<const T*>(x), static_cast<T*>(y), selected, pool);
 }
 
 template <typename Code>
 void store_codes(const SelectedArray& selected, int64_t position, const Code* codes, int64_t n) {
   switch (selected.kind) {
     case Selected::kOffset8:
-      return store_as(static_cast<uint8_t*>(selected.data) + position, codes, n);
+      return convert_run(codes, n, static_cast<uint8_t*>(selected.data) + position);
     case Selected::kOffset16:
-      return store_as(static_cast<uint16_t*>(selected.data) + position, codes, n);
+      return convert_run(codes, n, static_cast<uint16_t*>(selected.data) + position);
     case Selected::kOffset32:
-      return store_as(static_cast<int32_t*>(selected.data) + position, codes, n);
+      return convert_run(codes, n, static_cast<int32_t*>(selected.data) + position);
     case Selected::kIndex64:
-      return store_as(static_cast<int64_t*>(selected.data) + position, codes, n);
+      return convert_run(codes, n, static_cast<int64_t*>(selected.data) + position);
   }
 }
 
@@ -72,18 +69,19 @@ void select_pool2d(const PoolProblem& p, Select select, const void* x, void* y, 
       return select_as<BFloat16>(p, select, x, y, selected, pool);
     case DType::kFloat16:
       return select_as<Float16>(p, select, x, y, selected, pool);
+    // With the sign's bit flipped, signed integers are ordered as unsigned ones.
     case DType::kUInt8:
       return select_as<uint8_t>(p, select, x, y, selected, pool);
     case DType::kInt8:
-      return select_as<int8_t>(p, select, x, y, selected, pool);
+      return select_as<uint8_t>(p, select, x, y, selected, pool, 1 << 7);
+    case DType::kUInt16:
+      return select_as<uint16_t>(p, select, x, y, selected, pool);
     case DType::kInt16:
-      return select_as<int16_t>(p, select, x, y, selected, pool);
+      return select_as<uint16_t>(p, select, x, y, selected, pool, 1 << 15);
     case DType::kInt32:
       return select_as<int32_t>(p, select, x, y, selected, pool);
     case DType::kInt64:
       return select_as<int64_t>(p, select, x, y, selected, pool);
-    case DType::kUInt16:
-      return select_as<uint16_t>(p, select, x, y, selected, pool);
   }
 }
 

@@ -8,9 +8,10 @@
 
 namespace torchconv::cpu {
 
+// The maximum of values whose bits `mirror` has changed, as the rules of pool2d_rules.h do.
 // selected.data may be null.
 template <typename T>
-void select_pool2d_as(const PoolProblem& p, Select select, const T* x, T* y, SelectedArray selected,
-                      const Parallel& pool);
+void select_pool2d_as(const PoolProblem& p, LaneInt<T> mirror, const T* x, T* y,
+                      SelectedArray selected, const Parallel& pool);
 
 }  // namespace torchconv::cpu

@@ -15,9 +15,11 @@ void scatter(const PoolProblem& p, const T* dy, const void* selected, T* dx, con
 
 // Gathering compares a vector of codes for every window that an element belongs to; scattering
 // takes some steps for every output, on one thread for each image. On planes it is better from
-// stride 2 on, as an element then belongs to few windows, and else only for large windows.
+// stride 2 on, as an element then belongs to few windows, and else only for large windows: always
+// for those whose offsets take more than a byte.
 template <typename T>
 bool runs_by_scatter(const PoolProblem& p, Selected kind) {
+  if (kind == Selected::kOffset16 || kind == Selected::kOffset32) return true;
   constexpr int64_t kCache = 256 * 1024;
   constexpr int64_t kLanes = WideVec<T>::kLanes;
   const bool wide_index = kind == Selected::kIndex64 && sizeof(LaneInt<T>) == 4 &&
@@ -49,11 +51,9 @@ void backward_as(const PoolProblem& p, Selected kind, const void* grad, const vo
     }
   }
   if (kind == Selected::kOffset8) {
-    SelectionRows<T, uint8_t, false>(p, dy, kind, selected, dx).run(pool);
-  } else if (kind == Selected::kIndex64) {
-    SelectionRows<T, LaneInt<T>, true>(p, dy, kind, selected, dx).run(pool);
+    SelectionRows<T, false>(p, dy, selected, dx).run(pool);
   } else {
-    SelectionRows<T, LaneInt<T>, false>(p, dy, kind, selected, dx).run(pool);
+    SelectionRows<T, true>(p, dy, selected, dx).run(pool);
   }
 }
 

@@ -3,9 +3,9 @@
 
 namespace torchconv::cpu {
 
-template void select_pool2d_as(const PoolProblem&, Select, const float*, float*, SelectedArray,
-                               const Parallel&);
-template void select_pool2d_as(const PoolProblem&, Select, const double*, double*, SelectedArray,
-                               const Parallel&);
+template void select_pool2d_as(const PoolProblem&, LaneInt<float>, const float*, float*,
+                               SelectedArray, const Parallel&);
+template void select_pool2d_as(const PoolProblem&, LaneInt<double>, const double*, double*,
+                               SelectedArray, const Parallel&);
 
 }  // namespace torchconv::cpu

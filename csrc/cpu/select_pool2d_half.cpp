@@ -3,9 +3,9 @@
 
 namespace torchconv::cpu {
 
-template void select_pool2d_as(const PoolProblem&, Select, const BFloat16*, BFloat16*,
+template void select_pool2d_as(const PoolProblem&, LaneInt<BFloat16>, const BFloat16*, BFloat16*,
                                SelectedArray, const Parallel&);
-template void select_pool2d_as(const PoolProblem&, Select, const Float16*, Float16*, SelectedArray,
-                               const Parallel&);
+template void select_pool2d_as(const PoolProblem&, LaneInt<Float16>, const Float16*, Float16*,
+                               SelectedArray, const Parallel&);
 
 }  // namespace torchconv::cpu

@@ -21,33 +21,73 @@
 
 namespace torchconv::cpu {
 
-// Held is the type of codes in registers: uint8_t, read in place, or LaneInt<T>, to which other
-// selections are converted. kIndex: codes are indices in the image, else offsets in the window.
-template <typename T, typename Held, bool kIndex>
+// The taps of a row of dx, by phase.
+struct SelectionTaps {
+  // Element 0 of a phase: how far in memory the output that it may receive from is, and the code
+  // that says so.
+  struct Tap {
+    int64_t distance, code;
+  };
+  std::vector<Tap> list;
+  std::vector<size_t> first = {0};  // of phase f: list[first[f]] up to list[first[f + 1]]
+
+  // Of row h, whose output rows are `pitch` elements apart: those of a plane, which starts at
+  // `origin`, or copies of those that the row needs.
+  void list_row(const PoolProblem& p, const RowGeometry& g, int64_t h, int64_t origin,
+                int64_t pitch, bool copied) {
+    for (size_t phase = 0; phase + 1 < g.phases.first.size(); phase++) {
+      for (const Contribution* w = g.windows.begin(h); w != g.windows.end(h); w++) {
+        const int64_t from = origin + (copied ? w - g.windows.begin(h) : w->output) * pitch;
+        for (const Contribution* t = g.phases.begin(phase); t != g.phases.end(phase); t++)
+          list.push_back({from + t->output * g.channels, w->tap * p.S + t->tap});
+      }
+      first.push_back(list.size());
+    }
+  }
+
+  // Of the whole tensor.
+  void list_run(const PoolProblem& p, const RowGeometry& g) {
+    for (int64_t r = std::min(p.R - 1, (p.H - 1 + p.pad_h) / p.dilation_h); r >= 0; r--) {
+      const int64_t h = r * p.dilation_h - p.pad_h;
+      for (int64_t s = std::min(p.S - 1, (p.W - 1 + p.pad_w) / p.dilation_w); s >= 0; s--) {
+        const int64_t w = s * p.dilation_w - p.pad_w;
+        if (h <= -p.H || w <= -p.W) continue;
+        list.push_back({-(h * p.W + w) * g.channels, r * p.S + s});
+      }
+    }
+    first.push_back(list.size());
+  }
+};
+
+// kIndex: codes are indices in the image, else offsets of a byte in the window.
+template <typename T, bool kIndex>
 class SelectionRows {
   using W = WideVec<T>;
   using Lane = Wide<T>;
   using Code = LaneInt<T>;
   using Codes = Vec<Code>;
   static constexpr int kLanes = W::kLanes;
-  static constexpr bool kInPlace = sizeof(Held) == 1;
+  using Given = std::conditional_t<kIndex, int64_t, uint8_t>;
+  // In registers. Offsets are read in place, indices converted when they are copied.
+  using Held = std::conditional_t<kIndex, Code, uint8_t>;
 
  public:
-  SelectionRows(const PoolProblem& p, const T* dy, Selected kind, const void* selected, T* dx)
+  SelectionRows(const PoolProblem& p, const T* dy, const void* selected, T* dx)
       : p_(p),
         dy_(dy),
-        kind_(kind),
         selected_(selected),
         dx_(dx),
         g_(p, sizeof(T)),
         total_(p.N * p.C * p.P * p.Q),
         scratch_row_(g_.left + g_.reach(kLanes)),
-        rows_in_place_(kInPlace && p.Q * p.stride_w >= std::max(p.W, p.S)) {
+        rows_in_place_(!kIndex && p.Q * p.stride_w >= std::max(p.W, p.S)) {
     const bool same = p.stride_h == 1 && p.stride_w == 1 && p.P == p.H && p.Q == p.W;
-    if (rows_in_place_ && same) list_run_taps();
+    if (rows_in_place_ && same) run_.list_run(p, g_);
+    rows_.resize(static_cast<size_t>(p.H));
+    copied_rows_.resize(static_cast<size_t>(p.H));
     for (int64_t h = 0; h < p.H; h++) {
-      rows_.push_back(list_taps(h, false));
-      copied_rows_.push_back(list_taps(h, true));
+      rows_[static_cast<size_t>(h)].list_row(p, g_, h, 0, g_.out_row, false);
+      copied_rows_[static_cast<size_t>(h)].list_row(p, g_, h, g_.left, scratch_row_, true);
     }
     if (!kIndex) return;
     for (int64_t phase = 0; phase < std::min(p.stride_w, p.W); phase++) {
@@ -65,18 +105,7 @@ class SelectionRows {
   }
 
  private:
-  // Element 0 of a phase: how far in memory the output that it may receive from is, and the code
-  // that says so.
-  struct Tap {
-    int64_t distance;
-    Code code;
-  };
-
-  // The taps of a row of dx, by phase.
-  struct Taps {
-    std::vector<Tap> list;
-    std::vector<size_t> first = {0};  // of phase f: list[first[f]] up to list[first[f + 1]]
-  };
+  using Tap = SelectionTaps::Tap;
 
   struct Sums {
     const T* values;  // what distances count from
@@ -117,7 +146,7 @@ class SelectionRows {
       for (const Tap* t = taps + first[phase]; t != taps + first[phase + 1]; t++) {
         const Code own =
             kIndex ? columns[static_cast<int64_t>(phase) * columns_of_phase + j] + row_index
-                   : t->code;
+                   : static_cast<Code>(t->code);
         const int64_t at = t->distance + j;
         if (static_cast<Code>(codes[at]) == own) sum += to_wide<T>(values[at]);
       }
@@ -137,38 +166,9 @@ class SelectionRows {
     Buffer<T> line;
   };
 
-  // The taps of row h. Its output rows are those of a plane or, copied, rows of scratch memory.
-  Taps list_taps(int64_t h, bool copied) const {
-    Taps taps;
-    for (size_t phase = 0; phase + 1 < g_.phases.first.size(); phase++) {
-      for (const Contribution* w = g_.windows.begin(h); w != g_.windows.end(h); w++) {
-        const int64_t from =
-            copied ? (w - g_.windows.begin(h)) * scratch_row_ + g_.left : w->output * g_.out_row;
-        for (const Contribution* t = g_.phases.begin(phase); t != g_.phases.end(phase); t++) {
-          taps.list.push_back(
-              {from + t->output * g_.channels, static_cast<Code>(w->tap * p_.S + t->tap)});
-        }
-      }
-      taps.first.push_back(taps.list.size());
-    }
-    return taps;
-  }
-
-  void list_run_taps() {
-    for (int64_t r = std::min(p_.R - 1, (p_.H - 1 + p_.pad_h) / p_.dilation_h); r >= 0; r--) {
-      const int64_t h = r * p_.dilation_h - p_.pad_h;
-      for (int64_t s = std::min(p_.S - 1, (p_.W - 1 + p_.pad_w) / p_.dilation_w); s >= 0; s--) {
-        const int64_t w = s * p_.dilation_w - p_.pad_w;
-        if (h <= -p_.H || w <= -p_.W) continue;
-        run_.list.push_back({-(h * p_.W + w) * g_.channels, static_cast<Code>(r * p_.S + s)});
-      }
-    }
-    run_.first.push_back(run_.list.size());
-  }
-
   // Rows from `begin` on, before `end`, whose run stays inside the tensor.
   int64_t run_rows(int64_t begin, int64_t end) const {
-    if (run_.list.empty() || begin * g_.in_row + run_.list.front().distance < 0) return 0;
+    if (kIndex || run_.list.empty() || begin * g_.in_row + run_.list.front().distance < 0) return 0;
     const int64_t last = total_ - kLanes - std::max<int64_t>(run_.list.back().distance, 0);
     return std::max<int64_t>(0, std::min(end, floor_div(last, g_.in_row)) - begin);
   }
@@ -181,28 +181,24 @@ class SelectionRows {
       T* to = dx_ + i * g_.in_row;
       const int64_t run = run_rows(i, end);
       if (run > 0) {
-        write_run(sums(dy_ + i * g_.in_row, in_place(i * g_.in_row), run_, 0), 0, run * g_.in_row,
+        write_run(sums(dy_ + i * g_.in_row, offsets(i * g_.in_row), run_, 0), 0, run * g_.in_row,
                   g_.streams, to);
         i += run;
         continue;
       }
       const int64_t h = i % p_.H, plane = i / p_.H * p_.P * g_.out_row;
-      if (reads_in_place(plane, h)) {
-        write_row(g_, sums(dy_ + plane, in_place(plane), rows_[static_cast<size_t>(h)], h),
-                  scratch.line.get(), to);
-      } else {
-        copy_outputs(plane, h, scratch);
-        write_row(g_,
-                  sums(scratch.values.get(), scratch.codes.get(),
-                       copied_rows_[static_cast<size_t>(h)], h),
-                  scratch.line.get(), to);
-      }
+      const bool in_place = reads_in_place(plane, h);
+      if (!in_place) copy_outputs(plane, h, scratch);
+      const SelectionTaps& taps = (in_place ? rows_ : copied_rows_)[static_cast<size_t>(h)];
+      const T* values = in_place ? dy_ + plane : scratch.values.get();
+      const Held* codes = in_place ? offsets(plane) : scratch.codes.get();
+      write_row(g_, sums(values, codes, taps, h), scratch.line.get(), to);
       i++;
     }
     if (g_.streams) stream_fence();
   }
 
-  Sums sums(const T* values, const Held* codes, const Taps& taps, int64_t h) const {
+  Sums sums(const T* values, const Held* codes, const SelectionTaps& taps, int64_t h) const {
     return {values,
             codes,
             taps.list.data(),
@@ -212,8 +208,10 @@ class SelectionRows {
             static_cast<Code>(kIndex ? h * p_.W : 0)};
   }
 
+  const Held* offsets(int64_t from) const { return static_cast<const Held*>(selected_) + from; }
+
   bool reads_in_place(int64_t plane, int64_t h) const {
-    if (!rows_in_place_) return false;
+    if (kIndex || !rows_in_place_) return false;
     if (g_.windows.count(h) == 0) return true;
     return plane + g_.windows.begin(h)->output * g_.out_row >= g_.left &&
            plane + (g_.windows.end(h) - 1)->output * g_.out_row + g_.reach(kLanes) <= total_;
@@ -224,42 +222,22 @@ class SelectionRows {
     for (const Contribution* w = g_.windows.begin(h); w != g_.windows.end(h); w++) {
       const int64_t from = plane + w->output * g_.out_row;
       std::copy_n(dy_ + from, g_.out_row, scratch.values.get() + to);
-      copy_codes(from, scratch.codes.get() + to);
+      convert_run(static_cast<const Given*>(selected_) + from, g_.out_row,
+                  scratch.codes.get() + to);
       to += scratch_row_;
     }
   }
 
-  const Held* in_place(int64_t from) const { return static_cast<const Held*>(selected_) + from; }
-
-  void copy_codes(int64_t from, Held* to) const {
-    switch (kind_) {
-      case Selected::kOffset8:
-        return copy_codes_of(static_cast<const uint8_t*>(selected_) + from, to);
-      case Selected::kOffset16:
-        return copy_codes_of(static_cast<const uint16_t*>(selected_) + from, to);
-      case Selected::kOffset32:
-        return copy_codes_of(static_cast<const int32_t*>(selected_) + from, to);
-      case Selected::kIndex64:
-        return copy_codes_of(static_cast<const int64_t*>(selected_) + from, to);
-    }
-  }
-
-  template <typename O>
-  void copy_codes_of(const O* from, Held* to) const {
-    for (int64_t j = 0; j < g_.out_row; j++) to[j] = static_cast<Held>(from[j]);
-  }
-
   const PoolProblem& p_;
   const T* dy_;
-  Selected kind_;
   const void* selected_;
   T* dx_;
   RowGeometry g_;
   int64_t total_;        // elements of dy
   int64_t scratch_row_;  // elements of a copied row with its margins
   bool rows_in_place_;
-  Taps run_;                              // where the whole tensor is one run, else empty
-  std::vector<Taps> rows_, copied_rows_;  // by row of a plane
+  SelectionTaps run_;                              // where the whole tensor is one run, else empty
+  std::vector<SelectionTaps> rows_, copied_rows_;  // by row of a plane
   std::vector<Code> columns_;
 };
 
