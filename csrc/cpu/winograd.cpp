@@ -6,7 +6,8 @@
 // other way round: V of all tiles is made once, and a task owns panels of filters, whose U it
 // transforms a block of channels at a time just before multiplying, so that most of U never exists.
 // Either way an output is summed in the same order: per block of channels in registers, the blocks
-// in M, so the choice, which looks at the whole batch, does not change a bit.
+// in M, so the choice, which looks at the whole batch, does not change a bit. Where one block holds
+// all channels the products of a column of points do not leave the registers (winograd_column.h).
 #include "cpu/winograd.h"
 
 #include <atomic>

@@ -199,7 +199,7 @@ bool finish_segment(const Grid& plan, const Segment& s, int64_t filter, int64_t 
   const bool direct =
       std::is_same_v<T, A> && done && out.strides.c == 1 && filters % kLanes<A> == 0;
   // Few at a time, to find them in the first-level cache again, on whole lines where these exist.
-  const bool few = done && !direct;
+  const bool few = std::is_same_v<T, A> && done && !direct;
   const int64_t most = few ? kBandPixels / plan.columns.full : s.count;
   Register<A> special{};
   Segment part = s;
