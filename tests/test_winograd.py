@@ -207,16 +207,17 @@ def test_few_channels_or_filters(
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(
     "channels, filters, side",
-    [(64, 70, 3), (261, 263, 3), (520, 144, 3), (20, 35, 5), (261, 263, 5)],
+    [(64, 70, 3), (261, 263, 3), (520, 144, 3), (256, 256, 3), (20, 35, 5), (261, 263, 5)],
 )
 def test_weights_that_are_kept(
     layout: str, flip: bool, channels: int, filters: int, side: int
 ) -> None:
-    """In eval mode: U, or the gathered taps of deep layers, for few and many tiles."""
+    """In eval mode: U, but of deep layers, for few and many tiles."""
     padding = side // 2
     layer = torchconv.nn.Conv2d(channels, filters, side, padding=padding, flip_kernel=flip).eval()
     layer.weight.data = in_layout(layer.weight.data, layout)
-    for size in ((1, channels, 14, 11), (3, channels, 30, 29), (1, channels, 7, 9)):
+    for n, h, w in ((1, 14, 11), (3, 30, 29), (2, 31, 30), (1, 7, 9)):
+        size = (n, channels, h, w)
         x = in_layout(torch.randn(size), layout)
         expected = F.conv2d(x, layer.weight, layer.bias, padding=padding, flip_kernel=flip)
         with torch.no_grad():
@@ -361,6 +362,7 @@ def test_special_weights(layout: str, special: float, side: int) -> None:
         ((2, 160, 14, 14), 256),
         ((9, 400, 7, 7), 70),
         ((4, 20, 8, 9), 100),
+        ((2, 60, 9, 14), 1100),
     ],
     ids=str,
 )

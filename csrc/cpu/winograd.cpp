@@ -6,7 +6,8 @@
 // other way round: V of all tiles is made once, and a task owns panels of filters, whose U it
 // transforms a block of channels at a time just before multiplying, so that most of U never exists.
 // Either way an output is summed in the same order: per block of channels in registers, the blocks
-// in M, so the choice, which looks at the whole batch, does not change a bit.
+// in M, so the choice, which looks at the whole batch, does not change a bit. Where one block holds
+// all channels the products of a column of points do not leave the registers (winograd_column.h).
 #include "cpu/winograd.h"
 
 #include <atomic>
@@ -14,6 +15,7 @@
 #include <set>
 
 #include "core/buffer.h"
+#include "cpu/microkernels/winograd_column.h"
 #include "cpu/microkernels/winograd_gemm.h"
 #include "cpu/parallel_range.h"
 #include "cpu/wide_array.h"
@@ -32,8 +34,9 @@ constexpr int64_t kCachedBytes = 640 * 1024;
 constexpr int64_t kFewestTiles = 16, kMostTiles = 64, kManyBlocks = 8;
 // Filters whose products are in M at the same time.
 constexpr int64_t kFiltersAtOnce = 64;
-// With at most so many tiles and at least so many weights in a tap, tasks own filters.
-constexpr int64_t kFewTiles = 128, kManyWeights = 256 * 256;
+// With at most so many tiles and at least so many weights in a tap, tasks own filters. Kept
+// weights, which may have to come from memory, pay sooner.
+constexpr int64_t kFewTiles = 128, kFewTilesOfKept = 64, kManyWeights = 256 * 256;
 // Of more weights than this nothing is kept where U is much larger, four times as much with nine
 // taps: U would have to come from memory, and so would the weights, for their checksum.
 constexpr int64_t kTransformedWeights = 256 * 256;
@@ -45,23 +48,34 @@ bool keeps_weights(const ConvView& view) {
   return !much_larger(view) || view.C * view.K <= kTransformedWeights;
 }
 
-bool tasks_own_filters(const Grid& plan) {
-  return plan.tiles() <= kFewTiles && plan.view.C * plan.view.K >= kManyWeights;
+bool tasks_own_filters(const Grid& plan, bool kept) {
+  return plan.tiles() <= (kept ? kFewTilesOfKept : kFewTiles) &&
+         plan.view.C * plan.view.K >= kManyWeights;
 }
 
-// From this size on U is written past the caches. The first block of tiles then reads it from
-// memory, but a store need not read what it overwrites.
+// From this size on U is written past the caches, or where it is shared by threads. The first block
+// of tiles then reads it from memory, but a store need not read what it overwrites.
 constexpr int64_t kStreamedU = 12 << 20;
+
+// What several threads write and each of them then reads, call after call in the same memory, is
+// streamed too: a plain store waits for the line to leave the caches of those that have read it,
+// which between caches that share no level takes ten times as long as to write it to memory. With
+// narrower vectors a line takes several stores, which seldom meet.
+bool streams_shared(bool several_threads) { return kVectorBytes == 64 && several_threads; }
+// One thread may have transformed all of U for several. With so many tiles it matters little if
+// there is but one.
+constexpr int64_t kTilesOfSeveral = 512;
 
 template <typename A>
 void transform_all_weights(const Plan<A>& plan, const A* w, A* u, const Parallel& pool) {
   const WeightLayout<A> layout(plan);
-  const bool streams = plan.panels * layout.panel * static_cast<int64_t>(sizeof(A)) >= kStreamedU &&
-                       WideVec<A>::streamable(u);
+  const bool large = plan.panels * layout.panel * static_cast<int64_t>(sizeof(A)) >= kStreamedU;
+  const int64_t pieces = plan.panels * plan.blocks;
   const WorkSplit split(
-      plan.panels * plan.blocks,
-      3.0 * kProducts * kPanel<A> * static_cast<double>(plan.block_vectors * kLanes<A>) / 8);
+      pieces, 3.0 * kProducts * kPanel<A> * static_cast<double>(plan.block_vectors * kLanes<A>));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    const bool shared = streams_shared(end - begin < pieces || plan.tiles() >= kTilesOfSeveral);
+    const bool streams = (large || shared) && WideVec<A>::streamable(u);
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t panel = piece / plan.blocks, block = piece % plan.blocks;
       transform_weights(plan, w, panel, block, u + panel * layout.panel + block * layout.block,
@@ -91,7 +105,7 @@ class Driver {
   }
 
   std::vector<int64_t> run(const Parallel& pool) {
-    if (tasks_own_filters(plan_))
+    if (!by_columns() && tasks_own_filters(plan_, u_ != nullptr))
       by_filters(pool);
     else
       by_tiles(pool);
@@ -109,18 +123,20 @@ class Driver {
     return plan_.tiles() / unit() * b / blocks * unit();
   }
   // The phases of columns share their source, so rows of tiles stay whole where there are several.
+  // Else whole register tiles.
   int64_t unit() const {
     const int64_t across = plan_.columns.count;
-    return plan_.columns.dilation > 1 && across <= kMostTiles ? across : 1;
+    if (plan_.columns.dilation > 1 && across <= kMostTiles) return across;
+    return by_columns() && plan_.tiles() % kColumnTiles == 0 ? kColumnTiles : 1;
   }
   // V and M of a block share the second-level cache; usual numbers of threads get equal shares.
   int64_t tile_blocks() const {
     constexpr auto kElement = static_cast<int64_t>(sizeof(A));
     const int64_t channels = plan_.vectors * kVector;
     const int64_t chunk = std::min(plan_.panels, panels_at_once()) * kFilters;
-    const int64_t most =
-        std::min(std::max(kCachedBytes / (kElement * kProducts * (channels + chunk)), kFewestTiles),
-                 kMostTiles);
+    const int64_t products = by_columns() ? kColumnSlot<A> : kProducts * chunk;
+    const int64_t most = std::clamp(kCachedBytes / (kElement * (kProducts * channels + products)),
+                                    kFewestTiles, kMostTiles);
     const int64_t units = plan_.tiles() / unit();
     const int64_t blocks = ceil_div(units, std::max(most / unit(), int64_t{1}));
     return std::min(round_up(blocks, blocks < kManyBlocks ? 2 : 4), units);
@@ -128,19 +144,19 @@ class Driver {
   int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
 
   void by_tiles(const Parallel& pool) {
+    const int64_t blocks = tile_blocks();
+    const int64_t slots = ceil_div(plan_.tiles() / unit(), blocks) * unit();
+    const int64_t grain = work_grain(multiplications(slots, plan_.panels));
     Buffer<A> transformed(u_ != nullptr ? 0 : plan_.panels * weights_.panel);
     if (u_ == nullptr) transform_all_weights(plan_, w_, transformed.get(), pool);
     const A* u = u_ != nullptr ? u_ : transformed.get();
-
-    const int64_t blocks = tile_blocks();
-    const int64_t slots = ceil_div(plan_.tiles() / unit(), blocks) * unit();
     const SourceLayout<A> layout(plan_, slots);
     const int64_t chunk = std::min(panels_at_once(), plan_.panels);
     const int64_t scratch_size =
         std::max(source_scratch(plan_, slots), product_scratch(plan_, slots));
-    const int64_t grain = work_grain(multiplications(slots, plan_.panels));
     parallel_for_with_scratch(pool, 0, blocks, grain, [&](int64_t begin, int64_t end) {
-      Buffer<A> v(layout.size(plan_)), m(chunk * slots * kSlot), scratch(scratch_size);
+      Buffer<A> v(layout.size(plan_)), scratch(scratch_size);
+      Buffer<A> m(by_columns() ? slots * kColumnSlot<A> : chunk * slots * kSlot);
       const auto block_at = [&](int64_t b) {
         const int64_t first = first_tile(b, blocks);
         return TileBlock(plan_, first, first_tile(b + 1, blocks) - first);
@@ -153,16 +169,28 @@ class Driver {
                            scratch.get(), v.get());
         TileBlock next = b + 1 < end ? block_at(b + 1) : TileBlock(plan_, 0, 0);
         const auto strips = static_cast<int64_t>(next.strips().size());
-        for (int64_t panel = 0; panel < plan_.panels; panel += chunk) {
-          const Range panels{panel, std::min(panel + chunk, plan_.panels)};
-          // The products leave the memory idle: meanwhile what their transform writes is fetched,
-          // and a part of what the next block reads.
+        // The products leave the memory idle: meanwhile what their transform writes is fetched, and
+        // a part of what the next block reads.
+        const auto expect = [&](Range filters) {
           ahead.clear();
-          expect_outputs(block, panels, ahead);
-          for (int64_t i = strips * panels.begin / plan_.panels;
-               i < strips * panels.end / plan_.panels; ++i)
+          expect_outputs(block, filters, ahead);
+          for (int64_t i = strips * filters.begin / plan_.view.K;
+               i < strips * filters.end / plan_.view.K; ++i)
             prefetch_source(plan_, &next.segments()[next.strips()[i].begin],
                             next.strips()[i].size(), src_, ahead);
+        };
+        if constexpr (kHasColumns) {
+          for (int64_t k = 0; by_columns() && k < plan_.view.K; k += kVector) {
+            if (k % kFilters == 0) expect(filters_of({k / kFilters, k / kFilters + 1}));
+            multiply_columns(block, k, layout, v.get(), u, m.get(), ahead);
+            for (const Segment& s : block.segments())
+              note(s, transform_column_products(plan_, s, k, m.get(), bias_.get() + k, epilogue_,
+                                                scratch.get()));
+          }
+        }
+        for (int64_t panel = 0; !by_columns() && panel < plan_.panels; panel += chunk) {
+          const Range panels{panel, std::min(panel + chunk, plan_.panels)};
+          expect(filters_of(panels));
           const int64_t lines = lines_at_once(ahead, block, panels, plan_.blocks);
           for (int64_t c = 0; c < plan_.blocks; ++c)
             multiply(block, c, panels, layout, v.get(),
@@ -176,9 +204,12 @@ class Driver {
     });
   }
 
-  void expect_outputs(const TileBlock& block, Range panels, SourcePrefetch& ahead) const {
+  Range filters_of(Range panels) const {
+    return {panels.begin * kFilters, std::min(panels.end * kFilters, plan_.view.K)};
+  }
+  void expect_outputs(const TileBlock& block, Range filters, SourcePrefetch& ahead) const {
     for (const Segment& s : block.segments())
-      prefetch_destination(plan_, s, panels, epilogue_.y, ahead);
+      prefetch_destination(plan_, s, filters, epilogue_.y, ahead);
   }
   // Lines for a call of the micro-kernel.
   int64_t lines_at_once(const SourcePrefetch& ahead, const TileBlock& block, Range panels,
@@ -202,10 +233,11 @@ class Driver {
     const int64_t strip_grain = work_grain(multiplications(ceil_div(tiles, strips), 1) / 4);
     parallel_for_with_scratch(pool, 0, strips, strip_grain, [&](int64_t begin, int64_t end) {
       Buffer<A> scratch(source_scratch(plan_, tiles));
+      const bool streams = streams_shared(end - begin < strips);
       for (int64_t s = begin; s < end; ++s) {
         const Range strip = block.strips()[s];
         transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
-                         scratch.get(), v.get());
+                         scratch.get(), v.get(), streams);
       }
     });
     const int64_t grain = work_grain(multiplications(tiles, 1));
@@ -219,7 +251,7 @@ class Driver {
         for (int64_t c = 0; c < plan_.blocks; ++c) {
           const bool last = c + 1 == plan_.blocks;
           ahead.clear();
-          if (last) expect_outputs(block, {panel, panel + 1}, ahead);
+          if (last) expect_outputs(block, filters_of({panel, panel + 1}), ahead);
           if (near && !(last && panel + 1 == end))
             prefetch_panel(plan_, w_, panel + (last ? 1 : 0), last ? 0 : c + 1, ahead);
           if (near) transform_weights(plan_, w_, panel, c, transformed.get());
@@ -268,11 +300,50 @@ class Driver {
     }
   }
 
+  static constexpr bool kHasColumns = kWinogradColumns && std::is_same_v<A, float>;
+  // Columns are transformed in registers where the channels are one block: a bit may depend on it,
+  // so the batch must not.
+  bool by_columns() const { return kHasColumns && plan_.side == 3 && plan_.blocks == 1; }
+
+  // The products of a vector of filters, transformed down the columns.
+  void multiply_columns(const TileBlock& tiles, int64_t filter, const SourceLayout<A>& layout,
+                        const A* v, const A* u, A* m, SourcePrefetch& ahead) const {
+    WinogradColumn g{};
+    g.v_point = kPoints * layout.point;
+    g.u_point = kPoints * weights_.point;
+    g.v_step = layout.vector;
+    g.y_step = kColumnSlot<A>;
+    g.y_row = kColumnRow<A>;
+    g.channels = plan_.channels_in(0);
+    u += filter / kFilters * weights_.panel + filter % kFilters;
+    const int64_t lines = ceil_div(ahead.lines(), kPoints * ceil_div(tiles.tiles(), kColumnTiles));
+    for (int s = 0; s < kPoints; ++s) {
+      g.u = u + s * weights_.point;
+      const A* const next = s + 1 < kPoints ? g.u + weights_.point : u + kVector;
+      int64_t call = 0;
+      const auto multiply_slots = [&](Range slots, bool tall) {
+        for_row_tiles(slots.size(), kColumnTiles, [&](int64_t offset, int64_t count) {
+          const int64_t slot = slots.begin + offset;
+          g.v = v + s * layout.point + slot * kVector;
+          g.y = m + slot * kColumnSlot<A> + s * kVector;
+          g.next = next + call++ % kPoints * g.u_point;
+          winograd_column_kernel(count, tall)(g);
+          ahead.ask(lines);
+        });
+      };
+      const Range tall = tiles.slots(kPoints - 1, s);
+      multiply_slots(tall, true);
+      multiply_slots({tall.end, tiles.slots(0, s).end}, false);
+    }
+  }
+
   void finish(const TileBlock& tiles, int64_t panel, const A* m, A* scratch) const {
     for (const Segment& s : tiles.segments())
-      if (!transform_products(plan_, s, panel, m, bias_.get() + panel * kFilters, epilogue_,
-                              scratch))
-        special_[static_cast<size_t>(s.n)].store(true, std::memory_order_relaxed);
+      note(s, transform_products(plan_, s, panel, m, bias_.get() + panel * kFilters, epilogue_,
+                                 scratch));
+  }
+  void note(const Segment& s, bool finite) const {
+    if (!finite) special_[static_cast<size_t>(s.n)].store(true, std::memory_order_relaxed);
   }
 
   const Plan<A> plan_;

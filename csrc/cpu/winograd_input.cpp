@@ -102,7 +102,7 @@ void transform_columns(const Window& window, const T* const (&rows)[kPoints], in
 // those of the next tile.
 template <bool kTall, bool kWide, typename A>
 void transform_rows(const A* columns, int64_t step, int64_t next, int64_t count, int64_t point,
-                    A* v) {
+                    A* v, bool streams) {
   using V = Vec<A>;
   constexpr int64_t kVector = V::kLanes;
   constexpr int kRows = kTall ? kPoints : kPoints - 1, kColumns = kWide ? kPoints : kPoints - 1;
@@ -114,7 +114,8 @@ void transform_rows(const A* columns, int64_t step, int64_t next, int64_t count,
       for (int s = 0; s < kColumns; ++s) d[s] = V::load(columns + s * step + r * kVector);
       transform_input<kWide>(d, row);
 #pragma GCC unroll 6
-      for (int s = 0; s < kColumns; ++s) V::store(v + (r * kPoints + s) * point, row[s]);
+      for (int s = 0; s < kColumns; ++s)
+        WideVec<A>::store(v + (r * kPoints + s) * point, row[s], streams);
     }
   }
 }
@@ -134,12 +135,13 @@ void transform_all_columns(bool tall, const Window& window, const T* const (&row
 
 template <bool kTall, typename A>
 void transform_tiles(const Segment& s, const A* columns, int64_t step, int64_t full,
-                     const SourceLayout<A>& layout, A* v) {
+                     const SourceLayout<A>& layout, A* v, bool streams) {
   constexpr int64_t kVector = kLanes<A>;
   const int64_t next = full * step;
-  transform_rows<kTall, true>(columns, step, next, s.wide, layout.point, v + s.wide_slot * kVector);
+  transform_rows<kTall, true>(columns, step, next, s.wide, layout.point, v + s.wide_slot * kVector,
+                              streams);
   transform_rows<kTall, false>(columns + s.wide * next, step, next - step, s.count - s.wide,
-                               layout.point, v + s.narrow_slot * kVector);
+                               layout.point, v + s.narrow_slot * kVector, streams);
 }
 
 }  // namespace
@@ -152,7 +154,7 @@ int64_t source_scratch(const Plan<A>& plan, int64_t slots) {
 template <typename T>
 void transform_source(const Plan<Wide<T>>& plan, const Segment* segments, int64_t count,
                       const T* src, const SourceLayout<Wide<T>>& layout, Wide<T>* scratch,
-                      Wide<T>* v) {
+                      Wide<T>* v, bool streams) {
   using A = Wide<T>;
   constexpr int64_t kVector = kLanes<A>;
   const ConvView& view = plan.view;
@@ -189,9 +191,11 @@ void transform_source(const Plan<Wide<T>>& plan, const Segment* segments, int64_
     for (const Segment* s = segments; s != segments + count; ++s) {
       const int64_t column = plan.columns.begin(s->j) + plan.w - window.w;
       const auto tiles = tall ? transform_tiles<true, A> : transform_tiles<false, A>;
-      tiles(*s, columns + column * kPoints * kVector, next_column, plan.columns.full, layout, to);
+      tiles(*s, columns + column * kPoints * kVector, next_column, plan.columns.full, layout, to,
+            streams);
     }
   }
+  if (streams) stream_fence();
 }
 
 template <typename T>
@@ -221,7 +225,7 @@ void prefetch_source(const Plan<Wide<T>>& plan, const Segment* segments, int64_t
 
 #define TORCHCONV_INSTANTIATE(T)                                                          \
   template void transform_source(const Plan<Wide<T>>&, const Segment*, int64_t, const T*, \
-                                 const SourceLayout<Wide<T>>&, Wide<T>*, Wide<T>*);       \
+                                 const SourceLayout<Wide<T>>&, Wide<T>*, Wide<T>*, bool); \
   template void prefetch_source(const Plan<Wide<T>>&, const Segment*, int64_t, const T*,  \
                                 SourcePrefetch&);
 TORCHCONV_INSTANTIATE(float)

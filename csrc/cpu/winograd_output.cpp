@@ -1,7 +1,9 @@
-// Vectors run along filters. The outputs of a segment go to a band of pixels first, [pixel]
-// [kPanel] in the order of rows and columns; the epilogue then takes runs of it, or of its
-// transposition where pixels are neighbours in memory.
+// Vectors run along filters. Where nothing is left to do they go to where they belong, else to a
+// band of pixels first, [pixel][kPanel] in the order of rows and columns; the epilogue then takes
+// runs of it, or of its transposition where pixels are neighbours in memory.
 #include "cpu/winograd_output.h"
+
+#include <limits>
 
 #include "cpu/transpose_tile.h"
 
@@ -11,12 +13,52 @@ namespace {
 template <typename A>
 using Register = typename Vec<A>::Type;
 
-// One tile's vector of filters to band, whose rows are band_row apart; returns a vector that holds
-// a NaN where an output is not finite. rows and columns: how many outputs exist.
+// A vector of filters of some pixels of a band, to rows of pixels.
+template <typename A>
+TORCHCONV_INLINE void store_transposed(const A* band, int64_t pixels, A* dst, int64_t next_filter,
+                                       int64_t filters) {
+  using V = Vec<A>;
+  constexpr int kVector = V::kLanes;
+  Register<A> square[kVector];
+#pragma GCC unroll 16
+  for (int p = 0; p < kVector; ++p)
+    square[p] = p < pixels ? V::load(band + p * kPanel<A>) : Register<A>{};
+  transpose_steps<1>(square);
+#pragma GCC unroll 16
+  for (int k = 0; k < kVector; ++k) {
+    if (k >= filters) break;
+    if (pixels == kVector)
+      V::store(dst + k * next_filter, square[k]);
+    else
+      V::store_partial(dst + k * next_filter, square[k], pixels);
+  }
+}
+
+// Where the outputs of a segment go, a band or the destination, and what they are clamped to, NaN
+// kept.
+template <typename A>
+struct Target {
+  A* first;
+  int64_t row, column;  // strides
+  A low, high;
+};
+
+// Not finite where one of the first kCount is not; at worst a large sum is taken for an overflow.
+template <int kCount, typename V, int kFull>
+TORCHCONV_INLINE V sum_of(const V (&y)[kFull]) {
+  V sum = y[0];
+#pragma GCC unroll 4
+  for (int i = 1; i < kCount; ++i) sum += y[i];
+  return sum;
+}
+
+// One tile's vector of filters to target.first; returns a vector that holds a NaN where an output
+// is not finite. rows and columns: how many outputs exist.
 template <int kFull, bool kTall, bool kWide, typename A>
 TORCHCONV_INLINE Register<A> transform_tile(const A* m, Register<A> bias, int64_t rows,
-                                            int64_t columns, A* band, int64_t band_row) {
+                                            int64_t columns, const Target<A>& target, A* first) {
   using V = Vec<A>;
+  const Register<A> low = V::broadcast(target.low), high = V::broadcast(target.high);
   constexpr int64_t kFilters = kPanel<A>;
   constexpr int kRows = kTall ? kFull : kFull - 1, kColumns = kWide ? kFull : kFull - 1;
   constexpr int kRowPoints = kPoints - kFull + kRows, kColumnPoints = kPoints - kFull + kColumns;
@@ -35,29 +77,33 @@ TORCHCONV_INLINE Register<A> transform_tile(const A* m, Register<A> bias, int64_
   for (int r = 0; r < kRows; ++r) {
     Register<A> y[kFull];
     transform_output<kWide>(sums[r], y);
+    special += sum_of<kColumns>(y) * 0.0f;
 #pragma GCC unroll 4
     for (int s = 0; s < kColumns; ++s) {
-      special += y[s] * 0.0f;
-      if (r < rows && s < columns) V::store(band + r * band_row + s * kFilters, y[s] + bias);
+      Register<A> z = y[s] + bias;
+      z = z < low ? low : z;
+      z = z > high ? high : z;
+      if (r < rows && s < columns) V::store(first + r * target.row + s * target.column, z);
     }
   }
   return special;
 }
 
-// `count` tiles side by side, to band and the rest of its rows, `columns` pixels.
+// `count` tiles side by side, to target.first and the rest of its rows, `columns` pixels.
 template <int kFull, bool kTall, bool kWide, typename A>
 Register<A> transform_tiles(const A* m, int64_t count, const A* bias, int64_t vectors, int64_t rows,
-                            int64_t columns, A* band, int64_t band_row) {
+                            int64_t columns, const Target<A>& target) {
   using V = Vec<A>;
   constexpr int64_t kVector = V::kLanes;
   constexpr int64_t kStep = kWide ? kFull : kFull - 1;
+  A* first = target.first;
   Register<A> special{};
   for (int64_t tile = 0; tile < count; ++tile) {
     for (int64_t v = 0; v < vectors; ++v)
       special += transform_tile<kFull, kTall, kWide>(m + v * kVector, V::load(bias + v * kVector),
-                                                     rows, columns, band + v * kVector, band_row);
+                                                     rows, columns, target, first + v * kVector);
     m += kProductSlot<A>;
-    band += kStep * kPanel<A>;
+    first += kStep * target.column;
     columns -= kStep;
   }
   return special;
@@ -65,18 +111,52 @@ Register<A> transform_tiles(const A* m, int64_t count, const A* bias, int64_t ve
 
 template <int kFull, bool kTall, typename A>
 Register<A> transform_segment(const Segment& s, const A* m, const A* bias, int64_t vectors,
-                              int64_t rows, int64_t columns, A* band) {
-  const int64_t wide = s.wide * kFull, band_row = columns * kPanel<A>;
+                              int64_t rows, int64_t columns, const Target<A>& target) {
+  const int64_t wide = s.wide * kFull;
+  Target<A> rest = target;
+  rest.first += wide * target.column;
   return transform_tiles<kFull, kTall, true>(m + s.wide_slot * kProductSlot<A>, s.wide, bias,
-                                             vectors, rows, columns, band, band_row) +
+                                             vectors, rows, columns, target) +
          transform_tiles<kFull, kTall, false>(m + s.narrow_slot * kProductSlot<A>, s.count - s.wide,
-                                              bias, vectors, rows, columns - wide,
-                                              band + wide * kPanel<A>, band_row);
+                                              bias, vectors, rows, columns - wide, rest);
 }
 
 template <int kFull, typename A>
 constexpr auto segment_transform(bool tall) {
   return tall ? transform_segment<kFull, true, A> : transform_segment<kFull, false, A>;
+}
+
+// The rows of `count` tiles side by side whose columns have been transformed.
+template <bool kWide, typename A>
+Register<A> transform_rows(const A* m, int64_t count, Register<A> bias, int64_t rows,
+                           int64_t columns, const Target<A>& target) {
+  using V = Vec<A>;
+  constexpr int kFull = tile_outputs(3), kStep = kWide ? kFull : kFull - 1;
+  constexpr int kColumnPoints = kWide ? kPoints : kPoints - 1;
+  const Register<A> low = V::broadcast(target.low), high = V::broadcast(target.high);
+  A* first = target.first;
+  Register<A> special{};
+  for (int64_t tile = 0; tile < count; ++tile) {
+    for (int64_t r = 0; r < rows; ++r) {
+      Register<A> points[kPoints], y[kFull];
+#pragma GCC unroll 6
+      for (int s = 0; s < kColumnPoints; ++s)
+        points[s] = V::load(m + r * kColumnRow<A> + s * V::kLanes);
+      transform_output<kWide>(points, y);
+      special += sum_of<kStep>(y) * 0.0f;
+#pragma GCC unroll 4
+      for (int s = 0; s < kStep; ++s) {
+        Register<A> z = y[s] + bias;
+        z = z < low ? low : z;
+        z = z > high ? high : z;
+        if (s < columns) V::store(first + r * target.row + s * target.column, z);
+      }
+    }
+    m += kColumnSlot<A>;
+    first += kStep * target.column;
+    columns -= kStep;
+  }
+  return special;
 }
 
 // The outputs of a segment, and where those of the first filter go.
@@ -98,6 +178,50 @@ struct Outputs {
   bool whole_rows() const { return strides.column == 1 && strides.row == columns; }
 };
 
+// Of a row of outputs, in the band at a time.
+constexpr int64_t kBandPixels = 16;
+
+// Writes the outputs of a segment, and returns whether they are finite. transform(segment, rows,
+// columns, target) makes those of a part of it.
+template <typename T, typename F>
+bool finish_segment(const Grid& plan, const Segment& s, int64_t filter, int64_t filters,
+                    const Epilogue<T>& epilogue, Wide<T>* scratch, F&& transform) {
+  using A = Wide<T>;
+  constexpr A kInfinity = std::numeric_limits<A>::infinity();
+  const Outputs out(plan, s);
+  const Activation activation = epilogue.activation;
+  const bool clamps = activation == Activation::kReLU || activation == Activation::kReLU6;
+  const bool done = epilogue.activates_only() && (clamps || activation == Activation::kNone);
+  const Epilogue<T> rest = done ? Epilogue<T>{epilogue.y, nullptr, Activation::kNone} : epilogue;
+  Target<A> target{scratch, 0, kPanel<A>, -kInfinity, kInfinity};
+  if (done && clamps) target.low = 0;
+  if (done && activation == Activation::kReLU6) target.high = 6;
+  const bool direct =
+      std::is_same_v<T, A> && done && out.strides.c == 1 && filters % kLanes<A> == 0;
+  // Few at a time, to find them in the first-level cache again, on whole lines where these exist.
+  const bool few = std::is_same_v<T, A> && done && !direct;
+  const int64_t most = few ? kBandPixels / plan.columns.full : s.count;
+  Register<A> special{};
+  Segment part = s;
+  for (int64_t tile = 0, column = 0; tile < s.count; tile += part.count) {
+    part.count = std::min(few ? most - (s.j + tile) % most : most, s.count - tile);
+    part.wide = std::clamp<int64_t>(s.wide - tile, 0, part.count);
+    part.wide_slot = s.wide_slot + tile;
+    part.narrow_slot = s.narrow_slot + std::max<int64_t>(tile - s.wide, 0);
+    const int64_t columns =
+        std::min(part.count * (plan.columns.full - 1) + part.wide, out.columns - column);
+    const int64_t dst = out.dst + filter * plan.view.dst.c + column * out.strides.column;
+    if constexpr (std::is_same_v<T, A>)
+      if (direct) target.first = epilogue.y + dst;
+    target.row = direct ? out.strides.row : columns * kPanel<A>;
+    if (direct) target.column = out.strides.column;
+    special += transform(part, out.rows, columns, target);
+    if (!direct) store_band(out.strides, dst, filters, out.rows, columns, rest, scratch);
+    column += columns;
+  }
+  return !has_nan(special);
+}
+
 int64_t max_pixels(const Grid& plan, int64_t slots) {
   return plan.rows.full * plan.columns.full * std::min(slots, plan.columns.count);
 }
@@ -110,34 +234,50 @@ int64_t product_scratch(const Plan<A>& plan, int64_t slots) {
 }
 
 template <typename T>
-bool transform_products(const Plan<Wide<T>>& plan, const Segment& s, int64_t panel,
+bool transform_products(const Plan<Wide<T>>& plan, const Segment& segment, int64_t panel,
                         const Wide<T>* m, const Wide<T>* bias, const Epilogue<T>& epilogue,
                         Wide<T>* scratch) {
   using A = Wide<T>;
-  constexpr int64_t kVector = kLanes<A>, kFilters = kPanel<A>;
-  const ConvView& view = plan.view;
-  const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
-  const int64_t vectors = ceil_div(filters, kVector);
-  const Outputs out(plan, s);
-  const bool tall = plan.rows.is_full(s.i);
+  constexpr int64_t kFilters = kPanel<A>;
+  const int64_t filters = std::min(plan.view.K - panel * kFilters, kFilters);
+  const int64_t vectors = ceil_div(filters, kLanes<A>);
+  const bool tall = plan.rows.is_full(segment.i);
   const auto transform = plan.side == 3 ? segment_transform<tile_outputs(3), A>(tall)
                                         : segment_transform<tile_outputs(5), A>(tall);
-  A* band = scratch;
-  const bool finite = !has_nan(transform(s, m, bias, vectors, out.rows, out.columns, band));
-
-  store_band(out.strides, out.dst + panel * kFilters * view.dst.c, filters, out.rows, out.columns,
-             epilogue, band);
-  return finite;
+  return finish_segment(
+      plan, segment, panel * kFilters, filters, epilogue, scratch,
+      [&](const Segment& s, int64_t rows, int64_t columns, const Target<A>& target) {
+        return transform(s, m, bias, vectors, rows, columns, target);
+      });
 }
 
 template <typename T>
-void prefetch_destination(const Plan<Wide<T>>& plan, const Segment& s, Range panels, const T* y,
+bool transform_column_products(const Plan<Wide<T>>& plan, const Segment& segment, int64_t filter,
+                               const Wide<T>* m, const Wide<T>* bias, const Epilogue<T>& epilogue,
+                               Wide<T>* scratch) {
+  using A = Wide<T>;
+  const int64_t filters = std::min(plan.view.K - filter, kLanes<A>);
+  const auto added = Vec<A>::load(bias);
+  return finish_segment(
+      plan, segment, filter, filters, epilogue, scratch,
+      [&](const Segment& s, int64_t rows, int64_t columns, const Target<A>& target) {
+        const int64_t wide = s.wide * tile_outputs(3);
+        Target<A> rest = target;
+        rest.first += wide * target.column;
+        return transform_rows<true>(m + s.wide_slot * kColumnSlot<A>, s.wide, added, rows, columns,
+                                    target) +
+               transform_rows<false>(m + s.narrow_slot * kColumnSlot<A>, s.count - s.wide, added,
+                                     rows, columns - wide, rest);
+      });
+}
+
+template <typename T>
+void prefetch_destination(const Plan<Wide<T>>& plan, const Segment& s, Range range, const T* y,
                           SourcePrefetch& ahead) {
   constexpr auto kSize = static_cast<int64_t>(sizeof(T));
-  constexpr int64_t kFilters = kPanel<Wide<T>>;
   const Outputs out(plan, s);
-  const int64_t filters = std::min(plan.view.K - panels.begin * kFilters, panels.size() * kFilters);
-  y += out.dst + panels.begin * kFilters * out.strides.c;
+  const int64_t filters = range.size();
+  y += out.dst + range.begin * out.strides.c;
   if (out.whole_rows())
     return ahead.add(y, filters, out.strides.c * kSize, out.rows * out.columns * kSize);
   for (int64_t r = 0; r < out.rows; ++r) {
@@ -160,7 +300,23 @@ void store_band(const ConvStrides& strides, int64_t dst, int64_t filters, int64_
                        dst + r * strides.row + c * strides.column, 1);
     return;
   }
-  const int64_t pixels = rows * columns, plane = odd_lines<Wide<T>>(pixels);
+  // Whole rows of the image are one run.
+  const bool whole = strides.column == 1 && strides.row == columns;
+  const int64_t pixels = rows * columns;
+  const int64_t runs = whole ? 1 : rows, run = whole ? pixels : columns;
+  if constexpr (std::is_same_v<T, Wide<T>>) {
+    if (strides.column == 1 && epilogue.activates_only() &&
+        epilogue.activation == Activation::kNone) {
+      for (int64_t k = 0; k < filters; k += kVector)
+        for (int64_t r = 0; r < runs; ++r)
+          for (int64_t p = 0; p < run; p += kVector)
+            store_transposed(band + (r * run + p) * kFilters + k, std::min(run - p, kVector),
+                             epilogue.y + dst + k * strides.c + r * strides.row + p, strides.c,
+                             std::min(filters - k, kVector));
+      return;
+    }
+  }
+  const int64_t plane = odd_lines<Wide<T>>(pixels);
   Wide<T>* planes = band + pixels * kFilters;
   for (int64_t k = 0; k < filters; k += kVector) {
     const int64_t lanes = std::min(filters - k, kVector);
@@ -168,9 +324,6 @@ void store_band(const ConvStrides& strides, int64_t dst, int64_t filters, int64_
       transpose_tile(band + p * kFilters + k, kFilters, std::min(pixels - p, kVector), lanes,
                      planes + k * plane + p, plane, lanes);
   }
-  // Whole rows of the image are one run.
-  const bool whole = strides.column == 1 && strides.row == columns;
-  const int64_t runs = whole ? 1 : rows, run = whole ? pixels : columns;
   for (int64_t k = 0; k < filters; ++k)
     for (int64_t r = 0; r < runs; ++r)
       epilogue.store(planes + k * plane + r * run, run, dst + k * strides.c + r * strides.row,
@@ -189,6 +342,13 @@ TORCHCONV_INSTANTIATE(double)
 TORCHCONV_INSTANTIATE(BFloat16)
 TORCHCONV_INSTANTIATE(Float16)
 #undef TORCHCONV_INSTANTIATE
+#define TORCHCONV_INSTANTIATE_COLUMNS(T)                                               \
+  template bool transform_column_products(const Plan<float>&, const Segment&, int64_t, \
+                                          const float*, const float*, const Epilogue<T>&, float*);
+TORCHCONV_INSTANTIATE_COLUMNS(float)
+TORCHCONV_INSTANTIATE_COLUMNS(BFloat16)
+TORCHCONV_INSTANTIATE_COLUMNS(Float16)
+#undef TORCHCONV_INSTANTIATE_COLUMNS
 template int64_t product_scratch(const Plan<float>&, int64_t);
 template int64_t product_scratch(const Plan<double>&, int64_t);
 

@@ -31,9 +31,16 @@ bool transform_products(const Plan<Wide<T>>& plan, const Segment& segment, int64
                         const Wide<T>* m, const Wide<T>* bias, const Epilogue<T>& epilogue,
                         Wide<T>* scratch);
 
-// What it is going to write of some panels, at y.
+// The same for one vector of filters, from `filter` on, whose columns have been transformed: m from
+// winograd_column.h, bias of the vector.
 template <typename T>
-void prefetch_destination(const Plan<Wide<T>>& plan, const Segment& segment, Range panels,
+bool transform_column_products(const Plan<Wide<T>>& plan, const Segment& segment, int64_t filter,
+                               const Wide<T>* m, const Wide<T>* bias, const Epilogue<T>& epilogue,
+                               Wide<T>* scratch);
+
+// What they are going to write of some filters, at y.
+template <typename T>
+void prefetch_destination(const Plan<Wide<T>>& plan, const Segment& segment, Range filters,
                           const T* y, SourcePrefetch& ahead);
 
 // Sends finished outputs, [row][column][kPanel] in a band, to where they belong: the first of

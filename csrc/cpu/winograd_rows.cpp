@@ -8,8 +8,9 @@
 //
 // A task is a block of rows of a sample: it transforms what they read of the source once, as planes
 // [row][channel][point][tile], and multiplies it with vectors of filters
-// [vector][term][point][filter]. For NCHW the square of pixels and filters is transposed in
-// registers on its way out.
+// [vector][term][point][filter]. For NCHW vectors run along the tiles of a row instead, a few
+// filters at a time, and what is left to do is to interleave the four outputs of a tile; with too
+// few tiles for that, the square of pixels and filters is transposed on its way out.
 #include "cpu/winograd_rows.h"
 
 #include <algorithm>
@@ -21,6 +22,7 @@
 #include "cpu/axis_groups.h"
 #include "cpu/conv_pack.h"
 #include "cpu/parallel_range.h"
+#include "cpu/pool_simd.h"
 #include "cpu/winograd_rows_source.h"
 
 namespace torchconv::cpu {
@@ -179,6 +181,70 @@ Register multiply(const RowTile& tile) {
   return special;
 }
 
+// As add_terms, of kTiles filters and a vector of tiles.
+template <int kTaps>
+TORCHCONV_INLINE void add_plane_terms(const RowTile& tile, const int64_t*& offsets, const float*& u,
+                                      Register (&sum)[kTiles][kMostPoints]) {
+  constexpr int kPoints = points_of(kTaps);
+  const int64_t plane = tile.plane, terms = tile.terms[kMostTaps - kTaps];
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < terms; ++k, u += rows::weights_of(kTaps) * kL) {
+    const float* const v0 = tile.v + *offsets++;
+    const float* const v3 = v0 + 3 * plane;
+#pragma GCC unroll 6
+    for (int p = 0; p < kPoints; ++p) {
+      Register values = V::load(p < 3 ? v0 + p * plane : v3 + (p - 3) * plane);
+      keep_in_register(values);
+#pragma GCC unroll 4
+      for (int f = 0; f < kTiles; ++f)
+        sum[f][p] += V::broadcast(u[(kTaps == 1 ? 0 : p) * kL + f]) * values;
+    }
+  }
+}
+
+// kTiles filters of a vector of tiles: u and bias are those of the first, v of the first tile.
+__attribute__((noinline)) Register multiply_planes(const RowTile& tile) {
+  Register sum[kTiles][kMostPoints];
+#pragma GCC unroll 6
+  for (int p = 0; p < kMostPoints; ++p)
+#pragma GCC unroll 4
+    for (int f = 0; f < kTiles; ++f)
+      sum[f][p] = p < points_of(1) ? V::broadcast(tile.bias[p * kL + f]) : Register{};
+  const float* u = tile.u;
+  const int64_t* offsets = tile.offsets;
+  add_plane_terms<3>(tile, offsets, u, sum);
+  add_plane_terms<2>(tile, offsets, u, sum);
+  add_plane_terms<1>(tile, offsets, u, sum);
+
+  auto special = Register{};
+  const Register low{}, high = V::broadcast(tile.high);
+#pragma GCC unroll 4
+  for (int f = 0; f < kTiles; ++f) {
+    Register y[kOutputs], even[2], odd[2];
+    rows::transform_output(sum[f], y);
+    special += ((y[0] + y[1]) + (y[2] + y[3])) * Register{};
+    interleave<float>(y[0], y[2], &even[0], &even[1]);
+    interleave<float>(y[1], y[3], &odd[0], &odd[1]);
+    interleave<float>(even[0], odd[0], &y[0], &y[1]);
+    interleave<float>(even[1], odd[1], &y[2], &y[3]);
+    if (f >= tile.filters) continue;
+    float* const dst = tile.dst + f * tile.dst_c;
+#pragma GCC unroll 4
+    for (int i = 0; i < kOutputs; ++i) {
+      if (tile.clamp) {
+        y[i] = y[i] < low ? low : y[i];
+        y[i] = y[i] > high ? high : y[i];
+      }
+      const int64_t pixels = tile.pixels - i * kL;
+      if (pixels >= kL)
+        WideVec<float>::store(dst + i * kL, y[i], tile.stream);
+      else if (pixels > 0)
+        V::store_partial(dst + i * kL, y[i], pixels);
+    }
+  }
+  return special;
+}
+
 bool has_nan(Register special) {
   float lanes[kL];
   V::store(lanes, special);
@@ -249,6 +315,7 @@ class WinogradRows {
     streams_ = direct_ && (transposed ? view.dst.c : view.dst.column) % kL == 0 &&
                view.dst.row % kL == 0 && WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
                view.N * view.pixels() * view.K >= kStreamed;
+    along_tiles_ = direct_ && transposed && 5 * tiles_ >= 4 * round_up(tiles_, kL);
     transform_weights(w);
     clamp_ = direct_ && activation != Activation::kNone;
     high_ = activation == Activation::kReLU6 ? 6 : kInfinity;
@@ -350,6 +417,20 @@ class WinogradRows {
       tile.u = u_.get() + k * weights_;
       tile.bias = bias_.get() + k * points_of(1);
       tile.filters = std::min<int64_t>(view_.K - k, kL);
+      if (along_tiles_) {
+        for (int64_t f = 0; tile.filters > 0; f += kTiles) {
+          for (int64_t t = 0; t < tiles_; t += kL) {
+            tile.v = v + y * view_.step_h * source_row_ + t;
+            tile.pixels = view_.J - t * kOutputs;
+            tile.dst = epilogue_.y + row + f * view_.dst.c + t * kOutputs;
+            special += multiply_planes(tile);
+          }
+          tile.u += kTiles;
+          tile.bias += kTiles;
+          tile.filters -= kTiles;
+        }
+        return;
+      }
       for (int64_t t = 0, wide; t < tiles_; t += wide) {
         wide = t < tiles_ - narrow_tiles ? kTiles : kTiles - 1;
         const int64_t dst = row + t * kOutputs * view_.dst.column;
@@ -398,6 +479,7 @@ class WinogradRows {
   int64_t terms_[kMostTaps] = {};                 // of three taps, two and one
   std::vector<int64_t> offsets_;   // [group, row, channel], in the transformed source
   bool direct_, clamp_, streams_;  // the kernel applies the epilogue
+  bool along_tiles_;               // vectors, instead of along filters
   float high_;
   int64_t block_rows_, source_rows_;
 };

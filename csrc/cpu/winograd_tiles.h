@@ -264,5 +264,11 @@ struct WeightLayout {
 // From one slot of M to the next.
 template <typename A>
 inline constexpr int64_t kProductSlot = odd_lines<A>(kProducts * kPanel<A>);
+// And where M has one vector of filters and its columns are transformed,
+// [slot][row][column][lanes].
+template <typename A>
+inline constexpr int64_t kColumnRow = kPoints * kLanes<A>;
+template <typename A>
+inline constexpr int64_t kColumnSlot = odd_lines<A>(tile_outputs(3) * kColumnRow<A>);
 
 }  // namespace torchconv::cpu::winograd
