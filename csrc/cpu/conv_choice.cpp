@@ -12,6 +12,7 @@
 #include "cpu/depthwise_planes.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
+#include "cpu/group_winograd.h"
 #include "cpu/inner_gather.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/pair_wgrad.h"
@@ -66,6 +67,10 @@ constexpr double kLanesUsed = 0.7;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
 // to rearrange more. Phases of larger strides are not computed together.
 constexpr int64_t kGroupWidth = 16, kGroupWidthPixels = 64, kGroupStride = 4;
+// Channels in a group from which products along the rows repay their transforms, and the part of
+// them that may be left.
+constexpr int64_t kGroupRowsChannels = 4;
+constexpr double kGroupRowsLeft = 0.75;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
 
@@ -189,6 +194,11 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
     {Algorithm::kDepthwisePlanes, [](const Case& c) {
        return c.grouped() && depthwise_planes_applies(c.v);
+     }},
+    {Algorithm::kGroupWinograd, [](const Case& c) {
+       return c.winograd && c.is(DType::kFloat32) && c.narrower_side() >= kGroupRowsChannels &&
+              c.narrow_groups() && group_winograd_applies(c.v) &&
+              group_winograd_products(c.v) <= kGroupRowsLeft;
      }},
     {Algorithm::kGroupTiles, [](const Case& c) {
        return c.narrow_groups(c.nchw() ? kGroupWidthPixels : kGroupWidth);

@@ -15,6 +15,7 @@
 #include "cpu/conv_view.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_band.h"
+#include "cpu/group_winograd.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
@@ -53,6 +54,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "depthwise rolling columns, vectors along channels";
     case ConvAlgorithm::kDepthwisePlanes:
       return "depthwise rolling rows, vectors along pixels";
+    case ConvAlgorithm::kGroupWinograd:
+      return "Winograd along rows, groups side by side in vectors";
     case ConvAlgorithm::kGroupTiles:
       return "bands of rows, groups side by side in vectors";
     case ConvAlgorithm::kBandAlongPixels:
@@ -121,6 +124,12 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kBandAlongChannels: {
       return band_blocking(ConvBand(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes));
     }
+    case ConvAlgorithm::kGroupWinograd: {
+      const GroupBand band(v, size, kPermutesLanes<float>);
+      return text("F(4,3) along rows: %lld tiles, %lld rows of a tile, %lld groups together",
+                  winograd::TileAxis(v.J, 1, 4).count, std::min<int64_t>(v.I, kSumTiles[0]),
+                  band.groups);
+    }
     case ConvAlgorithm::kGroupTiles:
       return group_blocking(dtype == DType::kBFloat16 && groups_take_pairs(v) ? pair_view(v) : v,
                             size);
@@ -181,6 +190,8 @@ double multiplications(const ConvView& v) {
 double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
   if (algorithm == ConvAlgorithm::kWinogradRows)
     return 2 * multiplications(v) * winograd_rows_products(v);
+  if (algorithm == ConvAlgorithm::kGroupWinograd)
+    return 2 * multiplications(v) * group_winograd_products(v);
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
   const winograd::Grid plan(v);
   const auto tiles = static_cast<double>(plan.tiles());
@@ -230,7 +241,8 @@ std::string zeros(const char* pass, double bytes) {
 }
 
 const char* gather_otherwise(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
-  return algorithm == ConvAlgorithm::kWinograd || algorithm == ConvAlgorithm::kWinogradRows
+  return algorithm == ConvAlgorithm::kWinograd || algorithm == ConvAlgorithm::kWinogradRows ||
+                 algorithm == ConvAlgorithm::kGroupWinograd
              ? name_of(gather_algorithm(v, dtype, false))
              : "";
 }
