@@ -17,6 +17,7 @@
 #include "cpu/group_band.h"
 #include "cpu/group_winograd.h"
 #include "cpu/microkernels/gemm.h"
+#include "cpu/microkernels/group_winograd.h"
 #include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
 #include "cpu/pair_wgrad.h"
@@ -126,9 +127,8 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     }
     case ConvAlgorithm::kGroupWinograd: {
       const GroupBand band(v, size, kPermutesLanes<float>);
-      return text("F(4,3) along rows: %lld tiles, %lld rows of a tile, %lld groups together",
-                  winograd::TileAxis(v.J, 1, 4).count, std::min<int64_t>(v.I, kSumTiles[0]),
-                  band.groups);
+      return text("F(4,3) along rows: %lld tiles, %lld bands of rows, %lld groups together",
+                  winograd::TileAxis(v.J, 1, kGroupWinogradOutputs).count, band.bands, band.groups);
     }
     case ConvAlgorithm::kGroupTiles:
       return group_blocking(dtype == DType::kBFloat16 && groups_take_pairs(v) ? pair_view(v) : v,

@@ -1,12 +1,13 @@
-// Of 4 to 16 channels in a group, F(4x4,3x3) has too few products for its transforms, and with
-// vectors along channels too few that share a permuted operand. Along the rows only, four outputs
-// take 6 products instead of 12 for each channel and row of taps, the transforms are a quarter of
-// F(4x4,3x3)'s, and the rows of taps share operands as the columns do in group_gather.cpp (Lavin
-// and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, whose F(m, r) nests with any
-// sum). Nothing of a tile leaves the first-level cache but its outputs.
+// With few channels in a group the tiles of F(4x4,3x3) have too few products for their transforms,
+// and with vectors along channels no two products would share a permuted operand. Along the rows
+// only, four outputs take 6 products instead of 12 for each channel and row of taps, and a tile's
+// transforms, products and sums never leave the registers (microkernels/group_winograd.h; Lavin and
+// Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, whose F(m, r) nests with any
+// sum).
 //
-// A task is a band of rows of a block of groups (group_band.h). In channels_last outputs are
-// written where they belong; else some rows of all filters of a vector are transposed.
+// A task is a band of rows of a block of groups (group_band.h), and goes down the band tile by
+// tile. In channels_last it reads the image and writes where outputs belong; else channels of the
+// source, and then the filters of outputs, are transposed.
 #include "cpu/group_winograd.h"
 
 #include <atomic>
@@ -15,9 +16,9 @@
 #include "core/buffer.h"
 #include "cpu/group_store.h"
 #include "cpu/group_weights.h"
-#include "cpu/group_winograd_tiles.h"
+#include "cpu/microkernels/group_winograd.h"
 #include "cpu/parallel_range.h"
-#include "cpu/winograd_output.h"
+#include "cpu/winograd_tiles.h"
 
 namespace torchconv::cpu {
 namespace group_winograd {
@@ -26,7 +27,8 @@ namespace {
 using V = Vec<float>;
 using Register = V::Type;
 constexpr int64_t kL = V::kLanes;
-using Weights = GroupWeights<float, false>;
+constexpr int kTaps = kGroupWinogradTaps, kOutputs = kGroupWinogradOutputs,
+              kPoints = kGroupWinogradPoints;
 
 // Three runs of three taps, one below the other.
 bool is_square(const ConvView& view) {
@@ -38,78 +40,40 @@ bool is_square(const ConvView& view) {
   return true;
 }
 
-// G g of the weights [vector of filters][run][channel][tap] to [vector of filters][point][channel]
-// [run], all in vectors.
-void transform_weights(const ConvView& view, const GroupBand& band, const float* w, float* u,
-                       const Parallel& pool) {
-  const Weights weights(view, band);
-  const int64_t size = weights.vector_size(), point = size / kTaps;
-  Buffer<float> packed(weights.size());
-  weights.pack(w, packed.get(), pool);
-  const WorkSplit split(band.blocks * band.dst_vectors, static_cast<double>(kPoints * point));
-  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
-    for (int64_t i = begin; i < end; ++i) {
-      const float* from = packed.get() + i * size;
-      float* to = u + i * kPoints * point;
-      for (int64_t first = 0; first < view.C; first += kL) {
-        const int64_t channels = band.groups > 1 ? view.C : std::min(kL, view.C - first);
-        for (int64_t r = 0; r < kTaps; ++r)
-          for (int64_t c = 0; c < channels; ++c, from += kTaps * kL) {
-            const Register taps[kTaps] = {V::load(from), V::load(from + kL),
-                                          V::load(from + 2 * kL)};
-            Register points[kPoints];
-            winograd::transform_weight(taps, points);
-            for (int p = 0; p < kPoints; ++p)
-              V::store(to + p * point + (c * kTaps + r) * kL, points[p]);
-          }
-        to += channels * kTaps * kL;
-        if (band.groups > 1) break;
-      }
-    }
-  });
+// The view with columns for whole tiles, whose band has zeros for what these add.
+ConvView whole_tiles(const ConvView& view) {
+  const winograd::TileAxis columns(view.J, 1, kOutputs);
+  const int64_t last = columns.count - 1;
+  ConvView whole = view;
+  whole.J = columns.begin(last) + kOutputs - (columns.is_full(last) ? 0 : 1);
+  return whole;
 }
 
-// Where the outputs of a tile go.
-struct TileOutput {
-  const float* bias;
-  float* dst;
-  int64_t row, column, rows, columns, used;
-  bool clamp;
-  float high;
-};
+GroupBand band_of(const ConvView& view) {
+  return GroupBand(whole_tiles(view), sizeof(float), kPermutesLanes<float>);
+}
 
-// A tile from its products [point][kRows][lanes]. Returns a vector with a NaN where an output,
-// before its bias, is not finite.
-template <bool kFull>
-Register transform_products(const float* m, const TileOutput& out) {
-  constexpr int kCount = kOutputs - (kFull ? 0 : 1);
-  Register special{};
-  const Register bias = V::load(out.bias), high = V::broadcast(out.high);
-  float* dst = out.dst;
-  for (int64_t r = 0; r < out.rows; ++r, m += kL, dst += out.row) {
-    Register points[kPoints], y[kOutputs];
-#pragma GCC unroll 6
-    for (int p = 0; p < kPoints - (kFull ? 0 : 1); ++p) points[p] = V::load(m + p * kRows * kL);
-    winograd::transform_output<kFull>(points, y);
-#pragma GCC unroll 4
-    for (int s = 0; s < kCount; ++s) {
-      special += y[s] * 0.0f;
-      y[s] += bias;
-      if (out.clamp) {
-        y[s] = y[s] < Register{} ? Register{} : y[s];
-        y[s] = y[s] > high ? high : y[s];
-      }
-    }
-    if (out.used == kL && out.columns == kCount) {
-#pragma GCC unroll 4
-      for (int s = 0; s < kCount; ++s) V::store(dst + s * out.column, y[s]);
-    } else {
-#pragma GCC unroll 4
-      for (int s = 0; s < kCount; ++s)
-        if (s < out.columns) V::store_partial(dst + s * out.column, y[s], out.used);
-    }
-  }
-  return special;
+// G g of the weights [vector of filters][row of taps][channel][tap], to [vector of filters]
+// [channel][point][row of taps], all in vectors.
+void transform_weights(const ConvView& view, const float* w, float* u, const Parallel& pool) {
+  const GroupBand band = band_of(view);
+  const GroupWeights<float, false> weights(view, band);
+  Buffer<float> packed(weights.size());
+  weights.pack(w, packed.get(), pool);
+  const int64_t filters = band.blocks * band.dst_vectors, size = view.C * kPoints * kTaps * kL;
+  const WorkSplit split(filters, static_cast<double>(size));
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    const float* from = packed.get() + begin * weights.vector_size();
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t r = 0; r < kTaps; ++r)
+        for (int64_t c = 0; c < view.C; ++c, from += kTaps * kL) {
+          const Register taps[kTaps] = {V::load(from), V::load(from + kL), V::load(from + 2 * kL)};
+          Register points[kPoints];
+          winograd::transform_weight(taps, points);
+          float* const to = u + i * size + (c * kPoints * kTaps + r) * kL;
+          for (int p = 0; p < kPoints; ++p) V::store(to + p * kTaps * kL, points[p]);
+        }
+  });
 }
 
 class GroupWinograd {
@@ -117,7 +81,7 @@ class GroupWinograd {
   GroupWinograd(const ConvView& view, const float* src, const float* u, const float* bias,
                 const Epilogue<float>& epilogue)
       : view_(view),
-        band_(whole_tiles(view), sizeof(float), kPermutesLanes<float>),
+        band_(band_of(view)),
         columns_(view.J, 1, kOutputs),
         lanes_(band_.source_lanes<float>(view)),
         store_(view.dst, view.J, epilogue),
@@ -132,41 +96,25 @@ class GroupWinograd {
       for (int64_t l = 0; l < kL; ++l)
         bias_[i * kL + l] = bias != nullptr && l < filters ? bias[first + l] : 0.0f;
     }
-    for (int64_t v = 0; v < band_.src_vectors; ++v)
-      runs_.push_back({v * kTile, band_.groups > 1 ? view.C : std::min(kL, view.C - v * kL)});
     in_place_ = store_.simple && view.dst.c == 1;
   }
 
   std::vector<int64_t> run(const Parallel& pool) const {
     const int64_t tasks = view_.N * band_.bands * band_.blocks;
-    const int64_t source = round_up(band_.size, 16), tiles = band_.src_vectors * kTile;
-    const int64_t slot_size =
-        source + tiles + kProducts + band_.dst_vectors * out_size() + store_.planes_size(kRows);
+    const int64_t source = round_up(band_.size, 16);
+    const int64_t slot_size = source + window_size() + out_size() + store_.planes_size(band_.band);
     const WorkSplit split(tasks,
                           static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
                               static_cast<double>(view_.terms() / 2 + 8));
     Buffer<float> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       float* const band = scratch.get() + slot * slot_size;
-      Task t{};
-      t.band = band;
-      t.tile = band + source;
-      t.products = t.tile + tiles;
-      t.out = t.products + kProducts;
-      fill_zero(t.tile, tiles);  // what no row fills is multiplied too
       for (int64_t task = begin; task < end; ++task) {
-        t.n = task / (band_.blocks * band_.bands);
-        t.block = task % band_.blocks;
+        const int64_t n = task / (band_.blocks * band_.bands);
         const int64_t i0 = task / band_.blocks % band_.bands * band_.band;
-        band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, i0, band);
-        const int64_t rows = std::min(band_.band, view_.I - i0);
-        bool finite = true;
-        for (int64_t i = 0; i < rows; i += t.rows) {
-          t.kernel = group_sum_tile(rows - i);
-          t.rows = std::min<int64_t>(kSumTiles[t.kernel], rows - i);
-          finite &= run_rows(t, i, i0 + i);
-        }
-        if (!finite) special_[static_cast<size_t>(t.n)].store(true, std::memory_order_relaxed);
+        if (!run_band({n, task % band_.blocks, i0, std::min(band_.band, view_.I - i0), band,
+                       band + source, band + source + window_size()}))
+          special_[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
       }
     });
     std::vector<int64_t> special;
@@ -176,83 +124,88 @@ class GroupWinograd {
   }
 
  private:
-  static constexpr int64_t kProducts = kPoints * kRows * kL;
-
   struct Task {
-    float *band, *tile, *products, *out;
-    int64_t n, block;
-    int64_t rows, kernel;  // kernel: of kSumTiles
+    int64_t n, block, i0, rows;
+    float *band, *window, *out;
   };
 
-  int64_t out_size() const { return kRows * view_.J * kL; }
+  int64_t window_size() const { return (band_.band + kTaps - 1) * kPoints * kL; }
+  int64_t out_size() const { return band_.band * view_.J * kL; }
 
-  // Rows from `row` on of the band, row i of the image. False where an output is not finite.
-  bool run_rows(const Task& t, int64_t row, int64_t i) const {
-    const bool planes = view_.dst.c != 1;
-    const int64_t sums = view_.C * kTaps * kL, width = band_.width * kL;
-    auto special = Register{};
-    const float zero[kL] = {};
-    GroupSum<float> g{};
-    g.runs = runs_.data();
-    g.count_runs = static_cast<int64_t>(runs_.size());
-    g.step = 1;
-    g.start = zero;
-    g.out_step = g.used = kL;
-    g.count = kSumTiles[t.kernel];
-    const auto multiply = group_sum_kernel<float>(kTaps, 1, band_.groups == 1, t.kernel);
-    const int64_t channel = t.block * band_.groups * view_.K;
-    const int64_t first =
-        view_.dst_offset + t.n * view_.dst.n + i * view_.dst.row + channel * view_.dst.c;
-    for (int64_t tile = 0; tile < columns_.count; ++tile) {
-      const bool full = columns_.is_full(tile);
-      const int64_t j = columns_.begin(tile), points = kPoints - (full ? 0 : 1);
-      for (int64_t v = 0; v < band_.src_vectors; ++v)
-        (full ? transform_source<true>
-              : transform_source<false>)(t.band + v * band_.plane + row * width + j * kL, width,
-                                         t.rows + kTaps - 1, t.tile + v * kTile);
-      for (int64_t v = 0; v < band_.dst_vectors; ++v) {
-        const int64_t used = band_.filters_in(view_, t.block, v);
-        if (used == 0) break;
-        const int64_t index = t.block * band_.dst_vectors + v;
-        TileOutput out{bias_.get() + index * kL,
-                       t.out + v * out_size() + j * kL,
-                       view_.J * kL,
-                       kL,
-                       t.rows,
-                       columns_.outputs_of(tile),
-                       kL,
-                       store_.simple && store_.clamps,
-                       store_.high};
-        if (in_place_) {
-          out.dst = store_.epilogue.y + first + v * band_.vector_filters + j * view_.dst.column;
-          out.row = view_.dst.row;
-          out.column = view_.dst.column;
-          out.used = used;
-        }
-        g.lanes = band_.groups > 1 ? lanes_.data() + v * kL : nullptr;
-        g.weights = u_ + index * kPoints * sums;
-        for (int64_t p = 0; p < points; ++p, g.weights += sums) {
-          g.src = t.tile + p * kPlane;
-          g.out = t.products + p * kRows * kL;
-          for (int64_t r = p; r < t.rows; r += points)
-            for (int64_t s = 0; s < out.columns; ++s)
-              __builtin_prefetch(out.dst + r * out.row + s * out.column, 1, 3);
-          multiply(g);
-        }
-        special += (full ? transform_products<true> : transform_products<false>)(t.products, out);
-      }
-    }
-    for (int64_t v = 0; v < band_.dst_vectors && !in_place_; ++v) {
+  // False where an output is not finite.
+  bool run_band(const Task& t) const {
+    const int64_t channels = band_.groups * view_.C;
+    const float* const src = src_ + t.n * view_.src.n + t.block * channels * view_.src.c;
+    // Pixels of whole vectors are read where they are.
+    const bool reads_image =
+        view_.src.c == 1 && channels == kL && band_.groups_in(view_, t.block) == band_.groups;
+    if (!reads_image) band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band);
+    GroupWinogradTile tile{};
+    tile.rows = t.rows;
+    tile.channels = view_.C;
+    tile.clamp = store_.simple && store_.clamps;
+    tile.high = store_.high;
+    bool finite = true;
+    for (int64_t v = 0; v < band_.dst_vectors; ++v) {
       const int64_t used = band_.filters_in(view_, t.block, v);
-      const int64_t dst = first + v * band_.vector_filters * view_.dst.c;
-      float* const out = t.out + v * out_size();
-      if (planes)
-        store_.store_planes(out, used, t.rows, dst, t.out + band_.dst_vectors * out_size());
+      if (used == 0) break;
+      const int64_t index = t.block * band_.dst_vectors + v;
+      const int64_t filter = t.block * band_.groups * view_.K + v * band_.vector_filters;
+      const int64_t dst =
+          view_.dst_offset + t.n * view_.dst.n + t.i0 * view_.dst.row + filter * view_.dst.c;
+      tile.lanes = lanes_.data() + v * kL;
+      tile.weights = u_ + index * view_.C * kPoints * kTaps * kL;
+      tile.bias = bias_.get() + index * kL;
+      tile.dst_row = in_place_ ? view_.dst.row : view_.J * kL;
+      tile.dst_column = in_place_ ? view_.dst.column : kL;
+      tile.used = in_place_ ? used : kL;
+      for (int64_t c = 0; c < columns_.count; ++c) {
+        const int64_t j = columns_.begin(c);
+        tile.full = columns_.is_full(c);
+        tile.columns = columns_.outputs_of(c);
+        tile.dst = in_place_ ? store_.epilogue.y + dst + j * view_.dst.column : t.out + j * kL;
+        if (reads_image)
+          find_source(t, src, j, tile);
+        else
+          set_source(t.band + j * kL, band_.width * kL, tile);
+        finite &= group_winograd_tile(tile);
+      }
+      if (in_place_) continue;
+      if (view_.dst.c != 1)
+        store_.store_planes(t.out, used, t.rows, dst, t.out + out_size());
       else
         for (int64_t r = 0; r < t.rows; ++r)
-          store_.store_pixels(out + r * view_.J * kL, used, dst + r * view_.dst.row);
+          store_.store_pixels(t.out + r * view_.J * kL, used, dst + r * view_.dst.row);
     }
-    return !winograd::has_nan(special);
+    return finite;
+  }
+
+  static void set_source(const float* pixels, int64_t row, GroupWinogradTile& tile) {
+    tile.src = pixels;
+    tile.src_row = row;
+    tile.src_column = kL;
+    tile.begin = 0;
+    tile.end = tile.rows + kTaps - 1;
+    tile.ahead = 0;
+  }
+
+  // The source of the tile at column j: in the image or, where columns lie outside, copied.
+  void find_source(const Task& t, const float* src, int64_t j, GroupWinogradTile& tile) const {
+    const int64_t h = t.i0 + band_.first_h, w = j + band_.first_w;
+    const int64_t columns = kPoints - (tile.full ? 0 : 1), rows = t.rows + kTaps - 1;
+    // The next block's pixels are neighbours.
+    const int64_t ahead = t.block + 1 < band_.blocks ? kL : t.rows * view_.src.row - t.block * kL;
+    if (w < 0 || w + columns > view_.W) {
+      copy_group_window<float>({view_.src, kL, view_.H, view_.W, h, rows, w, kPoints, ahead}, src,
+                               t.window);
+      return set_source(t.window, kPoints * kL, tile);
+    }
+    tile.src = src + h * view_.src.row + w * view_.src.column;
+    tile.src_row = view_.src.row;
+    tile.src_column = view_.src.column;
+    tile.begin = std::clamp<int64_t>(-h, 0, rows);
+    tile.end = std::clamp<int64_t>(view_.H - h, tile.begin, rows);
+    tile.ahead = ahead;
   }
 
   const ConvView& view_;
@@ -262,7 +215,6 @@ class GroupWinograd {
   const GroupStore<float> store_;
   const float* src_;
   const float* u_;
-  std::vector<TapRun> runs_;                      // the vectors of channels of a point
   Buffer<float> bias_;                            // [block][vector][lanes]
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
   bool in_place_;                                 // the transform itself can finish
@@ -272,28 +224,27 @@ class GroupWinograd {
 }  // namespace group_winograd
 
 bool group_winograd_applies(const ConvView& view) {
-  return view.groups > 1 && view.step_h == 1 && view.step_w == 1 && view.taps.size() == 9 &&
-         group_winograd::is_square(view) &&
-         GroupBand(group_winograd::whole_tiles(view), sizeof(float), kPermutesLanes<float>).fits;
+  if (!kGroupWinogradServes || view.groups == 1 || view.step_h != 1 || view.step_w != 1 ||
+      !group_winograd::is_square(view))
+    return false;
+  const GroupBand band = group_winograd::band_of(view);
+  return band.fits && band.src_vectors == 1;
 }
 
 double group_winograd_products(const ConvView& view) {
-  using group_winograd::kOutputs, group_winograd::kTaps;
-  return static_cast<double>(group_winograd::computed_rows(view.I) *
-                             winograd::TileAxis(view.J, 1, kOutputs).points()) /
-         static_cast<double>(view.I * view.J * kTaps);
+  const winograd::TileAxis columns(view.J, 1, kGroupWinogradOutputs);
+  return static_cast<double>(columns.points()) / static_cast<double>(view.J * kGroupWinogradTaps);
 }
 
 int64_t group_winograd_weights_size(const ConvView& view) {
-  const GroupBand band(group_winograd::whole_tiles(view), sizeof(float), kPermutesLanes<float>);
-  return band.blocks * band.dst_vectors * group_winograd::kPoints * group_winograd::kTaps * view.C *
+  const GroupBand band = group_winograd::band_of(view);
+  return band.blocks * band.dst_vectors * view.C * kGroupWinogradPoints * kGroupWinogradTaps *
          kLanes<float>;
 }
 
 void group_winograd_pack_weights(const ConvView& view, const float* w, float* packed,
                                  const Parallel& pool) {
-  const GroupBand band(group_winograd::whole_tiles(view), sizeof(float), kPermutesLanes<float>);
-  group_winograd::transform_weights(view, band, w, packed, pool);
+  group_winograd::transform_weights(view, w, packed, pool);
 }
 
 std::vector<int64_t> group_winograd_gather(const ConvView& view, const float* src, const float* w,

@@ -14,7 +14,7 @@ namespace torchconv::cpu {
 // Whether the view is one that group_winograd_gather computes, where group_band_applies
 // (group_gather.h).
 bool group_winograd_applies(const ConvView& view);
-// The part of the multiplications that is left, with those of rows beyond the last.
+// The part of the multiplications that is left.
 double group_winograd_products(const ConvView& view);
 
 // Elements of the packed weights. They depend on what group_weights_size (group_gather.h) does.

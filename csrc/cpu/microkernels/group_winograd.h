@@ -1,0 +1,40 @@
+// A column of tiles of grouped 3x3 convolution by Winograd's F(4,3) along the rows, with vectors
+// along channels as in group_tile.h: `rows` rows of four or three outputs.
+//
+// It goes down the source: a row is transformed in registers, and each of its points, permuted to
+// the c-th channel of every lane's group, adds to three rows of sums, of which the oldest is then
+// complete. So the source is read once and nothing but the outputs is written. Without registers
+// for 18 sums, 6 operands and what multiplies them it serves only as a reference.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/microkernels/group_tile.h"
+
+namespace torchconv::cpu {
+
+inline constexpr int kGroupWinogradTaps = 3, kGroupWinogradOutputs = 4, kGroupWinogradPoints = 6;
+inline constexpr bool kGroupWinogradServes = kVectorBytes == 64;
+
+struct GroupWinogradTile {
+  const float* src;  // of the first tap of the first output
+  int64_t src_row, src_column;
+  int64_t rows;          // of outputs; two more are read, but for those outside [begin, end)
+  int64_t begin, end;    // of them in the image; the others are zeros
+  int64_t ahead;         // from a source pixel to one that will be read later
+  const float* weights;  // [channel][point][row of taps] vectors
+  int64_t channels;      // of a group
+  const LaneIndex<float>* lanes;  // of channel 0 for each lane
+  const float* bias;              // a vector
+  bool full;                      // four columns, else three
+  float* dst;
+  int64_t dst_row, dst_column;
+  int64_t columns, used;  // that exist, and lanes that are written
+  bool clamp;             // to [0, high]
+  float high;
+};
+
+// False where an output, before its bias, is infinite or NaN.
+bool group_winograd_tile(const GroupWinogradTile& tile);
+
+}  // namespace torchconv::cpu
