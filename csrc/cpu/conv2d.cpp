@@ -253,6 +253,11 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
     case ConvAlgorithm::kDepthwisePlanes:
       if (depthwise_planes_wgrad(view, dz, x, dw, pool)) return;
       return conv_wgrad(view, dz, x, dw, pool);
+    case ConvAlgorithm::kGroupWinograd:
+      if constexpr (std::is_same_v<T, float>) {
+        if (group_winograd_wgrad(view, dz, x, dw, pool)) return;
+      }
+      return conv_wgrad(view, dz, x, dw, pool);
     case ConvAlgorithm::kGroupTiles:
       if (group_wgrad(view, dz, x, dw, pool)) return;
       return conv_wgrad(view, dz, x, dw, pool);

@@ -123,6 +123,11 @@ struct Case {
   bool filters_fill_vectors() const {
     return wider_side() > kNarrow && 4 * v.K >= 3 * round_up(v.K, kVectorBytes / element_size());
   }
+  bool by_group_winograd() const {
+    return winograd && is(DType::kFloat32) && narrower_side() >= kGroupRowsChannels &&
+           narrow_groups() && group_winograd_applies(v) &&
+           group_winograd_products(v) <= kGroupRowsLeft;
+  }
   bool feeds_winograd() const {
     const bool large = v.taps.size() > 9;
     return narrower_side() >= (large ? kLargeWinogradChannels : kWinogradChannels) &&
@@ -195,11 +200,7 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kDepthwisePlanes, [](const Case& c) {
        return c.grouped() && depthwise_planes_applies(c.v);
      }},
-    {Algorithm::kGroupWinograd, [](const Case& c) {
-       return c.winograd && c.is(DType::kFloat32) && c.narrower_side() >= kGroupRowsChannels &&
-              c.narrow_groups() && group_winograd_applies(c.v) &&
-              group_winograd_products(c.v) <= kGroupRowsLeft;
-     }},
+    {Algorithm::kGroupWinograd, [](const Case& c) { return c.by_group_winograd(); }},
     {Algorithm::kGroupTiles, [](const Case& c) {
        return c.narrow_groups(c.nchw() ? kGroupWidthPixels : kGroupWidth);
      }},
@@ -242,6 +243,7 @@ constexpr Rule kWgradRules[] = {
     {Algorithm::kWinograd, [](const Case& c) {
        return c.winograd && c.feeds_winograd_wgrad() && winograd_wgrad_applies(c.v);
      }},
+    {Algorithm::kGroupWinograd, [](const Case& c) { return c.by_group_winograd(); }},
     {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
        return c.wgrad_narrow() && c.band_fits(true);

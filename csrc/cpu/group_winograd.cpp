@@ -49,14 +49,10 @@ ConvView whole_tiles(const ConvView& view) {
   return whole;
 }
 
-GroupBand band_of(const ConvView& view) {
-  return GroupBand(whole_tiles(view), sizeof(float), kPermutesLanes<float>);
-}
-
 // G g of the weights [vector of filters][row of taps][channel][tap], to [vector of filters]
 // [channel][point][row of taps], all in vectors.
 void transform_weights(const ConvView& view, const float* w, float* u, const Parallel& pool) {
-  const GroupBand band = band_of(view);
+  const GroupBand band = group_winograd_band(view);
   const GroupWeights<float, false> weights(view, band);
   Buffer<float> packed(weights.size());
   weights.pack(w, packed.get(), pool);
@@ -81,7 +77,7 @@ class GroupWinograd {
   GroupWinograd(const ConvView& view, const float* src, const float* u, const float* bias,
                 const Epilogue<float>& epilogue)
       : view_(view),
-        band_(band_of(view)),
+        band_(group_winograd_band(view)),
         columns_(view.J, 1, kOutputs),
         lanes_(band_.source_lanes<float>(view)),
         store_(view.dst, view.J, epilogue),
@@ -134,12 +130,9 @@ class GroupWinograd {
 
   // False where an output is not finite.
   bool run_band(const Task& t) const {
-    const int64_t channels = band_.groups * view_.C;
-    const float* const src = src_ + t.n * view_.src.n + t.block * channels * view_.src.c;
-    // Pixels of whole vectors are read where they are.
-    const bool reads_image =
-        view_.src.c == 1 && channels == kL && band_.groups_in(view_, t.block) == band_.groups;
-    if (!reads_image) band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band);
+    const float* const src =
+        src_ + t.n * view_.src.n + t.block * band_.groups * view_.C * view_.src.c;
+    if (view_.src.c != 1) band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band);
     GroupWinogradTile tile{};
     tile.rows = t.rows;
     tile.channels = view_.C;
@@ -164,10 +157,7 @@ class GroupWinograd {
         tile.full = columns_.is_full(c);
         tile.columns = columns_.outputs_of(c);
         tile.dst = in_place_ ? store_.epilogue.y + dst + j * view_.dst.column : t.out + j * kL;
-        if (reads_image)
-          find_source(t, src, j, tile);
-        else
-          set_source(t.band + j * kL, band_.width * kL, tile);
+        tile.src = source_of(t, src, j, tile.full);
         finite &= group_winograd_tile(tile);
       }
       if (in_place_) continue;
@@ -180,32 +170,16 @@ class GroupWinograd {
     return finite;
   }
 
-  static void set_source(const float* pixels, int64_t row, GroupWinogradTile& tile) {
-    tile.src = pixels;
-    tile.src_row = row;
-    tile.src_column = kL;
-    tile.begin = 0;
-    tile.end = tile.rows + kTaps - 1;
-    tile.ahead = 0;
-  }
-
-  // The source of the tile at column j: in the image or, where columns lie outside, copied.
-  void find_source(const Task& t, const float* src, int64_t j, GroupWinogradTile& tile) const {
-    const int64_t h = t.i0 + band_.first_h, w = j + band_.first_w;
-    const int64_t columns = kPoints - (tile.full ? 0 : 1), rows = t.rows + kTaps - 1;
+  // The source of the tile at column j.
+  GroupPixels source_of(const Task& t, const float* src, int64_t j, bool full) const {
+    const int64_t rows = t.rows + kTaps - 1;
+    if (view_.src.c != 1) return {t.band + j * kL, band_.width * kL, kL, 0, rows, 0};
     // The next block's pixels are neighbours.
     const int64_t ahead = t.block + 1 < band_.blocks ? kL : t.rows * view_.src.row - t.block * kL;
-    if (w < 0 || w + columns > view_.W) {
-      copy_group_window<float>({view_.src, kL, view_.H, view_.W, h, rows, w, kPoints, ahead}, src,
-                               t.window);
-      return set_source(t.window, kPoints * kL, tile);
-    }
-    tile.src = src + h * view_.src.row + w * view_.src.column;
-    tile.src_row = view_.src.row;
-    tile.src_column = view_.src.column;
-    tile.begin = std::clamp<int64_t>(-h, 0, rows);
-    tile.end = std::clamp<int64_t>(view_.H - h, tile.begin, rows);
-    tile.ahead = ahead;
+    const int64_t channels = band_.groups_in(view_, t.block) * view_.C;
+    return group_pixels({view_.src, channels, view_.H, view_.W, t.i0 + band_.first_h, rows,
+                         j + band_.first_w, kPoints - (full ? 0 : 1), ahead},
+                        src, t.window);
   }
 
   const ConvView& view_;
@@ -223,11 +197,30 @@ class GroupWinograd {
 }  // namespace
 }  // namespace group_winograd
 
+GroupBand group_winograd_band(const ConvView& view) {
+  return GroupBand(group_winograd::whole_tiles(view), sizeof(float), kPermutesLanes<float>);
+}
+
+GroupPixels group_pixels(const GroupWindow& window, const float* src, float* copy) {
+  constexpr int64_t kL = kLanes<float>;
+  if (window.channels < kL || window.w < 0 || window.w + window.columns > window.W) {
+    copy_group_window<float>(window, src, copy);
+    return {copy, window.columns * kL, kL, 0, window.rows, 0};
+  }
+  const int64_t begin = std::clamp<int64_t>(-window.h, 0, window.rows);
+  return {src + window.h * window.strides.row + window.w * window.strides.column,
+          window.strides.row,
+          window.strides.column,
+          begin,
+          std::clamp<int64_t>(window.H - window.h, begin, window.rows),
+          window.ahead};
+}
+
 bool group_winograd_applies(const ConvView& view) {
   if (!kGroupWinogradServes || view.groups == 1 || view.step_h != 1 || view.step_w != 1 ||
       !group_winograd::is_square(view))
     return false;
-  const GroupBand band = group_winograd::band_of(view);
+  const GroupBand band = group_winograd_band(view);
   return band.fits && band.src_vectors == 1;
 }
 
@@ -237,7 +230,7 @@ double group_winograd_products(const ConvView& view) {
 }
 
 int64_t group_winograd_weights_size(const ConvView& view) {
-  const GroupBand band = group_winograd::band_of(view);
+  const GroupBand band = group_winograd_band(view);
   return band.blocks * band.dst_vectors * view.C * kGroupWinogradPoints * kGroupWinogradTaps *
          kLanes<float>;
 }

@@ -8,6 +8,8 @@
 #include "core/parallel.h"
 #include "cpu/activation.h"
 #include "cpu/conv_view.h"
+#include "cpu/group_band.h"
+#include "cpu/microkernels/group_winograd.h"
 
 namespace torchconv::cpu {
 
@@ -16,6 +18,12 @@ namespace torchconv::cpu {
 bool group_winograd_applies(const ConvView& view);
 // The part of the multiplications that is left.
 double group_winograd_products(const ConvView& view);
+
+// Its blocks and bands, which have columns for whole tiles.
+GroupBand group_winograd_band(const ConvView& view);
+// A part of an image in channels_last: in place where it is inside and vectors are whole, else
+// copied with zeros around it.
+GroupPixels group_pixels(const GroupWindow& window, const float* src, float* copy);
 
 // Elements of the packed weights. They depend on what group_weights_size (group_gather.h) does.
 int64_t group_winograd_weights_size(const ConvView& view);

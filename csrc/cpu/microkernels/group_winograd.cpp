@@ -29,10 +29,10 @@ TORCHCONV_INLINE void add_row(const GroupWinogradTile& tile, const float* src,
                               Register (&sums)[kTaps][kPoints]) {
   Register d[kPoints], v[kPoints];
 #pragma GCC unroll 6
-  for (int s = 0; s < kCount; ++s) d[s] = V::load(src + s * tile.src_column);
+  for (int s = 0; s < kCount; ++s) d[s] = V::load(src + s * tile.src.column);
 #pragma GCC unroll 6
   for (int s = kTaps - 1; s < kCount; ++s)
-    __builtin_prefetch(src + s * tile.src_column + tile.ahead, 0, 2);
+    __builtin_prefetch(src + s * tile.src.column + tile.src.ahead, 0, 2);
   winograd::transform_input<kCount == kPoints>(d, v);
   Lanes lanes = Vec<LaneIndex<float>>::load(tile.lanes);
   const float* w = tile.weights;
@@ -56,17 +56,17 @@ bool run(const GroupWinogradTile& tile) {
 #pragma GCC unroll 6
     for (int p = 0; p < kCount; ++p) sums[t][p] = Register{};
   Register special{};
-  const float* src = tile.src;
+  const float* src = tile.src.src;
   float* dst = tile.dst;
   const bool whole = tile.used == kL && tile.columns == kColumns;
-  for (int64_t s = 0; s < tile.rows + kTaps - 1; ++s, src += tile.src_row) {
+  for (int64_t s = 0; s < tile.rows + kTaps - 1; ++s, src += tile.src.row) {
 #pragma GCC unroll 6
     for (int p = 0; p < kCount; ++p) {
       sums[2][p] = sums[1][p];
       sums[1][p] = sums[0][p];
       sums[0][p] = Register{};
     }
-    if (s >= tile.begin && s < tile.end) {
+    if (s >= tile.src.begin && s < tile.src.end) {
       // Of the first rows and the last some taps have no output.
       if (s == 0)
         add_row<kCount, 0, 0>(tile, src, sums);

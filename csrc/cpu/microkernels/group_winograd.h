@@ -16,14 +16,19 @@ namespace torchconv::cpu {
 inline constexpr int kGroupWinogradTaps = 3, kGroupWinogradOutputs = 4, kGroupWinogradPoints = 6;
 inline constexpr bool kGroupWinogradServes = kVectorBytes == 64;
 
+// Rows of pixels of one vector each, from the first tap of a tile's first output on.
+struct GroupPixels {
+  const float* src;
+  int64_t row, column;
+  int64_t begin, end;  // of the rows in the image; the others are zeros
+  int64_t ahead;       // from a pixel to one that will be read later
+};
+
 struct GroupWinogradTile {
-  const float* src;  // of the first tap of the first output
-  int64_t src_row, src_column;
-  int64_t rows;          // of outputs; two more are read, but for those outside [begin, end)
-  int64_t begin, end;    // of them in the image; the others are zeros
-  int64_t ahead;         // from a source pixel to one that will be read later
-  const float* weights;  // [channel][point][row of taps] vectors
-  int64_t channels;      // of a group
+  GroupPixels src;
+  int64_t rows;                   // of outputs; two more are read
+  const float* weights;           // [channel][point][row of taps] vectors
+  int64_t channels;               // of a group
   const LaneIndex<float>* lanes;  // of channel 0 for each lane
   const float* bias;              // a vector
   bool full;                      // four columns, else three
