@@ -16,8 +16,8 @@ using Register = V::Type;
 using Scheme = winograd_gradient::ThreeTaps;
 constexpr int64_t kL = V::kLanes;
 constexpr int kTaps = Scheme::kTaps, kPoints = Scheme::kValues, kOutputs = Scheme::kTile;
-// Products that are added up in registers.
-constexpr int64_t kDotLength = 192;
+// Products that are added up in registers: of tiles that stay in the first-level cache.
+constexpr int64_t kDotLength = 64;
 
 // Rows of kCount pixels to points `plane` elements apart. One pixel less than a tile has leaves
 // infinity out.

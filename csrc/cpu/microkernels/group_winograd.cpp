@@ -12,6 +12,8 @@ using V = Vec<float>;
 using Register = V::Type;
 using Lanes = Vec<LaneIndex<float>>::Type;
 constexpr int64_t kL = V::kLanes;
+// Of the source that share a load of the weights.
+constexpr int kRows = 2;
 
 TORCHCONV_INLINE Register lanes_of(Register v, Lanes lanes) {
   if constexpr (kPermutesLanes<float>) {
@@ -23,85 +25,118 @@ TORCHCONV_INLINE Register lanes_of(Register v, Lanes lanes) {
   }
 }
 
-// sums[t] += the products of a row with taps t, kFirst <= t <= kLast.
+// A row's points to v.
+template <int kCount>
+TORCHCONV_INLINE void transform_row(const GroupPixels& pixels, int64_t row, float* v) {
+  Register d[kPoints] = {}, points[kPoints] = {};
+  if (row >= pixels.begin && row < pixels.end) {
+    const float* const src = pixels.src + row * pixels.row;
+#pragma GCC unroll 6
+    for (int s = 0; s < kCount; ++s) d[s] = V::load(src + s * pixels.column);
+#pragma GCC unroll 6
+    for (int s = kTaps - 1; s < kCount; ++s)
+      __builtin_prefetch(src + s * pixels.column + pixels.ahead, 0, 2);
+    winograd::transform_input<kCount == kPoints>(d, points);
+  }
+#pragma GCC unroll 6
+  for (int p = 0; p < kCount; ++p) V::store(v + p * kL, points[p]);
+}
+
+// Adds two rows of the source, s and s + 1 in v, to those of outputs s - 2 to s + 1 that are sums
+// kFirst to kLast.
 template <int kCount, int kFirst, int kLast>
-TORCHCONV_INLINE void add_row(const GroupWinogradTile& tile, const float* src,
-                              Register (&sums)[kTaps][kPoints]) {
-  Register d[kPoints], v[kPoints];
-#pragma GCC unroll 6
-  for (int s = 0; s < kCount; ++s) d[s] = V::load(src + s * tile.src.column);
-#pragma GCC unroll 6
-  for (int s = kTaps - 1; s < kCount; ++s)
-    __builtin_prefetch(src + s * tile.src.column + tile.src.ahead, 0, 2);
-  winograd::transform_input<kCount == kPoints>(d, v);
+TORCHCONV_INLINE void add_rows(const GroupWinogradTile& tile, const float* v,
+                               Register (&sums)[kRows + kTaps - 1][kPoints]) {
   Lanes lanes = Vec<LaneIndex<float>>::load(tile.lanes);
   const float* w = tile.weights;
   const float* const end = w + tile.channels * kPoints * kTaps * kL;
   for (; w < end; w += kPoints * kTaps * kL, lanes += 1) {
+    // There are no registers to keep the points in.
+    asm("" : "+r"(v));
 #pragma GCC unroll 6
     for (int p = 0; p < kCount; ++p) {
-      const Register x = lanes_of(v[p], lanes);
+      const Register x0 = lanes_of(V::load(v + p * kL), lanes);
+      const Register x1 = lanes_of(V::load(v + (kPoints + p) * kL), lanes);
 #pragma GCC unroll 3
-      for (int t = kFirst; t <= kLast; ++t) sums[t][p] += x * V::load(w + (p * kTaps + t) * kL);
+      for (int t = 0; t < kTaps; ++t) {
+        Register filters = V::load(w + (p * kTaps + t) * kL);
+        keep_in_register(filters);
+        const int to = kTaps - 1 - t;
+        if (to >= kFirst && to <= kLast) sums[to][p] += x0 * filters;
+        if (to + 1 >= kFirst && to + 1 <= kLast) sums[to + 1][p] += x1 * filters;
+      }
     }
   }
 }
 
+// A row of outputs. Returns a vector with a NaN where one, before its bias, is not finite.
 template <int kCount>
-bool run(const GroupWinogradTile& tile) {
+TORCHCONV_INLINE Register finish_row(const GroupWinogradTile& tile, const Register (&sums)[kPoints],
+                                     float* dst) {
   constexpr int kColumns = kCount - kTaps + 1;
-  Register sums[kTaps][kPoints];
-#pragma GCC unroll 3
-  for (int t = 0; t < kTaps; ++t)
-#pragma GCC unroll 6
-    for (int p = 0; p < kCount; ++p) sums[t][p] = Register{};
-  Register special{};
-  const float* src = tile.src.src;
-  float* dst = tile.dst;
-  const bool whole = tile.used == kL && tile.columns == kColumns;
-  for (int64_t s = 0; s < tile.rows + kTaps - 1; ++s, src += tile.src.row) {
-#pragma GCC unroll 6
-    for (int p = 0; p < kCount; ++p) {
-      sums[2][p] = sums[1][p];
-      sums[1][p] = sums[0][p];
-      sums[0][p] = Register{};
-    }
-    if (s >= tile.src.begin && s < tile.src.end) {
-      // Of the first rows and the last some taps have no output.
-      if (s == 0)
-        add_row<kCount, 0, 0>(tile, src, sums);
-      else if (s == tile.rows + 1)
-        add_row<kCount, 2, 2>(tile, src, sums);
-      else
-        add_row<kCount, 0, 2>(tile, src, sums);
-    }
-    if (s < kTaps - 1) continue;
-    Register y[kOutputs];
-    winograd::transform_output<kCount == kPoints>(sums[2], y);
-    const Register bias = V::load(tile.bias);
+  Register y[kOutputs], special{};
+  winograd::transform_output<kCount == kPoints>(sums, y);
+  const Register bias = V::load(tile.bias);
+#pragma GCC unroll 4
+  for (int j = 0; j < kColumns; ++j) {
+    __builtin_prefetch(dst + tile.dst_row * 2 + j * tile.dst_column, 1, 3);
+    special += y[j] * 0.0f;
+    y[j] += bias;
+  }
+  if (tile.clamp) {
+    const Register high = V::broadcast(tile.high);
 #pragma GCC unroll 4
     for (int j = 0; j < kColumns; ++j) {
-      __builtin_prefetch(dst + tile.dst_row * 2 + j * tile.dst_column, 1, 3);
-      special += y[j] * 0.0f;
-      y[j] += bias;
+      y[j] = y[j] < Register{} ? Register{} : y[j];
+      y[j] = y[j] > high ? high : y[j];
     }
-    if (tile.clamp) {
-      const Register high = V::broadcast(tile.high);
+  }
+  if (tile.used == kL && tile.columns == kColumns) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kColumns; ++j) {
-        y[j] = y[j] < Register{} ? Register{} : y[j];
-        y[j] = y[j] > high ? high : y[j];
-      }
+    for (int j = 0; j < kColumns; ++j) V::store(dst + j * tile.dst_column, y[j]);
+  } else {
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j)
+      if (j < tile.columns) V::store_partial(dst + j * tile.dst_column, y[j], tile.used);
+  }
+  return special;
+}
+
+template <int kCount>
+bool run(const GroupWinogradTile& tile) {
+  constexpr int kSums = kRows + kTaps - 1;
+  alignas(64) float points[2][kRows * kPoints * kL];
+  Register sums[kSums][kPoints] = {};
+  Register special{};
+  const auto transform = [&](int64_t s) {
+    float* const to = points[s / kRows % 2];
+    transform_row<kCount>(tile.src, s, to);
+    transform_row<kCount>(tile.src, s + 1, to + kPoints * kL);
+  };
+  transform(0);
+  const int64_t source_rows = tile.rows + kTaps - 1;
+  for (int64_t s = 0; s < source_rows; s += kRows) {
+    // While the products of these rows wait for nothing.
+    transform(s + kRows);
+#pragma GCC unroll 6
+    for (int p = 0; p < kCount; ++p) sums[2][p] = sums[3][p] = Register{};
+    const float* const v = points[s / kRows % 2];
+    if (s == 0)
+      add_rows<kCount, 2, 3>(tile, v, sums);
+    else if (s + kRows == source_rows)
+      add_rows<kCount, 0, 1>(tile, v, sums);
+    else
+      add_rows<kCount, 0, 3>(tile, v, sums);
+    if (s > 0) {
+      float* const dst = tile.dst + (s - 2) * tile.dst_row;
+      special += finish_row<kCount>(tile, sums[0], dst);
+      if (s - 1 < tile.rows) special += finish_row<kCount>(tile, sums[1], dst + tile.dst_row);
     }
-    if (whole) {
-#pragma GCC unroll 4
-      for (int j = 0; j < kColumns; ++j) V::store(dst + j * tile.dst_column, y[j]);
-    } else {
-#pragma GCC unroll 4
-      for (int j = 0; j < kColumns; ++j)
-        if (j < tile.columns) V::store_partial(dst + j * tile.dst_column, y[j], tile.used);
+#pragma GCC unroll 6
+    for (int p = 0; p < kCount; ++p) {
+      sums[0][p] = sums[2][p];
+      sums[1][p] = sums[3][p];
     }
-    dst += tile.dst_row;
   }
   bool finite = true;
   for (int l = 0; l < kL; ++l) finite &= special[l] == 0;
