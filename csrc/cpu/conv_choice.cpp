@@ -124,7 +124,7 @@ struct Case {
     return wider_side() > kNarrow && 4 * v.K >= 3 * round_up(v.K, kVectorBytes / element_size());
   }
   bool by_group_winograd() const {
-    return winograd && is(DType::kFloat32) && narrower_side() >= kGroupRowsChannels &&
+    return winograd && is(DType::kFloat32) && narrower_side() >= kGroupRowsChannels && v.I > 1 &&
            narrow_groups() && group_winograd_applies(v) &&
            group_winograd_products(v) <= kGroupRowsLeft;
   }

@@ -103,10 +103,10 @@ class GroupGather {
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       A* const band = scratch.get() + slot * slot_size;
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t n = task / (band_.blocks * band_.bands);
-        const int64_t i0 = task / band_.blocks % band_.bands * band_.band;
+        const GroupTask at(band_, view_, task);
+        const int64_t n = at.n, i0 = at.band * band_.band;
         const int64_t end_row = std::min((i0 + band_.band) * grid_.step_h, grid_.H);
-        Task t{weights, band, i0, n, task % band_.blocks, 0, band + source};
+        Task t{weights, band, i0, n, at.block, 0, band + source};
         band_.template fill<T, kPairs>(view_, src_ + n * view_.src.n, t.block, i0, band);
         for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
           for (t.vector = 0; t.vector < band_.dst_vectors; ++t.vector)

@@ -1,9 +1,8 @@
 // With few channels in a group the tiles of F(4x4,3x3) have too few products for their transforms,
 // and with vectors along channels no two products would share a permuted operand. Along the rows
-// only, four outputs take 6 products instead of 12 for each channel and row of taps, and a tile's
-// transforms, products and sums never leave the registers (microkernels/group_winograd.h; Lavin and
-// Gray, "Fast Algorithms for Convolutional Neural Networks", 2015, whose F(m, r) nests with any
-// sum).
+// only, four outputs take 6 products instead of 12 for each channel and row of taps, and neither
+// products nor sums of a tile leave the registers (microkernels/group_winograd.h; Lavin and Gray,
+// "Fast Algorithms for Convolutional Neural Networks", 2015, whose F(m, r) nests with any sum).
 //
 // A task is a band of rows of a block of groups (group_band.h), and goes down the band tile by
 // tile. In channels_last it reads the image and writes where outputs belong; else channels of the
@@ -29,6 +28,10 @@ using Register = V::Type;
 constexpr int64_t kL = V::kLanes;
 constexpr int kTaps = kGroupWinogradTaps, kOutputs = kGroupWinogradOutputs,
               kPoints = kGroupWinogradPoints;
+
+// With so few products to an output, stores that first read what they overwrite are a larger part
+// of the time than elsewhere (kStreamedBytes).
+constexpr int64_t kStreamed = kStreamedBytes / 2 / static_cast<int64_t>(sizeof(float));
 
 // Three runs of three taps, one below the other.
 bool is_square(const ConvView& view) {
@@ -93,6 +96,10 @@ class GroupWinograd {
         bias_[i * kL + l] = bias != nullptr && l < filters ? bias[first + l] : 0.0f;
     }
     in_place_ = store_.simple && view.dst.c == 1;
+    streams_ = in_place_ && band_.vector_filters == kL && band_.groups * view.K % kL == 0 &&
+               view.dst.column % kL == 0 && view.dst.row % kL == 0 && view.dst.n % kL == 0 &&
+               WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
+               view.N * view.dst.n >= kStreamed;
   }
 
   std::vector<int64_t> run(const Parallel& pool) const {
@@ -106,12 +113,13 @@ class GroupWinograd {
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       float* const band = scratch.get() + slot * slot_size;
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t n = task / (band_.blocks * band_.bands);
-        const int64_t i0 = task / band_.blocks % band_.bands * band_.band;
-        if (!run_band({n, task % band_.blocks, i0, std::min(band_.band, view_.I - i0), band,
-                       band + source, band + source + window_size()}))
+        const GroupTask at(band_, view_, task);
+        const int64_t n = at.n, i0 = at.band * band_.band;
+        if (!run_band({n, at.block, i0, std::min(band_.band, view_.I - i0), band, band + source,
+                       band + source + window_size()}))
           special_[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
       }
+      if (streams_) stream_fence();
     });
     std::vector<int64_t> special;
     for (int64_t n = 0; n < view_.N; ++n)
@@ -136,6 +144,7 @@ class GroupWinograd {
     GroupWinogradTile tile{};
     tile.rows = t.rows;
     tile.channels = view_.C;
+    tile.stream = streams_;
     tile.clamp = store_.simple && store_.clamps;
     tile.high = store_.high;
     bool finite = true;
@@ -191,7 +200,7 @@ class GroupWinograd {
   const float* u_;
   Buffer<float> bias_;                            // [block][vector][lanes]
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
-  bool in_place_;                                 // the transform itself can finish
+  bool in_place_, streams_;                       // the tile itself can finish
 };
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The rows of sums are renamed, not moved: a copy of a register costs nothing but its decoding.
+// The loop over pairs of rows is not unrolled, so sums move to other registers: the processor
+// renames these, and a move costs nothing but its decoding.
 #include "cpu/microkernels/group_winograd.h"
 
 #include "cpu/winograd_transforms.h"
@@ -52,7 +53,7 @@ TORCHCONV_INLINE void add_rows(const GroupWinogradTile& tile, const float* v,
   const float* const end = w + tile.channels * kPoints * kTaps * kL;
   for (; w < end; w += kPoints * kTaps * kL, lanes += 1) {
     // There are no registers to keep the points in.
-    asm("" : "+r"(v));
+    __asm__("" : "+r"(v));
 #pragma GCC unroll 6
     for (int p = 0; p < kCount; ++p) {
       const Register x0 = lanes_of(V::load(v + p * kL), lanes);
@@ -79,7 +80,7 @@ TORCHCONV_INLINE Register finish_row(const GroupWinogradTile& tile, const Regist
   const Register bias = V::load(tile.bias);
 #pragma GCC unroll 4
   for (int j = 0; j < kColumns; ++j) {
-    __builtin_prefetch(dst + tile.dst_row * 2 + j * tile.dst_column, 1, 3);
+    if (!tile.stream) __builtin_prefetch(dst + tile.dst_row * 2 + j * tile.dst_column, 1, 3);
     special += y[j] * 0.0f;
     y[j] += bias;
   }
@@ -93,7 +94,8 @@ TORCHCONV_INLINE Register finish_row(const GroupWinogradTile& tile, const Regist
   }
   if (tile.used == kL && tile.columns == kColumns) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kColumns; ++j) V::store(dst + j * tile.dst_column, y[j]);
+    for (int j = 0; j < kColumns; ++j)
+      WideVec<float>::store(dst + j * tile.dst_column, y[j], tile.stream);
   } else {
 #pragma GCC unroll 4
     for (int j = 0; j < kColumns; ++j)

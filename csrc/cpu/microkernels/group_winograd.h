@@ -1,10 +1,11 @@
 // A column of tiles of grouped 3x3 convolution by Winograd's F(4,3) along the rows, with vectors
 // along channels as in group_tile.h: `rows` rows of four or three outputs.
 //
-// It goes down the source: a row is transformed in registers, and each of its points, permuted to
-// the c-th channel of every lane's group, adds to three rows of sums, of which the oldest is then
-// complete. So the source is read once and nothing but the outputs is written. Without registers
-// for 18 sums, 6 operands and what multiplies them it serves only as a reference.
+// It goes down the source two rows at a time. Their points, transformed a step ahead, are permuted
+// to the c-th channel of every lane's group and add to four rows of sums in registers, of which two
+// are then complete. So the source is read once, a load of the weights serves two products (a core
+// has one load of a whole vector for each multiplication), and nothing but the outputs is written.
+// Without registers for 24 sums it is no faster than group_tile.h, and not chosen.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +36,7 @@ struct GroupWinogradTile {
   float* dst;
   int64_t dst_row, dst_column;
   int64_t columns, used;  // that exist, and lanes that are written
+  bool stream;            // past the caches: every vector of dst is whole and aligned
   bool clamp;             // to [0, high]
   float high;
 };
