@@ -1,8 +1,8 @@
 """Grouped convolution with several channels a group, against float64.
 
-Narrow groups lie side by side in vectors (csrc/cpu/group_gather.cpp, group_wgrad.cpp): widths here
-fill a vector, leave lanes of it empty, or need several of them. Wide groups of 3x3 kernels go by
-Winograd's algorithm, group by group.
+Narrow groups lie side by side in vectors (csrc/cpu/group_gather.cpp, group_wgrad.cpp, and for 3x3
+kernels group_winograd.cpp): widths here fill a vector, leave lanes of it empty, or need several of
+them. Wide groups of 3x3 kernels go by Winograd's algorithm, group by group.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "several_bands": ((1, 12, 70, 60), (12, 6, 3, 3), {"groups": 2, "padding": 1}),
     "long_rows": ((1, 10, 3, 450), (10, 5, 3, 3), {"groups": 2, "padding": 1}),
     "terms_in_pieces": ((1, 32, 9, 9), (32, 16, 9, 3), {"groups": 2, "padding": (4, 1)}),
+    "rows_winograd": ((2, 36, 17, 23), (72, 4, 3, 3), {"groups": 9, "padding": (0, 2)}),
     "winograd": ((3, 96, 9, 14), (96, 32, 3, 3), {"groups": 3, "padding": 1}),
     "winograd_of_many": ((2, 160, 7, 7), (240, 16, 3, 3), {"groups": 10, "padding": 1}),
 }
@@ -115,7 +116,7 @@ def test_image_widths(stride: int, layout: str) -> None:
 @on_formats
 @pytest.mark.parametrize("activation", ["relu", "relu6", "silu"])
 @on_dtypes
-@pytest.mark.parametrize("case", ["3x3", "5x5", "few_filters", "winograd"])
+@pytest.mark.parametrize("case", ["3x3", "5x5", "few_filters", "rows_winograd", "winograd"])
 def test_epilogue(case: str, dtype: torch.dtype, activation: str, layout: str) -> None:
     leaves, kwargs = make(case, layout)
     leaves = [t.to(dtype) for t in leaves]

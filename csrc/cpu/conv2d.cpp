@@ -20,6 +20,7 @@
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
 #include "cpu/group_wgrad.h"
+#include "cpu/group_winograd.h"
 #include "cpu/inner_gather.h"
 #include "cpu/pair_wgrad.h"
 #include "cpu/pixel_gemm.h"
@@ -59,6 +60,8 @@ int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm al
       return direct_gemm_weights_size<T>(view);
     case ConvAlgorithm::kPixelProduct:
       return pixel_gemm_weights_size(view);
+    case ConvAlgorithm::kGroupWinograd:
+      return group_winograd_weights_size(view);
     case ConvAlgorithm::kGroupTiles:
       return group_weights_size<T>(view);
     case ConvAlgorithm::kBandProduct:
@@ -76,6 +79,9 @@ void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, c
       strided_winograd_pack_weights(p, WideArray<T>(w, p.K * p.C * p.R * p.S, pool).get(), packed,
                                     pool);
   }
+  if constexpr (std::is_same_v<T, float>)
+    if (algorithm == ConvAlgorithm::kGroupWinograd)
+      group_winograd_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kDirectProduct) direct_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kPixelProduct) pixel_gemm_pack_weights(view, w, packed, pool);
@@ -126,14 +132,18 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
             const void* packed, const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
-    case ConvAlgorithm::kWinogradRows: {
+    case ConvAlgorithm::kWinogradRows:
+    case ConvAlgorithm::kGroupWinograd: {
       // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
       std::vector<int64_t> special;
       if (algorithm == ConvAlgorithm::kWinograd)
         special = winograd_gather(view, src, w, bias, epilogue, pool,
                                   static_cast<const Wide<T>*>(packed));
       else if constexpr (std::is_same_v<T, float>)
-        special = winograd_rows(view, src, w, bias, epilogue, pool);
+        special = algorithm == ConvAlgorithm::kWinogradRows
+                      ? winograd_rows(view, src, w, bias, epilogue, pool)
+                      : group_winograd_gather(view, src, w, static_cast<const float*>(packed), bias,
+                                              epilogue, pool);
       for (const int64_t n : special) {
         const ConvView sample = sample_of(view, n);
         gather(sample, gather_algorithm(sample, kDType<T>, false), src + n * view.src.n, w, nullptr,
@@ -242,6 +252,11 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
       return conv_wgrad(view, dz, x, dw, pool);
     case ConvAlgorithm::kDepthwisePlanes:
       if (depthwise_planes_wgrad(view, dz, x, dw, pool)) return;
+      return conv_wgrad(view, dz, x, dw, pool);
+    case ConvAlgorithm::kGroupWinograd:
+      if constexpr (std::is_same_v<T, float>) {
+        if (group_winograd_wgrad(view, dz, x, dw, pool)) return;
+      }
       return conv_wgrad(view, dz, x, dw, pool);
     case ConvAlgorithm::kGroupTiles:
       if (group_wgrad(view, dz, x, dw, pool)) return;

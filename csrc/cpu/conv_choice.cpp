@@ -12,6 +12,7 @@
 #include "cpu/depthwise_planes.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
+#include "cpu/group_winograd.h"
 #include "cpu/inner_gather.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/pair_wgrad.h"
@@ -66,6 +67,10 @@ constexpr double kLanesUsed = 0.7;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
 // to rearrange more. Phases of larger strides are not computed together.
 constexpr int64_t kGroupWidth = 16, kGroupWidthPixels = 64, kGroupStride = 4;
+// Channels in a group from which products along the rows repay their transforms, and the part of
+// them that may be left.
+constexpr int64_t kGroupRowsChannels = 4;
+constexpr double kGroupRowsLeft = 0.75;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
 
@@ -117,6 +122,11 @@ struct Case {
   // Wide groups whose last vector of filters is not mostly empty.
   bool filters_fill_vectors() const {
     return wider_side() > kNarrow && 4 * v.K >= 3 * round_up(v.K, kVectorBytes / element_size());
+  }
+  bool by_group_winograd() const {
+    return winograd && is(DType::kFloat32) && narrower_side() >= kGroupRowsChannels && v.I > 1 &&
+           narrow_groups() && group_winograd_applies(v) &&
+           group_winograd_products(v) <= kGroupRowsLeft;
   }
   bool feeds_winograd() const {
     const bool large = v.taps.size() > 9;
@@ -190,6 +200,7 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kDepthwisePlanes, [](const Case& c) {
        return c.grouped() && depthwise_planes_applies(c.v);
      }},
+    {Algorithm::kGroupWinograd, [](const Case& c) { return c.by_group_winograd(); }},
     {Algorithm::kGroupTiles, [](const Case& c) {
        return c.narrow_groups(c.nchw() ? kGroupWidthPixels : kGroupWidth);
      }},
@@ -232,6 +243,7 @@ constexpr Rule kWgradRules[] = {
     {Algorithm::kWinograd, [](const Case& c) {
        return c.winograd && c.feeds_winograd_wgrad() && winograd_wgrad_applies(c.v);
      }},
+    {Algorithm::kGroupWinograd, [](const Case& c) { return c.by_group_winograd(); }},
     {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
        return c.wgrad_narrow() && c.band_fits(true);

@@ -16,6 +16,7 @@ enum class ConvAlgorithm : uint8_t {
   kDepthwiseChannels,  // depthwise_channels.h
   kDepthwiseColumns,   // depthwise_columns.h
   kDepthwisePlanes,    // depthwise_planes.h
+  kGroupWinograd,      // group_winograd.h, group_wgrad.h
   kGroupTiles,         // group_gather.h, group_wgrad.h
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
   kBandAlongChannels,  // the same, several groups side by side

@@ -15,7 +15,9 @@
 #include "cpu/conv_view.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_band.h"
+#include "cpu/group_winograd.h"
 #include "cpu/microkernels/gemm.h"
+#include "cpu/microkernels/group_winograd.h"
 #include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
 #include "cpu/pair_wgrad.h"
@@ -53,6 +55,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "depthwise rolling columns, vectors along channels";
     case ConvAlgorithm::kDepthwisePlanes:
       return "depthwise rolling rows, vectors along pixels";
+    case ConvAlgorithm::kGroupWinograd:
+      return "Winograd along rows, groups side by side in vectors";
     case ConvAlgorithm::kGroupTiles:
       return "bands of rows, groups side by side in vectors";
     case ConvAlgorithm::kBandAlongPixels:
@@ -98,6 +102,13 @@ std::string group_blocking(const ConvView& v, int64_t size) {
   return text("%lld bands of %lld rows, %lld groups together", band.bands, band.band, band.groups);
 }
 
+std::string group_winograd_blocking(const char* scheme, const ConvView& v) {
+  const GroupBand band = group_winograd_band(v);
+  return scheme + text(" along rows: %lld tiles, %lld bands of rows, %lld groups together",
+                       winograd::TileAxis(v.J, 1, kGroupWinogradOutputs).count, band.bands,
+                       band.groups);
+}
+
 std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
   const int64_t size = dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
   const int64_t lanes = kVectorBytes / size;
@@ -121,6 +132,8 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kBandAlongChannels: {
       return band_blocking(ConvBand(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes));
     }
+    case ConvAlgorithm::kGroupWinograd:
+      return group_winograd_blocking("F(4,3)", v);
     case ConvAlgorithm::kGroupTiles:
       return group_blocking(dtype == DType::kBFloat16 && groups_take_pairs(v) ? pair_view(v) : v,
                             size);
@@ -167,6 +180,7 @@ std::string wgrad_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorit
     return band_blocking(band_wgrad_band(v, algorithm == ConvAlgorithm::kBandAlongPixels, size,
                                          kVectorBytes / size));
   }
+  if (algorithm == ConvAlgorithm::kGroupWinograd) return group_winograd_blocking("F(3,4)", v);
   if (algorithm == ConvAlgorithm::kGroupTiles) return group_blocking(v, size);
   if (algorithm != ConvAlgorithm::kWinograd) return gather_blocking(v, dtype, algorithm);
   const WinogradWgradCost cost = winograd_wgrad_cost(v);
@@ -181,6 +195,8 @@ double multiplications(const ConvView& v) {
 double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
   if (algorithm == ConvAlgorithm::kWinogradRows)
     return 2 * multiplications(v) * winograd_rows_products(v);
+  if (algorithm == ConvAlgorithm::kGroupWinograd)
+    return 2 * multiplications(v) * group_winograd_products(v);
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
   const winograd::Grid plan(v);
   const auto tiles = static_cast<double>(plan.tiles());
@@ -197,6 +213,8 @@ double strided_operations(const ConvProblem& p, StridedPass pass) {
 }
 
 double wgrad_operations(const ConvView& v, ConvAlgorithm algorithm) {
+  if (algorithm == ConvAlgorithm::kGroupWinograd)
+    return 2 * multiplications(v) * group_winograd_products(v);
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
   const WinogradWgradCost cost = winograd_wgrad_cost(v);
   const auto tiles = product_of({v.N, cost.tiles});
@@ -230,7 +248,8 @@ std::string zeros(const char* pass, double bytes) {
 }
 
 const char* gather_otherwise(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
-  return algorithm == ConvAlgorithm::kWinograd || algorithm == ConvAlgorithm::kWinogradRows
+  return algorithm == ConvAlgorithm::kWinograd || algorithm == ConvAlgorithm::kWinogradRows ||
+                 algorithm == ConvAlgorithm::kGroupWinograd
              ? name_of(gather_algorithm(v, dtype, false))
              : "";
 }
@@ -300,7 +319,8 @@ std::string conv2d_explain(const ConvProblem& p) {
   const bool multiplies_padding =
       wgrad == ConvAlgorithm::kBandAlongPixels || wgrad == ConvAlgorithm::kBandAlongChannels ||
       wgrad == ConvAlgorithm::kDepthwisePlanes || wgrad == ConvAlgorithm::kDepthwiseColumns ||
-      wgrad == ConvAlgorithm::kGroupTiles || wgrad == ConvAlgorithm::kPairWgrad;
+      wgrad == ConvAlgorithm::kGroupTiles || wgrad == ConvAlgorithm::kGroupWinograd ||
+      wgrad == ConvAlgorithm::kPairWgrad;
   const char* otherwise = multiplies_padding ? name_of(ConvAlgorithm::kWgradProduct) : "";
   if (wgrad == ConvAlgorithm::kWinograd) otherwise = name_of(wgrad_algorithm(view, p.dtype, false));
   return lines + formatted({"wgrad", wgrad, otherwise, wgrad_blocking(view, p.dtype, wgrad), direct,

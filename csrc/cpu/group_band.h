@@ -80,6 +80,20 @@ struct GroupBand {
   void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch) const;
 };
 
+// Task `task` of N * bands * blocks, in an order in which neighbours read neighbouring memory: in
+// channels_last the blocks of a band, else the bands and samples of a block, as GroupBand::fill
+// expects.
+struct GroupTask {
+  int64_t n, band, block;
+
+  GroupTask(const GroupBand& cut, const ConvView& view, int64_t task) {
+    const int64_t blocks = view.src.c == 1 ? cut.blocks : 1;
+    block = view.src.c == 1 ? task % blocks : task / (view.N * cut.bands);
+    band = task / blocks % cut.bands;
+    n = task / (blocks * cut.bands) % view.N;
+  }
+};
+
 // to[row][column][lanes] from src, the image's first of these channels. kPairs: a pair of channels
 // is one where pixels are neighbours; else pairs are elements already.
 template <typename T, bool kPairs = false>

@@ -5,11 +5,12 @@
 // has such products.
 #include "cpu/group_gather.h"
 
-#include <limits>
 #include <type_traits>
 
 #include "core/buffer.h"
 #include "cpu/group_band.h"
+#include "cpu/group_store.h"
+#include "cpu/group_weights.h"
 #include "cpu/parallel_range.h"
 
 namespace torchconv::cpu {
@@ -27,85 +28,6 @@ auto with_terms(const ConvView& view, F&& f) {
     if (groups_take_pairs(view)) return f(pair_view(view), std::true_type());
   return f(view, std::false_type());
 }
-
-// Weights [block][vector of filters][term][lanes]; the terms of a channel vector are
-// [run][channel][tap].
-template <typename T, bool kPairs>
-class GroupWeights {
- public:
-  using V = WideVec<T>;
-  static constexpr int64_t kL = V::kLanes;
-
-  GroupWeights(const ConvView& view, const GroupBand& band) : view_(view), band_(band) {
-    int64_t at = 0;
-    const std::vector<GroupRun> runs = group_runs(view);
-    for (int64_t v = 0; v < band.src_vectors; ++v) {
-      const int64_t first = v * kL,
-                    channels = band.groups > 1 ? view.C : std::min(kL, view.C - first);
-      for (const GroupRun& run : runs)
-        for (int64_t c = 0; c < channels; ++c)
-          for (int64_t s = 0; s < run.count; ++s)
-            for (int64_t half = 0; half < kChannels; ++half)
-              terms_.push_back(
-                  {((first + c) * kChannels + half) * view.weight_c + run.weights[s], at++});
-    }
-    std::sort(terms_.begin(), terms_.end(),
-              [](const Term& a, const Term& b) { return a.offset < b.offset; });
-  }
-
-  int64_t vector_size() const { return static_cast<int64_t>(terms_.size()) / kChannels * kL; }
-  int64_t size() const { return band_.blocks * band_.dst_vectors * vector_size(); }
-
-  void pack(const T* w, Wide<T>* packed, const Parallel& pool) const {
-    const WorkSplit split(band_.blocks * band_.dst_vectors, static_cast<double>(vector_size()));
-    const Buffer<Wide<T>> halves(kPairs ? split.slots * kChannels * vector_size() : 0);
-    split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
-      for (int64_t i = begin; i < end; ++i) {
-        Wide<T>* const to = packed + i * vector_size();
-        Wide<T>* const single = kPairs ? halves.get() + slot * kChannels * vector_size() : to;
-        pack_vector(w, i / band_.dst_vectors, i % band_.dst_vectors, single);
-        if constexpr (kPairs)
-          for (int64_t t = 0; t < vector_size(); t += kL)
-            join_pairs(single + 2 * t, single + 2 * t + kL, to + t);
-      }
-    });
-  }
-
- private:
-  static constexpr int64_t kChannels = kPairs ? 2 : 1;  // of a term
-  struct Term {
-    int64_t offset, at;
-  };
-
-  void pack_vector(const T* w, int64_t block, int64_t vector, Wide<T>* packed) const {
-    const T* filters[kL] = {};
-    const int64_t count = band_.filters_in(view_, block, vector);
-    for (int64_t l = 0; l < count; ++l) {
-      const int64_t k = vector * band_.vector_filters + l;
-      filters[l] = w + (block * band_.groups + k / view_.K) * view_.weight_group +
-                   k % view_.K * view_.weight_k;
-    }
-    const auto size = static_cast<int64_t>(terms_.size());
-    for (int64_t t = 0; t < size;) {
-      int64_t n = 1;
-      while (n < kL && t + n < size && terms_[t + n].offset == terms_[t].offset + n) ++n;
-      typename V::Type tile[kL];
-#pragma GCC unroll 16
-      for (int l = 0; l < kL; ++l)
-        tile[l] = filters[l] != nullptr ? V::load_partial(filters[l] + terms_[t].offset, n)
-                                        : typename V::Type{};
-      transpose_steps<1>(tile);
-#pragma GCC unroll 16
-      for (int l = 0; l < kL; ++l)
-        if (l < n) V::Registers::store(packed + terms_[t + l].at * kL, tile[l]);
-      t += n;
-    }
-  }
-
-  const ConvView& view_;
-  const GroupBand& band_;
-  std::vector<Term> terms_;  // in the order of memory
-};
 
 // The images of one call: dst(h, w) with h = i*step_h + row of the phase that computes it, w alike.
 // A stride's dgrad has a phase for each residue; else there is one, of step 1.
@@ -146,7 +68,7 @@ class GroupGather {
         lanes_(band_.source_lanes<A>(view_)),
         grid_(grid),
         src_(src),
-        epilogue_(epilogue),
+        store_(grid.strides, grid.W, epilogue),
         bias_(band_.blocks * band_.dst_vectors * kL) {
     for (int64_t i = 0; i < band_.blocks * band_.dst_vectors; ++i) {
       const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
@@ -156,11 +78,7 @@ class GroupGather {
         bias_[i * kL + l] = bias != nullptr && l < filters ? to_wide(bias[first + l]) : A{0};
     }
     for (const GroupPhase& phase : phases) plan(phase);
-    const Activation activation = epilogue.activation;
-    clamps_ = activation == Activation::kReLU || activation == Activation::kReLU6;
-    high_ = activation == Activation::kReLU6 ? A{6} : std::numeric_limits<A>::infinity();
-    simple_ = epilogue.activates_only() && (clamps_ || activation == Activation::kNone);
-    in_place_ = (std::is_same_v<T, A> || kPairs) && simple_ && grid.strides.c == 1;
+    in_place_ = (std::is_same_v<T, A> || kPairs) && store_.simple && grid.strides.c == 1;
     // Rows that are transposed together.
     constexpr int64_t kRowsBytes = 16 << 10;
     out_rows_ = grid.strides.c == 1 ? 1
@@ -177,7 +95,7 @@ class GroupGather {
   void run(const A* weights, const Parallel& pool) const {
     const int64_t tasks = view_.N * band_.bands * band_.blocks;
     const int64_t source = round_up(band_.size, 16);
-    const int64_t slot_size = source + kTileSums + out_size() + round_up(kL * plane(), 16);
+    const int64_t slot_size = source + kTileSums + out_size() + store_.planes_size(out_rows_);
     const WorkSplit split(tasks,
                           static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
                               static_cast<double>(view_.terms() + 8));
@@ -185,10 +103,10 @@ class GroupGather {
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       A* const band = scratch.get() + slot * slot_size;
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t n = task / (band_.blocks * band_.bands);
-        const int64_t i0 = task / band_.blocks % band_.bands * band_.band;
+        const GroupTask at(band_, view_, task);
+        const int64_t n = at.n, i0 = at.band * band_.band;
         const int64_t end_row = std::min((i0 + band_.band) * grid_.step_h, grid_.H);
-        Task t{weights, band, i0, n, task % band_.blocks, 0, band + source};
+        Task t{weights, band, i0, n, at.block, 0, band + source};
         band_.template fill<T, kPairs>(view_, src_ + n * view_.src.n, t.block, i0, band);
         for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
           for (t.vector = 0; t.vector < band_.dst_vectors; ++t.vector)
@@ -241,7 +159,6 @@ class GroupGather {
     phases_.push_back(std::move(phase));
   }
 
-  int64_t plane() const { return ceil_div(out_rows_ * grid_.W, 32) * 32 + 16; }
   int64_t out_size() const { return out_rows_ * grid_.W * kL; }
 
   // `rows` rows of the destination from row `first` on.
@@ -257,10 +174,11 @@ class GroupGather {
       for (const Phase& phase : phases_)
         if (phase.row == h % grid_.step_h && i < phase.view->I)
           run_row(t, phase, i, used, dst + h * grid_.strides.row, to);
-      if (grid_.strides.c == 1 && !in_place_) store_pixels(to, used, dst + h * grid_.strides.row);
+      if (grid_.strides.c == 1 && !in_place_)
+        store_.store_pixels(to, used, dst + h * grid_.strides.row);
     }
     if (grid_.strides.c != 1)
-      store_planes(out, used, rows, dst + first * grid_.strides.row, out + out_size());
+      store_.store_planes(out, used, rows, dst + first * grid_.strides.row, out + out_size());
   }
 
   // Row i of a phase: where it belongs from dst on, or in a row of pixels.
@@ -273,7 +191,7 @@ class GroupGather {
     g.lanes = kPairs || band_.groups > 1 ? lanes_.data() + t.vector * kL : nullptr;
     g.step = view_.step_w;
     g.low = A{0};
-    g.high = high_;
+    g.high = store_.high;
     g.sums = t.scratch;
     for (int64_t j = 0; j < phase.view->J; j += g.count) {
       const int64_t rest = phase.view->J - j, tile = group_sum_tile(rest);
@@ -281,7 +199,7 @@ class GroupGather {
       g.start = bias_.get() + index * kL;
       for (const Call& call : phase.calls) {
         const bool last = &call == &phase.calls.back();
-        g.clamp = last && simple_ && clamps_;
+        g.clamp = last && store_.simple && store_.clamps;
         g.count = last ? std::min<int64_t>(kSumTiles[tile], rest) : kSumTiles[tile];
         const int64_t column = j * grid_.step_w + phase.column;
         g.out = last ? to + column * kL : t.scratch;
@@ -290,7 +208,7 @@ class GroupGather {
         g.rounded = nullptr;
         if constexpr (std::is_same_v<T, A> || kPairs) {
           if (last && in_place_) {
-            T* const first = epilogue_.y + dst + column * grid_.strides.column;
+            T* const first = store_.epilogue.y + dst + column * grid_.strides.column;
             if constexpr (kPairs)
               g.rounded = first;
             else
@@ -311,66 +229,17 @@ class GroupGather {
     }
   }
 
-  // A row of pixels in channels_last.
-  void store_pixels(A* row, int64_t used, int64_t dst) const {
-    for (int64_t j = 0; j < grid_.W; ++j, row += kL, dst += grid_.strides.column) {
-      if (simple_)
-        V::store_partial(epilogue_.y + dst, V::Registers::load(row), used);
-      else
-        epilogue_.store(row, used, dst, 1);
-    }
-  }
-
-  // Rows of planes, from rows of pixels.
-  void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst, A* planes) const {
-    const bool neighbours = grid_.strides.row == grid_.W && grid_.strides.column == 1;
-    const int64_t run = neighbours ? rows * grid_.W : grid_.W, runs = neighbours ? 1 : rows;
-    const bool direct = simple_ && grid_.strides.column == 1;
-    for (int64_t r = 0; r < runs; ++r, pixels += run * kL, dst += grid_.strides.row) {
-      for (int64_t p = 0; p < run; p += kL) {
-        const int64_t n = std::min(kL, run - p);
-        typename V::Type tile[kL];
-#pragma GCC unroll 16
-        for (int l = 0; l < kL; ++l)
-          tile[l] = l < n ? V::Registers::load(pixels + (p + l) * kL) : typename V::Type{};
-        transpose_steps<1>(tile);
-        if (!direct) {
-#pragma GCC unroll 16
-          for (int c = 0; c < kL; ++c) V::Registers::store(planes + c * plane() + p, tile[c]);
-        } else if (n == kL) {
-#pragma GCC unroll 16
-          for (int c = 0; c < kL; ++c)
-            if (c < used) V::store(epilogue_.y + dst + c * grid_.strides.c + p, tile[c]);
-        } else {
-#pragma GCC unroll 16
-          for (int c = 0; c < kL; ++c)
-            if (c < used) V::store_partial(epilogue_.y + dst + c * grid_.strides.c + p, tile[c], n);
-        }
-      }
-      if (direct) continue;
-      for (int64_t c = 0; c < used; ++c) {
-        if (simple_)
-          Epilogue<T>{epilogue_.y, nullptr, Activation::kNone}.store(
-              planes + c * plane(), run, dst + c * grid_.strides.c, grid_.strides.column);
-        else
-          epilogue_.store(planes + c * plane(), run, dst + c * grid_.strides.c,
-                          grid_.strides.column);
-      }
-    }
-  }
-
   const ConvView view_;  // of all phases
   const GroupBand band_;
   const std::vector<LaneIndex<A>> lanes_;
   const GroupGrid grid_;
   const T* src_;
-  const Epilogue<T>& epilogue_;
+  const GroupStore<T> store_;
   Buffer<A> bias_;  // [block][vector][lanes]
   std::vector<Phase> phases_;
   int64_t weights_size_ = 0;
   int64_t out_rows_;
-  bool clamps_, simple_, in_place_;  // simple_: the tile itself can finish
-  A high_;
+  bool in_place_;  // the tile itself can finish
 };
 
 std::vector<GroupPhase> phases_of(const std::vector<ConvView>& views) {

@@ -8,6 +8,7 @@
 #include "core/buffer.h"
 #include "cpu/compensated_sum.h"
 #include "cpu/group_band.h"
+#include "cpu/group_winograd_wgrad.h"
 #include "cpu/parallel_range.h"
 
 namespace torchconv::cpu {
@@ -25,9 +26,12 @@ class GroupWgrad {
   using A = Wide<T>;
   static constexpr int64_t kL = kLanes<A>;
 
-  GroupWgrad(const ConvView& view, const T* dz, const T* x, T* dw)
+  // winograd: what forms the products (of float), or null.
+  GroupWgrad(const ConvView& view, const GroupWinogradDot* winograd, const T* dz, const T* x, T* dw)
       : view_(view),
-        band_(view, sizeof(A), kPermutesLanes<A>),
+        winograd_(winograd),
+        band_(winograd != nullptr ? winograd->band()
+                                  : GroupBand(view, sizeof(A), kPermutesLanes<A>)),
         lanes_(band_.source_lanes<A>(view)),
         runs_(group_runs(view)),
         dz_(dz),
@@ -46,16 +50,21 @@ class GroupWgrad {
     columns_ = std::min(view.J, kDotLength);
     rows_ = ceil_div(band_.band, ceil_div(band_.band * view.J, kDotLength));
     band_dots_ = ceil_div(band_.band, rows_) * ceil_div(view.J, columns_);
+    if (winograd != nullptr) {
+      sums_ = winograd->sums();
+      band_dots_ = winograd->dots();
+    }
     compensated_ = slab_ * band_dots_ > kPlainSums;
   }
 
   void run(const Parallel& pool) const {
-    const int64_t source = round_up(band_.size, 16);
-    const int64_t gradient = band_.dst_vectors * band_.band * view_.J * kL;
+    const int64_t outputs = band_.dst_vectors * band_.band * view_.J * kL;
+    const int64_t source = round_up(winograd_ != nullptr ? winograd_->scratch() : band_.size, 16);
+    const int64_t gradient = winograd_ != nullptr ? 0 : outputs;
     const int64_t totals = compensated_ ? 2 * sums_ * together_ : 0;
     const int64_t slot_size = round_up(source + gradient + totals, 16);
     const WorkSplit split(sets_ * slabs_,
-                          static_cast<double>(slab_ * gradient * together_) *
+                          static_cast<double>(slab_ * outputs * together_) *
                               static_cast<double>(band_.src_vectors * channels_ * taps_ + 8));
     Buffer<A> sums(band_.blocks * slabs_ * sums_);
     Buffer<A> scratch(split.slots * slot_size);
@@ -90,9 +99,7 @@ class GroupWgrad {
       const bool end = unit + 1 == last, flush = compensated_ && (dots > kPlainSums || end);
       for (int64_t b = 0; b < blocks; ++b) {
         A* const sums = sums_of(b);
-        band_.fill(view_, x_ + n * view_.src.n, block + b, i0, band);
-        fill_gradient(dz_ + n * view_.dst.n, block + b, i0, rows, gradient);
-        add_products(band, gradient, rows, sums);
+        add_band(n, block + b, i0, rows, band, gradient, sums);
         if (!flush) continue;
         add_compensated(sums, sums_, first, end, totals + 2 * b * sums_);
         if (!end) fill_zero(sums, sums_);
@@ -102,6 +109,17 @@ class GroupWgrad {
         dots = 0;
       }
     }
+  }
+
+  void add_band(int64_t n, int64_t block, int64_t i0, int64_t rows, A* band, A* gradient,
+                A* sums) const {
+    const T* const x = x_ + n * view_.src.n;
+    const T* const dz = dz_ + n * view_.dst.n;
+    if constexpr (std::is_same_v<T, float>)
+      if (winograd_ != nullptr) return winograd_->add(dz, x, block, i0, rows, band, sums);
+    band_.fill(view_, x, block, i0, band);
+    fill_gradient(dz, block, i0, rows, gradient);
+    add_products(band, gradient, rows, sums);
   }
 
   int64_t gradient_plane() const { return band_.band * view_.J * kL; }
@@ -156,6 +174,13 @@ class GroupWgrad {
     for (int64_t slab = 1; slab < slabs_; ++slab)
       for (int64_t i = 0; i < sums_; i += kL)
         Vec<A>::store(sums + i, Vec<A>::load(sums + i) + Vec<A>::load(sums + slab * sums_ + i));
+    Buffer<A> taps(winograd_ != nullptr ? sums_ : 0);
+    if constexpr (std::is_same_v<T, float>) {
+      if (winograd_ != nullptr) {
+        winograd_->transform(sums, taps.get());
+        sums = taps.get();
+      }
+    }
     for (int64_t to = 0; to < band_.dst_vectors; ++to) {
       const int64_t lanes = band_.filters_in(view_, block, to);
       T* filter[kL];
@@ -175,6 +200,7 @@ class GroupWgrad {
   }
 
   const ConvView& view_;
+  const GroupWinogradDot* winograd_;
   const GroupBand band_;
   const std::vector<LaneIndex<A>> lanes_;
   const std::vector<GroupRun> runs_;
@@ -207,7 +233,14 @@ bool all_finite(const ConvView& view, const T* dw) {
 
 template <typename T>
 bool group_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool) {
-  GroupWgrad<T>(view, dz, x, dw).run(pool);
+  GroupWgrad<T>(view, nullptr, dz, x, dw).run(pool);
+  return all_finite(view, dw);
+}
+
+bool group_winograd_wgrad(const ConvView& view, const float* dz, const float* x, float* dw,
+                          const Parallel& pool) {
+  const GroupWinogradDot products(view);
+  GroupWgrad<float>(view, &products, dz, x, dw).run(pool);
   return all_finite(view, dw);
 }
 

@@ -1,0 +1,85 @@
+// Where finished rows of grouped images go, [row][column][lanes] of a vector of filters: pixel by
+// pixel in channels_last, else some rows of all filters are transposed together.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "cpu/activation.h"
+#include "cpu/conv_pack.h"
+#include "cpu/conv_view.h"
+
+namespace torchconv::cpu {
+
+template <typename T>
+struct GroupStore {
+  using A = Wide<T>;
+  using V = WideVec<T>;
+  static constexpr int64_t kL = V::kLanes;
+
+  ConvStrides strides;
+  int64_t width;  // of a row
+  const Epilogue<T>& epilogue;
+  bool clamps, simple;  // simple: there is no more to do to a sum than to clamp it to [0, high]
+  A high;
+
+  GroupStore(const ConvStrides& dst, int64_t columns, const Epilogue<T>& finish)
+      : strides(dst), width(columns), epilogue(finish) {
+    const Activation activation = epilogue.activation;
+    clamps = activation == Activation::kReLU || activation == Activation::kReLU6;
+    high = activation == Activation::kReLU6 ? A{6} : std::numeric_limits<A>::infinity();
+    simple = epilogue.activates_only() && (clamps || activation == Activation::kNone);
+  }
+
+  // A row of pixels, overwritten, whose sums are clamped where that is all.
+  void store_pixels(A* row, int64_t used, int64_t dst) const {
+    for (int64_t j = 0; j < width; ++j, row += kL, dst += strides.column) {
+      if (simple)
+        V::store_partial(epilogue.y + dst, V::Registers::load(row), used);
+      else
+        epilogue.store(row, used, dst, 1);
+    }
+  }
+
+  // Rows of planes, from such rows of pixels. planes: scratch.
+  int64_t plane(int64_t rows) const { return ceil_div(rows * width, 32) * 32 + 16; }
+  int64_t planes_size(int64_t rows) const { return kL * plane(rows); }
+  void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst, A* planes) const {
+    const int64_t next = plane(rows);
+    const bool neighbours = strides.row == width && strides.column == 1;
+    const int64_t run = neighbours ? rows * width : width, runs = neighbours ? 1 : rows;
+    const bool direct = simple && strides.column == 1;
+    for (int64_t r = 0; r < runs; ++r, pixels += run * kL, dst += strides.row) {
+      for (int64_t p = 0; p < run; p += kL) {
+        const int64_t n = std::min(kL, run - p);
+        typename V::Type tile[kL];
+#pragma GCC unroll 16
+        for (int l = 0; l < kL; ++l)
+          tile[l] = l < n ? V::Registers::load(pixels + (p + l) * kL) : typename V::Type{};
+        transpose_steps<1>(tile);
+        if (!direct) {
+#pragma GCC unroll 16
+          for (int c = 0; c < kL; ++c) V::Registers::store(planes + c * next + p, tile[c]);
+        } else if (n == kL) {
+#pragma GCC unroll 16
+          for (int c = 0; c < kL; ++c)
+            if (c < used) V::store(epilogue.y + dst + c * strides.c + p, tile[c]);
+        } else {
+#pragma GCC unroll 16
+          for (int c = 0; c < kL; ++c)
+            if (c < used) V::store_partial(epilogue.y + dst + c * strides.c + p, tile[c], n);
+        }
+      }
+      if (direct) continue;
+      for (int64_t c = 0; c < used; ++c) {
+        if (simple)
+          Epilogue<T>{epilogue.y, nullptr, Activation::kNone}.store(
+              planes + c * next, run, dst + c * strides.c, strides.column);
+        else
+          epilogue.store(planes + c * next, run, dst + c * strides.c, strides.column);
+      }
+    }
+  }
+};
+
+}  // namespace torchconv::cpu

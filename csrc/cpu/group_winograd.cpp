@@ -1,0 +1,262 @@
+// With few channels in a group the tiles of F(4x4,3x3) have too few products for their transforms,
+// and with vectors along channels no two products would share a permuted operand. Along the rows
+// only, four outputs take 6 products instead of 12 for each channel and row of taps, and neither
+// products nor sums of a tile leave the registers (microkernels/group_winograd.h; Lavin and Gray,
+// "Fast Algorithms for Convolutional Neural Networks", 2015, whose F(m, r) nests with any sum).
+//
+// A task is a band of rows of a block of groups (group_band.h), and goes down the band tile by
+// tile. In channels_last it reads the image and writes where outputs belong; else channels of the
+// source, and then the filters of outputs, are transposed.
+#include "cpu/group_winograd.h"
+
+#include <atomic>
+#include <memory>
+
+#include "core/buffer.h"
+#include "cpu/group_store.h"
+#include "cpu/group_weights.h"
+#include "cpu/microkernels/group_winograd.h"
+#include "cpu/parallel_range.h"
+#include "cpu/winograd_tiles.h"
+
+namespace torchconv::cpu {
+namespace group_winograd {
+namespace {
+
+using V = Vec<float>;
+using Register = V::Type;
+constexpr int64_t kL = V::kLanes;
+constexpr int kTaps = kGroupWinogradTaps, kOutputs = kGroupWinogradOutputs,
+              kPoints = kGroupWinogradPoints;
+
+// With so few products to an output, stores that first read what they overwrite are a larger part
+// of the time than elsewhere (kStreamedBytes).
+constexpr int64_t kStreamed = kStreamedBytes / 2 / static_cast<int64_t>(sizeof(float));
+
+// Three runs of three taps, one below the other.
+bool is_square(const ConvView& view) {
+  const std::vector<GroupRun> runs = group_runs(view);
+  if (runs.size() != kTaps) return false;
+  for (int r = 0; r < kTaps; ++r)
+    if (runs[r].count != kTaps || runs[r].w != runs[0].w || runs[r].h != runs[0].h + r)
+      return false;
+  return true;
+}
+
+// The view with columns for whole tiles, whose band has zeros for what these add.
+ConvView whole_tiles(const ConvView& view) {
+  const winograd::TileAxis columns(view.J, 1, kOutputs);
+  const int64_t last = columns.count - 1;
+  ConvView whole = view;
+  whole.J = columns.begin(last) + kOutputs - (columns.is_full(last) ? 0 : 1);
+  return whole;
+}
+
+// G g of the weights [vector of filters][row of taps][channel][tap], to [vector of filters]
+// [channel][point][row of taps], all in vectors.
+void transform_weights(const ConvView& view, const float* w, float* u, const Parallel& pool) {
+  const GroupBand band = group_winograd_band(view);
+  const GroupWeights<float, false> weights(view, band);
+  Buffer<float> packed(weights.size());
+  weights.pack(w, packed.get(), pool);
+  const int64_t filters = band.blocks * band.dst_vectors, size = view.C * kPoints * kTaps * kL;
+  const WorkSplit split(filters, static_cast<double>(size));
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    const float* from = packed.get() + begin * weights.vector_size();
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t r = 0; r < kTaps; ++r)
+        for (int64_t c = 0; c < view.C; ++c, from += kTaps * kL) {
+          const Register taps[kTaps] = {V::load(from), V::load(from + kL), V::load(from + 2 * kL)};
+          Register points[kPoints];
+          winograd::transform_weight(taps, points);
+          float* const to = u + i * size + (c * kPoints * kTaps + r) * kL;
+          for (int p = 0; p < kPoints; ++p) V::store(to + p * kTaps * kL, points[p]);
+        }
+  });
+}
+
+class GroupWinograd {
+ public:
+  GroupWinograd(const ConvView& view, const float* src, const float* u, const float* bias,
+                const Epilogue<float>& epilogue)
+      : view_(view),
+        band_(group_winograd_band(view)),
+        columns_(view.J, 1, kOutputs),
+        lanes_(band_.source_lanes<float>(view)),
+        store_(view.dst, view.J, epilogue),
+        src_(src),
+        u_(u),
+        bias_(band_.blocks * band_.dst_vectors * kL),
+        special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()) {
+    for (int64_t i = 0; i < band_.blocks * band_.dst_vectors; ++i) {
+      const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
+      const int64_t first = block * band_.groups * view_.K + vector * band_.vector_filters;
+      const int64_t filters = band_.filters_in(view_, block, vector);
+      for (int64_t l = 0; l < kL; ++l)
+        bias_[i * kL + l] = bias != nullptr && l < filters ? bias[first + l] : 0.0f;
+    }
+    in_place_ = store_.simple && view.dst.c == 1;
+    streams_ = in_place_ && band_.vector_filters == kL && band_.groups * view.K % kL == 0 &&
+               view.dst.column % kL == 0 && view.dst.row % kL == 0 && view.dst.n % kL == 0 &&
+               WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
+               view.N * view.dst.n >= kStreamed;
+  }
+
+  std::vector<int64_t> run(const Parallel& pool) const {
+    const int64_t tasks = view_.N * band_.bands * band_.blocks;
+    const int64_t source = round_up(band_.size, 16);
+    const int64_t slot_size = source + window_size() + out_size() + store_.planes_size(band_.band);
+    const WorkSplit split(tasks,
+                          static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
+                              static_cast<double>(view_.terms() / 2 + 8));
+    Buffer<float> scratch(split.slots * slot_size);
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+      float* const band = scratch.get() + slot * slot_size;
+      for (int64_t task = begin; task < end; ++task) {
+        const GroupTask at(band_, view_, task);
+        const int64_t n = at.n, i0 = at.band * band_.band;
+        if (!run_band({n, at.block, i0, std::min(band_.band, view_.I - i0), band, band + source,
+                       band + source + window_size()}))
+          special_[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
+      }
+      if (streams_) stream_fence();
+    });
+    std::vector<int64_t> special;
+    for (int64_t n = 0; n < view_.N; ++n)
+      if (special_[static_cast<size_t>(n)]) special.push_back(n);
+    return special;
+  }
+
+ private:
+  struct Task {
+    int64_t n, block, i0, rows;
+    float *band, *window, *out;
+  };
+
+  int64_t window_size() const { return (band_.band + kTaps - 1) * kPoints * kL; }
+  int64_t out_size() const { return band_.band * view_.J * kL; }
+
+  // False where an output is not finite.
+  bool run_band(const Task& t) const {
+    const float* const src =
+        src_ + t.n * view_.src.n + t.block * band_.groups * view_.C * view_.src.c;
+    if (view_.src.c != 1) band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band);
+    GroupWinogradTile tile{};
+    tile.rows = t.rows;
+    tile.channels = view_.C;
+    tile.stream = streams_;
+    tile.clamp = store_.simple && store_.clamps;
+    tile.high = store_.high;
+    bool finite = true;
+    for (int64_t v = 0; v < band_.dst_vectors; ++v) {
+      const int64_t used = band_.filters_in(view_, t.block, v);
+      if (used == 0) break;
+      const int64_t index = t.block * band_.dst_vectors + v;
+      const int64_t filter = t.block * band_.groups * view_.K + v * band_.vector_filters;
+      const int64_t dst =
+          view_.dst_offset + t.n * view_.dst.n + t.i0 * view_.dst.row + filter * view_.dst.c;
+      tile.lanes = lanes_.data() + v * kL;
+      tile.weights = u_ + index * view_.C * kPoints * kTaps * kL;
+      tile.bias = bias_.get() + index * kL;
+      tile.dst_row = in_place_ ? view_.dst.row : view_.J * kL;
+      tile.dst_column = in_place_ ? view_.dst.column : kL;
+      tile.used = in_place_ ? used : kL;
+      for (int64_t c = 0; c < columns_.count; ++c) {
+        const int64_t j = columns_.begin(c);
+        tile.full = columns_.is_full(c);
+        tile.columns = columns_.outputs_of(c);
+        tile.dst = in_place_ ? store_.epilogue.y + dst + j * view_.dst.column : t.out + j * kL;
+        tile.src = source_of(t, src, j, tile.full);
+        finite &= group_winograd_tile(tile);
+      }
+      if (in_place_) continue;
+      if (view_.dst.c != 1)
+        store_.store_planes(t.out, used, t.rows, dst, t.out + out_size());
+      else
+        for (int64_t r = 0; r < t.rows; ++r)
+          store_.store_pixels(t.out + r * view_.J * kL, used, dst + r * view_.dst.row);
+    }
+    return finite;
+  }
+
+  // The source of the tile at column j.
+  GroupPixels source_of(const Task& t, const float* src, int64_t j, bool full) const {
+    const int64_t rows = t.rows + kTaps - 1;
+    if (view_.src.c != 1) return {t.band + j * kL, band_.width * kL, kL, 0, rows, 0};
+    // The next block's pixels are neighbours.
+    const int64_t ahead = t.block + 1 < band_.blocks ? kL : t.rows * view_.src.row - t.block * kL;
+    const int64_t channels = band_.groups_in(view_, t.block) * view_.C;
+    return group_pixels({view_.src, channels, view_.H, view_.W, t.i0 + band_.first_h, rows,
+                         j + band_.first_w, kPoints - (full ? 0 : 1), ahead},
+                        src, t.window);
+  }
+
+  const ConvView& view_;
+  const GroupBand band_;
+  const winograd::TileAxis columns_;
+  const std::vector<LaneIndex<float>> lanes_;
+  const GroupStore<float> store_;
+  const float* src_;
+  const float* u_;
+  Buffer<float> bias_;                            // [block][vector][lanes]
+  std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
+  bool in_place_, streams_;                       // the tile itself can finish
+};
+
+}  // namespace
+}  // namespace group_winograd
+
+GroupBand group_winograd_band(const ConvView& view) {
+  return GroupBand(group_winograd::whole_tiles(view), sizeof(float), kPermutesLanes<float>);
+}
+
+GroupPixels group_pixels(const GroupWindow& window, const float* src, float* copy) {
+  constexpr int64_t kL = kLanes<float>;
+  if (window.channels < kL || window.w < 0 || window.w + window.columns > window.W) {
+    copy_group_window<float>(window, src, copy);
+    return {copy, window.columns * kL, kL, 0, window.rows, 0};
+  }
+  const int64_t begin = std::clamp<int64_t>(-window.h, 0, window.rows);
+  return {src + window.h * window.strides.row + window.w * window.strides.column,
+          window.strides.row,
+          window.strides.column,
+          begin,
+          std::clamp<int64_t>(window.H - window.h, begin, window.rows),
+          window.ahead};
+}
+
+bool group_winograd_applies(const ConvView& view) {
+  if (!kGroupWinogradServes || view.groups == 1 || view.step_h != 1 || view.step_w != 1 ||
+      !group_winograd::is_square(view))
+    return false;
+  const GroupBand band = group_winograd_band(view);
+  return band.fits && band.src_vectors == 1;
+}
+
+double group_winograd_products(const ConvView& view) {
+  const winograd::TileAxis columns(view.J, 1, kGroupWinogradOutputs);
+  return static_cast<double>(columns.points()) / static_cast<double>(view.J * kGroupWinogradTaps);
+}
+
+int64_t group_winograd_weights_size(const ConvView& view) {
+  const GroupBand band = group_winograd_band(view);
+  return band.blocks * band.dst_vectors * view.C * kGroupWinogradPoints * kGroupWinogradTaps *
+         kLanes<float>;
+}
+
+void group_winograd_pack_weights(const ConvView& view, const float* w, float* packed,
+                                 const Parallel& pool) {
+  group_winograd::transform_weights(view, w, packed, pool);
+}
+
+std::vector<int64_t> group_winograd_gather(const ConvView& view, const float* src, const float* w,
+                                           const float* packed, const float* bias,
+                                           const Epilogue<float>& epilogue, const Parallel& pool) {
+  Buffer<float> own(packed != nullptr ? 0 : group_winograd_weights_size(view));
+  if (packed == nullptr) group_winograd_pack_weights(view, w, own.get(), pool);
+  return group_winograd::GroupWinograd(view, src, packed != nullptr ? packed : own.get(), bias,
+                                       epilogue)
+      .run(pool);
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,158 @@
+// The source is transformed as for the gather and dz as the weights are, tile by tile, to [point]
+// [tile][row][lanes]: then each point is a weight gradient with three taps one below the other,
+// summed over rows and tiles by the register tiles of microkernels/group_tile.h. The sums are
+// transformed to those of the taps once for all tiles (Lavin and Gray, "Fast Algorithms for
+// Convolutional Neural Networks", 2016, section 4.3).
+#include "cpu/group_winograd_wgrad.h"
+
+#include "cpu/group_winograd.h"
+#include "cpu/winograd_wgrad_transforms.h"
+
+namespace torchconv::cpu {
+namespace {
+
+using V = Vec<float>;
+using Register = V::Type;
+using Scheme = winograd_gradient::ThreeTaps;
+constexpr int64_t kL = V::kLanes;
+constexpr int kTaps = Scheme::kTaps, kPoints = Scheme::kValues, kOutputs = Scheme::kTile;
+// Products that are added up in registers: of tiles that stay in the first-level cache.
+constexpr int64_t kDotLength = 64;
+
+// Rows of kCount pixels to points `plane` elements apart. One pixel less than a tile has leaves
+// infinity out.
+template <int kCount>
+void transform_pixels(const GroupPixels& pixels, int64_t rows, float* to, int64_t plane) {
+  constexpr bool kSource = kCount > kOutputs;
+  constexpr int kFull = kSource ? kPoints : kOutputs, kValues = kPoints - (kFull - kCount);
+  const float* src = pixels.src;
+  for (int64_t r = 0; r < rows; ++r, src += pixels.row, to += kL) {
+    Register d[kFull] = {}, v[kPoints] = {};
+    if (r >= pixels.begin && r < pixels.end) {
+#pragma GCC unroll 6
+      for (int s = 0; s < kCount; ++s) {
+        d[s] = V::load(src + s * pixels.column);
+        if (!kSource || s >= kTaps - 1)
+          __builtin_prefetch(src + s * pixels.column + pixels.ahead, 0, 2);
+      }
+      if constexpr (kSource)
+        Scheme::source(d, v);
+      else
+        Scheme::gradient(d, v);
+    }
+#pragma GCC unroll 6
+    for (int p = 0; p < kValues; ++p) V::store(to + p * plane, v[p]);
+  }
+}
+
+}  // namespace
+
+GroupWinogradDot::GroupWinogradDot(const ConvView& view)
+    : view_(view),
+      band_(group_winograd_band(view)),
+      columns_(view.J, 1, kOutputs),
+      lanes_(band_.source_lanes<float>(view)),
+      tiles_(ceil_div(columns_.count, ceil_div(columns_.count * band_.band, kDotLength))),
+      x_tile_((band_.band + kTaps - 1) * kL),
+      dz_tile_(band_.band * kL) {}
+
+int64_t GroupWinogradDot::sums() const {
+  return band_.dst_vectors * kPoints * view_.C * kTaps * kL;
+}
+
+int64_t GroupWinogradDot::scratch() const {
+  return (view_.src.c == 1 ? 0 : band_.size + band_.dst_vectors * band_.band * band_.width * kL) +
+         kPoints * (x_tile_ + tiles_ * (x_tile_ + band_.dst_vectors * dz_tile_));
+}
+
+void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, int64_t i0, int64_t rows,
+                           float* scratch, float* sums) const {
+  const bool planes = view_.src.c != 1;
+  const int64_t source_rows = rows + kTaps - 1, channels = band_.groups_in(view_, block) * view_.C;
+  const int64_t dz_plane = planes ? band_.band * band_.width * kL : 0;
+  float* const x_band = scratch;
+  float* const dz_band = x_band + (planes ? band_.size : 0);
+  float* const window = dz_band + band_.dst_vectors * dz_plane;
+  float* const x_points = window + kPoints * x_tile_;
+  float* const dz_points = x_points + kPoints * tiles_ * x_tile_;
+  // In channels_last the next block's pixels are neighbours.
+  const bool last = block + 1 == band_.blocks;
+  const auto ahead = [&](const ConvStrides& s, int64_t own) {
+    return last ? rows * s.row - block * own : own;
+  };
+  const auto dz_window = [&](int64_t v, int64_t j, int64_t columns) {
+    const int64_t next = planes ? band_.band * view_.dst.row
+                                : ahead(view_.dst, band_.dst_vectors * band_.vector_filters);
+    return GroupWindow{
+        view_.dst, band_.filters_in(view_, block, v), view_.I, view_.J, i0, rows, j, columns, next};
+  };
+  x += block * band_.groups * view_.C * view_.src.c;
+  dz += block * band_.groups * view_.K * view_.dst.c;
+  if (planes) {
+    band_.fill<float>(view_, x - block * band_.groups * view_.C * view_.src.c, block, i0, x_band);
+    for (int64_t v = 0; v < band_.dst_vectors; ++v)
+      copy_group_window<float>(dz_window(v, 0, band_.width),
+                               dz + v * band_.vector_filters * view_.dst.c, dz_band + v * dz_plane);
+  }
+  GroupDot<float> d{};
+  d.count = rows;
+  d.step = 1;
+  d.dz_row = dz_tile_;
+  d.src_row = x_tile_;
+  for (int64_t first = 0; first < columns_.count; first += tiles_) {
+    const int64_t tiles = std::min(tiles_, columns_.count - first);
+    const int64_t full = std::min(tiles, columns_.fulls(first));
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t j = columns_.begin(first + t), outputs = kOutputs - (t < full ? 0 : 1);
+      const GroupPixels from =
+          planes ? GroupPixels{x_band + j * kL, band_.width * kL, kL, 0, source_rows, 0}
+                 : group_pixels({view_.src, channels, view_.H, view_.W, i0 + band_.first_h,
+                                 source_rows, j + band_.first_w, outputs + kTaps - 1,
+                                 ahead(view_.src, band_.groups * view_.C)},
+                                x, window);
+      (t < full ? transform_pixels<kPoints> : transform_pixels<kPoints - 1>)(from, source_rows,
+                                                                             x_points + t * x_tile_,
+                                                                             tiles_ * x_tile_);
+      for (int64_t v = 0; v < band_.dst_vectors; ++v) {
+        const GroupPixels gradient =
+            planes ? GroupPixels{dz_band + v * dz_plane + j * kL, band_.width * kL, kL, 0, rows, 0}
+                   : group_pixels(dz_window(v, j, outputs), dz + v * band_.vector_filters, window);
+        (t < full ? transform_pixels<kOutputs>
+                  : transform_pixels<kOutputs - 1>)(gradient, rows,
+                                                    dz_points + v * kPoints * tiles_ * dz_tile_ +
+                                                        t * dz_tile_,
+                                                    tiles_ * dz_tile_);
+      }
+    }
+    float* sum = sums;
+    for (int64_t v = 0; v < band_.dst_vectors; ++v) {
+      d.lanes = band_.groups > 1 ? lanes_.data() + v * kL : nullptr;
+      for (int64_t p = 0; p < kPoints; ++p) {
+        d.rows = p + 1 < kPoints ? tiles : full;
+        d.src = x_points + p * tiles_ * x_tile_;
+        d.dz = dz_points + (v * kPoints + p) * tiles_ * dz_tile_;
+        for (int64_t c = 0; c < view_.C; c += kDotChannels) {
+          d.first_channel = c;
+          d.channels = std::min<int64_t>(kDotChannels, view_.C - c);
+          d.sums = sum + c * kTaps * kL;
+          if (d.rows > 0) group_dot(d, kTaps);
+        }
+        sum += view_.C * kTaps * kL;
+      }
+    }
+  }
+}
+
+void GroupWinogradDot::transform(const float* sums, float* taps) const {
+  const int64_t point = view_.C * kTaps * kL;
+  for (int64_t v = 0; v < band_.dst_vectors; ++v, sums += kPoints * point)
+    for (int64_t r = 0; r < kTaps; ++r)
+      for (int64_t c = 0; c < view_.C; ++c, taps += kTaps * kL) {
+        Register m[kPoints], y[kTaps];
+        for (int p = 0; p < kPoints; ++p) m[p] = V::load(sums + p * point + (c * kTaps + r) * kL);
+        Scheme::inverse(m, y);
+        for (int s = 0; s < kTaps; ++s) V::store(taps + s * kL, y[s]);
+      }
+}
+
+}  // namespace torchconv::cpu
