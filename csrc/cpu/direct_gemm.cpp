@@ -222,7 +222,7 @@ class DirectGemm {
     if (!plan_.band && !plan_.reads_taps) {
       const auto whole = [](Range outputs) { return std::vector<AxisGroup>{{outputs, {0, 0}}}; };
       row_groups_ = group(blocks_i_, view_.I, plan_.rows, whole);
-      for (auto& groups : column_groups_) groups = group(blocks_j_, view_.J, plan_.columns, whole);
+      column_groups_.push_back(group(blocks_j_, view_.J, plan_.columns, whole));
       return;
     }
     const std::vector<int64_t> taps_h = distinct_offsets(view_, &ConvTap::h);
@@ -240,12 +240,12 @@ class DirectGemm {
       return group_outputs(taps_h, view_.step_h, view_.H, outputs, exact ? 1 : rows);
     });
     for (int64_t columns = 1; columns <= kTileEnough; ++columns)
-      column_groups_[columns - 1] = group(blocks_j_, view_.J, plan_.columns, [&](Range outputs) {
+      column_groups_.push_back(group(blocks_j_, view_.J, plan_.columns, [&](Range outputs) {
         return group_outputs(taps_w, view_.step_w, view_.W, outputs,
                              exact  ? 1
                              : deep ? columns
                                     : plan_.columns);
-      });
+      }));
   }
 
   // Lists the task's pixels, those that read through the same taps together.
@@ -268,7 +268,9 @@ class DirectGemm {
     t.groups.clear();
     int64_t p = 0;
     for (const AxisGroup& r : row_groups_[at.i.begin / plan_.rows]) {
-      const int64_t least = ceil_div(kTileEnough, plan_.nominal_samples * r.outputs.size());
+      const int64_t least =
+          std::min(ceil_div(kTileEnough, plan_.nominal_samples * r.outputs.size()),
+                   static_cast<int64_t>(column_groups_.size()));
       for (const AxisGroup& c : column_groups_[least - 1][at.j.begin / plan_.columns]) {
         const int64_t begin = p, width = c.outputs.size();
         for (int64_t n = 0; n < at.n.size(); ++n) {
@@ -462,13 +464,13 @@ class DirectGemm {
   const Epilogue<T>& epilogue_;
   int64_t taps_, blocks_i_, blocks_j_, blocks_n_;
   int64_t filters_, filter_pieces_;
-  int64_t zero_bias_;                               // where a panel of zeros lies behind the bias
-  Buffer<A> bias_;                                  // [group][padded_filters]
-  Buffer<int32_t> terms_;                           // of a full chunk and of the last
-  std::vector<std::vector<AxisGroup>> row_groups_;  // [block]
-  std::vector<std::vector<AxisGroup>>
-      column_groups_[kTileEnough];  // of at least 1, 2, ...: [block]
-  std::vector<TapRank> ranks_;      // [tap], or empty where every pixel reads through every tap
+  int64_t zero_bias_;      // where a panel of zeros lies behind the bias
+  Buffer<A> bias_;         // [group][padded_filters]
+  Buffer<int32_t> terms_;  // of a full chunk and of the last
+  using BlockGroups = std::vector<std::vector<AxisGroup>>;  // [block]
+  BlockGroups row_groups_;
+  std::vector<BlockGroups> column_groups_;  // of at least 1, 2, ...; or of any number
+  std::vector<TapRank> ranks_;  // [tap], or empty where every pixel reads through every tap
   A high_;
   bool to_dst_;                            // by the kernel
   bool streams_ = false, rounds_ = false;  // past the caches; by the kernel to a narrower type
