@@ -55,7 +55,7 @@ class Operator:
         rare: int = 0,
         derivative: Callable[..., Any] | None = None,
     ) -> None:
-        self.derivative = derivative
+        self.derivative: Any = derivative
         self.overload: OpOverload = overload(name)
         self.call = self.overload._op
         values = defaults(name)
