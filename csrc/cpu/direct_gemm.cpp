@@ -76,8 +76,7 @@ class DirectGemm {
                         (activation == Activation::kNone || activation == Activation::kReLU ||
                          activation == Activation::kReLU6);
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
-    rounds_ = kPairs && simple &&
-              (view.dst.c == 1 || (view.dst.column == 1 && epilogue.residual == nullptr));
+    rounds_ = kPairs && simple && (view.dst.c == 1 || view.dst.column == 1);
     if constexpr (std::is_same_v<T, A>)
       streams_ =
           to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
@@ -344,6 +343,7 @@ class DirectGemm {
     }
     if (chunk == 0 || last) cut_segments(t, channels);
     const bool rounds = last && rounds_;
+    if (rounds && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
     tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
     tile.totals = t.totals;
     tile.stream = streams_;
@@ -373,9 +373,10 @@ class DirectGemm {
       if (chunk > 0) tile.before = tile.c;
       if constexpr (kPairs) {
         if (rounds) {
-          tile.rounded = view_.dst.c == 1 ? to.y : t.rounded + panel * kPanel<A>;
-          tile.residual = to.residual;
-          tile.rounded_rows = (view_.dst.c == 1 ? t.dst_offsets : t.scratch_offsets) + first;
+          const bool in_place = view_.dst.c == 1;
+          tile.rounded = in_place ? to.y : t.rounded + panel * kPanel<A>;
+          if (to.residual != nullptr) tile.residual = in_place ? to.residual : tile.rounded;
+          tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
         }
       }
       Terms::template kernel<A>(rows, vectors)(tile);
@@ -436,12 +437,28 @@ class DirectGemm {
     if (last && view_.dst.c != 1) store_planes(t);
   }
 
-  // The finished tiles in scratch to a destination where pixels are neighbours.
+  // Of a destination where pixels are neighbours.
+  PlaneTarget planes(const Task& t) const {
+    return {t.dst_offsets, t.at.pixels(),    dst_offset(t.at) + t.at.k.begin * view_.dst.c,
+            view_.dst.c,   view_.dst.column, t.at.k.size()};
+  }
+
+  // To where the tiles put their rounded sums, in the same order.
+  void load_residual(const Task& t) const {
+    if constexpr (kPairs) {
+      const PlaneTarget from = planes(t);
+      const int64_t ld = scratch_ld() / 2;
+      from.for_runs(from.count, [&](int64_t p, int64_t n) {
+        transpose_pairs(epilogue_.residual + from.base + from.pixels[p], from.plane, from.step, n,
+                        from.filters, reinterpret_cast<float*>(t.rounded) + p * ld, ld);
+      });
+    }
+  }
+
+  // The finished tiles in scratch to such a destination.
   void store_planes(const Task& t) const {
     if constexpr (kPairs) {
-      const PlaneTarget to{
-          t.dst_offsets, t.at.pixels(),    dst_offset(t.at) + t.at.k.begin * view_.dst.c,
-          view_.dst.c,   view_.dst.column, t.at.k.size()};
+      const PlaneTarget to = planes(t);
       if (rounds_)
         store_rounded_planes(t.rounded, scratch_ld(), to, epilogue_.y);
       else
