@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad
 from torch.nn import functional as torch_F
+from torch.overrides import TorchFunctionMode
 
 import torchconv
 import torchconv.functional as F
@@ -229,6 +230,70 @@ def test_functions_apply(name: str) -> None:
         assert_same(gradient, other)
     assert gradcheck(apply, tensors, check_forward_ad=True)
     assert gradgradcheck(apply, tensors)
+
+
+def small_calls() -> dict[str, tuple[Callable[..., Any], list[Tensor], Callable[..., Any]]]:
+    """A plain function, its leaves, and the same through the operator."""
+    x, w, b = small_convolution("contiguous")
+    image, window = x.detach().requires_grad_(), ([2, 2], [2, 2], [0, 0])
+    geometry = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
+    return {
+        "conv2d": (F.conv2d, [x, w, b], lambda x, w, b: OPS.conv2d(x, w, b)),
+        "conv2d_gelu": (
+            lambda x, w: F.conv2d(x, w, activation="gelu"),
+            [x, w],
+            lambda x, w: OPS.conv2d(x, w, None, *geometry, "gelu", False),
+        ),
+        "max_pool2d": (
+            lambda x: F.max_pool2d(x, 2),
+            [image],
+            lambda x: OPS.max_pool2d(x, *window, [1, 1], False),
+        ),
+        "avg_pool2d": (
+            lambda x: F.avg_pool2d(x, 2),
+            [image],
+            lambda x: OPS.avg_pool2d(x, *window, False, True, None),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_gelu", "max_pool2d", "avg_pool2d"])
+def test_a_recorded_call_is_the_operators(name: str) -> None:
+    """The short way that a plain recorded call takes: node, gradients, hooks and modes."""
+    function, leaves, operator = small_calls()[name]
+    packed: list[Tensor] = []
+
+    class Seen(TorchFunctionMode):
+        names: list[str] = []
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            self.names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def pack(tensor: Tensor) -> Tensor:
+        packed.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = function(*leaves)
+    expected = operator(*leaves)
+    assert y.grad_fn.name() == expected.grad_fn.name()
+    assert bool(packed) == (name != "avg_pool2d")
+    assert_same(y, expected)
+    dy = torch.randn_like(y)
+    got = torch.autograd.grad(y, leaves, dy, create_graph=True)
+    plain = torch.autograd.grad(function(*leaves), leaves, dy)
+    for gradient, same, other in zip(
+        got, plain, torch.autograd.grad(expected, leaves, dy), strict=True
+    ):
+        torch.testing.assert_close(gradient, other)  # of an activation by PyTorch's formulas
+        assert_same(same, other)
+    assert any(gradient.requires_grad for gradient in got) == name.startswith("conv2d")
+    with Seen():
+        assert_same(function(*leaves), expected)
+    assert any("torchconv" in name for name in Seen.names)
 
 
 def test_third_derivative() -> None:

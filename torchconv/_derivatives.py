@@ -83,9 +83,13 @@ def _applier(function: type[Function]) -> Callable[..., Any]:
     members["jvp"] = staticmethod(jvp)
     single_level: Any = type(function.__name__, (_SingleLevelFunction,), members)
 
+    applied = single_level.apply
+
     def apply(*args: Any) -> Any:
+        if not torch._C._are_functorch_transforms_active():
+            return applied(*args)
         with enable_single_level_autograd_function():
-            return single_level.apply(*args)
+            return applied(*args)
 
     return apply
 
@@ -116,7 +120,7 @@ def _conv2d_backward_derivative(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _apply_conv2d_backward(grad, input, weight, saved, *geometry, "none", flip, mask)
 
 
-_DERIVATIVES: dict[str, Callable[..., Any]] = {
+DERIVATIVES: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d_derivative,
     "conv2d_packed": lambda *args: _conv2d_derivative(*without_owner(args)),
     "conv2d_with_preactivation": _apply_conv2d_with_preactivation,
@@ -154,5 +158,5 @@ def _register(name: str, derivative: Callable[..., Any]) -> None:
     LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
 
-for _name, _derivative_of_op in _DERIVATIVES.items():
+for _name, _derivative_of_op in DERIVATIVES.items():
     _register(_name, _derivative_of_op)

@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad as fwAD
-from torch.nn import Parameter
 
 from torchconv import _load
+from torchconv._dispatch import is_plain, records
 
 __all__ = ["PackedWeights", "drop_packed_weights", "only_infers"]
 
@@ -36,37 +35,17 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-# Looked up once: on small images the attributes on the way to each count.
-_strided = torch.strided
-_grad_enabled = torch.is_grad_enabled
-_transforms_active = torch._C._are_functorch_transforms_active
 _autocasts = torch._C._is_any_autocast_enabled
-_tracing_state = torch._C._get_tracing_state
-_dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 def only_infers(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a convolution of these is a plain call whose result is all that anybody asks for:
     nothing records, transforms, casts or watches it."""
-    return not (
-        type(input) is not Tensor
-        or (type(weight) is not Parameter and type(weight) is not Tensor)
-        or (
-            _grad_enabled()
-            and (
-                input.requires_grad
-                or weight.requires_grad
-                or (bias is not None and bias.requires_grad)
-            )
-        )
-        or weight.is_inference()  # whose changes are not counted
-        or weight.layout is not _strided
-        or input.layout is not _strided
-        or fwAD._current_level >= 0
-        or _dispatch_modes() > 0
-        or _transforms_active()
-        or _autocasts()
-        or _tracing_state() is not None
+    return (
+        is_plain(input, weight)
+        and not records(input, weight, bias)
+        and not _autocasts()
+        and not weight.is_inference()  # whose changes are not counted
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv._autograd_adaptive import AdaptiveAvgPool2dFunction, AdaptiveMaxPool2dFunction
-from torchconv._dispatch import below_autograd
+from torchconv._dispatch import Operator, below_autograd, may_have_tangents, unrecorded
 from torchconv._fake import is_channels_last
 
 __all__ = [
@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 _ops = torch.ops.torchconv
+_conv2d = Operator("conv2d", leading=3)
+_conv2d_backward = Operator("conv2d_backward")
+_select_pool2d_backward = Operator("select_pool2d_backward")
+_avg_pool2d_backward = Operator("avg_pool2d_backward")
 
 # Derivatives that follow from the output y, where y is not constant; the others need the
 # pre-activation z.
@@ -159,7 +163,8 @@ class _ConvFunction(Function):
         ctx.activation, ctx.flip = activation, flip
         if activation == "none":
             bias = residual = None
-        ctx.save_for_forward(input, weight, saved, bias, residual)
+        if may_have_tangents():
+            ctx.save_for_forward(input, weight, saved, bias, residual)
         if activation not in NEEDS_PREACTIVATION:
             residual = None  # which may be large
         ctx.save_for_backward(input, weight, saved, bias, residual)
@@ -184,8 +189,9 @@ class _ConvFunction(Function):
             grad, saved, activation = _activation_backward(activation, grad, saved), None, "none"
         gradients: Sequence[Tensor | None] = (None, None, None)
         if any(mask):
-            gradients = _ops.conv2d_backward(
-                grad, input, weight, saved, *ctx.geometry, activation, ctx.flip, mask
+            gradients = unrecorded(
+                _conv2d_backward,
+                *(grad, input, weight, saved, *ctx.geometry, activation, ctx.flip, mask),
             )
         wanted = (g if m else None for g, m in zip(gradients, mask, strict=True))
         return (*wanted, *(None,) * 6, grad if of_residual else None)
@@ -226,11 +232,8 @@ class Conv2dFunction(_ConvFunction):
         flip_kernel: bool = False,
         residual: Tensor | None = None,
     ) -> Tensor:
-        return below_autograd(
-            _ops.conv2d,
-            *(input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel),
-            residual,
-        )
+        args = (stride, padding, dilation, groups, activation, flip_kernel, residual)
+        return below_autograd(_conv2d.call, input, weight, bias, *_conv2d.unusual(args))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -398,13 +401,15 @@ class _SelectPool2dFunction(Function):
         ctx.input_size, ctx.channels_last = input.shape, is_channels_last(input)
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
-        ctx.save_for_forward(output[1])
+        if may_have_tangents():
+            ctx.save_for_forward(output[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         (selected,) = ctx.saved_tensors
-        dx = _ops.select_pool2d_backward(
-            grad, selected, ctx.input_size, *ctx.window, ctx.channels_last
+        dx = unrecorded(
+            _select_pool2d_backward,
+            *(grad, selected, ctx.input_size, *ctx.window, ctx.channels_last),
         )
         return (dx, *(None,) * 5)
 
@@ -473,7 +478,9 @@ class AvgPool2dFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        dx = _ops.avg_pool2d_backward(grad, ctx.input_size, *ctx.arguments, ctx.channels_last)
+        dx = unrecorded(
+            _avg_pool2d_backward, grad, ctx.input_size, *ctx.arguments, ctx.channels_last
+        )
         return (dx, *(None,) * 6)
 
     @staticmethod

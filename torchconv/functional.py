@@ -14,12 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.autograd import forward_ad as fwAD
 
 from torchconv._coverage import FLOATS, INTEGERS
-from torchconv._packed_weights import only_infers
-from torchconv._schemas import defaults, overload
+from torchconv._derivatives import DERIVATIVES
+from torchconv._dispatch import Operator, is_plain, records
+from torchconv._schemas import overload
 from torchconv.autograd import ACTIVATIONS
 
 __all__ = [
@@ -33,71 +32,44 @@ __all__ = [
 ]
 
 
-class _Operator:
-    """An operator, and what calls it without a detour.
-
-    leading: how many arguments every call has. usual: default values of those that follow, from the
-    first, third and fourth of them on; but not of the `rare` last ones.
-    """
-
-    __slots__ = ("call", "overload", "usual")
-
-    def __init__(self, name: str, leading: int = 1, rare: int = 0) -> None:
-        self.overload: OpOverload = overload(name)
-        self.call = self.overload._op
-        values = defaults(name)
-        rest = tuple(values[leading : len(values) - rare])
-        self.usual = [(count, rest[count:]) for count in (0, 2, 3)]
-
-    def unusual(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Arguments after the leading ones, without defaults at the end: each costs."""
-        for count, tail in self.usual:  # all but so many are usual, most often
-            if args[count:] == tail:
-                return args[:count]
-        return args
+def _pool(name: str) -> Operator:
+    return Operator(name, derivative=DERIVATIVES[name])
 
 
-_conv2d = _Operator("conv2d", leading=3, rare=1)
-_conv2d_packed = _Operator("conv2d_packed", leading=5, rare=1)
+_conv2d = overload("conv2d")
+_conv2d_packed = Operator("conv2d_packed", leading=5, rare=1)
+_derive_conv2d = DERIVATIVES["conv2d"]
 _select = {
-    (name, indices): _Operator(f"{name}_with_indices" if indices else name)
+    (name, indices): _pool(f"{name}_with_indices" if indices else name)
     for name in ("max_pool2d", "min_pool2d")
     for indices in (False, True)
 }
-_avg_pool2d = _Operator("avg_pool2d")
-_adaptive_avg_pool2d = _Operator("adaptive_avg_pool2d")
+_avg_pool2d = _pool("avg_pool2d")
+_adaptive_avg_pool2d = _pool("adaptive_avg_pool2d")
 _adaptive_max_pool2d = {
-    False: _Operator("adaptive_max_pool2d_values"),
-    True: _Operator("adaptive_max_pool2d"),
+    False: _pool("adaptive_max_pool2d_values"),
+    True: _pool("adaptive_max_pool2d"),
 }
 # Looked up once, as the few attributes on the way to each are a good part of a small call.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
-_grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
-_transforms_active = torch._C._are_functorch_transforms_active
-_tracing_state = torch._C._get_tracing_state
+_autocasts = torch._C._is_any_autocast_enabled
+_function_modes = torch._C._len_torch_function_stack
 
 _FLOATING = frozenset(FLOATS)
 _SELECT_DTYPES = _FLOATING | {*INTEGERS, torch.uint16}
 _CONV_DTYPES = _SELECT_DTYPES - {torch.bool, torch.uint16}
 
 
-def _call(op: _Operator, tensors: Sequence[Tensor | None], args: tuple[Any, ...]) -> Any:
-    """op(*tensors, *args), past the operator's derivative where nobody can ask for it.
-
-    That spares the small problems of inference the cost of a Python kernel in the dispatcher. While
-    something traces or transforms the call it must see the whole operator.
-    """
-    if (
-        _is_compiling()
-        or _transforms_active()
-        or fwAD._current_level >= 0
-        or _tracing_state() is not None
-        or (_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
-    ):
-        return op.overload(*tensors, *args)
-    with _below_autograd():
-        return op.call(*tensors, *op.unusual(args))
+def _call(op: Operator, input: Tensor, args: tuple[Any, ...]) -> Any:
+    """op(input, *args), the short way where there is one."""
+    if not _is_compiling() and is_plain(input, input):
+        if not records(input, input, None):
+            with _below_autograd():
+                return op.call(input, *op.unusual(args))
+        if not _function_modes():
+            return op.derivative(input, *args)
+    return op.overload(input, *args)
 
 
 def _integer(value: Any, op: str, name: str) -> Any:
@@ -154,11 +126,11 @@ def _check_tensor(value: Any, op: str, name: str, dtypes: frozenset[torch.dtype]
         raise NotImplementedError(f'torchconv "{op}" not implemented for {value.dtype}')
 
 
-def _batched(op: _Operator, dim: int, tensors: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+def _batched(op: Operator, input: Tensor, args: tuple[Any, ...]) -> Any:
     """op on N x C x H x W; an unbatched C x H x W goes in and comes out as a batch of one."""
-    if dim == 4:
-        return _call(op, tensors, args)
-    out = _call(op, (tensors[0].unsqueeze(0), *tensors[1:]), args)
+    if input.dim() == 4:
+        return _call(op, input, args)
+    out = _call(op, input.unsqueeze(0), args)
     return tuple(t.squeeze(0) for t in out) if isinstance(out, tuple) else out.squeeze(0)
 
 
@@ -251,10 +223,18 @@ def conv_arguments(
     residual: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """conv2d's arguments checked, and those that are no tensors in the operators' form."""
-    _check_tensor(input, "conv2d", "input", _CONV_DTYPES)
-    _check_tensor(weight, "conv2d", "weight", _CONV_DTYPES)
-    if bias is not None:
-        _check_tensor(bias, "conv2d", "bias", _CONV_DTYPES)
+    dtype = getattr(input, "dtype", None)
+    if not (
+        dtype in _CONV_DTYPES
+        and isinstance(input, Tensor)
+        and isinstance(weight, Tensor)
+        and weight.dtype is dtype
+        and (bias is None or (isinstance(bias, Tensor) and bias.dtype is dtype))
+    ):
+        _check_tensor(input, "conv2d", "input", _CONV_DTYPES)
+        _check_tensor(weight, "conv2d", "weight", _CONV_DTYPES)
+        if bias is not None:
+            _check_tensor(bias, "conv2d", "bias", _CONV_DTYPES)
     dim = input.dim()
     if dim != 4 and dim != 3:
         raise RuntimeError(
@@ -353,18 +333,31 @@ def conv2d(
     arguments = conv_arguments(
         input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel, residual
     )
+    if input.dim() == 3:
+        batch, added = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
+        return _convolve(batch, weight, bias, arguments, added).squeeze(0)
+    return _convolve(input, weight, bias, arguments, residual)
+
+
+def _convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    arguments: tuple[Any, ...],
+    residual: Tensor | None,
+) -> Tensor:
+    """conv2d of N x C x H x W from what conv_arguments gives, the short way where there is one."""
     if (
         not _is_compiling()
-        and only_infers(input, weight, bias)
-        and (residual is None or only_infers(residual, weight, None))
+        and is_plain(input, weight)
+        and not _autocasts()
+        and (residual is None or is_plain(residual, weight))
     ):
-        return infer_conv2d(input, weight, bias, 0, inference_arguments(arguments), residual)
-    if residual is None:
-        return _batched(_conv2d, input.dim(), (input, weight, bias), arguments)
-    if input.dim() == 4:
-        return _conv2d.overload(input, weight, bias, *arguments, residual)
-    batch, added = input.unsqueeze(0), residual.unsqueeze(0)
-    return _conv2d.overload(batch, weight, bias, *arguments, added).squeeze(0)
+        if not records(input, weight, bias, residual):
+            return infer_conv2d(input, weight, bias, 0, inference_arguments(arguments), residual)
+        if (bias is None or is_plain(input, bias)) and not _function_modes():
+            return _derive_conv2d(input, weight, bias, *arguments, residual)
+    return _conv2d(input, weight, bias, *arguments, residual)
 
 
 def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> list[list[Any]]:
@@ -398,7 +391,7 @@ def _select_pool2d(
     window.append(_pair(dilation, name, "dilation"))
     ceil = _boolean(ceil_mode, name, "ceil_mode")
     op = _select[name, bool(return_indices)]
-    return _batched(op, dim, (input,), (*window, ceil))
+    return _batched(op, input, (*window, ceil))
 
 
 def max_pool2d(
@@ -489,10 +482,10 @@ def avg_pool2d(
     divisor = divisor_override
     if divisor is not None:
         divisor = _integer(divisor, "avg_pool2d", "divisor_override")
-    return _batched(_avg_pool2d, dim, (input,), (*window, *flags, divisor))
+    return _batched(_avg_pool2d, input, (*window, *flags, divisor))
 
 
-def _adaptive_pool2d(name: str, op: _Operator, input: Tensor, output_size: Any) -> Any:
+def _adaptive_pool2d(name: str, op: Operator, input: Tensor, output_size: Any) -> Any:
     _check_tensor(input, name, "input", _FLOATING)
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * 2
     if input.dim() not in (3, 4):
@@ -506,7 +499,7 @@ def _adaptive_pool2d(name: str, op: _Operator, input: Tensor, output_size: Any) 
     wanted = [_integer(out, name, "output_size") for out in sizes]
     # PyTorch gives an unbatched image no channels_last strides here, whatever its own are.
     images = input.contiguous() if input.dim() == 3 else input
-    return _batched(op, input.dim(), (images,), (wanted,))
+    return _batched(op, images, (wanted,))
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:

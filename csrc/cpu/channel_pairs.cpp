@@ -22,7 +22,8 @@ TORCHCONV_INLINE Bits::Type load_halves(const BFloat16* p, int64_t step, int64_t
   return bit_cast<Bits::Type>(load_lanes_strided(p, step, 0, n, more_follow)) >> 16;
 }
 
-// to[p*pixel + c/2] for pixels p < count and channels c < channels, which are `plane` apart.
+}  // namespace
+
 void transpose_pairs(const BFloat16* src, int64_t plane, int64_t step, int64_t count,
                      int64_t channels, float* to, int64_t pixel) {
   const int64_t pairs = ceil_div(channels, int64_t{2});
@@ -56,8 +57,6 @@ void transpose_pairs(const BFloat16* src, int64_t plane, int64_t step, int64_t c
     }
   }
 }
-
-}  // namespace
 
 void fill_pairs(const ChannelBand& band, const ConvView& view, const BFloat16* src,
                 int64_t channels, Range i, Range j, float* scratch) {

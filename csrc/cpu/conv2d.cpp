@@ -195,15 +195,12 @@ void strided_gather(const ConvProblem& p, StridedPass pass, const std::vector<Co
     const WideArray<T> wide_src(src, view.N * view.src.n, pool);
     const WideArray<T> wide_w(w, u != nullptr ? 0 : p.K * p.C * p.R * p.S, pool);
     const WideArray<T> wide_bias(bias, p.K, pool);
-    const Buffer<float> y(size), z(epilogue.preactivation != nullptr ? size : 0);
-    const WideArray<T> residual(epilogue.residual, size, pool);
-    const Epilogue<float> wide{y.get(), epilogue.preactivation != nullptr ? z.get() : nullptr,
-                               epilogue.activation, residual.get()};
+    // The epilogue comes with the narrow type, so that a residual is read as it is.
+    const Buffer<float> y(size);
+    const Epilogue<float> sums{y.get(), nullptr, Activation::kNone};
     special =
-        strided_winograd(p, pass, wide_src.get(), wide_w.get(), wide_bias.get(), wide, pool, u);
-    narrow_array(epilogue.y, y.get(), size, pool);
-    if (epilogue.preactivation != nullptr)
-      narrow_array(epilogue.preactivation, z.get(), size, pool);
+        strided_winograd(p, pass, wide_src.get(), wide_w.get(), wide_bias.get(), sums, pool, u);
+    store_array(epilogue, y.get(), size, pool);
   }
   for (const int64_t n : special)
     for (const ConvView& view : views) {

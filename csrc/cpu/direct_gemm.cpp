@@ -76,8 +76,7 @@ class DirectGemm {
                         (activation == Activation::kNone || activation == Activation::kReLU ||
                          activation == Activation::kReLU6);
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
-    rounds_ = kPairs && simple &&
-              (view.dst.c == 1 || (view.dst.column == 1 && epilogue.residual == nullptr));
+    rounds_ = kPairs && simple && (view.dst.c == 1 || view.dst.column == 1);
     if constexpr (std::is_same_v<T, A>)
       streams_ =
           to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
@@ -222,7 +221,7 @@ class DirectGemm {
     if (!plan_.band && !plan_.reads_taps) {
       const auto whole = [](Range outputs) { return std::vector<AxisGroup>{{outputs, {0, 0}}}; };
       row_groups_ = group(blocks_i_, view_.I, plan_.rows, whole);
-      for (auto& groups : column_groups_) groups = group(blocks_j_, view_.J, plan_.columns, whole);
+      column_groups_.push_back(group(blocks_j_, view_.J, plan_.columns, whole));
       return;
     }
     const std::vector<int64_t> taps_h = distinct_offsets(view_, &ConvTap::h);
@@ -240,12 +239,12 @@ class DirectGemm {
       return group_outputs(taps_h, view_.step_h, view_.H, outputs, exact ? 1 : rows);
     });
     for (int64_t columns = 1; columns <= kTileEnough; ++columns)
-      column_groups_[columns - 1] = group(blocks_j_, view_.J, plan_.columns, [&](Range outputs) {
+      column_groups_.push_back(group(blocks_j_, view_.J, plan_.columns, [&](Range outputs) {
         return group_outputs(taps_w, view_.step_w, view_.W, outputs,
                              exact  ? 1
                              : deep ? columns
                                     : plan_.columns);
-      });
+      }));
   }
 
   // Lists the task's pixels, those that read through the same taps together.
@@ -268,7 +267,9 @@ class DirectGemm {
     t.groups.clear();
     int64_t p = 0;
     for (const AxisGroup& r : row_groups_[at.i.begin / plan_.rows]) {
-      const int64_t least = ceil_div(kTileEnough, plan_.nominal_samples * r.outputs.size());
+      const int64_t least =
+          std::min(ceil_div(kTileEnough, plan_.nominal_samples * r.outputs.size()),
+                   static_cast<int64_t>(column_groups_.size()));
       for (const AxisGroup& c : column_groups_[least - 1][at.j.begin / plan_.columns]) {
         const int64_t begin = p, width = c.outputs.size();
         for (int64_t n = 0; n < at.n.size(); ++n) {
@@ -342,6 +343,7 @@ class DirectGemm {
     }
     if (chunk == 0 || last) cut_segments(t, channels);
     const bool rounds = last && rounds_;
+    if (rounds && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
     tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
     tile.totals = t.totals;
     tile.stream = streams_;
@@ -371,9 +373,10 @@ class DirectGemm {
       if (chunk > 0) tile.before = tile.c;
       if constexpr (kPairs) {
         if (rounds) {
-          tile.rounded = view_.dst.c == 1 ? to.y : t.rounded + panel * kPanel<A>;
-          tile.residual = to.residual;
-          tile.rounded_rows = (view_.dst.c == 1 ? t.dst_offsets : t.scratch_offsets) + first;
+          const bool in_place = view_.dst.c == 1;
+          tile.rounded = in_place ? to.y : t.rounded + panel * kPanel<A>;
+          if (to.residual != nullptr) tile.residual = in_place ? to.residual : tile.rounded;
+          tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
         }
       }
       Terms::template kernel<A>(rows, vectors)(tile);
@@ -434,12 +437,28 @@ class DirectGemm {
     if (last && view_.dst.c != 1) store_planes(t);
   }
 
-  // The finished tiles in scratch to a destination where pixels are neighbours.
+  // Of a destination where pixels are neighbours.
+  PlaneTarget planes(const Task& t) const {
+    return {t.dst_offsets, t.at.pixels(),    dst_offset(t.at) + t.at.k.begin * view_.dst.c,
+            view_.dst.c,   view_.dst.column, t.at.k.size()};
+  }
+
+  // To where the tiles put their rounded sums, in the same order.
+  void load_residual(const Task& t) const {
+    if constexpr (kPairs) {
+      const PlaneTarget from = planes(t);
+      const int64_t ld = scratch_ld() / 2;
+      from.for_runs(from.count, [&](int64_t p, int64_t n) {
+        transpose_pairs(epilogue_.residual + from.base + from.pixels[p], from.plane, from.step, n,
+                        from.filters, reinterpret_cast<float*>(t.rounded) + p * ld, ld);
+      });
+    }
+  }
+
+  // The finished tiles in scratch to such a destination.
   void store_planes(const Task& t) const {
     if constexpr (kPairs) {
-      const PlaneTarget to{
-          t.dst_offsets, t.at.pixels(),    dst_offset(t.at) + t.at.k.begin * view_.dst.c,
-          view_.dst.c,   view_.dst.column, t.at.k.size()};
+      const PlaneTarget to = planes(t);
       if (rounds_)
         store_rounded_planes(t.rounded, scratch_ld(), to, epilogue_.y);
       else
@@ -462,13 +481,13 @@ class DirectGemm {
   const Epilogue<T>& epilogue_;
   int64_t taps_, blocks_i_, blocks_j_, blocks_n_;
   int64_t filters_, filter_pieces_;
-  int64_t zero_bias_;                               // where a panel of zeros lies behind the bias
-  Buffer<A> bias_;                                  // [group][padded_filters]
-  Buffer<int32_t> terms_;                           // of a full chunk and of the last
-  std::vector<std::vector<AxisGroup>> row_groups_;  // [block]
-  std::vector<std::vector<AxisGroup>>
-      column_groups_[kTileEnough];  // of at least 1, 2, ...: [block]
-  std::vector<TapRank> ranks_;      // [tap], or empty where every pixel reads through every tap
+  int64_t zero_bias_;      // where a panel of zeros lies behind the bias
+  Buffer<A> bias_;         // [group][padded_filters]
+  Buffer<int32_t> terms_;  // of a full chunk and of the last
+  using BlockGroups = std::vector<std::vector<AxisGroup>>;  // [block]
+  BlockGroups row_groups_;
+  std::vector<BlockGroups> column_groups_;  // of at least 1, 2, ...; or of any number
+  std::vector<TapRank> ranks_;  // [tap], or empty where every pixel reads through every tap
   A high_;
   bool to_dst_;                            // by the kernel
   bool streams_ = false, rounds_ = false;  // past the caches; by the kernel to a narrower type

@@ -11,6 +11,17 @@
 
 namespace torchconv::cpu {
 
+// f(first, n) on pieces of `size` elements that stay in the second-level cache.
+template <typename F>
+void for_array_pieces(int64_t size, const Parallel& pool, F&& f) {
+  constexpr int64_t kPiece = 1 << 14;
+  const WorkSplit split(ceil_div(size, kPiece), static_cast<double>(kPiece));
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t piece = begin; piece < end; ++piece)
+      f(piece * kPiece, std::min(kPiece, size - piece * kPiece));
+  });
+}
+
 // The first `size` elements of data, or of nothing: a copy, but for the type that is computed in.
 template <typename T>
 class WideArray {
@@ -19,12 +30,8 @@ class WideArray {
       : data_(data), copy_(std::is_same_v<T, Wide<T>> || data == nullptr ? 0 : size) {
     if constexpr (!std::is_same_v<T, Wide<T>>) {
       if (data == nullptr) return;
-      constexpr int64_t kPiece = 1 << 14;
-      const WorkSplit split(ceil_div(size, kPiece), static_cast<double>(kPiece));
-      split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
-        const int64_t first = begin * kPiece, last = std::min(end * kPiece, size);
-        copy_wide(copy_.get() + first, data + first, last - first);
-      });
+      for_array_pieces(size, pool,
+                       [&](int64_t i, int64_t n) { copy_wide(copy_.get() + i, data + i, n); });
     }
   }
   const Wide<T>* get() const {
@@ -42,12 +49,13 @@ class WideArray {
 // dst[i] = src[i], rounded.
 template <typename T>
 void narrow_array(T* dst, const Wide<T>* src, int64_t size, const Parallel& pool) {
-  constexpr int64_t kPiece = 1 << 14;
-  const WorkSplit split(ceil_div(size, kPiece), static_cast<double>(kPiece));
-  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
-    const int64_t first = begin * kPiece, last = std::min(end * kPiece, size);
-    copy_narrow(dst + first, src + first, last - first);
-  });
+  for_array_pieces(size, pool, [&](int64_t i, int64_t n) { copy_narrow(dst + i, src + i, n); });
+}
+
+// All of z, which lies as the destination and is overwritten.
+template <typename T>
+void store_array(const Epilogue<T>& epilogue, Wide<T>* z, int64_t size, const Parallel& pool) {
+  for_array_pieces(size, pool, [&](int64_t i, int64_t n) { epilogue.store(z + i, n, i, 1); });
 }
 
 }  // namespace torchconv::cpu

@@ -238,9 +238,7 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
       output_mask[0] ? new_tensor(input, input.sizes(), type, input_layout) : no_tensor(input);
   const Tensor dw =
       output_mask[1] ? new_tensor(input, weight.sizes(), type, p.weight_layout) : no_tensor(input);
-  const Tensor db = output_mask[2] ? torch::stable::empty(std::array<int64_t, 1>{p.K}, type,
-                                                          std::nullopt, input.device())
-                                   : no_tensor(input);
+  const Tensor db = output_mask[2] ? new_vector(input, p.K) : no_tensor(input);
   const auto wanted = [&](int i, const Tensor& t) {
     return output_mask[i] ? t.mutable_data_ptr() : nullptr;
   };

@@ -144,29 +144,39 @@ int64_t bytes_of(IntList sizes, int32_t type) {
   return bytes;
 }
 
-}  // namespace
+int32_t number_of(ScalarType dtype) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+}
 
-Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout layout) {
-  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  [[maybe_unused]] const int64_t bytes = bytes_of(sizes, type);  // also checks that they fit
-  const auto strides = dense_strides(sizes, layout);
+// torch::stable::empty would go through the dispatcher, by name, and take longer.
+Tensor empty_strided(const Tensor& like, IntList sizes, const int64_t* strides, int32_t type) {
+  int32_t device = 0;
   AtenTensorHandle handle = nullptr;
-#ifndef TORCHCONV_CUDA
-  handle = pooled_tensor(like, sizes, strides.data(), type, bytes);
-#endif
-  if (handle == nullptr) {
-    // torch::stable::empty would go through the dispatcher, by name, and take longer.
-    int32_t device = 0;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides.data(), type, device,
-                                                    like.get_device_index(), &handle));
-  }
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides, type, device, like.get_device_index(),
+                                                  &handle));
   return Tensor(handle);
 }
 
-Tensor no_tensor(const Tensor& like) {
-  return torch::stable::empty(std::array<int64_t, 1>{0}, like.scalar_type(), std::nullopt,
-                              like.device());
+}  // namespace
+
+Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout layout) {
+  const int32_t type = number_of(dtype);
+  [[maybe_unused]] const int64_t bytes = bytes_of(sizes, type);  // also checks that they fit
+  const auto strides = dense_strides(sizes, layout);
+#ifndef TORCHCONV_CUDA
+  if (AtenTensorHandle pooled = pooled_tensor(like, sizes, strides.data(), type, bytes))
+    return Tensor(pooled);
+#endif
+  return empty_strided(like, sizes, strides.data(), type);
 }
+
+Tensor new_vector(const Tensor& like, int64_t size) {
+  const int64_t stride = 1;
+  return empty_strided(like, std::array<int64_t, 1>{size}, &stride, number_of(like.scalar_type()));
+}
+
+Tensor no_tensor(const Tensor& like) { return new_vector(like, 0); }
 
 }  // namespace torchconv::ops
