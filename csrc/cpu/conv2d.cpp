@@ -17,6 +17,7 @@
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_columns.h"
 #include "cpu/depthwise_planes.h"
+#include "cpu/depthwise_winograd.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
 #include "cpu/group_wgrad.h"
@@ -126,14 +127,17 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
             const void* packed, const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
-    case ConvAlgorithm::kWinogradRows: {
+    case ConvAlgorithm::kWinogradRows:
+    case ConvAlgorithm::kDepthwiseWinograd: {
       // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
       std::vector<int64_t> special;
       if (algorithm == ConvAlgorithm::kWinograd)
         special = winograd_gather(view, src, w, bias, epilogue, pool,
                                   static_cast<const Wide<T>*>(packed));
       else if constexpr (std::is_same_v<T, float>)
-        special = winograd_rows(view, src, w, bias, epilogue, pool);
+        special = algorithm == ConvAlgorithm::kWinogradRows
+                      ? winograd_rows(view, src, w, bias, epilogue, pool)
+                      : depthwise_winograd(view, src, w, bias, epilogue, pool);
       for (const int64_t n : special) {
         const ConvView sample = sample_of(view, n);
         gather(sample, gather_algorithm(sample, kDType<T>, false), src + n * view.src.n, w, nullptr,

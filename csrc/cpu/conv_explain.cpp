@@ -13,8 +13,10 @@
 #include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_choice.h"
 #include "cpu/conv_view.h"
+#include "cpu/depthwise_winograd.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_band.h"
+#include "cpu/microkernels/channel_columns_winograd.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
@@ -47,6 +49,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "Winograd of stride 2";
     case ConvAlgorithm::kWinogradRows:
       return "Winograd along rows";
+    case ConvAlgorithm::kDepthwiseWinograd:
+      return "depthwise minimal filtering, vectors along channels";
     case ConvAlgorithm::kDepthwiseChannels:
       return "depthwise taps, vectors along channels";
     case ConvAlgorithm::kDepthwiseColumns:
@@ -124,6 +128,11 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kGroupTiles:
       return group_blocking(dtype == DType::kBFloat16 && groups_take_pairs(v) ? pair_view(v) : v,
                             size);
+    case ConvAlgorithm::kDepthwiseWinograd:
+      return text(
+          "F(2,3) and F(2,2) down the columns of the kernel, tiles of 2 x %lld pixels, "
+          "%lld channels in a vector",
+          kWinogradTile, lanes, 0);
     case ConvAlgorithm::kDepthwiseColumns:
     case ConvAlgorithm::kDepthwiseChannels:
       return text("%lld rows of %lld pixels, %lld channels in a vector", v.I, v.J, lanes);
@@ -181,6 +190,8 @@ double multiplications(const ConvView& v) {
 double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
   if (algorithm == ConvAlgorithm::kWinogradRows)
     return 2 * multiplications(v) * winograd_rows_products(v);
+  if (algorithm == ConvAlgorithm::kDepthwiseWinograd)
+    return 2 * multiplications(v) * depthwise_winograd_products(v);
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
   const winograd::Grid plan(v);
   const auto tiles = static_cast<double>(plan.tiles());
@@ -230,7 +241,8 @@ std::string zeros(const char* pass, double bytes) {
 }
 
 const char* gather_otherwise(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
-  return algorithm == ConvAlgorithm::kWinograd || algorithm == ConvAlgorithm::kWinogradRows
+  return algorithm == ConvAlgorithm::kWinograd || algorithm == ConvAlgorithm::kWinogradRows ||
+                 algorithm == ConvAlgorithm::kDepthwiseWinograd
              ? name_of(gather_algorithm(v, dtype, false))
              : "";
 }
