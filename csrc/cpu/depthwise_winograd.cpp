@@ -92,8 +92,7 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
       };
       for (int64_t r = 0; r <= R; ++r)
         rows.sources[r] = r < R || count > 1 ? row(i + taps.first_h + r) : nullptr;
-      // Source rows of the pair after the next: what is read first is then on its way.
-      const int64_t next = i + taps.first_h + R + 3;
+      const int64_t next = i + taps.first_h + R + 1;
       rows.next = far && i + 4 <= v.I && row(next + 1) != nullptr ? row(next) : nullptr;
       const int64_t dst = n * v.dst.n + i * v.dst.row;
       rows.next_out = in_place ? epilogue.y + dst + 2 * v.dst.row : lines.get();

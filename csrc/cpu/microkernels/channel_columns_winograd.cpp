@@ -19,7 +19,7 @@ using Register = V::Type;
 constexpr int kL = V::kLanes;
 
 // Vectors of channels that are worked through before the next tile of a row: enough for a loop and
-// for the prefetchers, few enough for their weights to stay near.
+// for the prefetchers, few enough for their weights to stay near. All are, where memory is far.
 constexpr int64_t kBlock = 4;
 
 // Where a product's weights lie; part 0 is that of the first three taps.
@@ -151,7 +151,8 @@ template <int R>
 bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
   constexpr int64_t kProducts = winograd_column_products(R) * R * kL;
   const int64_t vectors = ceil_div(p.channels, kL),
-                block = ceil_div(vectors, ceil_div(vectors, kBlock));
+                blocks = t.next != nullptr ? 1 : ceil_div(vectors, kBlock),
+                block = ceil_div(vectors, blocks);
   Register total{};
   for (int64_t first = 0; first < vectors; first += block) {
     const int64_t last = std::min(first + block, vectors);
