@@ -20,8 +20,8 @@ constexpr int kL = kLanes<float>;
 // Columns that tiles may compute twice, as a part of all.
 constexpr double kOverlap = 0.15;
 
-// Image and output of so many elements are far from the core that needs them next.
-constexpr int64_t kFarElements = kStreamedBytes / int64_t{sizeof(float)};
+// Image and output of so many bytes are not in a core's own cache.
+constexpr int64_t kFarBytes = 2 << 20;
 
 // Those of each vector of channels, [vectors][products*R][lanes]; the last vector ends with the
 // channels.
@@ -66,7 +66,7 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
   const bool in_place = epilogue.activation == Activation::kNone && epilogue.activates_only();
   const bool streams = in_place && v.dst.column == channels &&
                        WideVec<float>::streams(epilogue.y, v.N * v.dst.n, channels);
-  const bool far = v.N * (v.src.n + v.dst.n) >= kFarElements;
+  const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(float)} >= kFarBytes;
   const ChannelColumns shape{R, 1,           channels, v.J, -taps.first_w, v.W - taps.first_w,
                              0, v.src.column};
   const int64_t pairs = ceil_div(v.I, 2), line = v.J * channels;
