@@ -17,6 +17,7 @@
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_columns.h"
 #include "cpu/depthwise_planes.h"
+#include "cpu/depthwise_winograd.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
 #include "cpu/group_wgrad.h"
@@ -126,6 +127,19 @@ ConvView sample_of(const ConvView& view, int64_t n) {
   return sample;
 }
 
+// Those of one dimension. Returns the samples that they leave to another algorithm.
+std::vector<int64_t> winograd_along_rows(const ConvView& view, ConvAlgorithm algorithm,
+                                         const float* src, const float* w, const void* packed,
+                                         const float* bias, const Epilogue<float>& epilogue,
+                                         const Parallel& pool) {
+  if (algorithm == ConvAlgorithm::kGroupWinograd)
+    return group_winograd_gather(view, src, w, static_cast<const float*>(packed), bias, epilogue,
+                                 pool);
+  if (algorithm == ConvAlgorithm::kDepthwiseWinograd)
+    return depthwise_winograd(view, src, w, bias, epilogue, pool);
+  return winograd_rows(view, src, w, bias, epilogue, pool);
+}
+
 // packed: what `pack` made for this view and algorithm, or null.
 template <typename T>
 void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T* w,
@@ -133,17 +147,15 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
     case ConvAlgorithm::kWinogradRows:
-    case ConvAlgorithm::kGroupWinograd: {
+    case ConvAlgorithm::kGroupWinograd:
+    case ConvAlgorithm::kDepthwiseWinograd: {
       // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
       std::vector<int64_t> special;
       if (algorithm == ConvAlgorithm::kWinograd)
         special = winograd_gather(view, src, w, bias, epilogue, pool,
                                   static_cast<const Wide<T>*>(packed));
       else if constexpr (std::is_same_v<T, float>)
-        special = algorithm == ConvAlgorithm::kWinogradRows
-                      ? winograd_rows(view, src, w, bias, epilogue, pool)
-                      : group_winograd_gather(view, src, w, static_cast<const float*>(packed), bias,
-                                              epilogue, pool);
+        special = winograd_along_rows(view, algorithm, src, w, packed, bias, epilogue, pool);
       for (const int64_t n : special) {
         const ConvView sample = sample_of(view, n);
         gather(sample, gather_algorithm(sample, kDType<T>, false), src + n * view.src.n, w, nullptr,

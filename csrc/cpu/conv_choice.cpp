@@ -10,6 +10,7 @@
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_columns.h"
 #include "cpu/depthwise_planes.h"
+#include "cpu/depthwise_winograd.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
 #include "cpu/group_winograd.h"
@@ -195,6 +196,9 @@ constexpr Rule kGatherRules[] = {
        return c.v.terms() > 0 && c.v.K > kFewFilters && c.by_pairs();
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
+    {Algorithm::kDepthwiseWinograd, [](const Case& c) {
+       return c.winograd && c.is(DType::kFloat32) && depthwise_winograd_applies(c.v);
+     }},
     {Algorithm::kDepthwiseColumns, [](const Case& c) { return c.depthwise_columns(); }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
     {Algorithm::kDepthwisePlanes, [](const Case& c) {

@@ -13,6 +13,7 @@ enum class ConvAlgorithm : uint8_t {
   kWinograd,           // winograd.h, winograd_wgrad.h
   kStridedWinograd,    // winograd_strided.h
   kWinogradRows,       // winograd_rows.h
+  kDepthwiseWinograd,  // depthwise_winograd.h
   kDepthwiseChannels,  // depthwise_channels.h
   kDepthwiseColumns,   // depthwise_columns.h
   kDepthwisePlanes,    // depthwise_planes.h

@@ -13,9 +13,11 @@
 #include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_choice.h"
 #include "cpu/conv_view.h"
+#include "cpu/depthwise_winograd.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/group_band.h"
 #include "cpu/group_winograd.h"
+#include "cpu/microkernels/channel_columns_winograd.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/microkernels/group_winograd.h"
 #include "cpu/microkernels/inner_product.h"
@@ -49,6 +51,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "Winograd of stride 2";
     case ConvAlgorithm::kWinogradRows:
       return "Winograd along rows";
+    case ConvAlgorithm::kDepthwiseWinograd:
+      return "depthwise minimal filtering, vectors along channels";
     case ConvAlgorithm::kDepthwiseChannels:
       return "depthwise taps, vectors along channels";
     case ConvAlgorithm::kDepthwiseColumns:
@@ -137,6 +141,11 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kGroupTiles:
       return group_blocking(dtype == DType::kBFloat16 && groups_take_pairs(v) ? pair_view(v) : v,
                             size);
+    case ConvAlgorithm::kDepthwiseWinograd:
+      return text(
+          "F(2,3) and F(2,2) down the columns of the kernel, tiles of 2 x %lld pixels, "
+          "%lld channels in a vector",
+          kWinogradTile, lanes, 0);
     case ConvAlgorithm::kDepthwiseColumns:
     case ConvAlgorithm::kDepthwiseChannels:
       return text("%lld rows of %lld pixels, %lld channels in a vector", v.I, v.J, lanes);
@@ -197,6 +206,8 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
     return 2 * multiplications(v) * winograd_rows_products(v);
   if (algorithm == ConvAlgorithm::kGroupWinograd)
     return 2 * multiplications(v) * group_winograd_products(v);
+  if (algorithm == ConvAlgorithm::kDepthwiseWinograd)
+    return 2 * multiplications(v) * depthwise_winograd_products(v);
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
   const winograd::Grid plan(v);
   const auto tiles = static_cast<double>(plan.tiles());
@@ -249,7 +260,8 @@ std::string zeros(const char* pass, double bytes) {
 
 const char* gather_otherwise(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
   return algorithm == ConvAlgorithm::kWinograd || algorithm == ConvAlgorithm::kWinogradRows ||
-                 algorithm == ConvAlgorithm::kGroupWinograd
+                 algorithm == ConvAlgorithm::kGroupWinograd ||
+                 algorithm == ConvAlgorithm::kDepthwiseWinograd
              ? name_of(gather_algorithm(v, dtype, false))
              : "";
 }

@@ -6,30 +6,12 @@
 #include <cmath>
 
 #include "core/buffer.h"
-#include "cpu/conv_pack.h"
 #include "cpu/depthwise_taps.h"
 #include "cpu/microkernels/channel_columns.h"
 #include "cpu/parallel_range.h"
 
 namespace torchconv::cpu {
 namespace {
-
-// [tap][channel], in the ascending order of offsets.
-template <typename T>
-void pack_taps(const DepthwiseTaps& taps, int64_t channels, const T* w, Wide<T>* packed) {
-  const int64_t count = taps.rows * taps.columns;
-  // A filter's taps are neighbours in memory, of which dgrad takes the last first.
-  if (taps.weight_column == 1 && taps.weight_row == taps.columns)
-    return pack_transposed(w + taps.weight_first, taps.filter, channels, count, packed, channels);
-  if (taps.weight_column == -1 && taps.weight_row == -taps.columns)
-    return pack_transposed(w + taps.weight_first - (count - 1), taps.filter, channels, count,
-                           packed + (count - 1) * channels, -channels);
-  for (int64_t t = 0; t < count; ++t) {
-    const T* from = w + taps.weight(t / taps.columns, t % taps.columns);
-    for (int64_t c = 0; c < channels; ++c)
-      packed[t * channels + c] = to_wide(from[c * taps.filter]);
-  }
-}
 
 // What a gather of either kind does: `pairs` pairs of output rows of each sample, dst_row apart,
 // of which pair's first is row(pair) and rows outside [0, rows) are not there. call(n, pair, sum).
@@ -178,6 +160,8 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
                               const Epilogue<T>& epilogue, const Parallel& pool) {
   const DepthwiseTaps taps(v);
   const int64_t R = taps.rows, step = v.step_h;
+  const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(T)} >= kStreamedBytes &&
+                   v.src.row == v.W * v.groups;
   const ChannelColumns shape{R, step,    v.groups, v.J, -taps.first_w, v.W - taps.first_w,
                              0, v.groups};
   const RowPairs<T> rows{v.N,   ceil_div(v.I, 2), v.I,       v.J,         v.groups,
@@ -192,10 +176,8 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
           sum.sources[i] = there ? image + h * v.src.row : nullptr;
         }
         const int64_t next = (2 * pair + 1) * step + R + taps.first_h;
-        if (next >= 0 && next + 2 * step <= v.H) {
-          sum.next = image + next * v.src.row;
-          sum.next_row = v.src.row;
-        }
+        if (far && next >= 0 && next + 2 * step <= v.H)
+          sum.next = src + n * v.src.n + next * v.src.row;
         channel_columns_sum(shape, sum);
       });
 }

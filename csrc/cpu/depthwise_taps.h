@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/conv_pack.h"
 #include "cpu/conv_view.h"
 #include "cpu/microkernels/plane_rows.h"
 
@@ -24,6 +25,23 @@ struct DepthwiseTaps {
     return weight_first + r * weight_row + s * weight_column;
   }
 };
+
+// packed[tap][channel] of neighbouring channels, in the ascending order of offsets.
+template <typename T>
+void pack_taps(const DepthwiseTaps& taps, int64_t channels, const T* w, Wide<T>* packed) {
+  const int64_t count = taps.rows * taps.columns;
+  // A filter's taps are neighbours in memory, of which dgrad takes the last first.
+  if (taps.weight_column == 1 && taps.weight_row == taps.columns)
+    return pack_transposed(w + taps.weight_first, taps.filter, channels, count, packed, channels);
+  if (taps.weight_column == -1 && taps.weight_row == -taps.columns)
+    return pack_transposed(w + taps.weight_first - (count - 1), taps.filter, channels, count,
+                           packed + (count - 1) * channels, -channels);
+  for (int64_t t = 0; t < count; ++t) {
+    const T* from = w + taps.weight(t / taps.columns, t % taps.columns);
+    for (int64_t c = 0; c < channels; ++c)
+      packed[t * channels + c] = to_wide(from[c * taps.filter]);
+  }
+}
 
 // Whether dgrad is one of a square depthwise kernel of 3, 5 or 7 taps with a stride of 2.
 bool depthwise_spreads(const ConvProblem& p);

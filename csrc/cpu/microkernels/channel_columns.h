@@ -32,9 +32,8 @@ struct ChannelColumnsSum {
   Wide<T>* wide[kColumnLines];  // or where the line goes unrounded
   int64_t out_step;
   const Wide<T>* weights;  // [R*R][weight_step]
-  const T* next;  // the first of the source rows that the next two lines read beside these, or null
-  int64_t next_row;
-  bool streams;          // past the caches
+  const T* next;  // the source rows that the next two lines read beside these; null if near by
+  bool streams;   // past the caches
   const Wide<T>* start;  // of all sums, by channel
   int64_t weight_step;
 };

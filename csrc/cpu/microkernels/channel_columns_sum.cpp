@@ -41,22 +41,25 @@ void sum_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t l
   if constexpr (kHeld)
     unroll<R * R>([&](auto i)
                       TORCHCONV_INLINE_LAMBDA { held[i] = W::load(weights + i * weight_step); });
-  const T* next = t.next;
-  const int64_t next_row = t.next_row;
+  const int64_t left = p.left, right = p.right, channels = p.channels, columns = p.columns,
+                pitch = p.pitch;
+  // Each vector fetches its part of what follows in the order of memory.
+  constexpr int64_t kFetched = kLines * kStep * V::kLanes * int64_t{sizeof(T)};  // by a column
+  const char* next = reinterpret_cast<const char*>(t.next);
+  if (next != nullptr) next += lane / V::kLanes * (right - left) * kFetched;
   const Type start = W::load(t.start + lane);
   Type sum[kLines][kColumns];
   unroll<kLines * kColumns>(
       [&](auto i) TORCHCONV_INLINE_LAMBDA { sum[i / kColumns][i % kColumns] = start; });
-  const int64_t left = p.left, right = p.right, channels = p.channels, columns = p.columns,
-                pitch = p.pitch;
   int64_t at = lane, y = 0;
   for (int64_t done = 1 - kColumns; done < columns; ++done) {
     unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
       if (y >= left && y < right) {
-        if (next != nullptr)
-          unroll<kLines * kStep>([&](auto i) TORCHCONV_INLINE_LAMBDA {
-            __builtin_prefetch(next + i * next_row + at);
-          });
+        if (next != nullptr) {
+          unroll<(kFetched + 63) / 64>(
+              [&](auto i) TORCHCONV_INLINE_LAMBDA { __builtin_prefetch(next + i * 64, 0, 2); });
+          next += kFetched;
+        }
         // By its type: GCC 13.3 of Ubuntu 24.04 crashes on `phase` itself here.
         constexpr int kPhase = decltype(phase)::value;
         constexpr int kTaps = (R - kPhase + kStep - 1) / kStep;

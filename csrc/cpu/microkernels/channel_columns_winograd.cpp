@@ -1,0 +1,220 @@
+// channel_columns_winograd. With rows d and taps g of a column of the kernel the two outputs are
+//   y0 = A + B + C, y1 = B - C + D, and of the taps 0, 1, 2
+//   A = (d0 - d2) g0, B = (d1 + d2) (g0 + g1 + g2) / 2, C = (d2 - d1) (g0 - g1 + g2) / 2,
+//   D = (d3 - d1) g2, to which each further pair of taps f, f + 1 adds
+//   A += (d[f] - d[f+1]) g[f], B += d[f+1] (g[f] + g[f+1]), D += (d[f+2] - d[f+1]) g[f+1].
+// A and D go straight into the outputs. Additions have pipes of their own on many machines.
+#include "cpu/microkernels/channel_columns_winograd.h"
+
+#include <algorithm>
+
+#include "core/range.h"
+#include "cpu/unroll.h"
+
+namespace torchconv::cpu {
+namespace {
+
+using V = Vec<float>;
+using Register = V::Type;
+constexpr int kL = V::kLanes;
+
+// Vectors of channels that are worked through before the next tile of a row: enough for a loop and
+// for the prefetchers, few enough for their weights to stay near. All are, where memory is far.
+constexpr int64_t kBlock = 4;
+
+// Where a product's weights lie; part 0 is that of the first three taps.
+constexpr int product_b(int part) { return part == 0 ? 0 : part + 1; }
+constexpr int kProductC = 1;
+constexpr int product_a(int R, int part) { return R / 2 + 1 + 2 * part; }
+
+template <int R>
+struct Tile {
+  const float* rows[R + 1];  // at the first source column of the tile
+  int64_t pitch;
+  uint32_t inside;  // bit c: source column c is there
+  float* out[2];
+  int64_t out_step;
+  const float* next;
+  float* next_out;
+  int64_t next_row, next_out_row;
+  bool streams;
+};
+
+// Kept out of filter_tile, whose registers are all in use. GCC takes a function of prefetches alone
+// for one without effect and leaves its calls out.
+template <int R>
+__attribute__((noinline)) void fetch_ahead(const Tile<R>& t, int64_t at) {
+  __asm__ volatile("");
+  for (int64_t line = 0; line < 2; ++line) {
+    const float* next = t.next + line * t.next_row + at;
+    for (int64_t c = 0; c < kWinogradTile; ++c) __builtin_prefetch(next + c * t.pitch, 0, 2);
+    if (t.streams) continue;
+    const float* out = t.next_out + line * t.next_out_row + at;
+    for (int64_t c = 0; c < kWinogradTile; ++c) __builtin_prefetch(out + c * t.out_step, 1);
+  }
+}
+
+// One vector of channels, `at` elements from the first; the sum of all outputs is added to total.
+template <int R>
+TORCHCONV_INLINE void filter_tile(const Tile<R>& t, int64_t at, const float* weights,
+                                  Register start, Register& total) {
+  constexpr int kParts = R / 2, kSources = kWinogradTile + R - 1;
+  const auto source = [&](int row, int column) TORCHCONV_INLINE_LAMBDA {
+    return V::load(t.rows[row] + column * t.pitch + at);
+  };
+  const auto weight = [&](int product, int s) TORCHCONV_INLINE_LAMBDA {
+    Register w = V::load(weights + (product * R + s) * kL);
+    keep_in_register(w);
+    return w;
+  };
+  if (t.next != nullptr) fetch_ahead(t, at);
+  Register y[2][kWinogradTile];
+  unroll<kWinogradTile>([&](auto j) TORCHCONV_INLINE_LAMBDA {
+    y[0][j] = start;
+    y[1][j] = Register{};
+  });
+  // outputs[line] += the products of two sums of sources, sums(column, u, v), of which the weights
+  // of v are second.
+  const auto add_products = [&](int first, int second, auto&& sums) TORCHCONV_INLINE_LAMBDA {
+    Register u[kSources], v[kSources];
+    unroll<kSources>([&](auto c) TORCHCONV_INLINE_LAMBDA {
+      if ((t.inside >> c & 1) != 0)
+        sums(c, u[c], v[c]);
+      else
+        u[c] = v[c] = Register{};
+    });
+    unroll<R>([&](auto s) TORCHCONV_INLINE_LAMBDA {
+      const Register a = weight(first, s), b = weight(second, s);
+      unroll<kWinogradTile>([&](auto j) TORCHCONV_INLINE_LAMBDA {
+        y[0][j] += a * u[j + s];
+        y[1][j] += b * v[j + s];
+      });
+    });
+  };
+  // B and C.
+  add_products(product_b(0), kProductC,
+               [&](int c, Register& u, Register& v) TORCHCONV_INLINE_LAMBDA {
+                 Register d1 = source(1, c), d2 = source(2, c);
+                 keep_in_register(d1);
+                 keep_in_register(d2);
+                 u = d1 + d2;
+                 v = d2 - d1;
+               });
+  unroll<kParts - 1>([&](auto p) TORCHCONV_INLINE_LAMBDA {
+    constexpr int kPart = decltype(p)::value + 1;
+    Register u[kSources];
+    unroll<kSources>([&](auto c) TORCHCONV_INLINE_LAMBDA {
+      u[c] = (t.inside >> c & 1) != 0 ? source(2 * kPart + 2, c) : Register{};
+      keep_in_register(u[c]);
+    });
+    unroll<R>([&](auto s) TORCHCONV_INLINE_LAMBDA {
+      const Register b = weight(product_b(kPart), s);
+      unroll<kWinogradTile>([&](auto j) TORCHCONV_INLINE_LAMBDA { y[0][j] += b * u[j + s]; });
+    });
+  });
+  unroll<kWinogradTile>([&](auto j) TORCHCONV_INLINE_LAMBDA {
+    const Register b = y[0][j], c = y[1][j];
+    y[0][j] = b + c;
+    y[1][j] = b - c;
+  });
+  // A and D.
+  unroll<kParts>([&](auto p) TORCHCONV_INLINE_LAMBDA {
+    constexpr int kPart = decltype(p)::value, kRow = kPart == 0 ? 0 : 2 * kPart + 1;
+    add_products(product_a(R, kPart), product_a(R, kPart) + 1,
+                 [&](int c, Register& u, Register& v) TORCHCONV_INLINE_LAMBDA {
+                   if constexpr (kPart == 0) {
+                     u = source(0, c) - source(2, c);
+                     v = source(3, c) - source(1, c);
+                   } else {
+                     Register middle = source(kRow + 1, c);
+                     keep_in_register(middle);
+                     u = source(kRow, c) - middle;
+                     v = source(kRow + 2, c) - middle;
+                   }
+                 });
+  });
+  unroll<2>([&](auto line) TORCHCONV_INLINE_LAMBDA {
+    if (t.out[line] == nullptr) return;
+    float* out = t.out[line] + at;
+    if (t.streams)
+      unroll<kWinogradTile>(
+          [&](auto j) TORCHCONV_INLINE_LAMBDA { stream_bytes(out + j * t.out_step, y[line][j]); });
+    else
+      unroll<kWinogradTile>(
+          [&](auto j) TORCHCONV_INLINE_LAMBDA { V::store(out + j * t.out_step, y[line][j]); });
+  });
+  unroll<kWinogradTile>([&](auto j) TORCHCONV_INLINE_LAMBDA { total += y[0][j] + y[1][j]; });
+}
+
+// The last tile of a row and the last vector of channels overlap the ones before them.
+template <int R>
+bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
+  constexpr int64_t kProducts = winograd_column_products(R) * R * kL;
+  const int64_t vectors = ceil_div(p.channels, kL),
+                blocks = t.next != nullptr ? 1 : ceil_div(vectors, kBlock),
+                block = ceil_div(vectors, blocks);
+  Register total{};
+  for (int64_t first = 0; first < vectors; first += block) {
+    const int64_t last = std::min(first + block, vectors);
+    for (int64_t column = 0; column < p.columns; column += kWinogradTile) {
+      const int64_t j = std::min(column, p.columns - kWinogradTile);
+      Tile<R> tile;
+      tile.pitch = p.pitch;
+      tile.inside = 0;
+      for (int c = 0; c < kWinogradTile + R - 1; ++c)
+        tile.inside |= static_cast<uint32_t>(j + c >= p.left && j + c < p.right) << c;
+      unroll<R + 1>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+        tile.rows[i] = t.sources[i] != nullptr ? t.sources[i] + j * p.pitch : t.zeros;
+      });
+      tile.out_step = t.out_step;
+      tile.out[0] = t.out[0] + j * t.out_step;
+      tile.out[1] = t.out[1] != nullptr ? t.out[1] + j * t.out_step : nullptr;
+      tile.next = t.next != nullptr ? t.next + (j + R / 2) * p.pitch : nullptr;
+      tile.next_out = t.next_out + j * t.out_step;
+      tile.next_row = t.next_row;
+      tile.next_out_row = t.next_out_row;
+      tile.streams = t.streams;
+      for (int64_t v = first; v < last; ++v) {
+        const int64_t lane = std::min(v * kL, p.channels - kL);
+        filter_tile<R>(tile, lane, t.weights + v * kProducts, V::load(t.start + lane), total);
+      }
+    }
+  }
+  float lanes[kL];
+  V::store(lanes, total - total);  // zero, or NaN
+  return std::all_of(lanes, lanes + kL, [](float lane) { return lane == 0; });
+}
+
+}  // namespace
+
+bool channel_columns_winograd(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
+  if constexpr (kWinogradColumns) {
+    if (p.R == 3) return filter_rows<3>(p, t);
+    if (p.R == 5) return filter_rows<5>(p, t);
+    return filter_rows<7>(p, t);
+  }
+  return false;
+}
+
+void winograd_column_weights(int64_t R, const float* taps, float* weights) {
+  const auto put = [&](int64_t product, int64_t s, Register w) {
+    V::store(weights + (product * R + s) * kL, w);
+  };
+  for (int64_t s = 0; s < R; ++s) {
+    const auto tap = [&](int64_t r) { return V::load(taps + (r * R + s) * kL); };
+    const Register ends = tap(0) + tap(2);
+    put(product_b(0), s, (ends + tap(1)) * 0.5f);
+    put(kProductC, s, (ends - tap(1)) * 0.5f);
+    const auto products = static_cast<int>(R);
+    put(product_a(products, 0), s, tap(0));
+    put(product_a(products, 0) + 1, s, tap(2));
+    for (int part = 1; part < R / 2; ++part) {
+      const Register first = tap(2 * part + 1), second = tap(2 * part + 2);
+      put(product_b(part), s, first + second);
+      put(product_a(products, part), s, first);
+      put(product_a(products, part) + 1, s, second);
+    }
+  }
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,52 @@
+// The register kernel of depthwise convolution with channels contiguous (NHWC) and a stride of 1 by
+// minimal filtering (Winograd, "Arithmetic Complexity of Computations", 1980, chapter 5). A lane is
+// a channel; a tile is two output rows of a few columns. Down each column of the kernel its first
+// three taps are F(2,3), each further pair is F(2,2) (Karatsuba's), and as all of these use only
+// the points 0, 1, -1 and infinity they share four sums, of which two outputs are made: 4, 7 and 10
+// products for a kernel of 3, 5 and 7 rows, where two outputs take 6, 10 and 14 directly. Along a
+// row the tile is a direct convolution, so transformed pixels serve several columns.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/microkernels/channel_columns.h"
+
+namespace torchconv::cpu {
+
+// Enough vector registers for the sums and sources of a tile.
+#if defined(__AVX512F__)
+inline constexpr bool kWinogradColumns = true;
+#else
+inline constexpr bool kWinogradColumns = false;
+#endif
+
+// Output columns of a tile: what maps of 7, 14, 28, 56 and 112 pixels are made of.
+inline constexpr int kWinogradTile = 7;
+
+constexpr int64_t winograd_column_products(int64_t R) { return R / 2 * 3 + 1; }
+
+// Two neighbouring output rows.
+struct ChannelColumnsWinograd {
+  // The R + 1 rows that they read, from the column of the first tap on; null: a row of zeros.
+  const float* sources[kMostSources];
+  const float* zeros;  // as many source columns of them as a tile reads
+  float* out[2];       // the second may be null: no such row
+  int64_t out_step;
+  const float* weights;  // of each vector of channels, as winograd_column_weights makes them
+  const float* start;    // of all sums, by channel
+  // What is worth fetching: two rows of the source, next_row apart, and the next two of the output.
+  // next is null where all is near by.
+  const float* next;
+  float* next_out;
+  int64_t next_row, next_out_row;
+  bool streams;  // past the caches
+};
+
+// columns >= kWinogradTile, a step of 1. False where a sum is not finite: the rows are then not to
+// be trusted.
+bool channel_columns_winograd(const ChannelColumns& shape, const ChannelColumnsWinograd& rows);
+
+// From the taps [R*R][lanes] of a vector of channels to its [products*R][lanes].
+void winograd_column_weights(int64_t R, const float* taps, float* weights);
+
+}  // namespace torchconv::cpu
