@@ -243,53 +243,53 @@ class PairWgrad {
                               channels.size(), row, channels.size());
                     }
                   } else {
-                    for (int64_t c = 0; c < channels.size(); ++c, row += plane)
-                      fill_row(src + c * s.c, at, step, count, lo, hi, row);
+                    fill_rows(src, channels.size(), at, step, count, lo, hi, row, plane);
                   }
                 });
           }
         });
   }
 
-  // Positions of a row of pixels that are neighbours: position i holds pixels at + i*step and, an
-  // output further, at + i*step + step_w.
-  void fill_row(const BFloat16* src, int64_t at, int64_t step, int64_t count, Range lo, Range hi,
-                float* to) const {
-    const int64_t next = view_.step_w, first = src - x_ + at, size = view_.N * view_.src.n;
+  // Positions of rows of pixels that are neighbours: position i of a channel holds pixels at +
+  // i*step and, an output further, at + i*step + step_w.
+  void fill_rows(const BFloat16* src, int64_t channels, int64_t at, int64_t step, int64_t count,
+                 Range lo, Range hi, float* to, int64_t plane) const {
+    const int64_t next = view_.step_w, size = view_.N * view_.src.n;
+    const bool vectors = step == 1 || (step == 2 && next == 1) || (step == 4 && next == 2);
     for (int64_t i = 0; i < count; i += kL) {
-      const int64_t n = std::min(kL, count - i), from = first + i * step;
+      const int64_t n = std::min(kL, count - i);
+      const auto lane = Vec<int32_t>::iota() + static_cast<int32_t>(i);
+      const auto within = [&](Range r) {
+        return bit_cast<Bits::Type>(lane >= static_cast<int32_t>(r.begin)) &
+               bit_cast<Bits::Type>(lane < static_cast<int32_t>(r.end));
+      };
+      const Bits::Type inside = (within(lo) & 0xffffu) | (within(hi) << 16);
       // Whole vectors may reach beyond the row, but not beyond the image.
-      const bool readable = from >= 0 && from + std::max(step * kL, kL + next) <= size;
-      Bits::Type pairs;
-      if (readable && (step == 1 || (step == 2 && next == 1) || (step == 4 && next == 2))) {
-        const BFloat16* p = x_ + from;
-        if (step == 1) {
-          pairs = zip_pairs(p, kL, p + next, kL);
-        } else if (step == 2) {
-          pairs = Bits::load(p);
-        } else {
-          const Bits::Type a = Bits::load(p), b = Bits::load(p + 2 * kL);
-          constexpr auto kAll = std::make_integer_sequence<int, kL>();
-          pairs = (alternate_lanes<0>(a, b, kAll) & 0xffffu) | alternate_lanes<1>(a, b, kAll) << 16;
+      const int64_t reach = std::max(step * kL, kL + next);
+      int64_t from = src - x_ + at + i * step;
+      float* row = to + i;
+      for (int64_t c = 0; c < channels; ++c, from += view_.src.c, row += plane) {
+        if (vectors && from >= 0 && from + reach <= size) {
+          Bits::store_partial(row, load_positions(x_ + from, step) & inside, n);
+          continue;
         }
-        const bool inside = lo.begin <= i && hi.begin <= i && i + n <= lo.end && i + n <= hi.end;
-        if (!inside) {
-          const auto lane = Vec<int32_t>::iota() + static_cast<int32_t>(i);
-          const auto within = [&](Range r) {
-            return bit_cast<Bits::Type>(lane >= static_cast<int32_t>(r.begin)) &
-                   bit_cast<Bits::Type>(lane < static_cast<int32_t>(r.end));
+        for (int64_t l = 0; l < n; ++l) {
+          const auto pixel = [&](Range r, int64_t offset) {
+            return i + l >= r.begin && i + l < r.end ? x_[from + l * step + offset].bits : 0u;
           };
-          pairs &= (within(lo) & 0xffffu) | (within(hi) << 16);
+          row[l] = bit_cast<float>(pixel(lo, 0) | pixel(hi, next) << 16);
         }
-        Bits::store_partial(to + i, pairs, n);
-        continue;
-      }
-      for (int64_t l = i; l < i + n; ++l) {
-        const uint32_t low = l >= lo.begin && l < lo.end ? src[at + l * step].bits : 0u;
-        const uint32_t high = l >= hi.begin && l < hi.end ? src[at + l * step + next].bits : 0u;
-        to[l] = bit_cast<float>(low | high << 16);
       }
     }
+  }
+
+  // A vector of positions whose pixels are there, `step` as above.
+  Bits::Type load_positions(const BFloat16* p, int64_t step) const {
+    if (step == 1) return zip_pairs(p, kL, p + view_.step_w, kL);
+    if (step == 2) return Bits::load(p);
+    const Bits::Type a = Bits::load(p), b = Bits::load(p + 2 * kL);
+    constexpr auto kAll = std::make_integer_sequence<int, kL>();
+    return (alternate_lanes<0>(a, b, kAll) & 0xffffu) | alternate_lanes<1>(a, b, kAll) << 16;
   }
 
   // What a block's copies read.
