@@ -15,6 +15,7 @@
 #include "cpu/inner_gather.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/pair_wgrad.h"
+#include "cpu/plane_pairs.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
 #include "cpu/winograd_strided.h"
@@ -181,6 +182,9 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() == 0 && c.channels_last();
      }},
+    {Algorithm::kPlanePairs, [](const Case& c) {
+       return c.v.terms() > 0 && c.is(DType::kBFloat16) && plane_pairs_applies(c.v);
+     }},
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() > 0 && c.v.K > kFewFilters && c.by_pairs();
      }},
@@ -264,10 +268,9 @@ ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd)
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {
   if (!winograd || !strided_winograd_applies(p)) return false;
   const bool fprop = pass == StridedPass::kFprop, channels_last = p.layout == Layout::kNHWC;
-  // The direct product of pairs does as well, but for the few filters of a first layer's dgrad, and
-  // for dgrad where it writes every other pixel of a plane.
+  // The direct product of pairs does as well, but for the few filters of a first layer's dgrad.
   const bool pairs = p.dtype == DType::kBFloat16 && has_pair_products();
-  if (pairs && (fprop || (channels_last && p.C > kFewFilters))) return false;
+  if (pairs && (fprop || p.C > kFewFilters)) return false;
   const bool wide = p.K >= kStridedChannels && (p.C >= kStridedChannels || p.R > 3);
   const int64_t least = fprop && channels_last ? kStridedPixelsChannelsLast : kStridedPixels;
   const double saving = fprop ? kStridedSaving : kStridedSavingDgrad;
@@ -290,6 +293,13 @@ bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views)
   return c.grouped() && c.v.C > 1 &&
          c.wider_side() <= (c.nchw() ? kGroupWidthPixels : kGroupWidth) &&
          group_dgrad_applies(views, c.element_size());
+}
+
+bool strides_by_image(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {
+  return p.dtype == DType::kBFloat16 && p.layout == Layout::kNCHW && views.size() > 1 &&
+         std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
+           return gather_algorithm(view, p.dtype, winograd) == Algorithm::kDirectProduct;
+         });
 }
 
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd) {
