@@ -233,7 +233,8 @@ class DirectGemm {
     for (const ConvTap& tap : view_.taps)
       ranks_.push_back({rank(taps_h, tap.h), rank(taps_w, tap.w)});
     // In place there is no padding that could be read.
-    const bool exact = plan_.reads_taps, deep = view_.terms() >= kTermsInRegisters;
+    const bool exact = plan_.reads_taps,
+               deep = view_.terms() * Terms::kChannels >= kTermsInRegisters;
     const int64_t rows =
         deep ? ceil_div(kTileEnough, plan_.nominal_samples * plan_.columns) : plan_.rows;
     row_groups_ = group(blocks_i_, view_.I, plan_.rows, [&](Range outputs) {

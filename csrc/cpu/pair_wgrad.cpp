@@ -6,8 +6,9 @@
 // next output reads, zero outside the image; all taps read it in place. dz becomes panels
 // [pair][filters], the second half of a last odd pair being zero. Then a row of the product is a
 // (channel, tap), a column a filter and a term a pair, which is what the tile of direct_tile.h
-// computes. A task is a block of channels and of filters and a slab of chunks, and the slabs are
-// added in order: blocks and slabs follow from the shape alone.
+// computes. Where several blocks of channels need the panels, all are made beforehand. A task is a
+// block of channels and of filters and a slab of chunks, and the slabs are added in order: blocks
+// and slabs follow from the shape alone.
 #include "cpu/pair_wgrad.h"
 
 #include <algorithm>
@@ -124,8 +125,19 @@ class PairWgrad {
     const int64_t rows = channels_ * taps_;
     const WorkSplit split(
         tasks, static_cast<double>(partial_) * static_cast<double>(slab_chunks_ * most_pairs));
-    const int64_t scratch_size = round_up(band_size, 16) + round_up(panel_size, 16);
+    const int64_t scratch_size =
+        round_up(band_size, 16) + (channel_blocks_ > 1 ? 0 : round_up(panel_size, 16));
     Buffer<float> partials(tasks * partial_), scratch(split.slots * scratch_size);
+    // [chunk][panels of all filters]
+    const int64_t chunk_size = round_up(most_pairs * round_up(view_.K, kL), 16);
+    const Buffer<float> shared(channel_blocks_ > 1 ? chunks_ * chunk_size : 0);
+    if (channel_blocks_ > 1) {
+      const WorkSplit chunks(chunks_, static_cast<double>(chunk_size));
+      chunks.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+        for (int64_t chunk = begin; chunk < end; ++chunk)
+          pack(block_at(chunk), {0, view_.K}, shared.get() + chunk * chunk_size);
+      });
+    }
     Buffer<int64_t> offsets(split.slots * 2 * rows);
     Buffer<int32_t> terms(split.slots * most_pairs);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
@@ -151,14 +163,26 @@ class PairWgrad {
                     static_cast<int32_t>(n * sample + i * band.row_step() + j * band.column_step());
           for (int64_t n = 0; n < b.n.size(); ++n)
             fill(band, b, b.n.begin + n, t.channels, plane, source + n * sample);
-          pack(b, t.filters, panels);
+          const float* columns = panels;
+          if (channel_blocks_ > 1)
+            columns = shared.get() + chunk * chunk_size + t.filters.begin * b.depth();
+          else
+            pack(b, t.filters, panels);
+          const bool same = chunk + 1 < t.chunks.end;
           ahead.clear();
-          if (chunk + 1 < t.chunks.end)
-            add_sources(band, block_at(chunk + 1), t, &ahead);
-          else if (task + 1 < end)
-            add_sources(band, block_at(task_at(task + 1).chunks.begin), task_at(task + 1), &ahead);
+          if (same || task + 1 < end) {
+            const Task next = same ? t : task_at(task + 1);
+            const int64_t first = same ? chunk + 1 : next.chunks.begin;
+            const Block b_next = block_at(first);
+            add_image(band, b_next, next, &ahead);
+            if (channel_blocks_ > 1)
+              ahead.add(shared.get() + first * chunk_size + next.filters.begin * b_next.depth(), 1,
+                        0, b_next.depth() * next.filters.size() * int64_t{sizeof(float)});
+            else
+              add_gradient(b_next, next, &ahead);
+          }
           multiply(t, source, row_offsets, row_offsets + rows, term_offsets,
-                   static_cast<int32_t>(term - term_offsets), panels, chunk > t.chunks.begin,
+                   static_cast<int32_t>(term - term_offsets), columns, chunk > t.chunks.begin,
                    partials.get() + task * partial_, &ahead);
         }
       }
@@ -174,6 +198,7 @@ class PairWgrad {
   struct Block {
     Range n, i, j;
     int64_t pairs() const { return ceil_div(j.size(), int64_t{2}); }
+    int64_t depth() const { return n.size() * i.size() * pairs(); }
   };
   struct Row {
     int64_t channel, tap;
@@ -293,14 +318,13 @@ class PairWgrad {
   }
 
   // What a block's copies read.
-  void add_sources(const ChannelBand& band, const Block& b, const Task& t,
-                   SourcePrefetch* ahead) const {
+  void add_image(const ChannelBand& band, const Block& b, const Task& t,
+                 SourcePrefetch* ahead) const {
     constexpr int64_t kSize = sizeof(BFloat16);
-    const ConvStrides &s = view_.src, &d = view_.dst;
-    const int64_t channels = t.channels.size(), filters = t.filters.size();
+    const ConvStrides& s = view_.src;
+    const int64_t channels = t.channels.size();
     for (int64_t n = b.n.begin; n < b.n.end; ++n) {
       const BFloat16* src = x_ + n * s.n + t.channels.begin * s.c;
-      const BFloat16* dst = dz_ + n * d.n + t.filters.begin * d.c + b.j.begin * d.column;
       band.rows.for_runs(
           b.i.begin, b.i.size(), [&](int64_t, int64_t h, int64_t height, int64_t step_h) {
             for (; height > 0; --height, h += step_h) {
@@ -322,6 +346,14 @@ class PairWgrad {
                   });
             }
           });
+    }
+  }
+  void add_gradient(const Block& b, const Task& t, SourcePrefetch* ahead) const {
+    constexpr int64_t kSize = sizeof(BFloat16);
+    const ConvStrides& d = view_.dst;
+    const int64_t filters = t.filters.size();
+    for (int64_t n = b.n.begin; n < b.n.end; ++n) {
+      const BFloat16* dst = dz_ + n * d.n + t.filters.begin * d.c + b.j.begin * d.column;
       for (int64_t i = b.i.begin; i < b.i.end; ++i) {
         if (d.c == 1)
           ahead->add(dst + i * d.row, b.j.size(), d.column * kSize, filters * kSize);
@@ -333,7 +365,7 @@ class PairWgrad {
 
   // The panels of a block: [panel][pair][kWidth], or of fewer vectors in the last.
   void pack(const Block& b, Range filters, float* panels) const {
-    const int64_t depth = b.n.size() * b.i.size() * b.pairs();
+    const int64_t depth = b.depth();
     for (int64_t k = filters.begin; k < filters.end; k += kWidth) {
       const int64_t n = std::min(kWidth, filters.end - k), width = round_up(n, kL);
       float* to = panels + (k - filters.begin) * depth;

@@ -71,7 +71,7 @@ class PlanePairs {
     blocks_ = ceil_div(panels, std::max<int64_t>(most, 1));
     block_ = ceil_div(panels, blocks_) * kWidth;
     blocks_ = ceil_div(pixels_, block_);
-    const int64_t pieces = std::min(ceil_div(kTasksWanted, view.groups * blocks_),
+    const int64_t pieces = std::min(ceil_div(kTasksWanted, view.N * view.groups * blocks_),
                                     std::max<int64_t>(view.K / kFewestFilters, 1));
     filters_ = ceil_div(view.K, pieces);
     pieces_ = ceil_div(view.K, filters_);
