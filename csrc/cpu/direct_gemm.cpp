@@ -110,7 +110,7 @@ class DirectGemm {
       t.src_offsets = tables.get() + slot * pixels * 3;
       t.dst_offsets = t.src_offsets + pixels;
       t.scratch_offsets = t.dst_offsets + pixels;
-      if (!to_dst_)
+      if (!to_dst_ && view_.dst.c == 1)
         for (int64_t p = 0; p < pixels; ++p) t.scratch_offsets[p] = p * ld;
       for (int64_t task = begin; task < end; ++task) {
         t.at = position(task);
@@ -249,7 +249,8 @@ class DirectGemm {
       });
   }
 
-  // Lists the task's pixels, those that read through the same taps together.
+  // Lists the task's pixels, those that read through the same taps together. Planes are stored from
+  // scratch where pixels lie in the image's order, in runs as long as there are.
   void order_pixels(Task& t) const {
     const Position& at = t.at;
     ConvStrides s = view_.src;
@@ -278,8 +279,14 @@ class DirectGemm {
             const int64_t j0 = c.outputs.begin - at.j.begin;
             const int64_t from = first + n * sample + i * row + j0 * column;
             const int64_t to = n * view_.dst.n + i * view_.dst.row + j0 * view_.dst.column;
+            const int64_t place =
+                view_.dst.c == 1 ? p : (n * at.i.size() + i) * at.j.size() + j0;
             for (int64_t j = 0; j < width; ++j) t.src_offsets[p + j] = from + j * column;
-            for (int64_t j = 0; j < width; ++j) t.dst_offsets[p + j] = to + j * view_.dst.column;
+            for (int64_t j = 0; j < width; ++j)
+              t.dst_offsets[place + j] = to + j * view_.dst.column;
+            if (view_.dst.c != 1)
+              for (int64_t j = 0; j < width; ++j)
+                t.scratch_offsets[p + j] = (place + j) * scratch_ld();
           }
         }
         t.groups.push_back({{begin, p}, r.taps, c.taps, 0, 0});
