@@ -26,7 +26,7 @@ namespace {
 
 // Winograd's transforms of the source are shared by all filters and those of the destination by all
 // channels, so both sides must be wide.
-constexpr int64_t kWinogradChannels = 16;
+constexpr int64_t kWinogradChannels = 16, kWinogradFewChannels = 32;
 // With fewer channels it is along the rows only: so many filters in a whole vector or more, columns
 // for several tiles, and products that repay the transform of the source.
 constexpr int64_t kRowsFilters = 16, kRowsWidth = 12, kRowsProducts = 9 * 24;
@@ -124,11 +124,24 @@ struct Case {
     return narrower_side() >= (large ? kLargeWinogradChannels : kWinogradChannels) &&
            v.pixels() >= (large ? kLargeWinogradPixels : kWinogradPixels);
   }
+  // Products of taps that reach the image.
+  double products_inside() const {
+    double inside = 0;
+    for (const ConvTap& tap : v.taps)
+      inside += static_cast<double>(valid_range(v.I, v.step_h, tap.h, v.H).size()) *
+                static_cast<double>(valid_range(v.J, v.step_w, tap.w, v.W).size());
+    return inside;
+  }
   bool winograd_saves_enough() const {
-    const auto direct = static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
-    return direct >=
-           (by_pairs() || groups_by_pairs() ? kWinogradSavingOverPairs : kWinogradSaving) *
-               static_cast<double>(winograd_products(v));
+    const bool pairs = by_pairs() || groups_by_pairs();
+    // The direct product of pairs leaves the padding out, which the transforms of more channels
+    // outweigh.
+    const double direct =
+        pairs && narrower_side() <= kWinogradFewChannels
+            ? products_inside()
+            : static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
+    return direct >= (pairs ? kWinogradSavingOverPairs : kWinogradSaving) *
+                         static_cast<double>(winograd_products(v));
   }
   bool rows_save_enough() const {
     if (v.step_w == 1 && v.C < kWinogradChannels) return true;

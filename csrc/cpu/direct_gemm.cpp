@@ -185,13 +185,22 @@ class DirectGemm {
                      at.j.size(), view_.step_w * view_.src.column * kSize, channels * kSize);
         continue;
       }
+      const int64_t planes = of_terms_.planes(std::min(channels, source_channels_));
+      if (view_.src.c != 1 && at.j.size() == view_.J) {
+        // Rows are neighbours as their pixels are.
+        plan_.band->for_image_rows(view_, at.i, [&](int64_t row, int64_t count) {
+          ahead->add(sample + row * view_.src.row, planes, view_.src.c * kSize,
+                     ((count - 1) * view_.src.row + view_.W) * kSize);
+        });
+        continue;
+      }
       plan_.band->for_pieces(
           view_, at.i, at.j, [&](int64_t, int64_t, Range inside, int64_t from, int64_t step) {
             if (view_.src.c == 1)
               ahead->add(sample + from, inside.size(), step * kSize, channels * kSize);
             else if (!inside.empty())
-              ahead->add(sample + from, of_terms_.planes(std::min(channels, source_channels_)),
-                         view_.src.c * kSize, ((inside.size() - 1) * step + 1) * kSize);
+              ahead->add(sample + from, planes, view_.src.c * kSize,
+                         ((inside.size() - 1) * step + 1) * kSize);
           });
     }
   }
@@ -279,8 +288,7 @@ class DirectGemm {
             const int64_t j0 = c.outputs.begin - at.j.begin;
             const int64_t from = first + n * sample + i * row + j0 * column;
             const int64_t to = n * view_.dst.n + i * view_.dst.row + j0 * view_.dst.column;
-            const int64_t place =
-                view_.dst.c == 1 ? p : (n * at.i.size() + i) * at.j.size() + j0;
+            const int64_t place = view_.dst.c == 1 ? p : (n * at.i.size() + i) * at.j.size() + j0;
             for (int64_t j = 0; j < width; ++j) t.src_offsets[p + j] = from + j * column;
             for (int64_t j = 0; j < width; ++j)
               t.dst_offsets[place + j] = to + j * view_.dst.column;

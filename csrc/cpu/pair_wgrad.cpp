@@ -325,6 +325,13 @@ class PairWgrad {
     const int64_t channels = t.channels.size();
     for (int64_t n = b.n.begin; n < b.n.end; ++n) {
       const BFloat16* src = x_ + n * s.n + t.channels.begin * s.c;
+      if (!channels_inner_ && b.j.size() == view_.J) {
+        band.for_image_rows(view_, b.i, [&](int64_t row, int64_t count) {
+          ahead->add(src + row * s.row, channels, s.c * kSize,
+                     ((count - 1) * s.row + view_.W) * kSize);
+        });
+        continue;
+      }
       band.rows.for_runs(
           b.i.begin, b.i.size(), [&](int64_t, int64_t h, int64_t height, int64_t step_h) {
             for (; height > 0; --height, h += step_h) {
@@ -354,6 +361,11 @@ class PairWgrad {
     const int64_t filters = t.filters.size();
     for (int64_t n = b.n.begin; n < b.n.end; ++n) {
       const BFloat16* dst = dz_ + n * d.n + t.filters.begin * d.c + b.j.begin * d.column;
+      if (d.c != 1 && b.j.size() == view_.J) {
+        ahead->add(dst + b.i.begin * d.row, filters, d.c * kSize,
+                   ((b.i.size() - 1) * d.row + view_.J) * kSize);
+        continue;
+      }
       for (int64_t i = b.i.begin; i < b.i.end; ++i) {
         if (d.c == 1)
           ahead->add(dst + i * d.row, b.j.size(), d.column * kSize, filters * kSize);
