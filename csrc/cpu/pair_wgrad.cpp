@@ -378,18 +378,21 @@ class PairWgrad {
   // The panels of a block: [panel][pair][kWidth], or of fewer vectors in the last.
   void pack(const Block& b, Range filters, float* panels) const {
     const int64_t depth = b.depth();
+    // Where pixels are neighbours, whole rows of pairs are one row.
+    const bool whole = view_.dst.column == 1 && view_.dst.row == b.j.size() && b.j.size() % 2 == 0;
+    const int64_t rows = whole ? b.i.size() : 1, pixels = rows * b.j.size();
     for (int64_t k = filters.begin; k < filters.end; k += kWidth) {
       const int64_t n = std::min(kWidth, filters.end - k), width = round_up(n, kL);
       float* to = panels + (k - filters.begin) * depth;
       for (int64_t sample = b.n.begin; sample < b.n.end; ++sample)
-        for (int64_t i = b.i.begin; i < b.i.end; ++i) {
+        for (int64_t i = b.i.begin; i < b.i.end; i += rows) {
           const BFloat16* from = dz_ + sample * view_.dst.n + i * view_.dst.row +
                                  b.j.begin * view_.dst.column + k * view_.dst.c;
           if (view_.dst.c == 1)
-            pack_channels(from, b.j.size(), n, width, to);
+            pack_channels(from, pixels, n, width, to);
           else
-            pack_pixels(from, b.j.size(), n, width, to);
-          to += b.pairs() * width;
+            pack_pixels(from, pixels, n, width, to);
+          to += ceil_div(pixels, int64_t{2}) * width;
         }
     }
   }
