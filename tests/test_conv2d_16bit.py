@@ -33,10 +33,14 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "1x1_aliased": ((1, 2048, 3, 3), 33, (1, 1), {}),
     "1x1_chunks": ((1, 5000, 2, 3), 20, (1, 1), {}),
     "1x1_wide": ((1, 20, 3, 421), 18, (1, 1), {}),
+    "1x1_planes": ((3, 66, 6, 13), 29, (1, 1), {}),
+    "1x1_planes_odd": ((2, 531, 5, 19), 45, (1, 1), {}),
+    "1x1_planes_groups": ((2, 70, 4, 8), 68, (1, 1), {"groups": 2}),
     "pixel": ((5, 31, 1, 1), 34, (1, 1), {}),
     "winograd": ((2, 20, 11, 13), 35, (3, 3), {"padding": 1}),
     "winograd_d2": ((1, 24, 17, 16), 20, (3, 3), {"padding": 2, "dilation": 2}),
     "3x3_s2": ((2, 35, 13, 16), 24, (3, 3), {"padding": 1, "stride": 2}),
+    "3x3_s2_wide": ((1, 17, 7, 75), 18, (3, 3), {"padding": 1, "stride": 2}),
     "first": ((2, 3, 12, 15), 19, (3, 3), {"padding": 1}),
     "grey": ((2, 1, 14, 14), 18, (5, 5), {"padding": 2}),
     "stem": ((2, 3, 29, 30), 24, (7, 7), {"padding": 3, "stride": 2}),
@@ -104,7 +108,9 @@ def test_every_pass(case: str, dtype: torch.dtype, layout: str) -> None:
 
 @on_formats
 @on_dtypes
-@pytest.mark.parametrize("case", ["1x1_odd", "3x3_s2", "5x5", "winograd", "stem", "groups_of_8"])
+@pytest.mark.parametrize(
+    "case", ["1x1_odd", "1x1_planes", "3x3_s2", "5x5", "winograd", "stem", "groups_of_8"]
+)
 def test_same_bits(case: str, dtype: torch.dtype, layout: str) -> None:
     """For one and two threads, and a sample alone; and from a layer that keeps its weights."""
     (_, channels, *size), filters, kernel, kwargs = CASES[case]
@@ -133,7 +139,7 @@ def test_same_bits(case: str, dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("activation", ["relu", "relu6", "gelu"])
 def test_activations_and_weight_layouts(activation: str, weight_layout: str, layout: str) -> None:
     """The kernel rounds what it clamps itself; other activations go by scratch."""
-    for case in ("1x1_odd", "3x3_s2", "stem", "groups_of_16", "groups_of_2_to_4"):
+    for case in ("1x1_odd", "1x1_planes", "3x3_s2", "stem", "groups_of_16", "groups_of_2_to_4"):
         x, w, b = operands(case, torch.bfloat16, layout, weight_layout)
         kwargs = CASES[case][3]
         z = torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)

@@ -80,6 +80,10 @@ struct ChannelBand {
   template <typename F>
   void for_pieces(const ConvView& view, Range i, Range j, F&& f) const;
 
+  // Calls f(first, count) on the runs of neighbouring rows of the image that outputs i read.
+  template <typename F>
+  void for_image_rows(const ConvView& view, Range i, F&& f) const;
+
   // src: the first of `channels` channels of the sample's pixel (0, 0).
   template <typename T>
   void fill(const ConvView& view, const T* src, int64_t channels, Range i, Range j,
@@ -99,6 +103,15 @@ void ChannelBand::for_pieces(const ConvView& view, Range i, Range j, F&& f) cons
         f(y * row + x * pixel, n, inside, source, step_w * view.src.column);
       });
     }
+  });
+}
+
+template <typename F>
+void ChannelBand::for_image_rows(const ConvView& view, Range i, F&& f) const {
+  rows.for_runs(i.begin, i.size(), [&](int64_t, int64_t h, int64_t height, int64_t step) {
+    const Range inside = valid_range(height, step, h, view.H);
+    if (step == 1 && !inside.empty()) return f(h + inside.begin, inside.size());
+    for (int64_t y = inside.begin; y < inside.end; ++y) f(h + y * step, int64_t{1});
   });
 }
 

@@ -58,9 +58,22 @@ void transpose_pairs(const BFloat16* src, int64_t plane, int64_t step, int64_t c
   }
 }
 
+void copy_pairs(const BFloat16* src, int64_t step, int64_t count, int64_t channels, float* to,
+                int64_t pixel) {
+  const int64_t pairs = ceil_div(channels, int64_t{2});
+  for (int64_t p = 0; p < count; ++p, src += step, to += pixel) {
+    if (channels % 2 == 0) {
+      copy_wide(to, reinterpret_cast<const float*>(src), pairs);
+    } else {
+      to[pairs - 1] = 0;
+      std::memcpy(to, src, static_cast<size_t>(channels) * sizeof(BFloat16));
+    }
+  }
+}
+
 void fill_pairs(const ChannelBand& band, const ConvView& view, const BFloat16* src,
                 int64_t channels, Range i, Range j, float* scratch) {
-  const int64_t pixel = band.pixel, pairs = ceil_div(channels, int64_t{2});
+  const int64_t pixel = band.pixel;
   band.for_pieces(view, i, j, [&](int64_t to, int64_t n, Range inside, int64_t from, int64_t step) {
     float* pixels = scratch + to;
     fill_zero(pixels, inside.begin * pixel);
@@ -68,16 +81,7 @@ void fill_pairs(const ChannelBand& band, const ConvView& view, const BFloat16* s
     pixels += inside.begin * pixel;
     if (view.src.c != 1)
       return transpose_pairs(src + from, view.src.c, step, inside.size(), channels, pixels, pixel);
-    for (int64_t p = 0; p < inside.size(); ++p) {
-      float* row = pixels + p * pixel;
-      const BFloat16* channel = src + from + p * step;
-      if (channels % 2 == 0) {
-        copy_wide(row, reinterpret_cast<const float*>(channel), pairs);
-      } else {
-        row[pairs - 1] = 0;
-        std::memcpy(row, channel, static_cast<size_t>(channels) * sizeof(BFloat16));
-      }
-    }
+    copy_pairs(src + from, step, inside.size(), channels, pixels, pixel);
   });
 }
 

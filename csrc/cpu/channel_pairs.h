@@ -52,9 +52,12 @@ TORCHCONV_INLINE void join_pairs(const float* p, const float* q, float* to) {
   Bits::store(to, Bits::load(p) >> 16 | odd);
 }
 
-// to[p*pixel + c/2] for pixels p < count, `step` apart, and channels c < channels, `plane` apart.
+// to[p*pixel + c/2] for pixels p < count, `step` apart, and channels c < channels, `plane` apart
+// or, in copy_pairs, neighbours.
 void transpose_pairs(const BFloat16* src, int64_t plane, int64_t step, int64_t count,
                      int64_t channels, float* to, int64_t pixel);
+void copy_pairs(const BFloat16* src, int64_t step, int64_t count, int64_t channels, float* to,
+                int64_t pixel);
 
 // As ChannelBand::fill, of `channels` channels in pairs, in either layout: src is the first one's
 // pixel (0, 0).

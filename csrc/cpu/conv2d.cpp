@@ -24,7 +24,9 @@
 #include "cpu/group_winograd.h"
 #include "cpu/inner_gather.h"
 #include "cpu/pair_wgrad.h"
+#include "cpu/phase_image.h"
 #include "cpu/pixel_gemm.h"
+#include "cpu/plane_pairs.h"
 #include "cpu/wide_array.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
@@ -63,6 +65,8 @@ int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm al
       return pixel_gemm_weights_size(view);
     case ConvAlgorithm::kGroupWinograd:
       return group_winograd_weights_size(view);
+    case ConvAlgorithm::kPlanePairs:
+      return plane_pairs_weights_size(view);
     case ConvAlgorithm::kGroupTiles:
       return group_weights_size<T>(view);
     case ConvAlgorithm::kBandProduct:
@@ -80,9 +84,13 @@ void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, c
       strided_winograd_pack_weights(p, WideArray<T>(w, p.K * p.C * p.R * p.S, pool).get(), packed,
                                     pool);
   }
-  if constexpr (std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<T, float>) {
     if (algorithm == ConvAlgorithm::kGroupWinograd)
       group_winograd_pack_weights(view, w, packed, pool);
+  }
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (algorithm == ConvAlgorithm::kPlanePairs) plane_pairs_pack_weights(view, w, packed, pool);
+  }
   if (algorithm == ConvAlgorithm::kWinograd) winograd_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kDirectProduct) direct_gemm_pack_weights(view, w, packed, pool);
   if (algorithm == ConvAlgorithm::kPixelProduct) pixel_gemm_pack_weights(view, w, packed, pool);
@@ -183,6 +191,10 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
       return direct_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kPixelProduct:
       return pixel_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
+    case ConvAlgorithm::kPlanePairs:
+      if constexpr (std::is_same_v<T, BFloat16>)
+        plane_pairs(view, src, w, static_cast<const float*>(packed), bias, epilogue, pool);
+      return;
     case ConvAlgorithm::kBandProduct:
       return band_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kStridedWinograd:
@@ -323,10 +335,20 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
   }
   if (covers_all && p.N > 0 && strides_by_groups(p, views))
     return group_dgrad(p, views, dz, w, dx, pool);
-  for (const ConvView& view : views)
-    if (!is_empty(view))
-      gather<T>(view, gather_algorithm(view, kDType<T>, winograd), dz, w, nullptr, nullptr,
-                epilogue, pool);
+  const auto gather_views = [&](const std::vector<ConvView>& phases, const Epilogue<T>& to) {
+    for (const ConvView& view : phases)
+      if (!is_empty(view))
+        gather<T>(view, gather_algorithm(view, kDType<T>, winograd), dz, w, nullptr, nullptr, to,
+                  pool);
+  };
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (covers_all && p.N > 0 && strides_by_image(p, views, winograd)) {
+      const PhaseImage image(p);
+      gather_views(image.phases(views), {image.data(), nullptr, Activation::kNone});
+      return image.store(dx, pool);
+    }
+  }
+  gather_views(views, epilogue);
 }
 
 template <typename T>

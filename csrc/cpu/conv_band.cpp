@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "cpu/channel_pairs.h"
+
 namespace torchconv::cpu {
 
 namespace {
@@ -80,6 +82,37 @@ ConvBand::ConvBand(const ConvView& view, bool along_pixels, int64_t element_size
       offsets.push_back(phase * plane_ + (h / view.step_h * width + w / view.step_w) * lanes);
     }
   }
+}
+
+void ConvBand::fill_pairs(const ConvView& view, const BFloat16* src, int64_t block, int64_t i0,
+                          float* scratch) const {
+  using Bits = Vec<uint32_t>;
+  constexpr int64_t kL = Bits::kLanes;
+  src += block * view.C * view.src.c;
+  for (int64_t c = 0; c < view.C; c += 2, src += 2 * view.src.c) {
+    const bool both = c + 1 < view.C;
+    for (int64_t row = 0; row < rows_; ++row)
+      for (int64_t phase = 0; phase < phases_h_; ++phase) {
+        const int64_t h = (i0 + row) * view.step_h + first_h_ + phase;
+        float* const to = scratch + (c / 2 * phases_h_ + phase) * plane_ + row * width;
+        const Range range = h < 0 || h >= view.H ? Range{0, 0} : ranges_[0];
+        if (range.begin >= range.end) {
+          fill_zero(to, width);
+          continue;
+        }
+        fill_zero(to, range.begin);
+        const BFloat16* const even = src + h * view.src.row + first_column_[0];
+        const BFloat16* const odd = both ? even + view.src.c : even;
+        for (int64_t i = range.begin; i < range.end; i += kL) {
+          const int64_t n = std::min(kL, range.end - i);
+          __builtin_prefetch(even + next_band_ + i);
+          __builtin_prefetch(odd + next_band_ + i);
+          Bits::store_partial(to + i, zip_pairs(even + i, n, odd + i, both ? n : 0), n);
+        }
+        fill_zero(to + range.end, width - range.end);
+      }
+  }
+  clear_slack<BFloat16>(scratch);
 }
 
 }  // namespace torchconv::cpu

@@ -50,6 +50,13 @@ struct ConvBand {
   // Copies what output rows [i0, i0 + band) of a block need. src is the sample.
   template <typename T>
   void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch) const;
+  // The same of pairs of channels (channel_pairs.h), each where its half of the channels would be.
+  // Only along pixels that are neighbours, of step 1.
+  bool fills_pairs(const ConvView& view) const {
+    return pixels && view.src.column == 1 && view.step_w == 1 && phases_w_ == 1;
+  }
+  void fill_pairs(const ConvView& view, const BFloat16* src, int64_t block, int64_t i0,
+                  float* scratch) const;
 
  private:
   // Along pixels, from channels that are neighbours in memory.

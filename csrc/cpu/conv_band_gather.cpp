@@ -96,8 +96,7 @@ class BandGather {
         const int64_t n = task / (band_.bands * band_.blocks);
         const int64_t i0 = b * band_.band, rows = std::min(band_.band, view_.I - i0);
         const int64_t dst = view_.dst_offset + n * view_.dst.n + i0 * view_.dst.row;
-        band_.fill(view_, src_ + n * view_.src.n, block, i0, source);
-        if (pairs_) join_channels(source);
+        fill(src_ + n * view_.src.n, block, i0, source);
         if (blocks_ > 0) {
           run_matrix(source, block * view_.K + first, std::min(piece, view_.K - first), rows, dst,
                      out);
@@ -132,6 +131,15 @@ class BandGather {
       const uint32_t high = odd < view_.terms() ? filter[offsets[odd]].bits : 0u;
       weights_[weight_at(channel, term)] = bit_cast<A>(low | high << 16);
     }
+  }
+
+  void fill(const T* src, int64_t block, int64_t i0, A* source) const {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      if (pairs_ && band_.fills_pairs(view_))
+        return band_.fill_pairs(view_, src, block, i0, source);
+    }
+    band_.fill(view_, src, block, i0, source);
+    if (pairs_) join_channels(source);
   }
 
   // Channels 2c and 2c + 1 of the band become its channel c. What a last vector overwrites has been

@@ -17,6 +17,7 @@
 #include "cpu/inner_gather.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/pair_wgrad.h"
+#include "cpu/plane_pairs.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
 #include "cpu/winograd_strided.h"
@@ -27,7 +28,7 @@ namespace {
 
 // Winograd's transforms of the source are shared by all filters and those of the destination by all
 // channels, so both sides must be wide.
-constexpr int64_t kWinogradChannels = 16;
+constexpr int64_t kWinogradChannels = 16, kWinogradFewChannels = 32;
 // With fewer channels it is along the rows only: so many filters in a whole vector or more, columns
 // for several tiles, and products that repay the transform of the source.
 constexpr int64_t kRowsFilters = 16, kRowsWidth = 12, kRowsProducts = 9 * 24;
@@ -134,11 +135,24 @@ struct Case {
     return narrower_side() >= (large ? kLargeWinogradChannels : kWinogradChannels) &&
            v.pixels() >= (large ? kLargeWinogradPixels : kWinogradPixels);
   }
+  // Products of taps that reach the image.
+  double products_inside() const {
+    double inside = 0;
+    for (const ConvTap& tap : v.taps)
+      inside += static_cast<double>(valid_range(v.I, v.step_h, tap.h, v.H).size()) *
+                static_cast<double>(valid_range(v.J, v.step_w, tap.w, v.W).size());
+    return inside;
+  }
   bool winograd_saves_enough() const {
-    const auto direct = static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
-    return direct >=
-           (by_pairs() || groups_by_pairs() ? kWinogradSavingOverPairs : kWinogradSaving) *
-               static_cast<double>(winograd_products(v));
+    const bool pairs = by_pairs() || groups_by_pairs();
+    // The direct product of pairs leaves the padding out, which the transforms of more channels
+    // outweigh.
+    const double direct =
+        pairs && narrower_side() <= kWinogradFewChannels
+            ? products_inside()
+            : static_cast<double>(v.pixels()) * static_cast<double>(v.taps.size());
+    return direct >= (pairs ? kWinogradSavingOverPairs : kWinogradSaving) *
+                         static_cast<double>(winograd_products(v));
   }
   bool rows_save_enough() const {
     if (v.step_w == 1 && v.C < kWinogradChannels) return true;
@@ -191,6 +205,9 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() == 0 && c.channels_last();
+     }},
+    {Algorithm::kPlanePairs, [](const Case& c) {
+       return c.v.terms() > 0 && c.is(DType::kBFloat16) && plane_pairs_applies(c.v);
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() > 0 && c.v.K > kFewFilters && c.by_pairs();
@@ -280,10 +297,9 @@ ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd)
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {
   if (!winograd || !strided_winograd_applies(p)) return false;
   const bool fprop = pass == StridedPass::kFprop, channels_last = p.layout == Layout::kNHWC;
-  // The direct product of pairs does as well, but for the few filters of a first layer's dgrad, and
-  // for dgrad where it writes every other pixel of a plane.
+  // The direct product of pairs does as well, but for the few filters of a first layer's dgrad.
   const bool pairs = p.dtype == DType::kBFloat16 && has_pair_products();
-  if (pairs && (fprop || (channels_last && p.C > kFewFilters))) return false;
+  if (pairs && (fprop || p.C > kFewFilters)) return false;
   const bool wide = p.K >= kStridedChannels && (p.C >= kStridedChannels || p.R > 3);
   const int64_t least = fprop && channels_last ? kStridedPixelsChannelsLast : kStridedPixels;
   const double saving = fprop ? kStridedSaving : kStridedSavingDgrad;
@@ -306,6 +322,13 @@ bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views)
   return c.grouped() && c.v.C > 1 &&
          c.wider_side() <= (c.nchw() ? kGroupWidthPixels : kGroupWidth) &&
          group_dgrad_applies(views, c.element_size());
+}
+
+bool strides_by_image(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {
+  return p.dtype == DType::kBFloat16 && p.layout == Layout::kNCHW && views.size() > 1 &&
+         std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
+           return gather_algorithm(view, p.dtype, winograd) == Algorithm::kDirectProduct;
+         });
 }
 
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd) {

@@ -25,6 +25,7 @@ enum class ConvAlgorithm : uint8_t {
   kDirectProduct,      // direct_gemm.h
   kBandProduct,        // band_gemm.h
   kPixelProduct,       // pixel_gemm.h
+  kPlanePairs,         // plane_pairs.h
   kWgradProduct,       // conv_wgrad.h
   kPairWgrad,          // pair_wgrad.h
 };
@@ -45,6 +46,10 @@ bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd);
 bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views);
 // Whether dgrad of a stride above 1 goes by one algorithm for all residues, and by which.
 bool dgrad_at_once(const ConvProblem& p, ConvAlgorithm* algorithm);
+
+// Whether dgrad of a stride in bfloat16 goes by way of a channels_last image, see phase_image.h.
+// The views cover dx.
+bool strides_by_image(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd);
 
 // As gather_algorithm for the weight gradient; view is fprop's and has terms.
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd);

@@ -75,6 +75,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "bands of rows, vectors along filters";
     case ConvAlgorithm::kPixelProduct:
       return "matrix product, vectors along pixels";
+    case ConvAlgorithm::kPlanePairs:
+      return "matrix product of pairs of planes";
     case ConvAlgorithm::kWgradProduct:
       return "matrix product over pixels";
     case ConvAlgorithm::kPairWgrad:
@@ -157,6 +159,9 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kDirectProduct:
       return text("register tiles of %lld x %lld, sums of %lld channels", kMaxRows,
                   kMaxVectors * lanes, direct_gemm_chunk(v, size));
+    case ConvAlgorithm::kPlanePairs:
+      return text("register tiles of %lld x %lld, vectors along pixels", kMaxRows,
+                  kMaxVectors * lanes, 0);
     case ConvAlgorithm::kBandProduct:
       return text("register tiles of %lld x %lld, sums of at most %lld terms", kMaxRows,
                   kMaxVectors * lanes, kBandBlockTerms);

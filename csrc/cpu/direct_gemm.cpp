@@ -109,7 +109,7 @@ class DirectGemm {
       t.src_offsets = tables.get() + slot * pixels * 3;
       t.dst_offsets = t.src_offsets + pixels;
       t.scratch_offsets = t.dst_offsets + pixels;
-      if (!to_dst_)
+      if (!to_dst_ && view_.dst.c == 1)
         for (int64_t p = 0; p < pixels; ++p) t.scratch_offsets[p] = p * ld;
       for (int64_t task = begin; task < end; ++task) {
         t.at = position(task);
@@ -184,13 +184,22 @@ class DirectGemm {
                      at.j.size(), view_.step_w * view_.src.column * kSize, channels * kSize);
         continue;
       }
+      const int64_t planes = of_terms_.planes(std::min(channels, source_channels_));
+      if (view_.src.c != 1 && at.j.size() == view_.J) {
+        // Rows are neighbours as their pixels are.
+        plan_.band->for_image_rows(view_, at.i, [&](int64_t row, int64_t count) {
+          ahead->add(sample + row * view_.src.row, planes, view_.src.c * kSize,
+                     ((count - 1) * view_.src.row + view_.W) * kSize);
+        });
+        continue;
+      }
       plan_.band->for_pieces(
           view_, at.i, at.j, [&](int64_t, int64_t, Range inside, int64_t from, int64_t step) {
             if (view_.src.c == 1)
               ahead->add(sample + from, inside.size(), step * kSize, channels * kSize);
             else if (!inside.empty())
-              ahead->add(sample + from, of_terms_.planes(std::min(channels, source_channels_)),
-                         view_.src.c * kSize, ((inside.size() - 1) * step + 1) * kSize);
+              ahead->add(sample + from, planes, view_.src.c * kSize,
+                         ((inside.size() - 1) * step + 1) * kSize);
           });
     }
   }
@@ -232,7 +241,8 @@ class DirectGemm {
     for (const ConvTap& tap : view_.taps)
       ranks_.push_back({rank(taps_h, tap.h), rank(taps_w, tap.w)});
     // In place there is no padding that could be read.
-    const bool exact = plan_.reads_taps, deep = view_.terms() >= kTermsInRegisters;
+    const bool exact = plan_.reads_taps,
+               deep = view_.terms() * Terms::kChannels >= kTermsInRegisters;
     const int64_t rows =
         deep ? ceil_div(kTileEnough, plan_.nominal_samples * plan_.columns) : plan_.rows;
     row_groups_ = group(blocks_i_, view_.I, plan_.rows, [&](Range outputs) {
@@ -247,7 +257,8 @@ class DirectGemm {
       }));
   }
 
-  // Lists the task's pixels, those that read through the same taps together.
+  // Lists the task's pixels, those that read through the same taps together. Planes are stored from
+  // scratch where pixels lie in the image's order, in runs as long as there are.
   void order_pixels(Task& t) const {
     const Position& at = t.at;
     ConvStrides s = view_.src;
@@ -278,8 +289,13 @@ class DirectGemm {
             const int64_t j0 = c.outputs.begin - at.j.begin;
             const int64_t from = first + n * sample + i * row + j0 * column;
             const int64_t to = n * view_.dst.n + i * view_.dst.row + j0 * view_.dst.column;
+            const int64_t place = view_.dst.c == 1 ? p : (n * at.i.size() + i) * at.j.size() + j0;
             for (int64_t j = 0; j < width; ++j) t.src_offsets[p + j] = from + j * column;
-            for (int64_t j = 0; j < width; ++j) t.dst_offsets[p + j] = to + j * view_.dst.column;
+            for (int64_t j = 0; j < width; ++j)
+              t.dst_offsets[place + j] = to + j * view_.dst.column;
+            if (view_.dst.c != 1)
+              for (int64_t j = 0; j < width; ++j)
+                t.scratch_offsets[p + j] = (place + j) * scratch_ld();
           }
         }
         t.groups.push_back({{begin, p}, r.taps, c.taps, 0, 0});

@@ -190,8 +190,113 @@ void pack_chunks(const ConvView& view, int64_t chunk_size, const T* w, Wide<T>* 
   });
 }
 
-// Pairs of channels: where these are neighbours in memory a pair is one element; else the panels of
-// single channels are made first, as floats, whose upper halves are then joined.
+// Pairs of channels: where these are neighbours in memory a pair is one element; else a vector of
+// filters gets its pairs as the weights lie, see PairPanel.
+class PairPanel {
+ public:
+  // The panel of filters [k, k + filters) of so many channels, [tap][pair][width].
+  PairPanel(const ConvView& view, const BFloat16* w, int64_t channels, int64_t filters, float* to)
+      : view_(view),
+        w_(w),
+        channels_(channels),
+        pairs_(ceil_div(channels, int64_t{2})),
+        filters_(filters),
+        width_(round_up(filters, kL)),
+        to_(to) {}
+
+  void pack() const {
+    for (int64_t k = 0; k < width_; k += kL) {
+      if (view_.weight_k == 1)
+        zip_filters(k);
+      else if (view_.weight_c == 1)
+        transpose_channels(k);
+      else
+        transpose_taps(k);
+    }
+  }
+
+ private:
+  using Bits = Vec<uint32_t>;
+  static constexpr int64_t kL = Bits::kLanes;
+
+  void store(int64_t tap, int64_t pair, int64_t k, Bits::Type weights) const {
+    Bits::store(to_ + (tap * pairs_ + pair) * width_ + k, weights);
+  }
+
+  // Filters are neighbours.
+  void zip_filters(int64_t k) const {
+    const int64_t n = std::min(kL, filters_ - k), taps = static_cast<int64_t>(view_.taps.size());
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t pair = 0; pair < pairs_; ++pair) {
+        const BFloat16* even = w_ + k + view_.taps[tap].weight + 2 * pair * view_.weight_c;
+        const bool odd = 2 * pair + 1 < channels_;
+        store(tap, pair, k, zip_pairs(even, n, even + (odd ? view_.weight_c : 0), odd ? n : 0));
+      }
+  }
+
+  // tile[f] = load(filter k + f); then the lanes' vectors of filters: f(lane, vector) for each.
+  template <typename Load, typename Store>
+  TORCHCONV_INLINE void transpose(int64_t k, Load&& load, Store&& store_lane) const {
+    Bits::Type tile[kL];
+#pragma GCC unroll 16
+    for (int f = 0; f < kL; ++f)
+      tile[f] = k + f < filters_ ? load(w_ + (k + f) * view_.weight_k) : Bits::Type{};
+    transpose_steps<1>(tile);
+#pragma GCC unroll 16
+    for (int l = 0; l < kL; ++l) store_lane(l, tile[l]);
+  }
+
+  // Channels are.
+  void transpose_channels(int64_t k) const {
+    using Halves = Vec<uint16_t, 2 * kL>;
+    const auto taps = static_cast<int64_t>(view_.taps.size());
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t pair = 0; pair < pairs_; pair += kL) {
+        const int64_t at = view_.taps[tap].weight + 2 * pair;
+        const int64_t n = std::min(2 * kL, channels_ - 2 * pair);
+        transpose(
+            k,
+            [&](const BFloat16* p) {
+              return bit_cast<Bits::Type>(Halves::load_partial(p + at, n));
+            },
+            [&](int64_t lane, Bits::Type filters) {
+              if (pair + lane < pairs_) store(tap, pair + lane, k, filters);
+            });
+      }
+  }
+
+  // Taps are, or nearly: others lie between those of a stride's phase.
+  void transpose_taps(int64_t k) const {
+    const auto [least, most] = tap_span(view_, &ConvTap::weight);
+    const auto taps = static_cast<int64_t>(view_.taps.size());
+    for (int64_t first = least; first < most; first += kL) {
+      const int64_t n = std::min(kL, most - first);
+      int64_t tap_of[kL];
+      std::fill_n(tap_of, kL, int64_t{-1});
+      for (int64_t tap = 0; tap < taps; ++tap)
+        if (const int64_t lane = view_.taps[tap].weight - first; lane >= 0 && lane < n)
+          tap_of[lane] = tap;
+      for (int64_t pair = 0; pair < pairs_; ++pair) {
+        const int64_t at = first + 2 * pair * view_.weight_c;
+        const bool odd = 2 * pair + 1 < channels_;
+        transpose(
+            k,
+            [&](const BFloat16* p) {
+              return zip_pairs(p + at, n, p + at + (odd ? view_.weight_c : 0), odd ? n : 0);
+            },
+            [&](int64_t lane, Bits::Type filters) {
+              if (tap_of[lane] >= 0) store(tap_of[lane], pair, k, filters);
+            });
+      }
+    }
+  }
+
+  const ConvView& view_;
+  const BFloat16* w_;
+  int64_t channels_, pairs_, filters_, width_;
+  float* to_;
+};
+
 void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Parallel& pool) {
   ConvView pairs = pair_view(view);
   const int64_t chunk = direct_gemm_chunk(pairs, sizeof(float));
@@ -201,29 +306,22 @@ void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Pa
     for (ConvTap& tap : pairs.taps) tap.weight /= 2;
     return pack_chunks(pairs, chunk, reinterpret_cast<const float*>(w), packed, pool);
   }
-  const int64_t filters = round_up(view.K, kLanes<float>), chunks = ceil_div(pairs.C, chunk);
+  const int64_t filters = padded_filters<float>(view), chunks = ceil_div(pairs.C, chunk);
   const int64_t taps = static_cast<int64_t>(view.taps.size());
-  const Buffer<float> singles(view.groups * view.terms() * filters);
-  pack_chunks(view, 2 * chunk, w, singles.get(), pool);
   constexpr int64_t kWidth = kPanel<float>;
   const int64_t panels = ceil_div(view.K, kWidth);
-  const WorkSplit split(view.groups * chunks * panels, static_cast<double>(chunk * taps * kWidth));
+  const WorkSplit split(view.groups * chunks * panels,
+                        kPackingOperations * static_cast<double>(chunk * taps * kWidth));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t g = item / panels / chunks;
       const int64_t first = item / panels % chunks * chunk, k = item % panels * kWidth;
-      const int64_t width = std::min(kWidth, filters - k);
       const int64_t channels = std::min(2 * chunk, view.C - 2 * first);
-      const int64_t joined = ceil_div(channels, int64_t{2});
-      const float* from =
-          singles.get() + (g * view.terms() + 2 * first * taps) * filters + k * channels * taps;
-      float* to = packed + (g * pairs.terms() + first * taps) * filters + k * joined * taps;
-      for (int64_t tap = 0; tap < taps; ++tap, from += channels * width)
-        for (int64_t pair = 0; pair < joined; ++pair, to += width)
-          for (int64_t lane = 0; lane < width; lane += kLanes<float>) {
-            const float* even = from + 2 * pair * width + lane;
-            join_pairs(even, 2 * pair + 1 < channels ? even + width : nullptr, to + lane);
-          }
+      PairPanel(view, w + g * view.weight_group + k * view.weight_k + 2 * first * view.weight_c,
+                channels, std::min(kWidth, view.K - k),
+                packed + (g * pairs.terms() + first * taps) * filters +
+                    k * ceil_div(channels, int64_t{2}) * taps)
+          .pack();
     }
   });
 }

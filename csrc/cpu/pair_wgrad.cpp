@@ -6,8 +6,9 @@
 // next output reads, zero outside the image; all taps read it in place. dz becomes panels
 // [pair][filters], the second half of a last odd pair being zero. Then a row of the product is a
 // (channel, tap), a column a filter and a term a pair, which is what the tile of direct_tile.h
-// computes. A task is a block of channels and of filters and a slab of chunks, and the slabs are
-// added in order: blocks and slabs follow from the shape alone.
+// computes. Where several blocks of channels need the panels, all are made beforehand. A task is a
+// block of channels and of filters and a slab of chunks, and the slabs are added in order: blocks
+// and slabs follow from the shape alone.
 #include "cpu/pair_wgrad.h"
 
 #include <algorithm>
@@ -124,8 +125,19 @@ class PairWgrad {
     const int64_t rows = channels_ * taps_;
     const WorkSplit split(
         tasks, static_cast<double>(partial_) * static_cast<double>(slab_chunks_ * most_pairs));
-    const int64_t scratch_size = round_up(band_size, 16) + round_up(panel_size, 16);
+    const int64_t scratch_size =
+        round_up(band_size, 16) + (channel_blocks_ > 1 ? 0 : round_up(panel_size, 16));
     Buffer<float> partials(tasks * partial_), scratch(split.slots * scratch_size);
+    // [chunk][panels of all filters]
+    const int64_t chunk_size = round_up(most_pairs * round_up(view_.K, kL), 16);
+    const Buffer<float> shared(channel_blocks_ > 1 ? chunks_ * chunk_size : 0);
+    if (channel_blocks_ > 1) {
+      const WorkSplit chunks(chunks_, static_cast<double>(chunk_size));
+      chunks.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+        for (int64_t chunk = begin; chunk < end; ++chunk)
+          pack(block_at(chunk), {0, view_.K}, shared.get() + chunk * chunk_size);
+      });
+    }
     Buffer<int64_t> offsets(split.slots * 2 * rows);
     Buffer<int32_t> terms(split.slots * most_pairs);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
@@ -151,14 +163,26 @@ class PairWgrad {
                     static_cast<int32_t>(n * sample + i * band.row_step() + j * band.column_step());
           for (int64_t n = 0; n < b.n.size(); ++n)
             fill(band, b, b.n.begin + n, t.channels, plane, source + n * sample);
-          pack(b, t.filters, panels);
+          const float* columns = panels;
+          if (channel_blocks_ > 1)
+            columns = shared.get() + chunk * chunk_size + t.filters.begin * b.depth();
+          else
+            pack(b, t.filters, panels);
+          const bool same = chunk + 1 < t.chunks.end;
           ahead.clear();
-          if (chunk + 1 < t.chunks.end)
-            add_sources(band, block_at(chunk + 1), t, &ahead);
-          else if (task + 1 < end)
-            add_sources(band, block_at(task_at(task + 1).chunks.begin), task_at(task + 1), &ahead);
+          if (same || task + 1 < end) {
+            const Task next = same ? t : task_at(task + 1);
+            const int64_t first = same ? chunk + 1 : next.chunks.begin;
+            const Block b_next = block_at(first);
+            add_image(band, b_next, next, &ahead);
+            if (channel_blocks_ > 1)
+              ahead.add(shared.get() + first * chunk_size + next.filters.begin * b_next.depth(), 1,
+                        0, b_next.depth() * next.filters.size() * int64_t{sizeof(float)});
+            else
+              add_gradient(b_next, next, &ahead);
+          }
           multiply(t, source, row_offsets, row_offsets + rows, term_offsets,
-                   static_cast<int32_t>(term - term_offsets), panels, chunk > t.chunks.begin,
+                   static_cast<int32_t>(term - term_offsets), columns, chunk > t.chunks.begin,
                    partials.get() + task * partial_, &ahead);
         }
       }
@@ -174,6 +198,7 @@ class PairWgrad {
   struct Block {
     Range n, i, j;
     int64_t pairs() const { return ceil_div(j.size(), int64_t{2}); }
+    int64_t depth() const { return n.size() * i.size() * pairs(); }
   };
   struct Row {
     int64_t channel, tap;
@@ -243,64 +268,70 @@ class PairWgrad {
                               channels.size(), row, channels.size());
                     }
                   } else {
-                    for (int64_t c = 0; c < channels.size(); ++c, row += plane)
-                      fill_row(src + c * s.c, at, step, count, lo, hi, row);
+                    fill_rows(src, channels.size(), at, step, count, lo, hi, row, plane);
                   }
                 });
           }
         });
   }
 
-  // Positions of a row of pixels that are neighbours: position i holds pixels at + i*step and, an
-  // output further, at + i*step + step_w.
-  void fill_row(const BFloat16* src, int64_t at, int64_t step, int64_t count, Range lo, Range hi,
-                float* to) const {
-    const int64_t next = view_.step_w, first = src - x_ + at, size = view_.N * view_.src.n;
+  // Positions of rows of pixels that are neighbours: position i of a channel holds pixels at +
+  // i*step and, an output further, at + i*step + step_w.
+  void fill_rows(const BFloat16* src, int64_t channels, int64_t at, int64_t step, int64_t count,
+                 Range lo, Range hi, float* to, int64_t plane) const {
+    const int64_t next = view_.step_w, size = view_.N * view_.src.n;
+    const bool vectors = step == 1 || (step == 2 && next == 1) || (step == 4 && next == 2);
     for (int64_t i = 0; i < count; i += kL) {
-      const int64_t n = std::min(kL, count - i), from = first + i * step;
+      const int64_t n = std::min(kL, count - i);
+      const auto lane = Vec<int32_t>::iota() + static_cast<int32_t>(i);
+      const auto within = [&](Range r) {
+        return bit_cast<Bits::Type>(lane >= static_cast<int32_t>(r.begin)) &
+               bit_cast<Bits::Type>(lane < static_cast<int32_t>(r.end));
+      };
+      const Bits::Type inside = (within(lo) & 0xffffu) | (within(hi) << 16);
       // Whole vectors may reach beyond the row, but not beyond the image.
-      const bool readable = from >= 0 && from + std::max(step * kL, kL + next) <= size;
-      Bits::Type pairs;
-      if (readable && (step == 1 || (step == 2 && next == 1) || (step == 4 && next == 2))) {
-        const BFloat16* p = x_ + from;
-        if (step == 1) {
-          pairs = zip_pairs(p, kL, p + next, kL);
-        } else if (step == 2) {
-          pairs = Bits::load(p);
-        } else {
-          const Bits::Type a = Bits::load(p), b = Bits::load(p + 2 * kL);
-          constexpr auto kAll = std::make_integer_sequence<int, kL>();
-          pairs = (alternate_lanes<0>(a, b, kAll) & 0xffffu) | alternate_lanes<1>(a, b, kAll) << 16;
+      const int64_t reach = std::max(step * kL, kL + next);
+      int64_t from = src - x_ + at + i * step;
+      float* row = to + i;
+      for (int64_t c = 0; c < channels; ++c, from += view_.src.c, row += plane) {
+        if (vectors && from >= 0 && from + reach <= size) {
+          Bits::store_partial(row, load_positions(x_ + from, step) & inside, n);
+          continue;
         }
-        const bool inside = lo.begin <= i && hi.begin <= i && i + n <= lo.end && i + n <= hi.end;
-        if (!inside) {
-          const auto lane = Vec<int32_t>::iota() + static_cast<int32_t>(i);
-          const auto within = [&](Range r) {
-            return bit_cast<Bits::Type>(lane >= static_cast<int32_t>(r.begin)) &
-                   bit_cast<Bits::Type>(lane < static_cast<int32_t>(r.end));
+        for (int64_t l = 0; l < n; ++l) {
+          const auto pixel = [&](Range r, int64_t offset) {
+            return i + l >= r.begin && i + l < r.end ? x_[from + l * step + offset].bits : 0u;
           };
-          pairs &= (within(lo) & 0xffffu) | (within(hi) << 16);
+          row[l] = bit_cast<float>(pixel(lo, 0) | pixel(hi, next) << 16);
         }
-        Bits::store_partial(to + i, pairs, n);
-        continue;
-      }
-      for (int64_t l = i; l < i + n; ++l) {
-        const uint32_t low = l >= lo.begin && l < lo.end ? src[at + l * step].bits : 0u;
-        const uint32_t high = l >= hi.begin && l < hi.end ? src[at + l * step + next].bits : 0u;
-        to[l] = bit_cast<float>(low | high << 16);
       }
     }
   }
 
+  // A vector of positions whose pixels are there, `step` as above.
+  Bits::Type load_positions(const BFloat16* p, int64_t step) const {
+    if (step == 1) return zip_pairs(p, kL, p + view_.step_w, kL);
+    if (step == 2) return Bits::load(p);
+    const Bits::Type a = Bits::load(p), b = Bits::load(p + 2 * kL);
+    constexpr auto kAll = std::make_integer_sequence<int, kL>();
+    return (alternate_lanes<0>(a, b, kAll) & 0xffffu) | alternate_lanes<1>(a, b, kAll) << 16;
+  }
+
   // What a block's copies read.
-  void add_sources(const ChannelBand& band, const Block& b, const Task& t,
-                   SourcePrefetch* ahead) const {
+  void add_image(const ChannelBand& band, const Block& b, const Task& t,
+                 SourcePrefetch* ahead) const {
     constexpr int64_t kSize = sizeof(BFloat16);
-    const ConvStrides &s = view_.src, &d = view_.dst;
-    const int64_t channels = t.channels.size(), filters = t.filters.size();
+    const ConvStrides& s = view_.src;
+    const int64_t channels = t.channels.size();
     for (int64_t n = b.n.begin; n < b.n.end; ++n) {
       const BFloat16* src = x_ + n * s.n + t.channels.begin * s.c;
-      const BFloat16* dst = dz_ + n * d.n + t.filters.begin * d.c + b.j.begin * d.column;
+      if (!channels_inner_ && b.j.size() == view_.J) {
+        band.for_image_rows(view_, b.i, [&](int64_t row, int64_t count) {
+          ahead->add(src + row * s.row, channels, s.c * kSize,
+                     ((count - 1) * s.row + view_.W) * kSize);
+        });
+        continue;
+      }
       band.rows.for_runs(
           b.i.begin, b.i.size(), [&](int64_t, int64_t h, int64_t height, int64_t step_h) {
             for (; height > 0; --height, h += step_h) {
@@ -322,6 +353,19 @@ class PairWgrad {
                   });
             }
           });
+    }
+  }
+  void add_gradient(const Block& b, const Task& t, SourcePrefetch* ahead) const {
+    constexpr int64_t kSize = sizeof(BFloat16);
+    const ConvStrides& d = view_.dst;
+    const int64_t filters = t.filters.size();
+    for (int64_t n = b.n.begin; n < b.n.end; ++n) {
+      const BFloat16* dst = dz_ + n * d.n + t.filters.begin * d.c + b.j.begin * d.column;
+      if (d.c != 1 && b.j.size() == view_.J) {
+        ahead->add(dst + b.i.begin * d.row, filters, d.c * kSize,
+                   ((b.i.size() - 1) * d.row + view_.J) * kSize);
+        continue;
+      }
       for (int64_t i = b.i.begin; i < b.i.end; ++i) {
         if (d.c == 1)
           ahead->add(dst + i * d.row, b.j.size(), d.column * kSize, filters * kSize);
@@ -333,19 +377,22 @@ class PairWgrad {
 
   // The panels of a block: [panel][pair][kWidth], or of fewer vectors in the last.
   void pack(const Block& b, Range filters, float* panels) const {
-    const int64_t depth = b.n.size() * b.i.size() * b.pairs();
+    const int64_t depth = b.depth();
+    // Where pixels are neighbours, whole rows of pairs are one row.
+    const bool whole = view_.dst.column == 1 && view_.dst.row == b.j.size() && b.j.size() % 2 == 0;
+    const int64_t rows = whole ? b.i.size() : 1, pixels = rows * b.j.size();
     for (int64_t k = filters.begin; k < filters.end; k += kWidth) {
       const int64_t n = std::min(kWidth, filters.end - k), width = round_up(n, kL);
       float* to = panels + (k - filters.begin) * depth;
       for (int64_t sample = b.n.begin; sample < b.n.end; ++sample)
-        for (int64_t i = b.i.begin; i < b.i.end; ++i) {
+        for (int64_t i = b.i.begin; i < b.i.end; i += rows) {
           const BFloat16* from = dz_ + sample * view_.dst.n + i * view_.dst.row +
                                  b.j.begin * view_.dst.column + k * view_.dst.c;
           if (view_.dst.c == 1)
-            pack_channels(from, b.j.size(), n, width, to);
+            pack_channels(from, pixels, n, width, to);
           else
-            pack_pixels(from, b.j.size(), n, width, to);
-          to += b.pairs() * width;
+            pack_pixels(from, pixels, n, width, to);
+          to += ceil_div(pixels, int64_t{2}) * width;
         }
     }
   }

@@ -16,6 +16,9 @@ struct ChannelProduct {
   static TORCHCONV_INLINE void add(Register& sum, Register x, Register filters) {
     sum += x * filters;
   }
+  static TORCHCONV_INLINE void add_element(Register& sum, const T* x, Register filters) {
+    sum += *x * filters;
+  }
 };
 
 template <typename Product, int kRows, int kVectors>
@@ -98,7 +101,12 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
         }
 #pragma GCC unroll 16
         for (int m = 0; m < kRows; ++m) {
-          const Register x = V::broadcast(m < kNear ? row[m][at] : far[m - kNear][at]);
+          const T* const p = (m < kNear ? row[m] : far[m - kNear]) + at;
+          if constexpr (kVectors == 1) {
+            Product::add_element(sum[m][0], p, filters[0]);
+            continue;
+          }
+          const Register x = V::broadcast(*p);
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v) Product::add(sum[m][v], x, filters[v]);
         }

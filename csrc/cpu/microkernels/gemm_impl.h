@@ -13,6 +13,9 @@ struct BandProduct {
   using Element = T;
   using Register = typename Vec<T>::Type;
   static TORCHCONV_INLINE void add(Register& sum, Register x, Register row) { sum += x * row; }
+  static TORCHCONV_INLINE void add_element(Register& sum, const T* x, Register row) {
+    sum += *x * row;
+  }
 };
 
 template <typename Product, int kRows, int kVectors>
@@ -36,6 +39,10 @@ void gemm_tile(const GemmTile<typename Product::Element>& tile) {
     for (int v = 0; v < kVectors; ++v) row[v] = V::load(b + tile.offsets[k] + v * kL);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
+      if constexpr (kVectors == 1) {
+        Product::add_element(sum[m][0], a + m * kARow<T>, row[0]);
+        continue;
+      }
       const Register x = V::broadcast(a[m * kARow<T>]);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) Product::add(sum[m][v], x, row[v]);

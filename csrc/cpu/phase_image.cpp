@@ -1,0 +1,46 @@
+// See phase_image.h.
+#include "cpu/phase_image.h"
+
+#include <algorithm>
+
+#include "cpu/parallel_range.h"
+#include "cpu/plane_store.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// Pixels that are transposed together: whole lines of a plane.
+constexpr int64_t kPixels = 128;
+
+}  // namespace
+
+PhaseImage::PhaseImage(const ConvProblem& p)
+    : p_(p), pixel_(round_up(p.C, Vec<uint16_t>::kLanes)), image_(p.N * p.H * p.W * pixel_) {}
+
+std::vector<ConvView> PhaseImage::phases(std::vector<ConvView> views) const {
+  for (ConvView& view : views) {
+    view.dst.n = p_.H * p_.W * pixel_;
+    view.dst.c = 1;
+    view.dst.row *= pixel_;
+    view.dst.column *= pixel_;
+    view.dst_offset *= pixel_;
+  }
+  return views;
+}
+
+void PhaseImage::store(BFloat16* dx, const Parallel& pool) const {
+  const int64_t plane = p_.H * p_.W, pieces = ceil_div(plane, kPixels);
+  const WorkSplit split(p_.N * pieces, static_cast<double>(kPixels * p_.C));
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    int64_t pixels[kPixels];
+    for (int64_t i = 0; i < kPixels; ++i) pixels[i] = i;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t n = item / pieces, first = item % pieces * kPixels;
+      const PlaneTarget to{
+          pixels, std::min(kPixels, plane - first), n * p_.C * plane + first, plane, 1, p_.C};
+      store_rounded_planes(image_.get() + (n * plane + first) * pixel_, pixel_, to, dx);
+    }
+  });
+}
+
+}  // namespace torchconv::cpu
