@@ -54,6 +54,8 @@ def test_numbers(side: int, saving: float, tiles: str) -> None:
         ((2, 64, 14, 14, 64, 1), {"stride": 2}),
         ((2, 64, 15, 14, 64, 3), {"stride": 2, "padding": (0, 1), "flip_kernel": True}),
         ((2, 3, 31, 31, 64, 7), {"stride": 2, "padding": 3}),
+        ((2, 3, 32, 32, 64, 4), {"stride": 4}),
+        ((2, 300, 1, 1, 64, 1), {}),
         ((2, 4, 15, 14, 6, 5), {"padding": "same", "dilation": 2}),
     ],
     ids=str,

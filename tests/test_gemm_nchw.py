@@ -1,8 +1,10 @@
 """The two products that compute dense convolutions in NCHW, against float64.
 
 The product along pixels (csrc/cpu/pixel_gemm.cpp) takes 1x1 kernels: its vectors cross from sample
-to sample. The product over a band (csrc/cpu/band_gemm.cpp) takes the other kernels that Winograd
-leaves: sizes here reach its chunks of channels, its columns of taps, ragged filters and short rows.
+to sample. Kernels that lie side by side become such (csrc/cpu/patches.cpp), and kernels as large as
+the image a product of samples (sample_gemm.cpp). The product over a band (csrc/cpu/band_gemm.cpp)
+takes the other kernels that Winograd leaves: sizes here reach its chunks of channels, its columns
+of taps, ragged filters and short rows.
 """
 
 from __future__ import annotations
@@ -34,6 +36,13 @@ PIXEL_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] 
     "p1": ((3, 12, 6, 7), (15, 12, 1, 1), {"padding": 1}),
     "row_of_windows": ((3, 20, 7, 7), (24, 20, 7, 7), {}),
     "narrow": ((3, 20, 9, 5), (24, 20, 3, 3), {}),
+    "whole_image": ((5, 40, 3, 7), (50, 40, 3, 7), {}),
+    "fully_connected": ((31, 2100, 1, 1), (263, 2100, 1, 1), {}),
+    "patches_2x2": ((3, 12, 14, 78), (40, 12, 2, 2), {"stride": 2}),
+    "patches_and_a_rest": ((2, 7, 15, 71), (33, 7, 2, 2), {"stride": 2}),
+    "patches_4x4": ((2, 3, 35, 90), (36, 3, 4, 4), {"stride": 4}),
+    "patches_3x5": ((2, 5, 20, 33), (32, 5, 3, 5), {"stride": (3, 5)}),
+    "patches_in_parts": ((3, 40, 80, 130), (32, 40, 2, 2), {"stride": 2}),
 }
 BAND_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "s2": ((3, 40, 17, 19), (48, 40, 3, 3), {"stride": 2, "padding": 1}),
@@ -159,12 +168,11 @@ def test_error(case: str) -> None:
 
 def test_kept_weights_serve_other_images() -> None:
     """What is packed does not depend on the image."""
-    for kernel, padding in ((1, 0), (5, 2)):
-        layer = torchconv.nn.Conv2d(40, 48, kernel, padding=padding).eval()
+    for kernel, stride, padding in ((1, 1, 0), (5, 1, 2), (2, 2, 0)):
+        layer = torchconv.nn.Conv2d(40, 48, kernel, stride, padding).eval()
         with torch.no_grad():
             for size in ((7, 9), (30, 20), (4, 61)):
                 x = torch.randn(2, 40, *size)
-                truth = torch_F.conv2d(
-                    x.double(), layer.weight.double(), layer.bias.double(), padding=padding
-                )
+                leaves = [t.double() for t in (x, layer.weight, layer.bias)]
+                truth = torch_F.conv2d(*leaves, stride, padding)
                 assert_accurate(layer(x), truth)

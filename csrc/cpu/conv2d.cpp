@@ -2,7 +2,7 @@
 // conv_choice.h names for each pass, and another one where that meets infinity or NaN.
 #include "cpu/conv2d.h"
 
-#include <cstring>
+#include <algorithm>
 #include <type_traits>
 
 #include "core/buffer.h"
@@ -24,9 +24,11 @@
 #include "cpu/group_winograd.h"
 #include "cpu/inner_gather.h"
 #include "cpu/pair_wgrad.h"
+#include "cpu/patches.h"
 #include "cpu/phase_image.h"
 #include "cpu/pixel_gemm.h"
 #include "cpu/plane_pairs.h"
+#include "cpu/sample_gemm.h"
 #include "cpu/wide_array.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
@@ -187,6 +189,9 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
     case ConvAlgorithm::kInnerProduct:
       if constexpr (std::is_floating_point_v<T>) inner_gather(view, src, w, bias, epilogue, pool);
       return;
+    case ConvAlgorithm::kSampleProduct:
+      if constexpr (std::is_floating_point_v<T>) sample_gemm(view, src, w, bias, epilogue, pool);
+      return;
     case ConvAlgorithm::kDirectProduct:
       return direct_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kPixelProduct:
@@ -292,6 +297,34 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
   }
 }
 
+// For a problem that goes_by_patches, whose patches `view` reads or writes: calls f(part, n,
+// patches, gather) for samples n and on, as many as have their patches in the second-level caches
+// of two cores. part is the problem of these samples, and gather(src, epilogue) their matrix
+// product.
+template <typename T, typename F>
+void for_patches(const ConvProblem& p, ConvView view, const T* w, const T* bias,
+                 const WeightsOwner& owner, const Parallel& pool, F&& f) {
+  constexpr int64_t kPatchBytes = 3 << 19;
+  const ConvProblem q = patch_problem(p);
+  const ConvAlgorithm algorithm = gather_algorithm(view, kDType<T>, winograd_allowed());
+  const PackedBuffer kept = kept_weights(q, view, algorithm, w, owner, pool);
+  const Buffer<T> own(kept != nullptr ? 0 : packed_size<T>(q, view, algorithm));
+  if (kept == nullptr) pack(q, view, algorithm, w, own.get(), pool);
+  const void* const packed = kept != nullptr ? kept.get() : own.get();
+  const int64_t size = q.C * q.H * q.W;
+  const int64_t most = kPatchBytes / static_cast<int64_t>(sizeof(T)) / size;
+  const int64_t parts = ceil_div(p.N, std::clamp<int64_t>(most, 1, p.N));
+  const Buffer<T> patches(ceil_div(p.N, parts) * size);
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t n = i * p.N / parts;
+    ConvProblem part = p;
+    part.N = view.N = (i + 1) * p.N / parts - n;
+    f(part, n, patches.get(), [&](const T* src, const Epilogue<T>& epilogue) {
+      gather(view, algorithm, src, w, packed, bias, epilogue, pool);
+    });
+  }
+}
+
 template <typename T>
 void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
            const void* bias, const void* residual, void* y, void* preactivation,
@@ -300,6 +333,15 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
   if (is_empty(view)) return;
   const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation,
                              static_cast<const T*>(residual)};
+  if constexpr (std::is_floating_point_v<T>) {
+    if (goes_by_patches(p))
+      return for_patches<T>(
+          p, fprop_view(patch_problem(p)), static_cast<const T*>(w), static_cast<const T*>(bias),
+          owner, pool, [&](const ConvProblem& part, int64_t n, T* patches, auto&& product) {
+            unfold_patches(part, static_cast<const T*>(x) + n * view.src.n, patches, pool);
+            product(patches, epilogue.at(n * view.dst.n));
+          });
+  }
   const bool winograd = winograd_allowed(),
              strided = strides_by_winograd(p, StridedPass::kFprop, winograd);
   const ConvAlgorithm algorithm =
@@ -317,6 +359,18 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
 
 template <typename T>
 void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel& pool) {
+  if constexpr (std::is_floating_point_v<T>) {
+    if (goes_by_patches(p)) {
+      bool all;
+      const ConvView view = dgrad_views(patch_problem(p), &all)[0];
+      return for_patches<T>(p, view, w, nullptr, WeightsOwner{}, pool,
+                            [&](const ConvProblem& part, int64_t n, T* patches, auto&& product) {
+                              product(dz + n * view.src.n,
+                                      Epilogue<T>{patches, nullptr, Activation::kNone});
+                              fold_patches(part, patches, dx + n * p.C * p.H * p.W, pool);
+                            });
+    }
+  }
   ConvAlgorithm at_once;
   if (dgrad_at_once(p, &at_once)) {
     if (at_once == ConvAlgorithm::kDepthwisePlanes)
@@ -325,7 +379,7 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
   }
   bool covers_all = false;
   const std::vector<ConvView> views = dgrad_views(p, &covers_all);
-  if (!covers_all) std::memset(dx, 0, static_cast<size_t>(p.N * p.C * p.H * p.W) * sizeof(T));
+  if (!covers_all) zero_array(dx, p.N * p.C * p.H * p.W, pool);
   const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
   const bool winograd = winograd_allowed();
   if constexpr (kInFloat<T>) {
@@ -366,8 +420,7 @@ void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, con
     const ConvView view = fprop_view(p);
     const bool covers_all =
         static_cast<int64_t>(view.taps.size()) == p.R * p.S && p.N * p.P * p.Q > 0;
-    if (!covers_all)
-      std::memset(dw, 0, static_cast<size_t>(p.K * (p.C / p.groups) * p.R * p.S) * sizeof(T));
+    if (!covers_all) zero_array(dw, p.K * (p.C / p.groups) * p.R * p.S, pool);
     wgrad(view, dz, x, dw, pool);
   }
 }
@@ -382,9 +435,10 @@ void backward(const ConvProblem& p, const void* dy, const void* saved, const voi
 
 }  // namespace
 
-void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
-                  const void* bias, const void* residual, void* y, void* preactivation,
-                  const Parallel& pool) {
+void conv2d_fprop(const ConvProblem& problem, const void* x, const void* w,
+                  const WeightsOwner& owner, const void* bias, const void* residual, void* y,
+                  void* preactivation, const Parallel& pool) {
+  const ConvProblem p = merged(problem);
   switch (p.dtype) {
     case DType::kFloat32:
       return fprop<float>(p, x, w, owner, bias, residual, y, preactivation, pool);
@@ -399,8 +453,9 @@ void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const Weig
   }
 }
 
-void conv2d_backward(const ConvProblem& p, const void* dy, const void* saved, const void* x,
+void conv2d_backward(const ConvProblem& problem, const void* dy, const void* saved, const void* x,
                      const void* w, void* dx, void* dw, void* db, const Parallel& pool) {
+  const ConvProblem p = merged(problem);
   switch (p.dtype) {
     case DType::kFloat32:
       return backward<float>(p, dy, saved, x, w, dx, dw, db, pool);

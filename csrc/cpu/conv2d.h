@@ -11,13 +11,13 @@ namespace torchconv::cpu {
 // y = g(z + residual). bias, residual and preactivation may be null; residual, not of integers,
 // lies as y does; with preactivation, z + residual is stored there too. What the algorithm packs of
 // the weights is kept for their owner, if there is one.
-void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
-                  const void* bias, const void* residual, void* y, void* preactivation,
-                  const Parallel& pool);
+void conv2d_fprop(const ConvProblem& problem, const void* x, const void* w,
+                  const WeightsOwner& owner, const void* bias, const void* residual, void* y,
+                  void* preactivation, const Parallel& pool);
 
 // Gradients of L with respect to x, w and b from dy = dL/dy; any of dx, dw, db may be null.
 // saved is y, or the pre-activation where derivative_needs_preactivation, or null for kNone.
-void conv2d_backward(const ConvProblem& p, const void* dy, const void* saved, const void* x,
+void conv2d_backward(const ConvProblem& problem, const void* dy, const void* saved, const void* x,
                      const void* w, void* dx, void* dw, void* db, const Parallel& pool);
 
 }  // namespace torchconv::cpu

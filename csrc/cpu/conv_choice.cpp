@@ -17,7 +17,9 @@
 #include "cpu/inner_gather.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/pair_wgrad.h"
+#include "cpu/patches.h"
 #include "cpu/plane_pairs.h"
+#include "cpu/sample_gemm.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
 #include "cpu/winograd_strided.h"
@@ -66,6 +68,10 @@ constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
 // filters would leave empty, and the part of the inner products' lanes that must hold a term.
 constexpr int64_t kInnerFiltersMost = 8;
 constexpr double kLanesUsed = 0.7;
+// Terms of a sample's inner products that are summed for less than the weights are packed for.
+constexpr int64_t kSampleTerms = 128;
+// Filters whose products repay the rearrangement of the image.
+constexpr int64_t kPatchFilters = 32;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
 // to rearrange more. Phases of larger strides are not computed together.
 constexpr int64_t kGroupWidth = 16, kGroupWidthPixels = 64, kGroupStride = 4;
@@ -213,6 +219,10 @@ constexpr Rule kGatherRules[] = {
        return c.v.terms() > 0 && c.v.K > kFewFilters && c.by_pairs();
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
+    {Algorithm::kSampleProduct, [](const Case& c) {
+       return !c.half() && sample_gemm_applies(c.v) &&
+              (c.v.weight_c != 1 || c.v.C >= kSampleTerms);
+     }},
     {Algorithm::kDepthwiseWinograd, [](const Case& c) {
        return c.winograd && c.is(DType::kFloat32) && depthwise_winograd_applies(c.v);
      }},
@@ -292,6 +302,11 @@ bool winograd_allowed() { return winograd_switch.load(std::memory_order_relaxed)
 
 ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd) {
   return first_that_applies(kGatherRules, {view, dtype, winograd});
+}
+
+bool goes_by_patches(const ConvProblem& p) {
+  return (p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64) && p.K >= kPatchFilters &&
+         patches_apply(p);
 }
 
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {

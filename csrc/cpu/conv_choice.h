@@ -22,6 +22,7 @@ enum class ConvAlgorithm : uint8_t {
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
   kBandAlongChannels,  // the same, several groups side by side
   kInnerProduct,       // inner_gather.h
+  kSampleProduct,      // sample_gemm.h
   kDirectProduct,      // direct_gemm.h
   kBandProduct,        // band_gemm.h
   kPixelProduct,       // pixel_gemm.h
@@ -37,6 +38,9 @@ bool winograd_allowed();
 // The view is not empty and the type floating point. With winograd false: what computes where
 // Winograd's algorithm is not allowed, or met infinity, NaN or an overflow.
 ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd);
+
+// Whether fprop and dgrad compute the problem's patch_problem in its place (patches.h).
+bool goes_by_patches(const ConvProblem& p);
 
 // Whether fprop or dgrad goes by kStridedWinograd, which looks at the problem and not at its views:
 // dgrad has several. Otherwise each view has its gather_algorithm.

@@ -23,6 +23,8 @@
 #include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
 #include "cpu/pair_wgrad.h"
+#include "cpu/patches.h"
+#include "cpu/sample_gemm.h"
 #include "cpu/wgrad_pixels.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
@@ -69,6 +71,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "bands of rows, vectors along channels";
     case ConvAlgorithm::kInnerProduct:
       return "inner products along channels";
+    case ConvAlgorithm::kSampleProduct:
+      return "matrix product of samples, weights in place";
     case ConvAlgorithm::kDirectProduct:
       return "matrix product in place";
     case ConvAlgorithm::kBandProduct:
@@ -156,6 +160,11 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kInnerProduct:
       return text("register tiles of %lld x %lld, %lld terms in a vector", kInnerPixels,
                   std::min(v.K, kInnerFilters), lanes);
+    case ConvAlgorithm::kSampleProduct:
+      return v.weight_c == 1 ? text("register tiles of %lld x %lld, %lld terms in a vector",
+                                    kInnerPixels, kInnerFilters, lanes)
+                             : text("register tiles of %lld x %lld, sums of %lld terms",
+                                    kProductRows, kProductVectors * lanes, kSampleRows);
     case ConvAlgorithm::kDirectProduct:
       return text("register tiles of %lld x %lld, sums of %lld channels", kMaxRows,
                   kMaxVectors * lanes, direct_gemm_chunk(v, size));
@@ -277,18 +286,23 @@ int64_t element_size(DType dtype) {
 
 }  // namespace
 
-std::string conv2d_explain(const ConvProblem& p) {
+std::string conv2d_explain(const ConvProblem& problem) {
+  const ConvProblem p = merged(problem);
   const bool winograd = winograd_allowed();
   const double direct = 2 * product_of({p.N, p.K, p.P, p.Q, p.C / p.groups, p.R, p.S});
   const double bytes =
       static_cast<double>(element_size(p.dtype)) *
       (product_of({p.N, p.C, p.H, p.W}) + product_of({p.K, p.C / p.groups, p.R, p.S}) +
        product_of({p.N, p.K, p.P, p.Q}));
-  const ConvView view = fprop_view(p);
+  // fprop and dgrad
+  const bool by_patches = goes_by_patches(p);
+  const ConvProblem q = by_patches ? patch_problem(p) : p;
+  const char* const patches = by_patches ? "patches as pixels: " : "";
+  const ConvView view = fprop_view(q);
   std::string lines;
 
   bool covers_all = false;
-  const std::vector<ConvView> views = dgrad_views(p, &covers_all);
+  const std::vector<ConvView> views = dgrad_views(q, &covers_all);
   const auto strided_line = [&](const char* name, StridedPass pass, const ConvView& v) {
     return formatted({name, ConvAlgorithm::kStridedWinograd,
                       name_of(gather_algorithm(v, p.dtype, false)), strided_blocking(p), direct,
@@ -296,16 +310,16 @@ std::string conv2d_explain(const ConvProblem& p) {
   };
 
   const ConvAlgorithm fprop = gather_algorithm(view, p.dtype, winograd);
-  lines += strides_by_winograd(p, StridedPass::kFprop, winograd)
+  lines += strides_by_winograd(q, StridedPass::kFprop, winograd)
                ? strided_line("fprop", StridedPass::kFprop, view)
                : formatted({"fprop", fprop, gather_otherwise(view, p.dtype, fprop),
-                            gather_blocking(view, p.dtype, fprop), direct,
+                            patches + gather_blocking(view, p.dtype, fprop), direct,
                             gather_operations(view, fprop), bytes});
 
   ConvAlgorithm at_once;
   if (views.empty()) {
     lines += zeros("dgrad", bytes);
-  } else if (dgrad_at_once(p, &at_once)) {
+  } else if (dgrad_at_once(q, &at_once)) {
     lines += formatted({"dgrad", at_once, "",
                         text("all %lld phases of the stride at once, %lld rows of %lld pixels",
                              static_cast<int64_t>(views.size()), p.H, p.W),
@@ -316,32 +330,34 @@ std::string conv2d_explain(const ConvProblem& p) {
         *std::max_element(views.begin(), views.end(), [](const ConvView& a, const ConvView& b) {
           return multiplications(a) < multiplications(b);
         });
-    const ConvAlgorithm dgrad = covers_all && strides_by_groups(p, views)
+    const ConvAlgorithm dgrad = covers_all && strides_by_groups(q, views)
                                     ? ConvAlgorithm::kGroupTiles
                                     : gather_algorithm(largest, p.dtype, winograd);
     double operations = 0;
     for (const ConvView& v : views)
       operations += gather_operations(v, gather_algorithm(v, p.dtype, winograd));
-    std::string blocking = gather_blocking(largest, p.dtype, dgrad);
+    std::string blocking = patches + gather_blocking(largest, p.dtype, dgrad);
     if (views.size() > 1)
       blocking = std::to_string(views.size()) + " phases of the stride; the largest: " + blocking;
-    lines += covers_all && strides_by_winograd(p, StridedPass::kDgrad, winograd)
+    lines += covers_all && strides_by_winograd(q, StridedPass::kDgrad, winograd)
                  ? strided_line("dgrad", StridedPass::kDgrad, largest)
                  : formatted({"dgrad", dgrad, gather_otherwise(largest, p.dtype, dgrad), blocking,
                               direct, operations, bytes});
   }
 
-  if (view.terms() == 0) return lines + zeros("wgrad", bytes);
-  const ConvAlgorithm wgrad = wgrad_algorithm(view, p.dtype, winograd);
+  const ConvView whole = fprop_view(p);
+  if (whole.terms() == 0) return lines + zeros("wgrad", bytes);
+  const ConvAlgorithm wgrad = wgrad_algorithm(whole, p.dtype, winograd);
   const bool multiplies_padding =
       wgrad == ConvAlgorithm::kBandAlongPixels || wgrad == ConvAlgorithm::kBandAlongChannels ||
       wgrad == ConvAlgorithm::kDepthwisePlanes || wgrad == ConvAlgorithm::kDepthwiseColumns ||
       wgrad == ConvAlgorithm::kGroupTiles || wgrad == ConvAlgorithm::kGroupWinograd ||
       wgrad == ConvAlgorithm::kPairWgrad;
   const char* otherwise = multiplies_padding ? name_of(ConvAlgorithm::kWgradProduct) : "";
-  if (wgrad == ConvAlgorithm::kWinograd) otherwise = name_of(wgrad_algorithm(view, p.dtype, false));
-  return lines + formatted({"wgrad", wgrad, otherwise, wgrad_blocking(view, p.dtype, wgrad), direct,
-                            wgrad_operations(view, wgrad), bytes});
+  if (wgrad == ConvAlgorithm::kWinograd)
+    otherwise = name_of(wgrad_algorithm(whole, p.dtype, false));
+  return lines + formatted({"wgrad", wgrad, otherwise, wgrad_blocking(whole, p.dtype, wgrad),
+                            direct, wgrad_operations(whole, wgrad), bytes});
 }
 
 }  // namespace torchconv::cpu

@@ -88,6 +88,29 @@ Range valid_range(int64_t count, int64_t step, int64_t offset, int64_t size) {
   return {begin, std::max(begin, end)};
 }
 
+ConvProblem merged(const ConvProblem& p) {
+  if (p.groups != 1 || p.flip || (p.layout != p.weight_layout && p.R * p.S > 1)) return p;
+  // Whether the taps of an axis lie side by side and reach every position once.
+  const auto covered = [](int64_t size, int64_t taps, int64_t outputs, int64_t stride, int64_t pad,
+                          int64_t dilation) {
+    return pad == 0 && (dilation == 1 || taps == 1) && (stride == taps || outputs == 1) &&
+           outputs > 0 && size / outputs == taps && size % outputs == 0;
+  };
+  const bool rows = covered(p.H, p.R, p.P, p.stride_h, p.pad_top, p.dilation_h);
+  const bool columns = covered(p.W, p.S, p.Q, p.stride_w, p.pad_left, p.dilation_w);
+  ConvProblem m = p;
+  if (rows && columns && p.P == 1 && p.Q == 1) {
+    m.C = p.C * p.R * p.S;
+    m.H = m.W = m.R = m.S = 1;
+    m.layout = m.weight_layout = Layout::kNHWC;
+  } else if (columns && p.layout == Layout::kNHWC) {
+    m.C = p.C * p.S;
+    m.W = p.Q;
+    m.S = m.stride_w = 1;
+  }
+  return m;
+}
+
 ConvView fprop_view(const ConvProblem& p) {
   const WeightStrides w = weight_strides(p);
   ConvView view;

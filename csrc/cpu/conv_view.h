@@ -48,6 +48,11 @@ struct ConvView {
   }
 };
 
+// The same problem, on the same memory, with fewer taps of more channels where several pixels are
+// all that a tap and its neighbours read: the columns of a channels_last kernel as wide as its
+// stride, and the whole of a kernel as large as the image.
+ConvProblem merged(const ConvProblem& p);
+
 // z from x and w; also describes wgrad, where dst is dz.
 ConvView fprop_view(const ConvProblem& p);
 

@@ -93,10 +93,13 @@ class ConvWgrad {
     const int64_t stripe_size =
         columns_in_place_ ? 0 : std::min(stripe_, panels_) * pixels_.chunk() * width_;
     const int64_t pieces = pixels_.max_pieces();
-    // A single slab is finished at once, while it is in cache.
+    // A single slab is finished at once, while it is in cache, or it is dw itself.
     const int64_t partials = tasks / parts_;
     const bool by_slot = slabs_ == 1 && split.slots < partials;
-    Buffer<A> partial((by_slot ? split.slots : partials) * partial_);
+    A* in_place = nullptr;
+    if constexpr (std::is_same_v<T, A>)
+      if (sums_in_place()) in_place = dw;
+    Buffer<A> partial(in_place != nullptr ? 0 : (by_slot ? split.slots : partials) * partial_);
     Buffer<A> totals(compensated_ ? 2 * (by_slot ? split.slots : partials) * partial_ : 0);
     const int64_t band_size = band_ ? round_up(band_->size(), 16) : 0;
     Buffer<A> stripes(split.slots * stripe_size);
@@ -128,9 +131,12 @@ class ConvWgrad {
         t.rows = std::min(block_, rows_.channels - t.row);
         const int64_t own = by_slot ? slot : task / parts_;
         t.partial = partial.get() + own * partial_;
+        t.in_place = in_place != nullptr;
+        if (t.in_place)
+          t.partial = in_place + t.group * view_.weight_group + t.row * view_.weight_k;
         t.totals = totals.get() + 2 * own * partial_;
         accumulate(t, s);
-        if (slabs_ == 1)
+        if (slabs_ == 1 && !t.in_place)
           for (int64_t row = 0; row < t.rows * taps_; row += kL) finish_rows(t, row, t.partial, dw);
       }
     });
@@ -161,7 +167,8 @@ class ConvWgrad {
     int64_t group, slab;
     int64_t row, rows;  // channels
     int64_t first_panel, last_panel;
-    A* partial;  // [rows x taps][ld_]
+    bool in_place;
+    A* partial;  // [rows x taps][ld_], or in place the task's part of dw
     A* totals;   // two of these, if compensated: sums of partial, and what rounding lost of them
   };
 
@@ -184,6 +191,12 @@ class ConvWgrad {
 
   // The order of the rows of a partial gradient, as close to that of dw as blocks allow.
   bool taps_inner() const { return !filters_ || view_.weight_c != 1; }
+
+  // Whether columns are whole vectors of dw, and a single slab's sums those of dw.
+  bool sums_in_place() const {
+    return slabs_ == 1 && !compensated_ && !filters_ && view_.weight_c == 1 &&
+           columns_.channels % kL == 0;
+  }
 
   void accumulate(const Task& t, Scratch& s) const {
     const int64_t first = t.slab * pixels_.chunks() / slabs_;
@@ -288,14 +301,16 @@ class ConvWgrad {
       });
       return;
     }
-    tile.sum_stride = (taps_inner() ? taps_ : 1) * ld_;
+    const bool in_place = t.in_place;
+    tile.sum_stride = in_place ? view_.weight_k : (taps_inner() ? taps_ : 1) * ld_;
     for (int64_t tap = 0; tap < taps_; ++tap) {
       const Runs runs = plan_runs(t, tap, pieces, count, s);
       if (runs.count == 0 && accumulate) continue;
-      multiply_rows(t.rows, runs, t.partial + (taps_inner() ? tap : tap * t.rows) * ld_,
-                    [row = rows, stride = rows_.stride]() mutable {
-                      return std::exchange(row, row + stride);
-                    });
+      const int64_t first =
+          in_place ? view_.taps[tap].weight : (taps_inner() ? tap : tap * t.rows) * ld_;
+      multiply_rows(t.rows, runs, t.partial + first, [row = rows, stride = rows_.stride]() mutable {
+        return std::exchange(row, row + stride);
+      });
     }
   }
 

@@ -116,11 +116,15 @@ bool direct_gemm_by_pairs(const ConvView& view) { return takes_pairs(view); }
 int64_t direct_gemm_chunk(const ConvView& view, int64_t element_size) {
   const int64_t taps = std::max<int64_t>(1, static_cast<int64_t>(view.taps.size()));
   // A panel of a chunk lies in the second-level cache beside a band of the image, whose pixels must
-  // be narrow enough for several rows of them. One tap mostly needs no band.
+  // be narrow enough for several rows of them. One tap mostly needs no band, nor do taps that no
+  // two outputs share.
   constexpr int64_t kPanelBytes = 256 << 10, kPixelBytes = 1024;
   const int64_t panel = kPanelBytes / (kMaxVectors * kVectorBytes) / taps;
   const int64_t pixel = kPixelBytes / element_size;
-  const int64_t limit = std::max<int64_t>(1, taps == 1 ? panel : std::min(panel, pixel));
+  const bool apart = std::all_of(view.taps.begin(), view.taps.end(), [&](const ConvTap& tap) {
+    return tap.h >= 0 && tap.h < view.step_h && tap.w >= 0 && tap.w < view.step_w;
+  });
+  const int64_t limit = std::max<int64_t>(1, taps == 1 || apart ? panel : std::min(panel, pixel));
   if (limit >= view.C) return std::max<int64_t>(1, view.C);
   const int64_t even = ceil_div(view.C, ceil_div(view.C, limit));
   // Whole cache lines, where there are enough.

@@ -1,6 +1,7 @@
-// Whole arrays in the type that they are computed in, and back.
+// Whole arrays, by several threads: in the type that they are computed in, and back, and zeros.
 #pragma once
 
+#include <cstring>
 #include <type_traits>
 
 #include "core/buffer.h"
@@ -56,6 +57,14 @@ void narrow_array(T* dst, const Wide<T>* src, int64_t size, const Parallel& pool
 template <typename T>
 void store_array(const Epilogue<T>& epilogue, Wide<T>* z, int64_t size, const Parallel& pool) {
   for_array_pieces(size, pool, [&](int64_t i, int64_t n) { epilogue.store(z + i, n, i, 1); });
+}
+
+// dst[i] = 0.
+template <typename T>
+void zero_array(T* dst, int64_t size, const Parallel& pool) {
+  for_array_pieces(size, pool, [&](int64_t i, int64_t n) {
+    std::memset(dst + i, 0, static_cast<size_t>(n) * sizeof(T));
+  });
 }
 
 }  // namespace torchconv::cpu
