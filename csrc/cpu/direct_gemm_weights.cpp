@@ -194,8 +194,8 @@ void pack_chunks(const ConvView& view, int64_t chunk_size, const T* w, Wide<T>* 
   });
 }
 
-// Pairs of channels: where these are neighbours in memory a pair is one element; else a vector of
-// filters gets its pairs as the weights lie, see PairPanel.
+// A panel of pairs of channels from weights in any order of axes: whatever is innermost in memory
+// is read in vectors, and transposed to vectors of filters.
 class PairPanel {
  public:
   // The panel of filters [k, k + filters) of so many channels, [tap][pair][width].
@@ -301,6 +301,7 @@ class PairPanel {
   float* to_;
 };
 
+// Where channels are neighbours a pair is one element, if it is aligned.
 void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Parallel& pool) {
   ConvView pairs = pair_view(view);
   const int64_t chunk = direct_gemm_chunk(pairs, sizeof(float));
