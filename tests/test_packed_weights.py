@@ -242,6 +242,11 @@ def by_writing_data(module: nn.Conv2d) -> None:
     module.weight.data.mul_(0.5).add_(1)
 
 
+def by_negating_data(module: nn.Conv2d) -> None:
+    """Flips one bit of many words, an even number of them in each lane of a checksum."""
+    module.weight.data.view(-1)[:4096].neg_()
+
+
 def by_writing_one_element_of_data(module: nn.Conv2d) -> None:
     module.weight.data[-1, 3, 2, 1] += 5
 

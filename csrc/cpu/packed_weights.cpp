@@ -21,20 +21,26 @@ constexpr int64_t kPiece = int64_t{1} << 17;
 constexpr uint32_t kFactor = 0x9E3779B1u;
 constexpr uint64_t kWideFactor = 0x9E3779B97F4A7C15u;
 
-// A polynomial in an odd number modulo 2^32 for each of 64 lanes: whatever changes one word of a
-// lane changes its sum.
+// Each of 64 lanes is hashed by steps that no two sums, nor two words, share a result of: whatever
+// changes one word of a lane changes its sum. The shift is for changes of many words alike, as by a
+// sign or by a factor of 2: a polynomial modulo 2^32 takes an even number of flipped signs as none.
+uint32_t next_sum(uint32_t sum, uint32_t word) {
+  sum = sum * kFactor + word;
+  return sum ^ (sum >> 15);
+}
+
 uint64_t checksum_of(const char* data, int64_t bytes) {
   constexpr int64_t kLanes = 64, kRow = kLanes * sizeof(uint32_t);
   uint32_t sums[kLanes] = {}, row[kLanes];
   int64_t at = 0;
   for (; at + kRow <= bytes; at += kRow) {
     std::memcpy(row, data + at, kRow);
-    for (int64_t l = 0; l < kLanes; ++l) sums[l] = sums[l] * kFactor + row[l];
+    for (int64_t l = 0; l < kLanes; ++l) sums[l] = next_sum(sums[l], row[l]);
   }
   std::memset(row, 0, kRow);
   if (at < bytes) std::memcpy(row, data + at, static_cast<size_t>(bytes - at));
   auto sum = static_cast<uint64_t>(bytes);
-  for (int64_t l = 0; l < kLanes; ++l) sum = (sum ^ (sums[l] * kFactor + row[l])) * kWideFactor;
+  for (int64_t l = 0; l < kLanes; ++l) sum = (sum ^ next_sum(sums[l], row[l])) * kWideFactor;
   return sum;
 }
 // Forms kept for an owner: images of several sizes may need several.
