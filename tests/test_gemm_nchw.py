@@ -43,6 +43,7 @@ PIXEL_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] 
     "patches_4x4": ((2, 3, 35, 90), (36, 3, 4, 4), {"stride": 4}),
     "patches_3x5": ((2, 5, 20, 33), (32, 5, 3, 5), {"stride": (3, 5)}),
     "patches_in_parts": ((3, 40, 80, 130), (32, 40, 2, 2), {"stride": 2}),
+    "patches_in_parts_and_a_rest": ((3, 40, 81, 131), (32, 40, 2, 2), {"stride": 2}),
 }
 BAND_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "s2": ((3, 40, 17, 19), (48, 40, 3, 3), {"stride": 2, "padding": 1}),

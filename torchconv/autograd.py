@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _ops = torch.ops.torchconv
-_conv2d = Operator("conv2d", leading=3)
+_conv2d = Operator("conv2d", leading=3, rare=1)
 _conv2d_backward = Operator("conv2d_backward")
 _select_pool2d_backward = Operator("select_pool2d_backward")
 _avg_pool2d_backward = Operator("avg_pool2d_backward")
@@ -232,8 +232,10 @@ class Conv2dFunction(_ConvFunction):
         flip_kernel: bool = False,
         residual: Tensor | None = None,
     ) -> Tensor:
-        args = (stride, padding, dilation, groups, activation, flip_kernel, residual)
-        return below_autograd(_conv2d.call, input, weight, bias, *_conv2d.unusual(args))
+        args: tuple[Any, ...] = (stride, padding, dilation, groups, activation, flip_kernel)
+        # A residual must not meet the comparison with default values.
+        rest = _conv2d.unusual(args) if residual is None else (*args, residual)
+        return below_autograd(_conv2d.call, input, weight, bias, *rest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

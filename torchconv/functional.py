@@ -64,7 +64,7 @@ _CONV_DTYPES = _SELECT_DTYPES - {torch.bool, torch.uint16}
 def _call(op: Operator, input: Tensor, args: tuple[Any, ...]) -> Any:
     """op(input, *args), the short way where there is one."""
     if not _is_compiling() and is_plain(input, input):
-        if not records(input, input, None):
+        if not records(input, input):
             with _below_autograd():
                 return op.call(input, *op.unusual(args))
         if not _function_modes():

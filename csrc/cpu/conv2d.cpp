@@ -338,7 +338,7 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
       return for_patches<T>(
           p, fprop_view(patch_problem(p)), static_cast<const T*>(w), static_cast<const T*>(bias),
           owner, pool, [&](const ConvProblem& part, int64_t n, T* patches, auto&& product) {
-            unfold_patches(part, static_cast<const T*>(x) + n * view.src.n, patches, pool);
+            unfold_patches(part, static_cast<const T*>(x) + n * p.C * p.H * p.W, patches, pool);
             product(patches, epilogue.at(n * view.dst.n));
           });
   }

@@ -37,7 +37,7 @@ void pack_weights(const DepthwiseTaps& taps, int64_t channels, const float* w, f
 }  // namespace
 
 bool depthwise_winograd_applies(const ConvView& v) {
-  if (!kWinogradColumns || v.step_h != 1 || v.J < kWinogradTile) return false;
+  if (!kFiltersColumns || v.step_h != 1 || v.J < kWinogradTile) return false;
   const int64_t computed = round_up(v.J, kWinogradTile);
   return static_cast<double>(computed - v.J) <= kOverlap * static_cast<double>(computed) &&
          depthwise_columns_applies<float>(v);

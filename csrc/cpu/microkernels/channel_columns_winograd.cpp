@@ -54,7 +54,8 @@ __attribute__((noinline)) void fetch_ahead(const Tile<R>& t, int64_t at) {
   }
 }
 
-// One vector of channels, `at` elements from the first; the sum of all outputs is added to total.
+// One vector of channels, `at` elements from the first; total becomes NaN where the sum of
+// the outputs, in an order that nothing but the tile decides, is not finite.
 template <int R>
 TORCHCONV_INLINE void filter_tile(const Tile<R>& t, int64_t at, const float* weights,
                                   Register start, Register& total) {
@@ -143,7 +144,9 @@ TORCHCONV_INLINE void filter_tile(const Tile<R>& t, int64_t at, const float* wei
       unroll<kWinogradTile>(
           [&](auto j) TORCHCONV_INLINE_LAMBDA { V::store(out + j * t.out_step, y[line][j]); });
   });
-  unroll<kWinogradTile>([&](auto j) TORCHCONV_INLINE_LAMBDA { total += y[0][j] + y[1][j]; });
+  Register sum{};
+  unroll<kWinogradTile>([&](auto j) TORCHCONV_INLINE_LAMBDA { sum += y[0][j] + y[1][j]; });
+  total += sum * 0.0f;
 }
 
 // The last tile of a row and the last vector of channels overlap the ones before them.
@@ -181,14 +184,14 @@ bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
     }
   }
   float lanes[kL];
-  V::store(lanes, total - total);  // zero, or NaN
+  V::store(lanes, total);  // zero, or NaN
   return std::all_of(lanes, lanes + kL, [](float lane) { return lane == 0; });
 }
 
 }  // namespace
 
 bool channel_columns_winograd(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
-  if constexpr (kWinogradColumns) {
+  if constexpr (kFiltersColumns) {
     if (p.R == 3) return filter_rows<3>(p, t);
     if (p.R == 5) return filter_rows<5>(p, t);
     return filter_rows<7>(p, t);

@@ -15,9 +15,9 @@ namespace torchconv::cpu {
 
 // Enough vector registers for the sums and sources of a tile.
 #if defined(__AVX512F__)
-inline constexpr bool kWinogradColumns = true;
+inline constexpr bool kFiltersColumns = true;
 #else
-inline constexpr bool kWinogradColumns = false;
+inline constexpr bool kFiltersColumns = false;
 #endif
 
 // Output columns of a tile: what maps of 7, 14, 28, 56 and 112 pixels are made of.
