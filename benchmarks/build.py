@@ -114,9 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results=results,
         columns=["files", "sum of files s"],
     )
-    print(report.as_text(summary))
-    for path in report.write(summary, options.output or RESULTS / "build"):
-        print(f"wrote {path}", file=sys.stderr)
+    report.publish(summary, options.output or RESULTS / "build")
     return 0
 
 

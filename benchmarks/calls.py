@@ -45,6 +45,7 @@ def cases(channels: int, size: int, kernel: int) -> Iterator[Case]:
     x = torch.randn(1, channels, size, size)
     kinds: list[Any] = [torchconv.nn.Conv2d, torch.nn.Conv2d]
     layers = [kind(channels, channels, kernel, padding=padding) for kind in kinds]
+    layers[1].load_state_dict(layers[0].state_dict())
     weight, bias = layers[0].parameters()
     leaves = (x.clone().requires_grad_(), weight, bias)
     functions: list[Call] = [torchconv.functional.conv2d, torch.nn.functional.conv2d]
@@ -121,18 +122,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         results = measure(options.budget)
+        described = machine.describe()
     finally:
         torch.set_num_threads(threads)
     summary = report.Report(
         title="Calls that compute next to nothing, one thread",
         peer="torch",
-        machine={**machine.describe(), "load before": load},
+        machine={**described, "load before": load},
         results=results,
         columns=["torchconv us", "torch us", "limit us"],
     )
-    print(report.as_text(summary))
-    for path in report.write(summary, options.output or RESULTS / "calls"):
-        print(f"wrote {path}", file=sys.stderr)
+    report.publish(summary, options.output or RESULTS / "calls")
     return 0
 
 

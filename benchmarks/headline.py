@@ -36,6 +36,8 @@ LAYERS = {
     "lenet": "few channels",
     "pooling": "pooling",
 }
+NETWORKS = "models"
+CPU_GROUPS = {*LAYERS, NETWORKS}
 CPU_PASSES = ("forward", "forward_backward")
 GPU_PASSES = ("forward", "backward")
 LAYOUTS = ("nchw", "nhwc")
@@ -83,20 +85,32 @@ def load(results: Path) -> list[dict[str, Any]]:
     return [each for each in reports if each["peer"].lower() in ("torch", "pytorch")]
 
 
+def the_machine(reports: Sequence[dict[str, Any]]) -> str:
+    """What all were measured on, in words. Raises ValueError where they differ."""
+    machines = [each["machine"] for each in reports]
+    words = {
+        f"{each['cpu']}, {each['threads']} threads, {each['isa']}, PyTorch {each['torch']}"
+        for each in machines
+    }
+    if len(words) != 1:
+        raise ValueError(f"results of several machines in one table: {'; '.join(sorted(words))}")
+    return words.pop()
+
+
 def figures(results: Path) -> str:
     """The part of README.md between the two marks."""
     reports = load(results)
     gpus = [each for each in reports if "gpu" in each["machine"]]
-    cpu_rows = [row for each in reports if each not in gpus for row in each["rows"]]
+    rest = [each for each in reports if each not in gpus]
+    cpus = [each for each in rest if {row["group"] for row in each["rows"]} <= CPU_GROUPS]
+    cpu_rows = [row for each in cpus for row in each["rows"]]
     layers = [row for row in cpu_rows if row["group"] in LAYERS and row["pass_name"] in CPU_PASSES]
     order = list(dict.fromkeys(LAYERS.values()))
     layers.sort(key=lambda row: order.index(LAYERS[row["group"]]))
-    networks = [row for row in cpu_rows if row["group"] == "models"]
-    cpu = next(each["machine"] for each in reports if each not in gpus)
+    networks = [row for row in cpu_rows if row["group"] == NETWORKS]
     parts = [
         "PyTorch's time over torchconv's in the same layout: the geometric mean and, in brackets, "
-        f"the smallest of the measured rows. {cpu['cpu']}, {cpu['threads']} threads, {cpu['isa']}, "
-        f"PyTorch {cpu['torch']}:",
+        f"the smallest of the measured rows. {the_machine(cpus)}:",
         layers_table(layers, CPU_PASSES, lambda row: LAYERS[row["group"]]),
         "Whole networks with their layers swapped, in the better of each library's two layouts:",
         networks_table(networks),

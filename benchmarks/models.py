@@ -238,9 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results=results,
         columns=[f"{library.name} {layout}" for library in (ours, peer) for layout in LAYOUTS],
     )
-    print(report.as_text(summary))
-    for path in report.write(summary, options.output or output_base(options)):
-        print(f"wrote {path}", file=sys.stderr)
+    report.publish(summary, options.output or output_base(options))
     return 1 if summary.failures else 0
 
 

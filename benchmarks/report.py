@@ -8,6 +8,7 @@ refused the problem) are listed with their reason and enter no mean.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import exp, log
@@ -204,3 +205,10 @@ def write(report: Report, base: Path) -> list[Path]:
     paths[1].write_text(as_markdown(report), encoding="utf-8")
     draw(report, paths[2])
     return [path for path in paths if path.is_file()]
+
+
+def publish(report: Report, base: Path) -> None:
+    """Print the tables, write the files, and say on stderr which."""
+    print(as_text(report))
+    for path in write(report, base):
+        print(f"wrote {path}", file=sys.stderr)

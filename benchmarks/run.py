@@ -320,10 +320,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results=results,
         floor=asdict(floor),
     )
-    print(report.as_text(summary))
-    if not interrupted or options.output:
-        for path in report.write(summary, options.output or output_base(options)):
-            print(f"wrote {path}", file=sys.stderr)
+    if interrupted and not options.output:
+        print(report.as_text(summary))
+    else:
+        report.publish(summary, options.output or output_base(options))
     if interrupted:
         return 130
     return 1 if summary.failures else 0

@@ -17,9 +17,7 @@ import torch.nn.functional as F
 
 from benchmarks import (
     build,
-    calls,
     counts,
-    headline,
     machine,
     models,
     problems,
@@ -438,24 +436,6 @@ def test_files(tmp_path: Path) -> None:
     assert paths[2].read_bytes().startswith(PNG)
 
 
-def test_readme_has_the_committed_figures() -> None:
-    text = headline.README.read_text("utf-8")
-    assert text == headline.updated(text, headline.RESULTS), "run python -m benchmarks.headline"
-    assert "| grouped" in text and "| inference" in text
-
-
-def test_headline_cells() -> None:
-    rows = [{"ratio": ratio} for ratio in (1.0, None, 4.0)]
-    assert headline.mean_cell(rows) == "2.00 (1.00)"
-    assert headline.mean_cell(rows[1:]) == "4.00"
-    assert headline.mean_cell(rows[1:2]) == ""
-
-
-def test_headline_needs_its_marks() -> None:
-    with pytest.raises(ValueError, match="has no lines"):
-        headline.updated("# torchconv\n", headline.RESULTS)
-
-
 def test_no_chart_without_ratios(tmp_path: Path) -> None:
     rows = [row for row in example_report().results if row.failure]
     empty = dataclasses.replace(example_report(), results=rows)
@@ -576,22 +556,6 @@ def test_build_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["peer"]["median"] for row in rows] == list(build.LIMITS.values())
     assert all(row["extra"] == {"files": 1, "sum of files s": 2.0} for row in rows)
     assert "a.o 2.0 s" in (tmp_path / "build.md").read_text()
-
-
-def test_calls_are_the_same_of_both_libraries() -> None:
-    """A row of benchmarks.calls compares like with like: each call of torch's gives the same."""
-    seen = set()
-    for what, pass_name, recorded, both in calls.cases(2, 3, 3):
-        seen.add((what, pass_name))
-        with torch.set_grad_enabled(recorded):
-            ours, peer = (call() for call in both)
-        if what.startswith("Conv2d"):  # whose weights are random
-            ours, peer = ([t.shape for t in out] for out in (ours, peer))
-            assert ours == peer
-        else:
-            torch.testing.assert_close(ours, peer)
-    assert {w for w, p in seen if p == "forward"} == {w for w, _ in seen}
-    assert calls.of_one(timing.Timing(2.0, 1.0, 3.0, 5)).median == 2.0 / calls.CALLS
 
 
 def test_convnext_is_the_papers() -> None:
