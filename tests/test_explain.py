@@ -80,6 +80,20 @@ def test_every_kind(
             assert with_it == without
 
 
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported()
+    or torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="needs dot products of bfloat16 pairs",
+)
+def test_phases_by_way_of_an_image() -> None:
+    x, w = operands(2, 128, 28, 28, 128, 3, dtype=torch.bfloat16)
+    words = "by way of a channels_last image"
+    assert words in at(x, w, None, 2, 1)["dgrad"].blocking
+    assert words not in at(x, w, None, 1, 1)["dgrad"].blocking
+    x = x.to(memory_format=torch.channels_last)
+    assert words not in at(x, w, None, 2, 1)["dgrad"].blocking
+
+
 def test_a_band_that_does_not_fit() -> None:
     """Taps too far apart for scratch: a product that needs no band runs instead."""
     x, w = operands(1, 4, 3000, 3000, 4, 3)

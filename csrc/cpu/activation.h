@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "core/conv_problem.h"
 #include "core/parallel.h"
@@ -37,6 +38,14 @@ struct Epilogue {
 
   // Whether a kernel has nothing to do but y = g(sums and bias).
   bool activates_only() const { return preactivation == nullptr && residual == nullptr; }
+  // Whether g clamps to [0, most()], which costs a kernel two instructions, or is nothing.
+  bool clamps() const {
+    return activation == Activation::kReLU || activation == Activation::kReLU6;
+  }
+  bool clamps_at_most() const { return clamps() || activation == Activation::kNone; }
+  Wide<T> most() const {
+    return activation == Activation::kReLU6 ? Wide<T>{6} : std::numeric_limits<Wide<T>>::infinity();
+  }
 
   Epilogue at(int64_t offset) const {
     const auto moved = [&](auto* p) { return p != nullptr ? p + offset : p; };

@@ -336,7 +336,10 @@ std::string conv2d_explain(const ConvProblem& problem) {
     double operations = 0;
     for (const ConvView& v : views)
       operations += gather_operations(v, gather_algorithm(v, p.dtype, winograd));
-    std::string blocking = patches + gather_blocking(largest, p.dtype, dgrad);
+    const char* const image = covers_all && strides_by_image(q, views, winograd)
+                                  ? "by way of a channels_last image: "
+                                  : "";
+    std::string blocking = patches + (image + gather_blocking(largest, p.dtype, dgrad));
     if (views.size() > 1)
       blocking = std::to_string(views.size()) + " phases of the stride; the largest: " + blocking;
     lines += covers_all && strides_by_winograd(q, StridedPass::kDgrad, winograd)

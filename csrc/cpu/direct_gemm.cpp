@@ -9,7 +9,6 @@
 #include "cpu/direct_gemm.h"
 
 #include <algorithm>
-#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -70,11 +69,8 @@ class DirectGemm {
       fill_terms(plan.channels, terms_.get());
       fill_terms(plan.chunk_channels(view, plan.chunks - 1), terms_.get() + plan.channels * taps_);
     }
-    const Activation activation = epilogue.activation;
-    high_ = activation == Activation::kReLU6 ? A{6} : std::numeric_limits<A>::infinity();
-    const bool simple = epilogue.preactivation == nullptr &&
-                        (activation == Activation::kNone || activation == Activation::kReLU ||
-                         activation == Activation::kReLU6);
+    high_ = epilogue.most();
+    const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
     rounds_ = kPairs && simple && (view.dst.c == 1 || view.dst.column == 1);
     if constexpr (std::is_same_v<T, A>)

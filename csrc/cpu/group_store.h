@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
 
 #include "cpu/activation.h"
 #include "cpu/conv_pack.h"
@@ -25,10 +24,9 @@ struct GroupStore {
 
   GroupStore(const ConvStrides& dst, int64_t columns, const Epilogue<T>& finish)
       : strides(dst), width(columns), epilogue(finish) {
-    const Activation activation = epilogue.activation;
-    clamps = activation == Activation::kReLU || activation == Activation::kReLU6;
-    high = activation == Activation::kReLU6 ? A{6} : std::numeric_limits<A>::infinity();
-    simple = epilogue.activates_only() && (clamps || activation == Activation::kNone);
+    clamps = epilogue.clamps();
+    high = epilogue.most();
+    simple = epilogue.activates_only() && epilogue.clamps_at_most();
   }
 
   // A row of pixels, overwritten, whose sums are clamped where that is all.

@@ -7,7 +7,6 @@
 #include "cpu/plane_pairs.h"
 
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 #include "core/buffer.h"
@@ -61,10 +60,7 @@ class PlanePairs {
       scratch_rows_[m] = m * kWidth;
       dst_rows_[m] = m * view.dst.c;
     }
-    const Activation activation = epilogue.activation;
-    clamps_ = activation == Activation::kReLU || activation == Activation::kReLU6;
-    high_ = activation == Activation::kReLU6 ? 6 : std::numeric_limits<float>::infinity();
-    rounds_ = epilogue.preactivation == nullptr && (clamps_ || activation == Activation::kNone);
+    rounds_ = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
 
     const int64_t panels = ceil_div(pixels_, kWidth);
     const int64_t most = kPanelBytes / (pairs_ * kWidth * int64_t{sizeof(float)});
@@ -151,8 +147,8 @@ class PlanePairs {
     tile.c = sums;
     tile.c_rows = scratch_rows_;
     tile.rounded_rows = dst_rows_;
-    tile.clamp = rounds_ && clamps_;
-    tile.high = high_;
+    tile.clamp = rounds_ && epilogue_.clamps();
+    tile.high = epilogue_.most();
     const int64_t panels = ceil_div(t.pixels.size(), kWidth);
     const int64_t lines =
         ceil_div(ahead->lines(), panels * ceil_div(t.filters.size(), int64_t{kMaxRows}));
@@ -186,11 +182,10 @@ class PlanePairs {
   const float* weights_;
   const Epilogue<BFloat16>& epilogue_;
   int64_t pixels_, pairs_, ld_;
-  int64_t block_, blocks_;           // pixels of a task, and such blocks of a sample
-  int64_t filters_, pieces_;         // the same of the filters
-  Buffer<float> bias_;               // [filter][kWidth]
-  bool has_bias_, clamps_, rounds_;  // rounds_: the kernel rounds and stores
-  float high_;
+  int64_t block_, blocks_;    // pixels of a task, and such blocks of a sample
+  int64_t filters_, pieces_;  // the same of the filters
+  Buffer<float> bias_;        // [filter][kWidth]
+  bool has_bias_, rounds_;    // rounds_: the kernel rounds and stores
   std::vector<int32_t> terms_;
   std::vector<TermSegment> segments_;
   int64_t weight_rows_[kMaxRows], scratch_rows_[kMaxRows], dst_rows_[kMaxRows];

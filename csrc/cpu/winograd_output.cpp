@@ -52,6 +52,22 @@ TORCHCONV_INLINE V sum_of(const V (&y)[kFull]) {
   return sum;
 }
 
+// A row of a tile, `columns` of its kCount outputs, `step` apart; returns a vector with a NaN where
+// an output is not finite.
+template <int kCount, typename A, int kFull>
+TORCHCONV_INLINE Register<A> store_row(const Register<A> (&y)[kFull], Register<A> bias,
+                                       Register<A> low, Register<A> high, A* first, int64_t step,
+                                       int64_t columns) {
+#pragma GCC unroll 4
+  for (int s = 0; s < kCount; ++s) {
+    Register<A> z = y[s] + bias;
+    z = z < low ? low : z;
+    z = z > high ? high : z;
+    if (s < columns) Vec<A>::store(first + s * step, z);
+  }
+  return sum_of<kCount>(y) * 0.0f;
+}
+
 // One tile's vector of filters to target.first; returns a vector that holds a NaN where an output
 // is not finite. rows and columns: how many outputs exist.
 template <int kFull, bool kTall, bool kWide, typename A>
@@ -77,14 +93,8 @@ TORCHCONV_INLINE Register<A> transform_tile(const A* m, Register<A> bias, int64_
   for (int r = 0; r < kRows; ++r) {
     Register<A> y[kFull];
     transform_output<kWide>(sums[r], y);
-    special += sum_of<kColumns>(y) * 0.0f;
-#pragma GCC unroll 4
-    for (int s = 0; s < kColumns; ++s) {
-      Register<A> z = y[s] + bias;
-      z = z < low ? low : z;
-      z = z > high ? high : z;
-      if (r < rows && s < columns) V::store(first + r * target.row + s * target.column, z);
-    }
+    special += store_row<kColumns>(y, bias, low, high, first + r * target.row, target.column,
+                                   r < rows ? columns : 0);
   }
   return special;
 }
@@ -143,14 +153,8 @@ Register<A> transform_rows(const A* m, int64_t count, Register<A> bias, int64_t 
       for (int s = 0; s < kColumnPoints; ++s)
         points[s] = V::load(m + r * kColumnRow<A> + s * V::kLanes);
       transform_output<kWide>(points, y);
-      special += sum_of<kStep>(y) * 0.0f;
-#pragma GCC unroll 4
-      for (int s = 0; s < kStep; ++s) {
-        Register<A> z = y[s] + bias;
-        z = z < low ? low : z;
-        z = z > high ? high : z;
-        if (s < columns) V::store(first + r * target.row + s * target.column, z);
-      }
+      special +=
+          store_row<kStep>(y, bias, low, high, first + r * target.row, target.column, columns);
     }
     m += kColumnSlot<A>;
     first += kStep * target.column;
@@ -189,13 +193,11 @@ bool finish_segment(const Grid& plan, const Segment& s, int64_t filter, int64_t 
   using A = Wide<T>;
   constexpr A kInfinity = std::numeric_limits<A>::infinity();
   const Outputs out(plan, s);
-  const Activation activation = epilogue.activation;
-  const bool clamps = activation == Activation::kReLU || activation == Activation::kReLU6;
-  const bool done = epilogue.activates_only() && (clamps || activation == Activation::kNone);
+  const bool done = epilogue.activates_only() && epilogue.clamps_at_most();
   const Epilogue<T> rest = done ? Epilogue<T>{epilogue.y, nullptr, Activation::kNone} : epilogue;
   Target<A> target{scratch, 0, kPanel<A>, -kInfinity, kInfinity};
-  if (done && clamps) target.low = 0;
-  if (done && activation == Activation::kReLU6) target.high = 6;
+  if (done && epilogue.clamps()) target.low = 0;
+  if (done) target.high = epilogue.most();
   const bool direct =
       std::is_same_v<T, A> && done && out.strides.c == 1 && filters % kLanes<A> == 0;
   // Few at a time, to find them in the first-level cache again, on whole lines where these exist.

@@ -15,7 +15,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <limits>
 #include <memory>
 
 #include "core/buffer.h"
@@ -68,8 +67,8 @@ struct RowTile {
 };
 
 // The products of terms of kTaps taps, from `offsets` and `u`, which it leaves at those that
-// follow.
-template <int kTaps, int kWide>
+// follow: of kWide tiles and a vector of filters, or of kWide filters and a vector of tiles.
+template <int kTaps, bool kAlongTiles, int kWide>
 TORCHCONV_INLINE void add_terms(const RowTile& tile, const int64_t*& offsets, const float*& u,
                                 Register (&sum)[kWide][kMostPoints]) {
   constexpr int kPoints = points_of(kTaps);
@@ -80,10 +79,13 @@ TORCHCONV_INLINE void add_terms(const RowTile& tile, const int64_t*& offsets, co
     const float* const v3 = v0 + 3 * plane;
 #pragma GCC unroll 6
     for (int p = 0; p < kPoints; ++p) {
-      const float* v = p < 3 ? v0 + p * plane : v3 + (p - 3) * plane;
-      const Register filters = V::load(kTaps == 1 ? u : u + p * kL);
+      const float* const tiles = p < 3 ? v0 + p * plane : v3 + (p - 3) * plane;
+      const float* const filters = kTaps == 1 ? u : u + p * kL;
+      Register vector = V::load(kAlongTiles ? tiles : filters);
+      if constexpr (kAlongTiles) keep_in_register(vector);
+      const float* const each = kAlongTiles ? filters : tiles;
 #pragma GCC unroll 4
-      for (int t = 0; t < kWide; ++t) sum[t][p] += V::broadcast(v[t]) * filters;
+      for (int t = 0; t < kWide; ++t) sum[t][p] += V::broadcast(each[t]) * vector;
     }
   }
 }
@@ -151,9 +153,9 @@ Register multiply(const RowTile& tile) {
   }
   const float* u = tile.u;
   const int64_t* offsets = tile.offsets;
-  add_terms<3>(tile, offsets, u, sum);
-  add_terms<2>(tile, offsets, u, sum);
-  add_terms<1>(tile, offsets, u, sum);
+  add_terms<3, false>(tile, offsets, u, sum);
+  add_terms<2, false>(tile, offsets, u, sum);
+  add_terms<1, false>(tile, offsets, u, sum);
 
   // Of a tile's outputs together: at worst a large sum is taken for an overflow.
   auto special = Register{};
@@ -181,27 +183,6 @@ Register multiply(const RowTile& tile) {
   return special;
 }
 
-// As add_terms, of kTiles filters and a vector of tiles.
-template <int kTaps>
-TORCHCONV_INLINE void add_plane_terms(const RowTile& tile, const int64_t*& offsets, const float*& u,
-                                      Register (&sum)[kTiles][kMostPoints]) {
-  constexpr int kPoints = points_of(kTaps);
-  const int64_t plane = tile.plane, terms = tile.terms[kMostTaps - kTaps];
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < terms; ++k, u += rows::weights_of(kTaps) * kL) {
-    const float* const v0 = tile.v + *offsets++;
-    const float* const v3 = v0 + 3 * plane;
-#pragma GCC unroll 6
-    for (int p = 0; p < kPoints; ++p) {
-      Register values = V::load(p < 3 ? v0 + p * plane : v3 + (p - 3) * plane);
-      keep_in_register(values);
-#pragma GCC unroll 4
-      for (int f = 0; f < kTiles; ++f)
-        sum[f][p] += V::broadcast(u[(kTaps == 1 ? 0 : p) * kL + f]) * values;
-    }
-  }
-}
-
 // kTiles filters of a vector of tiles: u and bias are those of the first, v of the first tile.
 __attribute__((noinline)) Register multiply_planes(const RowTile& tile) {
   Register sum[kTiles][kMostPoints];
@@ -212,9 +193,9 @@ __attribute__((noinline)) Register multiply_planes(const RowTile& tile) {
       sum[f][p] = p < points_of(1) ? V::broadcast(tile.bias[p * kL + f]) : Register{};
   const float* u = tile.u;
   const int64_t* offsets = tile.offsets;
-  add_plane_terms<3>(tile, offsets, u, sum);
-  add_plane_terms<2>(tile, offsets, u, sum);
-  add_plane_terms<1>(tile, offsets, u, sum);
+  add_terms<3, true>(tile, offsets, u, sum);
+  add_terms<2, true>(tile, offsets, u, sum);
+  add_terms<1, true>(tile, offsets, u, sum);
 
   auto special = Register{};
   const Register low{}, high = V::broadcast(tile.high);
@@ -306,19 +287,16 @@ class WinogradRows {
           offsets_.push_back((h - rows_[0]) * source_row_ + c * source_.channel() +
                              group.plane * plane_);
     }
-    const Activation activation = epilogue.activation;
-    direct_ = epilogue.activates_only() && (view.dst.c == 1 || view.dst.column == 1) &&
-              (activation == Activation::kNone || activation == Activation::kReLU ||
-               activation == Activation::kReLU6);
-    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    direct_ = epilogue.activates_only() && epilogue.clamps_at_most() &&
+              (view.dst.c == 1 || view.dst.column == 1);
     const bool transposed = view.dst.c != 1;
     streams_ = direct_ && (transposed ? view.dst.c : view.dst.column) % kL == 0 &&
                view.dst.row % kL == 0 && WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
                view.N * view.pixels() * view.K >= kStreamed;
     along_tiles_ = direct_ && transposed && 5 * tiles_ >= 4 * round_up(tiles_, kL);
     transform_weights(w);
-    clamp_ = direct_ && activation != Activation::kNone;
-    high_ = activation == Activation::kReLU6 ? 6 : kInfinity;
+    clamp_ = direct_ && epilogue.clamps();
+    high_ = epilogue.most();
     const int64_t halo = rows_.back() - rows_.front();
     const int64_t affordable = kSourceBytes / (source_row_ * static_cast<int64_t>(sizeof(float)));
     block_rows_ = std::max(ceil_div(view.I, ceil_div(kTasksWanted, view.N)), 2 * halo);
