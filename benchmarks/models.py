@@ -5,6 +5,8 @@
 Each network of pytorchcv, and ConvNeXt-T (convnext.py), all with random weights, runs inference on
 one image and a training step (forward, cross entropy, backward, SGD) on a small batch, both
 libraries in both layouts, call by call in turn. The ratio compares the better layout of each.
+`fused` is inference after torchconv.fuse, still against the peer's network as it is; the columns
+`fused` of the peer are what its own folding of normalisation gives (torch.fx.experimental).
 Before timing, the outputs and the gradients of all parameters are checked against the same network
 in float64.
 """
@@ -37,14 +39,16 @@ MODELS = (
     "squeezenet_v1_1",
     "convnext_tiny",
 )
-PASSES = ("inference", "training")
+PASSES = ("inference", "fused", "training")
 # Errors grow from layer to layer, so a network is judged by the peer's own error in float32. In
 # training one activation that rounds to the other side of zero (or wins another pooling window)
 # moves the gradients by up to a few percent, in either library; no two agree better than that. So
 # float32 gradients only have to be in the neighbourhood, and those in float64 must be exact.
 SLACK = 8
-LEAST = {"inference": 1e-5, "training": 5e-2}
+LEAST = {"inference": 1e-5, "fused": 1e-5, "training": 5e-2}
 LEAST_FLOAT64 = 1e-9
+# Before a library's name: its network with normalisation folded.
+FUSED = "fused "
 
 
 def load_model(name: str) -> nn.Module:
@@ -72,7 +76,7 @@ def make_call(
     model: nn.Module, pass_name: str, images: Tensor, labels: Tensor
 ) -> Callable[[], object]:
     """What is timed."""
-    if pass_name == "inference":
+    if pass_name != "training":
         return lambda: model(images)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
 
@@ -86,7 +90,7 @@ def make_call(
 
 def probe(model: nn.Module, pass_name: str, images: Tensor, labels: Tensor) -> Tensor:
     """The output, or the gradients of all parameters in one vector, in float64."""
-    if pass_name == "inference":
+    if pass_name != "training":
         return model(images).double()
     torch.manual_seed(2)  # dropout
     loss = F.cross_entropy(model(images), labels)
@@ -127,18 +131,22 @@ def measure(
         images, labels = make_batch(min(batch, 2), "nchw")
         double = copy.deepcopy(model).double()
         expected = probe(double, pass_name, images.double(), labels)
-        exact = relative(probe(ours.model(double), pass_name, images.double(), labels), expected)
+        makers = {ours.name: ours.model, peer.name: peer.model}
+        if pass_name == "fused":
+            makers = {ours.name: ours.fused, peer.name: peer.model, FUSED + peer.name: peer.fused}
+        made = makers[ours.name](double)
+        exact = relative(probe(made, pass_name, images.double(), labels), expected)
         layouts = [layout for layout in LAYOUTS if layout == "nchw" or takes(model, layout)]
         for layout in layouts:
-            for library in (ours, peer):
+            for name_of_library, maker in makers.items():
                 candidate = copy.deepcopy(model)
                 candidate.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-                candidate = library.model(candidate)
+                candidate = maker(candidate)
                 images, labels = make_batch(min(batch, 2), layout)
                 found = probe(candidate, pass_name, images, labels)
-                errors[library.name, layout] = relative(found, expected)
+                errors[name_of_library, layout] = relative(found, expected)
                 images, labels = make_batch(batch, layout)
-                calls[library.name, layout] = make_call(candidate, pass_name, images, labels)
+                calls[name_of_library, layout] = make_call(candidate, pass_name, images, labels)
         worst = max(errors[ours.name, layout] for layout in layouts)
         peers = max(errors[peer.name, layout] for layout in layouts)
         row = report.Result(
@@ -177,7 +185,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="names in pytorchcv or convnext_tiny, comma-separated",
     )
     add("--peer", default="torch", choices=sorted(PEERS))
-    add("--passes", default="both", choices=[*PASSES, "both"])
+    add("--passes", default="all", choices=[*PASSES, "all"])
     add("--batch", type=int, default=1, help="images in an inference batch (default: 1)")
     add("--training-batch", type=int, default=8, help="images in a training batch (default: 8)")
     add("--threads", type=int, help="threads for both libraries (default: PyTorch's)")
@@ -196,14 +204,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not options.budget > 0:
         parser.error(f"--budget must be positive, got {options.budget}")
     options.models = options.models.split(",")
-    options.pass_names = list(PASSES) if options.passes == "both" else [options.passes]
+    options.pass_names = list(PASSES) if options.passes == "all" else [options.passes]
     return options
 
 
 def output_base(options: argparse.Namespace) -> Path:
     """benchmarks/results/models-<peer>, plus whatever narrows the run down."""
     parts = ["models", options.peer]
-    if options.passes != "both":
+    if options.passes != "all":
         parts.append(options.passes)
     if options.threads:
         parts.append(f"{options.threads}threads")
@@ -226,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tqdm(pairs, unit="row", file=sys.stderr) as progress:
         for name, pass_name in progress:
             progress.set_description(f"{name} {pass_name}")
-            batch = options.batch if pass_name == "inference" else options.training_batch
+            batch = options.training_batch if pass_name == "training" else options.batch
             results.append(measure(name, pass_name, ours, peer, batch, budget, min_rounds))
     batches = (
         f"inference on {options.batch}, training on {options.training_batch} images of 224x224"
@@ -236,7 +244,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         peer=peer.name,
         machine={**machine.describe(), "load before": load},
         results=results,
-        columns=[f"{library.name} {layout}" for library in (ours, peer) for layout in LAYOUTS],
+        columns=[
+            f"{library} {layout}"
+            for library in (ours.name, peer.name, FUSED + peer.name)
+            for layout in LAYOUTS
+        ],
     )
     report.publish(summary, options.output or output_base(options))
     return 1 if summary.failures else 0

@@ -16,6 +16,7 @@ import torch
 import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse as fold_norms
 
 from benchmarks.problems import Problem
 from benchmarks.reference import torch_pooling
@@ -38,9 +39,12 @@ class Peer(Protocol):
     def model(self, model: nn.Module) -> nn.Module:
         """A copy of the network that runs through this library, with equal parameters."""
 
+    def fused(self, model: nn.Module) -> nn.Module:
+        """The same for inference, with what follows a convolution taken into it."""
+
 
 class TorchConv:
-    """torchconv.functional, and networks after torchconv.convert."""
+    """torchconv.functional, and networks after torchconv.convert or torchconv.fuse."""
 
     name = "torchconv"
     differentiable = True
@@ -66,6 +70,10 @@ class TorchConv:
     def model(self, model: nn.Module) -> nn.Module:
         converted: nn.Module = _torchconv().convert(copy.deepcopy(model))
         return converted
+
+    def fused(self, model: nn.Module) -> nn.Module:
+        made: nn.Module = _torchconv().fuse(model)
+        return made
 
 
 def _torchconv() -> ModuleType:
@@ -100,6 +108,9 @@ class Eager:
     def model(self, model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
 
+    def fused(self, model: nn.Module) -> nn.Module:
+        return fold_norms(model)  # which copies it
+
 
 class Compiled(Eager):
     """torch.compile of the same functions and networks, shapes fixed."""
@@ -123,6 +134,10 @@ class Compiled(Eager):
     def model(self, model: nn.Module) -> nn.Module:
         torch.compiler.reset()
         return cast(nn.Module, torch.compile(super().model(model), dynamic=False))
+
+    def fused(self, model: nn.Module) -> nn.Module:
+        torch.compiler.reset()
+        return cast(nn.Module, torch.compile(super().fused(model), dynamic=False))
 
 
 PEERS: dict[str, Callable[[], Peer]] = {"torch": Eager, "compile": Compiled}

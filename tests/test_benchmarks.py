@@ -511,9 +511,8 @@ def test_models_measure_a_small_network(monkeypatch: pytest.MonkeyPatch) -> None
     for name in models.PASSES:
         result = models.measure(name, name, Same(), Eager(), batch=2, budget=1e-3, min_rounds=1)
         assert not result.failure and result.ratio is not None
-        assert set(result.extra) == {
-            f"{library} {layout}" for library in ("torchconv", "torch") for layout in run.LAYOUTS
-        }
+        timed = ["torchconv", "torch", *(["fused torch"] if name == "fused" else [])]
+        assert set(result.extra) == {f"{each} {layout}" for each in timed for layout in run.LAYOUTS}
 
 
 def test_machine_description_names_what_matters() -> None:

@@ -5,6 +5,7 @@ from torchconv._explain import explain
 from torchconv._packed_weights import drop_packed_weights
 from torchconv._patch import patch
 from torchconv.convert import convert, restore
+from torchconv.fuse import fuse
 from torchconv.memory import empty_cache, memory_stats, set_memory_pool
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     "empty_cache",
     "explain",
     "functional",
+    "fuse",
     "memory_stats",
     "nn",
     "patch",

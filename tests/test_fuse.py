@@ -1,0 +1,317 @@
+"""fuse: the results are the model's own, what goes into a convolution, and what does not."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import torchconv
+from torchconv.fuse import ConvAdd2d
+
+Forward = Callable[[Any, Tensor], Tensor]
+
+
+def norm(channels: int, **options: Any) -> nn.BatchNorm2d:
+    """With statistics and parameters that change every channel."""
+    layer = nn.BatchNorm2d(channels, **options)
+    if layer.running_mean is not None and layer.running_var is not None:
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 2)
+    if layer.affine:
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+    return layer
+
+
+class Network(nn.Module):
+    """A few layers that a test's own `forward` puts together."""
+
+    def __init__(self, forward: Forward, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.steps = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(self, x)
+
+
+def block(forward: Forward) -> Network:
+    return Network(
+        forward,
+        conv=nn.Conv2d(4, 4, 3, padding=1, bias=False),
+        bn=norm(4),
+        shortcut=nn.Conv2d(4, 4, 1),
+        shortcut_bn=norm(4),
+        act=nn.ReLU(inplace=True),
+    )
+
+
+def image(*size: int) -> Tensor:
+    return torch.randn(size or (2, 4, 9, 8), dtype=torch.float64)
+
+
+def fused(model: nn.Module, *inputs: Tensor) -> torch.fx.GraphModule:
+    """The fused copy, after a check that it computes the same on each input (default: one)."""
+    model = model.double().eval()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    made = torchconv.fuse(model)
+    with torch.no_grad():
+        for x in inputs or (image(),):
+            expected = model(x.clone())
+            for _ in range(2):  # the second one with kept weights
+                got = made(x.clone())
+                torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+                assert got.stride() == expected.stride()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    return made
+
+
+def kinds(model: nn.Module) -> list[str]:
+    return sorted(type(m).__name__ for m in model.modules() if not list(m.children()))
+
+
+# --- what goes in --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_norm(bias: bool, affine: bool, padding_mode: Any) -> None:
+    conv = nn.Conv2d(4, 6, 3, 2, 1, groups=2, bias=bias, padding_mode=padding_mode)
+    made = fused(nn.Sequential(conv, norm(6, affine=affine)))
+    assert kinds(made) == ["Conv2d"]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        nn.ReLU(), nn.ReLU6(), nn.Hardtanh(0, 6), nn.Sigmoid(), nn.Tanh(), nn.SiLU(),
+        nn.Hardswish(), nn.GELU(), torch.relu, F.relu, F.relu6, torch.sigmoid, torch.tanh, F.silu,
+        F.hardswish, F.gelu, torch.relu_, lambda x: F.relu(x, inplace=True), lambda x: x.relu(),
+        lambda x: x.tanh_(), lambda x: x.sigmoid(),
+    ],
+)  # fmt: skip
+def test_activation(activation: Callable[[Tensor], Tensor]) -> None:
+    model = Network(lambda m, x: m.act(m.bn(m.conv(x))), conv=nn.Conv2d(4, 3, 3), bn=norm(3))
+    if isinstance(activation, nn.Module):
+        model.add_module("act", activation)
+    else:
+        vars(model)["act"] = activation
+    made = fused(model)
+    assert kinds(made) == ["Conv2d"]
+    assert not [node for node in made.graph.nodes if node.op.startswith("call_f")]
+
+
+SUMS: dict[str, Forward] = {
+    "operator": lambda m, x: m.act(m.bn(m.conv(x)) + x),
+    "swapped": lambda m, x: m.act(x + m.bn(m.conv(x))),
+    "in place": lambda m, x: m.act(m.bn(m.conv(x)).add_(x)),
+    "function": lambda m, x: torch.add(m.shortcut(x), x),
+    "both convolutions": lambda m, x: m.act(m.bn(m.conv(x)) + m.shortcut_bn(m.shortcut(x))),
+    "shortcut first": lambda m, x: m.act(m.shortcut_bn(m.shortcut(x)) + m.bn(m.conv(x))),
+}
+
+
+@pytest.mark.parametrize("forward", SUMS.values(), ids=SUMS.keys())
+def test_sum(forward: Forward) -> None:
+    made = fused(block(forward))
+    assert kinds(made).count("ConvAdd2d") == 1
+    assert not [node for node in made.graph.nodes if node.op in ("call_function", "call_method")]
+
+
+@pytest.mark.parametrize("size", [(1, 4, 1, 1), (4, 1, 1), (3, 4, 9, 8), (1,), ()])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Identity()])
+def test_sum_of_other_sizes_broadcasts(size: tuple[int, ...], activation: nn.Module) -> None:
+    """A sum may also spread: sizes are known when it runs."""
+    model = Network(
+        lambda m, x: m.act(m.conv(x) + m.other), conv=nn.Conv2d(4, 4, 1), act=activation
+    )
+    model.register_buffer("other", torch.randn(size))
+    made = fused(model, image(1, 4, 9, 8))
+    assert kinds(made) == ["ConvAdd2d"]
+
+
+def test_sum_promotes() -> None:
+    model = Network(lambda m, x: F.relu(m.conv(x) + m.other), conv=nn.Conv2d(4, 4, 1)).eval()
+    model.register_buffer("other", torch.randn(2, 4, 9, 8, dtype=torch.float64))
+    x = image().float()
+    with torch.no_grad():
+        got, expected = torchconv.fuse(model)(x), model(x)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", (1, 2), 3])
+def test_sum_knows_the_size_of_the_result(padding: Any) -> None:
+    conv = torchconv.nn.Conv2d(4, 4, (3, 2), padding=padding, dilation=2)
+    model = Network(lambda m, x: m.conv(x).relu() * 0 + (m.conv2(x) + m.conv3(x)).relu())
+    for name in ("conv", "conv2", "conv3"):
+        model.add_module(name, copy.deepcopy(conv))
+    made = fused(model, image(), image(4, 12, 10))
+    assert kinds(made) == ["Conv2d", "Conv2d", "ConvAdd2d"]
+
+
+def test_layers_that_hand_on_are_passed_by() -> None:
+    layers = (nn.Conv2d(4, 4, 3), nn.Identity(), norm(4), nn.Dropout(0.5), nn.SiLU())
+    assert kinds(fused(nn.Sequential(*layers))) == ["Conv2d"]
+
+
+def test_a_layer_called_twice_is_fused_in_each_place() -> None:
+    model = Network(
+        lambda m, x: m.other(m.conv(m.bn(m.conv(x)).relu())), conv=nn.Conv2d(4, 4, 3, padding=1),
+        bn=norm(4), other=norm(4),
+    )  # fmt: skip
+    made = fused(model)
+    assert kinds(made) == ["Conv2d", "Conv2d"]
+
+
+def test_converted_models_and_other_layers() -> None:
+    layers = (nn.Conv2d(4, 8, 3), norm(8), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 2, 1))
+    model = torchconv.convert(nn.Sequential(*layers))
+    made = fused(model)
+    assert kinds(made) == ["Conv2d", "Conv2d", "MaxPool2d"]
+    for layer in made.modules():
+        if not list(layer.children()):
+            assert type(layer).__module__ == "torchconv.nn"
+
+
+# --- what stays ----------------------------------------------------------------------------------
+
+
+NORM_STAYS: dict[str, Forward] = {
+    "read twice": lambda m, x: m.bn(y := m.conv(x)) + 2 * y,
+    "norm before": lambda m, x: m.conv(m.bn(x)),
+    "function between": lambda m, x: m.bn(torch.exp(m.conv(x))),
+}
+
+SUM_OR_ACTIVATION_STAYS: dict[str, Forward] = {
+    "added to itself": lambda m, x: (y := m.conv(x)) + y,
+    "input overwritten": lambda m, x: (y := m.conv(x), x.mul_(2), y + x)[-1],
+    "scaled sum": lambda m, x: torch.add(m.conv(x), x, alpha=2),
+    "a number": lambda m, x: m.conv(x) + 1,
+    "tanh form of gelu": lambda m, x: F.gelu(m.conv(x), approximate="tanh"),
+}
+
+
+@pytest.mark.parametrize("forward", NORM_STAYS.values(), ids=NORM_STAYS.keys())
+def test_norm_stays(forward: Forward) -> None:
+    assert kinds(fused(block(forward))) == ["BatchNorm2d", "Conv2d"]
+
+
+@pytest.mark.parametrize(
+    "forward", SUM_OR_ACTIVATION_STAYS.values(), ids=SUM_OR_ACTIVATION_STAYS.keys()
+)
+def test_sum_or_activation_stays(forward: Forward) -> None:
+    (layer,) = (m for m in fused(block(forward)).modules() if not list(m.children()))
+    assert type(layer) is torchconv.nn.Conv2d and layer.activation is None
+
+
+def test_layers_that_are_more_than_their_forward_stay() -> None:
+    class Mine(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    calls: list[Any] = []
+    hooked = nn.Conv2d(4, 4, 1)
+    hooked.register_forward_hook(lambda *args: calls.append(args))
+    for conv in (Mine(4, 4, 1), hooked, nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))):
+        assert "BatchNorm2d" in kinds(fused(nn.Sequential(conv, norm(4))))
+    assert calls
+    bn = norm(4)
+    bn.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    assert "BatchNorm2d" in kinds(fused(nn.Sequential(nn.Conv2d(4, 4, 1), bn)))
+    batch_statistics = norm(4, track_running_stats=False)
+    assert "BatchNorm2d" in kinds(fused(nn.Sequential(nn.Conv2d(4, 4, 1), batch_statistics)))
+
+
+def test_weights_stay_in_their_range() -> None:
+    bn = norm(4)
+    with torch.no_grad():
+        bn.weight.fill_(6e4)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), bn).half().eval()
+    with torch.no_grad():
+        next(model.parameters()).fill_(2)  # of the convolution
+    made = torchconv.fuse(model)
+    assert "BatchNorm2d" in kinds(made)
+    assert all(p.isfinite().all() for p in made.parameters())
+
+
+# --- the copy ------------------------------------------------------------------------------------
+
+
+def residual_network() -> Network:
+    return block(SUMS["both convolutions"])
+
+
+def test_float32_in_both_layouts() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), norm(16), nn.ReLU6(), residual(16))
+    double = copy.deepcopy(model).double().eval()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        made = torchconv.fuse(copy.deepcopy(model).eval().to(memory_format=layout))  # type: ignore[call-overload]
+        x = torch.randn(2, 3, 30, 31).contiguous(memory_format=layout)
+        with torch.no_grad():
+            got, expected = made(x), double(x.double())
+        assert float((got - expected).norm() / expected.norm()) < 1e-6
+        assert got.is_contiguous(memory_format=layout)
+
+
+def residual(channels: int) -> Network:
+    return Network(
+        lambda m, x: F.relu(m.bn(m.conv(x)) + x),
+        conv=nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        bn=norm(channels),
+    )
+
+
+def test_copies_and_pickles() -> None:
+    made, x = fused(residual(4)), image()
+    with torch.no_grad():
+        expected = made(x)
+        for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+            assert torch.equal(other(x), expected)
+            assert kinds(other) == ["ConvAdd2d"]
+        made.load_state_dict({name: value * 0 for name, value in made.state_dict().items()})
+        assert torch.equal(made(x), x.relu())
+
+
+def test_gradients_go_through() -> None:
+    model, x = residual_network().double().eval(), image().requires_grad_()
+    (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+    made = torchconv.fuse(model)
+    (got,) = torch.autograd.grad(made(x).square().sum(), x)
+    torch.testing.assert_close(got, expected)
+    assert torch.autograd.gradcheck(made, (x,))
+
+
+def test_compiles_and_exports() -> None:
+    made, x = fused(residual_network()), image()
+    with torch.no_grad():
+        expected = made(x)
+        torch.testing.assert_close(torch.compile(made, backend="aot_eager")(x), expected)
+        torch.testing.assert_close(torch.export.export(made, (x,)).module()(x), expected)
+
+
+def test_of_a_convolution_alone() -> None:
+    fused(nn.Conv2d(4, 3, 3))
+
+
+def test_refuses() -> None:
+    with pytest.raises(RuntimeError, match="training mode"):
+        torchconv.fuse(nn.Sequential(nn.Conv2d(1, 1, 1)))
+    with pytest.raises(TypeError, match="expected a torch.nn.Module, but got int"):
+        torchconv.fuse(1)  # type: ignore[arg-type]
+    branching = Network(lambda m, x: m.conv(x) if x.sum() > 0 else x, conv=nn.Conv2d(1, 1, 1))
+    with pytest.raises(torch.fx.proxy.TraceError):
+        torchconv.fuse(branching.eval())
+
+
+def test_sum_layer_is_a_convolution() -> None:
+    layer, x = ConvAdd2d(4, 4, 1), image().float()
+    assert torch.equal(layer(x), torchconv.functional.conv2d(x, layer.weight, layer.bias))

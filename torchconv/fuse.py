@@ -1,0 +1,315 @@
+"""Fold what follows a convolution into it, for inference: `fuse`.
+
+torch.fx records the network. Where the result of a convolution goes to a batch normalisation and
+nowhere else, the normalisation, which in eval mode multiplies each channel by one number and adds
+another, moves into weights and bias (Jacob et al. 2018, arXiv:1712.05877, section 3.2); a sum with
+another tensor and an activation that follow then move into the convolution's one pass over its
+output. Each of these steps alone reads and writes the whole output once.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+from torchconv import nn
+from torchconv._coverage import FLOATS
+from torchconv.convert import convert
+from torchconv.functional import conv2d, conv_padding
+
+__all__ = ["fuse"]
+
+_CONVOLUTIONS = (torch.nn.Conv2d, nn.Conv2d)
+
+_LAYERS: dict[type, str] = {
+    torch.nn.ReLU: "relu",
+    torch.nn.ReLU6: "relu6",
+    torch.nn.Sigmoid: "sigmoid",
+    torch.nn.Tanh: "tanh",
+    torch.nn.SiLU: "silu",
+    torch.nn.Hardswish: "hardswish",
+    torch.nn.GELU: "gelu",
+}
+
+_FUNCTIONS: dict[Any, str] = {
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    F.relu: "relu",
+    F.relu_: "relu",
+    F.relu6: "relu6",
+    torch.sigmoid: "sigmoid",
+    torch.sigmoid_: "sigmoid",
+    F.sigmoid: "sigmoid",
+    torch.tanh: "tanh",
+    torch.tanh_: "tanh",
+    F.tanh: "tanh",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+    F.gelu: "gelu",
+}
+
+# Of a tensor.
+_METHODS = {name + end: name for name in ("relu", "sigmoid", "tanh") for end in ("", "_")}
+
+_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+# By name, for a sum that turns out not to be of equal sizes.
+_APPLY: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+}
+
+# A layer with one of these is more than its forward.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+# In eval mode these hand their input on.
+_IDENTITIES = (torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout2d)
+
+_LEAVES = (
+    torch.nn.Conv2d,
+    torch.nn.MaxPool2d,
+    torch.nn.AvgPool2d,
+    torch.nn.AdaptiveMaxPool2d,
+    torch.nn.AdaptiveAvgPool2d,
+    nn.MinPool2d,
+    nn.LocallyConnected2d,
+)
+
+
+class ConvAdd2d(nn.Conv2d):
+    """activation(conv(input) + other), with other of whatever size may be added to the result.
+
+    It is what `fuse` makes of a convolution and the sum behind it. Sizes are known when it runs:
+    if both terms are alike, the sum is part of the convolution's pass, or else a step of its own.
+    """
+
+    def forward(self, input: Tensor, other: Tensor | None = None) -> Tensor:
+        if other is None or self._is_output_like(input, other):
+            return super().forward(input, other)
+        settings = (self.stride, self.padding, self.dilation, self.groups)
+        out = conv2d(input, self.weight, self.bias, *settings) + other
+        return out if self.activation is None else _APPLY[self.activation](out)
+
+    def _is_output_like(self, input: Tensor, other: Tensor) -> bool:
+        left, right, top, bottom = conv_padding(
+            self.padding, input, self.weight, self.stride, self.dilation
+        )
+        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        padded = (input.shape[-2] + top + bottom, input.shape[-1] + left + right)
+        output = [
+            (n - span) // s + 1 for n, span, s in zip(padded, spans, self.stride, strict=True)
+        ]
+        size = (*input.shape[:-3], self.out_channels, *output)
+        return other.shape == size and other.dtype == input.dtype and other.device == input.device
+
+
+def fuse(model: torch.nn.Module) -> GraphModule:
+    """A copy of `model` for inference, in which convolutions take along what follows them.
+
+    Into a torch.nn.Conv2d or torchconv.nn.Conv2d go, in this order, where they follow and nothing
+    else reads what lies between: a BatchNorm2d, into weights and bias; a sum with another tensor;
+    and an activation that torchconv.nn.Conv2d has, be it a layer, a function or a method. The
+    results are those of `model` but for rounding. All other layers are swapped as by `convert`.
+
+    The copy is a torch.fx.GraphModule: what `model.forward` does in Python is recorded, once, with
+    its branches as they went then. It has weights of its own, so a later change of `model` does not
+    reach it. Layers with hooks, parametrizations or a class of somebody's own stay as they are,
+    and so does a normalisation that would carry weights past their type's range.
+
+    Args:
+        model: in eval mode, of any type and on any device. It is not changed.
+
+    Raises:
+        RuntimeError: `model` is in training mode, where no normalisation is fixed.
+        TypeError: `model` is no module.
+        Whatever torch.fx raises for a model that it cannot record, where control flow depends on
+        the values of tensors, for example: use `convert` there.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, but got {type(model).__name__}")
+    if model.training:
+        raise RuntimeError(
+            "fuse makes a copy for inference, but the model is in training mode: call eval() first"
+        )
+    root = copy.deepcopy(model)
+    graph = _Tracer().trace(root)
+    for node in graph.nodes:
+        if isinstance(node.type, str):
+            node.type = None  # an annotation that was not evaluated, which cannot be pickled
+    recorded = GraphModule(root, graph, type(model).__name__)
+    _drop_identities(recorded)
+    calls = Counter(node.target for node in recorded.graph.nodes if node.op == "call_module")
+    # From the end: of two convolutions that are summed up, the later one finds its other term.
+    for node in reversed(list(recorded.graph.nodes)):
+        if _is_convolution(recorded, node):
+            _fuse_chain(recorded, node, shared=calls[node.target] > 1)
+    recorded.delete_all_unused_submodules()
+    recorded.graph.lint()
+    recorded.recompile()
+    return convert(recorded)
+
+
+class _Tracer(torch.fx.Tracer):
+    """Records each layer that may be fused or swapped as one node."""
+
+    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _layer(recorded: GraphModule, node: Node, *classes: type) -> torch.nn.Module | None:
+    """The layer of one of just these classes that `node` calls on one tensor; None if otherwise."""
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return None
+    layer = recorded.get_submodule(str(node.target))
+    hooked = any(getattr(layer, name, None) for name in _HOOKS)
+    return None if hooked or "forward" in vars(layer) or type(layer) not in classes else layer
+
+
+def _drop_identities(recorded: GraphModule) -> None:
+    for node in recorded.graph.nodes:
+        layer = _layer(recorded, node, *_IDENTITIES)
+        if layer is not None and not layer.training:
+            node.replace_all_uses_with(node.args[0])
+            recorded.graph.erase_node(node)
+
+
+def _is_convolution(recorded: GraphModule, node: Node) -> bool:
+    layer = _layer(recorded, node, *_CONVOLUTIONS)
+    return (
+        isinstance(layer, torch.nn.Conv2d)
+        and getattr(layer, "activation", None) is None
+        and "_conv_forward" not in vars(layer)
+        and layer.weight.dtype in FLOATS
+        and not layer.weight.is_meta
+    )
+
+
+def _reader(node: Node) -> Node | None:
+    """The one node that reads `node`."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _fuse_chain(recorded: GraphModule, node: Node, shared: bool) -> None:
+    """Replaces `node`, a convolution, and what can go into it by one layer.
+
+    shared: whether the layer is called elsewhere too, so that a copy has to take its place here.
+    """
+    layer: Any = recorded.get_submodule(str(node.target))
+    layer = copy.deepcopy(layer) if shared else layer
+    chain = [node]
+    other = activation = None
+    reader = _reader(node)
+    if reader is not None and _folds(layer, _layer(recorded, reader, torch.nn.BatchNorm2d)):
+        chain.append(reader)
+        reader = _reader(reader)
+    if reader is not None and layer.padding_mode == "zeros":
+        other = _other_term(recorded, chain, reader)
+        if other is not None:
+            chain.append(reader)
+            reader = _reader(reader)
+    if reader is not None:
+        activation = _activation(recorded, reader, chain[-1])
+        if activation is not None:
+            chain.append(reader)
+    if len(chain) == 1:
+        return
+    layer.__class__ = nn.Conv2d if other is None else ConvAdd2d
+    vars(layer).pop("_converted", None)  # nothing but torchconv knows the activation
+    layer.activation = activation
+    target = str(node.target)
+    if shared:
+        target = f"{target}_{node.name}"
+        recorded.add_submodule(target, layer)
+    # A sum needs both terms; without one the convolution stays where its input is what it was.
+    place = node if other is None else chain[-1]
+    with recorded.graph.inserting_before(place):
+        inputs = node.args if other is None else (*node.args, other)
+        fused = recorded.graph.call_module(target, inputs)
+    chain[-1].replace_all_uses_with(fused)
+    for done in reversed(chain):
+        recorded.graph.erase_node(done)
+
+
+def _folds(layer: torch.nn.Conv2d, norm: Any) -> bool:
+    """Folds a normalisation into weights and bias, if it can be."""
+    if norm is None or norm.training or norm.running_mean is None or norm.running_var is None:
+        return False
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    shift = -norm.running_mean.double()
+    if norm.weight is not None:
+        factor = factor * norm.weight.double()
+    if layer.bias is not None:
+        shift = shift + layer.bias.double()
+    shift = shift * factor
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    weight = (layer.weight.double() * factor.reshape(-1, 1, 1, 1)).to(layer.weight.dtype)
+    bias = shift.to(layer.weight.dtype)
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        return False
+    needs_grad = layer.weight.requires_grad
+    layer.weight = torch.nn.Parameter(weight.detach(), needs_grad)
+    layer.bias = torch.nn.Parameter(bias.detach(), needs_grad)
+    return True
+
+
+def _other_term(recorded: GraphModule, chain: list[Node], reader: Node) -> Node | None:
+    """What `reader` adds to the end of `chain`; None if it does something else."""
+    if reader.target not in _SUMS or len(reader.args) != 2 or reader.kwargs:
+        return None
+    first, second = reader.args
+    other = second if first is chain[-1] else first
+    if not isinstance(other, Node) or other is chain[-1]:
+        return None
+    # The convolution moves to where the sum is: nothing on the way may overwrite its input.
+    between = chain[0].next
+    while between is not reader:
+        if between not in chain and _overwrites(recorded, between):
+            return None
+        between = between.next
+    return other
+
+
+def _overwrites(recorded: GraphModule, node: Node) -> bool:
+    """Whether a node may change a tensor in place."""
+    if node.op == "call_module":
+        return bool(getattr(recorded.get_submodule(str(node.target)), "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = getattr(node.target, "__name__", str(node.target))
+    return (
+        (name.endswith("_") and not name.endswith("__"))
+        or name == "setitem"
+        or (getattr(operator, name, None) is node.target and name.startswith("i"))
+        or bool(node.kwargs.get("inplace"))
+        or "out" in node.kwargs
+    )
+
+
+def _activation(recorded: GraphModule, node: Node, previous: Node) -> str | None:
+    """The name of the activation that `node` applies to `previous`; None for anything else."""
+    layer: Any = _layer(recorded, node, *_LAYERS, torch.nn.Hardtanh)
+    if isinstance(layer, torch.nn.Hardtanh) and type(layer) is torch.nn.Hardtanh:
+        return "relu6" if (layer.min_val, layer.max_val) == (0, 6) else None
+    if layer is not None:
+        return None if getattr(layer, "approximate", "none") != "none" else _LAYERS[type(layer)]
+    if node.args != (previous,) or node.kwargs.get("approximate", "none") != "none":
+        return None
+    if not node.kwargs.keys() <= {"inplace", "approximate"}:
+        return None
+    if node.op == "call_function":
+        return _FUNCTIONS.get(node.target)
+    return _METHODS.get(str(node.target)) if node.op == "call_method" else None
