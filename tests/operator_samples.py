@@ -18,7 +18,6 @@ ACTIVATIONS = ("relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "gelu")
 
 OPERATORS = (
     "conv2d",
-    "conv2d_packed",
     "conv2d_with_preactivation",
     "conv2d_backward",
     "max_pool2d",
@@ -77,10 +76,6 @@ def samples(
             y, z = OPS.conv2d_with_preactivation(
                 x.detach(), w.detach(), b.detach(), *geometry, activation, flip
             )
-            if name == "conv2d_packed":
-                yield (x, w, b, 0, 0, *geometry, activation, flip)
-                yield (x, w, b, 0, 0, *geometry, activation, flip, leaf(torch.randn_like(y)))
-                continue
             if name != "conv2d_backward":
                 yield (x, w, b, *geometry, activation, flip)
                 yield (x, w, None, *geometry, activation, flip)

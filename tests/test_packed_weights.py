@@ -22,6 +22,7 @@ import torchconv.functional as F
 from conftest import in_layout
 from dispatch_log import DispatchLog
 from torchconv import nn
+from torchconv._dispatch import Operator
 
 SIZE = (2, 32, 10, 11)
 
@@ -573,11 +574,11 @@ def test_traces_hold_the_plain_operator(packed: nn.Conv2d) -> None:
         ]
         traced = torch.jit.trace(packed, x)
         compiled = torch.compile(packed, backend="eager", fullgraph=True)
-        assert "conv2d_packed" not in str(traced.graph)
+        assert "settings" not in str(traced.graph)
         for function in (*graphs, traced, compiled):
             assert torch.equal(function(x), expected)
         for graph in graphs:
-            assert "conv2d_packed" not in graph.code
+            assert "settings" not in graph.code
         with DispatchLog() as log:
             packed(x)
         assert log.names == ["torchconv::conv2d"]
@@ -592,19 +593,8 @@ def test_operator_with_any_owner() -> None:
     """An owner that does not exist has nothing kept, and the result is conv2d's."""
     x, w = torch.randn(SIZE), torch.randn(32, 32, 3, 3)
     expected = torch.ops.torchconv.conv2d(x, w)
+    values = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "none", False)
     for owner in (0, -1, 2**62):
-        assert torch.equal(torch.ops.torchconv.conv2d_packed(x, w, None, owner, 0), expected)
-
-
-def test_operator_under_autograd_and_autocast() -> None:
-    ops = torch.ops.torchconv
-    x = torch.randn(SIZE, requires_grad=True)
-    w = torch.randn(32, 32, 3, 3, requires_grad=True)
-    for ours, plain in zip(
-        torch.autograd.grad(ops.conv2d_packed(x, w, None, 0, 0).sum(), (x, w)),
-        torch.autograd.grad(ops.conv2d(x, w).sum(), (x, w)),
-        strict=True,
-    ):
-        assert torch.equal(ours, plain)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(ops.conv2d_packed(x, w, None, 0, 0), ops.conv2d(x, w))
+        settings = Operator("conv2d").settings((*values, owner, 0))
+        got = torch.ops.torchconv.conv2d.settings(x, w, None, None, settings)
+        assert torch.equal(got, expected)

@@ -217,8 +217,9 @@ LOADING = """
 import sys, torch, torchconv
 torch.ops.load_library(sys.argv[1])
 has = torch._C._dispatch_has_kernel_for_dispatch_key
-from torchconv import _schemas
+from torchconv import _schemas, _settings
 names = ["torchconv::" + schema.partition("(")[0] for schema in _schemas.SCHEMAS]
+names += ["torchconv::" + name + ".settings" for name in _settings.OVERLOADED]
 print(" ".join(name for name in names if not has(name, "CUDA")))
 """
 # What only the CPU's library has, being called with CPU tensors or for it.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchconv._dispatch import below_autograd
+from torchconv._dispatch import Operator, below_autograd, forward, may_have_tangents, unrecorded
 from torchconv._fake import is_channels_last
 
 __all__ = [
@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 _ops = torch.ops.torchconv
+_adaptive_avg_pool2d = Operator("adaptive_avg_pool2d")
+_adaptive_avg_pool2d_backward = Operator("adaptive_avg_pool2d_backward")
+_adaptive_max_pool2d = Operator("adaptive_max_pool2d")
+_adaptive_max_pool2d_backward = Operator("adaptive_max_pool2d_backward")
 
 
 class AdaptiveAvgPool2dFunction(Function):
@@ -32,7 +36,7 @@ class AdaptiveAvgPool2dFunction(Function):
 
     @staticmethod
     def forward(input: Tensor, output_size: Sequence[int]) -> Tensor:
-        return below_autograd(_ops.adaptive_avg_pool2d, input, output_size)
+        return forward(_adaptive_avg_pool2d, (input,), (output_size,))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -41,7 +45,8 @@ class AdaptiveAvgPool2dFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return _ops.adaptive_avg_pool2d_backward(grad, ctx.input_size, ctx.channels_last), None
+        values = (ctx.input_size, ctx.channels_last)
+        return unrecorded(_adaptive_avg_pool2d_backward, (grad,), values), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -75,20 +80,21 @@ class AdaptiveMaxPool2dFunction(Function):
 
     @staticmethod
     def forward(input: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return below_autograd(_ops.adaptive_max_pool2d, input, output_size)
+        return forward(_adaptive_max_pool2d, (input,), (output_size,))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.input_size, ctx.channels_last = inputs[0].shape, is_channels_last(inputs[0])
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
-        ctx.save_for_forward(output[1])
+        if may_have_tangents():
+            ctx.save_for_forward(output[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         (indices,) = ctx.saved_tensors
-        dx = _ops.adaptive_max_pool2d_backward(grad, indices, ctx.input_size, ctx.channels_last)
-        return dx, None
+        values = (ctx.input_size, ctx.channels_last)
+        return unrecorded(_adaptive_max_pool2d_backward, (grad, indices), values), None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:

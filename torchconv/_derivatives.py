@@ -23,7 +23,7 @@ from torchconv._autograd_adaptive import (
     AdaptiveMaxPool2dFunction,
     AdaptiveMaxPool2dGatherFunction,
 )
-from torchconv._schemas import LIBRARY, defaults, without_owner
+from torchconv._schemas import LIBRARY, defaults
 from torchconv.autograd import (
     NEEDS_PREACTIVATION,
     AvgPool2dBackwardFunction,
@@ -122,7 +122,6 @@ def _conv2d_backward_derivative(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 DERIVATIVES: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d_derivative,
-    "conv2d_packed": lambda *args: _conv2d_derivative(*without_owner(args)),
     "conv2d_with_preactivation": _apply_conv2d_with_preactivation,
     "conv2d_backward": _conv2d_backward_derivative,
     "max_pool2d": _first(_apply_max_pool2d),

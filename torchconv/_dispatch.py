@@ -2,12 +2,14 @@
 
 Autograd's part of an operator is a kernel in Python, and on small images the dispatcher's way there
 takes several times as long as the convolution. Where nobody can ask for a derivative a call goes
-past it; where a plain call records one, straight to the operator's Function. While something
-traces, transforms, casts or watches the call, it must see the whole operator.
+past it, by the operator's overload for short calls; where a plain call records one, straight to the
+operator's Function. While something traces, transforms, casts or watches the call, it must see the
+whole operator.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +19,13 @@ from torch._ops import OpOverload
 from torch.autograd import forward_ad as fwAD
 from torch.nn import Parameter
 
-from torchconv._schemas import defaults, overload
+from torchconv._schemas import overload
+from torchconv._settings import Signature, settings_of
 
 __all__ = [
     "Operator",
     "below_autograd",
+    "forward",
     "is_plain",
     "may_have_tangents",
     "records",
@@ -29,56 +33,53 @@ __all__ = [
 ]
 
 # Looked up once, as the few attributes on the way to each are a good part of a small call.
-_strided = torch.strided
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _grad_enabled = torch.is_grad_enabled
 _is_compiling = torch.compiler.is_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+
+# Others have a meaning of their own. None is an optional tensor that is not there.
+_PLAIN = frozenset((Tensor, Parameter, type(None)))
 
 
 class Operator:
-    """An operator, and what calls it without a detour.
+    """An operator, and what calls it without a detour: `call(*tensors, settings(values))`, where
+    the call `is_plain`, with its tensors and the tuple of what is none.
 
-    leading: how many arguments every call has. usual: default values of those that follow, from the
-    first, third and fourth of them on; but not of the `rare` last ones. derivative: applies its
-    Function to all of its arguments.
+    derivative: applies its Function to all of its arguments.
     """
 
-    __slots__ = ("call", "derivative", "overload", "usual")
+    __slots__ = ("_signature", "_whole", "call", "derivative", "settings")
 
-    def __init__(
-        self,
-        name: str,
-        leading: int = 1,
-        rare: int = 0,
-        derivative: Callable[..., Any] | None = None,
-    ) -> None:
+    def __init__(self, name: str, derivative: Callable[..., Any] | None = None) -> None:
         self.derivative: Any = derivative
-        self.overload: OpOverload = overload(name)
-        self.call = self.overload._op
-        values = defaults(name)
-        rest = tuple(values[leading : len(values) - rare])
-        self.usual = [(count, rest[count:]) for count in (0, 2, 3)]
+        self._signature = Signature(name)
+        self._whole: OpOverload = overload(name)
+        self.call = getattr(torch.ops.torchconv, name).settings._op
+        # TypeError for values that are not in the normal form: tuples of integers.
+        self.settings = functools.lru_cache(maxsize=1024)(self.settings_once)
 
-    def unusual(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Arguments after the leading ones, without defaults at the end: each costs."""
-        for count, tail in self.usual:  # all but so many are usual, most often
-            if args[count:] == tail:
-                return args[:count]
-        return args
+    def settings_once(self, values: tuple[Any, ...]) -> Tensor:
+        """As settings, for values that hardly come again."""
+        return settings_of(self._signature.types, values)
+
+    def __call__(self, tensors: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
+        """The whole operator, for everybody to see."""
+        return self._whole(*self._signature.joined(tensors, values))
 
 
-def is_plain(input: Tensor, weight: Tensor) -> bool:
+def is_plain(*tensors: Any) -> bool:
     """Whether nothing transforms, traces or watches a call with these; autograd may record it."""
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN:
+            return False
     return not (
-        type(input) is not Tensor
-        or (type(weight) is not Parameter and type(weight) is not Tensor)
-        or weight.layout is not _strided
-        or input.layout is not _strided
-        or fwAD._current_level >= 0
-        or _dispatch_modes() > 0
+        fwAD._current_level >= 0
+        or _dispatch_modes()
+        or _function_modes()
         or _transforms_active()
         or _tracing_state() is not None
     )
@@ -111,9 +112,25 @@ def below_autograd(op: Callable[..., Any], *args: Any) -> Any:
             return op(*args)
 
 
-def unrecorded(op: Operator, *args: Any) -> Any:
+def forward(op: Operator, tensors: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
+    """As below_autograd, the short way where there is one."""
+    settings = _short(op, tensors, values)
+    if settings is None:
+        return below_autograd(op, tensors, values)
+    return op.call(*tensors, settings)
+
+
+def unrecorded(op: Operator, tensors: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
     """op inside a Function's backward, which most often is not itself differentiated."""
-    if _is_compiling() or _grad_enabled() or may_have_tangents():
-        return op.overload(*args)
-    with _below_autograd():
-        return op.call(*args)
+    settings = None if _grad_enabled() else _short(op, tensors, values)
+    return op(tensors, values) if settings is None else op.call(*tensors, settings)
+
+
+def _short(op: Operator, tensors: tuple[Any, ...], values: tuple[Any, ...]) -> Tensor | None:
+    """The settings for the short way, inside a Function; None where there is none."""
+    if _is_compiling() or not is_plain(*tensors):
+        return None
+    try:
+        return op.settings(values)
+    except TypeError:  # lists, of who called the operator itself
+        return None

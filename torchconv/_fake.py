@@ -155,18 +155,6 @@ def _check_residual(residual: Tensor, size: Sequence[int], dtype: torch.dtype) -
         torch._check(actual == expected, message)
 
 
-def _conv2d_packed(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    owner: int,
-    version: int,
-    *args: Any,
-    **kwargs: Any,
-) -> Tensor:
-    return _conv2d(input, weight, bias, *args, **kwargs)
-
-
 def _conv2d_with_preactivation(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     return _conv2d(*args, **kwargs), _conv2d(*args, **kwargs)
 
@@ -390,7 +378,6 @@ def _adaptive_max_pool2d_gather(input: Tensor, indices: Tensor) -> Tensor:
 
 _FAKES: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
-    "conv2d_packed": _conv2d_packed,
     "conv2d_with_preactivation": _conv2d_with_preactivation,
     "conv2d_backward": _conv2d_backward,
     "max_pool2d": _select_pool2d,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from torchconv import _load
-from torchconv._dispatch import is_plain, records
+from torchconv._dispatch import Operator, is_plain, records
 
 __all__ = ["PackedWeights", "drop_packed_weights", "only_infers"]
 
@@ -36,14 +36,17 @@ def _library() -> ctypes.CDLL:
 
 
 _autocasts = torch._C._is_any_autocast_enabled
+_conv2d = Operator("conv2d")
 
 
-def only_infers(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def only_infers(
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None
+) -> bool:
     """Whether a convolution of these is a plain call whose result is all that anybody asks for:
     nothing records, transforms, casts or watches it."""
     return (
-        is_plain(input, weight)
-        and not records(input, weight, bias)
+        is_plain(input, weight, bias, residual)
+        and not records(input, weight, bias, residual)
         and not _autocasts()
         and not weight.is_inference()  # whose changes are not counted
     )
@@ -54,12 +57,14 @@ class PackedWeights:
 
     __slots__ = (
         "_address",
-        "_arguments",
         "_bias",
         "_keepable",
+        "_layer",
         "_memory",
-        "_settings",
+        "_operator_settings",
+        "_values",
         "_weight",
+        "_written",
         "owner",
     )
 
@@ -71,34 +76,54 @@ class PackedWeights:
         self._memory: Tensor | None = None
         self._address = 0
         self._keepable = False
-        self._settings: tuple[Any, ...] = ()
+        self._layer: tuple[Any, ...] = ()
         self._bias: Tensor | None = None
-        self._arguments: tuple[Any, ...] | None = None
+        self._values: tuple[Any, ...] | None = None
+        self._written: tuple[Any, ...] = ()
+        self._operator_settings: Tensor | None = None
 
     def remember(
-        self, settings: tuple[Any, ...], bias: Tensor | None, arguments: tuple[Any, ...]
+        self, layer: tuple[Any, ...], bias: Tensor | None, values: tuple[Any, ...]
     ) -> None:
         """The operator's arguments that these settings of the layer come to, for any batch."""
-        self._settings, self._bias, self._arguments = settings, bias, arguments
+        self._layer, self._bias, self._values = layer, bias, values
 
-    def arguments_of(
-        self, settings: tuple[Any, ...], input: Any, weight: Any, bias: Any
+    def values_of(
+        self, layer: tuple[Any, ...], input: Any, weight: Any, bias: Any
     ) -> tuple[Any, ...] | None:
         """What was remembered, where the call differs from the one before in its batch alone."""
         if (
-            type(input) is Tensor
-            and weight is self._weight
-            and weight is not None
+            weight is self._weight
             and bias is self._bias
-            and settings == self._settings
+            and layer == self._layer
+            and type(input) is Tensor
+            and weight is not None
             and input.dtype is weight.dtype
             and input.dim() == 4
             and input.is_cpu
         ):
-            return self._arguments
+            return self._values
         return None
 
-    def owner_of(self, weight: Tensor) -> int:
+    def convolve(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        values: tuple[Any, ...],
+    ) -> Tensor:
+        """conv2d where it `only_infers`, by the weights that are kept."""
+        if input.dim() == 3:
+            added = None if residual is None else residual.unsqueeze(0)
+            return self.convolve(input.unsqueeze(0), weight, bias, added, values).squeeze(0)
+        wanted = (values, self._owner_of(weight), weight._version)
+        if wanted != self._written:
+            self._operator_settings = _conv2d.settings_once((*values, *wanted[1:]))
+            self._written = wanted
+        return _conv2d.call(input, weight, bias, residual, self._operator_settings)
+
+    def _owner_of(self, weight: Tensor) -> int:
         """The operator's argument for these weights; 0 where theirs must not be kept."""
         address = weight.data_ptr()
         if weight is not self._weight or address != self._address:

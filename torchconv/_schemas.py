@@ -42,10 +42,6 @@ _AVERAGE = "bool ceil_mode, bool count_include_pad, SymInt? divisor_override"
 
 SCHEMAS = (
     f"conv2d({_CONV_INPUTS}) -> Tensor",
-    # The same, by packed weights that are kept for `owner` (torchconv/_packed_weights.py), who
-    # names the version of its weights. Inference calls it; what is traced holds conv2d.
-    "conv2d_packed(Tensor input, Tensor weight, Tensor? bias, int owner, int version, "
-    f"{_CONV.replace('SymInt', 'int')}, {_RESIDUAL}) -> Tensor",
     # Lines of text about what conv2d and its backward will run (torchconv/_explain.py)
     "explain_conv2d(Tensor input, Tensor weight, int[2] stride, int[4] padding, int[2] dilation, "
     "int groups, bool flip_kernel) -> str",
@@ -79,11 +75,6 @@ SCHEMAS = (
     "bool channels_last) -> Tensor",
     "adaptive_max_pool2d_gather(Tensor input, Tensor indices) -> Tensor",
 )
-
-
-def without_owner(args: Sequence[Any]) -> tuple[Any, ...]:
-    """conv2d's arguments from those of conv2d_packed."""
-    return (*args[:3], *args[5:])
 
 
 def overload(name: str) -> OpOverload:

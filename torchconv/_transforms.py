@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchconv._schemas import LIBRARY, defaults, without_owner
+from torchconv._schemas import LIBRARY, defaults
 
 _ops = torch.ops.torchconv
 
@@ -53,10 +53,6 @@ def _conv2d_rule(op: Callable[..., Any]) -> Callable[..., Any]:
         return _map(out, lambda t: t.unflatten(1, (size, -1)), 1)
 
     return rule
-
-
-def _conv2d_packed_rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
-    return _conv2d_rule(_ops.conv2d)(info, without_owner(in_dims), *without_owner(args))
 
 
 def _map(out: Any, split: Callable[[Tensor], Tensor], dim: int) -> tuple[Any, Any]:
@@ -108,7 +104,6 @@ def _pool_backward_rule(op: Callable[..., Any], sizes_at: int) -> Callable[..., 
 
 _RULES: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d_rule(_ops.conv2d),
-    "conv2d_packed": _conv2d_packed_rule,
     "conv2d_with_preactivation": _conv2d_rule(_ops.conv2d_with_preactivation),
     "conv2d_backward": _conv2d_backward_rule,
     "select_pool2d_backward": _pool_backward_rule(_ops.select_pool2d_backward, 2),
@@ -173,5 +168,3 @@ def _autocast(name: str, device_type: str, key: str, op: Callable[..., Any]) -> 
 for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
     for _name in ("conv2d", "conv2d_with_preactivation"):
         _autocast(_name, _device_type, _key, getattr(_ops, _name))
-    # Nothing is kept of weights that are cast for one call.
-    _autocast("conv2d_packed", _device_type, _key, lambda *args: _ops.conv2d(*without_owner(args)))

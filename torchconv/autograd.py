@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv._autograd_adaptive import AdaptiveAvgPool2dFunction, AdaptiveMaxPool2dFunction
-from torchconv._dispatch import Operator, below_autograd, may_have_tangents, unrecorded
+from torchconv._dispatch import Operator, below_autograd, forward, may_have_tangents, unrecorded
 from torchconv._fake import is_channels_last
 
 __all__ = [
@@ -34,9 +34,10 @@ __all__ = [
 ]
 
 _ops = torch.ops.torchconv
-_conv2d = Operator("conv2d", leading=3, rare=1)
+_conv2d = Operator("conv2d")
 _conv2d_backward = Operator("conv2d_backward")
 _select_pool2d_backward = Operator("select_pool2d_backward")
+_avg_pool2d = Operator("avg_pool2d")
 _avg_pool2d_backward = Operator("avg_pool2d_backward")
 
 # Derivatives that follow from the output y, where y is not constant; the others need the
@@ -176,7 +177,7 @@ class _ConvFunction(Function):
 
     @staticmethod
     def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        mask, of_residual = list(ctx.needs_input_grad[:3]), any(ctx.needs_input_grad[9:])
+        mask, of_residual = ctx.needs_input_grad[:3], any(ctx.needs_input_grad[9:])
         if grad is None or not (any(mask) or of_residual):
             return (None,) * 10
         input, weight, saved, _, _ = ctx.saved_tensors
@@ -191,7 +192,8 @@ class _ConvFunction(Function):
         if any(mask):
             gradients = unrecorded(
                 _conv2d_backward,
-                *(grad, input, weight, saved, *ctx.geometry, activation, ctx.flip, mask),
+                (grad, input, weight, saved),
+                (*ctx.geometry, activation, ctx.flip, mask),
             )
         wanted = (g if m else None for g, m in zip(gradients, mask, strict=True))
         return (*wanted, *(None,) * 6, grad if of_residual else None)
@@ -232,10 +234,8 @@ class Conv2dFunction(_ConvFunction):
         flip_kernel: bool = False,
         residual: Tensor | None = None,
     ) -> Tensor:
-        args: tuple[Any, ...] = (stride, padding, dilation, groups, activation, flip_kernel)
-        # A residual must not meet the comparison with default values.
-        rest = _conv2d.unusual(args) if residual is None else (*args, residual)
-        return below_autograd(_conv2d.call, input, weight, bias, *rest)
+        values = (stride, padding, dilation, groups, activation, flip_kernel)
+        return forward(_conv2d, (input, weight, bias, residual), values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -409,10 +409,8 @@ class _SelectPool2dFunction(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         (selected,) = ctx.saved_tensors
-        dx = unrecorded(
-            _select_pool2d_backward,
-            *(grad, selected, ctx.input_size, *ctx.window, ctx.channels_last),
-        )
+        values = (ctx.input_size, *ctx.window, ctx.channels_last)
+        dx = unrecorded(_select_pool2d_backward, (grad, selected), values)
         return (dx, *(None,) * 5)
 
     @staticmethod
@@ -421,8 +419,8 @@ class _SelectPool2dFunction(Function):
         return _ops.select_pool2d_gather(tangents[0], selected, *ctx.window), None
 
 
-def _select_function(name: str, op: Callable[..., Any], doc: str) -> type[_SelectPool2dFunction]:
-    def forward(
+def _select_function(name: str, op: Operator, doc: str) -> type[_SelectPool2dFunction]:
+    def of_window(
         input: Tensor,
         kernel_size: Sequence[int],
         stride: Sequence[int],
@@ -430,27 +428,27 @@ def _select_function(name: str, op: Callable[..., Any], doc: str) -> type[_Selec
         dilation: Sequence[int] = (1, 1),
         ceil_mode: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        return below_autograd(op, input, kernel_size, stride, padding, dilation, ceil_mode)
+        return forward(op, (input,), (kernel_size, stride, padding, dilation, ceil_mode))
 
-    members = {"forward": staticmethod(forward), "__doc__": doc, "__module__": __name__}
+    members = {"forward": staticmethod(of_window), "__doc__": doc, "__module__": __name__}
     return type(name, (_SelectPool2dFunction,), members)
 
 
 _RETURNS = "Returns y, N x C x P x Q, and the selected elements' offsets in their windows."
 MaxPool2dFunction = _select_function(
-    "MaxPool2dFunction", _ops.max_pool2d_with_offsets, f"Max pooling. {_RETURNS}"
+    "MaxPool2dFunction", Operator("max_pool2d_with_offsets"), f"Max pooling. {_RETURNS}"
 )
 MinPool2dFunction = _select_function(
-    "MinPool2dFunction", _ops.min_pool2d_with_offsets, f"Min pooling. {_RETURNS}"
+    "MinPool2dFunction", Operator("min_pool2d_with_offsets"), f"Min pooling. {_RETURNS}"
 )
 MaxPool2dWithIndicesFunction = _select_function(
     "MaxPool2dWithIndicesFunction",
-    _ops.max_pool2d_with_indices,
+    Operator("max_pool2d_with_indices"),
     "Max pooling. Returns y and int64 indices h*W + w.",
 )
 MinPool2dWithIndicesFunction = _select_function(
     "MinPool2dWithIndicesFunction",
-    _ops.min_pool2d_with_indices,
+    Operator("min_pool2d_with_indices"),
     "Min pooling. Returns y and int64 indices h*W + w.",
 )
 
@@ -468,10 +466,9 @@ class AvgPool2dFunction(Function):
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> Tensor:
-        return below_autograd(
-            _ops.avg_pool2d,
-            *(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override),
-        )
+        window = (kernel_size, stride, padding)
+        values = (*window, ceil_mode, count_include_pad, divisor_override)
+        return forward(_avg_pool2d, (input,), values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -480,9 +477,8 @@ class AvgPool2dFunction(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        dx = unrecorded(
-            _avg_pool2d_backward, grad, ctx.input_size, *ctx.arguments, ctx.channels_last
-        )
+        values = (ctx.input_size, *ctx.arguments, ctx.channels_last)
+        dx = unrecorded(_avg_pool2d_backward, (grad,), values)
         return (dx, *(None,) * 6)
 
     @staticmethod

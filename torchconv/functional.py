@@ -18,7 +18,6 @@ from torch import Tensor
 from torchconv._coverage import FLOATS, INTEGERS
 from torchconv._derivatives import DERIVATIVES
 from torchconv._dispatch import Operator, is_plain, records
-from torchconv._schemas import overload
 from torchconv.autograd import ACTIVATIONS
 
 __all__ = [
@@ -32,44 +31,38 @@ __all__ = [
 ]
 
 
-def _pool(name: str) -> Operator:
+def _operator(name: str) -> Operator:
     return Operator(name, derivative=DERIVATIVES[name])
 
 
-_conv2d = overload("conv2d")
-_conv2d_packed = Operator("conv2d_packed", leading=5, rare=1)
-_derive_conv2d = DERIVATIVES["conv2d"]
+_conv2d = _operator("conv2d")
 _select = {
-    (name, indices): _pool(f"{name}_with_indices" if indices else name)
+    (name, indices): _operator(f"{name}_with_indices" if indices else name)
     for name in ("max_pool2d", "min_pool2d")
     for indices in (False, True)
 }
-_avg_pool2d = _pool("avg_pool2d")
-_adaptive_avg_pool2d = _pool("adaptive_avg_pool2d")
+_avg_pool2d = _operator("avg_pool2d")
+_adaptive_avg_pool2d = _operator("adaptive_avg_pool2d")
 _adaptive_max_pool2d = {
-    False: _pool("adaptive_max_pool2d_values"),
-    True: _pool("adaptive_max_pool2d"),
+    False: _operator("adaptive_max_pool2d_values"),
+    True: _operator("adaptive_max_pool2d"),
 }
 # Looked up once, as the few attributes on the way to each are a good part of a small call.
-_below_autograd = torch._C._AutoDispatchBelowAutograd
 _is_compiling = torch.compiler.is_compiling
 _autocasts = torch._C._is_any_autocast_enabled
-_function_modes = torch._C._len_torch_function_stack
 
 _FLOATING = frozenset(FLOATS)
 _SELECT_DTYPES = _FLOATING | {*INTEGERS, torch.uint16}
 _CONV_DTYPES = _SELECT_DTYPES - {torch.bool, torch.uint16}
 
 
-def _call(op: Operator, input: Tensor, args: tuple[Any, ...]) -> Any:
-    """op(input, *args), the short way where there is one."""
-    if not _is_compiling() and is_plain(input, input):
+def _call(op: Operator, input: Tensor, values: tuple[Any, ...]) -> Any:
+    """op of input and values, the short way where there is one."""
+    if not _is_compiling() and is_plain(input):
         if not records(input, input):
-            with _below_autograd():
-                return op.call(input, *op.unusual(args))
-        if not _function_modes():
-            return op.derivative(input, *args)
-    return op.overload(input, *args)
+            return op.call(input, op.settings(values))
+        return op.derivative(input, *values)
+    return op((input,), values)
 
 
 def _integer(value: Any, op: str, name: str) -> Any:
@@ -100,23 +93,23 @@ def _integers(value: Any, op: str, name: str) -> list[Any]:
     return [_integer(v, op, name) for v in values]
 
 
-def _pair(value: Any, op: str, name: str) -> list[Any]:
+def _pair(value: Any, op: str, name: str) -> tuple[Any, ...]:
     # The two usual spellings first: on small images this is a good part of a call.
     if type(value) is int and -(2**31) <= value < 2**31:
-        return [value, value]
+        return value, value
     if type(value) is tuple and len(value) == 2:
         h, w = value
         if type(h) is type(w) is int and -(2**31) <= h < 2**31 and -(2**31) <= w < 2**31:
-            return [h, w]
+            return value
     values = _integers(value, op, name)
     if len(values) == 1:
-        return values * 2
+        return tuple(values * 2)
     if len(values) != 2:
         raise RuntimeError(
             f"{op}: {name} must either be a single int, or a tuple of two ints, but got "
             f"{name}={values}"
         )
-    return values
+    return tuple(values)
 
 
 def _check_tensor(value: Any, op: str, name: str, dtypes: frozenset[torch.dtype]) -> None:
@@ -136,8 +129,8 @@ def _batched(op: Operator, input: Tensor, args: tuple[Any, ...]) -> Any:
 
 def same_padding(
     size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> list[Any]:
-    """SAME (lectures C, E) as [left, right, top, bottom]: ceil(size / stride) outputs, an odd extra
+) -> tuple[Any, ...]:
+    """SAME (lectures C, E) as (left, right, top, bottom): ceil(size / stride) outputs, an odd extra
     zero at the end. Every argument is (h, w)."""
     padding: list[Any] = []
     for axis in (1, 0):
@@ -150,7 +143,7 @@ def same_padding(
         if d * (f - 1) < s - 1:
             total = max(total, 0)
         padding += [total // 2, total - total // 2]
-    return padding
+    return tuple(padding)
 
 
 def conv_padding(
@@ -159,8 +152,8 @@ def conv_padding(
     weight: Tensor,
     stride: Sequence[int],
     dilation: Sequence[int],
-) -> list[Any]:
-    """Any spelling of ``padding`` as [left, right, top, bottom].
+) -> tuple[Any, ...]:
+    """Any spelling of ``padding`` as (left, right, top, bottom).
 
     Args:
         padding: int, (h, w), 'valid', 'same' or (left, right, top, bottom).
@@ -174,20 +167,20 @@ def conv_padding(
     """
     # The usual spellings first, as in _pair.
     if type(padding) is int and 0 <= padding < 2**31:
-        return [padding] * 4
+        return (padding,) * 4
     if type(padding) is tuple and len(padding) == 2:
         h, w = padding
         if type(h) is type(w) is int and 0 <= h < 2**31 and 0 <= w < 2**31:
-            return [w, w, h, h]
+            return w, w, h, h
     if isinstance(padding, str):
         if padding == "valid":
-            return [0, 0, 0, 0]
+            return 0, 0, 0, 0
         if padding == "same":
             return same_padding(input.shape[-2:], weight.shape[-2:], stride, dilation)
         raise RuntimeError(f"Invalid padding string: '{padding}'")
     values = _integers(padding, "conv2d", "padding")
     if len(values) == 4:
-        return values
+        return tuple(values)
     if len(values) == 1:
         values *= 2
     if len(values) != 2:
@@ -198,7 +191,7 @@ def conv_padding(
     if min(values) < 0:
         raise RuntimeError(f"negative padding is not supported, but got padding={values}")
     h, w = values
-    return [w, w, h, h]
+    return w, w, h, h
 
 
 def activation_name(activation: str | None) -> str:
@@ -256,40 +249,11 @@ def conv_arguments(
     strides = _pair(stride, "conv2d", "stride")
     dilations = _pair(dilation, "conv2d", "dilation")
     if isinstance(padding, str) and min(strides) <= 0:
-        raise RuntimeError(f"non-positive stride is not supported, but got stride={strides}")
+        raise RuntimeError(f"non-positive stride is not supported, but got stride={list(strides)}")
     pads = conv_padding(padding, input, weight, strides, dilations)
     count = _integer(groups, "conv2d", "groups")
     flip = _boolean(flip_kernel, "conv2d", "flip_kernel")
     return strides, pads, dilations, count, name, flip
-
-
-def inference_arguments(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Those of `infer_conv2d` from those of `conv_arguments`."""
-    return _conv2d_packed.unusual(arguments)
-
-
-def infer_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    owner: int,
-    arguments: tuple[Any, ...],
-    residual: Tensor | None = None,
-) -> Tensor:
-    """conv2d where `only_infers`. owner: of packed weights, or 0.
-
-    Its operator takes plain integers, which PyTorch reads in less time than symbolic ones.
-    """
-    version = weight._version if owner else 0
-    if input.dim() == 4:
-        with _below_autograd():
-            if residual is None:
-                return _conv2d_packed.call(input, weight, bias, owner, version, *arguments)
-            return _conv2d_packed.call(
-                input, weight, bias, owner, version, *arguments, residual=residual
-            )
-    added = None if residual is None else residual.unsqueeze(0)
-    return infer_conv2d(input.unsqueeze(0), weight, bias, owner, arguments, added).squeeze(0)
 
 
 def conv2d(
@@ -330,44 +294,38 @@ def conv2d(
         integers; NotImplementedError: a dtype without kernels (bool, complex, ...); TypeError: an
         argument of the wrong type; ValueError: an unknown activation.
     """
-    arguments = conv_arguments(
+    values = conv_arguments(
         input, weight, bias, stride, padding, dilation, groups, activation, flip_kernel, residual
     )
     if input.dim() == 3:
         batch, added = input.unsqueeze(0), None if residual is None else residual.unsqueeze(0)
-        return _convolve(batch, weight, bias, arguments, added).squeeze(0)
-    return _convolve(input, weight, bias, arguments, residual)
+        return _convolve(batch, weight, bias, added, values).squeeze(0)
+    return _convolve(input, weight, bias, residual, values)
 
 
 def _convolve(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    arguments: tuple[Any, ...],
     residual: Tensor | None,
+    values: tuple[Any, ...],
 ) -> Tensor:
     """conv2d of N x C x H x W from what conv_arguments gives, the short way where there is one."""
-    if (
-        not _is_compiling()
-        and is_plain(input, weight)
-        and not _autocasts()
-        and (residual is None or is_plain(residual, weight))
-    ):
+    if not _is_compiling() and is_plain(input, weight, bias, residual) and not _autocasts():
         if not records(input, weight, bias, residual):
-            return infer_conv2d(input, weight, bias, 0, inference_arguments(arguments), residual)
-        if (bias is None or is_plain(input, bias)) and not _function_modes():
-            return _derive_conv2d(input, weight, bias, *arguments, residual)
-    return _conv2d(input, weight, bias, *arguments, residual)
+            return _conv2d.call(input, weight, bias, residual, _conv2d.settings(values))
+        return _conv2d.derivative(input, weight, bias, *values, residual)
+    return _conv2d((input, weight, bias, residual), values)
 
 
-def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> list[list[Any]]:
+def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[Any, ...]:
     kernel = _pair(kernel_size, op, "kernel_size")
     given = stride is not None and not (isinstance(stride, (tuple, list)) and len(stride) == 0)
-    return [
+    return (
         kernel,
         _pair(stride, op, "stride") if given else kernel,
         _pair(padding, op, "padding"),
-    ]
+    )
 
 
 def _select_pool2d(
@@ -388,10 +346,10 @@ def _select_pool2d(
             f"{list(input.shape)}"
         )
     window = _window(name, kernel_size, stride, padding)
-    window.append(_pair(dilation, name, "dilation"))
+    dilations = _pair(dilation, name, "dilation")
     ceil = _boolean(ceil_mode, name, "ceil_mode")
     op = _select[name, bool(return_indices)]
-    return _batched(op, input, (*window, ceil))
+    return _batched(op, input, (*window, dilations, ceil))
 
 
 def max_pool2d(
@@ -496,7 +454,7 @@ def _adaptive_pool2d(name: str, op: Operator, input: Tensor, output_size: Any) -
     if sizes is output_size:
         given = zip(sizes, input.shape[-2:], strict=True)
         sizes = [size if out is None else out for out, size in given]
-    wanted = [_integer(out, name, "output_size") for out in sizes]
+    wanted = tuple(_integer(out, name, "output_size") for out in sizes)
     # PyTorch gives an unbatched image no channels_last strides here, whatever its own are.
     images = input.contiguous() if input.dim() == 3 else input
     return _batched(op, images, (wanted,))

@@ -34,8 +34,6 @@ from torchconv.functional import (
     avg_pool2d,
     conv2d,
     conv_arguments,
-    infer_conv2d,
-    inference_arguments,
     locally_connected2d,
     max_pool2d,
     min_pool2d,
@@ -144,35 +142,33 @@ class Conv2d(torch.nn.Conv2d):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """residual: as for `torchconv.functional.conv2d`, added before the activation."""
-        # A call like the last one: on small images every detour of the general way counts.
+        # On small images every detour counts, also the one by which Module finds self.weight.
         packed, parameters = self._packed_weights, self._parameters
+        weight: Any = parameters["weight"] if "weight" in parameters else self.weight
+        bias: Any = parameters["bias"] if "bias" in parameters else self.bias
         if (
             packed is not None
             and not _is_compiling()
             and packed_weights_kept()
             and "_conv_forward" not in self.__dict__  # somebody's own
         ):
-            weight: Any = parameters.get("weight")
-            bias: Any = parameters.get("bias")
-            arguments = packed.arguments_of(self._settings(), input, weight, bias)
+            values = packed.values_of(self._settings(), input, weight, bias)
             if (
-                arguments is not None
-                and only_infers(input, weight, bias)
+                values is not None
+                and only_infers(input, weight, bias, residual)
                 and (
                     residual is None
                     or (
-                        only_infers(residual, weight, None)
-                        and residual.dim() == 4
+                        residual.dim() == 4
                         and residual.dtype == input.dtype
                         and residual.device == input.device
                     )
                 )
             ):
-                owner = packed.owner_of(weight)
-                return infer_conv2d(input, weight, bias, owner, arguments, residual)
+                return packed.convolve(input, weight, bias, residual, values)
         if residual is None:
-            return super().forward(input)
-        return self._conv_forward(input, self.weight, self.bias, residual)
+            return self._conv_forward(input, weight, bias)
+        return self._conv_forward(input, weight, bias, residual)
 
     def _settings(self) -> tuple[Any, ...]:
         settings = (self.stride, self.padding, self.dilation, self.groups)
@@ -195,22 +191,17 @@ class Conv2d(torch.nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._amounts(input), mode=self.padding_mode)
             padding = 0
-        if self._keeps_weights(input, weight, bias) and (
-            residual is None or only_infers(residual, weight, None)
-        ):
-            arguments = inference_arguments(
-                conv_arguments(
-                    *(input, weight, bias, self.stride, padding, self.dilation, self.groups),
-                    *(self.activation, self.flip_kernel, residual),
-                )
+        if not self.training and self._keeps_weights(input, weight, bias, residual):
+            values = conv_arguments(
+                *(input, weight, bias, self.stride, padding, self.dilation, self.groups),
+                *(self.activation, self.flip_kernel, residual),
             )
             packed = self._packed_weights
             if packed is None:
                 packed = vars(self)["_packed_weights"] = PackedWeights()
-            owner = packed.owner_of(weight)
             if self.padding_mode == "zeros" and self._is_plain() and not isinstance(padding, str):
-                packed.remember(self._settings(), bias, arguments)
-            return infer_conv2d(input, weight, bias, owner, arguments, residual)
+                packed.remember(self._settings(), bias, values)
+            return packed.convolve(input, weight, bias, residual, values)
         return conv2d(
             input,
             weight,
@@ -228,13 +219,15 @@ class Conv2d(torch.nn.Conv2d):
         """Whether nobody has put a step of his own between `forward` and here."""
         return getattr(self._conv_forward, "__func__", None) is Conv2d._conv_forward
 
-    def _keeps_weights(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-        if self.training or _is_compiling() or not packed_weights_kept():
+    def _keeps_weights(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> bool:
+        if _is_compiling() or not packed_weights_kept():
             return False
         if weight is not self._parameters.get("weight"):
             drop_packed_weights(self)  # computed weights, from now on
             return False
-        return only_infers(input, weight, bias) and input.is_cpu  # a GPU packs nothing
+        return only_infers(input, weight, bias, residual) and input.is_cpu  # a GPU packs nothing
 
     def train(self, mode: bool = True) -> Self:
         if mode:

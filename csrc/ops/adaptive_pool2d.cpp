@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "ops/backend.h"
+#include "ops/settings.h"
 #include "ops/tensor_args.h"
 
 namespace torchconv::ops {
@@ -161,11 +162,11 @@ Tensor adaptive_max_pool2d_gather(const Tensor& input, const Tensor& indices) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
-  m.impl("adaptive_avg_pool2d", TORCH_BOX(&adaptive_avg_pool2d));
-  m.impl("adaptive_avg_pool2d_backward", TORCH_BOX(&adaptive_avg_pool2d_backward));
-  m.impl("adaptive_max_pool2d", TORCH_BOX(&adaptive_max_pool2d));
-  m.impl("adaptive_max_pool2d_values", TORCH_BOX(&adaptive_max_pool2d_values));
-  m.impl("adaptive_max_pool2d_backward", TORCH_BOX(&adaptive_max_pool2d_backward));
+  implement<&adaptive_avg_pool2d, Tensor>(m, "adaptive_avg_pool2d");
+  implement<&adaptive_avg_pool2d_backward, Tensor>(m, "adaptive_avg_pool2d_backward");
+  implement<&adaptive_max_pool2d, Tensor>(m, "adaptive_max_pool2d");
+  implement<&adaptive_max_pool2d_values, Tensor>(m, "adaptive_max_pool2d_values");
+  implement<&adaptive_max_pool2d_backward, Tensor, Tensor>(m, "adaptive_max_pool2d_backward");
   m.impl("adaptive_max_pool2d_gather", TORCH_BOX(&adaptive_max_pool2d_gather));
 }
 

@@ -8,6 +8,7 @@
 #include "core/conv_problem.h"
 #include "core/weights_owner.h"
 #include "ops/backend.h"
+#include "ops/settings.h"
 #include "ops/tensor_args.h"
 
 namespace torchconv::ops {
@@ -187,13 +188,20 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   return std::get<0>(forward(input, weight, bias, residual, a, /*preactivation=*/false));
 }
 
-Tensor conv2d_packed(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                     int64_t owner, int64_t version, IntList stride, IntList padding,
-                     IntList dilation, int64_t groups, const std::string& activation,
-                     bool flip_kernel, const std::optional<Tensor>& residual) {
+// conv2d's overload: its settings may end with the owner of packed weights (who is no argument of
+// conv2d: what is traced knows nothing of him), and the residual comes before them.
+Tensor conv2d_settings(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                       const std::optional<Tensor>& residual, const Tensor& settings) {
+  SettingsReader reader(settings);
+  const auto stride = reader.take<IntList>(), padding = reader.take<IntList>();
+  const auto dilation = reader.take<IntList>();
+  const auto groups = reader.take<int64_t>();
+  const auto activation = reader.take<std::string>();
+  const auto flip_kernel = reader.take<bool>();
+  WeightsOwner owner;
+  if (!reader.ended()) owner = {reader.take<int64_t>(), reader.take<int64_t>()};
   const ConvArguments a{stride, padding, dilation, groups, activation, flip_kernel};
-  return std::get<0>(
-      forward(input, weight, bias, residual, a, /*preactivation=*/false, {owner, version}));
+  return std::get<0>(forward(input, weight, bias, residual, a, /*preactivation=*/false, owner));
 }
 
 std::tuple<Tensor, Tensor> conv2d_with_preactivation(
@@ -271,9 +279,9 @@ STABLE_TORCH_LIBRARY_IMPL(torchconv, Meta, m) {
 STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
   m.impl("explain_conv2d", TORCH_BOX(&explain_conv2d));
   m.impl("conv2d", TORCH_BOX(&conv2d));
-  m.impl("conv2d_packed", TORCH_BOX(&conv2d_packed));
+  m.impl("conv2d.settings", TORCH_BOX(&conv2d_settings));
   m.impl("conv2d_with_preactivation", TORCH_BOX(&conv2d_with_preactivation));
-  m.impl("conv2d_backward", TORCH_BOX(&conv2d_backward));
+  implement<&conv2d_backward, Tensor, Tensor, Tensor, std::optional<Tensor>>(m, "conv2d_backward");
 }
 
 }  // namespace torchconv::ops

@@ -8,6 +8,7 @@
 
 #include "core/pool_problem.h"
 #include "ops/backend.h"
+#include "ops/settings.h"
 #include "ops/tensor_args.h"
 
 namespace torchconv::ops {
@@ -255,20 +256,17 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntList input_size, IntLis
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
-  m.impl("max_pool2d", TORCH_BOX(&select_pool2d<Select::kMax>));
-  m.impl("min_pool2d", TORCH_BOX(&select_pool2d<Select::kMin>));
-  m.impl("max_pool2d_with_offsets",
-         TORCH_BOX((&select_pool2d_with<Select::kMax, Remember::kOffsets>)));
-  m.impl("min_pool2d_with_offsets",
-         TORCH_BOX((&select_pool2d_with<Select::kMin, Remember::kOffsets>)));
-  m.impl("max_pool2d_with_indices",
-         TORCH_BOX((&select_pool2d_with<Select::kMax, Remember::kIndices>)));
-  m.impl("min_pool2d_with_indices",
-         TORCH_BOX((&select_pool2d_with<Select::kMin, Remember::kIndices>)));
-  m.impl("select_pool2d_backward", TORCH_BOX(&select_pool2d_backward));
+  constexpr auto kOffsets = Remember::kOffsets, kIndices = Remember::kIndices;
+  implement<&select_pool2d<Select::kMax>, Tensor>(m, "max_pool2d");
+  implement<&select_pool2d<Select::kMin>, Tensor>(m, "min_pool2d");
+  implement<&select_pool2d_with<Select::kMax, kOffsets>, Tensor>(m, "max_pool2d_with_offsets");
+  implement<&select_pool2d_with<Select::kMin, kOffsets>, Tensor>(m, "min_pool2d_with_offsets");
+  implement<&select_pool2d_with<Select::kMax, kIndices>, Tensor>(m, "max_pool2d_with_indices");
+  implement<&select_pool2d_with<Select::kMin, kIndices>, Tensor>(m, "min_pool2d_with_indices");
+  implement<&select_pool2d_backward, Tensor, Tensor>(m, "select_pool2d_backward");
   m.impl("select_pool2d_gather", TORCH_BOX(&select_pool2d_gather));
-  m.impl("avg_pool2d", TORCH_BOX(&avg_pool2d));
-  m.impl("avg_pool2d_backward", TORCH_BOX(&avg_pool2d_backward));
+  implement<&avg_pool2d, Tensor>(m, "avg_pool2d");
+  implement<&avg_pool2d_backward, Tensor>(m, "avg_pool2d_backward");
 }
 
 }  // namespace torchconv::ops
