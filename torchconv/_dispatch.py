@@ -35,7 +35,7 @@ __all__ = [
 # Looked up once, as the few attributes on the way to each are a good part of a small call.
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _grad_enabled = torch.is_grad_enabled
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling  # other compilers are dispatch modes
 _transforms_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -86,12 +86,15 @@ def is_plain(*tensors: Any) -> bool:
 
 
 def records(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> bool:
     """Whether autograd records a call with these."""
     return _grad_enabled() and (
         input.requires_grad
-        or weight.requires_grad
+        or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     )

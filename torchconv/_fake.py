@@ -7,7 +7,9 @@ checked here; the kernels check everything else.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,7 +29,19 @@ def offset_dtype(kernel_size: Sequence[int]) -> torch.dtype:
 
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether PyTorch would give the result of an operator on this tensor channels_last strides."""
+    plain = type(tensor) is Tensor and tensor.layout is torch.strided
+    if plain and not torch.compiler.is_compiling():
+        return _strides_are_channels_last(tensor.shape, tensor.stride())
     return suggest_memory_format(tensor) is torch.channels_last
+
+
+@functools.lru_cache(maxsize=1024)
+def _strides_are_channels_last(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    # Kept, because PyTorch's rule in Python takes longer than a small pooling.
+    like: Any = SimpleNamespace(
+        layout=torch.strided, shape=shape, ndim=len(shape), stride=lambda: strides
+    )
+    return suggest_memory_format(like) is torch.channels_last
 
 
 def _common_device(*tensors: Tensor | None) -> torch.device:

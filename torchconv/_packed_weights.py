@@ -61,7 +61,6 @@ class PackedWeights:
         "_keepable",
         "_layer",
         "_memory",
-        "_operator_settings",
         "_values",
         "_weight",
         "_written",
@@ -79,8 +78,7 @@ class PackedWeights:
         self._layer: tuple[Any, ...] = ()
         self._bias: Tensor | None = None
         self._values: tuple[Any, ...] | None = None
-        self._written: tuple[Any, ...] = ()
-        self._operator_settings: Tensor | None = None
+        self._written: tuple[Any, Any] = ((), None)
 
     def remember(
         self, layer: tuple[Any, ...], bias: Tensor | None, values: tuple[Any, ...]
@@ -118,10 +116,12 @@ class PackedWeights:
             added = None if residual is None else residual.unsqueeze(0)
             return self.convolve(input.unsqueeze(0), weight, bias, added, values).squeeze(0)
         wanted = (values, self._owner_of(weight), weight._version)
-        if wanted != self._written:
-            self._operator_settings = _conv2d.settings_once((*values, *wanted[1:]))
-            self._written = wanted
-        return _conv2d.call(input, weight, bias, residual, self._operator_settings)
+        # Both at once, for layers that several threads call.
+        known, settings = self._written
+        if wanted != known:
+            settings = _conv2d.settings_once((*values, *wanted[1:]))
+            self._written = (wanted, settings)
+        return _conv2d.call(input, weight, bias, residual, settings)
 
     def _owner_of(self, weight: Tensor) -> int:
         """The operator's argument for these weights; 0 where theirs must not be kept."""

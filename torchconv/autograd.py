@@ -188,14 +188,14 @@ class _ConvFunction(Function):
         if of_residual and activation != "none":
             # The residual's gradient is dz: computed once, for all of them.
             grad, saved, activation = _activation_backward(activation, grad, saved), None, "none"
-        gradients: Sequence[Tensor | None] = (None, None, None)
+        dx = dw = db = None
         if any(mask):
-            gradients = unrecorded(
+            dx, dw, db = unrecorded(
                 _conv2d_backward,
                 (grad, input, weight, saved),
                 (*ctx.geometry, activation, ctx.flip, mask),
             )
-        wanted = (g if m else None for g, m in zip(gradients, mask, strict=True))
+        wanted = (dx if mask[0] else None, dw if mask[1] else None, db if mask[2] else None)
         return (*wanted, *(None,) * 6, grad if of_residual else None)
 
     @staticmethod

@@ -48,7 +48,7 @@ _adaptive_max_pool2d = {
     True: _operator("adaptive_max_pool2d"),
 }
 # Looked up once, as the few attributes on the way to each are a good part of a small call.
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling  # other compilers are dispatch modes
 _autocasts = torch._C._is_any_autocast_enabled
 
 _FLOATING = frozenset(FLOATS)
@@ -59,9 +59,9 @@ _CONV_DTYPES = _SELECT_DTYPES - {torch.bool, torch.uint16}
 def _call(op: Operator, input: Tensor, values: tuple[Any, ...]) -> Any:
     """op of input and values, the short way where there is one."""
     if not _is_compiling() and is_plain(input):
-        if not records(input, input):
-            return op.call(input, op.settings(values))
-        return op.derivative(input, *values)
+        if records(input):
+            return op.derivative(input, *values)
+        return op.call(input, op.settings(values))
     return op((input,), values)
 
 
@@ -119,11 +119,9 @@ def _check_tensor(value: Any, op: str, name: str, dtypes: frozenset[torch.dtype]
         raise NotImplementedError(f'torchconv "{op}" not implemented for {value.dtype}')
 
 
-def _batched(op: Operator, input: Tensor, args: tuple[Any, ...]) -> Any:
-    """op on N x C x H x W; an unbatched C x H x W goes in and comes out as a batch of one."""
-    if input.dim() == 4:
-        return _call(op, input, args)
-    out = _call(op, input.unsqueeze(0), args)
+def _unbatched(op: Operator, input: Tensor, values: tuple[Any, ...]) -> Any:
+    """_call of C x H x W, which goes in and comes out as a batch of one."""
+    out = _call(op, input.unsqueeze(0), values)
     return tuple(t.squeeze(0) for t in out) if isinstance(out, tuple) else out.squeeze(0)
 
 
@@ -349,7 +347,7 @@ def _select_pool2d(
     dilations = _pair(dilation, name, "dilation")
     ceil = _boolean(ceil_mode, name, "ceil_mode")
     op = _select[name, bool(return_indices)]
-    return _batched(op, input, (*window, dilations, ceil))
+    return (_call if dim == 4 else _unbatched)(op, input, (*window, dilations, ceil))
 
 
 def max_pool2d(
@@ -380,8 +378,8 @@ def max_pool2d(
     Raises:
         RuntimeError: sizes that do not fit; NotImplementedError: dtype; TypeError: argument types.
     """
-    arguments = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    return _select_pool2d("max_pool2d", input, *arguments)
+    window = (kernel_size, stride, padding, dilation)
+    return _select_pool2d("max_pool2d", input, *window, ceil_mode, return_indices)
 
 
 def min_pool2d(
@@ -394,8 +392,8 @@ def min_pool2d(
     return_indices: bool = False,
 ) -> Any:
     """Minimum over each window (lecture E): as :func:`max_pool2d`, with padding as +inf."""
-    arguments = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    return _select_pool2d("min_pool2d", input, *arguments)
+    window = (kernel_size, stride, padding, dilation)
+    return _select_pool2d("min_pool2d", input, *window, ceil_mode, return_indices)
 
 
 def avg_pool2d(
@@ -440,7 +438,7 @@ def avg_pool2d(
     divisor = divisor_override
     if divisor is not None:
         divisor = _integer(divisor, "avg_pool2d", "divisor_override")
-    return _batched(_avg_pool2d, input, (*window, *flags, divisor))
+    return (_call if dim == 4 else _unbatched)(_avg_pool2d, input, (*window, *flags, divisor))
 
 
 def _adaptive_pool2d(name: str, op: Operator, input: Tensor, output_size: Any) -> Any:
@@ -451,13 +449,15 @@ def _adaptive_pool2d(name: str, op: Operator, input: Tensor, output_size: Any) -
         raise error(f"{name}(): Expected 3D or 4D tensor, but got {list(input.shape)}")
     if len(sizes) != 2:
         raise RuntimeError(f"{name}: output_size must be 2, but got {output_size}")
+    h, w = sizes
     if sizes is output_size:
-        given = zip(sizes, input.shape[-2:], strict=True)
-        sizes = [size if out is None else out for out, size in given]
-    wanted = tuple(_integer(out, name, "output_size") for out in sizes)
+        h = input.shape[-2] if h is None else h
+        w = input.shape[-1] if w is None else w
+    wanted = (_integer(h, name, "output_size"), _integer(w, name, "output_size"))
+    if input.dim() == 4:
+        return _call(op, input, (wanted,))
     # PyTorch gives an unbatched image no channels_last strides here, whatever its own are.
-    images = input.contiguous() if input.dim() == 3 else input
-    return _batched(op, images, (wanted,))
+    return _unbatched(op, input.contiguous(), (wanted,))
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:

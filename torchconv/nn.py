@@ -246,7 +246,7 @@ class Conv2d(torch.nn.Conv2d):
         """(left, right, top, bottom) for a padding mode that F.pad has to carry out."""
         if self.padding == "same" and any(s != 1 for s in self.stride):
             size = input.shape[-2:]
-            return same_padding(size, self.kernel_size, self.stride, self.dilation)
+            return list(same_padding(size, self.kernel_size, self.stride, self.dilation))
         return self._reversed_padding_repeated_twice
 
 
