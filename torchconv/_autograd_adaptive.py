@@ -85,13 +85,16 @@ class AdaptiveMaxPool2dFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.input_size, ctx.channels_last = inputs[0].shape, is_channels_last(inputs[0])
+        ctx.set_materialize_grads(False)  # which would fill zeros for the indices
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
         if may_have_tangents():
             ctx.save_for_forward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+        if grad is None:
+            return None, None
         (indices,) = ctx.saved_tensors
         values = (ctx.input_size, ctx.channels_last)
         return unrecorded(_adaptive_max_pool2d_backward, (grad, indices), values), None

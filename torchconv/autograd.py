@@ -401,13 +401,16 @@ class _SelectPool2dFunction(Function):
         input, kernel_size, stride, padding, dilation, _ = inputs
         ctx.window = (kernel_size, stride, padding, dilation)
         ctx.input_size, ctx.channels_last = input.shape, is_channels_last(input)
+        ctx.set_materialize_grads(False)  # which would fill zeros for the selected elements
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
         if may_have_tangents():
             ctx.save_for_forward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 6
         (selected,) = ctx.saved_tensors
         values = (ctx.input_size, *ctx.window, ctx.channels_last)
         dx = unrecorded(_select_pool2d_backward, (grad, selected), values)
