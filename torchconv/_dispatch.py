@@ -135,5 +135,5 @@ def _short(op: Operator, tensors: tuple[Any, ...], values: tuple[Any, ...]) -> T
         return None
     try:
         return op.settings(values)
-    except TypeError:  # lists, of who called the operator itself
+    except (TypeError, OverflowError):  # lists, say, of who called the operator itself
         return None

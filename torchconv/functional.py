@@ -74,7 +74,7 @@ def _integer(value: Any, op: str, name: str) -> Any:
         return value
     if not isinstance(value, (bool, float)):
         try:
-            return operator.index(value)
+            return _integer(operator.index(value), op, name)
         except TypeError:
             pass
     raise TypeError(
