@@ -279,3 +279,21 @@ def test_errors_are_the_operators(grad: bool) -> None:
         F.max_pool2d(x, (True, 1))
     with pytest.raises(TypeError):
         F.conv2d(x, w, stride=(1.0, 1))
+
+
+def test_pooling_without_a_gradient() -> None:
+    """Where what follows has none to give, pooling's backward gives none, as PyTorch's."""
+
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> None:
+            return None
+
+    for pool in (F.max_pool2d, F.adaptive_max_pool2d, torch.nn.functional.max_pool2d):
+        x = torch.randn(1, 2, 4, 4, requires_grad=True)
+        Stop.apply(pool(x, 2)).sum().backward()
+        assert x.grad is None
