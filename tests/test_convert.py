@@ -149,6 +149,16 @@ def test_a_converted_layer_given_an_activation_stays() -> None:
     assert type(model[1]) is nn.Conv2d and "activation" not in vars(model[1])
 
 
+def test_a_converted_layer_given_an_activation_applies_it_to_every_input() -> None:
+    class Other(Tensor):
+        """Which a layer without an activation leaves to PyTorch."""
+
+    layer, x = torchconv.convert(nn.Conv2d(3, 4, 3)), images()
+    layer.activation = "relu"  # type: ignore[assignment]
+    got = layer(x.as_subclass(Other))
+    assert torch.equal(got.as_subclass(Tensor), layer(x))
+
+
 def test_pooling_with_indices() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

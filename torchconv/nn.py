@@ -184,6 +184,8 @@ class Conv2d(torch.nn.Conv2d):
         if (
             self._converted
             and residual is None
+            and self.activation is None  # which torch.nn's forward does not know
+            and not self.flip_kernel
             and not (isinstance(input, Proxy) or covers_conv(input, weight, bias))
         ):
             return super()._conv_forward(input, weight, bias)
