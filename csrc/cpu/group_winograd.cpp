@@ -162,25 +162,14 @@ class GroupWinograd {
     const int64_t channels = band_.groups_in(view_, t.block) * view_.C;
     const int64_t first = t.i0 + band_.first_h;
     const Range rows{std::max<int64_t>(first, 0), std::min(first + t.rows + kTaps - 1, view_.H)};
-    expect(src_ + t.n * view_.src.n + channel * view_.src.c, view_.src, channels, rows, view_.W,
-           ahead);
+    expect_planes(src_ + t.n * view_.src.n + channel * view_.src.c, view_.src, channels, rows,
+                  view_.W, ahead);
   }
   void expect_outputs(const Task& t, SourcePrefetch& ahead) const {
     const int64_t filter = t.block * band_.groups * view_.K;
     const int64_t filters = band_.groups_in(view_, t.block) * view_.K;
-    expect(store_.epilogue.y + view_.dst_offset + t.n * view_.dst.n + filter * view_.dst.c,
-           view_.dst, filters, {t.i0, t.i0 + t.rows}, view_.J, ahead);
-  }
-  static void expect(const float* planes, const ConvStrides& strides, int64_t count,
-                     const Range& rows, int64_t width, SourcePrefetch& ahead) {
-    constexpr auto kSize = static_cast<int64_t>(sizeof(float));
-    if (rows.empty()) return;
-    // Whole rows are one run.
-    const bool whole = strides.column == 1 && strides.row == width;
-    const int64_t runs = whole ? 1 : rows.size(), run = whole ? rows.size() * width : width;
-    for (int64_t r = 0; r < runs; ++r)
-      ahead.add(planes + (rows.begin + r) * strides.row, count, strides.c * kSize,
-                run * strides.column * kSize);
+    expect_planes(store_.epilogue.y + view_.dst_offset + t.n * view_.dst.n + filter * view_.dst.c,
+                  view_.dst, filters, {t.i0, t.i0 + t.rows}, view_.J, ahead);
   }
 
   // False where an output is not finite.
