@@ -6,7 +6,8 @@
 //
 // A task is a band of rows of a block of groups (group_band.h), and goes down the band tile by
 // tile. In channels_last it reads the image and writes where outputs belong; else channels of the
-// source, and then the filters of outputs, are transposed.
+// source, and then the filters of outputs, are transposed, and the products meanwhile fetch the
+// planes that come next.
 #include "cpu/group_winograd.h"
 
 #include <atomic>
@@ -29,7 +30,6 @@ using Register = V::Type;
 constexpr int64_t kL = V::kLanes;
 constexpr int kTaps = kGroupWinogradTaps, kOutputs = kGroupWinogradOutputs,
               kPoints = kGroupWinogradPoints;
-constexpr int64_t kRowsAtOnce = kGroupWinogradRows;
 
 // With so few products to an output, stores that first read what they overwrite are a larger part
 // of the time than elsewhere (kStreamedBytes).
@@ -180,8 +180,9 @@ class GroupWinograd {
       band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band, false);
     GroupWinogradTile tile{};
     tile.fetch = &ahead;
-    tile.lines = ceil_div(ahead.lines(), band_.dst_vectors * columns_.count *
-                                             ceil_div(t.rows + kTaps - 1, kRowsAtOnce));
+    tile.lines =
+        ceil_div(ahead.lines(), band_.dst_vectors * columns_.count *
+                                    ceil_div(t.rows + kTaps - 1, int64_t{kGroupWinogradRows}));
     tile.rows = t.rows;
     tile.channels = view_.C;
     tile.stream = streams_ && in_place_;
