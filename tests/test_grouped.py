@@ -15,7 +15,7 @@ from torch import Tensor
 
 import torchconv
 import torchconv.functional as F
-from conftest import assert_accurate, everywhere, in_layout
+from conftest import assert_accurate, cpu_only, everywhere, in_layout
 from oracle import torch_F
 
 pytestmark = everywhere
@@ -203,3 +203,12 @@ def test_kept_weights_serve_other_images(layout: str) -> None:
                 )
                 for _ in range(2):
                     check(layer(x), truth)
+
+
+@cpu_only
+@on_formats
+def test_streamed(layout: str) -> None:
+    """An output too large for the caches, in bands of rows of which the last has fewer."""
+    x, w, b = problem((2, 16, 257, 256), (16, 8, 3, 3), layout)
+    truth = torch_F.relu(torch_F.conv2d(*(t.double() for t in (x, w, b)), padding=1, groups=2))
+    check(F.conv2d(x, w, b, padding=1, groups=2, activation="relu"), truth)

@@ -108,15 +108,17 @@ class DirectGemm {
       if (!to_dst_ && view_.dst.c == 1)
         for (int64_t p = 0; p < pixels; ++p) t.scratch_offsets[p] = p * ld;
       for (int64_t task = begin; task < end; ++task) {
-        t.at = position(task);
-        order_pixels(t);
+        const Position at = position(task);
+        const bool ordered = task > begin && same_pixels(at, t.at);
+        t.at = at;
+        if (!ordered) order_pixels(t);
         for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
           t.ahead.clear();
           if (chunk + 1 < plan_.chunks)
             add_source(t.at, chunk + 1, &t.ahead);
           else if (task + 1 < end)
             add_source(position(task + 1), 0, &t.ahead);
-          run_chunk(t, chunk);
+          run_chunk(t, chunk, ordered);
         }
       }
       if (streams_) stream_fence();
@@ -253,6 +255,11 @@ class DirectGemm {
       }));
   }
 
+  // Whether pixels in this order are those of another position.
+  static bool same_pixels(const Position& a, const Position& b) {
+    return a.n.size() == b.n.size() && a.i.begin == b.i.begin && a.j.begin == b.j.begin;
+  }
+
   // Lists the task's pixels, those that read through the same taps together. Planes are stored from
   // scratch where pixels lie in the image's order, in runs as long as there are.
   void order_pixels(Task& t) const {
@@ -337,7 +344,8 @@ class DirectGemm {
     }
   }
 
-  void run_chunk(Task& t, int64_t chunk) const {
+  // ordered: the task's pixels are those of the one before it.
+  void run_chunk(Task& t, int64_t chunk, bool ordered) const {
     const Position& at = t.at;
     const int64_t channels = view_.terms() > 0 ? plan_.chunk_channels(view_, chunk) : 0;
     const bool last = chunk + 1 == plan_.chunks;
@@ -353,7 +361,8 @@ class DirectGemm {
     } else {
       tile.a = reinterpret_cast<const A*>(src);
     }
-    if (chunk == 0 || last) cut_segments(t, channels);
+    const bool cut = ordered && plan_.chunks == 1;
+    if ((chunk == 0 || last) && !cut) cut_segments(t, channels);
     const bool rounds = last && rounds_;
     if (rounds && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
     tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);

@@ -21,6 +21,7 @@
 #include "cpu/conv_pack.h"
 #include "cpu/conv_view.h"
 #include "cpu/microkernels/group_tile.h"
+#include "cpu/source_prefetch.h"
 
 namespace torchconv::cpu {
 
@@ -39,6 +40,20 @@ struct GroupWindow {
   int64_t channels, H, W, h, rows, w, columns;
   int64_t ahead;  // from a pixel to one that will be read later
 };
+
+// Rows of the first `count` planes, each row `width` pixels.
+template <typename T>
+void expect_planes(const T* planes, const ConvStrides& strides, int64_t count, const Range& rows,
+                   int64_t width, SourcePrefetch& ahead) {
+  constexpr int64_t kSize = sizeof(T);
+  if (rows.empty()) return;
+  // Whole rows are one run.
+  const bool whole = strides.column == 1 && strides.row == width;
+  const int64_t runs = whole ? 1 : rows.size(), run = whole ? rows.size() * width : width;
+  for (int64_t r = 0; r < runs; ++r)
+    ahead.add(planes + (rows.begin + r) * strides.row, count, strides.c * kSize,
+              run * strides.column * kSize);
+}
 
 struct GroupBand {
   GroupBand(const ConvView& view, int64_t element_size, bool permutes);
@@ -75,9 +90,10 @@ struct GroupBand {
     return index;
   }
 
-  // src: the sample.
+  // src: the sample. asks: for what the next band reads.
   template <typename T, bool kPairs = false>
-  void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch) const;
+  void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch,
+            bool asks = true) const;
 };
 
 // Task `task` of N * bands * blocks, in an order in which neighbours read neighbouring memory: in
@@ -154,7 +170,7 @@ void copy_group_window(const GroupWindow& window, const T* src, Wide<T>* to) {
     int64_t rest = columns.size();
     for (int64_t p = 0; p < run; p += kL) {
       const int64_t n = std::min(kL, run - p);
-      for (int64_t c = 0; c < kPlanes * window.channels; ++c)
+      for (int64_t c = 0; window.ahead != 0 && c < kPlanes * window.channels; ++c)
         __builtin_prefetch(src + p + c * s.c + window.ahead, 0, 2);
       typename V::Type tile[kL];
       if (window.channels == kL && n == kL) {
@@ -182,13 +198,14 @@ void copy_group_window(const GroupWindow& window, const T* src, Wide<T>* to) {
 
 template <typename T, bool kPairs>
 void GroupBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i0,
-                     Wide<T>* scratch) const {
+                     Wide<T>* scratch, bool asks) const {
   constexpr int64_t kChannels = kPairs ? 2 : 1;
   const int64_t channels = groups_in(view, block) * view.C;
   src += block * groups * view.C * kChannels * view.src.c;
   // The same rows' part of the next band, or sample.
-  const int64_t ahead = i0 + band < view.I ? band * view.step_h * view.src.row
-                                           : view.src.n - i0 * view.step_h * view.src.row;
+  const int64_t ahead = !asks                ? 0
+                        : i0 + band < view.I ? band * view.step_h * view.src.row
+                                             : view.src.n - i0 * view.step_h * view.src.row;
   GroupWindow window{view.src, 0,       view.H, view.W, i0 * view.step_h + first_h,
                      rows,     first_w, width,  ahead};
   for (int64_t v = 0; v < src_vectors; ++v) {

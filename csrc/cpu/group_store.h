@@ -42,7 +42,13 @@ struct GroupStore {
   // Rows of planes, from such rows of pixels. planes: scratch.
   int64_t plane(int64_t rows) const { return ceil_div(rows * width, 32) * 32 + 16; }
   int64_t planes_size(int64_t rows) const { return kL * plane(rows); }
-  void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst, A* planes) const {
+  // Whether the planes of so many rows are whole vectors that go where they belong.
+  bool planes_in_place(int64_t rows) const {
+    return simple && strides.column == 1 && strides.row == width && rows * width % kL == 0;
+  }
+  // streams: where planes_in_place of the rows, which may be the first ones of those.
+  void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst, A* planes,
+                    bool streams = false) const {
     const int64_t next = plane(rows);
     const bool neighbours = strides.row == width && strides.column == 1;
     const int64_t run = neighbours ? rows * width : width, runs = neighbours ? 1 : rows;
@@ -61,7 +67,7 @@ struct GroupStore {
         } else if (n == kL) {
 #pragma GCC unroll 16
           for (int c = 0; c < kL; ++c)
-            if (c < used) V::store(epilogue.y + dst + c * strides.c + p, tile[c]);
+            if (c < used) V::store(epilogue.y + dst + c * strides.c + p, tile[c], streams);
         } else {
 #pragma GCC unroll 16
           for (int c = 0; c < kL; ++c)

@@ -6,7 +6,8 @@
 //
 // A task is a band of rows of a block of groups (group_band.h), and goes down the band tile by
 // tile. In channels_last it reads the image and writes where outputs belong; else channels of the
-// source, and then the filters of outputs, are transposed.
+// source, and then the filters of outputs, are transposed, and the products meanwhile fetch the
+// planes that come next.
 #include "cpu/group_winograd.h"
 
 #include <atomic>
@@ -17,6 +18,7 @@
 #include "cpu/group_weights.h"
 #include "cpu/microkernels/group_winograd.h"
 #include "cpu/parallel_range.h"
+#include "cpu/source_prefetch.h"
 #include "cpu/winograd_tiles.h"
 
 namespace torchconv::cpu {
@@ -96,8 +98,11 @@ class GroupWinograd {
         bias_[i * kL + l] = bias != nullptr && l < filters ? bias[first + l] : 0.0f;
     }
     in_place_ = store_.simple && view.dst.c == 1;
-    streams_ = in_place_ && band_.vector_filters == kL && band_.groups * view.K % kL == 0 &&
-               view.dst.column % kL == 0 && view.dst.row % kL == 0 && view.dst.n % kL == 0 &&
+    const bool pixels = in_place_ && band_.vector_filters == kL &&
+                        band_.groups * view.K % kL == 0 && view.dst.column % kL == 0 &&
+                        view.dst.row % kL == 0;
+    const bool planes = store_.planes_in_place(band_.band) && view.dst.c % kL == 0;
+    streams_ = (pixels || planes) && view.dst.n % kL == 0 &&
                WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
                view.N * view.dst.n >= kStreamed;
   }
@@ -112,12 +117,15 @@ class GroupWinograd {
     Buffer<float> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       float* const band = scratch.get() + slot * slot_size;
+      SourcePrefetch ahead;
       for (int64_t task = begin; task < end; ++task) {
-        const GroupTask at(band_, view_, task);
-        const int64_t n = at.n, i0 = at.band * band_.band;
-        if (!run_band({n, at.block, i0, std::min(band_.band, view_.I - i0), band, band + source,
-                       band + source + window_size()}))
-          special_[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
+        const Task t = task_at(task, band, source);
+        // The products leave the memory idle.
+        ahead.clear();
+        if (view_.dst.c != 1 && !streams_) expect_outputs(t, ahead);
+        if (view_.src.c != 1 && task + 1 < end) expect_source(task_at(task + 1, band, 0), ahead);
+        if (!run_band(t, ahead))
+          special_[static_cast<size_t>(t.n)].store(true, std::memory_order_relaxed);
       }
       if (streams_) stream_fence();
     });
@@ -136,15 +144,48 @@ class GroupWinograd {
   int64_t window_size() const { return (band_.band + kTaps - 1) * kPoints * kL; }
   int64_t out_size() const { return band_.band * view_.J * kL; }
 
+  Task task_at(int64_t task, float* scratch, int64_t source) const {
+    const GroupTask at(band_, view_, task);
+    const int64_t i0 = at.band * band_.band;
+    return {at.n,
+            at.block,
+            i0,
+            std::min(band_.band, view_.I - i0),
+            scratch,
+            scratch + source,
+            scratch + source + window_size()};
+  }
+
+  // The planes that a task reads or writes.
+  void expect_source(const Task& t, SourcePrefetch& ahead) const {
+    const int64_t channel = t.block * band_.groups * view_.C;
+    const int64_t channels = band_.groups_in(view_, t.block) * view_.C;
+    const int64_t first = t.i0 + band_.first_h;
+    const Range rows{std::max<int64_t>(first, 0), std::min(first + t.rows + kTaps - 1, view_.H)};
+    expect_planes(src_ + t.n * view_.src.n + channel * view_.src.c, view_.src, channels, rows,
+                  view_.W, ahead);
+  }
+  void expect_outputs(const Task& t, SourcePrefetch& ahead) const {
+    const int64_t filter = t.block * band_.groups * view_.K;
+    const int64_t filters = band_.groups_in(view_, t.block) * view_.K;
+    expect_planes(store_.epilogue.y + view_.dst_offset + t.n * view_.dst.n + filter * view_.dst.c,
+                  view_.dst, filters, {t.i0, t.i0 + t.rows}, view_.J, ahead);
+  }
+
   // False where an output is not finite.
-  bool run_band(const Task& t) const {
+  bool run_band(const Task& t, SourcePrefetch& ahead) const {
     const float* const src =
         src_ + t.n * view_.src.n + t.block * band_.groups * view_.C * view_.src.c;
-    if (view_.src.c != 1) band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band);
+    if (view_.src.c != 1)
+      band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band, false);
     GroupWinogradTile tile{};
+    tile.fetch = &ahead;
+    tile.lines =
+        ceil_div(ahead.lines(), band_.dst_vectors * columns_.count *
+                                    ceil_div(t.rows + kTaps - 1, int64_t{kGroupWinogradRows}));
     tile.rows = t.rows;
     tile.channels = view_.C;
-    tile.stream = streams_;
+    tile.stream = streams_ && in_place_;
     tile.clamp = store_.simple && store_.clamps;
     tile.high = store_.high;
     bool finite = true;
@@ -171,7 +212,7 @@ class GroupWinograd {
       }
       if (in_place_) continue;
       if (view_.dst.c != 1)
-        store_.store_planes(t.out, used, t.rows, dst, t.out + out_size());
+        store_.store_planes(t.out, used, t.rows, dst, t.out + out_size(), streams_);
       else
         for (int64_t r = 0; r < t.rows; ++r)
           store_.store_pixels(t.out + r * view_.J * kL, used, dst + r * view_.dst.row);

@@ -65,6 +65,18 @@ int64_t GroupWinogradDot::scratch() const {
          kPoints * (x_tile_ + tiles_ * (x_tile_ + band_.dst_vectors * dz_tile_));
 }
 
+void GroupWinogradDot::expect_next(const float* dz, const float* x, int64_t block, int64_t i0,
+                                   int64_t rows, SourcePrefetch& ahead) const {
+  const bool same = i0 + rows < view_.I;
+  const int64_t begin = same ? i0 + rows : 0, end = std::min(begin + band_.band, view_.I);
+  const int64_t first = begin + band_.first_h;
+  const Range read{std::max<int64_t>(first, 0), std::min(first + end - begin + kTaps - 1, view_.H)};
+  expect_planes(x + (same ? 0 : view_.src.n), view_.src, band_.groups_in(view_, block) * view_.C,
+                read, view_.W, ahead);
+  expect_planes(dz + (same ? 0 : view_.dst.n), view_.dst, band_.groups_in(view_, block) * view_.K,
+                {begin, end}, view_.J, ahead);
+}
+
 void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, int64_t i0, int64_t rows,
                            float* scratch, float* sums) const {
   const bool planes = view_.src.c != 1;
@@ -81,19 +93,24 @@ void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, int64
     return last ? rows * s.row - block * own : own;
   };
   const auto dz_window = [&](int64_t v, int64_t j, int64_t columns) {
-    const int64_t next = planes ? band_.band * view_.dst.row
-                                : ahead(view_.dst, band_.dst_vectors * band_.vector_filters);
+    const int64_t next = planes ? 0 : ahead(view_.dst, band_.dst_vectors * band_.vector_filters);
     return GroupWindow{
         view_.dst, band_.filters_in(view_, block, v), view_.I, view_.J, i0, rows, j, columns, next};
   };
   x += block * band_.groups * view_.C * view_.src.c;
   dz += block * band_.groups * view_.K * view_.dst.c;
+  SourcePrefetch fetch;
   if (planes) {
-    band_.fill<float>(view_, x - block * band_.groups * view_.C * view_.src.c, block, i0, x_band);
+    expect_next(dz, x, block, i0, rows, fetch);
+    band_.fill<float>(view_, x - block * band_.groups * view_.C * view_.src.c, block, i0, x_band,
+                      false);
     for (int64_t v = 0; v < band_.dst_vectors; ++v)
       copy_group_window<float>(dz_window(v, 0, band_.width),
                                dz + v * band_.vector_filters * view_.dst.c, dz_band + v * dz_plane);
   }
+  const int64_t dots = band_.dst_vectors * kPoints * ceil_div(view_.C, int64_t{kDotChannels});
+  const int64_t lines =
+      ceil_div(fetch.lines(), columns_.count * (1 + band_.dst_vectors) + this->dots() * dots);
   GroupDot<float> d{};
   d.count = rows;
   d.step = 1;
@@ -110,6 +127,7 @@ void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, int64
                                  source_rows, j + band_.first_w, outputs + kTaps - 1,
                                  ahead(view_.src, band_.groups * view_.C)},
                                 x, window);
+      fetch.ask(lines);
       (t < full ? transform_pixels<kPoints> : transform_pixels<kPoints - 1>)(from, source_rows,
                                                                              x_points + t * x_tile_,
                                                                              tiles_ * x_tile_);
@@ -117,6 +135,7 @@ void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, int64
         const GroupPixels gradient =
             planes ? GroupPixels{dz_band + v * dz_plane + j * kL, band_.width * kL, kL, 0, rows, 0}
                    : group_pixels(dz_window(v, j, outputs), dz + v * band_.vector_filters, window);
+        fetch.ask(lines);
         (t < full ? transform_pixels<kOutputs>
                   : transform_pixels<kOutputs - 1>)(gradient, rows,
                                                     dz_points + v * kPoints * tiles_ * dz_tile_ +
@@ -135,6 +154,7 @@ void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, int64
           d.first_channel = c;
           d.channels = std::min<int64_t>(kDotChannels, view_.C - c);
           d.sums = sum + c * kTaps * kL;
+          fetch.ask(lines);
           if (d.rows > 0) group_dot(d, kTaps);
         }
         sum += view_.C * kTaps * kL;

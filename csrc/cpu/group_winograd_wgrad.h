@@ -30,6 +30,10 @@ class GroupWinogradDot {
   void transform(const float* sums, float* taps) const;
 
  private:
+  // What the next band or sample reads of x and dz, which are this block's planes.
+  void expect_next(const float* dz, const float* x, int64_t block, int64_t i0, int64_t rows,
+                   SourcePrefetch& ahead) const;
+
   const ConvView& view_;
   const GroupBand band_;
   const winograd::TileAxis columns_;

@@ -13,8 +13,7 @@ using V = Vec<float>;
 using Register = V::Type;
 using Lanes = Vec<LaneIndex<float>>::Type;
 constexpr int64_t kL = V::kLanes;
-// Of the source that share a load of the weights.
-constexpr int kRows = 2;
+constexpr int kRows = kGroupWinogradRows;
 
 TORCHCONV_INLINE Register lanes_of(Register v, Lanes lanes) {
   if constexpr (kPermutesLanes<float>) {
@@ -34,9 +33,11 @@ TORCHCONV_INLINE void transform_row(const GroupPixels& pixels, int64_t row, floa
     const float* const src = pixels.src + row * pixels.row;
 #pragma GCC unroll 6
     for (int s = 0; s < kCount; ++s) d[s] = V::load(src + s * pixels.column);
+    if (pixels.ahead != 0) {
 #pragma GCC unroll 6
-    for (int s = kTaps - 1; s < kCount; ++s)
-      __builtin_prefetch(src + s * pixels.column + pixels.ahead, 0, 2);
+      for (int s = kTaps - 1; s < kCount; ++s)
+        __builtin_prefetch(src + s * pixels.column + pixels.ahead, 0, 2);
+    }
     winograd::transform_input<kCount == kPoints>(d, points);
   }
 #pragma GCC unroll 6
@@ -120,6 +121,7 @@ bool run(const GroupWinogradTile& tile) {
   for (int64_t s = 0; s < source_rows; s += kRows) {
     // While the products of these rows wait for nothing.
     transform(s + kRows);
+    tile.fetch->ask(tile.lines);
 #pragma GCC unroll 6
     for (int p = 0; p < kCount; ++p) sums[2][p] = sums[3][p] = Register{};
     const float* const v = points[s / kRows % 2];

@@ -11,10 +11,13 @@
 #include <cstdint>
 
 #include "cpu/microkernels/group_tile.h"
+#include "cpu/source_prefetch.h"
 
 namespace torchconv::cpu {
 
 inline constexpr int kGroupWinogradTaps = 3, kGroupWinogradOutputs = 4, kGroupWinogradPoints = 6;
+// Of the source that share a load of the weights.
+inline constexpr int kGroupWinogradRows = 2;
 inline constexpr bool kGroupWinogradServes = kVectorBytes == 64;
 
 // Rows of pixels of one vector each, from the first tap of a tile's first output on.
@@ -22,7 +25,7 @@ struct GroupPixels {
   const float* src;
   int64_t row, column;
   int64_t begin, end;  // of the rows in the image; the others are zeros
-  int64_t ahead;       // from a pixel to one that will be read later
+  int64_t ahead;       // from a pixel to one that will be read later, or 0
 };
 
 struct GroupWinogradTile {
@@ -39,6 +42,8 @@ struct GroupWinogradTile {
   bool stream;            // past the caches: every vector of dst is whole and aligned
   bool clamp;             // to [0, high]
   float high;
+  SourcePrefetch* fetch;  // of which `lines` are asked for with every pair of rows
+  int64_t lines;
 };
 
 // False where an output, before its bias, is infinite or NaN.
