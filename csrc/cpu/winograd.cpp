@@ -18,6 +18,7 @@
 #include "cpu/microkernels/winograd_column.h"
 #include "cpu/microkernels/winograd_gemm.h"
 #include "cpu/parallel_range.h"
+#include "cpu/shared_scratch.h"
 #include "cpu/wide_array.h"
 #include "cpu/winograd_groups.h"
 #include "cpu/winograd_input.h"
@@ -57,11 +58,6 @@ bool tasks_own_filters(const Grid& plan, bool kept) {
 // of tiles then reads it from memory, but a store need not read what it overwrites.
 constexpr int64_t kStreamedU = 12 << 20;
 
-// What several threads write and each of them then reads, call after call in the same memory, is
-// streamed too: a plain store waits for the line to leave the caches of those that have read it,
-// which between caches that share no level takes ten times as long as to write it to memory. With
-// narrower vectors a line takes several stores, which seldom meet.
-bool streams_shared(bool several_threads) { return kVectorBytes == 64 && several_threads; }
 // One thread may have transformed all of U for several. With so many tiles it matters little if
 // there is but one.
 constexpr int64_t kTilesOfSeveral = 512;
@@ -208,8 +204,11 @@ class Driver {
     return {panels.begin * kFilters, std::min(panels.end * kFilters, plan_.view.K)};
   }
   void expect_outputs(const TileBlock& block, Range filters, SourcePrefetch& ahead) const {
-    for (const Segment& s : block.segments())
+    for (const Segment& s : block.segments()) {
       prefetch_destination(plan_, s, filters, epilogue_.y, ahead);
+      if (epilogue_.residual != nullptr)
+        prefetch_destination(plan_, s, filters, epilogue_.residual, ahead);
+    }
   }
   // Lines for a call of the micro-kernel.
   int64_t lines_at_once(const SourcePrefetch& ahead, const TileBlock& block, Range panels,

@@ -1,4 +1,4 @@
-// Vectors run along filters. Where nothing is left to do they go to where they belong, else to a
+// Vectors run along filters. Clamped, and with a residual, they go to where they belong, else to a
 // band of pixels first, [pixel][kPanel] in the order of rows and columns; the epilogue then takes
 // runs of it, or of its transposition where pixels are neighbours in memory.
 #include "cpu/winograd_output.h"
@@ -13,10 +13,24 @@ namespace {
 template <typename A>
 using Register = typename Vec<A>::Type;
 
-// A vector of filters of some pixels of a band, to rows of pixels.
+// Whole vectors of filters of a pixel of a band.
+template <typename A>
+TORCHCONV_INLINE void store_pixel(const A* band, int64_t filters, const Epilogue<A>& epilogue,
+                                  int64_t dst) {
+  using V = Vec<A>;
+  const Clamp<A> clamp(epilogue);
+  for (int64_t k = 0; k < filters; k += V::kLanes) {
+    Register<A> z = V::load(band + k);
+    if (epilogue.residual != nullptr) z += V::load(epilogue.residual + dst + k);
+    V::store(epilogue.y + dst + k, clamp(z));
+  }
+}
+
+// A vector of filters of some pixels of a band, to rows of pixels. residual: null, or those of the
+// first of them.
 template <typename A>
 TORCHCONV_INLINE void store_transposed(const A* band, int64_t pixels, A* dst, int64_t next_filter,
-                                       int64_t filters) {
+                                       int64_t filters, const A* residual, const Clamp<A>& clamp) {
   using V = Vec<A>;
   constexpr int kVector = V::kLanes;
   Register<A> square[kVector];
@@ -27,20 +41,30 @@ TORCHCONV_INLINE void store_transposed(const A* band, int64_t pixels, A* dst, in
 #pragma GCC unroll 16
   for (int k = 0; k < kVector; ++k) {
     if (k >= filters) break;
+    if (residual != nullptr)
+      square[k] += pixels == kVector ? V::load(residual + k * next_filter)
+                                     : V::load_partial(residual + k * next_filter, pixels);
+    const Register<A> z = clamp(square[k]);
     if (pixels == kVector)
-      V::store(dst + k * next_filter, square[k]);
+      V::store(dst + k * next_filter, z);
     else
-      V::store_partial(dst + k * next_filter, square[k], pixels);
+      V::store_partial(dst + k * next_filter, z, pixels);
   }
 }
 
-// Where the outputs of a segment go, a band or the destination, and what they are clamped to, NaN
-// kept.
+// Where the outputs of a segment go, a band or the destination, what they have added there, or
+// null, and what they are clamped to, NaN kept.
 template <typename A>
 struct Target {
   A* first;
+  const A* residual;
   int64_t row, column;  // strides
   A low, high;
+
+  // Where element `at` of the first is the first.
+  Target from(int64_t at) const {
+    return {first + at, residual != nullptr ? residual + at : nullptr, row, column, low, high};
+  }
 };
 
 // Not finite where one of the first kCount is not; at worst a large sum is taken for an overflow.
@@ -52,18 +76,22 @@ TORCHCONV_INLINE V sum_of(const V (&y)[kFull]) {
   return sum;
 }
 
-// A row of a tile, `columns` of its kCount outputs, `step` apart; returns a vector with a NaN where
+// A row of a tile, `columns` of its kCount outputs; returns a vector with a NaN where
 // an output is not finite.
 template <int kCount, typename A, int kFull>
 TORCHCONV_INLINE Register<A> store_row(const Register<A> (&y)[kFull], Register<A> bias,
-                                       Register<A> low, Register<A> high, A* first, int64_t step,
-                                       int64_t columns) {
+                                       Register<A> low, Register<A> high, const Target<A>& target,
+                                       int64_t row, int64_t columns) {
+  A* const first = target.first + row * target.row;
+  const A* const residual = target.residual;
 #pragma GCC unroll 4
   for (int s = 0; s < kCount; ++s) {
     Register<A> z = y[s] + bias;
+    if (residual != nullptr && s < columns)
+      z += Vec<A>::load(residual + row * target.row + s * target.column);
     z = z < low ? low : z;
     z = z > high ? high : z;
-    if (s < columns) Vec<A>::store(first + s * step, z);
+    if (s < columns) Vec<A>::store(first + s * target.column, z);
   }
   return sum_of<kCount>(y) * 0.0f;
 }
@@ -72,7 +100,7 @@ TORCHCONV_INLINE Register<A> store_row(const Register<A> (&y)[kFull], Register<A
 // is not finite. rows and columns: how many outputs exist.
 template <int kFull, bool kTall, bool kWide, typename A>
 TORCHCONV_INLINE Register<A> transform_tile(const A* m, Register<A> bias, int64_t rows,
-                                            int64_t columns, const Target<A>& target, A* first) {
+                                            int64_t columns, const Target<A>& target) {
   using V = Vec<A>;
   const Register<A> low = V::broadcast(target.low), high = V::broadcast(target.high);
   constexpr int64_t kFilters = kPanel<A>;
@@ -93,8 +121,7 @@ TORCHCONV_INLINE Register<A> transform_tile(const A* m, Register<A> bias, int64_
   for (int r = 0; r < kRows; ++r) {
     Register<A> y[kFull];
     transform_output<kWide>(sums[r], y);
-    special += store_row<kColumns>(y, bias, low, high, first + r * target.row, target.column,
-                                   r < rows ? columns : 0);
+    special += store_row<kColumns>(y, bias, low, high, target, r, r < rows ? columns : 0);
   }
   return special;
 }
@@ -102,18 +129,17 @@ TORCHCONV_INLINE Register<A> transform_tile(const A* m, Register<A> bias, int64_
 // `count` tiles side by side, to target.first and the rest of its rows, `columns` pixels.
 template <int kFull, bool kTall, bool kWide, typename A>
 Register<A> transform_tiles(const A* m, int64_t count, const A* bias, int64_t vectors, int64_t rows,
-                            int64_t columns, const Target<A>& target) {
+                            int64_t columns, Target<A> target) {
   using V = Vec<A>;
   constexpr int64_t kVector = V::kLanes;
   constexpr int64_t kStep = kWide ? kFull : kFull - 1;
-  A* first = target.first;
   Register<A> special{};
   for (int64_t tile = 0; tile < count; ++tile) {
     for (int64_t v = 0; v < vectors; ++v)
       special += transform_tile<kFull, kTall, kWide>(m + v * kVector, V::load(bias + v * kVector),
-                                                     rows, columns, target, first + v * kVector);
+                                                     rows, columns, target.from(v * kVector));
     m += kProductSlot<A>;
-    first += kStep * target.column;
+    target = target.from(kStep * target.column);
     columns -= kStep;
   }
   return special;
@@ -123,12 +149,11 @@ template <int kFull, bool kTall, typename A>
 Register<A> transform_segment(const Segment& s, const A* m, const A* bias, int64_t vectors,
                               int64_t rows, int64_t columns, const Target<A>& target) {
   const int64_t wide = s.wide * kFull;
-  Target<A> rest = target;
-  rest.first += wide * target.column;
   return transform_tiles<kFull, kTall, true>(m + s.wide_slot * kProductSlot<A>, s.wide, bias,
                                              vectors, rows, columns, target) +
          transform_tiles<kFull, kTall, false>(m + s.narrow_slot * kProductSlot<A>, s.count - s.wide,
-                                              bias, vectors, rows, columns - wide, rest);
+                                              bias, vectors, rows, columns - wide,
+                                              target.from(wide * target.column));
 }
 
 template <int kFull, typename A>
@@ -139,12 +164,11 @@ constexpr auto segment_transform(bool tall) {
 // The rows of `count` tiles side by side whose columns have been transformed.
 template <bool kWide, typename A>
 Register<A> transform_rows(const A* m, int64_t count, Register<A> bias, int64_t rows,
-                           int64_t columns, const Target<A>& target) {
+                           int64_t columns, Target<A> target) {
   using V = Vec<A>;
   constexpr int kFull = tile_outputs(3), kStep = kWide ? kFull : kFull - 1;
   constexpr int kColumnPoints = kWide ? kPoints : kPoints - 1;
   const Register<A> low = V::broadcast(target.low), high = V::broadcast(target.high);
-  A* first = target.first;
   Register<A> special{};
   for (int64_t tile = 0; tile < count; ++tile) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -153,11 +177,10 @@ Register<A> transform_rows(const A* m, int64_t count, Register<A> bias, int64_t 
       for (int s = 0; s < kColumnPoints; ++s)
         points[s] = V::load(m + r * kColumnRow<A> + s * V::kLanes);
       transform_output<kWide>(points, y);
-      special +=
-          store_row<kStep>(y, bias, low, high, first + r * target.row, target.column, columns);
+      special += store_row<kStep>(y, bias, low, high, target, r, columns);
     }
     m += kColumnSlot<A>;
-    first += kStep * target.column;
+    target = target.from(kStep * target.column);
     columns -= kStep;
   }
   return special;
@@ -193,15 +216,17 @@ bool finish_segment(const Grid& plan, const Segment& s, int64_t filter, int64_t 
   using A = Wide<T>;
   constexpr A kInfinity = std::numeric_limits<A>::infinity();
   const Outputs out(plan, s);
-  const bool done = epilogue.activates_only() && epilogue.clamps_at_most();
+  const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
+  const bool direct =
+      std::is_same_v<T, A> && simple && out.strides.c == 1 && filters % kLanes<A> == 0;
+  // A band is clamped here, unless it has a residual to come.
+  const bool done = direct || (simple && epilogue.residual == nullptr);
   const Epilogue<T> rest = done ? Epilogue<T>{epilogue.y, nullptr, Activation::kNone} : epilogue;
-  Target<A> target{scratch, 0, kPanel<A>, -kInfinity, kInfinity};
+  Target<A> target{scratch, nullptr, 0, kPanel<A>, -kInfinity, kInfinity};
   if (done && epilogue.clamps()) target.low = 0;
   if (done) target.high = epilogue.most();
-  const bool direct =
-      std::is_same_v<T, A> && done && out.strides.c == 1 && filters % kLanes<A> == 0;
   // Few at a time, to find them in the first-level cache again, on whole lines where these exist.
-  const bool few = std::is_same_v<T, A> && done && !direct;
+  const bool few = std::is_same_v<T, A> && simple && !direct;
   const int64_t most = few ? kBandPixels / plan.columns.full : s.count;
   Register<A> special{};
   Segment part = s;
@@ -213,8 +238,10 @@ bool finish_segment(const Grid& plan, const Segment& s, int64_t filter, int64_t 
     const int64_t columns =
         std::min(part.count * (plan.columns.full - 1) + part.wide, out.columns - column);
     const int64_t dst = out.dst + filter * plan.view.dst.c + column * out.strides.column;
-    if constexpr (std::is_same_v<T, A>)
+    if constexpr (std::is_same_v<T, A>) {
       if (direct) target.first = epilogue.y + dst;
+      if (direct && epilogue.residual != nullptr) target.residual = epilogue.residual + dst;
+    }
     target.row = direct ? out.strides.row : columns * kPanel<A>;
     if (direct) target.column = out.strides.column;
     special += transform(part, out.rows, columns, target);
@@ -264,12 +291,10 @@ bool transform_column_products(const Plan<Wide<T>>& plan, const Segment& segment
       plan, segment, filter, filters, epilogue, scratch,
       [&](const Segment& s, int64_t rows, int64_t columns, const Target<A>& target) {
         const int64_t wide = s.wide * tile_outputs(3);
-        Target<A> rest = target;
-        rest.first += wide * target.column;
         return transform_rows<true>(m + s.wide_slot * kColumnSlot<A>, s.wide, added, rows, columns,
                                     target) +
                transform_rows<false>(m + s.narrow_slot * kColumnSlot<A>, s.count - s.wide, added,
-                                     rows, columns - wide, rest);
+                                     rows, columns - wide, target.from(wide * target.column));
       });
 }
 
@@ -295,11 +320,21 @@ template <typename T>
 void store_band(const ConvStrides& strides, int64_t dst, int64_t filters, int64_t rows,
                 int64_t columns, const Epilogue<T>& epilogue, Wide<T>* band) {
   constexpr int64_t kVector = kLanes<Wide<T>>, kFilters = kPanel<Wide<T>>;
+  [[maybe_unused]] const bool simple =
+      std::is_same_v<T, Wide<T>> && epilogue.preactivation == nullptr && epilogue.clamps_at_most();
   if (strides.c == 1) {
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < columns; ++c)
-        epilogue.store(band + (r * columns + c) * kFilters, filters,
-                       dst + r * strides.row + c * strides.column, 1);
+      for (int64_t c = 0; c < columns; ++c) {
+        Wide<T>* const pixel = band + (r * columns + c) * kFilters;
+        const int64_t at = dst + r * strides.row + c * strides.column;
+        if constexpr (std::is_same_v<T, Wide<T>>) {
+          if (simple && filters % kVector == 0) {
+            store_pixel(pixel, filters, epilogue, at);
+            continue;
+          }
+        }
+        epilogue.store(pixel, filters, at, 1);
+      }
     return;
   }
   // Whole rows of the image are one run.
@@ -307,14 +342,17 @@ void store_band(const ConvStrides& strides, int64_t dst, int64_t filters, int64_
   const int64_t pixels = rows * columns;
   const int64_t runs = whole ? 1 : rows, run = whole ? pixels : columns;
   if constexpr (std::is_same_v<T, Wide<T>>) {
-    if (strides.column == 1 && epilogue.activates_only() &&
-        epilogue.activation == Activation::kNone) {
+    if (strides.column == 1 && simple) {
+      const Clamp<T> clamp(epilogue);
       for (int64_t k = 0; k < filters; k += kVector)
         for (int64_t r = 0; r < runs; ++r)
-          for (int64_t p = 0; p < run; p += kVector)
+          for (int64_t p = 0; p < run; p += kVector) {
+            const int64_t at = dst + k * strides.c + r * strides.row + p;
             store_transposed(band + (r * run + p) * kFilters + k, std::min(run - p, kVector),
-                             epilogue.y + dst + k * strides.c + r * strides.row + p, strides.c,
-                             std::min(filters - k, kVector));
+                             epilogue.y + at, strides.c, std::min(filters - k, kVector),
+                             epilogue.residual != nullptr ? epilogue.residual + at : nullptr,
+                             clamp);
+          }
       return;
     }
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "cpu/activation.h"
 #include "cpu/source_prefetch.h"
@@ -42,6 +43,21 @@ bool transform_column_products(const Plan<Wide<T>>& plan, const Segment& segment
 template <typename T>
 void prefetch_destination(const Plan<Wide<T>>& plan, const Segment& segment, Range filters,
                           const T* y, SourcePrefetch& ahead);
+
+// What an activation that clamps at most does to a vector, NaN kept.
+template <typename A>
+struct Clamp {
+  using Register = typename Vec<A>::Type;
+  Register low, high;
+
+  explicit Clamp(const Epilogue<A>& epilogue)
+      : low(Vec<A>::broadcast(epilogue.clamps() ? A{0} : -std::numeric_limits<A>::infinity())),
+        high(Vec<A>::broadcast(epilogue.most())) {}
+  TORCHCONV_INLINE Register operator()(Register z) const {
+    z = z < low ? low : z;
+    return z > high ? high : z;
+  }
+};
 
 // Sends finished outputs, [row][column][kPanel] in a band, to where they belong: the first of
 // `filters` at the first pixel to element dst. The band has band_size elements and is overwritten.

@@ -63,6 +63,7 @@ struct RowTile {
   float high;
   float* dst;
   int64_t dst_c, dst_column;
+  int64_t ahead;            // from dst to where the tile's place in the next row is
   int64_t pixels, filters;  // that exist
 };
 
@@ -191,6 +192,14 @@ __attribute__((noinline)) Register multiply_planes(const RowTile& tile) {
 #pragma GCC unroll 4
     for (int f = 0; f < kTiles; ++f)
       sum[f][p] = p < points_of(1) ? V::broadcast(tile.bias[p * kL + f]) : Register{};
+  // What the same tile of the next row overwrites.
+  if (!tile.stream) {
+    const float* ahead = tile.dst + tile.ahead;
+#pragma GCC unroll 4
+    for (int f = 0; f < kTiles; ++f, ahead += tile.dst_c)
+#pragma GCC unroll 4
+      for (int i = 0; i < kOutputs; ++i) __builtin_prefetch(ahead + i * kL, 1, 3);
+  }
   const float* u = tile.u;
   const int64_t* offsets = tile.offsets;
   add_terms<3, true>(tile, offsets, u, sum);
@@ -396,6 +405,7 @@ class WinogradRows {
       tile.bias = bias_.get() + k * points_of(1);
       tile.filters = std::min<int64_t>(view_.K - k, kL);
       if (along_tiles_) {
+        tile.ahead = y + 1 < i.size() ? view_.dst.row : kL * view_.dst.c - y * view_.dst.row;
         for (int64_t f = 0; tile.filters > 0; f += kTiles) {
           for (int64_t t = 0; t < tiles_; t += kL) {
             tile.v = v + y * view_.step_h * source_row_ + t;

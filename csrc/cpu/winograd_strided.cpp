@@ -19,6 +19,7 @@
 #include "cpu/conv_view.h"
 #include "cpu/microkernels/winograd_gemm.h"
 #include "cpu/parallel_range.h"
+#include "cpu/shared_scratch.h"
 #include "cpu/winograd_strided_fold.h"
 #include "cpu/winograd_strided_output.h"
 #include "cpu/winograd_strided_source.h"
@@ -150,19 +151,25 @@ Plan make_plan(const ConvProblem& p, StridedPass pass) {
   return plan;
 }
 
-void transform_panel(const Plan& plan, const float* w, int64_t panel, int64_t block, float* u) {
-  const auto transform = folds(plan.rows.form) ? transform_folded_weights : transform_weights;
-  transform(plan, w, panel, block, u);
+void transform_panel(const Plan& plan, const float* w, int64_t panel, int64_t block, float* u,
+                     bool streams) {
+  if (folds(plan.rows.form))
+    transform_folded_weights(plan, w, panel, block, u);
+  else
+    transform_weights(plan, w, panel, block, u, streams);
 }
 
 void transform_all_weights(const Plan& plan, const float* w, float* u, const Parallel& pool) {
   const WeightLayout layout(plan);
-  const double work =
-      3.0 * kPlanes * kFilters * static_cast<double>(plan.block_vectors * kVector) / 8;
-  WorkSplit(plan.panels * plan.blocks, work).run(pool, [&](int64_t begin, int64_t end, int64_t) {
+  const int64_t pieces = plan.panels * plan.blocks;
+  const WorkSplit split(
+      pieces, 3.0 * kPlanes * kFilters * static_cast<double>(plan.block_vectors * kVector));
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    const bool streams = streams_shared(end - begin < pieces) && WideVec<float>::streamable(u);
     for (int64_t piece = begin; piece < end; ++piece) {
       const int64_t panel = piece / plan.blocks, block = piece % plan.blocks;
-      transform_panel(plan, w, panel, block, u + panel * layout.panel + block * layout.block);
+      transform_panel(plan, w, panel, block, u + panel * layout.panel + block * layout.block,
+                      streams);
     }
   });
 }
@@ -224,6 +231,7 @@ class Driver {
     const int64_t grain = work_grain(multiplications(slots, plan_.panels));
     parallel_for_with_scratch(pool, 0, blocks, grain, [&](int64_t begin, int64_t end) {
       Buffer<float> v(layout.size(plan_)), m(chunk * products.panel), scratch(scratch_size);
+      SourcePrefetch ahead;
       for (int64_t b = begin; b < end; ++b) {
         // They differ by one tile at most.
         const int64_t first = tiles * b / blocks, last = tiles * (b + 1) / blocks;
@@ -232,9 +240,11 @@ class Driver {
           transform_source(plan_, block, s, src_, layout, scratch.get(), v.get());
         for (int64_t panel = 0; panel < plan_.panels; panel += chunk) {
           const int64_t count = std::min(chunk, plan_.panels - panel);
+          expect_outputs(block, {panel * kFilters, (panel + count) * kFilters}, ahead);
           for (int64_t c = 0; c < plan_.blocks; ++c)
             multiply(block, c, panel, count, layout, v.get(),
-                     u + panel * weights_.panel + c * weights_.block, products, m.get(), false);
+                     u + panel * weights_.panel + c * weights_.block, products, m.get(), false,
+                     ahead);
           for (int64_t i = 0; i < count; ++i)
             finish(block, panel + i, products, m.get() + i * products.panel, scratch.get());
         }
@@ -265,25 +275,42 @@ class Driver {
     const int64_t grain = work_grain(multiplications(tiles, 1));
     parallel_for_with_scratch(pool, 0, plan_.panels, grain, [&](int64_t begin, int64_t end) {
       Buffer<float> u(weights_.block), m(products.panel), scratch(product_scratch(plan_, tiles));
+      SourcePrefetch ahead;
       for (int64_t panel = begin; panel < end; ++panel) {
+        expect_outputs(block, {panel * kFilters, (panel + 1) * kFilters}, ahead);
         for (int64_t c = 0; c < plan_.blocks; ++c) {
-          transform_panel(plan_, w_, panel, c, u.get());
-          multiply(block, c, panel, 1, layout, v.get(), u.get(), products, m.get(), true);
+          transform_panel(plan_, w_, panel, c, u.get(), /*streams=*/false);
+          multiply(block, c, panel, 1, layout, v.get(), u.get(), products, m.get(), true, ahead);
         }
         finish(block, panel, products, m.get(), scratch.get());
       }
     });
   }
 
+  // What the epilogue is going to read and write of a block's outputs.
+  void expect_outputs(const TileBlock& block, Range filters, SourcePrefetch& ahead) const {
+    ahead.clear();
+    if (plan_.rows.form == Axis::kUnfold) return;
+    filters.end = std::min(filters.end, plan_.view.K);
+    for (const Segment& s : block.segments()) {
+      if (epilogue_.residual != nullptr)
+        prefetch_outputs(plan_, s, filters, epilogue_.residual, ahead);
+      prefetch_outputs(plan_, s, filters, epilogue_.y, ahead);
+    }
+  }
+
   // Adds one block of channels to M of `panels` panels, whose U is at u. u_is_near: it has just
   // been written, and V is what has to be fetched.
   void multiply(const TileBlock& tiles, int64_t block, int64_t first_panel, int64_t panels,
                 const SourceLayout& layout, const float* v, const float* u,
-                const ProductLayout& products, float* m, bool u_is_near) const {
+                const ProductLayout& products, float* m, bool u_is_near,
+                SourcePrefetch& ahead) const {
     WinogradGemm<float> g{};
     g.channels = plan_.channels_in(block);
     g.accumulate = block > 0;
     v += block * layout.block;
+    const int64_t lines = ceil_div(
+        ahead.lines(), plan_.blocks * kPlanes * panels * ceil_div(tiles.tiles(), kMaxRows));
     for (int plane = 0; plane < kPlanes; ++plane) {
       const int r = plane / kSide, s = plane % kSide;
       const Kind kind = plan_.shape().kind(r, s);
@@ -306,6 +333,7 @@ class Driver {
           g.m = m + panel * products.panel + products.kind[kind] +
                 (range.begin + first) * g.m_step + index * kFilters;
           winograd_microkernel<float>(rows, vectors)(g);
+          ahead.ask(lines);
           if (u_is_near) g.next += g.channels * kFilters;
         });
       }

@@ -32,8 +32,21 @@ struct Place {
 // Where the outputs of a run of tiles go: a band, or the destination itself.
 struct Piece {
   float* first;
-  int64_t row, pixel;  // strides
+  const float* residual;  // null, or what the first has added
+  int64_t row, pixel;     // strides
   int64_t rows, columns;
+  winograd::Clamp<float> clamp;
+
+  void advance(int64_t elements) {
+    first += elements;
+    if (residual != nullptr) residual += elements;
+  }
+  TORCHCONV_INLINE void store(int64_t r, int64_t c, Register y) const {
+    if (r >= rows || c >= columns) return;
+    const int64_t at = r * row + c * pixel;
+    if (residual != nullptr) y += V::load(residual + at);
+    V::store(first + at, clamp(y));
+  }
 };
 
 // The outputs of a segment: [i, i + rows) x [j, j + columns).
@@ -86,8 +99,7 @@ TORCHCONV_INLINE Register transform_tile(const TileProducts& m, Register bias, P
   Register special{};
   const auto store = [&](int64_t row, int64_t column, Register y) {
     special += y * 0.0f;
-    if (row < to.rows && column < to.columns)
-      V::store(to.first + row * to.row + column * to.pixel, y + bias);
+    to.store(row, column, y + bias);
   };
   for (int64_t s = 0; s < kWidth; ++s) {
     const float* from = sums + s * kVector;
@@ -132,8 +144,7 @@ TORCHCONV_INLINE Register transform_folded_tile(const float* m, Register bias, c
 #pragma GCC unroll 3
     for (int s = 0; s < quad::kOutputs - (kWide ? 0 : 1); ++s) {
       special += y[s] * 0.0f;
-      if (r < to.rows && s < to.columns)
-        V::store(to.first + r * to.row + s * to.pixel, y[s] + bias);
+      to.store(r, s, y[s] + bias);
     }
   }
   return special;
@@ -159,13 +170,13 @@ Register transform_tiles(const Plan& plan, const TileBlock& block, int64_t slot,
         from[k] = m + layout.kind[k] + (rows.of[k] + tile * kSteps[k]) * layout.row[k] + v;
       const Register b = V::load(bias + v);
       Piece to = piece;
-      to.first += v;
+      to.advance(v);
       if constexpr (kFolds)
         special += transform_folded_tile<kTall, kWide>(from[kBoth], b, to);
       else
         special += transform_tile<kUp, kTall, kWide>(from, b, down, across, to);
     }
-    piece.first += kColumnsOfTile * piece.pixel;
+    piece.advance(kColumnsOfTile * piece.pixel);
     piece.columns -= kColumnsOfTile;
   }
   return special;
@@ -178,7 +189,7 @@ Register transform_segment(const Plan& plan, const TileBlock& block, const Segme
   const Register wide = transform_tiles<kFamily, kTall, true>(plan, block, s.wide_slot, s.wide,
                                                               layout, m, bias, vectors, piece);
   const int64_t columns = s.wide * plan.shape().units * (kFamily == Family::kUp ? 2 : 1);
-  piece.first += columns * piece.pixel;
+  piece.advance(columns * piece.pixel);
   piece.columns -= columns;
   return wide + transform_tiles<kFamily, kTall, false>(plan, block, s.narrow_slot, s.count - s.wide,
                                                        layout, m, bias, vectors, piece);
@@ -212,13 +223,21 @@ bool transform_products(const Plan& plan, const TileBlock& block, const Segment&
   const Outputs out(plan, s);
   const int64_t dst = out.offset(view, s);
   const bool unfold = form == Axis::kUnfold;
-  const bool plain = epilogue.activates_only() && epilogue.activation == Activation::kNone;
-  const bool in_place = plain && !unfold && view.dst.c == 1 && filters % kVector == 0;
+  const bool in_place = epilogue.preactivation == nullptr && epilogue.clamps_at_most() && !unfold &&
+                        view.dst.c == 1 && filters % kVector == 0;
   const int64_t rows = unfold ? ceil_div(out.rows, int64_t{2}) : out.rows;
   const int64_t columns = unfold ? ceil_div(out.columns, int64_t{2}) : out.columns;
-  const Piece piece = in_place ? Piece{epilogue.y + dst + panel * kFilters, view.dst.row,
-                                       view.dst.column, rows, columns}
-                               : Piece{scratch, columns * kFilters, kFilters, rows, columns};
+  const Epilogue<float> here = epilogue.at(dst + panel * kFilters);
+  const Epilogue<float> sums{scratch, nullptr, Activation::kNone};
+  const Piece piece = in_place ? Piece{here.y,
+                                       here.residual,
+                                       view.dst.row,
+                                       view.dst.column,
+                                       rows,
+                                       columns,
+                                       winograd::Clamp<float>(here)}
+                               : Piece{scratch, nullptr, columns * kFilters,          kFilters,
+                                       rows,    columns, winograd::Clamp<float>(sums)};
   const auto transform = folds(form)           ? transform_segment<Family::kFolds>
                          : form == Axis::kDown ? transform_segment<Family::kDown>
                                                : transform_segment<Family::kUp>;
@@ -231,6 +250,23 @@ bool transform_products(const Plan& plan, const TileBlock& block, const Segment&
     winograd::store_band(view.dst, dst + panel * kFilters * view.dst.c, filters, rows, columns,
                          epilogue, scratch);
   return !winograd::has_nan(special);
+}
+
+void prefetch_outputs(const Plan& plan, const Segment& s, Range filters, const float* first,
+                      SourcePrefetch& ahead) {
+  const ConvStrides& strides = plan.view.dst;
+  constexpr auto kSize = static_cast<int64_t>(sizeof(float));
+  const Outputs out(plan, s);
+  first += out.offset(plan.view, s) + filters.begin * strides.c;
+  // Whole rows of the image are one run.
+  const bool whole = strides.column == 1 && strides.row == out.columns;
+  for (int64_t r = 0; r < (whole ? 1 : out.rows); ++r, first += strides.row) {
+    if (strides.c == 1)
+      ahead.add(first, out.columns, strides.column * kSize, filters.size() * kSize);
+    else
+      ahead.add(first, filters.size(), strides.c * kSize,
+                (whole ? out.rows : 1) * out.columns * strides.column * kSize);
+  }
 }
 
 }  // namespace torchconv::cpu::winograd_strided

@@ -13,7 +13,7 @@ using Register = V::Type;
 constexpr int64_t kAllTaps = kTaps * kTaps;
 
 // u[plane] of one vector of filters of one channel.
-TORCHCONV_INLINE void transform_filter(const float* g, float* u, int64_t plane) {
+TORCHCONV_INLINE void transform_filter(const float* g, float* u, int64_t plane, bool streams) {
   Register columns[kTaps][kSide];
 #pragma GCC unroll 3
   for (int s = 0; s < kTaps; ++s) {
@@ -30,13 +30,15 @@ TORCHCONV_INLINE void transform_filter(const float* g, float* u, int64_t plane) 
     pair::transform_weight(taps, row);
     row[kSide - 1] = taps[2];
 #pragma GCC unroll 6
-    for (int s = 0; s < kSide; ++s) V::store(u + (r * kSide + s) * plane, row[s]);
+    for (int s = 0; s < kSide; ++s)
+      WideVec<float>::store(u + (r * kSide + s) * plane, row[s], streams);
   }
 }
 
 }  // namespace
 
-void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t block, float* u) {
+void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t block, float* u,
+                       bool streams) {
   const WeightLayout layout(plan);
   const ConvView& view = plan.view;
   const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
@@ -55,9 +57,10 @@ void transform_weights(const Plan& plan, const float* w, int64_t panel, int64_t 
       winograd::prefetch_weights(view, taps, next, i);
       for (int64_t k = 0; k < filters; k += kVector)
         transform_filter(g + i * kAllTaps * kFilters + k, u + (vector * kVector + i) * kFilters + k,
-                         layout.plane);
+                         layout.plane, streams);
     }
   }
+  if (streams) stream_fence();
 }
 
 }  // namespace torchconv::cpu::winograd_strided

@@ -19,6 +19,7 @@
 #include "core/buffer.h"
 #include "cpu/microkernels/outer_product.h"
 #include "cpu/parallel_range.h"
+#include "cpu/shared_scratch.h"
 #include "cpu/winograd_groups.h"
 #include "cpu/winograd_wgrad_inverse.h"
 #include "cpu/winograd_wgrad_operands.h"
@@ -172,9 +173,10 @@ class Wgrad {
     return block.segments * (ceil_div(C_, kL) + ceil_div(view_.K, kL));
   }
 
-  void transform(const Block& block, int64_t begin, int64_t end, A* x_planes, A* dz_planes,
-                 A* band) const {
+  void transform(const Block& block, int64_t begin, int64_t end, A* x_planes, A* dz_planes, A* band,
+                 bool shared = false) const {
     Operand<A> x = x_, dz = dz_;
+    x.streams = dz.streams = shared && streams_shared(end - begin < block_items(block));
     x.planes = x_planes;
     dz.planes = dz_planes;
     const int64_t x_vectors = ceil_div(C_, kL), vectors = x_vectors + ceil_div(view_.K, kL);
@@ -191,6 +193,7 @@ class Wgrad {
       else
         transform_gradient<S>(dz, now, next, v - x_vectors, bands_, band);
     }
+    if (x.streams) stream_fence();
   }
 
   // ---- Products.
@@ -246,9 +249,11 @@ class Wgrad {
     parallel_for_with_scratch(pool_, 0, slabs_, 1, [&](int64_t begin, int64_t end) {
       Buffer<A> x(kValues * x_plane()), dz(kValues * dz_plane()), band(bands_.size);
       Buffer<A> sums(kSums * (products() * kTileSize + kPlanePad)), lost(taps_size);
+      const bool streams = streams_shared(end - begin < slabs_);
       for (int64_t slab = begin; slab < end; ++slab)
         accumulate_slab(slab, x.get(), dz.get(), band.get(), sums.get(),
-                        taps.get() + slab * taps_size, lost.get());
+                        taps.get() + slab * taps_size, lost.get(), streams);
+      if (streams) stream_fence();
     });
     const WorkSplit split(products(), static_cast<double>(slabs_ * kTapElements));
     split.run(pool_, [&](int64_t begin, int64_t end, int64_t) {
@@ -258,7 +263,8 @@ class Wgrad {
     });
   }
 
-  void accumulate_slab(int64_t slab, A* x, A* dz, A* band, A* sums, A* taps, A* lost) const {
+  void accumulate_slab(int64_t slab, A* x, A* dz, A* band, A* sums, A* taps, A* lost,
+                       bool streams) const {
     const int64_t blocks = static_cast<int64_t>(tiling_.blocks.size());
     const int64_t first = blocks * slab / slabs_, last = blocks * (slab + 1) / slabs_;
     const int64_t flush = std::max<int64_t>(1, kFlushTiles / tiling_.block_tiles);
@@ -270,7 +276,7 @@ class Wgrad {
       if ((b - first) % flush < flush - 1 && b < last - 1) continue;
       for (int64_t item = 0; item < products(); ++item)
         add_taps<S>(product_tile(item, sums + item * kTileSize, plane), b - first < flush,
-                    b == last - 1, taps + item * kTapElements, lost + item * kTapElements);
+                    b == last - 1, taps + item * kTapElements, lost + item * kTapElements, streams);
     }
   }
 
@@ -309,7 +315,8 @@ class Wgrad {
       const WorkSplit items(block_items(block),
                             static_cast<double>(tiling_.segment_tiles * kValues * kL));
       items.run(pool_, [&](int64_t begin, int64_t end, int64_t slot) {
-        transform(block, begin, end, x.get(), dz.get(), bands.get() + slot * bands_.size);
+        transform(block, begin, end, x.get(), dz.get(), bands.get() + slot * bands_.size,
+                  /*shared=*/true);
       });
       const WorkSplit tiles(products(),
                             static_cast<double>(tiling_.block_tiles * kTileSize * kValues / kL));

@@ -197,7 +197,7 @@ bool TapWriter<Scheme, A>::reduce(const ProductTile<A>& tile, const A* taps, int
 }
 
 template <typename Scheme, typename A>
-void add_taps(const ProductTile<A>& tile, bool first, bool last, A* taps, A* lost) {
+void add_taps(const ProductTile<A>& tile, bool first, bool last, A* taps, A* lost, bool streams) {
   using V = Vec<A>;
   constexpr int64_t kL = V::kLanes, kWidth = kPanel<A>;
   constexpr int kCount = Scheme::kTaps * Scheme::kTaps;
@@ -215,8 +215,12 @@ void add_taps(const ProductTile<A>& tile, bool first, bool last, A* taps, A* los
           rest = V::load(lost_at + t * kL);
           add_compensated(values[t], sum, rest);
         }
-        V::store(sum_at + t * kL, last ? sum + rest : sum);
-        if (!last) V::store(lost_at + t * kL, rest);
+        if (last) {
+          WideVec<A>::store(sum_at + t * kL, sum + rest, streams);
+          continue;
+        }
+        V::store(sum_at + t * kL, sum);
+        V::store(lost_at + t * kL, rest);
       }
     }
   }
@@ -224,7 +228,7 @@ void add_taps(const ProductTile<A>& tile, bool first, bool last, A* taps, A* los
 
 #define TORCHCONV_INVERSE(Scheme, A)   \
   template class TapWriter<Scheme, A>; \
-  template void add_taps<Scheme>(const ProductTile<A>&, bool, bool, A*, A*);
+  template void add_taps<Scheme>(const ProductTile<A>&, bool, bool, A*, A*, bool);
 TORCHCONV_INVERSE(ThreeTaps, float)
 TORCHCONV_INVERSE(ThreeTaps, double)
 TORCHCONV_INVERSE(ThreeTapsStride2, float)

@@ -51,8 +51,9 @@ class TapWriter {
 };
 
 // Adds a tile's taps to `taps` with compensation: `lost` holds what rounding has cost so far.
-// first: both are overwritten. last: lost is added to taps.
+// first: both are overwritten. last: lost is added to taps, and streams: these stores.
 template <typename Scheme, typename A>
-void add_taps(const ProductTile<A>& tile, bool first, bool last, A* taps, A* lost);
+void add_taps(const ProductTile<A>& tile, bool first, bool last, A* taps, A* lost,
+              bool streams = false);
 
 }  // namespace torchconv::cpu::winograd_gradient

@@ -72,7 +72,7 @@ void transform_columns(const BandRow<A> (&rows)[Side::kIn], int64_t begin, int64
 // From the columns of the band to the values of `count` tiles, the first `rows` rows of them.
 template <typename Side, bool kNarrow, typename A>
 void transform_rows(const A* band, int64_t band_row, int64_t rows, int64_t count, A* dst,
-                    int64_t plane) {
+                    int64_t plane, bool streams) {
   using V = Vec<A>;
   constexpr int64_t kL = V::kLanes, kWidth = kPanel<A>;
   constexpr int kIn = Side::kIn, kValues = Side::kValues;
@@ -87,7 +87,7 @@ void transform_rows(const A* band, int64_t band_row, int64_t rows, int64_t count
       Side::apply(in, out);
 #pragma GCC unroll 9
       for (int s = 0; s < kValues - (kNarrow ? 1 : 0); ++s)
-        V::store(dst + (r * kValues + s) * plane, out[s]);
+        WideVec<A>::store(dst + (r * kValues + s) * plane, out[s], streams);
     }
   }
 }
@@ -145,9 +145,9 @@ void transform_segment(const Operand<A>& x, const Segment& now, const Segment& n
   A* planes = x.planes + v * kL / kWidth * x.panel + v * kL % kWidth;
   const int64_t values = now.height == Side::kTile ? Side::kValues : Side::kValues - 1;
   transform_rows<Side, false>(band, band_row, values, now.wide, planes + now.wide_at * kWidth,
-                              x.plane);
+                              x.plane, x.streams);
   transform_rows<Side, true>(band + now.wide * Side::kTile * Side::kUnit * kL, band_row, values,
-                             now.narrow, planes + now.narrow_at * kWidth, x.plane);
+                             now.narrow, planes + now.narrow_at * kWidth, x.plane, x.streams);
 }
 
 }  // namespace

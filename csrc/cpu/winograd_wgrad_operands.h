@@ -21,6 +21,7 @@ struct Operand {
   int64_t rows, columns;       // elements outside count as zero
   A* planes;
   int64_t plane, panel;  // strides
+  bool streams = false;  // the stores to them: stream_fence() after the last
 };
 
 // Scratch of one task: a band of columns after the first transform, and one of transposed pixels.
