@@ -67,6 +67,10 @@ SLOW_PATTERNS = (
     "cpu/microkernels/channel_columns_*.cpp", "cpu/group_gather.cpp", "cpu/*_gemm.cpp",
     "cpu/conv_*wgrad.cpp", "ops/*2d.cpp",
 )  # fmt: skip
+# Compiled as one translation unit: most of these sources' time goes to PyTorch's headers, which
+# they share. What each names in its anonymous namespace must differ.
+TOGETHER_PATTERNS = ("ops/**/*.cpp",)
+TOGETHER_NAME = "ops"
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "default": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
@@ -164,6 +168,16 @@ def sources(root: Path, variant: str = "") -> list[Path]:
     return found
 
 
+def units(root: Path, variant: str) -> dict[str, list[Path]]:
+    """The sources by the object that they are compiled to, a name without suffix."""
+    together = _found(root, TOGETHER_PATTERNS)
+    found: dict[str, list[Path]] = {}
+    for path in sources(root, variant):
+        own = path.relative_to(root).with_suffix("").as_posix()
+        found.setdefault(TOGETHER_NAME if path in together else own, []).append(path)
+    return found
+
+
 def headers(root: Path, variant: str = "") -> list[Path]:
     return sorted(_found(root, CUDA_HEADER_PATTERNS if variant == CUDA else HEADER_PATTERNS))
 
@@ -213,7 +227,7 @@ def source_hash(variant: str, root: Path) -> str:
     else:
         files += growth_source(root)
         parts += GROWTH_FLAGS
-    parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS]
+    parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS, *TOGETHER_PATTERNS]
     for path in files:
         parts += [path.relative_to(root).as_posix(), path.read_bytes()]
     return _digest(parts)
@@ -318,13 +332,14 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
                 f"  flags = {_ninja_command(compile_flags(variant))}",
             ]
         objects = []
-        for source in sources(root, variant):
+        for name, (source, *others) in units(root, variant).items():
             suffix = ".cu.o" if source.suffix == ".cu" else ".o"
-            objects.append(f"{variant}/{source.relative_to(root).with_suffix(suffix).as_posix()}")
+            objects.append(f"{variant}/{name}{suffix}")
             if source.suffix == ".cu":
                 lines.append(f"build {_ninja_path(objects[-1])}: nvcc {_ninja_path(source)}")
                 continue
             flags = [*compile_flags(variant, source in light), *extra]
+            flags += [word for path in others for word in ("-include", str(path))]
             if variant == CUDA:
                 flags += ["-isystem", str(toolkit / "include")]
             lines += [
