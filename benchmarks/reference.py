@@ -65,7 +65,11 @@ def _conv2d(
         if dz is not None:
             d_outputs = dz[:, band].reshape(g, k // g, -1)
             dw[..., r, s] += d_outputs @ window.mT
-            d_padded[:, rows, columns] += (tap.mT @ d_outputs).view(c, -1, q)
+            d_window = d_padded[:, rows, columns]
+            if g == 1 and band.stop - band.start == 1:  # rows of a large image, added in place
+                d_window.squeeze(1).addmm_(tap[0].mT, d_outputs[0])
+            else:
+                d_window += (tap.mT @ d_outputs).view(c, -1, q)
     z = z.view(k, p, q)
     results = {"output": z if b is None else z + b.view(-1, 1, 1)}
     if dz is not None:
