@@ -178,7 +178,8 @@ class PoolPixels {
     const int64_t rows = std::min(window.rows, p_.stride_h);
     const T* row = window.first + (window.rows - rows) * window.row_step + ahead_;
     for (int64_t r = 0; r < rows; r++, row += window.row_step) {
-      for (int64_t i = 0; i < p_.stride_w * p_.C; i += kLine) __builtin_prefetch(row + i, 0, kLocality);
+      for (int64_t i = 0; i < p_.stride_w * p_.C; i += kLine)
+        __builtin_prefetch(row + i, 0, kLocality);
     }
   }
 
