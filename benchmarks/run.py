@@ -187,7 +187,7 @@ def measure(
             continue
         with torch.set_grad_enabled(pass_name not in INFERENCE):
             pair = [calls[ours.name, pass_name], calls[peer.name, pass_name]]
-            times = timing.interleave(pair, budget, min_rounds)
+            times = timing.interleave(pair, budget, min_rounds, called_before=True)
         seconds = times[0].median
         operations = counts.operations(problem, pass_name)
         moved = counts.minimal_bytes(problem, pass_name, case.x.element_size())

@@ -326,6 +326,10 @@ def test_interleave_keeps_to_its_limits() -> None:
     assert slow.rounds == 2
     (slower,) = timing.interleave([clock.worker("a", 10.0)], 1, min_rounds=7, clock=clock)
     assert slower.rounds == 3 and slower.spread == 0
+    (checked,) = timing.interleave(
+        [clock.worker("a", 10.0)], 1, min_rounds=7, clock=clock, called_before=True
+    )
+    assert checked.rounds == 1 and clock.order.endswith("a")
     (slowest,) = timing.interleave([clock.worker("a", 10.0)], 1, min_rounds=1, clock=clock)
     assert slowest == timing.Timing(10.0, 10.0, 10.0, 1) and slowest.spread is None
 

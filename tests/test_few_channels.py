@@ -54,10 +54,12 @@ CASES |= {
     "few_channels_5x5": ((2, 3, 12, 33), (16, 3, 5, 5), {"padding": 2}),
     "few_channels_7x7": ((1, 15, 10, 27), (17, 15, 7, 7), {"padding": 3}),
     "more_channels_long_rows": ((2, 32, 15, 70), (32, 32, 5, 10), {"stride": 2}),
-    "in_place_row": ((2, 16, 9, 40), (16, 16, 1, 3), {"padding": (0, 1)}),
+    "few_channels_one_row": ((2, 16, 9, 40), (16, 16, 1, 3), {"padding": (0, 1)}),
+    "few_channels_few_filters": ((2, 9, 11, 45), (17, 9, 2, 2), {"padding": 1}),
+    "in_place_row": ((2, 16, 9, 40), (13, 16, 1, 3), {"padding": (0, 1)}),
     "in_place_column": ((2, 13, 17, 33), (16, 13, 3, 1), {"padding": (1, 0)}),
     "in_place_dilated": ((2, 12, 5, 64), (11, 12, 1, 3), {"padding": (0, 9), "dilation": (1, 9)}),
-    "in_place_square": ((2, 20, 11, 45), (16, 20, 2, 2), {"padding": 1}),
+    "in_place_square": ((2, 20, 11, 45), (15, 20, 2, 2), {"padding": 1}),
 }
 # But for rows that are too short for a stride.
 WINOGRAD_ROWS = [name for name in CASES if "_channels" in name and name != "few_channels_s2"]

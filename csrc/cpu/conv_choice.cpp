@@ -32,7 +32,8 @@ namespace {
 // channels, so both sides must be wide.
 constexpr int64_t kWinogradChannels = 16, kWinogradFewChannels = 32;
 // With fewer channels it is along the rows only: so many filters in a whole vector or more, columns
-// for several tiles, and products that repay the transform of the source.
+// for several tiles. Long rows repay the transform of the source with few products already, but for
+// a stride in NCHW, whose phases have to be taken apart.
 constexpr int64_t kRowsFilters = 16, kRowsWidth = 12, kRowsProducts = 9 * 24;
 // With a stride, or as many channels as have more weights to transform: longer rows, that save
 // enough. Operands of so few channels stay in the first-level cache.
@@ -160,6 +161,10 @@ struct Case {
     return direct >= (pairs ? kWinogradSavingOverPairs : kWinogradSaving) *
                          static_cast<double>(winograd_products(v));
   }
+  bool rows_have_products() const {
+    if (static_cast<int64_t>(v.taps.size()) * v.K >= kRowsProducts) return true;
+    return v.J >= kRowsLong && !(nchw() && v.step_w > 1);
+  }
   bool rows_save_enough() const {
     if (v.step_w == 1 && v.C < kWinogradChannels) return true;
     return v.J >= kRowsLong && winograd_rows_products(v) <=
@@ -205,8 +210,7 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kWinogradRows, [](const Case& c) {
        return c.winograd && c.is(DType::kFloat32) && c.v.C <= kRowsChannels &&
-              c.v.K >= kRowsFilters && c.v.J >= kRowsWidth &&
-              static_cast<int64_t>(c.v.taps.size()) * c.v.K >= kRowsProducts &&
+              c.v.K >= kRowsFilters && c.v.J >= kRowsWidth && c.rows_have_products() &&
               winograd_rows_applies(c.v) && c.rows_save_enough();
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {

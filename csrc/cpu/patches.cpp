@@ -96,10 +96,11 @@ void merge_columns(const T* columns, int64_t step, int64_t count, T* row) {
 }
 
 // f(n*C + c, i) for every row of patches of every channel. A thread has the pixels that it will
-// multiply, or has multiplied: those of some rows, with all of their channels.
+// multiply, or has multiplied: those of some rows, with all of their channels. Few are dealt out
+// too: to move them takes several times as long where another core has had them.
 template <typename F>
 void for_patch_rows(const ConvProblem& p, const Parallel& pool, F&& f) {
-  const WorkSplit split(p.N * p.P, 4.0 * static_cast<double>(p.C * p.R * p.W));
+  const WorkSplit split(p.N * p.P, 16.0 * static_cast<double>(p.C * p.R * p.W));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t row = begin; row < end;) {
       const int64_t n = row / p.P, first = row % p.P, last = std::min(first + end - row, p.P);

@@ -39,6 +39,7 @@ class PoolPixels {
         steps_(CodeSteps::choose<Code>(p, selected.kind)),
         x_end_(x + p.N * p.H * p.W * p.C),
         prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize),
+        wide_(p.C >= kWidePixel),
         streams_(W::streams(y, p.N * p.P * p.Q * p.C, p.C)) {
     const int64_t rows = std::min(p.stride_h, p.H) * p.W * p.C;
     ahead_ = rows <= kMostAhead ? rows : Rule::kAhead;
@@ -70,6 +71,7 @@ class PoolPixels {
   static constexpr int kUnroll = kCodes ? std::min(Rule::kUnroll, 4) : Rule::kUnroll;
   static constexpr int64_t kMostAhead = 256 * 1024 / static_cast<int64_t>(sizeof(T));
   static constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  static constexpr int64_t kWidePixel = 4 * kLine;
 
   struct Window {
     const T* first;  // channel 0 of the first valid element
@@ -158,20 +160,26 @@ class PoolPixels {
           continue;
         }
       }
-      if (prefetches_) prefetch(window);
+      if (prefetches_ && wide_) prefetch<2>(window);
+      if (prefetches_ && !wide_) prefetch<3>(window);
       channels(window, divisors + q, out, y_end, pixel_codes);
     }
     if (codes->held > 0) flush(row, p_.Q - codes->held / p_.C, codes);
   }
 
   // What the next output row reads and this one does not, seen from this output: of every such row
-  // as much as outputs are apart. The hardware gives up where rows are read in turns. (Inlined, or
-  // GCC finds a function without effects and drops the call.)
+  // as much as outputs are apart. The hardware gives up where rows are read in turns. Pixels of
+  // several lines come to the second-level cache (kLocality 2): a row ahead, they would have left
+  // the first before they are read, and its few buffers for misses are better used by the reads;
+  // the shorter loops of narrow pixels wait for it. (Inlined, or GCC finds a function without
+  // effects and drops the call.)
+  template <int kLocality>
   TORCHCONV_INLINE void prefetch(const Window& window) const {
     const int64_t rows = std::min(window.rows, p_.stride_h);
     const T* row = window.first + (window.rows - rows) * window.row_step + ahead_;
     for (int64_t r = 0; r < rows; r++, row += window.row_step) {
-      for (int64_t i = 0; i < p_.stride_w * p_.C; i += kLine) __builtin_prefetch(row + i);
+      for (int64_t i = 0; i < p_.stride_w * p_.C; i += kLine)
+        __builtin_prefetch(row + i, 0, kLocality);
     }
   }
 
@@ -326,7 +334,7 @@ class PoolPixels {
   Range inside_;
   CodeSteps steps_;
   const T* x_end_;
-  bool prefetches_, streams_;
+  bool prefetches_, wide_, streams_;
   int64_t ahead_;               // so many elements
   std::vector<Range> columns_;  // of the windows of output column q: their taps in the image
 };

@@ -25,6 +25,7 @@ class ScatterImages {
   static constexpr bool kInPlace = std::is_same_v<T, Lane>;
   static constexpr bool kIndex = sizeof(O) == 8;
   static constexpr int64_t kBlock = 1024 / sizeof(T);  // channels
+  static constexpr int64_t kTable = 2048;              // codes, of two bytes and more
 
  public:
   ScatterImages(const PoolProblem& p, const T* dy, const O* selected, T* dx)
@@ -35,9 +36,10 @@ class ScatterImages {
         pixels_(p.H * p.W),
         channels_(runs_channels_last(p) ? p.C : 1),
         blocks_(ceil_div(channels_, kBlock)) {
-    if (kIndex) return;
-    // A code's distance from the window's first element, where the window is small enough.
-    const int64_t codes = sizeof(O) == 1 ? 256 : 0;
+    // A code's distance from the window's first element: of every byte, of wider codes those of a
+    // window that is small enough.
+    if (kIndex || (sizeof(O) > 1 && p.R * p.S > kTable)) return;
+    const int64_t codes = sizeof(O) == 1 ? 256 : p.R * p.S;
     for (int64_t code = 0; code < codes; code++)
       distances_.push_back(code < p.R * p.S ? distance(code) : nowhere());
   }
@@ -109,7 +111,11 @@ class ScatterImages {
       at = start + distances_[selected_[out]];
     } else {
       const int64_t code = selected_[out];
-      at = code >= 0 && code < p_.R * p_.S ? start + distance(code) : -1;
+      if (static_cast<uint64_t>(code) < distances_.size()) {
+        at = start + distances_[static_cast<size_t>(code)];
+      } else {
+        at = code >= 0 && code < p_.R * p_.S ? start + distance(code) : -1;
+      }
     }
     if (static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels_))
       dx[at * step] += to_wide<T>(dy_[out]);
