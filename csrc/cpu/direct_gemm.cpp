@@ -33,6 +33,8 @@ constexpr int64_t kTermsInRegisters = 256;
 constexpr int64_t kWeightBytes = 640 << 10;
 // The tasks of one call should be enough for several threads when it is large.
 constexpr int64_t kTasksWanted = 16;
+// Lines that are asked for together do not hold up the products that follow.
+constexpr int64_t kLinesAtOnce = 8;
 // From so many pixels on a tile is as fast as a full one.
 constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
 
@@ -358,6 +360,7 @@ class DirectGemm {
     if (rounds && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
     tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
     tile.totals = t.totals;
+    tile.panel_size = channels * taps_ * kPanel<A>;
     tile.stream = streams_;
     tile.clamp = last && (to_dst_ || rounds_) && epilogue_.activation != Activation::kNone;
     tile.high = high_;
@@ -365,7 +368,9 @@ class DirectGemm {
     const int64_t depth = channels * taps_, panels = ceil_div(at.k.size(), kPanel<A>);
     const A* weights =
         weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters;
-    const auto run_tile = [&](int64_t panel, const PixelGroup& group, int64_t first, int64_t rows) {
+    // Of `count` panels, whole ones if several.
+    const auto run_tile = [&](int64_t panel, int64_t count, const PixelGroup& group, int64_t first,
+                              int64_t rows) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
       const Epilogue<T> to = epilogue_.at(dst_offset(at) + k);
       const int64_t filters = std::min(kPanel<A>, at.k.end - k);
@@ -373,6 +378,7 @@ class DirectGemm {
       tile.pixels = t.src_offsets + first;
       tile.segments = t.segments.data() + group.segments;
       tile.b = weights + k * depth;
+      tile.panels = count;
       tile.lanes = filters - (vectors - 1) * kLanes<A>;
       tile.bias = bias_.get() + (chunk == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
       if (to_dst_) {
@@ -392,11 +398,12 @@ class DirectGemm {
         }
       }
       Terms::template kernel<A>(rows, vectors)(tile);
-      tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms;
+      tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms * count;
       if (last && !to_dst_ && !rounds && view_.dst.c == 1)
         for (int64_t m = first; m < first + rows; ++m)
-          epilogue_.store(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>, filters,
-                          dst_offset(at) + t.dst_offsets[m] + k, 1);
+          epilogue_.store(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>,
+                          (count - 1) * kPanel<A> + filters, dst_offset(at) + t.dst_offsets[m] + k,
+                          1);
     };
     const auto for_tiles = [&](const auto& f) {
       for (const PixelGroup& group : t.groups)
@@ -415,6 +422,9 @@ class DirectGemm {
       const T* const fetched = epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.y;
       const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && depth > 0 &&
                                (!streams_ || epilogue_.residual != nullptr);
+      const int64_t whole_panels = at.k.size() / kPanel<A>;
+      const int64_t most_panels =
+          std::max<int64_t>(1, kLinesAtOnce / std::max<int64_t>(1, lines_ahead));
       tile.next = weights;
       tile.next_step = 0;
       for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
@@ -430,9 +440,10 @@ class DirectGemm {
             tile.next_step = rows * view_.dst.column * kSize / (panels * depth) + 1;
           }
         }
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          t.ahead.ask(lines_ahead);
-          run_tile(panel, group, first, rows);
+        for (int64_t panel = 0, count; panel < panels; panel += count) {
+          count = std::clamp<int64_t>(whole_panels - panel, 1, most_panels);
+          t.ahead.ask(lines_ahead * count);
+          run_tile(panel, count, group, first, rows);
         }
       });
       if (last && view_.dst.c != 1) store_planes(t);
@@ -443,7 +454,7 @@ class DirectGemm {
       tile.next_step = kPanel<A> * kSize / tiles;
       for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
         t.ahead.ask(lines_ahead);
-        run_tile(panel, group, first, rows);
+        run_tile(panel, 1, group, first, rows);
       });
     }
     if (last && view_.dst.c != 1) store_planes(t);

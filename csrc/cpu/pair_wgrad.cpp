@@ -435,6 +435,7 @@ class PairWgrad {
     tile.terms = terms;
     tile.segments = &segment;
     tile.lanes = kL;
+    tile.panels = 1;
     tile.bias = kZero;
     const int64_t rows_of_tiles = ceil_div(t.channels.size() * taps_, kMaxRows);
     const int64_t lines =

@@ -144,6 +144,7 @@ class PlanePairs {
     tile.totals = scratch;
     tile.pixels = weight_rows_;
     tile.bias = kZero;
+    tile.panels = 1;
     tile.c = sums;
     tile.c_rows = scratch_rows_;
     tile.rounded_rows = dst_rows_;
