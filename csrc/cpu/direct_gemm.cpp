@@ -29,6 +29,8 @@ namespace {
 
 // See kDepth; a reduction in place has no panel that must fit the first-level cache.
 constexpr int64_t kTermsInRegisters = 256;
+// The sums are rounded to fewer bits than any number of pairs would lose.
+constexpr int64_t kPairsInRegisters = 1024;
 // What a block's weights may take of the second-level cache.
 constexpr int64_t kWeightBytes = 640 << 10;
 // The tasks of one call should be enough for several threads when it is large.
@@ -305,7 +307,8 @@ class DirectGemm {
   // memory: at the same places whatever is left out, so that this changes no bit.
   void cut_segments(Task& t, int64_t channels) const {
     const int64_t depth = channels * taps_;
-    const int64_t block = even_piece(std::max<int64_t>(depth, 1), kTermsInRegisters);
+    const int64_t block =
+        even_piece(std::max<int64_t>(depth, 1), kPairs ? kPairsInRegisters : kTermsInRegisters);
     std::vector<TermSegment>& segments = t.segments;
     segments.clear();
     for (PixelGroup& group : t.groups) {

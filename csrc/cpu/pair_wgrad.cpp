@@ -66,7 +66,7 @@ ConvView paired(const ConvView& view) {
 void zip_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to, int64_t written) {
   int64_t i = 0;
   if (p != nullptr && q != nullptr)
-    for (; i + kL <= n; i += kL) Bits::store(to + i, zip_pairs(p + i, kL, q + i, kL));
+    for (; i + 2 * kL <= n; i += 2 * kL) zip_two_vectors(p + i, q + i, to + i);
   for (; i < written; i += kL) {
     const int64_t left = std::min(kL, n - i);
     Bits::store_partial(to + i,
@@ -400,7 +400,11 @@ class PairWgrad {
   void pack_channels(const BFloat16* from, int64_t pixels, int64_t n, int64_t width,
                      float* to) const {
     const int64_t step = view_.dst.column;
-    for (int64_t j = 0; j < pixels; j += 2, from += 2 * step, to += width)
+    int64_t j = 0;
+    if (n == 2 * kL)
+      for (; j + 2 <= pixels; j += 2, from += 2 * step, to += width)
+        zip_two_vectors(from, from + step, to);
+    for (; j < pixels; j += 2, from += 2 * step, to += width)
       zip_run(from, j + 1 < pixels ? from + step : nullptr, n, to, width);
   }
 

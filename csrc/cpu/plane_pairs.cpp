@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kL = kLanes<float>, kWidth = kPanel<float>;
 // Pairs that are summed in registers, see kDepth.
-constexpr int64_t kTermsInRegisters = 256;
+constexpr int64_t kTermsInRegisters = 1024;
 // A task's panels, beside the weights in the second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
 // Enough tasks for several threads, and filters that repay zipping the pixels again.
