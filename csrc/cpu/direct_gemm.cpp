@@ -445,7 +445,10 @@ class DirectGemm {
         }
         for (int64_t panel = 0, count; panel < panels; panel += count) {
           count = std::clamp<int64_t>(whole_panels - panel, 1, most_panels);
-          t.ahead.ask(lines_ahead * count);
+          if (plan_.reads_neighbours || fetches_dst)
+            t.ahead.ask(lines_ahead * count);
+          else
+            t.ahead.give(lines_ahead * count, group.terms * count, &tile);
           run_tile(panel, count, group, first, rows);
         }
       });

@@ -449,10 +449,9 @@ class PairWgrad {
       tile.b = panels + k * depth;
       tile.c = partial + k;
       tile.before = accumulate ? tile.c : nullptr;
-      tile.next = tile.b + depth * kWidth;
-      tile.next_step = 0;
+      tile.next = tile.b;
       for_row_tiles(t.channels.size() * taps_, [&](int64_t first, int64_t rows) {
-        ahead->ask(lines);
+        ahead->give(lines, depth, &tile);
         tile.pixels = row_offsets + first;
         tile.c_rows = sum_offsets + first;
         direct_pair_microkernel(rows, vectors)(tile);
