@@ -40,6 +40,15 @@ constexpr int64_t kLinesAtOnce = 8;
 // From so many pixels on a tile is as fast as a full one.
 constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
 
+// to[l] = first + l*step
+void fill_steps(int64_t* to, int64_t n, int64_t first, int64_t step) {
+  using V = Vec<int64_t>;
+  int64_t l = 0;
+  V::Type v = V::iota() * step + first;
+  for (; l + V::kLanes <= n; l += V::kLanes, v += V::kLanes * step) V::store(to + l, v);
+  for (; l < n; ++l) to[l] = first + l * step;
+}
+
 template <typename T, typename Terms = ChannelTerms>
 class DirectGemm {
  public:
@@ -110,7 +119,7 @@ class DirectGemm {
       t.dst_offsets = t.src_offsets + pixels;
       t.scratch_offsets = t.dst_offsets + pixels;
       if (!to_dst_ && view_.dst.c == 1)
-        for (int64_t p = 0; p < pixels; ++p) t.scratch_offsets[p] = p * ld;
+        fill_steps(t.scratch_offsets, pixels, 0, ld);
       for (int64_t task = begin; task < end; ++task) {
         t.at = position(task);
         order_pixels(t);
@@ -290,12 +299,10 @@ class DirectGemm {
             const int64_t from = first + n * sample + i * row + j0 * column;
             const int64_t to = n * view_.dst.n + i * view_.dst.row + j0 * view_.dst.column;
             const int64_t place = view_.dst.c == 1 ? p : (n * at.i.size() + i) * at.j.size() + j0;
-            for (int64_t j = 0; j < width; ++j) t.src_offsets[p + j] = from + j * column;
-            for (int64_t j = 0; j < width; ++j)
-              t.dst_offsets[place + j] = to + j * view_.dst.column;
+            fill_steps(t.src_offsets + p, width, from, column);
+            fill_steps(t.dst_offsets + place, width, to, view_.dst.column);
             if (view_.dst.c != 1)
-              for (int64_t j = 0; j < width; ++j)
-                t.scratch_offsets[p + j] = (place + j) * scratch_ld();
+              fill_steps(t.scratch_offsets + p, width, place * scratch_ld(), scratch_ld());
           }
         }
         t.groups.push_back({{begin, p}, r.taps, c.taps, 0, 0});

@@ -32,7 +32,7 @@ constexpr int64_t kWidth = kPanel<float>;
 
 // Outputs of a chunk: their sums stay in registers, and what they read, and what the next chunk
 // reads, in the second-level cache.
-constexpr int64_t kChunkPixels = kPairWgradPixels, kFewPixels = 192;
+constexpr int64_t kChunkPixels = kPairWgradPixels, kFewPixels = 256;
 constexpr int64_t kChunkElements = 96 << 10;
 constexpr int64_t kBandElements = (384 << 10) / 4;
 constexpr int64_t kMostFilters = 512;
