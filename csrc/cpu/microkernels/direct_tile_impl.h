@@ -44,8 +44,9 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
   }
   const bool rounds = Product::kRounds && tile.rounded != nullptr;
   // The lines of c are asked for along the way by a tall tile, which has the time: as many misses
-  // at once would hold up its first products.
-  constexpr bool kAsksAlong = kRows > kNear;
+  // at once would hold up its first products. Rows of one vector are mostly neighbours in memory,
+  // and so few products do not repay it.
+  constexpr bool kAsksAlong = kRows > kNear && kVectors > 1;
   const int64_t result_size = static_cast<int64_t>(rounds ? sizeof(BFloat16) : sizeof(T));
   const int64_t last_byte = (kVectors * kL - 1) * result_size;
   // What is read as well as written, where there is such.
@@ -71,7 +72,7 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
   const int64_t next_step = tile.next_step;
   for (int64_t at_panel = 0, column = 0; at_panel < tile.panels;
        ++at_panel, panel += tile.panel_size, column += kVectors * kL) {
-    if (!kAsksAlong && !streams) {
+    if (kRows <= kNear && !streams) {
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m) {
         const char* const line = result_row(m) + column * result_size;
