@@ -43,6 +43,7 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "3x3_s2_wide": ((1, 17, 7, 75), 18, (3, 3), {"padding": 1, "stride": 2}),
     "first": ((2, 3, 12, 15), 19, (3, 3), {"padding": 1}),
     "grey": ((2, 1, 14, 14), 18, (5, 5), {"padding": 2}),
+    "first_wide": ((1, 3, 9, 821), 40, (3, 3), {"padding": 1, "stride": (2, 1)}),
     "stem": ((2, 3, 29, 30), 24, (7, 7), {"padding": 3, "stride": 2}),
     "5x5": ((2, 18, 9, 10), 34, (5, 5), {"padding": 2}),
     "3x1_s3": ((2, 17, 16, 11), 21, (3, 1), {"stride": 3, "padding": (1, 0)}),

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "cpu/channel_band.h"
 #include "cpu/conv_view.h"
@@ -43,6 +44,20 @@ TORCHCONV_INLINE Vec<uint32_t>::Type zip_pairs(const BFloat16* p, int64_t lo, co
                                                     : Halves::load_partial(from, n));
   };
   return load(p, lo) | load(q, hi) << 16;
+}
+
+template <int... I>
+TORCHCONV_INLINE void zip_whole(const BFloat16* p, const BFloat16* q, float* to,
+                                std::integer_sequence<int, I...>) {
+  using Halves = Vec<uint16_t>;
+  constexpr int kL = Halves::kLanes;
+  const Halves::Type a = Halves::load(p), b = Halves::load(q);
+  Halves::store(to, shuffle<(I / 2 + I % 2 * kL)...>(a, b));
+  Halves::store(to + kL / 2, shuffle<(kL / 2 + I / 2 + I % 2 * kL)...>(a, b));
+}
+// to[l] = (p[l], q[l]), two vectors of them.
+TORCHCONV_INLINE void zip_two_vectors(const BFloat16* p, const BFloat16* q, float* to) {
+  zip_whole(p, q, to, std::make_integer_sequence<int, Vec<uint16_t>::kLanes>());
 }
 
 // Pairs of the upper halves of two vectors of floats, at p and q or zero.

@@ -29,12 +29,25 @@ namespace {
 
 // See kDepth; a reduction in place has no panel that must fit the first-level cache.
 constexpr int64_t kTermsInRegisters = 256;
+// The sums are rounded to fewer bits than any number of pairs would lose.
+constexpr int64_t kPairsInRegisters = 1024;
 // What a block's weights may take of the second-level cache.
 constexpr int64_t kWeightBytes = 640 << 10;
 // The tasks of one call should be enough for several threads when it is large.
 constexpr int64_t kTasksWanted = 16;
+// Lines that are asked for together do not hold up the products that follow.
+constexpr int64_t kLinesAtOnce = 8;
 // From so many pixels on a tile is as fast as a full one.
 constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
+
+// to[l] = first + l*step
+void fill_steps(int64_t* to, int64_t n, int64_t first, int64_t step) {
+  using V = Vec<int64_t>;
+  int64_t l = 0;
+  V::Type v = V::iota() * step + first;
+  for (; l + V::kLanes <= n; l += V::kLanes, v += V::kLanes * step) V::store(to + l, v);
+  for (; l < n; ++l) to[l] = first + l * step;
+}
 
 template <typename T, typename Terms = ChannelTerms>
 class DirectGemm {
@@ -106,7 +119,7 @@ class DirectGemm {
       t.dst_offsets = t.src_offsets + pixels;
       t.scratch_offsets = t.dst_offsets + pixels;
       if (!to_dst_ && view_.dst.c == 1)
-        for (int64_t p = 0; p < pixels; ++p) t.scratch_offsets[p] = p * ld;
+        fill_steps(t.scratch_offsets, pixels, 0, ld);
       for (int64_t task = begin; task < end; ++task) {
         const Position at = position(task);
         const bool ordered = task > begin && same_pixels(at, t.at);
@@ -293,12 +306,10 @@ class DirectGemm {
             const int64_t from = first + n * sample + i * row + j0 * column;
             const int64_t to = n * view_.dst.n + i * view_.dst.row + j0 * view_.dst.column;
             const int64_t place = view_.dst.c == 1 ? p : (n * at.i.size() + i) * at.j.size() + j0;
-            for (int64_t j = 0; j < width; ++j) t.src_offsets[p + j] = from + j * column;
-            for (int64_t j = 0; j < width; ++j)
-              t.dst_offsets[place + j] = to + j * view_.dst.column;
+            fill_steps(t.src_offsets + p, width, from, column);
+            fill_steps(t.dst_offsets + place, width, to, view_.dst.column);
             if (view_.dst.c != 1)
-              for (int64_t j = 0; j < width; ++j)
-                t.scratch_offsets[p + j] = (place + j) * scratch_ld();
+              fill_steps(t.scratch_offsets + p, width, place * scratch_ld(), scratch_ld());
           }
         }
         t.groups.push_back({{begin, p}, r.taps, c.taps, 0, 0});
@@ -310,7 +321,8 @@ class DirectGemm {
   // memory: at the same places whatever is left out, so that this changes no bit.
   void cut_segments(Task& t, int64_t channels) const {
     const int64_t depth = channels * taps_;
-    const int64_t block = even_piece(std::max<int64_t>(depth, 1), kTermsInRegisters);
+    const int64_t block =
+        even_piece(std::max<int64_t>(depth, 1), kPairs ? kPairsInRegisters : kTermsInRegisters);
     std::vector<TermSegment>& segments = t.segments;
     segments.clear();
     for (PixelGroup& group : t.groups) {
@@ -367,6 +379,7 @@ class DirectGemm {
     if (rounds && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
     tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
     tile.totals = t.totals;
+    tile.panel_size = channels * taps_ * kPanel<A>;
     tile.stream = streams_;
     tile.clamp = last && (to_dst_ || rounds_) && epilogue_.activation != Activation::kNone;
     tile.high = high_;
@@ -374,7 +387,9 @@ class DirectGemm {
     const int64_t depth = channels * taps_, panels = ceil_div(at.k.size(), kPanel<A>);
     const A* weights =
         weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters;
-    const auto run_tile = [&](int64_t panel, const PixelGroup& group, int64_t first, int64_t rows) {
+    // Of `count` panels, whole ones if several.
+    const auto run_tile = [&](int64_t panel, int64_t count, const PixelGroup& group, int64_t first,
+                              int64_t rows) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
       const Epilogue<T> to = epilogue_.at(dst_offset(at) + k);
       const int64_t filters = std::min(kPanel<A>, at.k.end - k);
@@ -382,6 +397,7 @@ class DirectGemm {
       tile.pixels = t.src_offsets + first;
       tile.segments = t.segments.data() + group.segments;
       tile.b = weights + k * depth;
+      tile.panels = count;
       tile.lanes = filters - (vectors - 1) * kLanes<A>;
       tile.bias = bias_.get() + (chunk == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
       if (to_dst_) {
@@ -401,11 +417,12 @@ class DirectGemm {
         }
       }
       Terms::template kernel<A>(rows, vectors)(tile);
-      tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms;
+      tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms * count;
       if (last && !to_dst_ && !rounds && view_.dst.c == 1)
         for (int64_t m = first; m < first + rows; ++m)
-          epilogue_.store(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>, filters,
-                          dst_offset(at) + t.dst_offsets[m] + k, 1);
+          epilogue_.store(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>,
+                          (count - 1) * kPanel<A> + filters, dst_offset(at) + t.dst_offsets[m] + k,
+                          1);
     };
     const auto for_tiles = [&](const auto& f) {
       for (const PixelGroup& group : t.groups)
@@ -424,6 +441,9 @@ class DirectGemm {
       const T* const fetched = epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.y;
       const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && depth > 0 &&
                                (!streams_ || epilogue_.residual != nullptr);
+      const int64_t whole_panels = at.k.size() / kPanel<A>;
+      const int64_t most_panels =
+          std::max<int64_t>(1, kLinesAtOnce / std::max<int64_t>(1, lines_ahead));
       tile.next = weights;
       tile.next_step = 0;
       for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
@@ -439,9 +459,13 @@ class DirectGemm {
             tile.next_step = rows * view_.dst.column * kSize / (panels * depth) + 1;
           }
         }
-        for (int64_t panel = 0; panel < panels; ++panel) {
-          t.ahead.ask(lines_ahead);
-          run_tile(panel, group, first, rows);
+        for (int64_t panel = 0, count; panel < panels; panel += count) {
+          count = std::clamp<int64_t>(whole_panels - panel, 1, most_panels);
+          if (plan_.reads_neighbours || fetches_dst)
+            t.ahead.ask(lines_ahead * count);
+          else
+            t.ahead.give(lines_ahead * count, group.terms * count, &tile);
+          run_tile(panel, count, group, first, rows);
         }
       });
       if (last && view_.dst.c != 1) store_planes(t);
@@ -452,7 +476,7 @@ class DirectGemm {
       tile.next_step = kPanel<A> * kSize / tiles;
       for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
         t.ahead.ask(lines_ahead);
-        run_tile(panel, group, first, rows);
+        run_tile(panel, 1, group, first, rows);
       });
     }
     if (last && view_.dst.c != 1) store_planes(t);

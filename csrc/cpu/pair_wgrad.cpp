@@ -32,7 +32,7 @@ constexpr int64_t kWidth = kPanel<float>;
 
 // Outputs of a chunk: their sums stay in registers, and what they read, and what the next chunk
 // reads, in the second-level cache.
-constexpr int64_t kChunkPixels = kPairWgradPixels, kFewPixels = 192;
+constexpr int64_t kChunkPixels = kPairWgradPixels, kFewPixels = 256;
 constexpr int64_t kChunkElements = 96 << 10;
 constexpr int64_t kBandElements = (384 << 10) / 4;
 constexpr int64_t kMostFilters = 512;
@@ -66,7 +66,7 @@ ConvView paired(const ConvView& view) {
 void zip_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to, int64_t written) {
   int64_t i = 0;
   if (p != nullptr && q != nullptr)
-    for (; i + kL <= n; i += kL) Bits::store(to + i, zip_pairs(p + i, kL, q + i, kL));
+    for (; i + 2 * kL <= n; i += 2 * kL) zip_two_vectors(p + i, q + i, to + i);
   for (; i < written; i += kL) {
     const int64_t left = std::min(kL, n - i);
     Bits::store_partial(to + i,
@@ -400,7 +400,11 @@ class PairWgrad {
   void pack_channels(const BFloat16* from, int64_t pixels, int64_t n, int64_t width,
                      float* to) const {
     const int64_t step = view_.dst.column;
-    for (int64_t j = 0; j < pixels; j += 2, from += 2 * step, to += width)
+    int64_t j = 0;
+    if (n == 2 * kL)
+      for (; j + 2 <= pixels; j += 2, from += 2 * step, to += width)
+        zip_two_vectors(from, from + step, to);
+    for (; j < pixels; j += 2, from += 2 * step, to += width)
       zip_run(from, j + 1 < pixels ? from + step : nullptr, n, to, width);
   }
 
@@ -435,6 +439,7 @@ class PairWgrad {
     tile.terms = terms;
     tile.segments = &segment;
     tile.lanes = kL;
+    tile.panels = 1;
     tile.bias = kZero;
     const int64_t rows_of_tiles = ceil_div(t.channels.size() * taps_, kMaxRows);
     const int64_t lines =
@@ -444,10 +449,9 @@ class PairWgrad {
       tile.b = panels + k * depth;
       tile.c = partial + k;
       tile.before = accumulate ? tile.c : nullptr;
-      tile.next = tile.b + depth * kWidth;
-      tile.next_step = 0;
+      tile.next = tile.b;
       for_row_tiles(t.channels.size() * taps_, [&](int64_t first, int64_t rows) {
-        ahead->ask(lines);
+        ahead->give(lines, depth, &tile);
         tile.pixels = row_offsets + first;
         tile.c_rows = sum_offsets + first;
         direct_pair_microkernel(rows, vectors)(tile);

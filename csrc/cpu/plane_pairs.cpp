@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kL = kLanes<float>, kWidth = kPanel<float>;
 // Pairs that are summed in registers, see kDepth.
-constexpr int64_t kTermsInRegisters = 256;
+constexpr int64_t kTermsInRegisters = 1024;
 // A task's panels, beside the weights in the second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
 // Enough tasks for several threads, and filters that repay zipping the pixels again.
@@ -144,6 +144,7 @@ class PlanePairs {
     tile.totals = scratch;
     tile.pixels = weight_rows_;
     tile.bias = kZero;
+    tile.panels = 1;
     tile.c = sums;
     tile.c_rows = scratch_rows_;
     tile.rounded_rows = dst_rows_;

@@ -14,6 +14,8 @@ namespace {
 constexpr int64_t kMostChannels = 7, kMostTerms = 1024;
 // Elements of a laid out row, and vectors that are read past its end.
 constexpr int64_t kRowElements = 2048, kSlack = 64;
+// Of a kernel whose patch is at least 3 elements wide.
+constexpr int64_t kPatchRows = 10;
 
 int64_t row_taps(const ConvView& view) {
   const auto taps = static_cast<int64_t>(view.taps.size());
@@ -39,6 +41,14 @@ void lay_out(const ConvView& image, const BFloat16* src, int64_t first, int64_t 
   }
   for (int64_t c = 0; c < C; ++c, src += image.src.c)
     for (int64_t p = 0; p < n; ++p) to[p * C + c] = src[p * image.src.column];
+}
+
+// Whether a patch is a run: of rows of the kernel that are neighbours.
+bool takes_patches(const ConvView& view) {
+  const auto taps = static_cast<int64_t>(view.taps.size());
+  const int64_t S = row_taps(view), R = taps / S;
+  return R > 1 && S * view.C % 2 == 1 && view.terms() <= 2 * kVectorBytes / 4 &&
+         view.taps.back().h == view.taps.front().h + R - 1;
 }
 
 }  // namespace
@@ -70,6 +80,14 @@ ConvView row_view(const ConvView& view) {
   rows.weight_k = taps * view.C;
   rows.weight_group = view.K * rows.weight_k;
   rows.taps.clear();
+  if (takes_patches(view)) {
+    rows.C = taps * view.C;
+    rows.H = view.I;
+    rows.step_h = 1;
+    rows.src.row = view.step_h * view.src.row;
+    rows.taps.push_back({0, 0, 0});
+    return rows;
+  }
   for (int64_t t = 0; t < taps; t += S) rows.taps.push_back({view.taps[t].h, 0, t * view.C});
   return rows;
 }
@@ -83,6 +101,7 @@ void pack_row_weights(const ConvView& view, const BFloat16* w, BFloat16* rows) {
 
 void RowTerms::fill(const ChannelBand& band, const ConvView& view, const BFloat16* src,
                     int64_t channels, Range i, Range j, float* scratch) const {
+  if (takes_patches(image)) return fill_patches(band, src, i, j, scratch);
   using Elements = Vec<uint32_t>;
   constexpr int64_t kL = Elements::kLanes;
   BFloat16 laid_out[kRowElements];
@@ -116,6 +135,50 @@ void RowTerms::fill(const ChannelBand& band, const ConvView& view, const BFloat1
       }
     }
   });
+}
+
+void RowTerms::fill_patches(const ChannelBand& band, const BFloat16* src, Range i, Range j,
+                            float* scratch) const {
+  // As many elements as a run has pairs at most, and a row of the kernel at most.
+  using Row = Vec<uint16_t, kVectorBytes / 4>;
+  BFloat16 laid_out[kPatchRows][kRowElements];
+  const int64_t S = row_taps(image), R = static_cast<int64_t>(image.taps.size()) / S;
+  const int64_t step = image.step_w * image.C, run = S * image.C;
+  const int64_t most = ((kRowElements - kSlack) / image.C - S) / image.step_w + 1;
+  const auto inside =
+      bit_cast<Row::Type>(Vec<int16_t, Row::kLanes>::iota() < static_cast<int16_t>(run));
+  for (int64_t p = 0; p < j.size(); p += most) {
+    const int64_t n = std::min(most, j.size() - p);
+    const int64_t top = i.begin * image.step_h + image.taps[0].h;
+    int64_t next = top;  // row of the image to lay out, in the place of the one that lies R above
+    for (int64_t y = 0; y < i.size(); ++y) {
+      const int64_t first = top + y * image.step_h;
+      for (next = std::max(next, first); next < first + R; ++next) {
+        BFloat16* const row = laid_out[(next - top) % R];
+        const int64_t width = (n - 1) * image.step_w + S;
+        if (next < 0 || next >= image.H)
+          std::fill(row, row + width * image.C, BFloat16{});
+        else
+          lay_out(image, src + next * image.src.row, (j.begin + p) * image.step_w + image.taps[0].w,
+                  width, row);
+      }
+      const BFloat16* rows[kPatchRows];
+      for (int64_t r = 0; r < R; ++r) rows[r] = laid_out[(first + r - top) % R];
+      float* pixel = scratch + y * band.row + p * band.pixel;
+      // What is written past a run is what follows there, but for the last pixel.
+      const auto write = [&](int64_t q, float* run_of_all) {
+        auto* to = reinterpret_cast<BFloat16*>(run_of_all);
+        for (int64_t r = 0; r < R; ++r, to += run) {
+          const Row::Type v = Row::load(rows[r] + q * step);
+          Row::store(to, r + 1 < R ? v : v & inside);
+        }
+      };
+      for (int64_t q = 0; q + 1 < n; ++q, pixel += band.pixel) write(q, pixel);
+      float last[kVectorBytes / 2];
+      write(n - 1, last);
+      copy_wide(pixel, last, ceil_div(R * run, int64_t{2}));
+    }
+  }
 }
 
 }  // namespace torchconv::cpu

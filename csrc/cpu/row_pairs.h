@@ -5,6 +5,8 @@
 //
 // of which the last alone may be paired with zero: 11 pairs for 7 pixels of 3 channels, not 14. The
 // row is the only tap of a view whose pixels are such runs, copied to a band one for each output.
+// Where the runs of all rows of the kernel fit a vector they are one, 14 pairs for 3 rows of 3
+// pixels of 3 channels, not 15: the image's patch under the kernel (im2col).
 #pragma once
 
 #include "cpu/channel_band.h"
@@ -32,6 +34,10 @@ struct RowTerms {
   int64_t planes(int64_t) const { return image.C; }
   void fill(const ChannelBand& band, const ConvView& view, const BFloat16* src, int64_t channels,
             Range i, Range j, float* scratch) const;
+
+ private:
+  void fill_patches(const ChannelBand& band, const BFloat16* src, Range i, Range j,
+                    float* scratch) const;
 };
 
 }  // namespace torchconv::cpu

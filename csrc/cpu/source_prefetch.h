@@ -1,5 +1,6 @@
 // Asks for memory that will be copied soon, a few cache lines at a time between other work: short
-// strided pieces, which the hardware's prefetchers do not foresee.
+// strided pieces, which the hardware's prefetchers do not foresee. A product that asks for a line
+// with each term takes as many as lie side by side: many at once would hold up its first terms.
 #pragma once
 
 #include <algorithm>
@@ -29,22 +30,43 @@ class SourcePrefetch {
   int64_t lines() const { return lines_; }
 
   void ask(int64_t lines) {
-    while (lines > 0 && piece_ < static_cast<int64_t>(pieces_.size())) {
-      const Piece& piece = pieces_[piece_];
-      const char* p = piece.first + part_ * piece.stride;
-      const int64_t end = std::min(piece.lines, line_ + lines);
-      lines -= end - line_;
-      for (; line_ < end; ++line_) __builtin_prefetch(p + line_ * kLine, 0, 2);
-      if (line_ < piece.lines) return;
-      line_ = 0;
-      if (++part_ < piece.count) continue;
-      part_ = 0;
-      ++piece_;
+    while (lines > 0) {
+      const Run run = take(lines);
+      if (run.lines == 0) return;
+      for (int64_t l = 0; l < run.lines; ++l) __builtin_prefetch(run.first + l * kLine, 0, 2);
+      lines -= run.lines;
     }
   }
 
- private:
   static constexpr int64_t kLine = 64;
+  struct Run {
+    const char* first;
+    int64_t lines;
+  };
+  // The next lines that lie side by side, at most `most`: for the caller to ask for.
+  Run take(int64_t most) {
+    if (piece_ == static_cast<int64_t>(pieces_.size())) return {nullptr, 0};
+    const Piece& piece = pieces_[piece_];
+    const Run run{piece.first + part_ * piece.stride + line_ * kLine,
+                  std::min(piece.lines - line_, most)};
+    line_ += run.lines;
+    if (line_ == piece.lines) {
+      line_ = 0;
+      if (++part_ == piece.count) part_ = 0, ++piece_;
+    }
+    return run;
+  }
+  // The same for a tile of so many terms, whose `next` and `next_step` they become; asks for the
+  // rest.
+  template <typename Tile>
+  void give(int64_t lines, int64_t terms, Tile* tile) {
+    const Run run = take(std::min(lines, terms));
+    if (run.lines > 0) tile->next = run.first;
+    tile->next_step = ceil_div(run.lines * kLine, std::max<int64_t>(terms, 1));
+    ask(lines - run.lines);
+  }
+
+ private:
   struct Piece {
     const char* first;
     int64_t count, stride, lines;

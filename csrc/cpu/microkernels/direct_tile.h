@@ -7,7 +7,9 @@
 // neighbours or strided, of one image row or several (Dukhan, "The Indirect Convolution Algorithm",
 // arXiv 1907.02129; his table has a pointer for each pixel and tap, this one a pointer for each
 // pixel and an offset for each term, since padding is written out before). Column n is a filter, b
-// a packed panel. The epilogue is applied while the tile is in registers.
+// a packed panel. The epilogue is applied while the tile is in registers. A call may do several
+// tiles of the same pixels and neighbouring panels, so that what few terms sum does not wait for
+// the table of pixels to be read again.
 #pragma once
 
 #include <cstdint>
@@ -32,11 +34,13 @@ struct DirectTile {
   const int64_t* pixels;  // [rows]
   const int32_t* terms;
   const TermSegment* segments;
-  T* totals;   // scratch: kTileSize, aligned to 64 bytes
-  const T* b;  // [term][vectors of lanes]
-  T* c;        // row m starts at c + c_rows[m]
+  T* totals;           // scratch: kTileSize, aligned to 64 bytes
+  const T* b;          // [panel][term][vectors of lanes]
+  int64_t panels;      // side by side in b, bias and a row of c
+  int64_t panel_size;  // elements of b
+  T* c;                // row m starts at c + c_rows[m]
   const int64_t* c_rows;
-  int64_t lanes;    // of the last vector that exist in c
+  int64_t lanes;    // of the last vector that exist in c; all where there are several panels
   const T* before;  // null, or sums that are added, in rows as those of c: often c itself
   bool stream;      // past the caches: every row of c aligned and its vectors whole
   const T* bias;    // [vectors of lanes]

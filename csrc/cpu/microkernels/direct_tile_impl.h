@@ -44,10 +44,11 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
   }
   const bool rounds = Product::kRounds && tile.rounded != nullptr;
   // The lines of c are asked for along the way by a tall tile, which has the time: as many misses
-  // at once would hold up its first products.
-  constexpr bool kAsksAlong = kRows > kNear;
-  const int64_t last_byte =
-      (kVectors * kL - 1) * static_cast<int64_t>(rounds ? sizeof(BFloat16) : sizeof(T));
+  // at once would hold up its first products. Rows of one vector are mostly neighbours in memory,
+  // and so few products do not repay it.
+  constexpr bool kAsksAlong = kRows > kNear && kVectors > 1;
+  const int64_t result_size = static_cast<int64_t>(rounds ? sizeof(BFloat16) : sizeof(T));
+  const int64_t last_byte = (kVectors * kL - 1) * result_size;
   // What is read as well as written, where there is such.
   const BFloat16* const rounded = tile.residual != nullptr ? tile.residual : tile.rounded;
   const T* const result = tile.before != nullptr ? tile.before : tile.c;
@@ -63,120 +64,126 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
 #pragma GCC unroll 16
     for (int m = 0; m < 16; ++m)
       ask[m] = streams ? reinterpret_cast<const char*>(tile.b) : result_row(m < kRows ? m : 0);
-  } else if (!streams) {
-#pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) {
-      __builtin_prefetch(result_row(m), 1, 3);
-      __builtin_prefetch(result_row(m) + last_byte, 1, 3);
-    }
   }
 
   const int32_t* const terms = tile.terms;
-  const T* const panel = tile.b;
+  const T* panel = tile.b;
   const char* next = static_cast<const char*>(tile.next);
   const int64_t next_step = tile.next_step;
-  const TermSegment* segment = tile.segments;
-  Register start[kVectors];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) start[v] = V::load(tile.bias + v * kL);
-  for (bool first = true;; first = false) {
+  for (int64_t at_panel = 0, column = 0; at_panel < tile.panels;
+       ++at_panel, panel += tile.panel_size, column += kVectors * kL) {
+    if (kRows <= kNear && !streams) {
 #pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[m][v] = start[v];
-    for (;; ++segment) {
-      const int32_t* term = terms + segment->begin;
-      const int32_t* const end = terms + segment->end;
-      const T* b = panel + segment->begin * (kVectors * kL);
-      for (; term != end; ++term) {
-        const int64_t at = *term;
-        Register filters[kVectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kL);
-        __builtin_prefetch(next, 0, 2);
-        if constexpr (kAsksAlong) {
-          const uintptr_t place = reinterpret_cast<uintptr_t>(term) / sizeof(*term);
-          __builtin_prefetch(ask[(place >> both_ends) % 16] + (place & both_ends) * last_byte, 1,
-                             3);
-        }
-#pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m) {
-          const T* const p = (m < kNear ? row[m] : far[m - kNear]) + at;
-          if constexpr (kVectors == 1) {
-            Product::add_element(sum[m][0], p, filters[0]);
-            continue;
-          }
-          const Register x = V::broadcast(*p);
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) Product::add(sum[m][v], x, filters[v]);
-        }
-        b += kVectors * kL;
-        next += next_step;
+      for (int m = 0; m < kRows; ++m) {
+        const char* const line = result_row(m) + column * result_size;
+        __builtin_prefetch(line, 1, 3);
+        __builtin_prefetch(line + last_byte, 1, 3);
       }
-      if (segment->ends_block) break;
     }
-    if (!first) {
+    const TermSegment* segment = tile.segments;
+    Register start[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) start[v] = V::load(tile.bias + column + v * kL);
+    for (bool first = true;; first = false) {
 #pragma GCC unroll 16
       for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[m][v] += V::load(totals + (m * kVectors + v) * kL);
-    }
-    if (segment++->last) break;
+        for (int v = 0; v < kVectors; ++v) sum[m][v] = start[v];
+      for (;; ++segment) {
+        const int32_t* term = terms + segment->begin;
+        const int32_t* const end = terms + segment->end;
+        const T* b = panel + segment->begin * (kVectors * kL);
+        for (; term != end; ++term) {
+          const int64_t at = *term;
+          Register filters[kVectors];
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kL);
+          __builtin_prefetch(next, 0, 2);
+          if constexpr (kAsksAlong) {
+            const uintptr_t place = reinterpret_cast<uintptr_t>(term) / sizeof(*term);
+            __builtin_prefetch(ask[(place >> both_ends) % 16] + (place & both_ends) * last_byte +
+                                   column * result_size,
+                               1, 3);
+          }
 #pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m)
+          for (int m = 0; m < kRows; ++m) {
+            const T* const p = (m < kNear ? row[m] : far[m - kNear]) + at;
+            if constexpr (kVectors == 1) {
+              Product::add_element(sum[m][0], p, filters[0]);
+              continue;
+            }
+            const Register x = V::broadcast(*p);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) V::store(totals + (m * kVectors + v) * kL, sum[m][v]);
+            for (int v = 0; v < kVectors; ++v) Product::add(sum[m][v], x, filters[v]);
+          }
+          b += kVectors * kL;
+          next += next_step;
+        }
+        if (segment->ends_block) break;
+      }
+      if (!first) {
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) start[v] = Register{};
-  }
+          for (int v = 0; v < kVectors; ++v) sum[m][v] += V::load(totals + (m * kVectors + v) * kL);
+      }
+      if (segment++->last) break;
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) V::store(totals + (m * kVectors + v) * kL, sum[m][v]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) start[v] = Register{};
+    }
 
-  const int64_t lanes = tile.lanes;
-  if (tile.before != nullptr) {
+    const int64_t lanes = tile.lanes;
+    if (tile.before != nullptr) {
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m) {
+        const T* c = tile.before + tile.c_rows[m] + column;
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v)
+          sum[m][v] += v + 1 < kVectors || lanes == kL ? V::load(c + v * kL)
+                                                       : V::load_partial(c + v * kL, lanes);
+      }
+    }
+    if constexpr (Product::kRounds) {
+      if (rounds && tile.residual != nullptr) {
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m)
+          Product::add_row(sum[m], tile.residual + tile.rounded_rows[m] + column, lanes);
+      }
+    }
+    if (tile.clamp) {
+      const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          sum[m][v] = sum[m][v] < low ? low : sum[m][v];
+          sum[m][v] = sum[m][v] > high ? high : sum[m][v];
+        }
+    }
+    if constexpr (Product::kRounds) {
+      if (rounds) {
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m)
+          Product::store(tile.rounded + tile.rounded_rows[m] + column, sum[m], lanes);
+        continue;
+      }
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const T* c = tile.before + tile.c_rows[m];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        sum[m][v] += v + 1 < kVectors || lanes == kL ? V::load(c + v * kL)
-                                                     : V::load_partial(c + v * kL, lanes);
-    }
-  }
-  if constexpr (Product::kRounds) {
-    if (rounds && tile.residual != nullptr) {
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m)
-        Product::add_row(sum[m], tile.residual + tile.rounded_rows[m], lanes);
-    }
-  }
-  if (tile.clamp) {
-    const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
-#pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m)
+      T* c = tile.c + tile.c_rows[m] + column;
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        sum[m][v] = sum[m][v] < low ? low : sum[m][v];
-        sum[m][v] = sum[m][v] > high ? high : sum[m][v];
+        if (tile.stream)
+          stream_bytes(c + v * kL, sum[m][v]);
+        else if (v + 1 < kVectors || lanes == kL)
+          V::store(c + v * kL, sum[m][v]);
+        else
+          V::store_partial(c + v * kL, sum[m][v], lanes);
       }
-  }
-  if constexpr (Product::kRounds) {
-    if (rounds) {
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m)
-        Product::store(tile.rounded + tile.rounded_rows[m], sum[m], lanes);
-      return;
-    }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < kRows; ++m) {
-    T* c = tile.c + tile.c_rows[m];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      if (tile.stream)
-        stream_bytes(c + v * kL, sum[m][v]);
-      else if (v + 1 < kVectors || lanes == kL)
-        V::store(c + v * kL, sum[m][v]);
-      else
-        V::store_partial(c + v * kL, sum[m][v], lanes);
     }
   }
 }
