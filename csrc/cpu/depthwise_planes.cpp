@@ -21,7 +21,7 @@ namespace {
 constexpr int64_t kTogether = 8192, kBand = 16384;
 
 // Planes that are worth minimal filtering.
-constexpr int64_t kLeastWinogradRows = 4, kLeastWinogradColumns = 8;
+constexpr int64_t kLeastWinogradRows = 4, kLeastWinogradColumns = 9;
 
 // Output rows [first, last) of dst planes [plane, plane + planes) of sample n.
 struct Piece {
@@ -189,9 +189,14 @@ void depthwise_planes_gather(const ConvView& v, const T* src, const T* w, const 
 bool depthwise_planes_winograd_applies(const ConvView& v) {
   if (!kFiltersColumns || !depthwise_planes_applies(v) || v.step_h != 1) return false;
   const DepthwiseTaps taps(v);
-  return taps.rows > 3 && taps.gap_h == 1 && taps.gap_w == 1 && taps.first_w <= 0 &&
-         taps.first_w > -taps.rows && v.W <= kMostWinogradColumns && v.I >= kLeastWinogradRows &&
-         v.J >= kLeastWinogradColumns;
+  if (taps.rows == 3 || taps.gap_h != 1 || taps.gap_w != 1 || taps.first_w > 0 ||
+      taps.first_w <= -taps.rows || v.J + taps.first_w > v.W || v.W > kMostWinogradColumns ||
+      v.I < kLeastWinogradRows || v.J < kLeastWinogradColumns)
+    return false;
+  // Outputs come late in a vector: rows that fill theirs take another, which eats up what 5 columns
+  // save.
+  const int64_t last = v.J + taps.rows - 1 + taps.first_w, kL = kLanes<float>;
+  return taps.rows == 7 || ceil_div(last, kL) == ceil_div(v.J, kL);
 }
 
 std::vector<int64_t> depthwise_planes_winograd(const ConvView& v, const float* src, const float* w,
@@ -212,7 +217,7 @@ std::vector<int64_t> depthwise_planes_winograd(const ConvView& v, const float* s
       [&](int64_t first, int64_t last) { return source_rows(taps, v, first, last); },
       [&](const PlaneRowsSum<float>& sum, const Piece& piece) {
         for_plane_rows(taps, v, [&](const PlaneRows& shape, int64_t, int64_t) {
-          PlaneRowsWinograd part{sum, src + v.N * v.src.n};
+          PlaneRowsWinograd part{sum, src + (v.N - 1) * v.src.n + v.groups * v.src.c};
           part.sum.src += taps.first_h * v.W + taps.first_w;
           part.sum.weights = weights.get() + piece.plane * size;
           part.sum.weight_plane = size;
