@@ -1,4 +1,6 @@
-// plane_rows_winograd.
+// plane_rows_winograd: pairs of output rows from top to bottom, strips of a vector from left to
+// right. Source rows are read by whole vectors, with what lies beyond a row taken out of their
+// differences; only at the end of memory are rows copied first.
 #include "cpu/microkernels/plane_rows_winograd.h"
 
 #include <algorithm>
