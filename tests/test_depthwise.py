@@ -209,14 +209,22 @@ def test_padding_meets_no_infinity(
 
 
 @cpu_only
-@pytest.mark.parametrize("r", [3, 5, 7])
-def test_minimal_filtering(r: int) -> None:
-    """One to several vectors of channels and tiles, rows alone; with and without Winograd."""
-    for channels, size in ((16, (5, 7)), (33, (1, 20)), (83, (8, 14)), (150, (3, 27))):
-        x, w, b = operands(3, channels, *size, r, "channels_last", torch.float32)
+@pytest.mark.parametrize(
+    ("layout", "r"),
+    [("channels_last", 3), ("channels_last", 5), ("channels_last", 7)]
+    + [("contiguous", 5), ("contiguous", 7)],
+)
+def test_minimal_filtering(layout: str, r: int) -> None:
+    """One to several vectors and tiles, rows alone; with and without Winograd."""
+    if layout == "channels_last":
+        cases = ((16, (5, 7)), (33, (1, 20)), (83, (8, 14)), (150, (3, 27)))
+    else:
+        cases = ((3, (7, 9)), (5, (8, 14)), (2, (9, 32)), (20, (4, 53)))
+    for channels, size in cases:
+        x, w, b = operands(3, channels, *size, r, layout, torch.float32)
         for winograd in (True, False):
             with torchconv.backends.allow_winograd(winograd):
-                check(x, w, b, "channels_last", padding=r // 2)
+                check(x, w, b, layout, padding=r // 2)
         # Differences of the second sample's rows overflow, which its outputs do not.
         if size[0] == 1:
             continue
@@ -232,14 +240,29 @@ def test_minimal_filtering(r: int) -> None:
 
 
 @cpu_only
+@pytest.mark.parametrize("r", [5, 7])
+def test_minimal_filtering_of_planes_and_their_borders(r: int) -> None:
+    """From no to all columns of padding on one side, and two filters of a plane."""
+    for top, left in ((0, 0), (1, 1), (r - 1, r - 1), (0, r - 1)):
+        x, w, b = operands(2, 3, 8 + r, 25, r, "contiguous", torch.float32)
+        check(x, w, b, "contiguous", padding=(top, left))
+    x, w, b = operands(2, 3, 9, 17, r, "contiguous", torch.float32)
+    w, b = torch.cat((w, -w)), torch.cat((b, b))
+    check(x, w, b, "contiguous", padding=r // 2)
+
+
+@cpu_only
 @pytest.mark.parametrize(
     ("layout", "along"), [("contiguous", "pixels"), ("channels_last", "channels")]
 )
 def test_explained(layout: str, along: str) -> None:
-    x, w, _ = operands(1, 32, 12, 12, 3, layout, torch.float32)
-    for stride in (1, 2):
-        for each in explain(x, w, None, stride, 1, groups=32, peak=100.0, bandwidth=10.0).passes:
-            wide = _load.isa() == "avx512"
-            minimal = layout == "channels_last" and stride == 1 and wide and each.name != "wgrad"
+    wide = _load.isa() == "avx512"
+    for r, stride in ((3, 1), (3, 2), (5, 1)):
+        x, w, _ = operands(1, 32, 12, 12, r, layout, torch.float32)
+        filtered = wide and stride == 1 and (layout == "channels_last" or r > 3)
+        for each in explain(
+            x, w, None, stride, r // 2, groups=32, peak=100.0, bandwidth=10.0
+        ).passes:
+            minimal = filtered and each.name != "wgrad"
             how = "minimal filtering" if minimal else "rolling"
             assert each.algorithm.startswith(f"depthwise {how}") and along in each.algorithm

@@ -147,6 +147,8 @@ std::vector<int64_t> winograd_along_rows(const ConvView& view, ConvAlgorithm alg
                                  pool);
   if (algorithm == ConvAlgorithm::kDepthwiseWinograd)
     return depthwise_winograd(view, src, w, bias, epilogue, pool);
+  if (algorithm == ConvAlgorithm::kPlanesWinograd)
+    return depthwise_planes_winograd(view, src, w, bias, epilogue, pool);
   return winograd_rows(view, src, w, bias, epilogue, pool);
 }
 
@@ -158,7 +160,8 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
     case ConvAlgorithm::kWinograd:
     case ConvAlgorithm::kWinogradRows:
     case ConvAlgorithm::kGroupWinograd:
-    case ConvAlgorithm::kDepthwiseWinograd: {
+    case ConvAlgorithm::kDepthwiseWinograd:
+    case ConvAlgorithm::kPlanesWinograd: {
       // Samples with an infinity, a NaN or an overflow, which Winograd spreads.
       std::vector<int64_t> special;
       if (algorithm == ConvAlgorithm::kWinograd)

@@ -232,6 +232,10 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kDepthwiseColumns, [](const Case& c) { return c.depthwise_columns(); }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
+    {Algorithm::kPlanesWinograd, [](const Case& c) {
+       return c.winograd && c.is(DType::kFloat32) && c.grouped() &&
+              depthwise_planes_winograd_applies(c.v);
+     }},
     {Algorithm::kDepthwisePlanes, [](const Case& c) {
        return c.grouped() && depthwise_planes_applies(c.v);
      }},

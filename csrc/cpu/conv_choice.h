@@ -17,6 +17,7 @@ enum class ConvAlgorithm : uint8_t {
   kDepthwiseChannels,  // depthwise_channels.h
   kDepthwiseColumns,   // depthwise_columns.h
   kDepthwisePlanes,    // depthwise_planes.h
+  kPlanesWinograd,     // the same, minimal filtering
   kGroupWinograd,      // group_winograd.h, group_wgrad.h
   kGroupTiles,         // group_gather.h, group_wgrad.h
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h

@@ -61,6 +61,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "depthwise rolling columns, vectors along channels";
     case ConvAlgorithm::kDepthwisePlanes:
       return "depthwise rolling rows, vectors along pixels";
+    case ConvAlgorithm::kPlanesWinograd:
+      return "depthwise minimal filtering, vectors along pixels";
     case ConvAlgorithm::kGroupWinograd:
       return "Winograd along rows, groups side by side in vectors";
     case ConvAlgorithm::kGroupTiles:
@@ -155,6 +157,11 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kDepthwiseColumns:
     case ConvAlgorithm::kDepthwiseChannels:
       return text("%lld rows of %lld pixels, %lld channels in a vector", v.I, v.J, lanes);
+    case ConvAlgorithm::kPlanesWinograd:
+      return text(
+          "F(2,3) and F(2,2) down the columns of the kernel, planes of %lld rows of %lld "
+          "pixels, %lld pixels in a vector",
+          v.I, v.J, lanes);
     case ConvAlgorithm::kDepthwisePlanes:
       return text("planes of %lld rows of %lld pixels, %lld pixels in a vector", v.I, v.J, lanes);
     case ConvAlgorithm::kInnerProduct:
@@ -220,7 +227,7 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
     return 2 * multiplications(v) * winograd_rows_products(v);
   if (algorithm == ConvAlgorithm::kGroupWinograd)
     return 2 * multiplications(v) * group_winograd_products(v);
-  if (algorithm == ConvAlgorithm::kDepthwiseWinograd)
+  if (algorithm == ConvAlgorithm::kDepthwiseWinograd || algorithm == ConvAlgorithm::kPlanesWinograd)
     return 2 * multiplications(v) * depthwise_winograd_products(v);
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
   const winograd::Grid plan(v);
@@ -275,7 +282,8 @@ std::string zeros(const char* pass, double bytes) {
 const char* gather_otherwise(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
   return algorithm == ConvAlgorithm::kWinograd || algorithm == ConvAlgorithm::kWinogradRows ||
                  algorithm == ConvAlgorithm::kGroupWinograd ||
-                 algorithm == ConvAlgorithm::kDepthwiseWinograd
+                 algorithm == ConvAlgorithm::kDepthwiseWinograd ||
+                 algorithm == ConvAlgorithm::kPlanesWinograd
              ? name_of(gather_algorithm(v, dtype, false))
              : "";
 }

@@ -4,11 +4,14 @@
 #include "cpu/depthwise_planes.h"
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
 
 #include "core/buffer.h"
 #include "cpu/conv_pack.h"
 #include "cpu/depthwise_taps.h"
 #include "cpu/microkernels/plane_rows.h"
+#include "cpu/microkernels/plane_rows_winograd.h"
 #include "cpu/parallel_range.h"
 
 namespace torchconv::cpu {
@@ -16,6 +19,9 @@ namespace {
 
 // Elements of a plane or band, and of neighbouring planes, that are worked on at a time.
 constexpr int64_t kTogether = 8192, kBand = 16384;
+
+// Planes that are worth minimal filtering.
+constexpr int64_t kLeastWinogradRows = 4, kLeastWinogradColumns = 9;
 
 // Output rows [first, last) of dst planes [plane, plane + planes) of sample n.
 struct Piece {
@@ -55,8 +61,8 @@ class DepthwisePlanes {
     bands_ = ceil_div(s_.I, band_);
   }
 
-  // kernel(source rows of a piece), and call(source of row 0, sum) which runs the kernels on sum
-  // with everything but the geometry filled in.
+  // rows_of(first, last): the source rows of a piece. call(sum, piece) runs the kernels on sum,
+  // where everything but the geometry is filled in.
   template <typename Rows, typename Call>
   void run(const T* src, const T* w, const T* bias, const Epilogue<T>& epilogue,
            const Parallel& pool, Rows&& rows_of, Call&& call) const {
@@ -122,14 +128,14 @@ class DepthwisePlanes {
             sum.out = epilogue.y + dst - first * s_.J;
             sum.out_plane = s_.I * s_.J;
             sum.streams = WideVec<T>::streams(epilogue.y, s_.N * s_.dst_n, s_.J);
-            call(sum);
+            call(sum, piece);
             continue;
           }
         }
         const int64_t count = (piece.last - first) * s_.J;
         sum.out = sums - first * s_.J;
         sum.out_plane = count;
-        call(sum);
+        call(sum, piece);
         epilogue.store(sums, piece.planes * count, dst, 1);
       }
     });
@@ -165,7 +171,7 @@ void depthwise_planes_gather(const ConvView& v, const T* src, const T* w, const 
   planes.run(
       src, w, bias, epilogue.at(v.dst_offset), pool,
       [&](int64_t first, int64_t last) { return source_rows(taps, v, first, last); },
-      [&](PlaneRowsSum<Wide<T>> sum) {
+      [&](const PlaneRowsSum<Wide<T>>& sum, const Piece&) {
         for_plane_rows(taps, v, [&](const PlaneRows& shape, int64_t row, int64_t rows) {
           PlaneRowsSum<Wide<T>> part = sum;
           part.src += (row + taps.first_h) * v.W + taps.first_w;
@@ -178,6 +184,51 @@ void depthwise_planes_gather(const ConvView& v, const T* src, const T* w, const 
           plane_rows_sum(shape, part);
         });
       });
+}
+
+bool depthwise_planes_winograd_applies(const ConvView& v) {
+  if (!kFiltersColumns || !depthwise_planes_applies(v) || v.step_h != 1) return false;
+  const DepthwiseTaps taps(v);
+  if (taps.rows == 3 || taps.gap_h != 1 || taps.gap_w != 1 || taps.first_w > 0 ||
+      taps.first_w <= -taps.rows || v.J + taps.first_w > v.W || v.W > kMostWinogradColumns ||
+      v.I < kLeastWinogradRows || v.J < kLeastWinogradColumns)
+    return false;
+  // Outputs come late in a vector: rows that fill theirs take another, which eats up what 5 columns
+  // save.
+  const int64_t last = v.J + taps.rows - 1 + taps.first_w, kL = kLanes<float>;
+  return taps.rows == 7 || ceil_div(last, kL) == ceil_div(v.J, kL);
+}
+
+std::vector<int64_t> depthwise_planes_winograd(const ConvView& v, const float* src, const float* w,
+                                               const float* bias, const Epilogue<float>& epilogue,
+                                               const Parallel& pool) {
+  const DepthwiseTaps taps(v);
+  const int64_t filters = v.groups * v.K, size = winograd_column_products(taps.rows) * taps.rows;
+  Buffer<float> weights(filters * size + kLanes<float>);
+  for (int64_t k = 0; k < filters; ++k)
+    plane_rows_weights(taps.rows, w + k * taps.filter + taps.weight(0, 0), taps.weight_row,
+                       taps.weight_column, weights.get() + k * size);
+  const DepthwisePlanes<float> planes(
+      taps, {v.N, filters, v.K, v.H, v.W, v.I, v.J, v.src.n, v.dst.n, false});
+  const std::unique_ptr<std::atomic<bool>[]> special(
+      new std::atomic<bool>[static_cast<size_t>(v.N)]());
+  planes.run(
+      src, w, bias, epilogue.at(v.dst_offset), pool,
+      [&](int64_t first, int64_t last) { return source_rows(taps, v, first, last); },
+      [&](const PlaneRowsSum<float>& sum, const Piece& piece) {
+        for_plane_rows(taps, v, [&](const PlaneRows& shape, int64_t, int64_t) {
+          PlaneRowsWinograd part{sum, src + (v.N - 1) * v.src.n + v.groups * v.src.c};
+          part.sum.src += taps.first_h * v.W + taps.first_w;
+          part.sum.weights = weights.get() + piece.plane * size;
+          part.sum.weight_plane = size;
+          if (!plane_rows_winograd(shape, part))
+            special[static_cast<size_t>(piece.n)].store(true, std::memory_order_relaxed);
+        });
+      });
+  std::vector<int64_t> samples;
+  for (int64_t n = 0; n < v.N; ++n)
+    if (special[static_cast<size_t>(n)].load(std::memory_order_relaxed)) samples.push_back(n);
+  return samples;
 }
 
 bool depthwise_planes_spread_applies(const ConvProblem& p) {
@@ -195,7 +246,7 @@ void depthwise_planes_spread(const ConvProblem& p, const T* dz, const T* w, T* d
   planes.run(
       dz, w, nullptr, Epilogue<T>{dx, nullptr, Activation::kNone}, pool,
       [&](int64_t first, int64_t last) { return source_rows(p, first, last); },
-      [&](const PlaneRowsSum<Wide<T>>& sum) { plane_rows_sum(shape, sum); });
+      [&](const PlaneRowsSum<Wide<T>>& sum, const Piece&) { plane_rows_sum(shape, sum); });
 }
 
 #define TORCHCONV_DEPTHWISE_PLANES(T)                                                  \

@@ -3,6 +3,8 @@
 // microkernels/plane_rows.h, with no copy but for conversion.
 #pragma once
 
+#include <vector>
+
 #include "core/conv_problem.h"
 #include "core/parallel.h"
 #include "cpu/activation.h"
@@ -17,6 +19,14 @@ bool depthwise_planes_applies(const ConvView& view);
 template <typename T>
 void depthwise_planes_gather(const ConvView& view, const T* src, const T* w, const T* bias,
                              const Epilogue<T>& epilogue, const Parallel& pool);
+
+// The same with kernels of 5 and 7 taps and a stride of 1 by the minimal filtering of
+// microkernels/plane_rows_winograd.h. Returns the samples whose outputs are not to be trusted.
+bool depthwise_planes_winograd_applies(const ConvView& view);
+std::vector<int64_t> depthwise_planes_winograd(const ConvView& view, const float* src,
+                                               const float* w, const float* bias,
+                                               const Epilogue<float>& epilogue,
+                                               const Parallel& pool);
 
 // view is fprop's. False where any of the gradient is not finite: padding is multiplied by dz,
 // which infinity and NaN survive.

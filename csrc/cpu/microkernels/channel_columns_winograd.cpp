@@ -22,11 +22,6 @@ constexpr int kL = V::kLanes;
 // for the prefetchers, few enough for their weights to stay near. All are, where memory is far.
 constexpr int64_t kBlock = 4;
 
-// Where a product's weights lie; part 0 is that of the first three taps.
-constexpr int product_b(int part) { return part == 0 ? 0 : part + 1; }
-constexpr int kProductC = 1;
-constexpr int product_a(int R, int part) { return R / 2 + 1 + 2 * part; }
-
 template <int R>
 struct Tile {
   const float* rows[R + 1];  // at the first source column of the tile

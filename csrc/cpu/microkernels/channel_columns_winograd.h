@@ -25,6 +25,11 @@ inline constexpr int kWinogradTile = 7;
 
 constexpr int64_t winograd_column_products(int64_t R) { return R / 2 * 3 + 1; }
 
+// Where a product's weights lie; part 0 is that of the first three taps. D's follow A's.
+constexpr int product_b(int part) { return part == 0 ? 0 : part + 1; }
+inline constexpr int kProductC = 1;
+constexpr int product_a(int R, int part) { return R / 2 + 1 + 2 * part; }
+
 // Two neighbouring output rows.
 struct ChannelColumnsWinograd {
   // The R + 1 rows that they read, from the column of the first tap on; null: a row of zeros.
