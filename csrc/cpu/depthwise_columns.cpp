@@ -32,6 +32,7 @@ struct RowPairs {
     const WorkSplit split(
         N * pairs, static_cast<double>(2 * columns * channels) * static_cast<double>(taps + 8));
     const int64_t line = columns * channels;
+    const int64_t run = dst_column == channels ? columns : 1;  // pixels side by side
     const bool streams = sizeof(T) == sizeof(A) && in_place && dst_column == channels &&
                          WideVec<T>::streams(epilogue.y, N * dst_n, channels);
     Buffer<A> lines(in_place ? 0 : split.slots * kColumnLines * line);
@@ -55,8 +56,8 @@ struct RowPairs {
         call(n, pair, sum);
         if (streams) stream_fence();
         for (int64_t l = 0; l < kColumnLines && !in_place; ++l)
-          for (int64_t j = 0; j < columns && sum.out[l] != nullptr; ++j)
-            epilogue.store(sum.wide[l] + j * channels, channels, dst[l] + j * dst_column, 1);
+          for (int64_t j = 0; j < columns && sum.out[l] != nullptr; j += run)
+            epilogue.store(sum.wide[l] + j * channels, run * channels, dst[l] + j * dst_column, 1);
       }
     });
   }

@@ -63,7 +63,8 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
     fill_zero(constants.get(), channels);
   fill_zero(constants.get() + channels, zeros);
 
-  const bool in_place = epilogue.activation == Activation::kNone && epilogue.activates_only();
+  const bool in_place = epilogue.clamps_at_most() && epilogue.activates_only();
+  const int64_t run = v.dst.column == channels ? v.J : 1;  // pixels side by side
   const bool streams = in_place && v.dst.column == channels &&
                        WideVec<float>::streams(epilogue.y, v.N * v.dst.n, channels);
   const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(float)} >= kFarBytes;
@@ -81,6 +82,8 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
     rows.weights = weights.get();
     rows.start = constants.get();
     rows.streams = streams;
+    rows.clamps = in_place && epilogue.clamps();
+    rows.most = epilogue.most();
     rows.out_step = in_place ? v.dst.column : channels;
     rows.next_row = v.src.row;
     rows.next_out_row = in_place ? v.dst.row : line;
@@ -104,8 +107,8 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
       if (!channel_columns_winograd(shape, rows))
         special[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
       for (int64_t l = 0; l < count && !in_place; ++l)
-        for (int64_t j = 0; j < v.J; ++j)
-          epilogue.store(rows.out[l] + j * channels, channels,
+        for (int64_t j = 0; j < v.J; j += run)
+          epilogue.store(rows.out[l] + j * channels, run * channels,
                          dst + l * v.dst.row + j * v.dst.column, 1);
     }
     if (streams) stream_fence();

@@ -32,7 +32,8 @@ struct Tile {
   const float* next;
   float* next_out;
   int64_t next_row, next_out_row;
-  bool streams;
+  bool streams, clamps;
+  float most;
 };
 
 // Kept out of filter_tile, whose registers are all in use. GCC takes a function of prefetches alone
@@ -129,6 +130,17 @@ TORCHCONV_INLINE void filter_tile(const Tile<R>& t, int64_t at, const float* wei
                    }
                  });
   });
+  Register sum{};
+  unroll<kWinogradTile>([&](auto j) TORCHCONV_INLINE_LAMBDA { sum += y[0][j] + y[1][j]; });
+  total += sum * 0.0f;
+  if (t.clamps) {
+    const Register most = V::broadcast(t.most);
+    unroll<2 * kWinogradTile>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+      Register& v = y[i / kWinogradTile][i % kWinogradTile];
+      v = v < 0.0f ? Register{} : v;
+      v = v > most ? most : v;
+    });
+  }
   unroll<2>([&](auto line) TORCHCONV_INLINE_LAMBDA {
     if (t.out[line] == nullptr) return;
     float* out = t.out[line] + at;
@@ -139,9 +151,6 @@ TORCHCONV_INLINE void filter_tile(const Tile<R>& t, int64_t at, const float* wei
       unroll<kWinogradTile>(
           [&](auto j) TORCHCONV_INLINE_LAMBDA { V::store(out + j * t.out_step, y[line][j]); });
   });
-  Register sum{};
-  unroll<kWinogradTile>([&](auto j) TORCHCONV_INLINE_LAMBDA { sum += y[0][j] + y[1][j]; });
-  total += sum * 0.0f;
 }
 
 // The last tile of a row and the last vector of channels overlap the ones before them.
@@ -172,6 +181,8 @@ bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
       tile.next_row = t.next_row;
       tile.next_out_row = t.next_out_row;
       tile.streams = t.streams;
+      tile.clamps = t.clamps;
+      tile.most = t.most;
       for (int64_t v = first; v < last; ++v) {
         const int64_t lane = std::min(v * kL, p.channels - kL);
         filter_tile<R>(tile, lane, t.weights + v * kProducts, V::load(t.start + lane), total);

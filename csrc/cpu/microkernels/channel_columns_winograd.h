@@ -45,6 +45,8 @@ struct ChannelColumnsWinograd {
   float* next_out;
   int64_t next_row, next_out_row;
   bool streams;  // past the caches
+  bool clamps;   // the outputs, to [0, most]
+  float most;
 };
 
 // columns >= kWinogradTile, a step of 1. False where a sum is not finite: the rows are then not to
