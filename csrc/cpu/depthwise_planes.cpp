@@ -1,6 +1,6 @@
 // NCHW depthwise convolution: planes, or bands of their rows, are dealt to threads; consecutive
 // planes are neighbours in memory and go through the kernels together. Narrow types are converted
-// in cache-sized scratch, and so is what an epilogue is still to be applied to.
+// in cache-sized scratch, and so is what more than an activation is still to be applied to.
 #include "cpu/depthwise_planes.h"
 
 #include <algorithm>
@@ -68,8 +68,7 @@ class DepthwisePlanes {
            const Parallel& pool, Rows&& rows_of, Call&& call) const {
     const int64_t chunks = ceil_div(s_.planes, together_);
     const int64_t taps = taps_.rows * taps_.rows;
-    const bool in_place =
-        !kConverts && epilogue.activation == Activation::kNone && epilogue.activates_only();
+    const bool in_place = !kConverts && epilogue.activates_only();
     const int64_t most_rows = bands_ > 1 ? 2 * band_ + taps_.rows : s_.height;
     const int64_t src_size = kConverts ? together_ * std::min(s_.height, most_rows) * s_.width : 0;
     const int64_t dst_size = in_place ? 0 : together_ * band_ * s_.J;
@@ -123,16 +122,18 @@ class DepthwisePlanes {
           sum.weight_column = taps_.weight_column;
           sum.src = from;
         }
+        const int64_t count = (piece.last - first) * s_.J;
         if constexpr (!kConverts) {
           if (in_place) {
             sum.out = epilogue.y + dst - first * s_.J;
             sum.out_plane = s_.I * s_.J;
-            sum.streams = WideVec<T>::streams(epilogue.y, s_.N * s_.dst_n, s_.J);
+            sum.streams = epilogue.activation == Activation::kNone &&
+                          WideVec<T>::streams(epilogue.y, s_.N * s_.dst_n, s_.J);
             call(sum, piece);
+            activate(epilogue.activation, epilogue.y + dst, piece.planes * count);
             continue;
           }
         }
-        const int64_t count = (piece.last - first) * s_.J;
         sum.out = sums - first * s_.J;
         sum.out_plane = count;
         call(sum, piece);

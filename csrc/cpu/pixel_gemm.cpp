@@ -88,9 +88,8 @@ class PixelGemm {
                 view_.taps.size() == 1 && view_.step_w == 1 && view_.taps[0].w == 0 &&
                 view_.taps[0].h == 0 && view_.J <= view_.W;
     whole_ = view_.dst_pixels_contiguous();
-    direct_ =
-        std::is_same_v<T, A> && whole_ && epilogue.preactivation == nullptr &&
-        (epilogue.activation == Activation::kNone || epilogue.activation == Activation::kReLU);
+    direct_ = std::is_same_v<T, A> && whole_ && epilogue.preactivation == nullptr &&
+              epilogue.clamps_at_most();
     for (const ReductionBlock& block : blocks_) {
       depth_ = std::max(depth_, block.size());
       most_taps_ = std::max(most_taps_, block.tn);
@@ -263,7 +262,8 @@ class PixelGemm {
     const int64_t n = pixel / view_.pixels(), first = pixel - n * view_.pixels();
     if constexpr (std::is_same_v<T, A>) {
       if (direct_ && first + count <= view_.pixels()) {
-        tile.relu = epilogue_.activation == Activation::kReLU;
+        tile.clamps = epilogue_.clamps();
+        tile.most = epilogue_.most();
         tile.out = epilogue_.y + dst + n * view_.dst.n + first;
         tile.out_step = view_.dst.c;
         if (epilogue_.residual != nullptr)

@@ -78,12 +78,15 @@ void multiply(const PixelTile<T>& tile) {
             v + 1 < kVectors || rest == kL ? V::load(residual) : V::load_partial(residual, rest);
       }
   }
-  if (tile.relu) {
+  if (tile.clamps) {
+    const Register most = V::broadcast(tile.most);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
+      for (int v = 0; v < kVectors; ++v) {
         sum[m][v] = sum[m][v] < Register{} ? Register{} : sum[m][v];
+        sum[m][v] = sum[m][v] > most ? most : sum[m][v];
+      }
   }
   T* out = tile.out;
   if (rest == kL) {

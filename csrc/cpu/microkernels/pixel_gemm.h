@@ -24,8 +24,9 @@ struct PixelTile {
   const T* sums;      // [rows][kPanel], those of the blocks before, or null
   const T* bias;      // [rows], or null
   const T* residual;  // as out lies, or null
-  bool relu;          // g, else the identity
-  T* out;             // rows out_step apart; may be sums
+  bool clamps;        // g, to [0, most], else the identity
+  T most;
+  T* out;  // rows out_step apart; may be sums
   int64_t out_step;
   int64_t columns;  // more than vectors - 1 vectors
   // What comes next: one line is fetched with each k, any address will do.
