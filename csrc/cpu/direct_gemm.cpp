@@ -70,14 +70,14 @@ class DirectGemm {
         blocks_j_(ceil_div(view.J, plan.columns)),
         blocks_n_(ceil_div(view.N, plan.samples)),
         zero_bias_(view.groups * plan.padded_filters),
-        bias_(zero_bias_ + kPanel<A>),
+        bias_(zero_bias_ + round_up(plan.padded_filters, kPanel<A>)),
         terms_(2 * plan.channels * taps_) {
     group_pixels();
     for (int64_t g = 0; g < view.groups; ++g)
       for (int64_t k = 0; k < plan.padded_filters; ++k)
         bias_[g * plan.padded_filters + k] =
             bias != nullptr && k < view.K ? to_wide(bias[g * view.K + k]) : A{0};
-    fill_zero(bias_.get() + zero_bias_, kPanel<A>);
+    fill_zero(bias_.get() + zero_bias_, round_up(plan.padded_filters, kPanel<A>));
     if (view.terms() > 0) {
       fill_terms(plan.channels, terms_.get());
       fill_terms(plan.chunk_channels(view, plan.chunks - 1), terms_.get() + plan.channels * taps_);
@@ -118,8 +118,7 @@ class DirectGemm {
       t.src_offsets = tables.get() + slot * pixels * 3;
       t.dst_offsets = t.src_offsets + pixels;
       t.scratch_offsets = t.dst_offsets + pixels;
-      if (!to_dst_ && view_.dst.c == 1)
-        fill_steps(t.scratch_offsets, pixels, 0, ld);
+      if (!to_dst_ && view_.dst.c == 1) fill_steps(t.scratch_offsets, pixels, 0, ld);
       for (int64_t task = begin; task < end; ++task) {
         const Position at = position(task);
         const bool ordered = task > begin && same_pixels(at, t.at);
@@ -526,7 +525,7 @@ class DirectGemm {
   const Epilogue<T>& epilogue_;
   int64_t taps_, blocks_i_, blocks_j_, blocks_n_;
   int64_t filters_, filter_pieces_;
-  int64_t zero_bias_;      // where a panel of zeros lies behind the bias
+  int64_t zero_bias_;      // where panels of zeros lie behind the bias
   Buffer<A> bias_;         // [group][padded_filters]
   Buffer<int32_t> terms_;  // of a full chunk and of the last
   using BlockGroups = std::vector<std::vector<AxisGroup>>;  // [block]
