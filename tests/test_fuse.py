@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,7 @@ def block(forward: Forward) -> Network:
         shortcut=nn.Conv2d(4, 4, 1),
         shortcut_bn=norm(4),
         act=nn.ReLU(inplace=True),
+        add=nn.CosineSimilarity(),
     )
 
 
@@ -196,7 +198,10 @@ SUM_OR_ACTIVATION_STAYS: dict[str, Forward] = {
     "input overwritten": lambda m, x: (y := m.conv(x), x.mul_(2), y + x)[-1],
     "scaled sum": lambda m, x: torch.add(m.conv(x), x, alpha=2),
     "a number": lambda m, x: m.conv(x) + 1,
+    "no sum": lambda m, x: m.add(m.conv(x), x),
     "tanh form of gelu": lambda m, x: F.gelu(m.conv(x), approximate="tanh"),
+    "into the other term": lambda m, x: (t := x * 2, t.add_(m.conv(x)), t)[-1],
+    "into the input": lambda m, x: (t := x * 2, u := t, operator.iadd(u, m.conv(x)), t * u)[-1],
 }
 
 
@@ -209,8 +214,52 @@ def test_norm_stays(forward: Forward) -> None:
     "forward", SUM_OR_ACTIVATION_STAYS.values(), ids=SUM_OR_ACTIVATION_STAYS.keys()
 )
 def test_sum_or_activation_stays(forward: Forward) -> None:
-    (layer,) = (m for m in fused(block(forward)).modules() if not list(m.children()))
+    (layer,) = (m for m in fused(block(forward)).modules() if isinstance(m, nn.Conv2d))
     assert type(layer) is torchconv.nn.Conv2d and layer.activation is None
+
+
+def test_what_is_overwritten_after_the_sum() -> None:
+    """A sum is taken where it stood, wherever its activation comes."""
+    for overwritten in (lambda x, t: t.mul_(0), lambda x, t: x.view(-1).fill_(3)):
+
+        def forward(m: Any, x: Tensor, overwritten: Any = overwritten) -> Tensor:
+            t = x * 2
+            r = m.conv(x) + t
+            overwritten(x, t)
+            return F.relu(r)
+
+        assert kinds(fused(block(forward))) == ["ConvAdd2d"]
+
+
+TIED: dict[str, Forward] = {
+    "weight": lambda m, x: F.conv_transpose2d(m.bn(m.conv(x)).relu(), m.conv.weight),
+    "bias": lambda m, x: m.shortcut_bn(m.shortcut(x)) + m.shortcut.bias.mean(),
+}
+
+
+@pytest.mark.parametrize("forward", TIED.values(), ids=TIED.keys())
+def test_parameters_that_serve_elsewhere_stay(forward: Forward) -> None:
+    assert "BatchNorm2d" not in kinds(fused(block(forward)))
+
+
+def test_sums_that_are_not_of_like_tensors() -> None:
+    """Sizes from the image, types that are promoted or kept, and autocast."""
+    fused(block(lambda m, x: m.conv(x) + x.size(0)))
+    x = image().float()
+    for forward in (
+        lambda m, x: m.shortcut(x) + x.double(),
+        lambda m, x: operator.iadd(m.shortcut(x), x.double()),
+    ):
+        model = block(forward).eval()
+        with torch.no_grad():
+            got, expected = torchconv.fuse(model)(x), model(x)
+        assert got.dtype is expected.dtype
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    model = block(lambda m, x: m.shortcut(x) + x).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        got, expected = torchconv.fuse(model)(x), model(x)
+    assert got.dtype is expected.dtype is torch.float32
+    torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-2)
 
 
 def test_layers_that_are_more_than_their_forward_stay() -> None:

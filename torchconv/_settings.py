@@ -73,7 +73,8 @@ def settings_of(types: Sequence[str], values: Sequence[Any]) -> Tensor:
         if kind == "Optional[int]":
             numbers += [value is not None, value or 0]
         elif kind == "str":
-            numbers += [len(value), *value.encode()]
+            text = value.encode()
+            numbers += [len(text), *text]
         elif kind.startswith("List"):
             numbers += [len(value), *value]
         else:

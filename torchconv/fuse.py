@@ -59,7 +59,8 @@ _FUNCTIONS: dict[Any, str] = {
 # Of a tensor.
 _METHODS = {name + end: name for name in ("relu", "sigmoid", "tanh") for end in ("", "_")}
 
-_SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_SUMS = (operator.add, torch.add, "add")
+_SUMS_IN_PLACE = (operator.iadd, "add_")  # into the first term
 
 # By name, for a sum that turns out not to be of equal sizes.
 _APPLY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -90,20 +91,28 @@ _LEAVES = (
 
 
 class ConvAdd2d(nn.Conv2d):
-    """activation(conv(input) + other), with other of whatever size may be added to the result.
+    """activation(conv(input) + other), with other of whatever kind may be added to the result.
 
     It is what `fuse` makes of a convolution and the sum behind it. Sizes are known when it runs:
     if both terms are alike, the sum is part of the convolution's pass, or else a step of its own.
     """
 
-    def forward(self, input: Tensor, other: Tensor | None = None) -> Tensor:
+    # Whether the sum was one into the convolution's result, whose size and type then stay.
+    adds_in_place: bool = False
+
+    def forward(self, input: Tensor, other: Any = None) -> Tensor:
         if other is None or self._is_output_like(input, other):
             return super().forward(input, other)
         settings = (self.stride, self.padding, self.dilation, self.groups)
-        out = conv2d(input, self.weight, self.bias, *settings) + other
+        out = conv2d(input, self.weight, self.bias, *settings)
+        out = out.add_(other) if self.adds_in_place else out + other
         return out if self.activation is None else _APPLY[self.activation](out)
 
-    def _is_output_like(self, input: Tensor, other: Tensor) -> bool:
+    def _is_output_like(self, input: Tensor, other: Any) -> bool:
+        if not isinstance(other, Tensor) or other.dtype != input.dtype:
+            return False
+        if other.device != input.device or torch.is_autocast_enabled(input.device.type):
+            return False
         left, right, top, bottom = conv_padding(
             self.padding, input, self.weight, self.stride, self.dilation
         )
@@ -112,8 +121,7 @@ class ConvAdd2d(nn.Conv2d):
         output = [
             (n - span) // s + 1 for n, span, s in zip(padded, spans, self.stride, strict=True)
         ]
-        size = (*input.shape[:-3], self.out_channels, *output)
-        return other.shape == size and other.dtype == input.dtype and other.device == input.device
+        return other.shape == (*input.shape[:-3], self.out_channels, *output)
 
 
 def fuse(model: torch.nn.Module) -> GraphModule:
@@ -151,15 +159,37 @@ def fuse(model: torch.nn.Module) -> GraphModule:
             node.type = None  # an annotation that was not evaluated, which cannot be pickled
     recorded = GraphModule(root, graph, type(model).__name__)
     _drop_identities(recorded)
-    calls = Counter(node.target for node in recorded.graph.nodes if node.op == "call_module")
+    # A layer counts once for each call, and for each use of its parameters.
+    uses = Counter(
+        node.target if node.op == "call_module" else str(node.target).rpartition(".")[0]
+        for node in recorded.graph.nodes
+        if node.op in ("call_module", "get_attr")
+    )
     # From the end: of two convolutions that are summed up, the later one finds its other term.
     for node in reversed(list(recorded.graph.nodes)):
         if _is_convolution(recorded, node):
-            _fuse_chain(recorded, node, shared=calls[node.target] > 1)
+            _fuse_chain(recorded, node, shared=uses[node.target] > 1)
     recorded.delete_all_unused_submodules()
     recorded.graph.lint()
     recorded.recompile()
     return convert(recorded)
+
+
+class _Proxy(torch.fx.Proxy):
+    """torch.fx would record `x += y` as x + y, which leaves what else refers to x as it was."""
+
+
+def _record_in_place(name: str) -> None:
+    target = getattr(operator, name)
+
+    def record(self: torch.fx.Proxy, other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    setattr(_Proxy, f"__{name}__", record)
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    _record_in_place(f"i{_name}")
 
 
 class _Tracer(torch.fx.Tracer):
@@ -167,6 +197,9 @@ class _Tracer(torch.fx.Tracer):
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
 
 
 def _layer(recorded: GraphModule, node: Node, *classes: type) -> torch.nn.Module | None:
@@ -205,12 +238,12 @@ def _reader(node: Node) -> Node | None:
 def _fuse_chain(recorded: GraphModule, node: Node, shared: bool) -> None:
     """Replaces `node`, a convolution, and what can go into it by one layer.
 
-    shared: whether the layer is called elsewhere too, so that a copy has to take its place here.
+    shared: whether the layer serves elsewhere too, so that a copy has to take its place here.
     """
     layer: Any = recorded.get_submodule(str(node.target))
     layer = copy.deepcopy(layer) if shared else layer
     chain = [node]
-    other = activation = None
+    other = total = activation = None
     reader = _reader(node)
     if reader is not None and _folds(layer, _layer(recorded, reader, torch.nn.BatchNorm2d)):
         chain.append(reader)
@@ -218,6 +251,7 @@ def _fuse_chain(recorded: GraphModule, node: Node, shared: bool) -> None:
     if reader is not None and layer.padding_mode == "zeros":
         other = _other_term(recorded, chain, reader)
         if other is not None:
+            total = reader
             chain.append(reader)
             reader = _reader(reader)
     if reader is not None:
@@ -226,17 +260,18 @@ def _fuse_chain(recorded: GraphModule, node: Node, shared: bool) -> None:
             chain.append(reader)
     if len(chain) == 1:
         return
-    layer.__class__ = nn.Conv2d if other is None else ConvAdd2d
+    layer.__class__ = nn.Conv2d if total is None else ConvAdd2d
     vars(layer).pop("_converted", None)  # nothing but torchconv knows the activation
     layer.activation = activation
+    if total is not None:
+        layer.adds_in_place = total.target in _SUMS_IN_PLACE
     target = str(node.target)
     if shared:
         target = f"{target}_{node.name}"
         recorded.add_submodule(target, layer)
     # A sum needs both terms; without one the convolution stays where its input is what it was.
-    place = node if other is None else chain[-1]
-    with recorded.graph.inserting_before(place):
-        inputs = node.args if other is None else (*node.args, other)
+    with recorded.graph.inserting_before(total or node):
+        inputs = node.args if total is None else (*node.args, other)
         fused = recorded.graph.call_module(target, inputs)
     chain[-1].replace_all_uses_with(fused)
     for done in reversed(chain):
@@ -268,10 +303,12 @@ def _folds(layer: torch.nn.Conv2d, norm: Any) -> bool:
 
 def _other_term(recorded: GraphModule, chain: list[Node], reader: Node) -> Node | None:
     """What `reader` adds to the end of `chain`; None if it does something else."""
-    if reader.target not in _SUMS or len(reader.args) != 2 or reader.kwargs:
+    if reader.op not in ("call_function", "call_method") or len(reader.args) != 2 or reader.kwargs:
         return None
     first, second = reader.args
     other = second if first is chain[-1] else first
+    if reader.target not in (*_SUMS, *(_SUMS_IN_PLACE if first is chain[-1] else ())):
+        return None
     if not isinstance(other, Node) or other is chain[-1]:
         return None
     # The convolution moves to where the sum is: nothing on the way may overwrite its input.

@@ -16,12 +16,12 @@ namespace torchconv::ops {
 
 class SettingsReader {
  public:
-  explicit SettingsReader(const Tensor& settings)
-      : next_(static_cast<const int64_t*>(settings.const_data_ptr())),
-        end_(next_ + settings.numel()) {
+  explicit SettingsReader(const Tensor& settings) {
     TORCHCONV_CHECK(settings.is_cpu() && settings.scalar_type() == ScalarType::Long &&
                         settings.dim() == 1 && settings.is_contiguous(),
                     "settings must be a list of integers on the CPU");
+    next_ = static_cast<const int64_t*>(settings.const_data_ptr());
+    end_ = next_ + settings.numel();
   }
 
   bool ended() const { return next_ == end_; }
