@@ -166,12 +166,13 @@ def test_layers_that_hand_on_are_passed_by() -> None:
 
 
 def test_a_layer_called_twice_is_fused_in_each_place() -> None:
+    conv = nn.Conv2d(4, 4, 3, padding=1)
     model = Network(
-        lambda m, x: m.other(m.conv(m.bn(m.conv(x)).relu())), conv=nn.Conv2d(4, 4, 3, padding=1),
-        bn=norm(4), other=norm(4),
+        lambda m, x: m.conv_1(m.other(m.conv(m.bn(m.conv(x)).relu()))), conv=conv,
+        bn=norm(4), other=norm(4), conv_1=copy.deepcopy(conv),
     )  # fmt: skip
     made = fused(model)
-    assert kinds(made) == ["Conv2d", "Conv2d"]
+    assert kinds(made) == ["Conv2d"] * 3
 
 
 def test_converted_models_and_other_layers() -> None:
@@ -196,6 +197,9 @@ NORM_STAYS: dict[str, Forward] = {
 SUM_OR_ACTIVATION_STAYS: dict[str, Forward] = {
     "added to itself": lambda m, x: (y := m.conv(x)) + y,
     "input overwritten": lambda m, x: (y := m.conv(x), x.mul_(2), y + x)[-1],
+    "input overwritten by name": lambda m, x: (t := x * 1, y := m.conv(t), t.__iadd__(1), y + t)[
+        -1
+    ],
     "scaled sum": lambda m, x: torch.add(m.conv(x), x, alpha=2),
     "a number": lambda m, x: m.conv(x) + 1,
     "no sum": lambda m, x: m.add(m.conv(x), x),
@@ -245,6 +249,8 @@ def test_parameters_that_serve_elsewhere_stay(forward: Forward) -> None:
 def test_sums_that_are_not_of_like_tensors() -> None:
     """Sizes from the image, types that are promoted or kept, and autocast."""
     fused(block(lambda m, x: m.conv(x) + x.size(0)))
+    flipped = torchconv.nn.Conv2d(4, 4, 3, padding=1, flip_kernel=True)
+    fused(Network(lambda m, x: (m.conv(x) + x.mean((2, 3), True)).relu(), conv=flipped))
     x = image().float()
     for forward in (
         lambda m, x: m.shortcut(x) + x.double(),

@@ -13,6 +13,7 @@ import copy
 import operator
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class ConvAdd2d(nn.Conv2d):
         if other is None or self._is_output_like(input, other):
             return super().forward(input, other)
         settings = (self.stride, self.padding, self.dilation, self.groups)
-        out = conv2d(input, self.weight, self.bias, *settings)
+        out = conv2d(input, self.weight, self.bias, *settings, flip_kernel=self.flip_kernel)
         out = out.add_(other) if self.adds_in_place else out + other
         return out if self.activation is None else _APPLY[self.activation](out)
 
@@ -267,7 +268,8 @@ def _fuse_chain(recorded: GraphModule, node: Node, shared: bool) -> None:
         layer.adds_in_place = total.target in _SUMS_IN_PLACE
     target = str(node.target)
     if shared:
-        target = f"{target}_{node.name}"
+        names = dict(recorded.named_modules())
+        target = next(name for i in count(1) if (name := f"{target}_{i}") not in names)
         recorded.add_submodule(target, layer)
     # A sum needs both terms; without one the convolution stays where its input is what it was.
     with recorded.graph.inserting_before(total or node):
@@ -329,6 +331,7 @@ def _overwrites(recorded: GraphModule, node: Node) -> bool:
     name = getattr(node.target, "__name__", str(node.target))
     return (
         (name.endswith("_") and not name.endswith("__"))
+        or name.startswith("__i")
         or name == "setitem"
         or (getattr(operator, name, None) is node.target and name.startswith("i"))
         or bool(node.kwargs.get("inplace"))
