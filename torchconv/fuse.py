@@ -342,7 +342,7 @@ def _overwrites(recorded: GraphModule, node: Node) -> bool:
 def _activation(recorded: GraphModule, node: Node, previous: Node) -> str | None:
     """The name of the activation that `node` applies to `previous`; None for anything else."""
     layer: Any = _layer(recorded, node, *_LAYERS, torch.nn.Hardtanh)
-    if isinstance(layer, torch.nn.Hardtanh) and type(layer) is torch.nn.Hardtanh:
+    if type(layer) is torch.nn.Hardtanh:
         return "relu6" if (layer.min_val, layer.max_val) == (0, 6) else None
     if layer is not None:
         return None if getattr(layer, "approximate", "none") != "none" else _LAYERS[type(layer)]
