@@ -1,5 +1,5 @@
-// Activations, their derivatives and the bias gradient. The loops are plain and branch-free so that
-// the compiler vectorises them for each instruction set.
+// Activations, their derivatives and the bias gradient. Written as vectors: of plain loops over
+// comparisons the compiler makes masked copies, one for each outcome, divisions included.
 #include "cpu/activation.h"
 
 #include <algorithm>
@@ -13,75 +13,69 @@
 namespace torchconv::cpu {
 namespace {
 
-// Comparisons are written so that NaN falls through to x.
-template <typename A>
-A relu(A x) {
-  return x < A{0} ? A{0} : x;
-}
-template <typename A>
-A relu6(A x) {
-  const A low = x < A{0} ? A{0} : x;
-  return low > A{6} ? A{6} : low;
-}
-template <typename A>
-A hardswish(A x) {
-  return x * relu6(x + A{3}) / A{6};
-}
-template <typename A>
-A gelu(A x) {
-  A gaussian;
-  return x * normal_cdf(x, &gaussian);
+// f of a vector at a time, in place; f also takes what lies at the same place in each of `others`.
+template <typename A, typename F, typename... Others>
+TORCHCONV_INLINE void transform(A* row, int64_t n, const F& f, const Others*... others) {
+  using V = Vec<A>;
+  int64_t i = 0;
+  for (; i + V::kLanes <= n; i += V::kLanes)
+    V::store(row + i, f(V::load(row + i), V::load(others + i)...));
+  if (i < n) {
+    const int64_t rest = n - i;
+    V::store_partial(row + i,
+                     f(V::load_partial(row + i, rest), V::load_partial(others + i, rest)...), rest);
+  }
 }
 
-// g'(z), from y or from z as derivative_needs_preactivation says.
-template <typename A>
-A sigmoid_derivative(A y) {
-  return (A{1} - y) * y;
-}
-template <typename A>
-A silu_derivative(A z) {
-  const A s = sigmoid(z);
-  return s * (A{1} + z * (A{1} - s));
-}
-template <typename A>
-A gelu_derivative(A z) {
-  constexpr double kInverseSqrtTwoPi = 0.39894228040143267794;
-  A gaussian;
-  const A cdf = normal_cdf(z, &gaussian);
-  return cdf + z * A(kInverseSqrtTwoPi) * gaussian;
-}
-
+// row[i] *= g'(z), from y or from z as derivative_needs_preactivation says.
 template <typename A>
 void multiply_derivative(Activation activation, const A* saved, A* row, int64_t n) {
+  using Math = VectorMath<A>;
+  using V = typename Math::V;
+  constexpr A kInverseSqrtTwoPi = A(0.39894228040143267794);
+  const V zero{};
   switch (activation) {
     case Activation::kNone:
       break;
     case Activation::kReLU:
-      for (int64_t i = 0; i < n; ++i) row[i] = saved[i] <= A{0} ? A{0} : row[i];
-      break;
+      return transform(row, n, [&](V d, V y) { return y <= zero ? zero : d; }, saved);
     case Activation::kReLU6:
-      for (int64_t i = 0; i < n; ++i)
-        row[i] = saved[i] <= A{0} ? A{0} : saved[i] >= A{6} ? A{0} : row[i];
-      break;
+      return transform(
+          row, n,
+          [&](V d, V y) {
+            const V below = y >= A{6} ? zero : d;
+            return y <= zero ? zero : below;
+          },
+          saved);
     case Activation::kSigmoid:
-      for (int64_t i = 0; i < n; ++i) row[i] *= sigmoid_derivative(saved[i]);
-      break;
+      return transform(row, n, [](V d, V y) { return d * ((A{1} - y) * y); }, saved);
     case Activation::kTanh:
-      for (int64_t i = 0; i < n; ++i) row[i] *= A{1} - saved[i] * saved[i];
-      break;
+      return transform(row, n, [](V d, V y) { return d * (A{1} - y * y); }, saved);
     case Activation::kSiLU:
-      for (int64_t i = 0; i < n; ++i) row[i] *= silu_derivative(saved[i]);
-      break;
-    case Activation::kHardswish:
-      for (int64_t i = 0; i < n; ++i) {
-        const A inside = row[i] * (saved[i] / A{3} + A(0.5));
-        const A upper = saved[i] >= A{3} ? row[i] : inside;
-        row[i] = saved[i] <= A{-3} ? A{0} : upper;
-      }
-      break;
+      return transform(
+          row, n,
+          [](V d, V z) {
+            const V s = Math::sigmoid(z);
+            return d * (s * (A{1} + z * (A{1} - s)));
+          },
+          saved);
+    case Activation::kHardswish:  // 1 at NaN, as in PyTorch
+      return transform(
+          row, n,
+          [&](V d, V z) {
+            const V rising = z < A{3} ? d * (z * A(1.0 / 3) + A(0.5)) : d;
+            return z <= A{-3} ? zero : rising;
+          },
+          saved);
     case Activation::kGELU:
-      for (int64_t i = 0; i < n; ++i) row[i] *= gelu_derivative(saved[i]);
-      break;
+      return transform(
+          row, n,
+          [](V d, V z) {
+            V gaussian;
+            const V cdf = Math::normal_cdf(z, &gaussian);
+            return d * (cdf + z * kInverseSqrtTwoPi * gaussian);
+          },
+          saved);
   }
 }
 
@@ -116,30 +110,30 @@ A sum_strip(const A* row, int64_t n) {
 
 template <typename A>
 void activate(Activation activation, A* row, int64_t n) {
+  using Math = VectorMath<A>;
+  using V = typename Math::V;
   switch (activation) {
     case Activation::kNone:
       break;
     case Activation::kReLU:
-      for (int64_t i = 0; i < n; ++i) row[i] = relu(row[i]);
-      break;
+      return transform(row, n, [](V x) { return Math::at_least(x, 0); });
     case Activation::kReLU6:
-      for (int64_t i = 0; i < n; ++i) row[i] = relu6(row[i]);
-      break;
+      return transform(row, n, [](V x) { return Math::at_most(Math::at_least(x, 0), 6); });
     case Activation::kSigmoid:
-      for (int64_t i = 0; i < n; ++i) row[i] = sigmoid(row[i]);
-      break;
+      return transform(row, n, [](V x) { return Math::sigmoid(x); });
     case Activation::kTanh:
-      for (int64_t i = 0; i < n; ++i) row[i] = fast_tanh(row[i]);
-      break;
+      return transform(row, n, [](V x) { return Math::tanh(x); });
     case Activation::kSiLU:
-      for (int64_t i = 0; i < n; ++i) row[i] = row[i] / (A{1} + fast_exp(-row[i]));
-      break;
+      return transform(row, n, [](V x) { return x / (A{1} + Math::exp(-x).value()); });
     case Activation::kHardswish:
-      for (int64_t i = 0; i < n; ++i) row[i] = hardswish(row[i]);
-      break;
+      return transform(row, n, [](V x) {
+        return x * Math::at_most(Math::at_least(x + A{3}, 0), 6) * A(1.0 / 6);
+      });
     case Activation::kGELU:
-      for (int64_t i = 0; i < n; ++i) row[i] = gelu(row[i]);
-      break;
+      return transform(row, n, [](V x) {
+        V gaussian;
+        return x * Math::normal_cdf(x, &gaussian);
+      });
   }
 }
 

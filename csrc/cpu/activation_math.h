@@ -1,109 +1,133 @@
-// exp and its relatives without branches or tables, so that the compiler vectorises a plain loop
-// over them for each instruction set. T is float or double; results are within a few units in the
-// last place, infinities and zeros are reached where they should be and NaN stays NaN.
+// exp and its relatives over the lanes of a vector, without branches or tables. A is float or
+// double; results are within a few units in the last place, infinities and zeros are reached where
+// they should be and NaN stays NaN.
 //
-// exp: x = n*ln2 + r with |r| <= ln2/2 (Cody and Waite's two-part ln2), Taylor's series in r, and
-// 2^n put together from its bits. The normal distribution function in float is exp(-a^2) times a
-// polynomial in 1/(1 + a/2), fitted by Chebyshev interpolation to relative 3e-8.
+// exp: x = n*ln2 + r with |r| <= ln2/2 (Cody and Waite's two-part ln2), a polynomial in r (float:
+// fitted to relative 3e-9; double: Taylor's), and 2^n put together from its bits. The normal
+// distribution function in float is exp(-a^2) times a polynomial in 1/(1 + a/2), fitted by
+// Chebyshev interpolation to relative 3e-8.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "cpu/simd.h"
 
 namespace torchconv::cpu {
 
-template <typename T>
+template <typename A>
 struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   using Bits = int32_t;
+  using UnsignedBits = uint32_t;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   static constexpr float kLowest = -104.0f, kHighest = 89.0f;  // exp is 0 and inf beyond
-  static constexpr int kMantissa = 23, kBias = 127, kTerms = 7;
+  static constexpr int kMantissa = 23, kBias = 127;
+  // (exp(r) - 1 - r) / r^2, from the constant term on.
+  static constexpr float kSeries[] = {0.499999934f, 0.166665204f, 0.0416683908f, 0.00836874511f,
+                                      0.00138145401f};
 };
 template <>
 struct ExpConstants<double> {
   using Bits = int64_t;
+  using UnsignedBits = uint64_t;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLn2High = 6.93145751953125e-1, kLn2Low = 1.42860682030941723212e-6;
   static constexpr double kLowest = -746.0, kHighest = 710.0;
-  static constexpr int kMantissa = 52, kBias = 1023, kTerms = 13;
+  static constexpr int kMantissa = 52, kBias = 1023;
+  static constexpr double kSeries[] = {
+      1.0 / 2,     1.0 / 6,      1.0 / 24,      1.0 / 120,      1.0 / 720,       1.0 / 5040,
+      1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 };
 
-// exp(x) = (1 + tail) * low * high, with tail = exp(r) - 1 and powers of two that do not overflow.
-template <typename T>
-struct ExpParts {
-  T tail, low, high;
-};
+// A vector of A and what its functions are made of.
+template <typename A>
+struct VectorMath {
+  using Constants = ExpConstants<A>;
+  using V = typename Vec<A>::Type;
+  using Bits = typename Vec<typename Constants::Bits>::Type;
+  using UnsignedBits = typename Vec<typename Constants::UnsignedBits>::Type;
 
-template <typename T>
-TORCHCONV_INLINE ExpParts<T> exp_parts(T x) {
-  using Constants = ExpConstants<T>;
-  using Bits = typename Constants::Bits;
-  x = x < Constants::kLowest ? Constants::kLowest : x;
-  x = x > Constants::kHighest ? Constants::kHighest : x;
-  const T rounded = x * T(1.44269504088896340736) + Constants::kRound;
-  const T n = rounded - Constants::kRound;
-  const T r = (x - n * Constants::kLn2High) - n * Constants::kLn2Low;
-  T series = T{1};
-#pragma GCC unroll 16
-  for (int k = Constants::kTerms; k > 1; --k) series = T{1} + series * (r * (T{1} / T(k)));
-  const Bits whole = bit_cast<Bits>(rounded) - bit_cast<Bits>(T{Constants::kRound});
-  const Bits half = whole >> 1;
-  // Unsigned, because the bits of a NaN make any e.
-  const auto power = [](Bits e) {
-    return bit_cast<T>(std::make_unsigned_t<Bits>(e + Constants::kBias) << Constants::kMantissa);
+  static TORCHCONV_INLINE V broadcast(A x) { return Vec<A>::broadcast(x); }
+  static TORCHCONV_INLINE UnsignedBits sign() { return bit_cast<UnsignedBits>(broadcast(A{-0.0})); }
+  static TORCHCONV_INLINE V abs(V x) { return bit_cast<V>(bit_cast<UnsignedBits>(x) & ~sign()); }
+  // NaN passes through both.
+  static TORCHCONV_INLINE V at_least(V x, A low) {
+    const V bound = broadcast(low);
+    return x < bound ? bound : x;
+  }
+  static TORCHCONV_INLINE V at_most(V x, A high) {
+    const V bound = broadcast(high);
+    return x > bound ? bound : x;
+  }
+
+  // exp(x) = (1 + tail) * low * high, with tail = exp(r) - 1 and powers of two that do not
+  // overflow.
+  struct Exp {
+    V tail, low, high;
+    TORCHCONV_INLINE V value() const { return (low + low * tail) * high; }
   };
-  return {r * series, power(half), power(whole - half)};
-}
 
-template <typename T>
-TORCHCONV_INLINE T fast_exp(T x) {
-  const ExpParts<T> e = exp_parts(x);
-  return (e.low + e.low * e.tail) * e.high;
-}
+  static TORCHCONV_INLINE Exp exp(V x) {
+    x = at_most(at_least(x, Constants::kLowest), Constants::kHighest);
+    const V round = broadcast(Constants::kRound);
+    const V rounded = x * A(1.44269504088896340736) + round;
+    const V n = rounded - round;
+    const V r = (x - n * Constants::kLn2High) - n * Constants::kLn2Low;
+    constexpr int kTerms = sizeof(Constants::kSeries) / sizeof(A);
+    V series = broadcast(Constants::kSeries[kTerms - 1]);
+#pragma GCC unroll 16
+    for (int k = kTerms - 2; k >= 0; --k) series = series * r + Constants::kSeries[k];
+    const Bits whole = bit_cast<Bits>(rounded) - bit_cast<Bits>(round);
+    const Bits half = whole >> 1;
+    return {r + r * r * series, power(half), power(whole - half)};
+  }
 
-template <typename T>
-TORCHCONV_INLINE T sigmoid(T x) {
-  return T{1} / (T{1} + fast_exp(-x));
-}
+  static TORCHCONV_INLINE V sigmoid(V x) { return A{1} / (A{1} + exp(-x).value()); }
 
-// tanh(|x|) = -m / (2 + m) with m = exp(-2|x|) - 1, which does not cancel.
-template <typename T>
-TORCHCONV_INLINE T fast_tanh(T x) {
-  const ExpParts<T> e = exp_parts(T{-2} * std::fabs(x));
-  const T scale = e.low * e.high;
-  const T m = scale * e.tail + (scale - T{1});
-  return std::copysign(-m / (T{2} + m), x);
-}
+  // tanh(|x|) = -m / (2 + m) with m = exp(-2|x|) - 1, which does not cancel.
+  static TORCHCONV_INLINE V tanh(V x) {
+    const Exp e = exp(A{-2} * abs(x));
+    const V scale = e.low * e.high;
+    const V m = scale * e.tail + (scale - A{1});
+    const V magnitude = -m / (A{2} + m);
+    return bit_cast<V>(bit_cast<UnsignedBits>(magnitude) | (bit_cast<UnsignedBits>(x) & sign()));
+  }
 
-// P(X <= x) of the normal distribution. gaussian receives exp(-x^2 / 2).
-TORCHCONV_INLINE float normal_cdf(float x, float* gaussian) {
-  const float a = std::fabs(x) * 0.70710678f;
-  const float t = 1.0f / (1.0f + 0.5f * a);
-  const float u = 2.0f * t - 1.0f;
-  float q = 4.42884145e-05f;
-  q = q * u - 3.67643617e-05f;
-  q = q * u - 0.000304719086f;
-  q = q * u + 0.000431040022f;
-  q = q * u + 0.00153384704f;
-  q = q * u - 0.00324373307f;
-  q = q * u - 0.0107533109f;
-  q = q * u + 0.0182217491f;
-  q = q * u + 0.139735946f;
-  q = q * u + 0.343580313f;
-  q = q * u + 0.510791353f;
-  *gaussian = fast_exp(-0.5f * x * x);
-  const float tail = 0.5f * t * q * *gaussian;
-  return x < 0.0f ? tail : 1.0f - tail;
-}
-inline double normal_cdf(double x, double* gaussian) {
-  *gaussian = fast_exp(-0.5 * x * x);
-  return 0.5 * std::erfc(-x * 0.70710678118654752440);
-}
+  // P(X <= x) of the normal distribution. gaussian receives exp(-x^2 / 2).
+  static TORCHCONV_INLINE V normal_cdf(V x, V* gaussian) {
+    *gaussian = exp(A(-0.5) * x * x).value();
+    if constexpr (sizeof(A) == sizeof(double)) {
+      V cdf{};
+      for (int lane = 0; lane < Vec<A>::kLanes; ++lane)
+        cdf[lane] = 0.5 * std::erfc(-x[lane] * 0.70710678118654752440);
+      return cdf;
+    } else {
+      const V t = A{1} / (A{1} + abs(x) * 0.35355339f);
+      const V u = A{2} * t - A{1};
+      V q = broadcast(4.42884145e-05f);
+      q = q * u - 3.67643617e-05f;
+      q = q * u - 0.000304719086f;
+      q = q * u + 0.000431040022f;
+      q = q * u + 0.00153384704f;
+      q = q * u - 0.00324373307f;
+      q = q * u - 0.0107533109f;
+      q = q * u + 0.0182217491f;
+      q = q * u + 0.139735946f;
+      q = q * u + 0.343580313f;
+      q = q * u + 0.510791353f;
+      const V tail = 0.5f * t * q * *gaussian;
+      return x < A{0} ? tail : A{1} - tail;
+    }
+  }
+
+ private:
+  // Unsigned, because the bits of a NaN make any e.
+  static TORCHCONV_INLINE V power(Bits e) {
+    return bit_cast<V>(bit_cast<UnsignedBits>(e + Constants::kBias) << Constants::kMantissa);
+  }
+};
 
 }  // namespace torchconv::cpu
