@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchconv
-from torchconv.fuse import ConvAdd2d
+from torchconv.fuse import ConvAdd2d, LinearAdd
 
 Forward = Callable[[Any, Tensor], Tensor]
 
@@ -159,6 +159,95 @@ def test_sum_knows_the_size_of_the_result(padding: Any) -> None:
         model.add_module(name, copy.deepcopy(conv))
     made = fused(model, image(), image(4, 12, 10))
     assert kinds(made) == ["Conv2d", "Conv2d", "ConvAdd2d"]
+
+
+# --- linear layers over images -------------------------------------------------------------------
+
+
+class ConvNext(nn.Module):
+    """A block of ConvNeXt, whose end a test puts together."""
+
+    def __init__(self, end: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.norm = nn.LayerNorm(6)
+        self.wide, self.act, self.narrow = nn.Linear(6, 24), nn.GELU(), nn.Linear(24, 6)
+        self.scale = nn.Parameter(torch.randn(6))
+        self.image_scale = nn.Parameter(torch.randn(6, 1, 1))
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        return self.end(self, x, self.narrow(self.act(self.wide(pixels))))
+
+
+CONVNEXT_ENDS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "the paper's": lambda m, x, y: x + (m.scale * y).permute(0, 3, 1, 2),
+    "images scaled": lambda m, x, y: m.image_scale * y.permute((0, 3, 1, 2)) + x,
+    "reshaped scale": lambda m, x, y: (
+        y.permute(0, 3, 1, 2).mul(m.scale.reshape(1, -1, 1, 1)).add_(x)
+    ),
+    "both scales": lambda m, x, y: x.add(
+        torch.permute(y.mul_(m.scale), [0, -1, 1, 2]) * m.image_scale
+    ),
+    "activation behind": lambda m, x, y: F.relu(x + (y * m.scale).permute(0, 3, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("end", CONVNEXT_ENDS.values(), ids=CONVNEXT_ENDS.keys())
+def test_convnext(end: Any, layout: torch.memory_format) -> None:
+    x = torch.randn(2, 6, 5, 4, dtype=torch.float64).contiguous(memory_format=layout)
+    made = fused(ConvNext(end), x)
+    assert kinds(made) == ["Conv2d", "LayerNorm", "Linear", "LinearAdd"]
+    assert [node.target for node in made.graph.nodes if node.op.startswith("call_f")] == []
+
+
+def test_linear_layers_without_images() -> None:
+    layers = {"a": nn.Linear(6, 8), "b": nn.Linear(8, 6), "c": nn.Linear(6, 6)}
+    model = Network(lambda m, x: x + m.c(m.b(F.gelu(m.a(x)))).relu(), **layers)
+    sizes = ((6,), (3, 6), (2, 3, 6), (2, 3, 4, 6), (2, 3, 4, 5, 6))
+    made = fused(model, *(image(*size) for size in sizes))
+    assert kinds(made) == ["Linear", "Linear", "Linear"]
+    model = Network(lambda m, x: (x + m.b(m.a(x))).tanh(), **layers)
+    made = fused(model, *(image(*size) for size in sizes))
+    assert kinds(made) == ["Linear", "LinearAdd"]
+    other = image(2, 3, 4, 6)
+    vars(model)["steps"] = lambda m, x: m.c(x) + other.transpose(1, 2)
+    fused(model, image(2, 4, 3, 6), image(6), image(1, 1, 1, 6))
+
+
+LINEAR_STAYS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "scale of another kind": lambda m, x, y: x + (y * m.image_scale[:4]).permute(0, 3, 1, 2),
+    "scale of all": lambda m, x, y: x + (y * m.scale.sum()).permute(0, 3, 1, 2),
+    "scale that is read twice": lambda m, x, y: x + (y * y).permute(0, 3, 1, 2),
+    "turned otherwise": lambda m, x, y: x + (m.scale * y).permute(0, 3, 2, 1),
+    "the parameter itself": lambda m, x, y: m.scale.mul(y).permute(0, 3, 1, 2) * x,
+}
+
+
+@pytest.mark.parametrize("end", LINEAR_STAYS.values(), ids=LINEAR_STAYS.keys())
+def test_linear_sum_stays(end: Any) -> None:
+    made = fused(ConvNext(end), image(2, 6, 4, 4))
+    assert "LinearAdd" not in kinds(made)
+
+
+def test_scales_that_serve_elsewhere_stay_what_they_are() -> None:
+    model = ConvNext(lambda m, x, y: x + (m.scale * y).permute(0, 3, 1, 2) * m.scale[0])
+    made = fused(model, image(2, 6, 4, 4))
+    assert torch.equal(made.scale, model.scale)  # type: ignore[arg-type]
+    twice = Network(
+        lambda m, x: m.a(m.a(x) * m.scale) + x, a=nn.Linear(6, 6), scale_of=nn.Linear(1, 6)
+    )
+    twice.register_parameter("scale", nn.Parameter(torch.randn(6)))
+    assert kinds(fused(twice, image(2, 3, 4, 6))).count("LinearAdd") == 1
+
+
+def test_linear_sum_layer_alone() -> None:
+    layer = LinearAdd(4, 5, dtype=torch.float64)
+    x = image(2, 3, 3, 4)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    torch.testing.assert_close(layer(x, 2), F.linear(x, layer.weight, layer.bias) + 2)
 
 
 def test_layers_that_hand_on_are_passed_by() -> None:

@@ -59,6 +59,7 @@ class PackedWeights:
         "_address",
         "_bias",
         "_keepable",
+        "_kernel",
         "_layer",
         "_memory",
         "_values",
@@ -79,6 +80,16 @@ class PackedWeights:
         self._bias: Tensor | None = None
         self._values: tuple[Any, ...] | None = None
         self._written: tuple[Any, Any] = ((), None)
+        self._kernel: tuple[Tensor, Any, Tensor] | None = None
+
+    def kernel_of(self, matrix: Tensor) -> Tensor:
+        """K x C as the weights K x C x 1 x 1 of a convolution: the same tensor for the same
+        matrix, whose in-place changes it counts."""
+        what = (matrix.data_ptr(), matrix.shape, matrix.stride())
+        kept = self._kernel
+        if kept is None or kept[0] is not matrix or kept[1] != what:
+            self._kernel = kept = (matrix, what, matrix[:, :, None, None])
+        return kept[2]
 
     def remember(
         self, layer: tuple[Any, ...], bias: Tensor | None, values: tuple[Any, ...]

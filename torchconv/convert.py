@@ -25,6 +25,7 @@ _Model = TypeVar("_Model", bound=torch.nn.Module)
 _OURS: dict[type, type] = {
     torch.nn.Conv2d: nn.Conv2d,
     torch.nn.LazyConv2d: nn.LazyConv2d,
+    torch.nn.Linear: nn.Linear,
     torch.nn.MaxPool2d: nn.MaxPool2d,
     torch.nn.AvgPool2d: nn.AvgPool2d,
     torch.nn.AdaptiveMaxPool2d: nn.AdaptiveMaxPool2d,
@@ -40,9 +41,10 @@ _ORIGINAL = "_torchconv_original_class"
 
 
 def convert(model: _Model) -> _Model:
-    """Makes every torch.nn.Conv2d, LazyConv2d, MaxPool2d, AvgPool2d, AdaptiveMaxPool2d and
+    """Makes every torch.nn.Conv2d, LazyConv2d, Linear, MaxPool2d, AvgPool2d, AdaptiveMaxPool2d and
     AdaptiveAvgPool2d in `model`, `model` itself included, one of torchconv's, in place, and returns
-    `model`.
+    `model`. A Linear runs in torchconv over images with channels last, as in ConvNeXt, and is
+    PyTorch's over everything else.
 
     The layers keep their parameters (the same objects, so an optimizer goes on), buffers, hooks,
     names, flags, parametrizations and every other attribute. Input for which torchconv has no
@@ -52,7 +54,7 @@ def convert(model: _Model) -> _Model:
     functions that they call), layers whose `forward` was replaced on the instance, layers with
     parameters other than float16, bfloat16, float32 and float64, scripted and quantized modules,
     and layers that carry an attribute `activation` or `flip_kernel` of somebody else's.
-    Converting twice does nothing. Script a model (torch.jit.script) before, or after `restore`.
+    Converting twice does nothing. Script or quantize a model before, or after `restore`.
     """
     for module in _modules(model):
         ours = _OURS.get(_layer_class(module))

@@ -8,14 +8,14 @@ raises; sizes and values are checked by the operators.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchconv._coverage import FLOATS, INTEGERS
+from torchconv._coverage import FLOATS, INTEGERS, covers_linear
 from torchconv._derivatives import DERIVATIVES
 from torchconv._dispatch import Operator, is_plain, records
 from torchconv.autograd import ACTIVATIONS
@@ -25,6 +25,7 @@ __all__ = [
     "adaptive_max_pool2d",
     "avg_pool2d",
     "conv2d",
+    "linear",
     "locally_connected2d",
     "max_pool2d",
     "min_pool2d",
@@ -314,6 +315,75 @@ def _convolve(
             return _conv2d.call(input, weight, bias, residual, _conv2d.settings(values))
         return _conv2d.derivative(input, weight, bias, *values, residual)
     return _conv2d((input, weight, bias, residual), values)
+
+
+# Of PyTorch, by the operators' names.
+_ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+}
+
+
+def activate(activation: str | None, z: Tensor) -> Tensor:
+    """The activation of that name, in a pass of its own, by PyTorch."""
+    return _ACTIVATE[activation_name(activation)](z)
+
+
+def images_of(rows: Tensor) -> Tensor:
+    """N x H x W x C as images N x C x H x W, channels_last."""
+    return rows.contiguous().permute(0, 3, 1, 2)
+
+
+def rows_of(images: Tensor) -> Tensor:
+    """Images N x K x H x W as N x H x W x K, contiguous. Where sizes are one, images may be both
+    contiguous and channels_last, and have come in either."""
+    return images.permute(0, 2, 3, 1).contiguous()
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``F.linear``; over images with channels last it is the 1x1 convolution that it is there.
+
+    ConvNeXt (Liu et al. 2022) and Swin write their 1x1 convolutions so.
+
+    Args:
+        input: N x H x W x C for the convolution, which takes float32, float64 and float16 on a
+            CPU; anything else is PyTorch's.
+        weight: K x C.
+        bias: K, or None.
+        activation: as for `conv2d`.
+        residual: None, or what is added before the activation: of the output's size and dtype.
+
+    Returns:
+        N x H x W x K, contiguous.
+
+    Raises:
+        What ``F.linear`` raises, ValueError for an unknown activation.
+    """
+    alike = residual is None or residual.shape == (*input.shape[:-1], *weight.shape[:1])
+    if alike and covers_linear(input, weight, bias, residual):
+        out = conv2d(
+            images_of(input),
+            weight[:, :, None, None],
+            bias,
+            activation=activation,
+            residual=None if residual is None else images_of(residual),
+        )
+        return rows_of(out)
+    out = F.linear(input, weight, bias)
+    return activate(activation, out if residual is None else out + residual)
 
 
 def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[Any, ...]:

@@ -4,7 +4,9 @@ torch.fx records the network. Where the result of a convolution goes to a batch 
 nowhere else, the normalisation, which in eval mode multiplies each channel by one number and adds
 another, moves into weights and bias (Jacob et al. 2018, arXiv:1712.05877, section 3.2); a sum with
 another tensor and an activation that follow then move into the convolution's one pass over its
-output. Each of these steps alone reads and writes the whole output once.
+output. Each of these steps alone reads and writes the whole output once. A linear layer over the
+channels of images, as ConvNeXt and Swin have it, is a 1x1 convolution and takes the same along;
+what scales its channels (ConvNeXt's layer scale) goes into its weights.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import copy
 import operator
 from collections import Counter
-from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -22,13 +23,14 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from torchconv import nn
-from torchconv._coverage import FLOATS
+from torchconv._coverage import FLOATS, covers_linear
 from torchconv.convert import convert
-from torchconv.functional import conv2d, conv_padding
+from torchconv.functional import activate, conv2d, conv_padding
 
 __all__ = ["fuse"]
 
 _CONVOLUTIONS = (torch.nn.Conv2d, nn.Conv2d)
+_LINEAR = (torch.nn.Linear, nn.Linear)
 
 _LAYERS: dict[type, str] = {
     torch.nn.ReLU: "relu",
@@ -61,18 +63,9 @@ _FUNCTIONS: dict[Any, str] = {
 _METHODS = {name + end: name for name in ("relu", "sigmoid", "tanh") for end in ("", "_")}
 
 _SUMS = (operator.add, torch.add, "add")
+_PRODUCTS = (operator.mul, torch.mul, "mul")
+_PRODUCTS_IN_PLACE = (operator.imul, "mul_")  # into the first factor
 _SUMS_IN_PLACE = (operator.iadd, "add_")  # into the first term
-
-# By name, for a sum that turns out not to be of equal sizes.
-_APPLY: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "gelu": F.gelu,
-}
 
 # A layer with one of these is more than its forward.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -82,6 +75,7 @@ _IDENTITIES = (torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout2d)
 
 _LEAVES = (
     torch.nn.Conv2d,
+    torch.nn.Linear,
     torch.nn.MaxPool2d,
     torch.nn.AvgPool2d,
     torch.nn.AdaptiveMaxPool2d,
@@ -107,7 +101,7 @@ class ConvAdd2d(nn.Conv2d):
         settings = (self.stride, self.padding, self.dilation, self.groups)
         out = conv2d(input, self.weight, self.bias, *settings, flip_kernel=self.flip_kernel)
         out = out.add_(other) if self.adds_in_place else out + other
-        return out if self.activation is None else _APPLY[self.activation](out)
+        return activate(self.activation, out)
 
     def _is_output_like(self, input: Tensor, other: Any) -> bool:
         if not isinstance(other, Tensor) or other.dtype != input.dtype:
@@ -123,6 +117,40 @@ class ConvAdd2d(nn.Conv2d):
             (n - span) // s + 1 for n, span, s in zip(padded, spans, self.stride, strict=True)
         ]
         return other.shape == (*input.shape[:-3], self.out_channels, *output)
+
+
+class LinearAdd(nn.Linear):
+    """activation(linear(input) + other), as ConvAdd2d for a linear layer over images.
+
+    With `image_order`, other and the result are N x K x H x W where the layer's own output is
+    N x H x W x K.
+    """
+
+    adds_in_place: bool = False
+    other_first: bool = False  # whose strides the sum then takes
+    image_order: bool = False
+
+    def forward(self, input: Tensor, other: Any = None) -> Tensor:
+        if other is None:
+            return super().forward(input)
+        if not self._is_output_like(input, other):
+            out = F.linear(input, self.weight, self.bias)
+            out = out.permute(0, 3, 1, 2) if self.image_order else out
+            if self.other_first:
+                return activate(self.activation, other + out)
+            return activate(self.activation, out.add_(other) if self.adds_in_place else out + other)
+        if self.image_order:
+            return super().forward(input, other.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return super().forward(input, other)
+
+    def _is_output_like(self, input: Tensor, other: Any) -> bool:
+        if not isinstance(other, Tensor) or not covers_linear(input, self.weight, self.bias, other):
+            return False
+        if self.image_order:
+            # The result has other's strides, too.
+            size = (input.shape[0], self.out_features, *input.shape[1:3])
+            return other.shape == size and other.is_contiguous(memory_format=torch.channels_last)
+        return other.shape == (*input.shape[:3], self.out_features) and other.is_contiguous()
 
 
 def fuse(model: torch.nn.Module) -> GraphModule:
@@ -168,7 +196,7 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     )
     # From the end: of two convolutions that are summed up, the later one finds its other term.
     for node in reversed(list(recorded.graph.nodes)):
-        if _is_convolution(recorded, node):
+        if _takes_along(recorded, node):
             _fuse_chain(recorded, node, shared=uses[node.target] > 1)
     recorded.delete_all_unused_submodules()
     recorded.graph.lint()
@@ -220,10 +248,11 @@ def _drop_identities(recorded: GraphModule) -> None:
             recorded.graph.erase_node(node)
 
 
-def _is_convolution(recorded: GraphModule, node: Node) -> bool:
-    layer = _layer(recorded, node, *_CONVOLUTIONS)
+def _takes_along(recorded: GraphModule, node: Node) -> bool:
+    """Whether `node` is a convolution or a linear layer into which something may go."""
+    layer: Any = _layer(recorded, node, *_CONVOLUTIONS, *_LINEAR)
     return (
-        isinstance(layer, torch.nn.Conv2d)
+        layer is not None
         and getattr(layer, "activation", None) is None
         and "_conv_forward" not in vars(layer)
         and layer.weight.dtype in FLOATS
@@ -237,47 +266,130 @@ def _reader(node: Node) -> Node | None:
 
 
 def _fuse_chain(recorded: GraphModule, node: Node, shared: bool) -> None:
-    """Replaces `node`, a convolution, and what can go into it by one layer.
+    """Replaces `node`, a convolution or a linear layer, and what can go into it by one layer.
 
     shared: whether the layer serves elsewhere too, so that a copy has to take its place here.
     """
     layer: Any = recorded.get_submodule(str(node.target))
     layer = copy.deepcopy(layer) if shared else layer
+    is_linear = isinstance(layer, torch.nn.Linear)
     chain = [node]
-    other = total = activation = None
-    reader = _reader(node)
-    if reader is not None and _folds(layer, _layer(recorded, reader, torch.nn.BatchNorm2d)):
-        chain.append(reader)
-        reader = _reader(reader)
-    if reader is not None and layer.padding_mode == "zeros":
+    scaled = False
+    other = total = activation = turn = None
+    if is_linear:
+        scaled = _folds_scale(recorded, layer, node, (-1,))
+        turn = _turn_to_images(node)
+        if turn is not None:
+            scaled = _folds_scale(recorded, layer, turn, (-1, 1, 1)) or scaled
+            chain.append(turn)
+    else:
+        norm = _reader(node)
+        if norm is not None and _folds(layer, _layer(recorded, norm, torch.nn.BatchNorm2d)):
+            chain.append(norm)
+    reader = _reader(chain[-1])
+    if reader is not None and getattr(layer, "padding_mode", "zeros") == "zeros":
         other = _other_term(recorded, chain, reader)
         if other is not None:
             total = reader
             chain.append(reader)
             reader = _reader(reader)
+    if turn is not None and total is None:
+        chain, reader, turn = [node], None, None
     if reader is not None:
         activation = _activation(recorded, reader, chain[-1])
         if activation is not None:
             chain.append(reader)
-    if len(chain) == 1:
+    if len(chain) == 1 and not scaled:
         return
-    layer.__class__ = nn.Conv2d if total is None else ConvAdd2d
+    if is_linear:
+        layer.__class__ = nn.Linear if total is None else LinearAdd
+    else:
+        layer.__class__ = nn.Conv2d if total is None else ConvAdd2d
     vars(layer).pop("_converted", None)  # nothing but torchconv knows the activation
     layer.activation = activation
     if total is not None:
         layer.adds_in_place = total.target in _SUMS_IN_PLACE
+    if total is not None and is_linear:
+        layer.other_first = total.args[0] is other
+        layer.image_order = turn is not None
     target = str(node.target)
     if shared:
         names = dict(recorded.named_modules())
         target = next(name for i in count(1) if (name := f"{target}_{i}") not in names)
         recorded.add_submodule(target, layer)
-    # A sum needs both terms; without one the convolution stays where its input is what it was.
+    # A sum needs both terms; without one the layer stays where its input is what it was.
     with recorded.graph.inserting_before(total or node):
         inputs = node.args if total is None else (*node.args, other)
         fused = recorded.graph.call_module(target, inputs)
     chain[-1].replace_all_uses_with(fused)
     for done in reversed(chain):
         recorded.graph.erase_node(done)
+
+
+def _turn_to_images(node: Node) -> Node | None:
+    """What alone reads `node`, N x H x W x K, and makes N x K x H x W of it."""
+    reader = _reader(node)
+    if reader is None or reader.kwargs or reader.target not in (torch.permute, "permute"):
+        return None
+    order = reader.args[1:]
+    order = tuple(order[0]) if len(order) == 1 and isinstance(order[0], (tuple, list)) else order
+    return reader if reader.args[0] is node and order in ((0, 3, 1, 2), (0, -1, 1, 2)) else None
+
+
+def _folds_scale(
+    recorded: GraphModule, layer: torch.nn.Linear, node: Node, size: tuple[int, ...]
+) -> bool:
+    """Folds a number for each output channel, with which what alone reads `node` multiplies it,
+    into weights and bias, if it can be, and drops that step.
+
+    size: the numbers', but for leading ones, with -1 for the channels.
+    """
+    reader = _reader(node)
+    if reader is None or reader.kwargs or len(reader.args) != 2:
+        return False
+    first, second = reader.args
+    if reader.target not in (*_PRODUCTS, *(_PRODUCTS_IN_PLACE if first is node else ())):
+        return False
+    factor = second if first is node else first
+    scale = _constant(recorded, factor)
+    if scale is None or scale.dtype != layer.weight.dtype or scale.device != layer.weight.device:
+        return False
+    wanted = tuple(layer.out_features if n == -1 else n for n in size)
+    if scale.dim() > 4 or tuple(scale.shape) != (1,) * (scale.dim() - len(wanted)) + wanted:
+        return False
+    factors = scale.detach().double().flatten()
+    weight = (layer.weight.double() * factors.unsqueeze(1)).to(layer.weight.dtype)
+    bias = None if layer.bias is None else (layer.bias.double() * factors).to(layer.weight.dtype)
+    if not (weight.isfinite().all() and (bias is None or bias.isfinite().all())):
+        return False
+    needs_grad = layer.weight.requires_grad
+    layer.weight = torch.nn.Parameter(weight.detach(), needs_grad)
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(bias.detach(), needs_grad)
+    reader.replace_all_uses_with(node)
+    recorded.graph.erase_node(reader)
+    while isinstance(factor, Node) and not factor.users:
+        source = factor.args[0] if factor.args else None
+        recorded.graph.erase_node(factor)
+        factor = source
+    return True
+
+
+def _constant(recorded: GraphModule, node: Any) -> Tensor | None:
+    """A tensor that the network holds, or that with sizes of one about it."""
+    if not isinstance(node, Node):
+        return None
+    if node.op == "get_attr":
+        owner, _, name = str(node.target).rpartition(".")
+        held = getattr(recorded.get_submodule(owner), name)
+        return held if isinstance(held, Tensor) and not held.is_meta else None
+    if node.op != "call_method" or node.target not in ("reshape", "view") or node.kwargs:
+        return None
+    held = _constant(recorded, node.args[0])
+    sizes: Any = node.args[1:]
+    if held is None or held.dim() != 1 or any(isinstance(size, Node) for size in sizes):
+        return None
+    return held.reshape(*sizes)
 
 
 def _folds(layer: torch.nn.Conv2d, norm: Any) -> bool:

@@ -23,6 +23,7 @@ from torchconv._coverage import (
     covers_adaptive_pool,
     covers_avg_pool,
     covers_conv,
+    covers_linear,
     covers_select_pool,
 )
 from torchconv._packed_weights import PackedWeights, drop_packed_weights, only_infers
@@ -34,9 +35,12 @@ from torchconv.functional import (
     avg_pool2d,
     conv2d,
     conv_arguments,
+    images_of,
+    linear,
     locally_connected2d,
     max_pool2d,
     min_pool2d,
+    rows_of,
     same_padding,
 )
 
@@ -49,6 +53,7 @@ __all__ = [
     "AvgPool2d",
     "Conv2d",
     "LazyConv2d",
+    "Linear",
     "LocallyConnected2d",
     "MaxPool2d",
     "MinPool2d",
@@ -63,13 +68,50 @@ for _name in (
     "adaptive_max_pool2d",
     "avg_pool2d",
     "conv2d",
+    "linear",
     "max_pool2d",
     "min_pool2d",
 ):
     torch.fx.wrap(_name)
 
 
-class Conv2d(torch.nn.Conv2d):
+class _KeepsPackedWeights(torch.nn.Module):
+    """Forgets packed weights where a layer trains, moves, is copied or pickled."""
+
+    # In eval mode, while autograd needs no graph: the weights as the algorithm reads them.
+    _packed_weights: PackedWeights | None = None
+
+    def _keeps_weights(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    ) -> bool:
+        if _is_compiling() or not packed_weights_kept():
+            return False
+        if weight is not self._parameters.get("weight"):
+            drop_packed_weights(self)  # computed weights, from now on
+            return False
+        return only_infers(input, weight, bias, residual) and input.is_cpu  # a GPU packs nothing
+
+    def _own_packed_weights(self) -> PackedWeights:
+        packed = self._packed_weights
+        if packed is None:
+            packed = vars(self)["_packed_weights"] = PackedWeights()
+        return packed
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            drop_packed_weights(self)
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        drop_packed_weights(self)
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: packed weights are not of it."""
+        return {name: value for name, value in vars(self).items() if name != "_packed_weights"}
+
+
+class Conv2d(_KeepsPackedWeights, torch.nn.Conv2d):
     """torch.nn.Conv2d over (N, C, H, W) or (C, H, W), with these additions.
 
     Args:
@@ -86,8 +128,6 @@ class Conv2d(torch.nn.Conv2d):
     # True on a layer that `convert` swapped: `restore` may swap it back, and input for which
     # torchconv has no kernel goes to torch.nn's own forward, because the model worked before.
     _converted: bool = False
-    # In eval mode, while autograd needs no graph: the weights as the algorithm reads them.
-    _packed_weights: PackedWeights | None = None
 
     def __init__(
         self,
@@ -198,9 +238,7 @@ class Conv2d(torch.nn.Conv2d):
                 *(input, weight, bias, self.stride, padding, self.dilation, self.groups),
                 *(self.activation, self.flip_kernel, residual),
             )
-            packed = self._packed_weights
-            if packed is None:
-                packed = vars(self)["_packed_weights"] = PackedWeights()
+            packed = self._own_packed_weights()
             if self.padding_mode == "zeros" and self._is_plain() and not isinstance(padding, str):
                 packed.remember(self._settings(), bias, values)
             return packed.convolve(input, weight, bias, residual, values)
@@ -220,29 +258,6 @@ class Conv2d(torch.nn.Conv2d):
     def _is_plain(self) -> bool:
         """Whether nobody has put a step of his own between `forward` and here."""
         return getattr(self._conv_forward, "__func__", None) is Conv2d._conv_forward
-
-    def _keeps_weights(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
-    ) -> bool:
-        if _is_compiling() or not packed_weights_kept():
-            return False
-        if weight is not self._parameters.get("weight"):
-            drop_packed_weights(self)  # computed weights, from now on
-            return False
-        return only_infers(input, weight, bias, residual) and input.is_cpu  # a GPU packs nothing
-
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            drop_packed_weights(self)
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        drop_packed_weights(self)
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle takes along: packed weights are not of it."""
-        return {name: value for name, value in vars(self).items() if name != "_packed_weights"}
 
     def _amounts(self, input: Tensor) -> list[int]:
         """(left, right, top, bottom) for a padding mode that F.pad has to carry out."""
@@ -291,6 +306,54 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
 
     def initialize_parameters(self, input: Tensor, residual: Tensor | None = None) -> None:
         super().initialize_parameters(input)
+
+
+class Linear(_KeepsPackedWeights, torch.nn.Linear):
+    """torch.nn.Linear; over images with channels last, N x H x W x C, it is the 1x1 convolution
+    that it is there (see `torchconv.functional.linear`). Input of other dimensions is PyTorch's.
+
+    Args:
+        activation: as for `Conv2d`.
+    """
+
+    activation: str | None = None
+    _converted: bool = False
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        activation_name(activation)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.activation = activation
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.activation is None else f"{text}, activation={self.activation}"
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """residual: as for `torchconv.functional.linear`, added before the activation."""
+        weight, bias = self.weight, self.bias
+        if (
+            not self.training
+            and not isinstance(input, Proxy)
+            and input.dim() == 4
+            and covers_linear(input, weight, bias, residual)
+            and (residual is None or residual.shape == (*input.shape[:3], self.out_features))
+            and self._keeps_weights(input, weight, bias, residual)
+        ):
+            packed = self._own_packed_weights()
+            images, kernel = images_of(input), packed.kernel_of(weight)
+            added = None if residual is None else images_of(residual)
+            values = conv_arguments(images, kernel, bias, 1, 0, 1, 1, self.activation, False, added)
+            return rows_of(packed.convolve(images, kernel, bias, added, values))
+        return linear(input, weight, bias, activation=self.activation, residual=residual)
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
