@@ -1,4 +1,5 @@
-// How work goes to the threads, compiled once for all kernels rather than for each body.
+// A loop over threads that need scratch memory: an exception must not leave a thread's body, so
+// that memory could not be had is noted, and thrown where the loop was called.
 #include "cpu/parallel_range.h"
 
 #include <atomic>
@@ -6,8 +7,8 @@
 
 namespace torchconv::cpu {
 
-void run_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
-                      Parallel::Body body, void* context) {
+void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
+                               Parallel::Body body, void* context) {
   std::atomic<bool> failed{false};
   parallel_for(pool, begin, end, grain, [&](int64_t b, int64_t e) {
     try {

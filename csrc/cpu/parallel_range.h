@@ -23,16 +23,16 @@ inline int64_t work_grain(double operations) {
 // The packing of a weight takes the time of so many multiply-adds.
 constexpr double kPackingOperations = 12;
 
-// As Parallel::run. body may fail to get memory, which is reported here.
-void run_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
-                      Parallel::Body body, void* context);
+// parallel_for for a body that allocates scratch memory: failing to get it is reported here. The
+// body is called through a pointer, so that what catches the failure is compiled once.
+void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
+                               Parallel::Body body, void* context);
 
-// parallel_for for a body that allocates scratch memory: failing to get it is reported here.
 template <typename F>
 void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
                                F&& f) {
   using Callable = std::remove_reference_t<F>;
-  run_with_scratch(
+  parallel_for_with_scratch(
       pool, begin, end, grain,
       [](int64_t b, int64_t e, void* context) { (*static_cast<Callable*>(context))(b, e); },
       const_cast<void*>(static_cast<const void*>(&f)));
