@@ -82,7 +82,9 @@ TOGETHER_PATTERNS = {
     ),
     "cpu/depthwise": ("cpu/depthwise_[!c]*.cpp", "cpu/depthwise_channels.cpp"),
     "cpu/direct": ("cpu/channel_*.cpp", "cpu/direct_plan.cpp", "cpu/row_pairs.cpp"),
-    "cpu/group": ("cpu/group_band.cpp", "cpu/group_winograd*.cpp"),
+    "cpu/group": (
+        "cpu/group_band.cpp", "cpu/group_weights.cpp", "cpu/group_winograd*.cpp",
+    ),
     "cpu/pack": (
         "cpu/axis_groups.cpp", "cpu/conv_band.cpp", "cpu/conv_pack.cpp", "cpu/inner_gather.cpp",
         "cpu/patches.cpp", "cpu/phase_image.cpp", "cpu/plane_pairs.cpp", "cpu/wgrad_*.cpp",
