@@ -31,7 +31,6 @@ from ._toolchain import (
     BuildError,
     age_fault,
     compiler,
-    compiler_kind,
     compiler_version,
     cuda_architectures,
     cuda_toolkit,
@@ -231,7 +230,7 @@ def compile_flags(variant: str, chosen: Sequence[str] = ()) -> list[str]:
 
 def optimization(root: Path) -> dict[Path, tuple[str, ...]]:
     """The flags of sources that -O3 is too much for."""
-    kind, _ = compiler_kind(compiler())
+    kind = "clang" if "clang" in compiler_version() else "gcc"
     flags = dict.fromkeys(_found(root, DRIVER_PATTERNS), DRIVER_FLAGS[kind])
     return flags | dict.fromkeys(_found(root, LIGHT_PATTERNS), LIGHT_FLAGS)
 

@@ -217,19 +217,14 @@ def jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compiler_kind(command: Sequence[str]) -> tuple[str, str]:
-    """gcc or clang, and the major version; an empty one where the compiler does not tell."""
+def age_fault(command: Sequence[str]) -> str:
+    """Why a C++ compiler is too old, in words; empty if it is not."""
     macros = subprocess.run(
         [*command, "-x", "c++", "-dM", "-E", os.devnull], capture_output=True, text=True
     ).stdout
     defined = dict(line.split(" ", 2)[1:3] for line in macros.splitlines() if line.count(" ") > 1)
     kind = "clang" if "__clang__" in defined else "gcc"
-    return kind, defined.get("__clang_major__" if kind == "clang" else "__GNUC__", "")
-
-
-def age_fault(command: Sequence[str]) -> str:
-    """Why a C++ compiler is too old, in words; empty if it is not."""
-    kind, major = compiler_kind(command)
+    major = defined.get("__clang_major__" if kind == "clang" else "__GNUC__", "")
     needed = MINIMUM_COMPILER[kind]
     if major.isdigit() and int(major) < needed:
         return f"the compiler is too old ({kind} {major}; {kind} {needed} is the oldest that works)"

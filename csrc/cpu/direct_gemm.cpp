@@ -28,6 +28,7 @@ namespace {
 constexpr int64_t kWeightBytes = 640 << 10;
 // Lines that are asked for together do not hold up the products that follow.
 constexpr int64_t kLinesAtOnce = 8;
+
 // kPairs: the terms are pairs of bfloat16.
 template <typename T, bool kPairs = false>
 class DirectGemm : DirectTasks {
