@@ -55,6 +55,10 @@ COMMON_FLAGS = (
 # Clang's -O2 has all of it.
 DRIVER_PATTERNS = ("cpu/*.cpp", "cpu/microkernels/winograd_gemm.cpp")
 DRIVER_FLAGS = {"gcc": ("-O2", "-ftree-vectorize", "-fvect-cost-model"), "clang": ("-O2",)}
+# But these are faster with all of it.
+FULL_PATTERNS = (
+    "cpu/depthwise_*.cpp", "cpu/winograd_strided*.cpp", "cpu/winograd_wgrad_phases.cpp",
+)  # fmt: skip
 # Those of them that need not even that: pooling, whose loops are written as vectors and which has
 # the most instances, and what runs once a call.
 LIGHT_PATTERNS = (
@@ -231,7 +235,8 @@ def compile_flags(variant: str, chosen: Sequence[str] = ()) -> list[str]:
 def optimization(root: Path) -> dict[Path, tuple[str, ...]]:
     """The flags of sources that -O3 is too much for."""
     kind = "clang" if "clang" in compiler_version() else "gcc"
-    flags = dict.fromkeys(_found(root, DRIVER_PATTERNS), DRIVER_FLAGS[kind])
+    drivers = _found(root, DRIVER_PATTERNS) - _found(root, FULL_PATTERNS)
+    flags = dict.fromkeys(drivers, DRIVER_FLAGS[kind])
     return flags | dict.fromkeys(_found(root, LIGHT_PATTERNS), LIGHT_FLAGS)
 
 
@@ -260,7 +265,8 @@ def source_hash(variant: str, root: Path) -> str:
     else:
         files += growth_source(root)
         parts += GROWTH_FLAGS
-    parts += [*DRIVER_PATTERNS, *DRIVER_FLAGS["gcc"], *LIGHT_PATTERNS, *LIGHT_FLAGS]
+    parts += [*DRIVER_PATTERNS, *DRIVER_FLAGS["gcc"], *FULL_PATTERNS]
+    parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS]
     for name, patterns in TOGETHER_PATTERNS.items():
         parts += [name, *patterns]
     for path in files:

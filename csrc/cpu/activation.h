@@ -54,6 +54,11 @@ struct Epilogue {
 
   // z (scratch, overwritten) has had its bias; element i goes to offset + i*stride.
   void store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const;
+  // The same of a few neighbours: what has only to be rounded needs no call.
+  TORCHCONV_INLINE void store_few(Wide<T>* z, int64_t n, int64_t offset) const {
+    if (activates_only() && activation == Activation::kNone) return copy_narrow(y + offset, z, n);
+    store(z, n, offset, 1);
+  }
 
  private:
   void add_and_store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const;

@@ -186,9 +186,9 @@ class DirectGemm : DirectTasks {
       tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms * count;
       if (last && !to_dst_ && !rounds && view_.dst.c == 1)
         for (int64_t m = first; m < first + rows; ++m)
-          epilogue_.store(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>,
-                          (count - 1) * kPanel<A> + filters, dst_offset(at) + t.dst_offsets[m] + k,
-                          1);
+          epilogue_.store_few(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>,
+                              (count - 1) * kPanel<A> + filters,
+                              dst_offset(at) + t.dst_offsets[m] + k);
     };
     const auto for_tiles = [&](const auto& f) {
       for (const DirectPixels& group : t.groups)
