@@ -50,27 +50,58 @@ COMMON_FLAGS = (
     "-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden",
     "-Wall", "-Wextra", "-Wno-psabi", *ABI_FLAGS,
 )  # fmt: skip
-# Sources that -O2 serves as well: pooling, whose loops are written as vectors and which has the
-# most instances, drivers around micro-kernels, and what runs once a call. It takes a quarter less
-# time to compile them.
+# Of -O3, what is around the micro-kernels needs no more than the vectoriser, with the cost model
+# that it has there: the rest makes copies of loops, which take long to compile and are no faster.
+# Clang's -O2 has all of it.
+DRIVER_PATTERNS = ("cpu/*.cpp", "cpu/microkernels/winograd_gemm.cpp")
+DRIVER_FLAGS = {"gcc": ("-O2", "-ftree-vectorize", "-fvect-cost-model"), "clang": ("-O2",)}
+# But these are faster with all of it.
+FULL_PATTERNS = (
+    "cpu/depthwise_*.cpp", "cpu/winograd_strided*.cpp", "cpu/winograd_wgrad_phases.cpp",
+)  # fmt: skip
+# Those of them that need not even that: pooling, whose loops are written as vectors and which has
+# the most instances, and what runs once a call.
 LIGHT_PATTERNS = (
     "core/*.cpp", "ops/**/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
     "cpu/conv_view.cpp", "cpu/conv2d.cpp", "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
     "cpu/winograd.cpp", "cpu/conv_wgrad.cpp", "cpu/depthwise_columns.cpp",
     "cpu/group_gather.cpp", "cpu/group_wgrad.cpp", "cpu/winograd_wgrad.cpp",
-    "cpu/conv_band_wgrad.cpp",
+    "cpu/conv_band_wgrad.cpp", "cpu/direct_tasks.cpp", "cpu/parallel_range.cpp",
 )  # fmt: skip
 LIGHT_FLAGS = ("-O2",)
 # These take longest to compile and are begun first, so that no core is idle at the end.
 SLOW_PATTERNS = (
-    "cpu/select_pool2d_*.cpp", "cpu/avg_pool2d.cpp", "cpu/microkernels/plane_rows_*.cpp",
-    "cpu/microkernels/channel_columns_*.cpp", "cpu/group_gather.cpp", "cpu/*_gemm.cpp",
-    "cpu/conv_*wgrad.cpp", "ops/*2d.cpp",
+    "cpu/*_pool2d*.cpp", "cpu/microkernels/*.cpp", "cpu/group_*.cpp", "cpu/*_gemm.cpp",
+    "cpu/*wgrad.cpp", "cpu/winograd*.cpp", "cpu/conv2d.cpp", "cpu/conv_band.cpp", "ops/*2d.cpp",
 )  # fmt: skip
-# Compiled as one translation unit: most of these sources' time goes to PyTorch's headers, which
-# they share. What each names in its anonymous namespace must differ.
-TOGETHER_PATTERNS = ("ops/**/*.cpp",)
-TOGETHER_NAME = "ops"
+# Small sources that belong together are compiled as one translation unit, by its name: much of
+# their time goes to headers and to what they share. What each names in its anonymous namespace must
+# differ, and they are optimised alike; those compiled for another target stay by themselves.
+TOGETHER_PATTERNS = {
+    "ops": ("ops/**/*.cpp",),
+    "cpu/conv": (
+        "core/*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp", "cpu/conv_view.cpp",
+        "cpu/conv2d.cpp", "cpu/packed_weights.cpp", "cpu/parallel_range.cpp",
+    ),
+    "cpu/depthwise": ("cpu/depthwise_[!c]*.cpp", "cpu/depthwise_channels.cpp"),
+    "cpu/direct": ("cpu/channel_*.cpp", "cpu/direct_plan.cpp", "cpu/row_pairs.cpp"),
+    "cpu/group": (
+        "cpu/group_band.cpp", "cpu/group_weights.cpp", "cpu/group_winograd*.cpp",
+    ),
+    "cpu/pack": (
+        "cpu/axis_groups.cpp", "cpu/conv_band.cpp", "cpu/conv_pack.cpp", "cpu/inner_gather.cpp",
+        "cpu/patches.cpp", "cpu/phase_image.cpp", "cpu/plane_pairs.cpp", "cpu/wgrad_*.cpp",
+    ),
+    "cpu/winograd_rows": ("cpu/winograd_rows*.cpp", "cpu/winograd_weights.cpp"),
+    "cpu/winograd_strided": ("cpu/winograd_strided*.cpp", "cpu/winograd_wgrad_phases.cpp"),
+    "cpu/microkernels/gemm": ("cpu/microkernels/gemm_float*.cpp",),
+    "cpu/microkernels/group_tile": ("cpu/microkernels/group_tile_float*.cpp",),
+    "cpu/microkernels/product": ("cpu/microkernels/*_product.cpp",),
+    "cpu/microkernels/taps": (
+        "cpu/microkernels/plane_rows_spread.cpp", "cpu/microkernels/tap*.cpp",
+        "cpu/microkernels/winograd_column.cpp",
+    ),
+}  # fmt: skip
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "default": (),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
@@ -170,11 +201,15 @@ def sources(root: Path, variant: str = "") -> list[Path]:
 
 def units(root: Path, variant: str) -> dict[str, list[Path]]:
     """The sources by the object that they are compiled to, a name without suffix."""
-    together = _found(root, TOGETHER_PATTERNS)
+    together = {
+        path: name
+        for name, patterns in TOGETHER_PATTERNS.items()
+        for path in _found(root, patterns)
+    }
     found: dict[str, list[Path]] = {}
     for path in sources(root, variant):
         own = path.relative_to(root).with_suffix("").as_posix()
-        found.setdefault(TOGETHER_NAME if path in together else own, []).append(path)
+        found.setdefault(together.get(path, own), []).append(path)
     return found
 
 
@@ -191,15 +226,18 @@ def sanitize_flags() -> tuple[str, ...]:
     return SANITIZE_FLAGS if os.environ.get("TORCHCONV_SANITIZE", "") not in ("", "0") else ()
 
 
-def compile_flags(variant: str, light: bool = False) -> list[str]:
-    """The C++ compiler's."""
-    chosen = LIGHT_FLAGS if light else ()
+def compile_flags(variant: str, chosen: Sequence[str] = ()) -> list[str]:
+    """The C++ compiler's; chosen: how far a source is optimised, if not by -O3."""
     own = CUDA_FLAGS if variant == CUDA else ISA_FLAGS[variant]
     return [*COMMON_FLAGS, *chosen, *own, *sanitize_flags()]
 
 
-def light_sources(root: Path) -> set[Path]:
-    return _found(root, LIGHT_PATTERNS)
+def optimization(root: Path) -> dict[Path, tuple[str, ...]]:
+    """The flags of sources that -O3 is too much for."""
+    kind = "clang" if "clang" in compiler_version() else "gcc"
+    drivers = _found(root, DRIVER_PATTERNS) - _found(root, FULL_PATTERNS)
+    flags = dict.fromkeys(drivers, DRIVER_FLAGS[kind])
+    return flags | dict.fromkeys(_found(root, LIGHT_PATTERNS), LIGHT_FLAGS)
 
 
 def link_flags(variant: str = "") -> list[str]:
@@ -227,7 +265,10 @@ def source_hash(variant: str, root: Path) -> str:
     else:
         files += growth_source(root)
         parts += GROWTH_FLAGS
-    parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS, *TOGETHER_PATTERNS]
+    parts += [*DRIVER_PATTERNS, *DRIVER_FLAGS["gcc"], *FULL_PATTERNS]
+    parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS]
+    for name, patterns in TOGETHER_PATTERNS.items():
+        parts += [name, *patterns]
     for path in files:
         parts += [path.relative_to(root).as_posix(), path.read_bytes()]
     return _digest(parts)
@@ -319,7 +360,7 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
             f"build {GROWTH_LIBRARY}: growth {_ninja_path(source)}",
             f"  flags = {_ninja_command(GROWTH_FLAGS)}",
         ]
-    light = light_sources(root)
+    chosen = optimization(root)
     # A wrapper such as ccache mostly cannot keep what was compiled with a precompiled header.
     precompiles = len(compiler()) == 1 and (root / PRECOMPILED).is_file()
     for variant in wanted:
@@ -338,7 +379,7 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
             if source.suffix == ".cu":
                 lines.append(f"build {_ninja_path(objects[-1])}: nvcc {_ninja_path(source)}")
                 continue
-            flags = [*compile_flags(variant, source in light), *extra]
+            flags = [*compile_flags(variant, chosen.get(source, ())), *extra]
             flags += [word for path in others for word in ("-include", str(path))]
             if variant == CUDA:
                 flags += ["-isystem", str(toolkit / "include")]

@@ -137,6 +137,26 @@ void activate(Activation activation, A* row, int64_t n) {
   }
 }
 
+// dst[i*stride] = src[i], rounded.
+template <typename T>
+void write(T* dst, const Wide<T>* src, int64_t n, int64_t stride) {
+  if (stride == 1) return copy_narrow(dst, src, n);
+  for (int64_t i = 0; i < n; ++i) dst[i * stride] = from_wide<T>(src[i]);
+}
+
+template <typename T>
+void Epilogue<T>::store_sums(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
+  if (preactivation != nullptr) write(preactivation + offset, z, n, stride);
+  if (activation != Activation::kNone) activate(activation, z, n);
+  write(y + offset, z, n, stride);
+}
+
+template <typename T>
+void Epilogue<T>::store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
+  if (residual != nullptr) return add_and_store(z, n, offset, stride);
+  store_sums(z, n, offset, stride);
+}
+
 template <typename T>
 void Epilogue<T>::add_and_store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
   using V = WideVec<T>;
@@ -233,10 +253,10 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
 
 template void activate(Activation, float*, int64_t);
 template void activate(Activation, double*, int64_t);
-template void Epilogue<float>::add_and_store(float*, int64_t, int64_t, int64_t) const;
-template void Epilogue<double>::add_and_store(double*, int64_t, int64_t, int64_t) const;
-template void Epilogue<BFloat16>::add_and_store(float*, int64_t, int64_t, int64_t) const;
-template void Epilogue<Float16>::add_and_store(float*, int64_t, int64_t, int64_t) const;
+template void Epilogue<float>::store(float*, int64_t, int64_t, int64_t) const;
+template void Epilogue<double>::store(double*, int64_t, int64_t, int64_t) const;
+template void Epilogue<BFloat16>::store(float*, int64_t, int64_t, int64_t) const;
+template void Epilogue<Float16>::store(float*, int64_t, int64_t, int64_t) const;
 template void activation_backward(const ConvProblem&, const float*, const float*, float*, float*,
                                   const Parallel&);
 template void activation_backward(const ConvProblem&, const double*, const double*, double*,

@@ -53,22 +53,16 @@ struct Epilogue {
   }
 
   // z (scratch, overwritten) has had its bias; element i goes to offset + i*stride.
-  void store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
-    if (residual != nullptr) return add_and_store(z, n, offset, stride);
-    store_sums(z, n, offset, stride);
+  void store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const;
+  // The same of a few neighbours: what has only to be rounded needs no call.
+  TORCHCONV_INLINE void store_few(Wide<T>* z, int64_t n, int64_t offset) const {
+    if (activates_only() && activation == Activation::kNone) return copy_narrow(y + offset, z, n);
+    store(z, n, offset, 1);
   }
 
  private:
   void add_and_store(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const;
-  void store_sums(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
-    if (preactivation != nullptr) write(preactivation + offset, z, n, stride);
-    if (activation != Activation::kNone) activate(activation, z, n);
-    write(y + offset, z, n, stride);
-  }
-  static void write(T* dst, const Wide<T>* src, int64_t n, int64_t stride) {
-    if (stride == 1) return copy_narrow(dst, src, n);
-    for (int64_t i = 0; i < n; ++i) dst[i * stride] = from_wide<T>(src[i]);
-  }
+  void store_sums(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const;
 };
 
 // dz = dy * g'(saved) and db = dz summed over all but channels. saved is y, or the pre-activation

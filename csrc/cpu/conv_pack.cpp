@@ -1,4 +1,5 @@
-// How a reduction is cut into blocks: the half of packing that knows only shapes.
+// What every packer shares, compiled once: transposed copies, panels of weights, and how a
+// reduction is cut into blocks.
 #include "cpu/conv_pack.h"
 
 namespace torchconv::cpu {
@@ -15,5 +16,77 @@ std::vector<ReductionBlock> reduction_blocks(int64_t C, int64_t T, int64_t limit
       blocks.push_back({c, std::min(channels, C - c), t, std::min(taps, T - t)});
   return blocks;
 }
+
+template <typename T>
+void pack_transposed(const T* src, int64_t src_stride, int64_t rows, int64_t columns, Wide<T>* dst,
+                     int64_t dst_stride) {
+  using V = WideVec<T>;
+  constexpr int kL = V::kLanes;
+  constexpr int64_t kFew = 4;  // columns that do not repay a tile in registers
+  for (int64_t r = 0; r < rows; r += kL, src += kL * src_stride, dst += kL) {
+    const int64_t lanes = std::min<int64_t>(rows - r, kL);
+    for (int64_t c = 0; c < columns; c += kL) {
+      const int64_t n = std::min<int64_t>(columns - c, kL);
+      if (n < kFew) {
+        for (int64_t i = 0; i < n; ++i)
+          for (int64_t l = 0; l < lanes; ++l)
+            dst[(c + i) * dst_stride + l] = to_wide(src[l * src_stride + c + i]);
+        continue;
+      }
+      typename V::Type tile[kL];
+      if (n == kL && lanes == kL) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i) tile[i] = V::load(src + i * src_stride + c);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i)
+          tile[i] = i < lanes ? V::load_partial(src + i * src_stride + c, n) : typename V::Type{};
+      }
+      transpose_steps<1>(tile);
+      if (n == kL && lanes == kL) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i) V::Registers::store(dst + (c + i) * dst_stride, tile[i]);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i)
+          if (i < n) V::Registers::store_partial(dst + (c + i) * dst_stride, tile[i], lanes);
+      }
+    }
+  }
+}
+
+template <typename T>
+void pack_weight_rows(const T* w, int64_t weight_k, const int64_t* offsets, int64_t depth,
+                      int64_t rows, Wide<T>* dst) {
+  for_weight_runs(offsets, depth, [&](int64_t k, int64_t n) {
+    for (int64_t m = 0; m < rows; ++m)
+      copy_wide(dst + m * kARow<Wide<T>> + k, w + m * weight_k + offsets[k], n);
+  });
+}
+
+template <typename T>
+void pack_weight_panel(const T* w, int64_t weight_k, const int64_t* offsets, int64_t depth,
+                       int64_t columns, int64_t width, Wide<T>* dst) {
+  if (weight_k == 1) {
+    for (int64_t k = 0; k < depth; ++k) copy_wide(dst + k * width, w + offsets[k], columns);
+  } else {
+    for_weight_runs(offsets, depth, [&](int64_t k, int64_t n) {
+      pack_transposed(w + offsets[k], weight_k, columns, n, dst + k * width, width);
+    });
+  }
+  for (int64_t k = 0; k < depth; ++k)
+    for (int64_t n = columns; n < width; ++n) dst[k * width + n] = 0;
+}
+
+#define TORCHCONV_CONV_PACK(T)                                                                   \
+  template void pack_transposed(const T*, int64_t, int64_t, int64_t, Wide<T>*, int64_t);         \
+  template void pack_weight_rows(const T*, int64_t, const int64_t*, int64_t, int64_t, Wide<T>*); \
+  template void pack_weight_panel(const T*, int64_t, const int64_t*, int64_t, int64_t, int64_t,  \
+                                  Wide<T>*);
+TORCHCONV_CONV_PACK(float)
+TORCHCONV_CONV_PACK(double)
+TORCHCONV_CONV_PACK(BFloat16)
+TORCHCONV_CONV_PACK(Float16)
+#undef TORCHCONV_CONV_PACK
 
 }  // namespace torchconv::cpu

@@ -146,41 +146,7 @@ TORCHCONV_INLINE void transpose_steps(Type (&rows)[kN]) {
 // dst[c*dst_stride + r] = src[r*src_stride + c] for r < rows, c < columns.
 template <typename T>
 void pack_transposed(const T* src, int64_t src_stride, int64_t rows, int64_t columns, Wide<T>* dst,
-                     int64_t dst_stride) {
-  using V = WideVec<T>;
-  constexpr int kL = V::kLanes;
-  constexpr int64_t kFew = 4;  // columns that do not repay a tile in registers
-  for (int64_t r = 0; r < rows; r += kL, src += kL * src_stride, dst += kL) {
-    const int64_t lanes = std::min<int64_t>(rows - r, kL);
-    for (int64_t c = 0; c < columns; c += kL) {
-      const int64_t n = std::min<int64_t>(columns - c, kL);
-      if (n < kFew) {
-        for (int64_t i = 0; i < n; ++i)
-          for (int64_t l = 0; l < lanes; ++l)
-            dst[(c + i) * dst_stride + l] = to_wide(src[l * src_stride + c + i]);
-        continue;
-      }
-      typename V::Type tile[kL];
-      if (n == kL && lanes == kL) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kL; ++i) tile[i] = V::load(src + i * src_stride + c);
-      } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < kL; ++i)
-          tile[i] = i < lanes ? V::load_partial(src + i * src_stride + c, n) : typename V::Type{};
-      }
-      transpose_steps<1>(tile);
-      if (n == kL && lanes == kL) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kL; ++i) V::Registers::store(dst + (c + i) * dst_stride, tile[i]);
-      } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < kL; ++i)
-          if (i < n) V::Registers::store_partial(dst + (c + i) * dst_stride, tile[i], lanes);
-      }
-    }
-  }
-}
+                     int64_t dst_stride);
 
 // ---- Weights: the operand that all samples share.
 
@@ -214,26 +180,11 @@ TORCHCONV_INLINE void for_weight_runs(const int64_t* offsets, int64_t depth, F&&
 // [rows][kARow] from the filters at w, weight_k apart.
 template <typename T>
 void pack_weight_rows(const T* w, int64_t weight_k, const int64_t* offsets, int64_t depth,
-                      int64_t rows, Wide<T>* dst) {
-  for_weight_runs(offsets, depth, [&](int64_t k, int64_t n) {
-    for (int64_t m = 0; m < rows; ++m)
-      copy_wide(dst + m * kARow<Wide<T>> + k, w + m * weight_k + offsets[k], n);
-  });
-}
+                      int64_t rows, Wide<T>* dst);
 
 // A panel [depth][width] of `columns` filters, padded with zeros to its width.
 template <typename T>
 void pack_weight_panel(const T* w, int64_t weight_k, const int64_t* offsets, int64_t depth,
-                       int64_t columns, int64_t width, Wide<T>* dst) {
-  if (weight_k == 1) {
-    for (int64_t k = 0; k < depth; ++k) copy_wide(dst + k * width, w + offsets[k], columns);
-  } else {
-    for_weight_runs(offsets, depth, [&](int64_t k, int64_t n) {
-      pack_transposed(w + offsets[k], weight_k, columns, n, dst + k * width, width);
-    });
-  }
-  for (int64_t k = 0; k < depth; ++k)
-    for (int64_t n = columns; n < width; ++n) dst[k * width + n] = 0;
-}
+                       int64_t columns, int64_t width, Wide<T>* dst);
 
 }  // namespace torchconv::cpu

@@ -19,7 +19,7 @@ constexpr int64_t kSteps = 256, kLeastRows = 16;
 // Tasks that are wanted, and the most slabs and their sums that the order of memory is worth.
 constexpr int64_t kTasks = 32, kSlabs = 32, kSlabSums = 1 << 17;
 // Elements of x that a task takes at a time.
-constexpr int64_t kTogether = 8192;
+constexpr int64_t kTogetherWgrad = 8192;
 
 template <typename T>
 class PlanesWgrad {
@@ -39,8 +39,9 @@ class PlanesWgrad {
     bands_ = ceil_div(v_.I, band_);
     together_ = bands_ > 1 ? 1 : std::clamp<int64_t>(kSteps / (strips_ * v_.I), 1, v_.N);
     groups_ = ceil_div(v_.N, together_);
-    chunk_ =
-        v_.K > 1 ? v_.K : std::clamp<int64_t>(kTogether / (v_.H * v_.W * together_), 1, channels_);
+    chunk_ = v_.K > 1
+                 ? v_.K
+                 : std::clamp<int64_t>(kTogetherWgrad / (v_.H * v_.W * together_), 1, channels_);
     chunks_ = ceil_div(channels_, chunk_);
     const int64_t units = groups_ * bands_, sums = channels_ * taps_.rows * taps_.rows;
     const int64_t in_order = together_ > 1 ? 1 : std::min(kSlabs, kSlabSums / sums);

@@ -10,78 +10,46 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "core/buffer.h"
-#include "cpu/axis_groups.h"
 #include "cpu/channel_band.h"
 #include "cpu/channel_pairs.h"
 #include "cpu/direct_plan.h"
-#include "cpu/direct_terms.h"
+#include "cpu/direct_tasks.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/parallel_range.h"
 #include "cpu/plane_store.h"
 #include "cpu/row_pairs.h"
-#include "cpu/source_prefetch.h"
 
 namespace torchconv::cpu {
 namespace {
 
-// See kDepth; a reduction in place has no panel that must fit the first-level cache.
-constexpr int64_t kTermsInRegisters = 256;
-// The sums are rounded to fewer bits than any number of pairs would lose.
-constexpr int64_t kPairsInRegisters = 1024;
 // What a block's weights may take of the second-level cache.
 constexpr int64_t kWeightBytes = 640 << 10;
-// The tasks of one call should be enough for several threads when it is large.
-constexpr int64_t kTasksWanted = 16;
 // Lines that are asked for together do not hold up the products that follow.
 constexpr int64_t kLinesAtOnce = 8;
-// From so many pixels on a tile is as fast as a full one.
-constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
 
-// to[l] = first + l*step
-void fill_steps(int64_t* to, int64_t n, int64_t first, int64_t step) {
-  using V = Vec<int64_t>;
-  int64_t l = 0;
-  V::Type v = V::iota() * step + first;
-  for (; l + V::kLanes <= n; l += V::kLanes, v += V::kLanes * step) V::store(to + l, v);
-  for (; l < n; ++l) to[l] = first + l * step;
-}
-
-template <typename T, typename Terms = ChannelTerms>
-class DirectGemm {
+// kPairs: the terms are pairs of bfloat16.
+template <typename T, bool kPairs = false>
+class DirectGemm : DirectTasks {
  public:
   using A = Wide<T>;
-  using Plan = DirectPlan;
 
-  // view: of terms, but for the strides; channels: of the source.
-  DirectGemm(const ConvView& view, int64_t channels, const Plan& plan, const T* src,
-             const A* weights, const T* bias, const Epilogue<T>& epilogue, Terms of_terms = {})
-      : view_(view),
-        of_terms_(of_terms),
-        source_channels_(channels),
-        plan_(plan),
+  // See DirectSource for rows_of; channels: of the source.
+  DirectGemm(const ConvView& view, int64_t channels, const DirectPlan& plan, const T* src,
+             const A* weights, const T* bias, const Epilogue<T>& epilogue,
+             const ConvView* rows_of = nullptr)
+      : DirectTasks(view, plan, {src, sizeof(T), channels, kTermChannels, rows_of}, kPanel<A>),
         src_(src),
         weights_(weights),
         epilogue_(epilogue),
-        taps_(static_cast<int64_t>(view.taps.size())),
-        blocks_i_(ceil_div(view.I, plan.rows)),
-        blocks_j_(ceil_div(view.J, plan.columns)),
-        blocks_n_(ceil_div(view.N, plan.samples)),
         zero_bias_(view.groups * plan.padded_filters),
-        bias_(zero_bias_ + round_up(plan.padded_filters, kPanel<A>)),
-        terms_(2 * plan.channels * taps_) {
-    group_pixels();
+        bias_(zero_bias_ + round_up(plan.padded_filters, kPanel<A>)) {
     for (int64_t g = 0; g < view.groups; ++g)
       for (int64_t k = 0; k < plan.padded_filters; ++k)
         bias_[g * plan.padded_filters + k] =
             bias != nullptr && k < view.K ? to_wide(bias[g * view.K + k]) : A{0};
     fill_zero(bias_.get() + zero_bias_, round_up(plan.padded_filters, kPanel<A>));
-    if (view.terms() > 0) {
-      fill_terms(plan.channels, terms_.get());
-      fill_terms(plan.chunk_channels(view, plan.chunks - 1), terms_.get() + plan.channels * taps_);
-    }
     high_ = epilogue.most();
     const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
@@ -91,17 +59,12 @@ class DirectGemm {
           to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
           WideVec<T>::streams(epilogue.y + view.dst_offset,
                               view.N * view.pixels() * view.groups * view.K, view.dst.column);
-    const int64_t blocks = blocks_n_ * blocks_i_ * blocks_j_ * view.groups;
-    const int64_t pieces = std::min(ceil_div(kTasksWanted, blocks), ceil_div(view.K, 128));
-    filters_ = round_up(ceil_div(view.K, pieces), kPanel<A>);
-    filter_pieces_ = ceil_div(view.K, filters_);
   }
 
   void run(const Parallel& pool) {
     const int64_t pixels = plan_.samples * plan_.rows * plan_.columns;
-    const int64_t tasks = blocks_n_ * view_.groups * blocks_i_ * blocks_j_ * filter_pieces_;
-    const WorkSplit split(tasks, static_cast<double>(pixels) * static_cast<double>(filters_) *
-                                     static_cast<double>(view_.terms() + 4));
+    const WorkSplit split(count(), static_cast<double>(pixels) * static_cast<double>(filters_) *
+                                       static_cast<double>(view_.terms() + 4));
     const int64_t band = plan_.band ? round_up(plan_.samples * plan_.band->size(), 16) : 0;
     const int64_t ld = scratch_ld();
     const int64_t sums = to_dst_ ? 0 : round_up(pixels * ld, 16);
@@ -120,7 +83,7 @@ class DirectGemm {
       t.scratch_offsets = t.dst_offsets + pixels;
       if (!to_dst_ && view_.dst.c == 1) fill_steps(t.scratch_offsets, pixels, 0, ld);
       for (int64_t task = begin; task < end; ++task) {
-        const Position at = position(task);
+        const DirectPosition at = position(task);
         const bool ordered = task > begin && same_pixels(at, t.at);
         t.at = at;
         if (!ordered) order_pixels(t);
@@ -138,236 +101,40 @@ class DirectGemm {
   }
 
  private:
-  static constexpr bool kPairs = Terms::kChannels > 1;
+  static constexpr int64_t kTermChannels = kPairs ? 2 : 1;
 
-  // Of a tap's offsets among the distinct ones of their axis.
-  struct TapRank {
-    int64_t row, column;
-  };
-  // Pixels [begin, end) of the task's list, and what they read.
-  struct PixelGroup {
-    Range pixels, rows, columns;
-    int64_t segments, terms;
-  };
-  struct Position {
-    Range n, i, j, k;
-    int64_t g;
-    int64_t pixels() const { return n.size() * i.size() * j.size(); }
-  };
-  struct Task {
-    Position at;
+  struct Task : DirectTask {
     A *totals, *band, *scratch;
-    BFloat16* rounded;                                     // of pairs: [pixel][scratch_ld]
-    int64_t *src_offsets, *dst_offsets, *scratch_offsets;  // [pixels]
-    std::vector<PixelGroup> groups;
-    std::vector<TermSegment> segments;
-    SourcePrefetch ahead;  // of what is copied next
+    BFloat16* rounded;  // of pairs: [pixel][scratch_ld]
   };
 
-  Position position(int64_t task) const {
-    Position at;
-    at.k = block(task % filter_pieces_, filters_, view_.K);
-    task /= filter_pieces_;
-    at.j = block(task % blocks_j_, plan_.columns, view_.J);
-    task /= blocks_j_;
-    at.i = block(task % blocks_i_, plan_.rows, view_.I);
-    task /= blocks_i_;
-    at.g = task % view_.groups;
-    at.n = block(task / view_.groups, plan_.samples, view_.N);
-    return at;
+  static DirectMicrokernel<A> kernel(int64_t rows, int64_t vectors) {
+    if constexpr (kPairs)
+      return direct_pair_microkernel(rows, vectors);
+    else
+      return direct_microkernel<A>(rows, vectors);
   }
-
-  const T* source(const Position& at, int64_t chunk) const {
-    return src_ + at.n.begin * view_.src.n + at.g * source_channels_ * view_.src.c +
-           chunk * plan_.channels * Terms::kChannels * view_.src.c;
-  }
-  void add_source(const Position& at, int64_t chunk, SourcePrefetch* ahead) const {
-    if (view_.terms() == 0 || plan_.reads_neighbours || plan_.reads_taps) return;
-    constexpr int64_t kSize = sizeof(T);
-    const int64_t channels = plan_.chunk_channels(view_, chunk) * Terms::kChannels;
-    for (int64_t n = 0; n < at.n.size(); ++n) {
-      const T* sample = source(at, chunk) + n * view_.src.n;
-      if (!plan_.band) {
-        for (int64_t i = at.i.begin; i < at.i.end; ++i)
-          ahead->add(sample + (i * view_.step_h + view_.taps[0].h) * view_.src.row +
-                         (at.j.begin * view_.step_w + view_.taps[0].w) * view_.src.column,
-                     at.j.size(), view_.step_w * view_.src.column * kSize, channels * kSize);
-        continue;
-      }
-      const int64_t planes = of_terms_.planes(std::min(channels, source_channels_));
-      if (view_.src.c != 1 && at.j.size() == view_.J) {
-        // Rows are neighbours as their pixels are.
-        plan_.band->for_image_rows(view_, at.i, [&](int64_t row, int64_t count) {
-          ahead->add(sample + row * view_.src.row, planes, view_.src.c * kSize,
-                     ((count - 1) * view_.src.row + view_.W) * kSize);
-        });
-        continue;
-      }
-      plan_.band->for_pieces(
-          view_, at.i, at.j, [&](int64_t, int64_t, Range inside, int64_t from, int64_t step) {
-            if (view_.src.c == 1)
-              ahead->add(sample + from, inside.size(), step * kSize, channels * kSize);
-            else if (!inside.empty())
-              ahead->add(sample + from, planes, view_.src.c * kSize,
-                         ((inside.size() - 1) * step + 1) * kSize);
-          });
-    }
-  }
-
-  static Range block(int64_t index, int64_t size, int64_t total) {
-    return {index * size, std::min((index + 1) * size, total)};
-  }
-  // The rows of a tile in different sets of the first-level cache.
-  int64_t scratch_ld() const { return round_up(filters_, 32) + 16; }
-
-  // The terms of a chunk, as offsets from a pixel's first.
-  void fill_terms(int64_t channels, int32_t* terms) const {
-    for (const ConvTap& tap : view_.taps) {
-      const int64_t offset =
-          plan_.band         ? plan_.band->tap_offset(tap)
-          : plan_.reads_taps ? (tap.h * view_.src.row + tap.w * view_.src.column) / Terms::kChannels
-                             : 0;
-      for (int64_t c = 0; c < channels; ++c) *terms++ = static_cast<int32_t>(offset + c);
-    }
-  }
-
-  void group_pixels() {
-    const auto group = [](int64_t count, int64_t total, int64_t size, const auto& of_block) {
-      std::vector<std::vector<AxisGroup>> groups;
-      for (int64_t b = 0; b < count; ++b) groups.push_back(of_block(block(b, size, total)));
-      return groups;
-    };
-    if (!plan_.band && !plan_.reads_taps) {
-      const auto whole = [](Range outputs) { return std::vector<AxisGroup>{{outputs, {0, 0}}}; };
-      row_groups_ = group(blocks_i_, view_.I, plan_.rows, whole);
-      column_groups_.push_back(group(blocks_j_, view_.J, plan_.columns, whole));
-      return;
-    }
-    const std::vector<int64_t> taps_h = distinct_offsets(view_, &ConvTap::h);
-    const std::vector<int64_t> taps_w = distinct_offsets(view_, &ConvTap::w);
-    const auto rank = [](const std::vector<int64_t>& offsets, int64_t offset) {
-      return std::lower_bound(offsets.begin(), offsets.end(), offset) - offsets.begin();
-    };
-    for (const ConvTap& tap : view_.taps)
-      ranks_.push_back({rank(taps_h, tap.h), rank(taps_w, tap.w)});
-    // In place there is no padding that could be read.
-    const bool exact = plan_.reads_taps,
-               deep = view_.terms() * Terms::kChannels >= kTermsInRegisters;
-    const int64_t rows =
-        deep ? ceil_div(kTileEnough, plan_.nominal_samples * plan_.columns) : plan_.rows;
-    row_groups_ = group(blocks_i_, view_.I, plan_.rows, [&](Range outputs) {
-      return group_outputs(taps_h, view_.step_h, view_.H, outputs, exact ? 1 : rows);
-    });
-    for (int64_t columns = 1; columns <= kTileEnough; ++columns)
-      column_groups_.push_back(group(blocks_j_, view_.J, plan_.columns, [&](Range outputs) {
-        return group_outputs(taps_w, view_.step_w, view_.W, outputs,
-                             exact  ? 1
-                             : deep ? columns
-                                    : plan_.columns);
-      }));
-  }
-
-  // Whether pixels in this order are those of another position.
-  static bool same_pixels(const Position& a, const Position& b) {
-    return a.n.size() == b.n.size() && a.i.begin == b.i.begin && a.j.begin == b.j.begin;
-  }
-
-  // Lists the task's pixels, those that read through the same taps together. Planes are stored from
-  // scratch where pixels lie in the image's order, in runs as long as there are.
-  void order_pixels(Task& t) const {
-    const Position& at = t.at;
-    ConvStrides s = view_.src;
-    s.n /= Terms::kChannels, s.row /= Terms::kChannels, s.column /= Terms::kChannels;
-    int64_t row = view_.step_h * s.row, column = view_.step_w * s.column, sample = s.n, first = 0;
-    if (plan_.band) {
-      row = plan_.band->row_step();
-      column = plan_.band->column_step();
-      sample = plan_.band->size();
-    } else if (plan_.reads_taps) {
-      first = at.i.begin * row + at.j.begin * column;
-    } else if (taps_ == 1) {
-      const ConvTap& tap = view_.taps[0];
-      first = (at.i.begin * view_.step_h + tap.h) * s.row +
-              (at.j.begin * view_.step_w + tap.w) * s.column;
-    }
-    t.groups.clear();
-    int64_t p = 0;
-    for (const AxisGroup& r : row_groups_[at.i.begin / plan_.rows]) {
-      const int64_t least =
-          std::min(ceil_div(kTileEnough, plan_.nominal_samples * r.outputs.size()),
-                   static_cast<int64_t>(column_groups_.size()));
-      for (const AxisGroup& c : column_groups_[least - 1][at.j.begin / plan_.columns]) {
-        const int64_t begin = p, width = c.outputs.size();
-        for (int64_t n = 0; n < at.n.size(); ++n) {
-          for (int64_t i = r.outputs.begin - at.i.begin; i < r.outputs.end - at.i.begin;
-               ++i, p += width) {
-            const int64_t j0 = c.outputs.begin - at.j.begin;
-            const int64_t from = first + n * sample + i * row + j0 * column;
-            const int64_t to = n * view_.dst.n + i * view_.dst.row + j0 * view_.dst.column;
-            const int64_t place = view_.dst.c == 1 ? p : (n * at.i.size() + i) * at.j.size() + j0;
-            fill_steps(t.src_offsets + p, width, from, column);
-            fill_steps(t.dst_offsets + place, width, to, view_.dst.column);
-            if (view_.dst.c != 1)
-              fill_steps(t.scratch_offsets + p, width, place * scratch_ld(), scratch_ld());
-          }
-        }
-        t.groups.push_back({{begin, p}, r.taps, c.taps, 0, 0});
-      }
-    }
-  }
-
-  // The terms of a chunk that each group of pixels reads, cut where sums go from registers to
-  // memory: at the same places whatever is left out, so that this changes no bit.
-  void cut_segments(Task& t, int64_t channels) const {
-    const int64_t depth = channels * taps_;
-    const int64_t block =
-        even_piece(std::max<int64_t>(depth, 1), kPairs ? kPairsInRegisters : kTermsInRegisters);
-    std::vector<TermSegment>& segments = t.segments;
-    segments.clear();
-    for (PixelGroup& group : t.groups) {
-      group.segments = static_cast<int64_t>(segments.size());
-      const auto reads = [&](int64_t tap) {
-        return ranks_.empty() ||
-               (group.rows.begin <= ranks_[tap].row && ranks_[tap].row < group.rows.end &&
-                group.columns.begin <= ranks_[tap].column &&
-                ranks_[tap].column < group.columns.end);
-      };
-      group.terms = 0;
-      for (int64_t tap = 0; tap < taps_;) {
-        if (!reads(tap)) {
-          ++tap;
-          continue;
-        }
-        int64_t begin = tap * channels;
-        while (tap < taps_ && reads(tap)) ++tap;
-        group.terms += tap * channels - begin;
-        while (begin < tap * channels) {
-          const int64_t end = std::min(tap * channels, (begin / block + 1) * block);
-          if (static_cast<int64_t>(segments.size()) > group.segments)
-            segments.back().ends_block = segments.back().begin / block != begin / block;
-          segments.push_back(
-              {static_cast<int32_t>(begin), static_cast<int32_t>(end), false, false});
-          begin = end;
-        }
-      }
-      if (group.terms == 0) segments.push_back({0, 0, true, true});
-      segments.back().ends_block = segments.back().last = true;
-    }
+  void fill(const T* src, int64_t channels, const DirectPosition& at, A* band) const {
+    if constexpr (!kPairs)
+      plan_.band->fill(view_, src, channels, at.i, at.j, band);
+    else if (source_.rows_of != nullptr)
+      fill_row_pairs(*source_.rows_of, *plan_.band, view_, src, channels, at.i, at.j, band);
+    else
+      fill_pairs(*plan_.band, view_, src, channels, at.i, at.j, band);
   }
 
   // ordered: the task's pixels are those of the one before it.
   void run_chunk(Task& t, int64_t chunk, bool ordered) const {
-    const Position& at = t.at;
+    const DirectPosition& at = t.at;
     const int64_t channels = view_.terms() > 0 ? plan_.chunk_channels(view_, chunk) : 0;
     const bool last = chunk + 1 == plan_.chunks;
-    const T* src = source(at, chunk);
+    const T* src = src_ + source_offset(at, chunk);
     DirectTile<A> tile{};
     if (plan_.band) {
-      const int64_t first = chunk * plan_.channels * Terms::kChannels;
+      const int64_t first = chunk * plan_.channels * kTermChannels;
+      const int64_t filled = std::min(channels * kTermChannels, source_.channels - first);
       for (int64_t n = 0; n < at.n.size(); ++n)
-        of_terms_.fill(*plan_.band, view_, src + n * view_.src.n,
-                       std::min(channels * Terms::kChannels, source_channels_ - first), at.i, at.j,
-                       t.band + n * plan_.band->size());
+        fill(src + n * view_.src.n, filled, at, t.band + n * plan_.band->size());
       tile.a = t.band;
     } else {
       tile.a = reinterpret_cast<const A*>(src);
@@ -387,8 +154,8 @@ class DirectGemm {
     const A* weights =
         weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters;
     // Of `count` panels, whole ones if several.
-    const auto run_tile = [&](int64_t panel, int64_t count, const PixelGroup& group, int64_t first,
-                              int64_t rows) {
+    const auto run_tile = [&](int64_t panel, int64_t count, const DirectPixels& group,
+                              int64_t first, int64_t rows) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
       const Epilogue<T> to = epilogue_.at(dst_offset(at) + k);
       const int64_t filters = std::min(kPanel<A>, at.k.end - k);
@@ -415,23 +182,23 @@ class DirectGemm {
           tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
         }
       }
-      Terms::template kernel<A>(rows, vectors)(tile);
+      kernel(rows, vectors)(tile);
       tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms * count;
       if (last && !to_dst_ && !rounds && view_.dst.c == 1)
         for (int64_t m = first; m < first + rows; ++m)
-          epilogue_.store(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>,
-                          (count - 1) * kPanel<A> + filters, dst_offset(at) + t.dst_offsets[m] + k,
-                          1);
+          epilogue_.store_few(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>,
+                              (count - 1) * kPanel<A> + filters,
+                              dst_offset(at) + t.dst_offsets[m] + k);
     };
     const auto for_tiles = [&](const auto& f) {
-      for (const PixelGroup& group : t.groups)
+      for (const DirectPixels& group : t.groups)
         for_row_tiles(group.pixels.size(), plan_.tile_rows, [&](int64_t first, int64_t rows) {
           f(group, group.pixels.begin + first, rows);
         });
     };
     constexpr int64_t kSize = sizeof(A);
     int64_t tiles = 0;
-    for (const PixelGroup& group : t.groups)
+    for (const DirectPixels& group : t.groups)
       tiles += ceil_div(group.pixels.size(), plan_.tile_rows);
     const int64_t lines_ahead = ceil_div(t.ahead.lines(), tiles * panels);
     if (at.k.size() * depth * kSize <= kWeightBytes) {
@@ -445,7 +212,7 @@ class DirectGemm {
           std::max<int64_t>(1, kLinesAtOnce / std::max<int64_t>(1, lines_ahead));
       tile.next = weights;
       tile.next_step = 0;
-      for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
+      for_tiles([&](const DirectPixels& group, int64_t first, int64_t rows) {
         if (plan_.reads_neighbours && first + 2 * rows <= end) {
           tile.next = tile.a + t.src_offsets[first + rows];
           tile.next_step =
@@ -473,7 +240,7 @@ class DirectGemm {
     for (int64_t panel = 0; panel < panels; ++panel) {
       tile.next = weights + (at.k.begin + std::min(panel + 1, panels - 1) * kPanel<A>)*depth;
       tile.next_step = kPanel<A> * kSize / tiles;
-      for_tiles([&](const PixelGroup& group, int64_t first, int64_t rows) {
+      for_tiles([&](const DirectPixels& group, int64_t first, int64_t rows) {
         t.ahead.ask(lines_ahead);
         run_tile(panel, 1, group, first, rows);
       });
@@ -510,28 +277,11 @@ class DirectGemm {
     }
   }
 
-  // Of the task's first pixel.
-  int64_t dst_offset(const Position& at) const {
-    return view_.dst_offset + at.n.begin * view_.dst.n + at.g * view_.K * view_.dst.c +
-           at.i.begin * view_.dst.row + at.j.begin * view_.dst.column;
-  }
-
-  const ConvView& view_;
-  const Terms of_terms_;
-  const int64_t source_channels_;
-  const Plan& plan_;
   const T* src_;
   const A* weights_;
   const Epilogue<T>& epilogue_;
-  int64_t taps_, blocks_i_, blocks_j_, blocks_n_;
-  int64_t filters_, filter_pieces_;
-  int64_t zero_bias_;      // where panels of zeros lie behind the bias
-  Buffer<A> bias_;         // [group][padded_filters]
-  Buffer<int32_t> terms_;  // of a full chunk and of the last
-  using BlockGroups = std::vector<std::vector<AxisGroup>>;  // [block]
-  BlockGroups row_groups_;
-  std::vector<BlockGroups> column_groups_;  // of at least 1, 2, ...; or of any number
-  std::vector<TapRank> ranks_;  // [tap], or empty where every pixel reads through every tap
+  int64_t zero_bias_;  // where panels of zeros lie behind the bias
+  Buffer<A> bias_;     // [group][padded_filters]
   A high_;
   bool to_dst_;                            // by the kernel
   bool streams_ = false, rounds_ = false;  // past the caches; by the kernel to a narrower type
@@ -551,7 +301,7 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
     if (takes_row_pairs(view)) {
       const ConvView rows = row_view(view), pairs = pair_view(rows);
       const DirectPlan plan(pairs, sizeof(A), false, 0);
-      return DirectGemm<T, RowTerms>(pairs, rows.C, plan, src, weights, bias, epilogue, {view})
+      return DirectGemm<T, true>(pairs, rows.C, plan, src, weights, bias, epilogue, &view)
           .run(pool);
     }
     if (takes_pairs(view)) {
@@ -559,7 +309,7 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
       const bool whole = view.src.c == 1 && view.C % 2 == 0 &&
                          reinterpret_cast<uintptr_t>(src) % alignof(float) == 0;
       const DirectPlan plan(pairs, sizeof(A), whole, pixel / 2);
-      return DirectGemm<T, PairTerms>(pairs, view.C, plan, src, weights, bias, epilogue).run(pool);
+      return DirectGemm<T, true>(pairs, view.C, plan, src, weights, bias, epilogue).run(pool);
     }
   }
   const DirectPlan plan(view, sizeof(A), std::is_same_v<T, A>, pixel);

@@ -54,31 +54,73 @@ ConvView all_phases(const std::vector<GroupPhase>& phases) {
   return all;
 }
 
+// The images of one call, whatever their type: the rest is compiled for the computing type.
+template <typename A>
+class GroupImages {
+ public:
+  bool clamps, simple;  // as those of GroupStore
+  A high;
+  A* y = nullptr;               // where a tile can write it, else null
+  BFloat16* rounded = nullptr;  // the same of pairs
+
+  virtual void fill(const GroupBand& band, const ConvView& view, int64_t n, int64_t block,
+                    int64_t i0, A* scratch) const = 0;
+  virtual void store_pixels(A* row, int64_t used, int64_t dst) const = 0;
+  virtual void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst,
+                            A* planes) const = 0;
+  virtual int64_t planes_size(int64_t rows) const = 0;
+
+ protected:
+  ~GroupImages() = default;
+};
+
 template <typename T, bool kPairs>
-class GroupGather {
+class GroupImagesOf final : public GroupImages<Wide<T>> {
  public:
   using A = Wide<T>;
-  using V = WideVec<T>;
-  static constexpr int64_t kL = V::kLanes;
+  GroupImagesOf(const GroupGrid& grid, const T* src, const Epilogue<T>& epilogue)
+      : src_(src), store_(grid.strides, grid.W, epilogue) {
+    this->clamps = store_.clamps;
+    this->simple = store_.simple;
+    this->high = store_.high;
+    if (!store_.simple || grid.strides.c != 1) return;
+    if constexpr (std::is_same_v<T, A>) this->y = epilogue.y;
+    if constexpr (kPairs) this->rounded = epilogue.y;
+  }
 
-  GroupGather(const std::vector<GroupPhase>& phases, const GroupGrid& grid, const T* src,
-              const T* bias, const Epilogue<T>& epilogue)
+  void fill(const GroupBand& band, const ConvView& view, int64_t n, int64_t block, int64_t i0,
+            A* scratch) const override {
+    band.template fill<T, kPairs>(view, src_ + n * view.src.n, block, i0, scratch);
+  }
+  void store_pixels(A* row, int64_t used, int64_t dst) const override {
+    store_.store_pixels(row, used, dst);
+  }
+  void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst,
+                    A* planes) const override {
+    store_.store_planes(pixels, used, rows, dst, planes);
+  }
+  int64_t planes_size(int64_t rows) const override { return store_.planes_size(rows); }
+
+ private:
+  const T* src_;
+  const GroupStore<T> store_;
+};
+
+template <typename A, bool kPairs>
+class GroupGather {
+ public:
+  static constexpr int64_t kL = kLanes<A>;
+
+  GroupGather(const std::vector<GroupPhase>& phases, const GroupGrid& grid,
+              const GroupImages<A>& images)
       : view_(all_phases(phases)),
-        band_(group_band<T>(view_)),
+        band_(view_, sizeof(A), kPermutesLanes<A>),
         lanes_(band_.source_lanes<A>(view_)),
         grid_(grid),
-        src_(src),
-        store_(grid.strides, grid.W, epilogue),
+        images_(images),
+        in_place_(images.y != nullptr || images.rounded != nullptr),
         bias_(band_.blocks * band_.dst_vectors * kL) {
-    for (int64_t i = 0; i < band_.blocks * band_.dst_vectors; ++i) {
-      const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
-      const int64_t first = block * band_.groups * view_.K + vector * band_.vector_filters;
-      const int64_t filters = band_.filters_in(view_, block, vector);
-      for (int64_t l = 0; l < kL; ++l)
-        bias_[i * kL + l] = bias != nullptr && l < filters ? to_wide(bias[first + l]) : A{0};
-    }
     for (const GroupPhase& phase : phases) plan(phase);
-    in_place_ = (std::is_same_v<T, A> || kPairs) && store_.simple && grid.strides.c == 1;
     // Rows that are transposed together.
     constexpr int64_t kRowsBytes = 16 << 10;
     out_rows_ = grid.strides.c == 1 ? 1
@@ -86,7 +128,20 @@ class GroupGather {
                                                           band_.band * grid.step_h);
   }
 
+  // To be called first; bias may be null.
+  template <typename T>
+  void set_bias(const T* bias) {
+    for (int64_t i = 0; i < band_.blocks * band_.dst_vectors; ++i) {
+      const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
+      const int64_t first = block * band_.groups * view_.K + vector * band_.vector_filters;
+      const int64_t filters = band_.filters_in(view_, block, vector);
+      for (int64_t l = 0; l < kL; ++l)
+        bias_[i * kL + l] = bias != nullptr && l < filters ? to_wide(bias[first + l]) : A{0};
+    }
+  }
+
   int64_t weights_size() const { return weights_size_; }
+  template <typename T>
   void pack(const T* w, A* packed, const Parallel& pool) const {
     for (const Phase& phase : phases_)
       GroupWeights<T, kPairs>(*phase.view, band_).pack(w, packed + phase.weights, pool);
@@ -95,7 +150,7 @@ class GroupGather {
   void run(const A* weights, const Parallel& pool) const {
     const int64_t tasks = view_.N * band_.bands * band_.blocks;
     const int64_t source = round_up(band_.size, 16);
-    const int64_t slot_size = source + kTileSums + out_size() + store_.planes_size(out_rows_);
+    const int64_t slot_size = source + kTileSums + out_size() + images_.planes_size(out_rows_);
     const WorkSplit split(tasks,
                           static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
                               static_cast<double>(view_.terms() + 8));
@@ -107,7 +162,7 @@ class GroupGather {
         const int64_t n = at.n, i0 = at.band * band_.band;
         const int64_t end_row = std::min((i0 + band_.band) * grid_.step_h, grid_.H);
         Task t{weights, band, i0, n, at.block, 0, band + source};
-        band_.template fill<T, kPairs>(view_, src_ + n * view_.src.n, t.block, i0, band);
+        images_.fill(band_, view_, n, t.block, i0, band);
         for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
           for (t.vector = 0; t.vector < band_.dst_vectors; ++t.vector)
             run_rows(t, h, std::min(out_rows_, end_row - h));
@@ -175,10 +230,10 @@ class GroupGather {
         if (phase.row == h % grid_.step_h && i < phase.view->I)
           run_row(t, phase, i, used, dst + h * grid_.strides.row, to);
       if (grid_.strides.c == 1 && !in_place_)
-        store_.store_pixels(to, used, dst + h * grid_.strides.row);
+        images_.store_pixels(to, used, dst + h * grid_.strides.row);
     }
     if (grid_.strides.c != 1)
-      store_.store_planes(out, used, rows, dst + first * grid_.strides.row, out + out_size());
+      images_.store_planes(out, used, rows, dst + first * grid_.strides.row, out + out_size());
   }
 
   // Row i of a phase: where it belongs from dst on, or in a row of pixels.
@@ -191,7 +246,7 @@ class GroupGather {
     g.lanes = kPairs || band_.groups > 1 ? lanes_.data() + t.vector * kL : nullptr;
     g.step = view_.step_w;
     g.low = A{0};
-    g.high = store_.high;
+    g.high = images_.high;
     g.sums = t.scratch;
     for (int64_t j = 0; j < phase.view->J; j += g.count) {
       const int64_t rest = phase.view->J - j, tile = group_sum_tile(rest);
@@ -199,23 +254,21 @@ class GroupGather {
       g.start = bias_.get() + index * kL;
       for (const Call& call : phase.calls) {
         const bool last = &call == &phase.calls.back();
-        g.clamp = last && store_.simple && store_.clamps;
+        g.clamp = last && images_.simple && images_.clamps;
         g.count = last ? std::min<int64_t>(kSumTiles[tile], rest) : kSumTiles[tile];
         const int64_t column = j * grid_.step_w + phase.column;
         g.out = last ? to + column * kL : t.scratch;
         g.out_step = last ? grid_.step_w * kL : kL;
         g.used = kL;
         g.rounded = nullptr;
-        if constexpr (std::is_same_v<T, A> || kPairs) {
-          if (last && in_place_) {
-            T* const first = store_.epilogue.y + dst + column * grid_.strides.column;
-            if constexpr (kPairs)
-              g.rounded = first;
-            else
-              g.out = first;
-            g.out_step = grid_.step_w * grid_.strides.column;
-            g.used = used;
-          }
+        if (last && in_place_) {
+          const int64_t first = dst + column * grid_.strides.column;
+          if constexpr (kPairs)
+            g.rounded = images_.rounded + first;
+          else
+            g.out = images_.y + first;
+          g.out_step = grid_.step_w * grid_.strides.column;
+          g.used = used;
         }
         g.weights = weights + call.weights;
         g.runs = phase.runs.data() + call.first;
@@ -233,13 +286,12 @@ class GroupGather {
   const GroupBand band_;
   const std::vector<LaneIndex<A>> lanes_;
   const GroupGrid grid_;
-  const T* src_;
-  const GroupStore<T> store_;
-  Buffer<A> bias_;  // [block][vector][lanes]
+  const GroupImages<A>& images_;
+  const bool in_place_;  // the tile itself can finish
+  Buffer<A> bias_;       // [block][vector][lanes]
   std::vector<Phase> phases_;
   int64_t weights_size_ = 0;
   int64_t out_rows_;
-  bool in_place_;  // the tile itself can finish
 };
 
 std::vector<GroupPhase> phases_of(const std::vector<ConvView>& views) {
@@ -280,8 +332,11 @@ template <typename T>
 void group_gather(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
                   const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   with_terms<T>(view, [&](const ConvView& terms, auto pairs) {
-    const GroupGather<T, decltype(pairs)::value> gather({{&terms, 0, 0}}, grid_of(terms), src, bias,
-                                                        epilogue);
+    constexpr bool kPairs = decltype(pairs)::value;
+    const GroupGrid grid = grid_of(terms);
+    const GroupImagesOf<T, kPairs> images(grid, src, epilogue);
+    GroupGather<Wide<T>, kPairs> gather({{&terms, 0, 0}}, grid, images);
+    gather.set_bias(bias);
     Buffer<Wide<T>> own(packed != nullptr ? 0 : gather.weights_size());
     if (packed == nullptr) gather.pack(w, own.get(), pool);
     gather.run(packed != nullptr ? packed : own.get(), pool);
@@ -309,7 +364,10 @@ void group_dgrad(const ConvProblem& p, const std::vector<ConvView>& views, const
       phase.row = phase.view->dst_offset / grid.strides.row;
       phase.column = phase.view->dst_offset % grid.strides.row / grid.strides.column;
     }
-    const GroupGather<T, decltype(pairs)::value> gather(phases, grid, dz, nullptr, epilogue);
+    constexpr bool kPairs = decltype(pairs)::value;
+    const GroupImagesOf<T, kPairs> images(grid, dz, epilogue);
+    GroupGather<Wide<T>, kPairs> gather(phases, grid, images);
+    gather.set_bias(static_cast<const T*>(nullptr));
     Buffer<Wide<T>> packed(gather.weights_size());
     gather.pack(w, packed.get(), pool);
     gather.run(packed.get(), pool);

@@ -35,7 +35,7 @@ struct GroupStore {
       if (simple)
         V::store_partial(epilogue.y + dst, V::Registers::load(row), used);
       else
-        epilogue.store(row, used, dst, 1);
+        epilogue.store_few(row, used, dst);
     }
   }
 

@@ -2,7 +2,6 @@
 // are the filters of a vector of group_band.h, of one group or of several.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "core/buffer.h"
@@ -10,6 +9,14 @@
 #include "cpu/parallel_range.h"
 
 namespace torchconv::cpu {
+
+// A term's weight in a filter, and its place among the terms.
+struct GroupTerm {
+  int64_t offset, at;
+};
+// Those of a vector, in the order of memory. term_channels: of a term.
+std::vector<GroupTerm> group_terms(const ConvView& view, const GroupBand& band,
+                                   int64_t term_channels);
 
 // Weights [block][vector of filters][term][lanes]; the terms of a channel vector are
 // [run][channel][tap].
@@ -19,22 +26,8 @@ class GroupWeights {
   using V = WideVec<T>;
   static constexpr int64_t kL = V::kLanes;
 
-  GroupWeights(const ConvView& view, const GroupBand& band) : view_(view), band_(band) {
-    int64_t at = 0;
-    const std::vector<GroupRun> runs = group_runs(view);
-    for (int64_t v = 0; v < band.src_vectors; ++v) {
-      const int64_t first = v * kL,
-                    channels = band.groups > 1 ? view.C : std::min(kL, view.C - first);
-      for (const GroupRun& run : runs)
-        for (int64_t c = 0; c < channels; ++c)
-          for (int64_t s = 0; s < run.count; ++s)
-            for (int64_t half = 0; half < kChannels; ++half)
-              terms_.push_back(
-                  {((first + c) * kChannels + half) * view.weight_c + run.weights[s], at++});
-    }
-    std::sort(terms_.begin(), terms_.end(),
-              [](const Term& a, const Term& b) { return a.offset < b.offset; });
-  }
+  GroupWeights(const ConvView& view, const GroupBand& band)
+      : view_(view), band_(band), terms_(group_terms(view, band, kChannels)) {}
 
   int64_t vector_size() const { return static_cast<int64_t>(terms_.size()) / kChannels * kL; }
   int64_t size() const { return band_.blocks * band_.dst_vectors * vector_size(); }
@@ -56,9 +49,6 @@ class GroupWeights {
 
  private:
   static constexpr int64_t kChannels = kPairs ? 2 : 1;  // of a term
-  struct Term {
-    int64_t offset, at;
-  };
 
   void pack_vector(const T* w, int64_t block, int64_t vector, Wide<T>* packed) const {
     const T* filters[kL] = {};
@@ -87,7 +77,7 @@ class GroupWeights {
 
   const ConvView& view_;
   const GroupBand& band_;
-  std::vector<Term> terms_;  // in the order of memory
+  const std::vector<GroupTerm> terms_;
 };
 
 }  // namespace torchconv::cpu

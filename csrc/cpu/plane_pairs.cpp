@@ -173,7 +173,7 @@ class PlanePairs {
         tile.next = static_cast<const char*>(tile.next) + tile.next_step * pairs_;
         if (rounds_) continue;
         for (int64_t m = 0; m < rows; ++m)
-          epilogue_.store(sums + m * kWidth, n, dst + m * view_.dst.c, 1);
+          epilogue_.store_few(sums + m * kWidth, n, dst + m * view_.dst.c);
       }
     });
   }

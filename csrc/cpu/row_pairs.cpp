@@ -51,6 +51,50 @@ bool takes_patches(const ConvView& view) {
          view.taps.back().h == view.taps.front().h + R - 1;
 }
 
+void fill_patches(const ConvView& image, const ChannelBand& band, const BFloat16* src, Range i,
+                  Range j, float* scratch) {
+  // As many elements as a run has pairs at most, and a row of the kernel at most.
+  using Row = Vec<uint16_t, kVectorBytes / 4>;
+  BFloat16 laid_out[kPatchRows][kRowElements];
+  const int64_t S = row_taps(image), R = static_cast<int64_t>(image.taps.size()) / S;
+  const int64_t step = image.step_w * image.C, run = S * image.C;
+  const int64_t most = ((kRowElements - kSlack) / image.C - S) / image.step_w + 1;
+  const auto inside =
+      bit_cast<Row::Type>(Vec<int16_t, Row::kLanes>::iota() < static_cast<int16_t>(run));
+  for (int64_t p = 0; p < j.size(); p += most) {
+    const int64_t n = std::min(most, j.size() - p);
+    const int64_t top = i.begin * image.step_h + image.taps[0].h;
+    int64_t next = top;  // row of the image to lay out, in the place of the one that lies R above
+    for (int64_t y = 0; y < i.size(); ++y) {
+      const int64_t first = top + y * image.step_h;
+      for (next = std::max(next, first); next < first + R; ++next) {
+        BFloat16* const row = laid_out[(next - top) % R];
+        const int64_t width = (n - 1) * image.step_w + S;
+        if (next < 0 || next >= image.H)
+          std::fill(row, row + width * image.C, BFloat16{});
+        else
+          lay_out(image, src + next * image.src.row, (j.begin + p) * image.step_w + image.taps[0].w,
+                  width, row);
+      }
+      const BFloat16* rows[kPatchRows];
+      for (int64_t r = 0; r < R; ++r) rows[r] = laid_out[(first + r - top) % R];
+      float* pixel = scratch + y * band.row + p * band.pixel;
+      // What is written past a run is what follows there, but for the last pixel.
+      const auto write = [&](int64_t q, float* run_of_all) {
+        auto* to = reinterpret_cast<BFloat16*>(run_of_all);
+        for (int64_t r = 0; r < R; ++r, to += run) {
+          const Row::Type v = Row::load(rows[r] + q * step);
+          Row::store(to, r + 1 < R ? v : v & inside);
+        }
+      };
+      for (int64_t q = 0; q + 1 < n; ++q, pixel += band.pixel) write(q, pixel);
+      float last[kVectorBytes / 2];
+      write(n - 1, last);
+      copy_wide(pixel, last, ceil_div(R * run, int64_t{2}));
+    }
+  }
+}
+
 }  // namespace
 
 bool takes_row_pairs(const ConvView& view) {
@@ -99,9 +143,9 @@ void pack_row_weights(const ConvView& view, const BFloat16* w, BFloat16* rows) {
         *rows++ = w[k * view.weight_k + tap.weight + c * view.weight_c];
 }
 
-void RowTerms::fill(const ChannelBand& band, const ConvView& view, const BFloat16* src,
-                    int64_t channels, Range i, Range j, float* scratch) const {
-  if (takes_patches(image)) return fill_patches(band, src, i, j, scratch);
+void fill_row_pairs(const ConvView& image, const ChannelBand& band, const ConvView& view,
+                    const BFloat16* src, int64_t channels, Range i, Range j, float* scratch) {
+  if (takes_patches(image)) return fill_patches(image, band, src, i, j, scratch);
   using Elements = Vec<uint32_t>;
   constexpr int64_t kL = Elements::kLanes;
   BFloat16 laid_out[kRowElements];
@@ -135,50 +179,6 @@ void RowTerms::fill(const ChannelBand& band, const ConvView& view, const BFloat1
       }
     }
   });
-}
-
-void RowTerms::fill_patches(const ChannelBand& band, const BFloat16* src, Range i, Range j,
-                            float* scratch) const {
-  // As many elements as a run has pairs at most, and a row of the kernel at most.
-  using Row = Vec<uint16_t, kVectorBytes / 4>;
-  BFloat16 laid_out[kPatchRows][kRowElements];
-  const int64_t S = row_taps(image), R = static_cast<int64_t>(image.taps.size()) / S;
-  const int64_t step = image.step_w * image.C, run = S * image.C;
-  const int64_t most = ((kRowElements - kSlack) / image.C - S) / image.step_w + 1;
-  const auto inside =
-      bit_cast<Row::Type>(Vec<int16_t, Row::kLanes>::iota() < static_cast<int16_t>(run));
-  for (int64_t p = 0; p < j.size(); p += most) {
-    const int64_t n = std::min(most, j.size() - p);
-    const int64_t top = i.begin * image.step_h + image.taps[0].h;
-    int64_t next = top;  // row of the image to lay out, in the place of the one that lies R above
-    for (int64_t y = 0; y < i.size(); ++y) {
-      const int64_t first = top + y * image.step_h;
-      for (next = std::max(next, first); next < first + R; ++next) {
-        BFloat16* const row = laid_out[(next - top) % R];
-        const int64_t width = (n - 1) * image.step_w + S;
-        if (next < 0 || next >= image.H)
-          std::fill(row, row + width * image.C, BFloat16{});
-        else
-          lay_out(image, src + next * image.src.row, (j.begin + p) * image.step_w + image.taps[0].w,
-                  width, row);
-      }
-      const BFloat16* rows[kPatchRows];
-      for (int64_t r = 0; r < R; ++r) rows[r] = laid_out[(first + r - top) % R];
-      float* pixel = scratch + y * band.row + p * band.pixel;
-      // What is written past a run is what follows there, but for the last pixel.
-      const auto write = [&](int64_t q, float* run_of_all) {
-        auto* to = reinterpret_cast<BFloat16*>(run_of_all);
-        for (int64_t r = 0; r < R; ++r, to += run) {
-          const Row::Type v = Row::load(rows[r] + q * step);
-          Row::store(to, r + 1 < R ? v : v & inside);
-        }
-      };
-      for (int64_t q = 0; q + 1 < n; ++q, pixel += band.pixel) write(q, pixel);
-      float last[kVectorBytes / 2];
-      write(n - 1, last);
-      copy_wide(pixel, last, ceil_div(R * run, int64_t{2}));
-    }
-  }
 }
 
 }  // namespace torchconv::cpu

@@ -11,7 +11,6 @@
 
 #include "cpu/channel_band.h"
 #include "cpu/conv_view.h"
-#include "cpu/microkernels/direct_tile.h"
 
 namespace torchconv::cpu {
 
@@ -22,22 +21,9 @@ bool takes_row_pairs(const ConvView& view);
 ConvView row_view(const ConvView& view);
 void pack_row_weights(const ConvView& view, const BFloat16* w, BFloat16* rows);
 
-// The terms of direct_gemm's product, see direct_terms.h.
-struct RowTerms {
-  static constexpr int64_t kChannels = 2;
-  const ConvView& image;  // takes_row_pairs
-
-  template <typename A>
-  static DirectMicrokernel<float> kernel(int64_t rows, int64_t vectors) {
-    return direct_pair_microkernel(rows, vectors);
-  }
-  int64_t planes(int64_t) const { return image.C; }
-  void fill(const ChannelBand& band, const ConvView& view, const BFloat16* src, int64_t channels,
-            Range i, Range j, float* scratch) const;
-
- private:
-  void fill_patches(const ChannelBand& band, const BFloat16* src, Range i, Range j,
-                    float* scratch) const;
-};
+// As fill_pairs of channel_pairs.h, of the runs of an image (takes_row_pairs). view: pairs of its
+// row_view.
+void fill_row_pairs(const ConvView& image, const ChannelBand& band, const ConvView& view,
+                    const BFloat16* src, int64_t channels, Range i, Range j, float* scratch);
 
 }  // namespace torchconv::cpu

@@ -80,19 +80,84 @@ void transform_all_weights(const Plan<A>& plan, const A* w, A* u, const Parallel
   });
 }
 
+// Products that are transformed down the columns before they leave the registers.
+template <typename A>
+constexpr bool kHasColumns = kWinogradColumns && std::is_same_v<A, float>;
+
+// The transforms from and to the images of one call, whatever their type: the driver is compiled
+// for the type that it computes in.
+template <typename A>
+class Images {
+ public:
+  virtual void transform_source(const Plan<A>& plan, Range strip, const Segment* segments,
+                                const SourceLayout<A>& layout, A* scratch, A* v,
+                                bool streams) const = 0;
+  virtual void prefetch_source(const Plan<A>& plan, Range strip, const Segment* segments,
+                               SourcePrefetch& ahead) const = 0;
+  virtual bool transform_products(const Plan<A>& plan, const Segment& segment, int64_t panel,
+                                  const A* m, const A* bias, A* scratch) const = 0;
+  virtual bool transform_columns(const Plan<A>& plan, const Segment& segment, int64_t filter,
+                                 const A* m, const A* bias, A* scratch) const = 0;
+  virtual void prefetch_destination(const Plan<A>& plan, const Segment& segment, Range filters,
+                                    SourcePrefetch& ahead) const = 0;
+
+ protected:
+  ~Images() = default;
+};
+
 template <typename T>
-class Driver {
+class ImagesOf final : public Images<Wide<T>> {
  public:
   using A = Wide<T>;
+  ImagesOf(const T* src, const Epilogue<T>& epilogue) : src_(src), epilogue_(epilogue) {}
 
-  // kept: what winograd_pack_weights has made of the weights, or null.
-  Driver(const ConvView& view, const T* src, const A* w, const A* kept, const T* bias,
-         const Epilogue<T>& epilogue)
+  void transform_source(const Plan<A>& plan, Range strip, const Segment* segments,
+                        const SourceLayout<A>& layout, A* scratch, A* v,
+                        bool streams) const override {
+    winograd::transform_source(plan, segments + strip.begin, strip.size(), src_, layout, scratch, v,
+                               streams);
+  }
+  void prefetch_source(const Plan<A>& plan, Range strip, const Segment* segments,
+                       SourcePrefetch& ahead) const override {
+    winograd::prefetch_source(plan, segments + strip.begin, strip.size(), src_, ahead);
+  }
+  bool transform_products(const Plan<A>& plan, const Segment& segment, int64_t panel, const A* m,
+                          const A* bias, A* scratch) const override {
+    return winograd::transform_products(plan, segment, panel, m, bias, epilogue_, scratch);
+  }
+  bool transform_columns([[maybe_unused]] const Plan<A>& plan,
+                         [[maybe_unused]] const Segment& segment, [[maybe_unused]] int64_t filter,
+                         [[maybe_unused]] const A* m, [[maybe_unused]] const A* bias,
+                         [[maybe_unused]] A* scratch) const override {
+    if constexpr (kHasColumns<A>)
+      return transform_column_products(plan, segment, filter, m, bias, epilogue_, scratch);
+    else
+      return true;
+  }
+  void prefetch_destination(const Plan<A>& plan, const Segment& segment, Range filters,
+                            SourcePrefetch& ahead) const override {
+    winograd::prefetch_destination(plan, segment, filters, epilogue_.y, ahead);
+    if (epilogue_.residual != nullptr)
+      winograd::prefetch_destination(plan, segment, filters, epilogue_.residual, ahead);
+  }
+
+ private:
+  const T* src_;
+  const Epilogue<T>& epilogue_;
+};
+
+template <typename A>
+class Driver {
+ public:
+  // kept: what winograd_pack_weights has made of the weights, or null. narrow: the images' type is.
+  template <typename T>
+  Driver(const ConvView& view, const Images<A>& images, bool narrow, const A* w, const A* kept,
+         const T* bias)
       : plan_(view),
-        src_(src),
+        images_(images),
+        narrow_(narrow),
         w_(w),
         u_(kept),
-        epilogue_(epilogue),
         special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()),
         weights_(plan_),
         bias_(plan_.panels * kFilters) {
@@ -161,8 +226,8 @@ class Driver {
       TileBlock block = block_at(begin);
       for (int64_t b = begin; b < end; ++b) {
         for (const Range& strip : block.strips())
-          transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
-                           scratch.get(), v.get());
+          images_.transform_source(plan_, strip, block.segments().data(), layout, scratch.get(),
+                                   v.get(), false);
         TileBlock next = b + 1 < end ? block_at(b + 1) : TileBlock(plan_, 0, 0);
         const auto strips = static_cast<int64_t>(next.strips().size());
         // The products leave the memory idle: meanwhile what their transform writes is fetched, and
@@ -172,16 +237,15 @@ class Driver {
           expect_outputs(block, filters, ahead);
           for (int64_t i = strips * filters.begin / plan_.view.K;
                i < strips * filters.end / plan_.view.K; ++i)
-            prefetch_source(plan_, &next.segments()[next.strips()[i].begin],
-                            next.strips()[i].size(), src_, ahead);
+            images_.prefetch_source(plan_, next.strips()[i], next.segments().data(), ahead);
         };
-        if constexpr (kHasColumns) {
+        if constexpr (kHasColumns<A>) {
           for (int64_t k = 0; by_columns() && k < plan_.view.K; k += kVector) {
             if (k % kFilters == 0) expect(filters_of({k / kFilters, k / kFilters + 1}));
             multiply_columns(block, k, layout, v.get(), u, m.get(), ahead);
             for (const Segment& s : block.segments())
-              note(s, transform_column_products(plan_, s, k, m.get(), bias_.get() + k, epilogue_,
-                                                scratch.get()));
+              note(s,
+                   images_.transform_columns(plan_, s, k, m.get(), bias_.get() + k, scratch.get()));
           }
         }
         for (int64_t panel = 0; !by_columns() && panel < plan_.panels; panel += chunk) {
@@ -204,11 +268,8 @@ class Driver {
     return {panels.begin * kFilters, std::min(panels.end * kFilters, plan_.view.K)};
   }
   void expect_outputs(const TileBlock& block, Range filters, SourcePrefetch& ahead) const {
-    for (const Segment& s : block.segments()) {
-      prefetch_destination(plan_, s, filters, epilogue_.y, ahead);
-      if (epilogue_.residual != nullptr)
-        prefetch_destination(plan_, s, filters, epilogue_.residual, ahead);
-    }
+    for (const Segment& s : block.segments())
+      images_.prefetch_destination(plan_, s, filters, ahead);
   }
   // Lines for a call of the micro-kernel.
   int64_t lines_at_once(const SourcePrefetch& ahead, const TileBlock& block, Range panels,
@@ -235,14 +296,14 @@ class Driver {
       const bool streams = streams_shared(end - begin < strips);
       for (int64_t s = begin; s < end; ++s) {
         const Range strip = block.strips()[s];
-        transform_source(plan_, &block.segments()[strip.begin], strip.size(), src_, layout,
-                         scratch.get(), v.get(), streams);
+        images_.transform_source(plan_, strip, block.segments().data(), layout, scratch.get(),
+                                 v.get(), streams);
       }
     });
     const int64_t grain = work_grain(multiplications(tiles, 1));
     parallel_for_with_scratch(pool, 0, plan_.panels, grain, [&](int64_t begin, int64_t end) {
       // Of many filters even a kept U is too large to come from memory for few tiles.
-      const bool near = u_ == nullptr || (std::is_same_v<T, A> && much_larger(plan_.view));
+      const bool near = u_ == nullptr || (!narrow_ && much_larger(plan_.view));
       Buffer<A> transformed(near ? weights_.block : 0), m(tiles * kSlot),
           scratch(product_scratch(plan_, tiles));
       SourcePrefetch ahead;
@@ -299,10 +360,9 @@ class Driver {
     }
   }
 
-  static constexpr bool kHasColumns = kWinogradColumns && std::is_same_v<A, float>;
   // Columns are transformed in registers where the channels are one block: a bit may depend on it,
   // so the batch must not.
-  bool by_columns() const { return kHasColumns && plan_.side == 3 && plan_.blocks == 1; }
+  bool by_columns() const { return kHasColumns<A> && plan_.side == 3 && plan_.blocks == 1; }
 
   // The products of a vector of filters, transformed down the columns.
   void multiply_columns(const TileBlock& tiles, int64_t filter, const SourceLayout<A>& layout,
@@ -338,18 +398,18 @@ class Driver {
 
   void finish(const TileBlock& tiles, int64_t panel, const A* m, A* scratch) const {
     for (const Segment& s : tiles.segments())
-      note(s, transform_products(plan_, s, panel, m, bias_.get() + panel * kFilters, epilogue_,
-                                 scratch));
+      note(s,
+           images_.transform_products(plan_, s, panel, m, bias_.get() + panel * kFilters, scratch));
   }
   void note(const Segment& s, bool finite) const {
     if (!finite) special_[static_cast<size_t>(s.n)].store(true, std::memory_order_relaxed);
   }
 
   const Plan<A> plan_;
-  const T* src_;
+  const Images<A>& images_;
+  const bool narrow_;
   const A* w_;
-  const A* u_;  // or null
-  const Epilogue<T>& epilogue_;
+  const A* u_;                                    // or null
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
   const WeightLayout<A> weights_;
   Buffer<A> bias_;
@@ -440,7 +500,9 @@ std::vector<int64_t> winograd_gather(const ConvView& view, const T* src, const T
     return {all.begin(), all.end()};
   }
   const WideArray<T> wide(w, packed != nullptr ? 0 : weights_of(view), pool);
-  return winograd::Driver<T>(view, src, wide.get(), packed, bias, epilogue).run(pool);
+  const winograd::ImagesOf<T> images(src, epilogue);
+  constexpr bool kNarrow = !std::is_same_v<T, Wide<T>>;
+  return winograd::Driver<Wide<T>>(view, images, kNarrow, wide.get(), packed, bias).run(pool);
 }
 
 #define TORCHCONV_INSTANTIATE(T)                                                               \

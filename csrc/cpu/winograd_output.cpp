@@ -333,7 +333,7 @@ void store_band(const ConvStrides& strides, int64_t dst, int64_t filters, int64_
             continue;
           }
         }
-        epilogue.store(pixel, filters, at, 1);
+        epilogue.store_few(pixel, filters, at);
       }
     return;
   }

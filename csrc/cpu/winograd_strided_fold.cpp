@@ -12,7 +12,7 @@ namespace {
 using V = Vec<float>;
 using Register = V::Type;
 
-constexpr int kAllTaps = quad::kTaps * quad::kTaps;
+constexpr int kFoldedTaps = quad::kTaps * quad::kTaps;
 
 // The weight of a folded channel and its counterpart at each place of the window.
 struct FoldedWeight {
@@ -37,10 +37,10 @@ void transform_folded_weights(const Plan& plan, const float* w, int64_t panel, i
   const FoldedWeight weight{plan.fold, w};
   const bool fprop = plan.rows.form == Axis::kFold;
   const int64_t first = panel * kFilters, filters = std::min(view.K - first, kFilters);
-  alignas(64) float g[kAllTaps * kFilters];
+  alignas(64) float g[kFoldedTaps * kFilters];
   for (int64_t i = 0; i < plan.vectors_in(block) * kVector; ++i) {
     const int64_t c = block * plan.block_vectors * kVector + i;
-    for (int tap = 0; tap < kAllTaps; ++tap)
+    for (int tap = 0; tap < kFoldedTaps; ++tap)
       for (int64_t k = 0; k < kFilters; ++k)
         g[tap * kFilters + k] = c >= view.C || k >= filters ? 0.0f
                                 : fprop                     ? weight(c, first + k, tap)

@@ -55,28 +55,63 @@ constexpr int64_t kLeastSharedTiles = 28;
 // Fewer channels than these are the products' rows: they would leave most of a vector empty.
 constexpr int64_t kFewChannels = 16;
 
+// A scheme's numbers along an axis, and its transforms.
+template <typename A>
+struct SchemeOf {
+  int64_t taps, tile, stride, input, values, sums;
+  decltype(&transform_source<ThreeTaps, A>) source;
+  decltype(&transform_gradient<ThreeTaps, A>) gradient;
+  decltype(&add_taps<ThreeTaps, A>) add;
+
+  bool of_phases() const { return taps == FourTaps::kTaps; }
+  // Columns of x that a segment's tiles meet.
+  int64_t source_columns(int64_t tiles) const { return (tiles - 1) * tile * stride + input; }
+  bool channel_rows(const ConvView& view) const { return of_phases() || view.C < kFewChannels; }
+};
+
 template <typename S, typename A>
+SchemeOf<A> scheme_of() {
+  return {S::kTaps,
+          S::kTile,
+          S::kStride,
+          S::kInput,
+          S::kValues,
+          S::kSums,
+          transform_source<S, A>,
+          transform_gradient<S, A>,
+          add_taps<S, A>};
+}
+constexpr int64_t kMostValues = ThreeTapsStride2::kValues * ThreeTapsStride2::kValues;
+constexpr int64_t kMostSums = ThreeTapsStride2::kSums * ThreeTapsStride2::kSums;
+
+template <typename A>
 class Wgrad {
  public:
-  Wgrad(const ConvView& view, const A* dz, const A* x, A* dw, const Parallel& pool)
-      : view_(view),
+  Wgrad(const SchemeOf<A>& scheme, const TapStore<A>& writer, const ConvView& view, const A* dz,
+        const A* x, const Parallel& pool)
+      : scheme_(scheme),
+        writer_(writer),
+        view_(view),
         pool_(pool),
-        C_(S::kTaps == 4 ? 4 * view.C : view.C),
-        channel_rows_(S::kTaps == 4 || C_ < kFewChannels),
-        writer_(view, dw, channel_rows_),
+        values_count_(scheme.values * scheme.values),
+        sums_count_(scheme.sums * scheme.sums),
+        tap_elements_(scheme.taps * scheme.taps * kTileSize),
+        C_(scheme.of_phases() ? 4 * view.C : view.C),
+        channel_rows_(scheme.channel_rows(view)),
         c_panels_(ceil_div(C_, kWidth)),
         k_panels_(ceil_div(view.K, kWidth)),
-        spread_h_(S::kTaps == 4 ? 1 : view.taps[S::kTaps].h - view.taps[0].h),
-        spread_w_(S::kTaps == 4 ? 1 : view.taps[1].w - view.taps[0].w),
-        tiling_(view, S::kTile, S::kStride > 1 ? 1 : spread_h_, S::kStride > 1 ? 1 : spread_w_,
-                std::max<int64_t>(1, kSegmentColumns / (S::kTile * S::kStride))),
-        bands_(S::kValues, source_columns<S>(tiling_.segment_tiles)) {
-    const int64_t tile_bytes = kValues * (c_panels_ + k_panels_) * kWidth * kElement;
-    const int64_t accumulators = kSums * products() * kTileSize * kElement;
+        spread_h_(scheme.of_phases() ? 1 : view.taps[scheme.taps].h - view.taps[0].h),
+        spread_w_(scheme.of_phases() ? 1 : view.taps[1].w - view.taps[0].w),
+        tiling_(view, scheme.tile, scheme.stride > 1 ? 1 : spread_h_,
+                scheme.stride > 1 ? 1 : spread_w_,
+                std::max<int64_t>(1, kSegmentColumns / (scheme.tile * scheme.stride))),
+        bands_(scheme.values, scheme.source_columns(tiling_.segment_tiles)) {
+    const int64_t tile_bytes = values_count_ * (c_panels_ + k_panels_) * kWidth * kElement;
+    const int64_t accumulators = sums_count_ * products() * kTileSize * kElement;
     slabs_ = accumulators > kSlabBytes ? 1 : std::min(tiling_.tiles / kSlabTiles, kMostSlabs);
     const int64_t block =
         slabs_ > 1 ? kBlockTiles : std::max(kSharedPlaneBytes / tile_bytes, kLeastSharedTiles);
-    tiling_.cut_blocks(block, S::kTile);
+    tiling_.cut_blocks(block, scheme.tile);
     panel_ = tiling_.block_tiles * kWidth;
     source(x);
     gradient(dz);
@@ -94,10 +129,6 @@ class Wgrad {
  private:
   static constexpr int64_t kL = kLanes<A>, kWidth = kPanel<A>, kTileSize = kTileElements<A>;
   static constexpr int64_t kElement = sizeof(A);
-  static constexpr int64_t kSums = S::kSums * S::kSums;
-  static constexpr int64_t kValues = S::kValues * S::kValues;
-  static constexpr int64_t kTaps = S::kTaps * S::kTaps;
-  static constexpr int64_t kTapElements = kTaps * kTileSize;
   static constexpr int64_t kLocalPlane = kTileSize + kPlanePad;
 
   int64_t products() const { return c_panels_ * k_panels_; }
@@ -124,8 +155,8 @@ class Wgrad {
           nullptr,
           x_plane(),
           panel_};
-    if constexpr (S::kTaps == 4) {
-      const int64_t rows = view_.I + S::kTaps - 1, columns = view_.J + S::kTaps - 1;
+    if (scheme_.of_phases()) {
+      const int64_t rows = view_.I + scheme_.taps - 1, columns = view_.J + scheme_.taps - 1;
       x_copy_.emplace(space_to_depth(view_, x, rows, columns, pool_));
       x_.top = x_.left = 0;
       x_.step_h = x_.step_w = 1;
@@ -155,16 +186,16 @@ class Wgrad {
 
   // Values by the sum that they belong to.
   void order_values() {
+    const int64_t side = scheme_.values, last = scheme_.sums - 1;
     int64_t count = 0;
-    for (int64_t sum = 0; sum < kSums; ++sum) {
+    for (int64_t sum = 0; sum < sums_count_; ++sum) {
       first_value_[sum] = count;
-      for (int64_t r = 0; r < S::kValues; ++r)
-        for (int64_t s = 0; s < S::kValues; ++s)
-          if (std::min<int64_t>(r, S::kSums - 1) * S::kSums + std::min<int64_t>(s, S::kSums - 1) ==
-              sum)
-            values_[count++] = r * S::kValues + s;
+      for (int64_t r = 0; r < side; ++r)
+        for (int64_t s = 0; s < side; ++s)
+          if (std::min(r, last) * scheme_.sums + std::min(s, last) == sum)
+            values_[count++] = r * side + s;
     }
-    first_value_[kSums] = count;
+    first_value_[sums_count_] = count;
   }
 
   // ---- Transforms. Items are (segment, vector) in memory order.
@@ -189,9 +220,9 @@ class Wgrad {
       const Segment& now = tiling_.segments[i];
       const Segment& next = tiling_.segments[std::min(i + 1, last)];
       if (v < x_vectors)
-        transform_source<S>(x, now, next, v, bands_, band);
+        scheme_.source(x, now, next, v, bands_, band);
       else
-        transform_gradient<S>(dz, now, next, v - x_vectors, bands_, band);
+        scheme_.gradient(dz, now, next, v - x_vectors, bands_, band);
     }
     if (x.streams) stream_fence();
   }
@@ -205,8 +236,8 @@ class Wgrad {
   };
   Panels panels(const A* x, const A* dz, const Block& block, int64_t value, int64_t kp,
                 int64_t cp) const {
-    const bool last_row = value / S::kValues == S::kValues - 1;
-    const bool last_column = value % S::kValues == S::kValues - 1;
+    const bool last_row = value / scheme_.values == scheme_.values - 1;
+    const bool last_column = value % scheme_.values == scheme_.values - 1;
     const int64_t begin = block.begin(last_column);
     return {dz + value * dz_plane() + kp * panel_ + begin * kWidth,
             x + value * x_plane() + cp * panel_ + begin * kWidth,
@@ -244,21 +275,21 @@ class Wgrad {
   // ---- Slabs.
 
   void run_slabs() {
-    const int64_t taps_size = products() * kTapElements;
+    const int64_t taps_size = products() * tap_elements_;
     Buffer<A> taps(slabs_ * taps_size);
     parallel_for_with_scratch(pool_, 0, slabs_, 1, [&](int64_t begin, int64_t end) {
-      Buffer<A> x(kValues * x_plane()), dz(kValues * dz_plane()), band(bands_.size);
-      Buffer<A> sums(kSums * (products() * kTileSize + kPlanePad)), lost(taps_size);
+      Buffer<A> x(values_count_ * x_plane()), dz(values_count_ * dz_plane()), band(bands_.size);
+      Buffer<A> sums(sums_count_ * (products() * kTileSize + kPlanePad)), lost(taps_size);
       const bool streams = streams_shared(end - begin < slabs_);
       for (int64_t slab = begin; slab < end; ++slab)
         accumulate_slab(slab, x.get(), dz.get(), band.get(), sums.get(),
                         taps.get() + slab * taps_size, lost.get(), streams);
       if (streams) stream_fence();
     });
-    const WorkSplit split(products(), static_cast<double>(slabs_ * kTapElements));
+    const WorkSplit split(products(), static_cast<double>(slabs_ * tap_elements_));
     split.run(pool_, [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t item = begin; item < end; ++item)
-        check(writer_.reduce(product_tile(item, nullptr, 0), taps.get() + item * kTapElements,
+        check(writer_.reduce(product_tile(item, nullptr, 0), taps.get() + item * tap_elements_,
                              slabs_, taps_size));
     });
   }
@@ -275,15 +306,16 @@ class Wgrad {
       multiply_all(block, x, dz, sums, plane, (b - first) % flush > 0);
       if ((b - first) % flush < flush - 1 && b < last - 1) continue;
       for (int64_t item = 0; item < products(); ++item)
-        add_taps<S>(product_tile(item, sums + item * kTileSize, plane), b - first < flush,
-                    b == last - 1, taps + item * kTapElements, lost + item * kTapElements, streams);
+        scheme_.add(product_tile(item, sums + item * kTileSize, plane), b - first < flush,
+                    b == last - 1, taps + item * tap_elements_, lost + item * tap_elements_,
+                    streams);
     }
   }
 
   void multiply_all(const Block& block, const A* x, const A* dz, A* sums, int64_t plane,
                     bool add) const {
     Panels now = panels(x, dz, block, values_[0], 0, 0);
-    for (int64_t sum = 0; sum < kSums; ++sum) {
+    for (int64_t sum = 0; sum < sums_count_; ++sum) {
       for (int64_t item = 0; item < products(); ++item) {
         const int64_t kp = item / c_panels_, cp = item % c_panels_;
         const int64_t begin = first_value_[sum], end = first_value_[sum + 1];
@@ -291,9 +323,10 @@ class Wgrad {
           const bool more = item + 1 < products();
           const int64_t after = more ? item + 1 : 0;
           const Panels next =
-              i + 1 < end ? panels(x, dz, block, values_[i + 1], kp, cp)
-                          : panels(x, dz, block, values_[more || sum + 1 == kSums ? begin : end],
-                                   after / c_panels_, after % c_panels_);
+              i + 1 < end
+                  ? panels(x, dz, block, values_[i + 1], kp, cp)
+                  : panels(x, dz, block, values_[more || sum + 1 == sums_count_ ? begin : end],
+                           after / c_panels_, after % c_panels_);
           multiply(now, next, kp, cp, sums + sum * plane + item * kTileSize, add || i > begin);
           now = next;
         }
@@ -305,31 +338,32 @@ class Wgrad {
 
   void run_shared() {
     const int64_t blocks = static_cast<int64_t>(tiling_.blocks.size());
-    const int64_t taps_size = blocks > 1 ? products() * kTapElements : 0;
-    Buffer<A> x(kValues * x_plane()), dz(kValues * dz_plane());
+    const int64_t taps_size = blocks > 1 ? products() * tap_elements_ : 0;
+    Buffer<A> x(values_count_ * x_plane()), dz(values_count_ * dz_plane());
     Buffer<A> bands(WorkSplit::kMaxSlots * bands_.size);
-    Buffer<A> sums(WorkSplit::kMaxSlots * kSums * kLocalPlane);
+    Buffer<A> sums(WorkSplit::kMaxSlots * sums_count_ * kLocalPlane);
     Buffer<A> taps(taps_size), lost(taps_size);
     for (int64_t b = 0; b < blocks; ++b) {
       const Block& block = tiling_.blocks[b];
       const WorkSplit items(block_items(block),
-                            static_cast<double>(tiling_.segment_tiles * kValues * kL));
+                            static_cast<double>(tiling_.segment_tiles * values_count_ * kL));
       items.run(pool_, [&](int64_t begin, int64_t end, int64_t slot) {
         transform(block, begin, end, x.get(), dz.get(), bands.get() + slot * bands_.size,
                   /*shared=*/true);
       });
-      const WorkSplit tiles(products(),
-                            static_cast<double>(tiling_.block_tiles * kTileSize * kValues / kL));
+      const WorkSplit tiles(
+          products(), static_cast<double>(tiling_.block_tiles * kTileSize * values_count_ / kL));
       tiles.run(pool_, [&](int64_t begin, int64_t end, int64_t slot) {
-        A* sum = sums.get() + slot * kSums * kLocalPlane;
+        A* sum = sums.get() + slot * sums_count_ * kLocalPlane;
         for (int64_t item = begin; item < end; ++item) {
           multiply_tile(block, x.get(), dz.get(), item, std::min(item + 1, end - 1), sum);
           const ProductTile<A> tile = product_tile(item, sum, kLocalPlane);
-          A* item_taps = taps.get() + item * kTapElements;
+          A* item_taps = taps.get() + item * tap_elements_;
           if (blocks == 1)
             check(writer_.invert(tile));
           else
-            add_taps<S>(tile, b == 0, b == blocks - 1, item_taps, lost.get() + item * kTapElements);
+            scheme_.add(tile, b == 0, b == blocks - 1, item_taps, lost.get() + item * tap_elements_,
+                        /*streams=*/false);
           if (blocks > 1 && b == blocks - 1) check(writer_.reduce(tile, item_taps, 1, 0));
         }
       });
@@ -341,22 +375,25 @@ class Wgrad {
                      A* sums) const {
     const int64_t kp = item / c_panels_, cp = item % c_panels_;
     Panels now = panels(x, dz, block, values_[0], kp, cp);
-    for (int64_t sum = 0; sum < kSums; ++sum) {
+    for (int64_t sum = 0; sum < sums_count_; ++sum) {
       for (int64_t i = first_value_[sum]; i < first_value_[sum + 1]; ++i) {
-        const Panels next = i + 1 < kValues ? panels(x, dz, block, values_[i + 1], kp, cp)
-                                            : panels(x, dz, block, values_[0],
-                                                     next_item / c_panels_, next_item % c_panels_);
+        const Panels next =
+            i + 1 < values_count_
+                ? panels(x, dz, block, values_[i + 1], kp, cp)
+                : panels(x, dz, block, values_[0], next_item / c_panels_, next_item % c_panels_);
         multiply(now, next, kp, cp, sums + sum * kLocalPlane, i > first_value_[sum]);
         now = next;
       }
     }
   }
 
+  const SchemeOf<A> scheme_;
+  const TapStore<A>& writer_;
   const ConvView& view_;
   const Parallel& pool_;
+  int64_t values_count_, sums_count_, tap_elements_;
   int64_t C_;          // channels of the transformed x
   bool channel_rows_;  // the products' rows are channels, not filters: too few for whole vectors
-  TapWriter<S, A> writer_;
   int64_t c_panels_, k_panels_;
   int64_t spread_h_, spread_w_;
   Tiling tiling_;
@@ -364,9 +401,16 @@ class Wgrad {
   int64_t slabs_, panel_;
   std::optional<BlockedImage<A>> x_copy_, dz_copy_;
   Operand<A> x_, dz_;
-  int64_t values_[kValues], first_value_[kSums + 1];
+  int64_t values_[kMostValues], first_value_[kMostSums + 1];
   std::atomic<bool> finite_{true};
 };
+
+template <typename S, typename A>
+bool run(const ConvView& view, const A* dz, const A* x, A* dw, const Parallel& pool) {
+  const SchemeOf<A> scheme = scheme_of<S, A>();
+  const TapWriter<S, A> writer(view, dw, scheme.channel_rows(view));
+  return Wgrad<A>(scheme, writer, view, dz, x, pool).run();
+}
 
 // Channels of a first layer: its four phases fill one vector of 16.
 constexpr int64_t kMostStemChannels = 4;
@@ -461,13 +505,13 @@ bool winograd_wgrad(const ConvView& view, const A* dz, const A* x, A* dw, const 
   }
   switch (kind_of(view)) {
     case Kind::kThreeTaps:
-      return Wgrad<ThreeTaps, A>(view, dz, x, dw, pool).run();
+      return run<ThreeTaps>(view, dz, x, dw, pool);
     case Kind::kFiveTaps:
-      return Wgrad<FiveTaps, A>(view, dz, x, dw, pool).run();
+      return run<FiveTaps>(view, dz, x, dw, pool);
     case Kind::kStride2:
-      return Wgrad<ThreeTapsStride2, A>(view, dz, x, dw, pool).run();
+      return run<ThreeTapsStride2>(view, dz, x, dw, pool);
     case Kind::kStem:
-      return Wgrad<FourTaps, A>(view, dz, x, dw, pool).run();
+      return run<FourTaps>(view, dz, x, dw, pool);
     case Kind::kNone:
       return false;
   }

@@ -26,18 +26,30 @@ struct ProductTile {
 };
 
 // Writes the taps of dw.
+template <typename A>
+class TapStore {
+ public:
+  // dw of a tile, which is complete. False where an element is not finite.
+  virtual bool invert(const ProductTile<A>& tile) const = 0;
+  // The same, from the sum of `parts` tiles of taps, `stride` apart.
+  virtual bool reduce(const ProductTile<A>& tile, const A* taps, int64_t parts,
+                      int64_t stride) const = 0;
+
+ protected:
+  ~TapStore() = default;
+};
+
 template <typename Scheme, typename A>
-class TapWriter {
+class TapWriter final : public TapStore<A> {
  public:
   static constexpr int kCount = Scheme::kTaps * Scheme::kTaps;
 
   // channel_rows: the rows of a product tile are channels, of space_to_depth for FourTaps.
   TapWriter(const ConvView& view, A* dw, bool channel_rows);
 
-  // dw of a tile, which is complete. False where an element is not finite.
-  bool invert(const ProductTile<A>& tile) const;
-  // The same, from the sum of `parts` tiles of taps, `stride` apart.
-  bool reduce(const ProductTile<A>& tile, const A* taps, int64_t parts, int64_t stride) const;
+  bool invert(const ProductTile<A>& tile) const override;
+  bool reduce(const ProductTile<A>& tile, const A* taps, int64_t parts,
+              int64_t stride) const override;
 
  private:
   void scatter(const Vector<A> (&taps)[kCount], int64_t channel, int64_t k, int64_t n) const;

@@ -42,12 +42,6 @@ template <typename Scheme, typename A>
 void transform_gradient(const Operand<A>& dz, const Segment& now, const Segment& next, int64_t v,
                         const Bands<A>& bands, A* band);
 
-// Columns of x that a segment's tiles meet.
-template <typename Scheme>
-constexpr int64_t source_columns(int64_t tiles) {
-  return (tiles - 1) * Scheme::kTile * Scheme::kStride + Scheme::kInput;
-}
-
 // pixels[i][lane] for `count` neighbouring pixels of n channels; up to a vector of pixels beyond is
 // overwritten. Prefetches the same pixels `ahead` elements on.
 template <typename A>

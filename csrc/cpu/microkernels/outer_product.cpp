@@ -61,8 +61,8 @@ void outer_product_tile(const OuterProductTile<T>& tile) {
 
 // [vectors - 1][rows - 1]
 template <typename T, int... kRow>
-OuterProductMicrokernel<T> find_tile(int64_t rows, int64_t vectors,
-                                     std::integer_sequence<int, kRow...>) {
+OuterProductMicrokernel<T> find_outer_tile(int64_t rows, int64_t vectors,
+                                           std::integer_sequence<int, kRow...>) {
   static constexpr OuterProductMicrokernel<T> kTable[kMaxVectors][kMaxRows] = {
       {outer_product_tile<T, kRow + 1, 1>...}, {outer_product_tile<T, kRow + 1, 2>...}};
   return kTable[vectors - 1][rows - 1];
@@ -72,7 +72,7 @@ OuterProductMicrokernel<T> find_tile(int64_t rows, int64_t vectors,
 
 template <typename T>
 OuterProductMicrokernel<T> outer_product_microkernel(int64_t rows, int64_t vectors) {
-  return find_tile<T>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
+  return find_outer_tile<T>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
 }
 template OuterProductMicrokernel<float> outer_product_microkernel(int64_t, int64_t);
 template OuterProductMicrokernel<double> outer_product_microkernel(int64_t, int64_t);

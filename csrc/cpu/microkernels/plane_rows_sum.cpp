@@ -73,14 +73,17 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
 // The last strip overlaps the one before it.
 template <typename A, int N, int R, int kStep>
 void sum_planes(const PlaneRows& p, const PlaneRowsSum<A>& t) {
-  if (p.columns <= N) return sum_strips<A, N, R, kStep, 1>(p, t, {0}, 0, t.planes);
-  const int64_t last = p.columns - N, strips = ceil_div(p.columns, N);
-  for (int64_t plane = 0; plane < t.planes; ++plane) {
-    for (int64_t k = 0; k + 1 < strips; k += 2)
-      sum_strips<A, N, R, kStep, 2>(p, t, {std::min(k * N, last), std::min((k + 1) * N, last)},
-                                    plane, 1);
-    if (strips % 2 == 1) sum_strips<A, N, R, kStep, 1>(p, t, {last}, plane, 1);
+  if constexpr (N == kLanes<A>) {  // narrower vectors are for planes of one strip
+    const int64_t last = p.columns - N, strips = ceil_div(p.columns, N);
+    for (int64_t plane = 0; plane < t.planes && strips > 1; ++plane) {
+      for (int64_t k = 0; k + 1 < strips; k += 2)
+        sum_strips<A, N, R, kStep, 2>(p, t, {std::min(k * N, last), std::min((k + 1) * N, last)},
+                                      plane, 1);
+      if (strips % 2 == 1) sum_strips<A, N, R, kStep, 1>(p, t, {last}, plane, 1);
+    }
+    if (strips > 1) return;
   }
+  sum_strips<A, N, R, kStep, 1>(p, t, {0}, 0, t.planes);
 }
 
 template <typename A, int N>

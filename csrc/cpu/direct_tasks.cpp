@@ -1,0 +1,235 @@
+// The order of a task's pixels and terms, see direct_tasks.h.
+#include "cpu/direct_tasks.h"
+
+#include <algorithm>
+
+#include "cpu/simd.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// See kDepth; a reduction in place has no panel that must fit the first-level cache.
+constexpr int64_t kTermsInRegisters = 256;
+// The sums are rounded to fewer bits than any number of pairs would lose.
+constexpr int64_t kPairsInRegisters = 1024;
+// The tasks of one call should be enough for several threads when it is large.
+constexpr int64_t kTasksWanted = 16;
+// From so many pixels on a tile is as fast as a full one.
+constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
+
+Range block(int64_t index, int64_t size, int64_t total) {
+  return {index * size, std::min((index + 1) * size, total)};
+}
+
+}  // namespace
+
+void fill_steps(int64_t* to, int64_t n, int64_t first, int64_t step) {
+  using V = Vec<int64_t>;
+  int64_t l = 0;
+  V::Type v = V::iota() * step + first;
+  for (; l + V::kLanes <= n; l += V::kLanes, v += V::kLanes * step) V::store(to + l, v);
+  for (; l < n; ++l) to[l] = first + l * step;
+}
+
+DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const DirectSource& source,
+                         int64_t panel)
+    : view_(view),
+      plan_(plan),
+      source_(source),
+      taps_(static_cast<int64_t>(view.taps.size())),
+      blocks_i_(ceil_div(view.I, plan.rows)),
+      blocks_j_(ceil_div(view.J, plan.columns)),
+      blocks_n_(ceil_div(view.N, plan.samples)),
+      terms_(2 * plan.channels * taps_) {
+  group_pixels();
+  if (view.terms() > 0) {
+    fill_terms(plan.channels, terms_.get());
+    fill_terms(plan.chunk_channels(view, plan.chunks - 1), terms_.get() + plan.channels * taps_);
+  }
+  const int64_t blocks = blocks_n_ * blocks_i_ * blocks_j_ * view.groups;
+  const int64_t pieces = std::min(ceil_div(kTasksWanted, blocks), ceil_div(view.K, 128));
+  filters_ = round_up(ceil_div(view.K, pieces), panel);
+  filter_pieces_ = ceil_div(view.K, filters_);
+}
+
+DirectPosition DirectTasks::position(int64_t task) const {
+  DirectPosition at;
+  at.k = block(task % filter_pieces_, filters_, view_.K);
+  task /= filter_pieces_;
+  at.j = block(task % blocks_j_, plan_.columns, view_.J);
+  task /= blocks_j_;
+  at.i = block(task % blocks_i_, plan_.rows, view_.I);
+  task /= blocks_i_;
+  at.g = task % view_.groups;
+  at.n = block(task / view_.groups, plan_.samples, view_.N);
+  return at;
+}
+
+bool DirectTasks::same_pixels(const DirectPosition& a, const DirectPosition& b) {
+  return a.n.size() == b.n.size() && a.i.begin == b.i.begin && a.j.begin == b.j.begin;
+}
+
+void DirectTasks::add_source(const DirectPosition& at, int64_t chunk, SourcePrefetch* ahead) const {
+  if (view_.terms() == 0 || plan_.reads_neighbours || plan_.reads_taps) return;
+  const int64_t channels = plan_.chunk_channels(view_, chunk) * source_.term_channels;
+  for (int64_t n = 0; n < at.n.size(); ++n) {
+    const char* sample = static_cast<const char*>(source_.first) +
+                         (source_offset(at, chunk) + n * view_.src.n) * source_.element_size;
+    if (!plan_.band) {
+      for (int64_t i = at.i.begin; i < at.i.end; ++i)
+        ahead->add(sample + ((i * view_.step_h + view_.taps[0].h) * view_.src.row +
+                             (at.j.begin * view_.step_w + view_.taps[0].w) * view_.src.column) *
+                                source_.element_size,
+                   at.j.size(), view_.step_w * view_.src.column * source_.element_size,
+                   channels * source_.element_size);
+      continue;
+    }
+    const int64_t planes =
+        source_.rows_of != nullptr ? source_.rows_of->C : std::min(channels, source_.channels);
+    if (view_.src.c != 1 && at.j.size() == view_.J) {
+      // Rows are neighbours as their pixels are.
+      plan_.band->for_image_rows(view_, at.i, [&](int64_t row, int64_t count) {
+        ahead->add(sample + row * view_.src.row * source_.element_size, planes,
+                   view_.src.c * source_.element_size,
+                   ((count - 1) * view_.src.row + view_.W) * source_.element_size);
+      });
+      continue;
+    }
+    plan_.band->for_pieces(
+        view_, at.i, at.j, [&](int64_t, int64_t, Range inside, int64_t from, int64_t step) {
+          if (view_.src.c == 1)
+            ahead->add(sample + from * source_.element_size, inside.size(),
+                       step * source_.element_size, channels * source_.element_size);
+          else if (!inside.empty())
+            ahead->add(sample + from * source_.element_size, planes,
+                       view_.src.c * source_.element_size,
+                       ((inside.size() - 1) * step + 1) * source_.element_size);
+        });
+  }
+}
+
+// The terms of a chunk, as offsets from a pixel's first.
+void DirectTasks::fill_terms(int64_t channels, int32_t* terms) const {
+  for (const ConvTap& tap : view_.taps) {
+    const int64_t offset = plan_.band         ? plan_.band->tap_offset(tap)
+                           : plan_.reads_taps ? (tap.h * view_.src.row + tap.w * view_.src.column) /
+                                                    source_.term_channels
+                                              : 0;
+    for (int64_t c = 0; c < channels; ++c) *terms++ = static_cast<int32_t>(offset + c);
+  }
+}
+
+void DirectTasks::group_pixels() {
+  const auto group = [](int64_t count, int64_t total, int64_t size, const auto& of_block) {
+    std::vector<std::vector<AxisGroup>> groups;
+    for (int64_t b = 0; b < count; ++b) groups.push_back(of_block(block(b, size, total)));
+    return groups;
+  };
+  if (!plan_.band && !plan_.reads_taps) {
+    const auto whole = [](Range outputs) { return std::vector<AxisGroup>{{outputs, {0, 0}}}; };
+    row_groups_ = group(blocks_i_, view_.I, plan_.rows, whole);
+    column_groups_.push_back(group(blocks_j_, view_.J, plan_.columns, whole));
+    return;
+  }
+  const std::vector<int64_t> taps_h = distinct_offsets(view_, &ConvTap::h);
+  const std::vector<int64_t> taps_w = distinct_offsets(view_, &ConvTap::w);
+  const auto rank = [](const std::vector<int64_t>& offsets, int64_t offset) {
+    return std::lower_bound(offsets.begin(), offsets.end(), offset) - offsets.begin();
+  };
+  for (const ConvTap& tap : view_.taps)
+    ranks_.push_back({rank(taps_h, tap.h), rank(taps_w, tap.w)});
+  // In place there is no padding that could be read.
+  const bool exact = plan_.reads_taps,
+             deep = view_.terms() * source_.term_channels >= kTermsInRegisters;
+  const int64_t rows =
+      deep ? ceil_div(kTileEnough, plan_.nominal_samples * plan_.columns) : plan_.rows;
+  row_groups_ = group(blocks_i_, view_.I, plan_.rows, [&](Range outputs) {
+    return group_outputs(taps_h, view_.step_h, view_.H, outputs, exact ? 1 : rows);
+  });
+  for (int64_t columns = 1; columns <= kTileEnough; ++columns)
+    column_groups_.push_back(group(blocks_j_, view_.J, plan_.columns, [&](Range outputs) {
+      return group_outputs(taps_w, view_.step_w, view_.W, outputs,
+                           exact  ? 1
+                           : deep ? columns
+                                  : plan_.columns);
+    }));
+}
+
+void DirectTasks::order_pixels(DirectTask& t) const {
+  const DirectPosition& at = t.at;
+  ConvStrides s = view_.src;
+  s.n /= source_.term_channels, s.row /= source_.term_channels, s.column /= source_.term_channels;
+  int64_t row = view_.step_h * s.row, column = view_.step_w * s.column, sample = s.n, first = 0;
+  if (plan_.band) {
+    row = plan_.band->row_step();
+    column = plan_.band->column_step();
+    sample = plan_.band->size();
+  } else if (plan_.reads_taps) {
+    first = at.i.begin * row + at.j.begin * column;
+  } else if (taps_ == 1) {
+    const ConvTap& tap = view_.taps[0];
+    first = (at.i.begin * view_.step_h + tap.h) * s.row +
+            (at.j.begin * view_.step_w + tap.w) * s.column;
+  }
+  t.groups.clear();
+  int64_t p = 0;
+  for (const AxisGroup& r : row_groups_[at.i.begin / plan_.rows]) {
+    const int64_t least = std::min(ceil_div(kTileEnough, plan_.nominal_samples * r.outputs.size()),
+                                   static_cast<int64_t>(column_groups_.size()));
+    for (const AxisGroup& c : column_groups_[least - 1][at.j.begin / plan_.columns]) {
+      const int64_t begin = p, width = c.outputs.size();
+      for (int64_t n = 0; n < at.n.size(); ++n) {
+        for (int64_t i = r.outputs.begin - at.i.begin; i < r.outputs.end - at.i.begin;
+             ++i, p += width) {
+          const int64_t j0 = c.outputs.begin - at.j.begin;
+          const int64_t from = first + n * sample + i * row + j0 * column;
+          const int64_t to = n * view_.dst.n + i * view_.dst.row + j0 * view_.dst.column;
+          const int64_t place = view_.dst.c == 1 ? p : (n * at.i.size() + i) * at.j.size() + j0;
+          fill_steps(t.src_offsets + p, width, from, column);
+          fill_steps(t.dst_offsets + place, width, to, view_.dst.column);
+          if (view_.dst.c != 1)
+            fill_steps(t.scratch_offsets + p, width, place * scratch_ld(), scratch_ld());
+        }
+      }
+      t.groups.push_back({{begin, p}, r.taps, c.taps, 0, 0});
+    }
+  }
+}
+
+void DirectTasks::cut_segments(DirectTask& t, int64_t channels) const {
+  const int64_t depth = channels * taps_;
+  const int64_t block =
+      even_piece(std::max<int64_t>(depth, 1),
+                 source_.term_channels > 1 ? kPairsInRegisters : kTermsInRegisters);
+  std::vector<TermSegment>& segments = t.segments;
+  segments.clear();
+  for (DirectPixels& group : t.groups) {
+    group.segments = static_cast<int64_t>(segments.size());
+    const auto reads = [&](int64_t tap) {
+      return ranks_.empty() ||
+             (group.rows.begin <= ranks_[tap].row && ranks_[tap].row < group.rows.end &&
+              group.columns.begin <= ranks_[tap].column && ranks_[tap].column < group.columns.end);
+    };
+    group.terms = 0;
+    for (int64_t tap = 0; tap < taps_;) {
+      if (!reads(tap)) {
+        ++tap;
+        continue;
+      }
+      int64_t begin = tap * channels;
+      while (tap < taps_ && reads(tap)) ++tap;
+      group.terms += tap * channels - begin;
+      while (begin < tap * channels) {
+        const int64_t end = std::min(tap * channels, (begin / block + 1) * block);
+        if (static_cast<int64_t>(segments.size()) > group.segments)
+          segments.back().ends_block = segments.back().begin / block != begin / block;
+        segments.push_back({static_cast<int32_t>(begin), static_cast<int32_t>(end), false, false});
+        begin = end;
+      }
+    }
+    if (group.terms == 0) segments.push_back({0, 0, true, true});
+    segments.back().ends_block = segments.back().last = true;
+  }
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,103 @@
+// The tasks of direct_gemm: which pixels and filters each owns, in which order it takes the pixels,
+// and which terms of the reduction they read. Of shapes alone, so that all element types share it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/buffer.h"
+#include "cpu/axis_groups.h"
+#include "cpu/conv_view.h"
+#include "cpu/direct_plan.h"
+#include "cpu/microkernels/direct_tile.h"
+#include "cpu/source_prefetch.h"
+
+namespace torchconv::cpu {
+
+// A block of pixels and filters of a group.
+struct DirectPosition {
+  Range n, i, j, k;
+  int64_t g;
+  int64_t pixels() const { return n.size() * i.size() * j.size(); }
+};
+// Pixels [begin, end) of the task's list, and what they read.
+struct DirectPixels {
+  Range pixels, rows, columns;
+  int64_t segments, terms;
+};
+struct DirectTask {
+  DirectPosition at;
+  int64_t *src_offsets, *dst_offsets, *scratch_offsets;  // [pixels]
+  std::vector<DirectPixels> groups;
+  std::vector<TermSegment> segments;
+  SourcePrefetch ahead;  // of what is copied next
+};
+
+// What the source is beside its view of terms.
+struct DirectSource {
+  const void* first;
+  int64_t element_size, channels;
+  int64_t term_channels = 1;          // 2: a term is a pair, see channel_pairs.h
+  const ConvView* rows_of = nullptr;  // or the image whose rows of pixels are pairs: row_pairs.h
+};
+
+class DirectTasks {
+ protected:
+  // view: of terms, but for the strides. panel: filters in one.
+  DirectTasks(const ConvView& view, const DirectPlan& plan, const DirectSource& source,
+              int64_t panel);
+
+  int64_t count() const {
+    return blocks_n_ * view_.groups * blocks_i_ * blocks_j_ * filter_pieces_;
+  }
+  DirectPosition position(int64_t task) const;
+  // Whether pixels in this order are those of another position.
+  static bool same_pixels(const DirectPosition& a, const DirectPosition& b);
+  // Lists the task's pixels, those that read through the same taps together. Planes are stored from
+  // scratch where pixels lie in the image's order, in runs as long as there are.
+  void order_pixels(DirectTask& t) const;
+  // The terms of a chunk that each group of pixels reads, cut where sums go from registers to
+  // memory: at the same places whatever is left out, so that this changes no bit.
+  void cut_segments(DirectTask& t, int64_t channels) const;
+  // What a chunk's band copies.
+  void add_source(const DirectPosition& at, int64_t chunk, SourcePrefetch* ahead) const;
+
+  // Of the chunk's first element in sample at.n.begin.
+  int64_t source_offset(const DirectPosition& at, int64_t chunk) const {
+    return at.n.begin * view_.src.n + at.g * source_.channels * view_.src.c +
+           chunk * plan_.channels * source_.term_channels * view_.src.c;
+  }
+  // Of the task's first pixel.
+  int64_t dst_offset(const DirectPosition& at) const {
+    return view_.dst_offset + at.n.begin * view_.dst.n + at.g * view_.K * view_.dst.c +
+           at.i.begin * view_.dst.row + at.j.begin * view_.dst.column;
+  }
+  // The rows of a tile in different sets of the first-level cache.
+  int64_t scratch_ld() const { return round_up(filters_, 32) + 16; }
+
+  const ConvView& view_;
+  const DirectPlan& plan_;
+  const DirectSource source_;
+  int64_t taps_, blocks_i_, blocks_j_, blocks_n_;
+  int64_t filters_, filter_pieces_;
+  Buffer<int32_t> terms_;  // of a full chunk and of the last, as offsets from a pixel's first
+
+ private:
+  // Of a tap's offsets among the distinct ones of their axis.
+  struct TapRank {
+    int64_t row, column;
+  };
+  using BlockGroups = std::vector<std::vector<AxisGroup>>;  // [block]
+
+  void fill_terms(int64_t channels, int32_t* terms) const;
+  void group_pixels();
+
+  BlockGroups row_groups_;
+  std::vector<BlockGroups> column_groups_;  // of at least 1, 2, ...; or of any number
+  std::vector<TapRank> ranks_;  // [tap], or empty where every pixel reads through every tap
+};
+
+// to[l] = first + l*step
+void fill_steps(int64_t* to, int64_t n, int64_t first, int64_t step);
+
+}  // namespace torchconv::cpu

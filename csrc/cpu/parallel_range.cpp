@@ -1,0 +1,32 @@
+// A loop over threads that need scratch memory: an exception must not leave a thread's body, so
+// that memory could not be had is noted, and thrown where the loop was called.
+#include "cpu/parallel_range.h"
+
+#include <atomic>
+#include <new>
+
+namespace torchconv::cpu {
+
+void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
+                               Parallel::Body body, void* context) {
+  std::atomic<bool> failed{false};
+  parallel_for(pool, begin, end, grain, [&](int64_t b, int64_t e) {
+    try {
+      body(b, e, context);
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+  });
+  if (failed) throw std::bad_alloc();
+}
+
+void WorkSplit::run_body(const Parallel& pool, Body body, void* context) const {
+  if (items == 0) return;
+  if (slots == 1) return body(0, items, 0, context);
+  // The pool deals out whole runs: it may cut a range below a grain above 1.
+  parallel_for_with_scratch(pool, 0, slots, 1, [&](int64_t first, int64_t last) {
+    body(begin(first), begin(last), first, context);
+  });
+}
+
+}  // namespace torchconv::cpu
