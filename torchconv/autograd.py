@@ -92,13 +92,11 @@ def activation_gradient(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
 
 
 # The same in one pass by PyTorch's kernels, which round once, where nothing differentiates it. For
-# silu and gelu their bits depend on the number of threads.
+# silu and gelu, and at a NaN for relu6 and hardswish, their bits depend on the number of threads.
 _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
-    "relu6": lambda grad, y: torch.ops.aten.hardtanh_backward(grad, y, 0, 6),
     "sigmoid": torch.ops.aten.sigmoid_backward,
     "tanh": torch.ops.aten.tanh_backward,
-    "hardswish": torch.ops.aten.hardswish_backward,
 }
 
 
