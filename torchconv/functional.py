@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchconv import _dispatch
 from torchconv._coverage import FLOATS, INTEGERS, covers_linear
 from torchconv._derivatives import DERIVATIVES
 from torchconv._dispatch import Operator, is_plain, records
@@ -33,7 +34,9 @@ __all__ = [
 
 
 def _operator(name: str) -> Operator:
-    return Operator(name, derivative=DERIVATIVES[name])
+    op = _dispatch.operator(name)
+    op.derivative = DERIVATIVES[name]
+    return op
 
 
 _conv2d = _operator("conv2d")
