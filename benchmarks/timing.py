@@ -51,40 +51,47 @@ def interleave(
 
     At least `min_rounds` rounds are taken; where they would need more than five times the budget,
     three (or `min_rounds`, if that is fewer). Two untimed rounds come first (one, if it alone
-    exceeds the budget). Of calls that were made before, a first round that alone needs more than
-    five times the budget is the only one: what is left to warm is nothing against such a time.
+    exceeds the budget).
+
+    Calls that were made before have had one of these. A round of theirs that exceeds the budget
+    counts at once, three rounds are enough where more would need twice the budget, and one where
+    it alone does: what is left to warm is nothing against such a time.
     """
-    start = clock()
-    for untimed in range(2):
-        seconds = []
-        for call in calls:
-            before = clock()
-            call()
-            seconds.append(clock() - before)
-        spent = clock() - start
-        if called_before and untimed == 0 and spent > 5 * budget:
-            return [Timing.of([each]) for each in seconds]
-        if spent > budget:
-            break
-    samples: list[list[float]] = [[] for _ in calls]
     order = list(range(len(calls)))
+
+    def once() -> list[float]:
+        seconds = [0.0] * len(calls)
+        for index in order:
+            before = clock()
+            calls[index]()
+            seconds[index] = clock() - before
+        return seconds
+
+    limit = (2 if called_before else 5) * budget
+    few, rounds = min(3, min_rounds), []
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         start = clock()
-        for done in range(1, max_rounds + 1):
-            for index in order:
-                call = calls[index]
-                before = clock()
-                call()
-                samples[index].append(clock() - before)
-            order = order[1:] + order[:1]
-            spent = clock() - start
-            least = min_rounds if spent < 5 * budget else min(3, min_rounds)
-            if spent >= budget and done >= least:
+        for _ in range(1 if called_before else 2):
+            first = once()
+            if (spent := clock() - start) > budget:
                 break
+        if called_before and spent > budget:
+            rounds = [first]
+            order = order[1:] + order[:1]
+            few = 1 if spent > limit else few
+        else:
+            start = clock()
+        while len(rounds) < max_rounds:
+            spent = clock() - start
+            least = min_rounds if spent < limit else few
+            if spent >= budget and len(rounds) >= least:
+                break
+            rounds.append(once())
+            order = order[1:] + order[:1]
     finally:
         if collecting:
             gc.enable()
-    return [Timing.of(times) for times in samples]
+    return [Timing.of(samples) for samples in zip(*rounds, strict=True)]

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -160,6 +161,57 @@ def test_unbatched(op: str, output_size: Any, transposed: bool) -> None:
     if op == "adaptive_max_pool2d":
         indices = F.adaptive_max_pool2d(x, output_size, True)[1]
         assert_same(indices, torch_F.adaptive_max_pool2d(x, output_size, True)[1])
+
+
+class Pair:
+    """Two sizes without being any kind of sequence that Python knows."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        return (3, 2)[index]
+
+
+SIZES = [
+    3,
+    (3, 2),
+    [None, 2],
+    torch.Size([3, 2]),
+    torch.tensor([3, 2], dtype=torch.int32),
+    torch.tensor([[3], [2]]),
+    (torch.tensor(3), torch.tensor([2])),
+    np.array([3, 2]),
+    np.array([None, 2]),
+    (np.int64(3), np.uint8(2)),
+    range(2, 4),
+    Pair(),
+    # Refused, by PyTorch as by us.
+    *(None, True, 3.0, "ab", "", (3.0, 2), (True, True), 2**63, -1, (3,), (), (3, 2, 1), range(4)),
+    *(torch.tensor(3), torch.tensor([3.0, 2.0]), torch.tensor([3]), np.array(3), np.int64(3)),
+    *(np.array([3.0, 2.0]), torch.tensor([[3, 2]]), ([3, 2], 2), iter((3, 2)), {3: 2}, (2, "a")),
+]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=repr)
+@on_poolings
+def test_spellings_of_the_output_size(op: str, size: Any) -> None:
+    """Those that PyTorch takes and no others, with its errors, by function and module."""
+
+    def outcome(pool: Callable[[Tensor], Tensor], x: Tensor) -> Any:
+        try:
+            return tuple(pool(x).shape)
+        except (RuntimeError, TypeError, ValueError) as error:
+            return type(error)
+
+    name = {"adaptive_avg_pool2d": "AdaptiveAvgPool2d", "adaptive_max_pool2d": "AdaptiveMaxPool2d"}
+    for dims in (4, 3, 2, 1):
+        x = torch.randn((1, 2, 6, 7)[-dims:])
+        expected = outcome(lambda t: getattr(torch_F, op)(t, size), x)
+        assert outcome(lambda t: getattr(F, op)(t, size), x) == expected
+        assert outcome(getattr(torchconv.nn, name[op])(size), x) == expected
+        converted = torchconv.convert(nn.Sequential(getattr(nn, name[op])(size)))
+        assert outcome(converted, x) == expected
 
 
 @on_formats

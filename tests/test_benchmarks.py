@@ -326,10 +326,14 @@ def test_interleave_keeps_to_its_limits() -> None:
     assert slow.rounds == 2
     (slower,) = timing.interleave([clock.worker("a", 10.0)], 1, min_rounds=7, clock=clock)
     assert slower.rounds == 3 and slower.spread == 0
-    (checked,) = timing.interleave(
-        [clock.worker("a", 10.0)], 1, min_rounds=7, clock=clock, called_before=True
-    )
-    assert checked.rounds == 1 and clock.order.endswith("a")
+    # Calls made before: (seconds, order that is called, rounds that count).
+    for seconds, calls, rounds in ((0.125, 9, 8), (0.2, 8, 7), (0.5, 5, 4), (1.5, 3, 3), (3, 1, 1)):
+        clock = FakeClock()
+        (checked,) = timing.interleave(
+            [clock.worker("a", seconds)], 1, min_rounds=7, clock=clock, called_before=True
+        )
+        assert (len(clock.order), checked.rounds) == (calls, rounds)
+        assert checked.median == pytest.approx(seconds)
     (slowest,) = timing.interleave([clock.worker("a", 10.0)], 1, min_rounds=1, clock=clock)
     assert slowest == timing.Timing(10.0, 10.0, 10.0, 1) and slowest.spread is None
 

@@ -108,6 +108,26 @@ def test_activation_of_nan_and_infinity(name: str, dtype: torch.dtype) -> None:
         assert value == limit or (value.isnan() and torchs.isnan())
 
 
+@pytest.mark.parametrize("way", ["kernel", "formula", "residual"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@on_dtypes
+def test_gradient_at_nan_and_infinity(name: str, dtype: torch.dtype, way: str) -> None:
+    """What PyTorch gives one element. Its vectors give 0 and NaN at a NaN for relu6 and hardswish,
+    and this wherever the element stands."""
+    # 40 elements, so that there are vectors and a rest.
+    values = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0], dtype=dtype).repeat(8)
+    x = values.view(1, 1, 5, 8).requires_grad_()
+    one = torch.ones(1, 1, 1, 1, dtype=dtype)
+    residual = torch.zeros_like(x).requires_grad_() if way == "residual" else None
+    a = F.conv2d(x, one, activation=name, residual=residual)
+    of = x if residual is None else residual
+    (dx,) = torch.autograd.grad(a.sum(), of, create_graph=way == "formula")
+    single = [v.view(1).requires_grad_() for v in values]
+    for got, v in zip(dx.flatten(), single, strict=True):
+        expected = torch.autograd.grad(ACTIVATIONS[name](v), v)[0]
+        torch.testing.assert_close(got, expected[0], equal_nan=True)
+
+
 @pytest.mark.parametrize("name", ["relu", "relu6", "hardswish", "silu", "gelu"])
 def test_activation_with_everything_else(name: str) -> None:
     """Flipped, padded by side, grouped, strided, dilated and unbatched at once."""

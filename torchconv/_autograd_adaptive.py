@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torchconv._dispatch import Operator, below_autograd, forward, may_have_tangents, unrecorded
+from torchconv._dispatch import below_autograd, forward, may_have_tangents, operator, unrecorded
 from torchconv._fake import is_channels_last
 
 __all__ = [
@@ -25,10 +25,10 @@ __all__ = [
 ]
 
 _ops = torch.ops.torchconv
-_adaptive_avg_pool2d = Operator("adaptive_avg_pool2d")
-_adaptive_avg_pool2d_backward = Operator("adaptive_avg_pool2d_backward")
-_adaptive_max_pool2d = Operator("adaptive_max_pool2d")
-_adaptive_max_pool2d_backward = Operator("adaptive_max_pool2d_backward")
+_adaptive_avg_pool2d = operator("adaptive_avg_pool2d")
+_adaptive_avg_pool2d_backward = operator("adaptive_avg_pool2d_backward")
+_adaptive_max_pool2d = operator("adaptive_max_pool2d")
+_adaptive_max_pool2d_backward = operator("adaptive_max_pool2d_backward")
 
 
 class AdaptiveAvgPool2dFunction(Function):

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import Function
-from torch.autograd import forward_ad as fwAD
+from torch.autograd import Function, forward_ad as fwAD
 from torch.autograd.function import _SingleLevelFunction
 
 from torchconv._autograd_adaptive import (

@@ -28,6 +28,7 @@ __all__ = [
     "forward",
     "is_plain",
     "may_have_tangents",
+    "operator",
     "records",
     "unrecorded",
 ]
@@ -49,13 +50,13 @@ class Operator:
     """An operator, and what calls it without a detour: `call(*tensors, settings(values))`, where
     the call `is_plain`, with its tensors and the tuple of what is none.
 
-    derivative: applies its Function to all of its arguments.
+    derivative: applies its Function to all of its arguments, where functional.py has set it.
     """
 
     __slots__ = ("_signature", "_whole", "call", "derivative", "settings")
 
-    def __init__(self, name: str, derivative: Callable[..., Any] | None = None) -> None:
-        self.derivative: Any = derivative
+    def __init__(self, name: str) -> None:
+        self.derivative: Any = None
         self._signature = Signature(name)
         self._whole: OpOverload = overload(name)
         self.call = getattr(torch.ops.torchconv, name).settings._op
@@ -69,6 +70,10 @@ class Operator:
     def __call__(self, tensors: tuple[Any, ...], values: tuple[Any, ...]) -> Any:
         """The whole operator, for everybody to see."""
         return self._whole(*self._signature.joined(tensors, values))
+
+
+# The operator of this name, the same one for everybody: it remembers settings.
+operator = functools.cache(Operator)
 
 
 def is_plain(*tensors: Any) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from torchconv import _load
-from torchconv._dispatch import Operator, is_plain, records
+from torchconv._dispatch import is_plain, operator, records
 
 __all__ = ["PackedWeights", "drop_packed_weights", "only_infers"]
 
@@ -36,7 +36,7 @@ def _library() -> ctypes.CDLL:
 
 
 _autocasts = torch._C._is_any_autocast_enabled
-_conv2d = Operator("conv2d")
+_conv2d = operator("conv2d")
 
 
 def only_infers(

@@ -21,7 +21,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv._autograd_adaptive import AdaptiveAvgPool2dFunction, AdaptiveMaxPool2dFunction
-from torchconv._dispatch import Operator, below_autograd, forward, may_have_tangents, unrecorded
+from torchconv._dispatch import (
+    Operator,
+    below_autograd,
+    forward,
+    may_have_tangents,
+    operator,
+    unrecorded,
+)
 from torchconv._fake import is_channels_last
 
 __all__ = [
@@ -34,11 +41,11 @@ __all__ = [
 ]
 
 _ops = torch.ops.torchconv
-_conv2d = Operator("conv2d")
-_conv2d_backward = Operator("conv2d_backward")
-_select_pool2d_backward = Operator("select_pool2d_backward")
-_avg_pool2d = Operator("avg_pool2d")
-_avg_pool2d_backward = Operator("avg_pool2d_backward")
+_conv2d = operator("conv2d")
+_conv2d_backward = operator("conv2d_backward")
+_select_pool2d_backward = operator("select_pool2d_backward")
+_avg_pool2d = operator("avg_pool2d")
+_avg_pool2d_backward = operator("avg_pool2d_backward")
 
 # Derivatives that follow from the output y, where y is not constant; the others need the
 # pre-activation z.
@@ -92,13 +99,11 @@ def activation_gradient(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
 
 
 # The same in one pass by PyTorch's kernels, which round once, where nothing differentiates it. For
-# silu and gelu their bits depend on the number of threads.
+# silu and gelu, and at a NaN for relu6 and hardswish, their bits depend on the number of threads.
 _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
-    "relu6": lambda grad, y: torch.ops.aten.hardtanh_backward(grad, y, 0, 6),
     "sigmoid": torch.ops.aten.sigmoid_backward,
     "tanh": torch.ops.aten.tanh_backward,
-    "hardswish": torch.ops.aten.hardswish_backward,
 }
 
 
@@ -439,19 +444,19 @@ def _select_function(name: str, op: Operator, doc: str) -> type[_SelectPool2dFun
 
 _RETURNS = "Returns y, N x C x P x Q, and the selected elements' offsets in their windows."
 MaxPool2dFunction = _select_function(
-    "MaxPool2dFunction", Operator("max_pool2d_with_offsets"), f"Max pooling. {_RETURNS}"
+    "MaxPool2dFunction", operator("max_pool2d_with_offsets"), f"Max pooling. {_RETURNS}"
 )
 MinPool2dFunction = _select_function(
-    "MinPool2dFunction", Operator("min_pool2d_with_offsets"), f"Min pooling. {_RETURNS}"
+    "MinPool2dFunction", operator("min_pool2d_with_offsets"), f"Min pooling. {_RETURNS}"
 )
 MaxPool2dWithIndicesFunction = _select_function(
     "MaxPool2dWithIndicesFunction",
-    Operator("max_pool2d_with_indices"),
+    operator("max_pool2d_with_indices"),
     "Max pooling. Returns y and int64 indices h*W + w.",
 )
 MinPool2dWithIndicesFunction = _select_function(
     "MinPool2dWithIndicesFunction",
-    Operator("min_pool2d_with_indices"),
+    operator("min_pool2d_with_indices"),
     "Min pooling. Returns y and int64 indices h*W + w.",
 )
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchconv import _dispatch
 from torchconv._coverage import FLOATS, INTEGERS, covers_linear
 from torchconv._derivatives import DERIVATIVES
 from torchconv._dispatch import Operator, is_plain, records
@@ -33,7 +34,9 @@ __all__ = [
 
 
 def _operator(name: str) -> Operator:
-    return Operator(name, derivative=DERIVATIVES[name])
+    op = _dispatch.operator(name)
+    op.derivative = DERIVATIVES[name]
+    return op
 
 
 _conv2d = _operator("conv2d")
@@ -511,19 +514,33 @@ def avg_pool2d(
     return (_call if dim == 4 else _unbatched)(_avg_pool2d, input, (*window, *flags, divisor))
 
 
+def _output_sizes(value: Any, size: Sequence[Any], op: str) -> tuple[Any, ...]:
+    """output_size as F.adaptive_*_pool2d reads it: an int, or whatever has a length and items."""
+    if isinstance(value, (int, torch.SymInt)):
+        return (_integer(value, op, "output_size"),) * 2
+    if type(value) is tuple and len(value) == 2 < len(size):  # the usual pair, ahead of the general
+        h, w = value
+        if type(h) is type(w) is int:
+            return _integer(h, op, "output_size"), _integer(w, op, "output_size")
+    try:
+        count = len(value)
+    except TypeError:
+        kind = type(value).__name__
+        message = f"{op}(): argument 'output_size' must be int or tuple of ints, not {kind}"
+        raise TypeError(message) from None
+    if len(size) <= count:
+        raise ValueError(f"Input dimension should be at least {count + 1}")
+    given = zip(value, size[-count:], strict=False)
+    return tuple(_integer(d if v is None else v, op, "output_size") for v, d in given)
+
+
 def _adaptive_pool2d(name: str, op: Operator, input: Tensor, output_size: Any) -> Any:
     _check_tensor(input, name, "input", _FLOATING)
-    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,) * 2
+    wanted = _output_sizes(output_size, input.shape, name)
     if input.dim() not in (3, 4):
-        error = ValueError if input.dim() <= len(sizes) and sizes is output_size else RuntimeError
-        raise error(f"{name}(): Expected 3D or 4D tensor, but got {list(input.shape)}")
-    if len(sizes) != 2:
+        raise RuntimeError(f"{name}(): Expected 3D or 4D tensor, but got {list(input.shape)}")
+    if len(wanted) != 2:
         raise RuntimeError(f"{name}: output_size must be 2, but got {output_size}")
-    h, w = sizes
-    if sizes is output_size:
-        h = input.shape[-2] if h is None else h
-        w = input.shape[-1] if w is None else w
-    wanted = (_integer(h, name, "output_size"), _integer(w, name, "output_size"))
     if input.dim() == 4:
         return _call(op, input, (wanted,))
     # PyTorch gives an unbatched image no channels_last strides here, whatever its own are.
@@ -538,13 +555,14 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:
 
     Args:
         input: N x C x H x W or C x H x W, floating point.
-        output_size: P (for P x P) or (P, Q); None in the pair is the input's own size.
+        output_size: P (for P x P) or two sizes, in a tuple, a tensor, a range, ...; None among them
+            is the input's own size.
 
     Returns:
         y, N x C x P x Q in the input's memory format.
 
     Raises:
-        RuntimeError: sizes that do not fit; ValueError: a pair for fewer than three dimensions, as
+        RuntimeError: sizes that do not fit; ValueError: at least as many sizes as dimensions, as
         PyTorch; NotImplementedError: dtype; TypeError: argument types.
     """
     return _adaptive_pool2d("adaptive_avg_pool2d", _adaptive_avg_pool2d, input, output_size)

@@ -41,20 +41,6 @@ struct GroupWindow {
   int64_t ahead;  // from a pixel to one that will be read later
 };
 
-// Rows of the first `count` planes, each row `width` pixels.
-template <typename T>
-void expect_planes(const T* planes, const ConvStrides& strides, int64_t count, const Range& rows,
-                   int64_t width, SourcePrefetch& ahead) {
-  constexpr int64_t kSize = sizeof(T);
-  if (rows.empty()) return;
-  // Whole rows are one run.
-  const bool whole = strides.column == 1 && strides.row == width;
-  const int64_t runs = whole ? 1 : rows.size(), run = whole ? rows.size() * width : width;
-  for (int64_t r = 0; r < runs; ++r)
-    ahead.add(planes + (rows.begin + r) * strides.row, count, strides.c * kSize,
-              run * strides.column * kSize);
-}
-
 struct GroupBand {
   GroupBand(const ConvView& view, int64_t element_size, bool permutes);
   bool fits;

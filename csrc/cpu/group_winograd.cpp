@@ -162,14 +162,15 @@ class GroupWinograd {
     const int64_t channels = band_.groups_in(view_, t.block) * view_.C;
     const int64_t first = t.i0 + band_.first_h;
     const Range rows{std::max<int64_t>(first, 0), std::min(first + t.rows + kTaps - 1, view_.H)};
-    expect_planes(src_ + t.n * view_.src.n + channel * view_.src.c, view_.src, channels, rows,
-                  view_.W, ahead);
+    prefetch_planes(src_ + t.n * view_.src.n + channel * view_.src.c + rows.begin * view_.src.row,
+                    view_.src, channels, rows.size(), view_.W, ahead);
   }
   void expect_outputs(const Task& t, SourcePrefetch& ahead) const {
     const int64_t filter = t.block * band_.groups * view_.K;
     const int64_t filters = band_.groups_in(view_, t.block) * view_.K;
-    expect_planes(store_.epilogue.y + view_.dst_offset + t.n * view_.dst.n + filter * view_.dst.c,
-                  view_.dst, filters, {t.i0, t.i0 + t.rows}, view_.J, ahead);
+    prefetch_planes(store_.epilogue.y + view_.dst_offset + t.n * view_.dst.n +
+                        filter * view_.dst.c + t.i0 * view_.dst.row,
+                    view_.dst, filters, t.rows, view_.J, ahead);
   }
 
   // False where an output is not finite.

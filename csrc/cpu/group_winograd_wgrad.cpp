@@ -71,10 +71,11 @@ void GroupWinogradDot::expect_next(const float* dz, const float* x, int64_t bloc
   const int64_t begin = same ? i0 + rows : 0, end = std::min(begin + band_.band, view_.I);
   const int64_t first = begin + band_.first_h;
   const Range read{std::max<int64_t>(first, 0), std::min(first + end - begin + kTaps - 1, view_.H)};
-  expect_planes(x + (same ? 0 : view_.src.n), view_.src, band_.groups_in(view_, block) * view_.C,
-                read, view_.W, ahead);
-  expect_planes(dz + (same ? 0 : view_.dst.n), view_.dst, band_.groups_in(view_, block) * view_.K,
-                {begin, end}, view_.J, ahead);
+  const int64_t groups = band_.groups_in(view_, block);
+  prefetch_planes(x + (same ? 0 : view_.src.n) + read.begin * view_.src.row, view_.src,
+                  groups * view_.C, read.size(), view_.W, ahead);
+  prefetch_planes(dz + (same ? 0 : view_.dst.n) + begin * view_.dst.row, view_.dst,
+                  groups * view_.K, end - begin, view_.J, ahead);
 }
 
 void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, int64_t i0, int64_t rows,

@@ -14,8 +14,8 @@ namespace {
 constexpr int64_t kMostChannels = 7, kMostTerms = 1024;
 // Elements of a laid out row, and vectors that are read past its end.
 constexpr int64_t kRowElements = 2048, kSlack = 64;
-// Of a kernel whose patch is at least 3 elements wide.
-constexpr int64_t kPatchRows = 10;
+// A patch's elements, and its runs of at least three: a run is odd, and no kernel of one element.
+constexpr int64_t kPatchTerms = 2 * kVectorBytes / 4, kPatchRows = kPatchTerms / 3;
 
 int64_t row_taps(const ConvView& view) {
   const auto taps = static_cast<int64_t>(view.taps.size());
@@ -47,7 +47,7 @@ void lay_out(const ConvView& image, const BFloat16* src, int64_t first, int64_t 
 bool takes_patches(const ConvView& view) {
   const auto taps = static_cast<int64_t>(view.taps.size());
   const int64_t S = row_taps(view), R = taps / S;
-  return R > 1 && S * view.C % 2 == 1 && view.terms() <= 2 * kVectorBytes / 4 &&
+  return R > 1 && R <= kPatchRows && S * view.C % 2 == 1 && view.terms() <= kPatchTerms &&
          view.taps.back().h == view.taps.front().h + R - 1;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/range.h"
+#include "cpu/conv_view.h"
 
 namespace torchconv::cpu {
 
@@ -74,5 +75,22 @@ class SourcePrefetch {
   std::vector<Piece> pieces_;
   int64_t piece_ = 0, part_ = 0, line_ = 0, lines_ = 0;
 };
+
+// A rectangle of some planes (channels or filters), `width` pixels a row, whose first is at first.
+template <typename T>
+void prefetch_planes(const T* first, const ConvStrides& strides, int64_t planes, int64_t rows,
+                     int64_t width, SourcePrefetch& ahead) {
+  constexpr auto kSize = static_cast<int64_t>(sizeof(T));
+  if (rows <= 0) return;
+  // Whole rows are one run.
+  const bool whole = strides.column == 1 && strides.row == width;
+  const int64_t run = whole ? rows * width : width;
+  for (int64_t r = 0; r < (whole ? 1 : rows); ++r, first += strides.row) {
+    if (strides.c == 1)
+      ahead.add(first, run, strides.column * kSize, planes * kSize);
+    else
+      ahead.add(first, planes, strides.c * kSize, run * strides.column * kSize);
+  }
+}
 
 }  // namespace torchconv::cpu

@@ -52,18 +52,18 @@ TORCHCONV_INLINE void store_transposed(const A* band, int64_t pixels, A* dst, in
   }
 }
 
-// Where the outputs of a segment go, a band or the destination, what they have added there, or
-// null, and what they are clamped to, NaN kept.
+// Where the outputs of a segment go, a band or the destination, and what they have added there, or
+// null.
 template <typename A>
 struct Target {
   A* first;
   const A* residual;
   int64_t row, column;  // strides
-  A low, high;
+  const Clamp<A>* clamp;
 
   // Where element `at` of the first is the first.
   Target from(int64_t at) const {
-    return {first + at, residual != nullptr ? residual + at : nullptr, row, column, low, high};
+    return {first + at, residual != nullptr ? residual + at : nullptr, row, column, clamp};
   }
 };
 
@@ -80,8 +80,8 @@ TORCHCONV_INLINE V sum_of(const V (&y)[kFull]) {
 // an output is not finite.
 template <int kCount, typename A, int kFull>
 TORCHCONV_INLINE Register<A> store_row(const Register<A> (&y)[kFull], Register<A> bias,
-                                       Register<A> low, Register<A> high, const Target<A>& target,
-                                       int64_t row, int64_t columns) {
+                                       const Clamp<A>& clamp, const Target<A>& target, int64_t row,
+                                       int64_t columns) {
   A* const first = target.first + row * target.row;
   const A* const residual = target.residual;
 #pragma GCC unroll 4
@@ -89,8 +89,7 @@ TORCHCONV_INLINE Register<A> store_row(const Register<A> (&y)[kFull], Register<A
     Register<A> z = y[s] + bias;
     if (residual != nullptr && s < columns)
       z += Vec<A>::load(residual + row * target.row + s * target.column);
-    z = z < low ? low : z;
-    z = z > high ? high : z;
+    z = clamp(z);
     if (s < columns) Vec<A>::store(first + s * target.column, z);
   }
   return sum_of<kCount>(y) * 0.0f;
@@ -102,7 +101,7 @@ template <int kFull, bool kTall, bool kWide, typename A>
 TORCHCONV_INLINE Register<A> transform_tile(const A* m, Register<A> bias, int64_t rows,
                                             int64_t columns, const Target<A>& target) {
   using V = Vec<A>;
-  const Register<A> low = V::broadcast(target.low), high = V::broadcast(target.high);
+  const Clamp<A> clamp = *target.clamp;
   constexpr int64_t kFilters = kPanel<A>;
   constexpr int kRows = kTall ? kFull : kFull - 1, kColumns = kWide ? kFull : kFull - 1;
   constexpr int kRowPoints = kPoints - kFull + kRows, kColumnPoints = kPoints - kFull + kColumns;
@@ -121,7 +120,7 @@ TORCHCONV_INLINE Register<A> transform_tile(const A* m, Register<A> bias, int64_
   for (int r = 0; r < kRows; ++r) {
     Register<A> y[kFull];
     transform_output<kWide>(sums[r], y);
-    special += store_row<kColumns>(y, bias, low, high, target, r, r < rows ? columns : 0);
+    special += store_row<kColumns>(y, bias, clamp, target, r, r < rows ? columns : 0);
   }
   return special;
 }
@@ -168,7 +167,7 @@ Register<A> transform_rows(const A* m, int64_t count, Register<A> bias, int64_t 
   using V = Vec<A>;
   constexpr int kFull = tile_outputs(3), kStep = kWide ? kFull : kFull - 1;
   constexpr int kColumnPoints = kWide ? kPoints : kPoints - 1;
-  const Register<A> low = V::broadcast(target.low), high = V::broadcast(target.high);
+  const Clamp<A> clamp = *target.clamp;
   Register<A> special{};
   for (int64_t tile = 0; tile < count; ++tile) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -177,7 +176,7 @@ Register<A> transform_rows(const A* m, int64_t count, Register<A> bias, int64_t 
       for (int s = 0; s < kColumnPoints; ++s)
         points[s] = V::load(m + r * kColumnRow<A> + s * V::kLanes);
       transform_output<kWide>(points, y);
-      special += store_row<kStep>(y, bias, low, high, target, r, columns);
+      special += store_row<kStep>(y, bias, clamp, target, r, columns);
     }
     m += kColumnSlot<A>;
     target = target.from(kStep * target.column);
@@ -201,8 +200,6 @@ struct Outputs {
           plan.columns.begin(s.j) * view.dst.column;
     strides = {0, view.dst.c, plan.rows.dilation * view.dst.row, step * view.dst.column};
   }
-  // Whole rows of the image are one run.
-  bool whole_rows() const { return strides.column == 1 && strides.row == columns; }
 };
 
 // Of a row of outputs, in the band at a time.
@@ -214,7 +211,6 @@ template <typename T, typename F>
 bool finish_segment(const Grid& plan, const Segment& s, int64_t filter, int64_t filters,
                     const Epilogue<T>& epilogue, Wide<T>* scratch, F&& transform) {
   using A = Wide<T>;
-  constexpr A kInfinity = std::numeric_limits<A>::infinity();
   const Outputs out(plan, s);
   const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
   const bool direct =
@@ -222,9 +218,8 @@ bool finish_segment(const Grid& plan, const Segment& s, int64_t filter, int64_t 
   // A band is clamped here, unless it has a residual to come.
   const bool done = direct || (simple && epilogue.residual == nullptr);
   const Epilogue<T> rest = done ? Epilogue<T>{epilogue.y, nullptr, Activation::kNone} : epilogue;
-  Target<A> target{scratch, nullptr, 0, kPanel<A>, -kInfinity, kInfinity};
-  if (done && epilogue.clamps()) target.low = 0;
-  if (done) target.high = epilogue.most();
+  const Clamp<A> clamp(done ? epilogue : Epilogue<T>{epilogue.y, nullptr, Activation::kNone});
+  Target<A> target{scratch, nullptr, 0, kPanel<A>, &clamp};
   // Few at a time, to find them in the first-level cache again, on whole lines where these exist.
   const bool few = std::is_same_v<T, A> && simple && !direct;
   const int64_t most = few ? kBandPixels / plan.columns.full : s.count;
@@ -301,19 +296,9 @@ bool transform_column_products(const Plan<Wide<T>>& plan, const Segment& segment
 template <typename T>
 void prefetch_destination(const Plan<Wide<T>>& plan, const Segment& s, Range range, const T* y,
                           SourcePrefetch& ahead) {
-  constexpr auto kSize = static_cast<int64_t>(sizeof(T));
   const Outputs out(plan, s);
-  const int64_t filters = range.size();
-  y += out.dst + range.begin * out.strides.c;
-  if (out.whole_rows())
-    return ahead.add(y, filters, out.strides.c * kSize, out.rows * out.columns * kSize);
-  for (int64_t r = 0; r < out.rows; ++r) {
-    if (out.strides.c == 1)
-      ahead.add(y + r * out.strides.row, out.columns, out.strides.column * kSize, filters * kSize);
-    else
-      ahead.add(y + r * out.strides.row, filters, out.strides.c * kSize,
-                out.columns * out.strides.column * kSize);
-  }
+  prefetch_planes(y + out.dst + range.begin * out.strides.c, out.strides, range.size(), out.rows,
+                  out.columns, ahead);
 }
 
 template <typename T>

@@ -50,7 +50,8 @@ struct Clamp {
   using Register = typename Vec<A>::Type;
   Register low, high;
 
-  explicit Clamp(const Epilogue<A>& epilogue)
+  template <typename T>
+  explicit Clamp(const Epilogue<T>& epilogue)
       : low(Vec<A>::broadcast(epilogue.clamps() ? A{0} : -std::numeric_limits<A>::infinity())),
         high(Vec<A>::broadcast(epilogue.most())) {}
   TORCHCONV_INLINE Register operator()(Register z) const {

@@ -255,18 +255,9 @@ bool transform_products(const Plan& plan, const TileBlock& block, const Segment&
 void prefetch_outputs(const Plan& plan, const Segment& s, Range filters, const float* first,
                       SourcePrefetch& ahead) {
   const ConvStrides& strides = plan.view.dst;
-  constexpr auto kSize = static_cast<int64_t>(sizeof(float));
   const Outputs out(plan, s);
-  first += out.offset(plan.view, s) + filters.begin * strides.c;
-  // Whole rows of the image are one run.
-  const bool whole = strides.column == 1 && strides.row == out.columns;
-  for (int64_t r = 0; r < (whole ? 1 : out.rows); ++r, first += strides.row) {
-    if (strides.c == 1)
-      ahead.add(first, out.columns, strides.column * kSize, filters.size() * kSize);
-    else
-      ahead.add(first, filters.size(), strides.c * kSize,
-                (whole ? out.rows : 1) * out.columns * strides.column * kSize);
-  }
+  prefetch_planes(first + out.offset(plan.view, s) + filters.begin * strides.c, strides,
+                  filters.size(), out.rows, out.columns, ahead);
 }
 
 }  // namespace torchconv::cpu::winograd_strided

@@ -66,7 +66,7 @@ __host__ __device__ __forceinline__ A times_derivative(Activation activation, A 
     }
     case Activation::kHardswish:
       if (saved <= A{-3}) return A{0};
-      return saved >= A{3} ? dy : dy * (saved / A{3} + A(0.5));
+      return saved < A{3} ? dy * (saved / A{3} + A(0.5)) : dy;  // one at a NaN, as ReLU's
     case Activation::kGELU: {
       const A density = A(0.39894228040143267794) * ::exp(A(-0.5) * saved * saved);
       return dy * (normal_cdf(saved) + saved * density);
