@@ -1,10 +1,10 @@
 """The two products that compute dense convolutions in NCHW, against float64.
 
 The product along pixels (csrc/cpu/pixel_gemm.cpp) takes 1x1 kernels: its vectors cross from sample
-to sample. Kernels that lie side by side become such (csrc/cpu/patches.cpp), and kernels as large as
-the image a product of samples (sample_gemm.cpp). The product over a band (csrc/cpu/band_gemm.cpp)
-takes the other kernels that Winograd leaves: sizes here reach its chunks of channels, its columns
-of taps, ragged filters and short rows.
+to sample. Those with a stride and kernels that lie side by side become such (csrc/cpu/patches.cpp),
+and kernels as large as the image a product of samples (sample_gemm.cpp). The product over a band
+(csrc/cpu/band_gemm.cpp) takes the other kernels that Winograd leaves: sizes here reach its chunks
+of channels, its columns of taps, ragged filters and short rows.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ PIXEL_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] 
     "patches_and_a_rest": ((2, 7, 15, 71), (33, 7, 2, 2), {"stride": 2}),
     "patches_4x4": ((2, 3, 35, 90), (36, 3, 4, 4), {"stride": 4}),
     "patches_3x5": ((2, 5, 20, 33), (32, 5, 3, 5), {"stride": (3, 5)}),
+    "pixels_apart": ((3, 30, 14, 78), (40, 30, 1, 1), {"stride": 2}),
+    "pixels_apart_to_the_end": ((2, 7, 15, 71), (33, 7, 1, 1), {"stride": 2}),
+    "pixels_apart_and_a_rest": ((2, 5, 24, 33), (32, 5, 1, 1), {"stride": (5, 3)}),
+    "rows_apart": ((2, 12, 16, 9), (33, 12, 1, 1), {"stride": (3, 1)}),
+    "columns_apart": ((2, 12, 5, 70), (33, 12, 1, 1), {"stride": (1, 2)}),
     "patches_in_parts": ((3, 40, 80, 130), (32, 40, 2, 2), {"stride": 2}),
     "patches_in_parts_and_a_rest": ((3, 40, 81, 131), (32, 40, 2, 2), {"stride": 2}),
 }

@@ -29,6 +29,7 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "groups": ((2, 66, 9, 10), (66, 33, 5, 2), {"groups": 2, "padding": (2, 1), "stride": (2, 3)}),
     "few_filters": ((1, 300, 5, 5), (20, 300, 3, 3), {"padding": 1}),
     "patches": ((2, 8, 30, 33), (6, 8, 16, 16), {"stride": 16}),
+    "pixels_apart": ((2, 19, 9, 14), (513, 19, 1, 1), {"stride": 2}),
     "stride_20": ((2, 8, 40, 40), (6, 8, 3, 3), {"stride": 20}),
     "stride_18": ((2, 6, 9, 40), (6, 6, 3, 3), {"stride": (1, 18)}),
     "one_pixel": ((9, 68, 1, 1), (72, 68, 1, 1), {}),

@@ -420,6 +420,13 @@ void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, con
 
   if (dx != nullptr && p.N > 0 && p.C > 0) dgrad(p, dz, w, dx, pool);
   if (dw != nullptr) {
+    if constexpr (std::is_floating_point_v<T>) {
+      if (wgrad_goes_by_patches(p)) {
+        const Buffer<T> patches(p.N * p.C * p.P * p.Q);
+        unfold_patches(p, x, patches.get(), pool);
+        return wgrad(fprop_view(patch_problem(p)), dz, patches.get(), dw, pool);
+      }
+    }
     const ConvView view = fprop_view(p);
     const bool covers_all =
         static_cast<int64_t>(view.taps.size()) == p.R * p.S && p.N * p.P * p.Q > 0;

@@ -73,6 +73,8 @@ constexpr double kLanesUsed = 0.7;
 constexpr int64_t kSampleTerms = 128;
 // Filters whose products repay the rearrangement of the image.
 constexpr int64_t kPatchFilters = 32;
+// Those from which the weight gradient reads a strided image several times, see conv_wgrad.cpp.
+constexpr int64_t kPatchFiltersWgrad = 512;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
 // to rearrange more. Phases of larger strides are not computed together.
 constexpr int64_t kGroupWidth = 16, kGroupWidthPixels = 64, kGroupStride = 4;
@@ -315,6 +317,10 @@ ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd)
 bool goes_by_patches(const ConvProblem& p) {
   return (p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64) && p.K >= kPatchFilters &&
          patches_apply(p);
+}
+
+bool wgrad_goes_by_patches(const ConvProblem& p) {
+  return p.R * p.S == 1 && p.K >= kPatchFiltersWgrad && goes_by_patches(p);
 }
 
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {

@@ -42,6 +42,8 @@ ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd)
 
 // Whether fprop and dgrad compute the problem's patch_problem in its place (patches.h).
 bool goes_by_patches(const ConvProblem& p);
+// The same for wgrad.
+bool wgrad_goes_by_patches(const ConvProblem& p);
 
 // Whether fprop or dgrad goes by kStridedWinograd, which looks at the problem and not at its views:
 // dgrad has several. Otherwise each view has its gather_algorithm.

@@ -356,7 +356,8 @@ std::string conv2d_explain(const ConvProblem& problem) {
                               direct, operations, bytes});
   }
 
-  const ConvView whole = fprop_view(p);
+  const bool unfolds = wgrad_goes_by_patches(p);
+  const ConvView whole = fprop_view(unfolds ? q : p);
   if (whole.terms() == 0) return lines + zeros("wgrad", bytes);
   const ConvAlgorithm wgrad = wgrad_algorithm(whole, p.dtype, winograd);
   const bool multiplies_padding =
@@ -367,7 +368,8 @@ std::string conv2d_explain(const ConvProblem& problem) {
   const char* otherwise = multiplies_padding ? name_of(ConvAlgorithm::kWgradProduct) : "";
   if (wgrad == ConvAlgorithm::kWinograd)
     otherwise = name_of(wgrad_algorithm(whole, p.dtype, false));
-  return lines + formatted({"wgrad", wgrad, otherwise, wgrad_blocking(whole, p.dtype, wgrad),
+  return lines + formatted({"wgrad", wgrad, otherwise,
+                            (unfolds ? patches : "") + wgrad_blocking(whole, p.dtype, wgrad),
                             direct, wgrad_operations(whole, wgrad), bytes});
 }
 

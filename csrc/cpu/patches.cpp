@@ -7,7 +7,11 @@
 // dgrad would write every S-th column of dx, once for each tap.
 //
 // A row of the image is a matrix of patches by columns of the kernel, which is transposed: in
-// registers by taking even from odd lanes for the usual small kernels.
+// registers by taking even from odd lanes for the usual small kernels. A 1x1 kernel with a stride,
+// the projection shortcut of residual networks (He et al., arXiv 1512.03385), has patches of one
+// pixel with gaps between them: what they leave of the image is copied once, row after row, where
+// the product would read a few pixels of every channel's plane at a time, and dx is written with
+// its zeros at once.
 #include "cpu/patches.h"
 
 #include <algorithm>
@@ -95,6 +99,35 @@ void merge_columns(const T* columns, int64_t step, int64_t count, T* row) {
   }
 }
 
+// columns[j] = row[j*step] for j < count.
+template <typename T>
+void take_columns(const T* row, int64_t step, int64_t count, T* columns) {
+  constexpr int64_t kL = Vec<T>::kLanes;
+  for (int64_t j = 0; j < count; j += kL) {
+    const int64_t n = std::min(kL, count - j);
+    const auto lanes = load_lanes_strided(row + j * step, step, 0, n, j + kL < count);
+    store_some(columns + j, 0, lanes, n);
+  }
+}
+
+// The way back: a row of `width` elements, zero between and behind the columns.
+template <typename T>
+void spread_columns(const T* columns, int64_t step, int64_t count, int64_t width, T* row) {
+  using V = Vec<T>;
+  constexpr auto kAll = Lanes<T>();
+  if (step != 2) {
+    fill_zero(row, width);
+    for (int64_t j = 0; j < count; ++j) row[j * step] = columns[j];
+    return;
+  }
+  for (; width > 0; count -= V::kLanes, width -= 2 * V::kLanes, columns += V::kLanes) {
+    const auto lanes = load_some(columns, 0, count), zero = typename V::Type{};
+    store_some(row, 0, merge_lanes<0>(lanes, zero, kAll), width);
+    store_some(row, 1, merge_lanes<1>(lanes, zero, kAll), width);
+    row += 2 * V::kLanes;
+  }
+}
+
 // f(n*C + c, i) for every row of patches of every channel. A thread has the pixels that it will
 // multiply, or has multiplied: those of some rows, with all of their channels. Few are dealt out
 // too: to move them takes several times as long where another core has had them.
@@ -119,9 +152,16 @@ bool patches_apply(const ConvProblem& p) {
     return pad == 0 && (taps == 1 || dilation == 1) && outputs > 0 &&
            (stride == taps || outputs == 1) && outputs * taps <= size;
   };
-  return p.N > 0 && p.C > 0 && p.K > 0 && p.layout == Layout::kNCHW &&
-         p.weight_layout == Layout::kNCHW && p.groups == 1 && !p.flip && p.R * p.S > 1 &&
-         side_by_side(p.R, p.stride_h, p.pad_top, p.dilation_h, p.P, p.H) &&
+  const auto apart = [](int64_t stride, int64_t pad, int64_t outputs, int64_t size) {
+    return pad == 0 && outputs > 0 && stride <= size && (outputs - 1) * stride < size;
+  };
+  if (p.N == 0 || p.C == 0 || p.K == 0 || p.layout != Layout::kNCHW ||
+      p.weight_layout != Layout::kNCHW || p.groups != 1 || p.flip)
+    return false;
+  if (p.R * p.S == 1)
+    return std::max(p.stride_h, p.stride_w) > 1 && apart(p.stride_h, p.pad_top, p.P, p.H) &&
+           apart(p.stride_w, p.pad_left, p.Q, p.W);
+  return side_by_side(p.R, p.stride_h, p.pad_top, p.dilation_h, p.P, p.H) &&
          side_by_side(p.S, p.stride_w, p.pad_left, p.dilation_w, p.Q, p.W);
 }
 
@@ -138,6 +178,9 @@ template <typename T>
 void unfold_patches(const ConvProblem& p, const T* x, T* patches, const Parallel& pool) {
   const int64_t plane = p.P * p.Q;
   for_patch_rows(p, pool, [&](int64_t image, int64_t i) {
+    if (p.R * p.S == 1)
+      return take_columns(x + (image * p.H + i * p.stride_h) * p.W, p.stride_w, p.Q,
+                          patches + image * plane + i * p.Q);
     for (int64_t r = 0; r < p.R; ++r) {
       const T* row = x + (image * p.H + i * p.R + r) * p.W;
       T* columns = patches + (image * p.R + r) * p.S * plane + i * p.Q;
@@ -155,6 +198,12 @@ template <typename T>
 void fold_patches(const ConvProblem& p, const T* patches, T* x, const Parallel& pool) {
   const int64_t plane = p.P * p.Q, left = p.W - p.Q * p.S;
   for_patch_rows(p, pool, [&](int64_t image, int64_t i) {
+    if (p.R * p.S == 1) {
+      const int64_t h = i * p.stride_h, next = i + 1 == p.P ? p.H : h + p.stride_h;
+      T* row = x + (image * p.H + h) * p.W;
+      spread_columns(patches + image * plane + i * p.Q, p.stride_w, p.Q, p.W, row);
+      return fill_zero(row + p.W, (next - h - 1) * p.W);
+    }
     for (int64_t r = 0; r < p.R; ++r) {
       const T* columns = patches + (image * p.R + r) * p.S * plane + i * p.Q;
       T* row = x + (image * p.H + i * p.R + r) * p.W;

@@ -1,4 +1,5 @@
-// Convolutions whose kernels lie side by side, as 1x1 convolutions of an image of patches.
+// Convolutions whose kernels lie side by side, or are 1x1 with a stride, as 1x1 convolutions of an
+// image of patches.
 #pragma once
 
 #include "core/conv_problem.h"
@@ -6,14 +7,14 @@
 
 namespace torchconv::cpu {
 
-// Whether patch_problem has the results of p: kernels side by side on an NCHW image, in one group.
+// Whether patch_problem has the results of p: such kernels on an NCHW image, in one group.
 bool patches_apply(const ConvProblem& p);
 
 // The 1x1 problem: C*R*S channels, P by Q pixels. Its weights are those of p.
 ConvProblem patch_problem(const ConvProblem& p);
 
-// From x, [n][c][h][w], the image of patches [n][c][r][s][p][q], and back: what lies below or right
-// of all patches is zero. Instantiated for float and double.
+// From x, [n][c][h][w], the image of patches [n][c][r][s][p][q], and back: what lies in no
+// patch is zero. Instantiated for float and double.
 template <typename T>
 void unfold_patches(const ConvProblem& p, const T* x, T* patches, const Parallel& pool);
 template <typename T>
