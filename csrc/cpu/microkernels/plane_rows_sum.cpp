@@ -15,9 +15,11 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
   constexpr int kRows = (R + kStep - 1) / kStep;
   // All weights stay in registers, where there is room.
   constexpr bool kHeld = R == 3 || R * R + kRows * kStrips + 2 <= kVectorRegisters;
+  // With the widest registers a masked store is as fast as a whole one, and faster than to ask.
+  constexpr bool kStoresWhole = kVectorBytes < 64;
+  const auto there = LaneRange<A, N>::of(0, p.columns);
   Source source[kStrips];
   unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA { source[k] = Source(p, first[k]); });
-  const bool whole = kStrips > 1 || p.columns >= N;
   for (const int64_t end = plane + planes; plane < end; ++plane) {
     const A* w = t.weights + plane * t.weight_plane;
     A weights[R * R];
@@ -55,10 +57,11 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
       });
       if (done >= 0) {
         unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
-          if (whole)
-            V::store(out + first[k], sum[kRows - 1][k]);
+          const Type y = t.template clamped<N>(sum[kRows - 1][k]);
+          if (kStrips > 1 || (kStoresWhole && p.columns >= N))
+            V::store(out + first[k], y);
           else
-            V::store_partial(out + first[k], sum[kRows - 1][k], p.columns);
+            there.store(out + first[k], y);
         });
       }
       unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
