@@ -26,7 +26,7 @@ struct RowPairs {
            const Parallel& pool, Row&& row, Call&& call) const {
     using A = Wide<T>;
     const ThreadCopies copies;
-    const bool in_place = epilogue.activation == Activation::kNone && epilogue.activates_only();
+    const bool in_place = epilogue.clamps_at_most() && epilogue.activates_only();
     const WorkSplit split(
         N * pairs, static_cast<double>(2 * columns * channels) * static_cast<double>(taps + 8));
     const int64_t line = columns * channels;
@@ -49,6 +49,8 @@ struct RowPairs {
         sum.start = weights + taps * channels;
         sum.next = nullptr;
         sum.streams = streams;
+        sum.clamps = in_place && epilogue.clamps();
+        sum.most = epilogue.most();
         int64_t dst[kColumnLines];
         for (int64_t l = 0; l < kColumnLines; ++l) {
           const int64_t i = row(pair) + l;
