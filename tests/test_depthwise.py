@@ -156,13 +156,20 @@ def test_large_planes(stride: int, layout: str) -> None:
 
 
 @on_formats
-@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu"])
 @on_types
 def test_activation(dtype: torch.dtype, activation: str, layout: str) -> None:
-    x, w, b = operands(2, 24, 9, 10, 3, layout, dtype)
-    out = F.conv2d(x, w, b, padding=1, groups=24, activation=activation)
-    truth = torch_F.conv2d(x.double(), w.double(), b.double(), padding=1, groups=24)
-    assert_accurate(out, getattr(torch_F, activation)(truth))
+    """Of narrow and of several strips, by every kernel; NaN stays."""
+    for r, stride, size in ((3, 1, (9, 10)), (3, 2, (11, 41)), (5, 2, (9, 14)), (7, 1, (8, 35))):
+        x, w, b = operands(2, 24, *size, r, layout, dtype)
+        x, b = 3 * x, 2 * b
+        x[1, 5, 4, 7] = math.nan
+        kwargs = {"stride": stride, "padding": r // 2, "groups": 24}
+        out = F.conv2d(x, w, b, **kwargs, activation=activation)
+        truth = torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)
+        wanted = getattr(torch_F, activation)(truth)
+        assert torch.equal(out.isnan(), wanted.isnan())
+        assert_accurate(out.nan_to_num(), wanted.nan_to_num())
 
 
 @on_formats

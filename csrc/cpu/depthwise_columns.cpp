@@ -9,6 +9,7 @@
 #include "cpu/depthwise_taps.h"
 #include "cpu/microkernels/channel_columns.h"
 #include "cpu/parallel_range.h"
+#include "cpu/thread_copies.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -24,11 +25,8 @@ struct RowPairs {
   void run(const DepthwiseTaps& grid, const T* w, const T* bias, const Epilogue<T>& epilogue,
            const Parallel& pool, Row&& row, Call&& call) const {
     using A = Wide<T>;
-    Buffer<A> weights((taps + 1) * channels);
-    A* start = weights.get() + taps * channels;
-    pack_taps(grid, channels, w, weights.get());
-    for (int64_t c = 0; c < channels; ++c) start[c] = bias != nullptr ? to_wide(bias[c]) : A{0};
-    const bool in_place = epilogue.activation == Activation::kNone && epilogue.activates_only();
+    const ThreadCopies copies;
+    const bool in_place = epilogue.clamps_at_most() && epilogue.activates_only();
     const WorkSplit split(
         N * pairs, static_cast<double>(2 * columns * channels) * static_cast<double>(taps + 8));
     const int64_t line = columns * channels;
@@ -37,15 +35,22 @@ struct RowPairs {
                          WideVec<T>::streams(epilogue.y, N * dst_n, channels);
     Buffer<A> lines(in_place ? 0 : split.slots * kColumnLines * line);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+      const A* weights = copies.get<A>((taps + 1) * channels, [&](A* packed) {
+        pack_taps(grid, channels, w, packed);
+        A* start = packed + taps * channels;
+        for (int64_t c = 0; c < channels; ++c) start[c] = bias != nullptr ? to_wide(bias[c]) : A{0};
+      });
       for (int64_t item = begin; item < end; ++item) {
         const int64_t n = item / pairs, pair = item % pairs;
         ChannelColumnsSum<T> sum;
         sum.out_step = dst_column;
-        sum.weights = weights.get();
+        sum.weights = weights;
         sum.weight_step = channels;
-        sum.start = start;
+        sum.start = weights + taps * channels;
         sum.next = nullptr;
         sum.streams = streams;
+        sum.clamps = in_place && epilogue.clamps();
+        sum.most = epilogue.most();
         int64_t dst[kColumnLines];
         for (int64_t l = 0; l < kColumnLines; ++l) {
           const int64_t i = row(pair) + l;

@@ -94,6 +94,8 @@ class DepthwisePlanes {
         sum.last = piece.last;
         sum.out_pitch = s_.J;
         sum.streams = false;
+        sum.clamps = in_place && epilogue.clamps();
+        sum.most = epilogue.most();
         if constexpr (kConverts) {
           const int64_t sources = s_.filters > 1 ? 1 : piece.planes;
           const int64_t count = rows.size() * s_.width;
@@ -130,7 +132,7 @@ class DepthwisePlanes {
             sum.streams = epilogue.activation == Activation::kNone &&
                           WideVec<T>::streams(epilogue.y, s_.N * s_.dst_n, s_.J);
             call(sum, piece);
-            activate(epilogue.activation, epilogue.y + dst, piece.planes * count);
+            if (!sum.clamps) activate(epilogue.activation, epilogue.y + dst, piece.planes * count);
             continue;
           }
         }

@@ -1,5 +1,7 @@
-// Pairs of output rows are dealt to threads, as in depthwise_columns.cpp. The weights are
-// transformed in each call: there are few of them.
+// Pairs of output rows are dealt to threads, as in depthwise_columns.cpp, or, where the last cache
+// holds all, bands of pairs, through which a few vectors of channels are taken at a time: a source
+// row then comes but once into the first cache. Threads that shared a row's channels would take
+// each other's lines away. The weights are transformed in each call: there are few of them.
 #include "cpu/depthwise_winograd.h"
 
 #include <algorithm>
@@ -11,6 +13,7 @@
 #include "cpu/depthwise_taps.h"
 #include "cpu/microkernels/channel_columns_winograd.h"
 #include "cpu/parallel_range.h"
+#include "cpu/thread_copies.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -20,8 +23,15 @@ constexpr int kL = kLanes<float>;
 // Columns that tiles may compute twice, as a part of all.
 constexpr double kOverlap = 0.15;
 
-// Image and output of so many bytes are not in a core's own cache.
-constexpr int64_t kFarBytes = 2 << 20;
+// Images and outputs of so many bytes are not in the last cache.
+constexpr int64_t kFarBytes = kStreamedBytes;
+
+// Vectors of channels that are worked through side by side: enough for a loop and for the
+// prefetchers, few enough for a strip of two rows and the weights to stay in the first cache.
+constexpr int64_t kBlock = 4;
+
+// Tasks that a few threads can share evenly.
+constexpr int64_t kTasksWanted = 8;
 
 // Those of each vector of channels, [vectors][products*R][lanes]; the last vector ends with the
 // channels.
@@ -54,14 +64,8 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
   const DepthwiseTaps taps(v);
   const Epilogue<float> epilogue = to.at(v.dst_offset);
   const int64_t R = taps.rows, channels = v.groups, products = winograd_column_products(R);
-  const int64_t vectors = ceil_div(channels, kL), zeros = (kWinogradTile + R - 1) * channels;
-  Buffer<float> weights(vectors * products * R * kL), constants(channels + zeros);
-  pack_weights(taps, channels, w, weights.get());
-  if (bias != nullptr)
-    std::copy(bias, bias + channels, constants.get());
-  else
-    fill_zero(constants.get(), channels);
-  fill_zero(constants.get() + channels, zeros);
+  const int64_t vectors = ceil_div(channels, kL), size = vectors * products * R * kL;
+  const int64_t zeros = (kWinogradTile + R - 1) * channels;
 
   const bool in_place = epilogue.clamps_at_most() && epilogue.activates_only();
   const int64_t run = v.dst.column == channels ? v.J : 1;  // pixels side by side
@@ -70,46 +74,52 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
   const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(float)} >= kFarBytes;
   const ChannelColumns shape{R, 1,           channels, v.J, -taps.first_w, v.W - taps.first_w,
                              0, v.src.column};
+  const bool by_blocks = in_place && !far;
   const int64_t pairs = ceil_div(v.I, 2), line = v.J * channels;
-  const WorkSplit split(v.N * pairs,
-                        static_cast<double>(2 * line) * static_cast<double>(products * R / 2 + 8));
+  const int64_t blocks = by_blocks ? ceil_div(vectors, kBlock) : 1;
+  const int64_t band =
+      by_blocks ? ceil_div(pairs, std::min(pairs, ceil_div(kTasksWanted, v.N))) : 1;
+  const int64_t bands = ceil_div(pairs, band);
+  const WorkSplit split(v.N * bands, static_cast<double>(2 * band * line) *
+                                         static_cast<double>(products * R / 2 + 8));
   Buffer<float> lines(in_place ? 0 : split.slots * 2 * line);
+  const ThreadCopies copies;
   const std::unique_ptr<std::atomic<bool>[]> special(
       new std::atomic<bool>[static_cast<size_t>(v.N)]());
   split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
     ChannelColumnsWinograd rows;
-    rows.zeros = constants.get() + channels;
-    rows.weights = weights.get();
-    rows.start = constants.get();
+    rows.src_row = v.src.row;
+    rows.src_rows = v.H;
+    rows.out_row = in_place ? v.dst.row : line;
+    rows.out_step = in_place ? v.dst.column : channels;
+    rows.first_h = taps.first_h;
+    rows.weights = copies.get<float>(size + zeros, [&](float* weights) {
+      pack_weights(taps, channels, w, weights);
+      fill_zero(weights + size, zeros);
+    });
+    rows.zeros = rows.weights + size;
+    rows.start = bias != nullptr ? bias : rows.zeros;
+    rows.fetches = far;
+    rows.fetches_out = in_place && !streams;
     rows.streams = streams;
     rows.clamps = in_place && epilogue.clamps();
     rows.most = epilogue.most();
-    rows.out_step = in_place ? v.dst.column : channels;
-    rows.next_row = v.src.row;
-    rows.next_out_row = in_place ? v.dst.row : line;
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item / pairs, i = item % pairs * 2, count = std::min<int64_t>(2, v.I - i);
-      const float* image = src + n * v.src.n + taps.first_w * v.src.column;
-      const auto row = [&](int64_t h) {
-        return h >= 0 && h < v.H ? image + h * v.src.row : nullptr;
-      };
-      for (int64_t r = 0; r <= R; ++r)
-        rows.sources[r] = r < R || count > 1 ? row(i + taps.first_h + r) : nullptr;
-      const int64_t next = i + taps.first_h + R + 1;
-      rows.next = far && i + 4 <= v.I && row(next + 1) != nullptr ? row(next) : nullptr;
-      const int64_t dst = n * v.dst.n + i * v.dst.row;
-      rows.next_out = in_place ? epilogue.y + dst + 2 * v.dst.row : lines.get();
-      for (int64_t l = 0; l < 2; ++l) {
-        rows.out[l] =
-            in_place ? epilogue.y + dst + l * v.dst.row : lines.get() + (slot * 2 + l) * line;
-        if (l >= count) rows.out[l] = nullptr;
+      const int64_t n = item / bands, i = item % bands * band * 2, dst = n * v.dst.n;
+      rows.src = src + n * v.src.n + taps.first_w * v.src.column;
+      rows.first = i;
+      rows.last = std::min(i + 2 * band, v.I);
+      rows.out = in_place ? epilogue.y + dst : lines.get() + (slot * 2 - i) * line;
+      for (int64_t block = 0; block < blocks; ++block) {
+        rows.first_vector = block * vectors / blocks;
+        rows.end_vector = (block + 1) * vectors / blocks;
+        if (!channel_columns_winograd(shape, rows))
+          special[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
       }
-      if (!channel_columns_winograd(shape, rows))
-        special[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
-      for (int64_t l = 0; l < count && !in_place; ++l)
+      for (int64_t h = i; h < rows.last && !in_place; ++h)
         for (int64_t j = 0; j < v.J; j += run)
-          epilogue.store(rows.out[l] + j * channels, run * channels,
-                         dst + l * v.dst.row + j * v.dst.column, 1);
+          epilogue.store(rows.out + h * line + j * channels, run * channels,
+                         dst + h * v.dst.row + j * v.dst.column, 1);
     }
     if (streams) stream_fence();
   });

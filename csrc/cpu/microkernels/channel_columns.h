@@ -34,6 +34,8 @@ struct ChannelColumnsSum {
   const Wide<T>* weights;  // [R*R][weight_step]
   const T* next;  // the source rows that the next two lines read beside these; null if near by
   bool streams;   // past the caches
+  bool clamps;    // the outputs, to [0, most]
+  Wide<T> most;
   const Wide<T>* start;  // of all sums, by channel
   int64_t weight_step;
 };

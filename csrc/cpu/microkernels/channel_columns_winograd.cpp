@@ -18,10 +18,6 @@ using V = Vec<float>;
 using Register = V::Type;
 constexpr int kL = V::kLanes;
 
-// Vectors of channels that are worked through before the next tile of a row: enough for a loop and
-// for the prefetchers, few enough for their weights to stay near. All are, where memory is far.
-constexpr int64_t kBlock = 4;
-
 template <int R>
 struct Tile {
   const float* rows[R + 1];  // at the first source column of the tile
@@ -32,7 +28,7 @@ struct Tile {
   const float* next;
   float* next_out;
   int64_t next_row, next_out_row;
-  bool streams, clamps;
+  bool fetches_out, streams, clamps;
   float most;
 };
 
@@ -44,7 +40,7 @@ __attribute__((noinline)) void fetch_ahead(const Tile<R>& t, int64_t at) {
   for (int64_t line = 0; line < 2; ++line) {
     const float* next = t.next + line * t.next_row + at;
     for (int64_t c = 0; c < kWinogradTile; ++c) __builtin_prefetch(next + c * t.pitch, 0, 2);
-    if (t.streams) continue;
+    if (!t.fetches_out) continue;
     const float* out = t.next_out + line * t.next_out_row + at;
     for (int64_t c = 0; c < kWinogradTile; ++c) __builtin_prefetch(out + c * t.out_step, 1);
   }
@@ -153,37 +149,42 @@ TORCHCONV_INLINE void filter_tile(const Tile<R>& t, int64_t at, const float* wei
   });
 }
 
-// The last tile of a row and the last vector of channels overlap the ones before them.
+// Tiles from left to right, and each strip of them from top to bottom. The last tile of a row and
+// the last vector of channels overlap the ones before them.
 template <int R>
 bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
   constexpr int64_t kProducts = winograd_column_products(R) * R * kL;
-  const int64_t vectors = ceil_div(p.channels, kL),
-                blocks = t.next != nullptr ? 1 : ceil_div(vectors, kBlock),
-                block = ceil_div(vectors, blocks);
   Register total{};
-  for (int64_t first = 0; first < vectors; first += block) {
-    const int64_t last = std::min(first + block, vectors);
-    for (int64_t column = 0; column < p.columns; column += kWinogradTile) {
-      const int64_t j = std::min(column, p.columns - kWinogradTile);
-      Tile<R> tile;
-      tile.pitch = p.pitch;
-      tile.inside = 0;
-      for (int c = 0; c < kWinogradTile + R - 1; ++c)
-        tile.inside |= static_cast<uint32_t>(j + c >= p.left && j + c < p.right) << c;
-      unroll<R + 1>([&](auto i) TORCHCONV_INLINE_LAMBDA {
-        tile.rows[i] = t.sources[i] != nullptr ? t.sources[i] + j * p.pitch : t.zeros;
+  for (int64_t column = 0; column < p.columns; column += kWinogradTile) {
+    const int64_t j = std::min(column, p.columns - kWinogradTile);
+    Tile<R> tile;
+    tile.pitch = p.pitch;
+    tile.inside = 0;
+    for (int c = 0; c < kWinogradTile + R - 1; ++c)
+      tile.inside |= static_cast<uint32_t>(j + c >= p.left && j + c < p.right) << c;
+    tile.out_step = t.out_step;
+    tile.next_row = t.src_row;
+    tile.next_out_row = t.out_row;
+    tile.fetches_out = t.fetches_out;
+    tile.streams = t.streams;
+    tile.clamps = t.clamps;
+    tile.most = t.most;
+    for (int64_t i = t.first; i < t.last; i += 2) {
+      const bool two = i + 1 < t.last;
+      const int64_t y = i + t.first_h, next = y + R + 1;
+      const float* src = t.src + y * t.src_row + j * p.pitch;
+      unroll<R + 1>([&](auto r) TORCHCONV_INLINE_LAMBDA {
+        const bool there = y + r >= 0 && y + r < t.src_rows && (r < R || two);
+        tile.rows[r] = there ? src + r * t.src_row : t.zeros;
       });
-      tile.out_step = t.out_step;
-      tile.out[0] = t.out[0] + j * t.out_step;
-      tile.out[1] = t.out[1] != nullptr ? t.out[1] + j * t.out_step : nullptr;
-      tile.next = t.next != nullptr ? t.next + (j + R / 2) * p.pitch : nullptr;
-      tile.next_out = t.next_out + j * t.out_step;
-      tile.next_row = t.next_row;
-      tile.next_out_row = t.next_out_row;
-      tile.streams = t.streams;
-      tile.clamps = t.clamps;
-      tile.most = t.most;
-      for (int64_t v = first; v < last; ++v) {
+      float* out = t.out + i * t.out_row + j * t.out_step;
+      tile.out[0] = out;
+      tile.out[1] = two ? out + t.out_row : nullptr;
+      tile.next = t.fetches && next >= 0 && next + 1 < t.src_rows
+                      ? src + (R + 1) * t.src_row + R / 2 * p.pitch
+                      : nullptr;
+      tile.next_out = out + 2 * t.out_row;
+      for (int64_t v = t.first_vector; v < t.end_vector; ++v) {
         const int64_t lane = std::min(v * kL, p.channels - kL);
         filter_tile<R>(tile, lane, t.weights + v * kProducts, V::load(t.start + lane), total);
       }

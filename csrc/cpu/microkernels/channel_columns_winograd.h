@@ -30,22 +30,21 @@ constexpr int product_b(int part) { return part == 0 ? 0 : part + 1; }
 inline constexpr int kProductC = 1;
 constexpr int product_a(int R, int part) { return R / 2 + 1 + 2 * part; }
 
-// Two neighbouring output rows.
+// Pairs of neighbouring output rows.
 struct ChannelColumnsWinograd {
-  // The R + 1 rows that they read, from the column of the first tap on; null: a row of zeros.
-  const float* sources[kMostSources];
-  const float* zeros;  // as many source columns of them as a tile reads
-  float* out[2];       // the second may be null: no such row
-  int64_t out_step;
-  const float* weights;  // of each vector of channels, as winograd_column_weights makes them
-  const float* start;    // of all sums, by channel
-  // What is worth fetching: two rows of the source, next_row apart, and the next two of the output.
-  // next is null where all is near by.
-  const float* next;
-  float* next_out;
-  int64_t next_row, next_out_row;
-  bool streams;  // past the caches
-  bool clamps;   // the outputs, to [0, most]
+  const float* src;  // row 0, at the column of the first tap
+  int64_t src_row, src_rows;
+  float* out;  // row 0
+  int64_t out_row, out_step;
+  int64_t first, last;               // output rows
+  int64_t first_h;                   // the source row of the first tap of output row 0
+  int64_t first_vector, end_vector;  // of channels, of which the last may overlap another
+  const float* zeros;                // as many source columns of them as a tile reads
+  const float* weights;       // of each vector of channels, as winograd_column_weights makes them
+  const float* start;         // of all sums, by channel
+  bool fetches, fetches_out;  // what the next pair of rows reads, and what it writes
+  bool streams;               // past the caches
+  bool clamps;                // the outputs, to [0, most]
   float most;
 };
 

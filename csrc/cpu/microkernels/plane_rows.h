@@ -39,6 +39,17 @@ struct PlaneRowsSum {
   int64_t weight_row, weight_column;
   int64_t out_pitch, first, last;
   bool streams;  // past the caches, where whole vectors are aligned
+  bool clamps;   // the outputs, to [0, most]; not with kSpread
+  A most;
+
+  // NaN stays NaN.
+  template <int N>
+  TORCHCONV_INLINE typename Vec<A, N>::Type clamped(typename Vec<A, N>::Type v) const {
+    if (!clamps) return v;
+    const auto high = Vec<A, N>::broadcast(most);
+    v = v < A{0} ? typename Vec<A, N>::Type{} : v;
+    return v > high ? high : v;
+  }
 };
 template <typename A>
 void plane_rows_sum(const PlaneRows& shape, const PlaneRowsSum<A>& sum);

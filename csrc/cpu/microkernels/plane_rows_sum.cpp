@@ -15,9 +15,12 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
   constexpr int kRows = (R + kStep - 1) / kStep;
   // All weights stay in registers, where there is room.
   constexpr bool kHeld = R == 3 || R * R + kRows * kStrips + 2 <= kVectorRegisters;
+  // With the widest registers a masked store is as fast as a whole one, and faster than to ask.
+  constexpr bool kStoresWhole = kVectorBytes < 64;
+  const auto rows_there = static_cast<uint64_t>(std::max<int64_t>(p.bottom - p.top, 0));
+  const auto there = LaneRange<A, N>::of(0, p.columns);
   Source source[kStrips];
   unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA { source[k] = Source(p, first[k]); });
-  const bool whole = kStrips > 1 || p.columns >= N;
   for (const int64_t end = plane + planes; plane < end; ++plane) {
     const A* w = t.weights + plane * t.weight_plane;
     A weights[R * R];
@@ -30,12 +33,12 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
     Type sum[kRows][kStrips];
     unroll<kRows * kStrips>([&](auto i)
                                 TORCHCONV_INLINE_LAMBDA { sum[i / kStrips][i % kStrips] = start; });
-    int64_t y = t.first * kStep;
-    const A* row = t.src + plane * t.src_plane + y * p.pitch;
+    const A* row = t.src + plane * t.src_plane + t.first * kStep * p.pitch;
+    auto y = static_cast<uint64_t>(t.first * kStep - p.top);  // of the rows that are there
     A* out = t.out + plane * t.out_plane + (t.first - (kRows - 1)) * t.out_pitch;
     for (int64_t done = 1 - kRows; done < t.last - t.first; ++done, out += t.out_pitch) {
       unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
-        if (y >= p.top && y < p.bottom) {
+        if (y < rows_there) {
           typename Source::Row rows[kStrips];
           unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA { rows[k] = source[k].row(row); });
           unroll<R>([&](auto s) TORCHCONV_INLINE_LAMBDA {
@@ -55,10 +58,11 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
       });
       if (done >= 0) {
         unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
-          if (whole)
-            V::store(out + first[k], sum[kRows - 1][k]);
+          const Type y = t.template clamped<N>(sum[kRows - 1][k]);
+          if (kStrips > 1 || (kStoresWhole && p.columns >= N))
+            V::store(out + first[k], y);
           else
-            V::store_partial(out + first[k], sum[kRows - 1][k], p.columns);
+            there.store(out + first[k], y);
         });
       }
       unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {

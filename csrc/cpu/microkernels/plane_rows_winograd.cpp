@@ -142,8 +142,8 @@ Register filter_planes(const PlaneRows p, const PlaneRowsWinograd& t, const Stri
         }
         total += y[0] * 0.0f;
         total += y[1] * 0.0f;
-        strips[strip].out.store(out + column, y[0]);
-        if (second != nullptr) strips[strip].out.store(second + column, y[1]);
+        strips[strip].out.store(out + column, sum.clamped<kL>(y[0]));
+        if (second != nullptr) strips[strip].out.store(second + column, sum.clamped<kL>(y[1]));
       }
     }
   }
