@@ -56,7 +56,8 @@ void expect_planes(const T* planes, const ConvStrides& strides, int64_t count, c
 }
 
 struct GroupBand {
-  GroupBand(const ConvView& view, int64_t element_size, bool permutes);
+  // unit: of output rows.
+  GroupBand(const ConvView& view, int64_t element_size, bool permutes, int64_t unit = 1);
   bool fits;
 
   int64_t lanes;                     // of a vector
