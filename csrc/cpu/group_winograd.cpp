@@ -157,7 +157,8 @@ class GroupWinograd {
   std::vector<int64_t> run(const Parallel& pool) const {
     const int64_t tasks = view_.N * band_.bands * band_.blocks;
     const int64_t source = round_up(band_.size, 16);
-    const int64_t slot_size = source + window_size() + out_size() + store_.planes_size(band_.band);
+    const int64_t slot_size = source + window_size() + group_winograd_scratch(band_.band) +
+                              out_size() + store_.planes_size(band_.band);
     const WorkSplit split(tasks, static_cast<double>(band_.band * view_.J * kL) *
                                      static_cast<double>(view_.terms() / 3 + 8));
     Buffer<float> scratch(split.slots * slot_size);
@@ -184,7 +185,7 @@ class GroupWinograd {
  private:
   struct Task {
     int64_t n, block, i0, rows;
-    float *band, *window, *out;
+    float *band, *window, *points, *out;
   };
 
   int64_t window_size() const { return (band_.band + kTaps - 1) * kPoints * kL; }
@@ -199,7 +200,8 @@ class GroupWinograd {
             std::min(band_.band, view_.I - i0),
             scratch,
             scratch + source,
-            scratch + source + window_size()};
+            scratch + source + window_size(),
+            scratch + source + window_size() + group_winograd_scratch(band_.band)};
   }
 
   // The planes that a task reads or writes.
@@ -227,8 +229,9 @@ class GroupWinograd {
     GroupWinogradTile tile{};
     tile.fetch = &ahead;
     tile.lines =
-        ceil_div(ahead.lines(), columns_.count * ceil_div(t.rows, int64_t{kGroupWinogradRows}));
+        ceil_div(ahead.lines(), columns_.points() * ceil_div(t.rows, int64_t{kGroupWinogradRows}));
     tile.rows = t.rows;
+    tile.scratch = t.points;
     tile.quarters = exchanged_channels(view_) / kGroupQuarter;
     tile.stream = streams_ && in_place_;
     tile.clamp = store_.simple && store_.clamps;

@@ -1,11 +1,9 @@
-// A step is four rows of outputs, two tiles one below the other, and goes through the points of the
-// rows one by one: between the products of two of them a source row of the next step is
-// transformed, and a row of the last step's outputs, so that no kind of instruction waits for
-// another. The points of the columns stay in registers.
+// All source rows are transformed first and all rows of outputs last, so that the products go
+// through the points of the rows one by one, whose weights then stay in the first-level cache. The
+// points of the columns do not leave the registers.
 #include "cpu/microkernels/group_winograd.h"
 
 #include <cstdlib>
-#include <utility>
 
 #include "cpu/winograd_transforms.h"
 
@@ -21,7 +19,7 @@ using Register = V::Type;
 using Lanes = Vec<LaneIndex<float>>::Type;
 constexpr int64_t kL = V::kLanes;
 constexpr int kRows = kGroupWinogradRows, kTiles = kRows / 2;
-constexpr int64_t kRow = kPoints * kL;
+constexpr int64_t kRow = kGroupWinogradRow;
 
 // A row's points to v.
 template <int kCount>
@@ -63,15 +61,13 @@ TORCHCONV_INLINE void add_channel(const float* w, const Register (&v)[kCount][kD
   }
 }
 
-// One point of the rows: of kCount tiles from four rows at `upper` and two at `lower` to kCount * 2
-// rows at `to`.
+// One point of the rows: kCount tiles, from kCount * 2 + 2 rows to kCount * 2 of outputs.
 template <int kCount>
-TORCHCONV_INLINE void multiply_point(const float* w, int64_t quarters, const float* upper,
-                                     const float* lower, float* to) {
+TORCHCONV_INLINE void multiply_point(const float* w, int64_t quarters, const float* rows,
+                                     float* to) {
   Register r[2 * kCount + 2], v[kCount][kDown], sums[kCount][kDown];
 #pragma GCC unroll 6
-  for (int i = 0; i < 2 * kCount + 2; ++i)
-    r[i] = V::load(i < 4 ? upper + i * kRow : lower + (i - 4) * kRow);
+  for (int i = 0; i < 2 * kCount + 2; ++i) r[i] = V::load(rows + i * kRow);
 #pragma GCC unroll 2
   for (int t = 0; t < kCount; ++t) {
     v[t][0] = r[2 * t] - r[2 * t + 2];
@@ -113,7 +109,7 @@ TORCHCONV_INLINE Register finish_row(const GroupWinogradTile& tile, const float*
   const Register bias = V::load(tile.bias);
 #pragma GCC unroll 4
   for (int j = 0; j < kColumns; ++j) {
-    if (!tile.stream) __builtin_prefetch(dst + tile.dst_row * kRows + j * tile.dst_column, 1, 3);
+    if (!tile.stream) __builtin_prefetch(dst + tile.dst_row * 2 + j * tile.dst_column, 1, 3);
     all += y[j];
     y[j] += bias;
   }
@@ -139,38 +135,26 @@ TORCHCONV_INLINE Register finish_row(const GroupWinogradTile& tile, const float*
 
 template <int kCount>
 bool run(const GroupWinogradTile& tile) {
-  // Source rows in turn, four of them each; and outputs of two steps.
-  alignas(64) float rows[3][4 * kRow], outputs[2][kRows * kRow];
-  float *upper = rows[0], *lower = rows[1], *next = rows[2];
-  float *sums = outputs[0], *finished = outputs[1];
   const int64_t source_rows = tile.rows + kTaps - 1;
+  float* const rows = tile.scratch;
+  float* const sums = rows + (round_up(tile.rows, kRows) + kTaps - 1) * kRow;
+  // Tiles have two rows of outputs.
+  for (int64_t s = 0; s < source_rows + tile.rows % 2; ++s)
+    transform_row<kCount>(tile.src, s, rows + s * kRow);
   const int64_t point = tile.quarters * kQuarter * kDown * kL;
-  Register special{};
-  for (int64_t s = 0; s < kRows + 2; ++s)
-    transform_row<kCount>(tile.src, s, (s < 4 ? upper : lower) + s % 4 * kRow);
-  for (int64_t i = 0; i < tile.rows; i += kRows) {
-    const float* w = tile.weights;
-    tile.fetch->ask(tile.lines);
-    for (int64_t p = 0; p < kCount; ++p, w += point) {
+  const float* w = tile.weights;
+  for (int64_t p = 0; p < kCount; ++p, w += point)
+    for (int64_t i = 0; i < tile.rows; i += kRows) {
+      tile.fetch->ask(tile.lines);
+      const int64_t at = i * kRow + p * kL;
       if (tile.rows - i > 2)
-        multiply_point<kTiles>(w, tile.quarters, upper + p * kL, lower + p * kL, sums + p * kL);
+        multiply_point<kTiles>(w, tile.quarters, rows + at, sums + at);
       else
-        multiply_point<1>(w, tile.quarters, upper + p * kL, lower + p * kL, sums + p * kL);
-      if (p >= kRows) continue;
-      const int64_t s = i + kRows + 2 + p;
-      if (s < source_rows)
-        transform_row<kCount>(tile.src, s, p < 2 ? lower + (2 + p) * kRow : next + (p - 2) * kRow);
-      if (i > 0)
-        special += finish_row<kCount>(tile, finished + p * kRow,
-                                      tile.dst + (i - kRows + p) * tile.dst_row);
+        multiply_point<1>(w, tile.quarters, rows + at, sums + at);
     }
-    std::swap(sums, finished);
-    float* const free = upper;
-    upper = lower, lower = next, next = free;
-  }
-  const int64_t last = (tile.rows - 1) / kRows * kRows;
-  for (int64_t r = last; r < tile.rows; ++r)
-    special += finish_row<kCount>(tile, finished + (r - last) * kRow, tile.dst + r * tile.dst_row);
+  Register special{};
+  for (int64_t r = 0; r < tile.rows; ++r)
+    special += finish_row<kCount>(tile, sums + r * kRow, tile.dst + r * tile.dst_row);
   bool finite = true;
   for (int l = 0; l < kL; ++l) finite &= special[l] == 0;
   return finite;

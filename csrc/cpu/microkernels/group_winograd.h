@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "core/range.h"
 #include "cpu/microkernels/group_tile.h"
 #include "cpu/source_prefetch.h"
 
@@ -46,9 +47,17 @@ struct GroupWinogradTile {
   bool stream;            // past the caches: every vector of dst is whole and aligned
   bool clamp;             // to [0, high]
   float high;
-  SourcePrefetch* fetch;  // of which `lines` are asked for with every pair of rows
+  SourcePrefetch* fetch;  // of which `lines` are asked for with a point of some rows
   int64_t lines;
+  float* scratch;  // group_winograd_scratch(rows)
 };
+
+// Elements of the points of source rows, of which the last products may read more than there are,
+// and of their products' sums.
+inline constexpr int64_t kGroupWinogradRow = kGroupWinogradPoints * Vec<float>::kLanes;
+inline int64_t group_winograd_scratch(int64_t rows) {
+  return (2 * round_up(rows, kGroupWinogradRows) + kGroupWinogradTaps - 1) * kGroupWinogradRow;
+}
 
 // False where an output, before its bias, is infinite or NaN.
 bool group_winograd_tile(const GroupWinogradTile& tile);
