@@ -203,6 +203,10 @@ using Algorithm = ConvAlgorithm;
 
 // clang-format off
 constexpr Rule kGatherRules[] = {
+    {Algorithm::kGroupWinograd, [](const Case& c) {
+       return c.feeds_group_winograd() && group_winograd_applies(c.v) &&
+              group_winograd_products(c.v) <= kGroupSquareLeft;
+     }},
     {Algorithm::kWinograd, [](const Case& c) {
        return c.winograd && c.feeds_winograd() && winograd_applies(c.v) &&
               c.winograd_saves_enough();
@@ -237,10 +241,6 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kDepthwisePlanes, [](const Case& c) {
        return c.grouped() && depthwise_planes_applies(c.v);
-     }},
-    {Algorithm::kGroupWinograd, [](const Case& c) {
-       return c.feeds_group_winograd() && group_winograd_applies(c.v) &&
-              group_winograd_products(c.v) <= kGroupSquareLeft;
      }},
     {Algorithm::kGroupTiles, [](const Case& c) {
        return c.narrow_groups(c.nchw() ? kGroupWidthPixels : kGroupWidth);
