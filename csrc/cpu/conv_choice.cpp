@@ -133,8 +133,8 @@ struct Case {
     return wider_side() > kNarrow && 4 * v.K >= 3 * round_up(v.K, kVectorBytes / element_size());
   }
   bool feeds_group_winograd() const {
-    return winograd && is(DType::kFloat32) && narrower_side() >= kGroupRowsChannels && v.I > 1 &&
-           narrow_groups();
+    return winograd && is(DType::kFloat32) && v.terms() > 0 &&
+           narrower_side() >= kGroupRowsChannels && v.I > 1 && narrow_groups();
   }
   bool feeds_winograd() const {
     const bool large = v.taps.size() > 9;
