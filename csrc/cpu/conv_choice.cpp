@@ -285,7 +285,7 @@ constexpr Rule kWgradRules[] = {
        return c.winograd && c.feeds_winograd_wgrad() && winograd_wgrad_applies(c.v);
      }},
     {Algorithm::kGroupWinograd, [](const Case& c) {
-       return c.feeds_group_winograd() && group_winograd_wgrad_applies(c.v) &&
+       return c.feeds_group_winograd() && group_winograd_applies(c.v) &&
               group_winograd_wgrad_products(c.v) <= kGroupRowsLeft;
      }},
     {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},

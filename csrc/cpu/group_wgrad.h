@@ -12,7 +12,7 @@ namespace torchconv::cpu {
 template <typename T>
 bool group_wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel& pool);
 
-// The same by Winograd's algorithm, where group_winograd_wgrad_applies (group_winograd.h).
+// The same by Winograd's algorithm, where group_winograd_applies (group_winograd.h).
 bool group_winograd_wgrad(const ConvView& view, const float* dz, const float* x, float* dw,
                           const Parallel& pool);
 

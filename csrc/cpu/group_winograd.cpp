@@ -53,18 +53,23 @@ ConvView whole_tiles(const ConvView& view) {
   return whole;
 }
 
-// A vector holds the channels of a block and their filters.
 GroupBand gather_band(const ConvView& view) {
   return group_winograd_band(view, kGroupWinogradRows);
 }
 
-// Channels that the lanes of a filter meet: all of its group, and zeros up to a power of two.
-int64_t exchanged_channels(const ConvView& view) {
-  return view.C > kL / 2 ? kL : round_up(view.C, kGroupQuarter);
+// Whether lanes are exchanged, which stays within their group. With zeros for what it lacks of a
+// vector that is a fourth more products at most.
+bool exchanges(const ConvView& view) {
+  if (view.C > kL / 4 * 3) return view.K <= kL;
+  return view.C == view.K && (view.C == kL / 2 || view.C == kL / 4);
+}
+// Channels that a filter meets.
+int64_t channels_of(const ConvView& view) {
+  return exchanges(view) ? round_up(view.C, kL / 4) : view.C;
 }
 
-// Elements of a block's.
-int64_t weights_of(const ConvView& view) { return kPoints * exchanged_channels(view) * kDown * kL; }
+// Elements of a vector of filters.
+int64_t weights_of(const ConvView& view) { return kPoints * channels_of(view) * kDown * kL; }
 
 // From channel c in vectors [c] to channel l ^ c of lane l, a bit of the lane at a time.
 void exchange_channels(float* taps, int64_t channels, int64_t size) {
@@ -86,16 +91,16 @@ void exchange_channels(float* taps, int64_t channels, int64_t size) {
 }
 
 // G g G^T of the weights [vector of filters][row of taps][channel][tap], to [vector of filters]
-// [point of a row][lane ^ channel][point of a column], all in vectors.
+// [point of a row][lane ^ channel or channel][point of a column], all in vectors.
 void transform_weights(const ConvView& view, const float* w, float* u, const Parallel& pool) {
   constexpr int64_t kTapRow = kTaps * kL, kChannel = kTaps * kTapRow;
   const GroupBand band = gather_band(view);
   const GroupWeights<float, false> weights(view, band);
   Buffer<float> packed(weights.size());
   weights.pack(w, packed.get(), pool);
-  const int64_t channels = exchanged_channels(view);
+  const int64_t channels = channels_of(view);
   const int64_t point = channels * kDown * kL, size = kPoints * point;
-  const WorkSplit split(band.blocks, static_cast<double>(size));
+  const WorkSplit split(band.blocks * band.dst_vectors, static_cast<double>(size));
   Buffer<float> scratch(split.slots * channels * kChannel);
   split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
     float* const taps = scratch.get() + slot * channels * kChannel;
@@ -105,7 +110,7 @@ void transform_weights(const ConvView& view, const float* w, float* u, const Par
         for (int64_t c = 0; c < view.C; ++c, from += kTapRow)
           std::copy_n(from, kTapRow, taps + c * kChannel + r * kTapRow);
       fill_zero(taps + view.C * kChannel, (channels - view.C) * kChannel);
-      exchange_channels(taps, channels, kChannel);
+      if (exchanges(view)) exchange_channels(taps, channels, kChannel);
       for (int64_t c = 0; c < channels; ++c) {
         Register g[kTaps][kPoints];
         for (int r = 0; r < kTaps; ++r) {
@@ -133,16 +138,18 @@ class GroupWinograd {
       : view_(view),
         band_(gather_band(view)),
         columns_(view.J, 1, kOutputs),
+        lanes_(band_.source_lanes<float>(view)),
         store_(view.dst, view.J, epilogue),
         src_(src),
         u_(u),
-        bias_(band_.blocks * kL),
+        bias_(band_.blocks * band_.dst_vectors * kL),
         special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()) {
-    for (int64_t block = 0; block < band_.blocks; ++block) {
-      const int64_t first = block * band_.groups * view_.K;
-      const int64_t filters = band_.filters_in(view_, block, 0);
+    for (int64_t i = 0; i < band_.blocks * band_.dst_vectors; ++i) {
+      const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
+      const int64_t first = block * band_.groups * view_.K + vector * band_.vector_filters;
+      const int64_t filters = band_.filters_in(view_, block, vector);
       for (int64_t l = 0; l < kL; ++l)
-        bias_[block * kL + l] = bias != nullptr && l < filters ? bias[first + l] : 0.0f;
+        bias_[i * kL + l] = bias != nullptr && l < filters ? bias[first + l] : 0.0f;
     }
     in_place_ = store_.simple && view.dst.c == 1;
     const bool pixels = in_place_ && band_.vector_filters == kL &&
@@ -159,8 +166,9 @@ class GroupWinograd {
     const int64_t source = round_up(band_.size, 16);
     const int64_t slot_size = source + window_size() + group_winograd_scratch(band_.band) +
                               out_size() + store_.planes_size(band_.band);
-    const WorkSplit split(tasks, static_cast<double>(band_.band * view_.J * kL) *
-                                     static_cast<double>(view_.terms() / 3 + 8));
+    const WorkSplit split(tasks,
+                          static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
+                              static_cast<double>(view_.terms() / 3 + 8));
     Buffer<float> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       float* const band = scratch.get() + slot * slot_size;
@@ -228,38 +236,43 @@ class GroupWinograd {
       band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band, false);
     GroupWinogradTile tile{};
     tile.fetch = &ahead;
-    tile.lines =
-        ceil_div(ahead.lines(), columns_.points() * ceil_div(t.rows, int64_t{kGroupWinogradRows}));
+    tile.lines = ceil_div(ahead.lines(), band_.dst_vectors * columns_.points() *
+                                             ceil_div(t.rows, int64_t{kGroupWinogradRows}));
     tile.rows = t.rows;
     tile.scratch = t.points;
-    tile.quarters = exchanged_channels(view_) / kGroupQuarter;
+    tile.channels = channels_of(view_);
     tile.stream = streams_ && in_place_;
     tile.clamp = store_.simple && store_.clamps;
     tile.high = store_.high;
     bool finite = true;
-    const int64_t used = band_.filters_in(view_, t.block, 0);
-    const int64_t filter = t.block * band_.groups * view_.K;
-    const int64_t dst =
-        view_.dst_offset + t.n * view_.dst.n + t.i0 * view_.dst.row + filter * view_.dst.c;
-    tile.weights = u_ + t.block * weights_of(view_);
-    tile.bias = bias_.get() + t.block * kL;
-    tile.dst_row = in_place_ ? view_.dst.row : view_.J * kL;
-    tile.dst_column = in_place_ ? view_.dst.column : kL;
-    tile.used = in_place_ ? used : kL;
-    for (int64_t c = 0; c < columns_.count; ++c) {
-      const int64_t j = columns_.begin(c);
-      tile.full = columns_.is_full(c);
-      tile.columns = columns_.outputs_of(c);
-      tile.dst = in_place_ ? store_.epilogue.y + dst + j * view_.dst.column : t.out + j * kL;
-      tile.src = source_of(t, src, j, tile.full);
-      finite &= group_winograd_tile(tile);
+    for (int64_t v = 0; v < band_.dst_vectors; ++v) {
+      const int64_t used = band_.filters_in(view_, t.block, v);
+      if (used == 0) break;
+      const int64_t index = t.block * band_.dst_vectors + v;
+      const int64_t filter = t.block * band_.groups * view_.K + v * band_.vector_filters;
+      const int64_t dst =
+          view_.dst_offset + t.n * view_.dst.n + t.i0 * view_.dst.row + filter * view_.dst.c;
+      tile.lanes = exchanges(view_) ? nullptr : lanes_.data() + v * kL;
+      tile.weights = u_ + index * weights_of(view_);
+      tile.bias = bias_.get() + index * kL;
+      tile.dst_row = in_place_ ? view_.dst.row : view_.J * kL;
+      tile.dst_column = in_place_ ? view_.dst.column : kL;
+      tile.used = in_place_ ? used : kL;
+      for (int64_t c = 0; c < columns_.count; ++c) {
+        const int64_t j = columns_.begin(c);
+        tile.full = columns_.is_full(c);
+        tile.columns = columns_.outputs_of(c);
+        tile.dst = in_place_ ? store_.epilogue.y + dst + j * view_.dst.column : t.out + j * kL;
+        tile.src = source_of(t, src, j, tile.full);
+        finite &= group_winograd_tile(tile);
+      }
+      if (in_place_) continue;
+      if (view_.dst.c != 1)
+        store_.store_planes(t.out, used, t.rows, dst, t.out + out_size(), streams_);
+      else
+        for (int64_t r = 0; r < t.rows; ++r)
+          store_.store_pixels(t.out + r * view_.J * kL, used, dst + r * view_.dst.row);
     }
-    if (in_place_) return finite;
-    if (view_.dst.c != 1)
-      store_.store_planes(t.out, used, t.rows, dst, t.out + out_size(), streams_);
-    else
-      for (int64_t r = 0; r < t.rows; ++r)
-        store_.store_pixels(t.out + r * view_.J * kL, used, dst + r * view_.dst.row);
     return finite;
   }
 
@@ -278,6 +291,7 @@ class GroupWinograd {
   const ConvView& view_;
   const GroupBand band_;
   const winograd::TileAxis columns_;
+  const std::vector<LaneIndex<float>> lanes_;
   const GroupStore<float> store_;
   const float* src_;
   const float* u_;
@@ -308,20 +322,12 @@ GroupPixels group_pixels(const GroupWindow& window, const float* src, float* cop
           window.ahead};
 }
 
-bool group_winograd_wgrad_applies(const ConvView& view) {
+bool group_winograd_applies(const ConvView& view) {
   if (!kGroupWinogradServes || view.groups == 1 || view.step_h != 1 || view.step_w != 1 ||
       !group_winograd::is_square(view))
     return false;
   const GroupBand band = group_winograd_band(view);
   return band.fits && band.src_vectors == 1;
-}
-
-bool group_winograd_applies(const ConvView& view) {
-  constexpr int64_t kL = kLanes<float>;
-  if (!group_winograd_wgrad_applies(view)) return false;
-  // Lanes that are exchanged stay within their group.
-  if (view.C > kL / 2) return view.K <= kL;
-  return view.C == view.K && (view.C == kL / 2 || view.C == kL / 4);
 }
 
 double group_winograd_wgrad_products(const ConvView& view) {
@@ -330,14 +336,15 @@ double group_winograd_wgrad_products(const ConvView& view) {
 }
 
 double group_winograd_products(const ConvView& view) {
-  const auto channels = static_cast<double>(group_winograd::exchanged_channels(view));
+  const auto channels = static_cast<double>(group_winograd::channels_of(view));
   return group_winograd_wgrad_products(view) * channels / static_cast<double>(view.C) *
          static_cast<double>(ceil_div(view.I, 2) * kGroupWinogradDown) /
          static_cast<double>(view.I * kGroupWinogradTaps);
 }
 
 int64_t group_winograd_weights_size(const ConvView& view) {
-  return group_winograd::gather_band(view).blocks * group_winograd::weights_of(view);
+  const GroupBand band = group_winograd::gather_band(view);
+  return band.blocks * band.dst_vectors * group_winograd::weights_of(view);
 }
 
 void group_winograd_pack_weights(const ConvView& view, const float* w, float* packed,

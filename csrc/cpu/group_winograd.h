@@ -20,7 +20,6 @@ bool group_winograd_applies(const ConvView& view);
 double group_winograd_products(const ConvView& view);
 
 // The same for group_winograd_wgrad (group_wgrad.h).
-bool group_winograd_wgrad_applies(const ConvView& view);
 double group_winograd_wgrad_products(const ConvView& view);
 // The blocks and bands, which have columns for whole tiles, and `unit` rows of outputs.
 GroupBand group_winograd_band(const ConvView& view, int64_t unit = 1);

@@ -11,7 +11,7 @@
 
 namespace torchconv::cpu {
 
-// Where group_winograd_wgrad_applies (group_winograd.h).
+// Where group_winograd_applies (group_winograd.h).
 class GroupWinogradDot {
  public:
   explicit GroupWinogradDot(const ConvView& view);

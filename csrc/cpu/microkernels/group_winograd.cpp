@@ -61,11 +61,10 @@ TORCHCONV_INLINE void add_channel(const float* w, const Register (&v)[kCount][kD
   }
 }
 
-// One point of the rows: kCount tiles, from kCount * 2 + 2 rows to kCount * 2 of outputs.
+// From the points of kCount * 2 + 2 rows to those of the columns of kCount tiles.
 template <int kCount>
-TORCHCONV_INLINE void multiply_point(const float* w, int64_t quarters, const float* rows,
-                                     float* to) {
-  Register r[2 * kCount + 2], v[kCount][kDown], sums[kCount][kDown];
+TORCHCONV_INLINE void transform_point(const float* rows, Register (&v)[kCount][kDown]) {
+  Register r[2 * kCount + 2];
 #pragma GCC unroll 6
   for (int i = 0; i < 2 * kCount + 2; ++i) r[i] = V::load(rows + i * kRow);
 #pragma GCC unroll 2
@@ -74,28 +73,60 @@ TORCHCONV_INLINE void multiply_point(const float* w, int64_t quarters, const flo
     v[t][1] = r[2 * t + 1] + r[2 * t + 2];
     v[t][2] = r[2 * t + 2] - r[2 * t + 1];
     v[t][3] = r[2 * t + 1] - r[2 * t + 3];
-#pragma GCC unroll 4
-    for (int q = 0; q < kDown; ++q) sums[t][q] = Register{};
   }
-  for (int64_t quarter = 0;;) {
+}
+
+// And back, to kCount * 2 rows of outputs.
+template <int kCount>
+TORCHCONV_INLINE void finish_point(const Register (&sums)[kCount][kDown], float* to) {
+#pragma GCC unroll 2
+  for (int t = 0; t < kCount; ++t) {
+    V::store(to + 2 * t * kRow, sums[t][0] + (sums[t][1] + sums[t][2]));
+    V::store(to + (2 * t + 1) * kRow, (sums[t][1] - sums[t][2]) - sums[t][3]);
+  }
+}
+
+// One point of the rows of kCount tiles, whose lanes are exchanged.
+template <int kCount>
+void multiply_exchanged(const GroupWinogradTile& tile, const float* w, const float* rows,
+                        float* to) {
+  Register v[kCount][kDown], sums[kCount][kDown] = {};
+  transform_point<kCount>(rows, v);
+  for (int64_t c = 0;;) {
     add_channel<0, kCount>(w, v, sums);
     add_channel<1, kCount>(w, v, sums);
     add_channel<2, kCount>(w, v, sums);
     add_channel<3, kCount>(w, v, sums);
-    if (++quarter == quarters) break;
+    c += kQuarter;
+    if (c >= tile.channels) break;
     w += kQuarter * kDown * kL;
-    const bool odd = quarter % 2 != 0;
+    const bool odd = c / kQuarter % 2 != 0;
 #pragma GCC unroll 2
     for (int t = 0; t < kCount; ++t) {
 #pragma GCC unroll 4
       for (int q = 0; q < kDown; ++q) v[t][q] = odd ? exchange<4>(v[t][q]) : exchange<12>(v[t][q]);
     }
   }
+  finish_point<kCount>(sums, to);
+}
+
+// The same for any lanes.
+template <int kCount>
+void multiply_permuted(const GroupWinogradTile& tile, const float* w, const float* rows,
+                       float* to) {
+  Register v[kCount][kDown], sums[kCount][kDown] = {};
+  transform_point<kCount>(rows, v);
+  Lanes lanes = Vec<LaneIndex<float>>::load(tile.lanes);
+  for (int64_t c = 0; c < tile.channels; ++c, lanes += 1, w += kDown * kL) {
+#pragma GCC unroll 4
+    for (int q = 0; q < kDown; ++q) {
+      Register filters = V::load(w + q * kL);
+      keep_in_register(filters);
 #pragma GCC unroll 2
-  for (int t = 0; t < kCount; ++t) {
-    V::store(to + 2 * t * kRow, sums[t][0] + (sums[t][1] + sums[t][2]));
-    V::store(to + (2 * t + 1) * kRow, (sums[t][1] - sums[t][2]) - sums[t][3]);
+      for (int t = 0; t < kCount; ++t) sums[t][q] += permute(v[t][q], lanes) * filters;
+    }
   }
+  finish_point<kCount>(sums, to);
 }
 
 // A row of outputs. Returns a vector with a NaN where one, before its bias, is not finite.
@@ -141,16 +172,15 @@ bool run(const GroupWinogradTile& tile) {
   // Tiles have two rows of outputs.
   for (int64_t s = 0; s < source_rows + tile.rows % 2; ++s)
     transform_row<kCount>(tile.src, s, rows + s * kRow);
-  const int64_t point = tile.quarters * kQuarter * kDown * kL;
+  const bool permutes = tile.lanes != nullptr;
+  const auto multiply = permutes ? multiply_permuted<kTiles> : multiply_exchanged<kTiles>;
+  const auto multiply_last = permutes ? multiply_permuted<1> : multiply_exchanged<1>;
   const float* w = tile.weights;
-  for (int64_t p = 0; p < kCount; ++p, w += point)
+  for (int64_t p = 0; p < kCount; ++p, w += tile.channels * kDown * kL)
     for (int64_t i = 0; i < tile.rows; i += kRows) {
       tile.fetch->ask(tile.lines);
       const int64_t at = i * kRow + p * kL;
-      if (tile.rows - i > 2)
-        multiply_point<kTiles>(w, tile.quarters, rows + at, sums + at);
-      else
-        multiply_point<1>(w, tile.quarters, rows + at, sums + at);
+      (tile.rows - i > 2 ? multiply : multiply_last)(tile, w, rows + at, sums + at);
     }
   Register special{};
   for (int64_t r = 0; r < tile.rows; ++r)

@@ -2,11 +2,11 @@
 // the columns, with vectors along channels as in group_tile.h: `rows` rows of four or three
 // outputs.
 //
-// A filter has as many lanes as its group has channels, and the products of a point with all of
-// them are those of its lanes l with l ^ x, x = 0, 1, ..: three of four exchanges stay within 128
-// bits, and the first is none. (A broadcast from memory to a whole vector is no cheaper than a
-// permutation by an index, and a core has but one of these for each multiplication.) Two tiles
-// share a load of the weights, of which a core has one for each multiplication too.
+// Where a group has as many lanes of filters as of channels, a power of two, the products of a
+// point with all of them are those of lanes l with l ^ x, x = 0, 1, ..: three of four exchanges
+// stay within 128 bits, and the first is none. (A broadcast from memory to a whole vector is no
+// cheaper than a permutation by an index, and a core has but one of these for each multiplication.)
+// Two tiles share a load of the weights, of which a core has one for each multiplication too.
 //
 // Without the registers for it, it is no faster than group_tile.h, and not chosen.
 #pragma once
@@ -37,10 +37,11 @@ struct GroupPixels {
 struct GroupWinogradTile {
   GroupPixels src;
   int64_t rows;          // of outputs; two more are read
-  const float* weights;  // [point of a row][lane ^ channel][point of a column] vectors
-  int64_t quarters;      // of four channels
-  const float* bias;     // a vector
-  bool full;             // four columns, else three
+  const float* weights;  // [point of a row][lane ^ channel or channel][point of a column] vectors
+  int64_t channels;      // of a group, a multiple of kGroupQuarter for exchanges
+  const LaneIndex<float>* lanes;  // of channel 0 for each lane; null: lanes are exchanged
+  const float* bias;              // a vector
+  bool full;                      // four columns, else three
   float* dst;
   int64_t dst_row, dst_column;
   int64_t columns, used;  // that exist, and lanes that are written
