@@ -78,10 +78,10 @@ constexpr int64_t kPatchFiltersWgrad = 512;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
 // to rearrange more. Phases of larger strides are not computed together.
 constexpr int64_t kGroupWidth = 16, kGroupWidthPixels = 64, kGroupStride = 4;
-// Channels in a group from which products along the rows repay their transforms, and the part of
-// them that may be left.
+// Channels in a group from which Winograd's products repay their transforms, and the part of them
+// that may be left by tiles along both axes, and along the rows.
 constexpr int64_t kGroupRowsChannels = 4;
-constexpr double kGroupRowsLeft = 0.75;
+constexpr double kGroupSquareLeft = 0.54, kGroupRowsLeft = 0.75;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
 
@@ -134,10 +134,9 @@ struct Case {
   bool filters_fill_vectors() const {
     return wider_side() > kNarrow && 4 * v.K >= 3 * round_up(v.K, kVectorBytes / element_size());
   }
-  bool by_group_winograd() const {
-    return winograd && is(DType::kFloat32) && narrower_side() >= kGroupRowsChannels && v.I > 1 &&
-           narrow_groups() && group_winograd_applies(v) &&
-           group_winograd_products(v) <= kGroupRowsLeft;
+  bool feeds_group_winograd() const {
+    return winograd && is(DType::kFloat32) && v.terms() > 0 &&
+           narrower_side() >= kGroupRowsChannels && v.I > 1 && narrow_groups();
   }
   bool feeds_winograd() const {
     const bool large = v.taps.size() > 9;
@@ -206,6 +205,10 @@ using Algorithm = ConvAlgorithm;
 
 // clang-format off
 constexpr Rule kGatherRules[] = {
+    {Algorithm::kGroupWinograd, [](const Case& c) {
+       return c.feeds_group_winograd() && group_winograd_applies(c.v) &&
+              group_winograd_products(c.v) <= kGroupSquareLeft;
+     }},
     {Algorithm::kWinograd, [](const Case& c) {
        return c.winograd && c.feeds_winograd() && winograd_applies(c.v) &&
               c.winograd_saves_enough();
@@ -241,7 +244,6 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kDepthwisePlanes, [](const Case& c) {
        return c.grouped() && depthwise_planes_applies(c.v);
      }},
-    {Algorithm::kGroupWinograd, [](const Case& c) { return c.by_group_winograd(); }},
     {Algorithm::kGroupTiles, [](const Case& c) {
        return c.narrow_groups(c.nchw() ? kGroupWidthPixels : kGroupWidth);
      }},
@@ -284,7 +286,10 @@ constexpr Rule kWgradRules[] = {
     {Algorithm::kWinograd, [](const Case& c) {
        return c.winograd && c.feeds_winograd_wgrad() && winograd_wgrad_applies(c.v);
      }},
-    {Algorithm::kGroupWinograd, [](const Case& c) { return c.by_group_winograd(); }},
+    {Algorithm::kGroupWinograd, [](const Case& c) {
+       return c.feeds_group_winograd() && group_winograd_applies(c.v) &&
+              group_winograd_wgrad_products(c.v) <= kGroupRowsLeft;
+     }},
     {Algorithm::kGroupTiles, [](const Case& c) { return c.narrow_groups(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
        return c.wgrad_narrow() && c.band_fits(true);

@@ -64,7 +64,7 @@ const char* name_of(ConvAlgorithm algorithm) {
     case ConvAlgorithm::kPlanesWinograd:
       return "depthwise minimal filtering, vectors along pixels";
     case ConvAlgorithm::kGroupWinograd:
-      return "Winograd along rows, groups side by side in vectors";
+      return "Winograd, groups side by side in vectors";
     case ConvAlgorithm::kGroupTiles:
       return "bands of rows, groups side by side in vectors";
     case ConvAlgorithm::kBandAlongPixels:
@@ -114,9 +114,9 @@ std::string group_blocking(const ConvView& v, int64_t size) {
   return text("%lld bands of %lld rows, %lld groups together", band.bands, band.band, band.groups);
 }
 
-std::string group_winograd_blocking(const char* scheme, const ConvView& v) {
-  const GroupBand band = group_winograd_band(v);
-  return scheme + text(" along rows: %lld tiles, %lld bands of rows, %lld groups together",
+std::string group_winograd_blocking(const char* scheme, const ConvView& v, int64_t unit) {
+  const GroupBand band = group_winograd_band(v, unit);
+  return scheme + text(": %lld tiles along rows, %lld bands of rows, %lld groups together",
                        winograd::TileAxis(v.J, 1, kGroupWinogradOutputs).count, band.bands,
                        band.groups);
 }
@@ -145,7 +145,7 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
       return band_blocking(ConvBand(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes));
     }
     case ConvAlgorithm::kGroupWinograd:
-      return group_winograd_blocking("F(4,3)", v);
+      return group_winograd_blocking("F(2x4,3x3)", v, kGroupWinogradRows);
     case ConvAlgorithm::kGroupTiles:
       return group_blocking(dtype == DType::kBFloat16 && groups_take_pairs(v) ? pair_view(v) : v,
                             size);
@@ -210,7 +210,8 @@ std::string wgrad_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorit
     return band_blocking(band_wgrad_band(v, algorithm == ConvAlgorithm::kBandAlongPixels, size,
                                          kVectorBytes / size));
   }
-  if (algorithm == ConvAlgorithm::kGroupWinograd) return group_winograd_blocking("F(3,4)", v);
+  if (algorithm == ConvAlgorithm::kGroupWinograd)
+    return group_winograd_blocking("F(3,4) along rows", v, 1);
   if (algorithm == ConvAlgorithm::kGroupTiles) return group_blocking(v, size);
   if (algorithm != ConvAlgorithm::kWinograd) return gather_blocking(v, dtype, algorithm);
   const WinogradWgradCost cost = winograd_wgrad_cost(v);
@@ -246,7 +247,7 @@ double strided_operations(const ConvProblem& p, StridedPass pass) {
 
 double wgrad_operations(const ConvView& v, ConvAlgorithm algorithm) {
   if (algorithm == ConvAlgorithm::kGroupWinograd)
-    return 2 * multiplications(v) * group_winograd_products(v);
+    return 2 * multiplications(v) * group_winograd_wgrad_products(v);
   if (algorithm != ConvAlgorithm::kWinograd) return 2 * multiplications(v);
   const WinogradWgradCost cost = winograd_wgrad_cost(v);
   const auto tiles = product_of({v.N, cost.tiles});

@@ -36,7 +36,7 @@ std::vector<GroupRun> group_runs(const ConvView& view) {
   return runs;
 }
 
-GroupBand::GroupBand(const ConvView& view, int64_t element_size, bool permutes)
+GroupBand::GroupBand(const ConvView& view, int64_t element_size, bool permutes, int64_t unit)
     : fits(false), lanes(kVectorBytes / element_size) {
   const int64_t side = permutes ? lanes / std::max(view.C, view.K) : 0;
   const int64_t vector_groups = std::clamp<int64_t>(side, 1, view.groups);
@@ -62,7 +62,7 @@ GroupBand::GroupBand(const ConvView& view, int64_t element_size, bool permutes)
   band =
       std::min({band, std::max<int64_t>(0, (most / width - span_h - 1) / view.step_h) + 1, view.I});
   bands = ceil_div(view.I, band);
-  band = ceil_div(view.I, bands);
+  band = std::min(round_up(ceil_div(view.I, bands), unit), view.I);
   bands = ceil_div(view.I, band);
   rows = (band - 1) * view.step_h + span_h + 1;
   // A tile reads as if it were full.

@@ -42,7 +42,8 @@ struct GroupWindow {
 };
 
 struct GroupBand {
-  GroupBand(const ConvView& view, int64_t element_size, bool permutes);
+  // unit: of output rows.
+  GroupBand(const ConvView& view, int64_t element_size, bool permutes, int64_t unit = 1);
   bool fits;
 
   int64_t lanes;                     // of a vector

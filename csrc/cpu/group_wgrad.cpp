@@ -99,7 +99,7 @@ class GroupWgrad {
       const bool end = unit + 1 == last, flush = compensated_ && (dots > kPlainSums || end);
       for (int64_t b = 0; b < blocks; ++b) {
         A* const sums = sums_of(b);
-        add_band(n, block + b, i0, rows, band, gradient, sums);
+        add_band(n, block + b, {block, block + blocks}, i0, rows, band, gradient, sums);
         if (!flush) continue;
         add_compensated(sums, sums_, first, end, totals + 2 * b * sums_);
         if (!end) fill_zero(sums, sums_);
@@ -111,12 +111,12 @@ class GroupWgrad {
     }
   }
 
-  void add_band(int64_t n, int64_t block, int64_t i0, int64_t rows, A* band, A* gradient,
-                A* sums) const {
+  void add_band(int64_t n, int64_t block, [[maybe_unused]] const Range& together, int64_t i0,
+                int64_t rows, A* band, A* gradient, A* sums) const {
     const T* const x = x_ + n * view_.src.n;
     const T* const dz = dz_ + n * view_.dst.n;
     if constexpr (std::is_same_v<T, float>)
-      if (winograd_ != nullptr) return winograd_->add(dz, x, block, i0, rows, band, sums);
+      if (winograd_ != nullptr) return winograd_->add(dz, x, block, together, i0, rows, band, sums);
     band_.fill(view_, x, block, i0, band);
     fill_gradient(dz, block, i0, rows, gradient);
     add_products(band, gradient, rows, sums);

@@ -1,8 +1,7 @@
-// With few channels in a group the tiles of F(4x4,3x3) have too few products for their transforms,
-// and with vectors along channels no two products would share a permuted operand. Along the rows
-// only, four outputs take 6 products instead of 12 for each channel and row of taps, and neither
-// products nor sums of a tile leave the registers (microkernels/group_winograd.h; Lavin and Gray,
-// "Fast Algorithms for Convolutional Neural Networks", 2015, whose F(m, r) nests with any sum).
+// With few channels in a group the tiles of F(4x4,3x3) have too few products for their transforms.
+// F(2,3) along the columns has nothing but sums, which do not compete with products, and with
+// F(4,3) along the rows a third of the multiplications is left (microkernels/group_winograd.h;
+// Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015).
 //
 // A task is a band of rows of a block of groups (group_band.h), and goes down the band tile by
 // tile. In channels_last it reads the image and writes where outputs belong; else channels of the
@@ -29,7 +28,7 @@ using V = Vec<float>;
 using Register = V::Type;
 constexpr int64_t kL = V::kLanes;
 constexpr int kTaps = kGroupWinogradTaps, kOutputs = kGroupWinogradOutputs,
-              kPoints = kGroupWinogradPoints;
+              kPoints = kGroupWinogradPoints, kDown = kGroupWinogradDown;
 
 // With so few products to an output, stores that first read what they overwrite are a larger part
 // of the time than elsewhere (kStreamedBytes).
@@ -54,26 +53,81 @@ ConvView whole_tiles(const ConvView& view) {
   return whole;
 }
 
-// G g of the weights [vector of filters][row of taps][channel][tap], to [vector of filters]
-// [channel][point][row of taps], all in vectors.
+GroupBand gather_band(const ConvView& view) {
+  return group_winograd_band(view, kGroupWinogradRows);
+}
+
+// Whether lanes are exchanged, which stays within their group. With zeros for what it lacks of a
+// vector that is a fourth more products at most.
+bool exchanges(const ConvView& view) {
+  if (view.C > kL / 4 * 3) return view.K <= kL;
+  return view.C == view.K && (view.C == kL / 2 || view.C == kL / 4);
+}
+// Channels that a filter meets.
+int64_t channels_of(const ConvView& view) {
+  return exchanges(view) ? round_up(view.C, kL / 4) : view.C;
+}
+
+// Elements of a vector of filters.
+int64_t weights_of(const ConvView& view) { return kPoints * channels_of(view) * kDown * kL; }
+
+// From channel c in vectors [c] to channel l ^ c of lane l, a bit of the lane at a time.
+void exchange_channels(float* taps, int64_t channels, int64_t size) {
+  LaneIndex<float> lane[kL];
+  for (int l = 0; l < kL; ++l) lane[l] = l;
+  const auto lanes = Vec<LaneIndex<float>>::load(lane);
+  for (int bit = 1; bit < channels; bit *= 2) {
+    const auto other = (lanes & bit) != 0;
+    for (int64_t c = 0; c < channels; ++c) {
+      if ((c & bit) != 0) continue;
+      float *const a = taps + c * size, *const b = taps + (c + bit) * size;
+      for (int64_t i = 0; i < size; i += kL) {
+        const Register x = V::load(a + i), y = V::load(b + i);
+        V::store(a + i, other ? y : x);
+        V::store(b + i, other ? x : y);
+      }
+    }
+  }
+}
+
+// G g G^T of the weights [vector of filters][row of taps][channel][tap], to [vector of filters]
+// [point of a row][lane ^ channel or channel][point of a column], all in vectors.
 void transform_weights(const ConvView& view, const float* w, float* u, const Parallel& pool) {
-  const GroupBand band = group_winograd_band(view);
+  constexpr int64_t kTapRow = kTaps * kL, kChannel = kTaps * kTapRow;
+  const GroupBand band = gather_band(view);
   const GroupWeights<float, false> weights(view, band);
   Buffer<float> packed(weights.size());
   weights.pack(w, packed.get(), pool);
-  const int64_t filters = band.blocks * band.dst_vectors, size = view.C * kPoints * kTaps * kL;
-  const WorkSplit split(filters, static_cast<double>(size));
-  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
-    const float* from = packed.get() + begin * weights.vector_size();
-    for (int64_t i = begin; i < end; ++i)
+  const int64_t channels = channels_of(view);
+  const int64_t point = channels * kDown * kL, size = kPoints * point;
+  const WorkSplit split(band.blocks * band.dst_vectors, static_cast<double>(size));
+  Buffer<float> scratch(split.slots * channels * kChannel);
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+    float* const taps = scratch.get() + slot * channels * kChannel;
+    for (int64_t i = begin; i < end; ++i) {
+      const float* from = packed.get() + i * weights.vector_size();
       for (int64_t r = 0; r < kTaps; ++r)
-        for (int64_t c = 0; c < view.C; ++c, from += kTaps * kL) {
-          const Register taps[kTaps] = {V::load(from), V::load(from + kL), V::load(from + 2 * kL)};
-          Register points[kPoints];
-          winograd::transform_weight(taps, points);
-          float* const to = u + i * size + (c * kPoints * kTaps + r) * kL;
-          for (int p = 0; p < kPoints; ++p) V::store(to + p * kTaps * kL, points[p]);
+        for (int64_t c = 0; c < view.C; ++c, from += kTapRow)
+          std::copy_n(from, kTapRow, taps + c * kChannel + r * kTapRow);
+      fill_zero(taps + view.C * kChannel, (channels - view.C) * kChannel);
+      if (exchanges(view)) exchange_channels(taps, channels, kChannel);
+      for (int64_t c = 0; c < channels; ++c) {
+        Register g[kTaps][kPoints];
+        for (int r = 0; r < kTaps; ++r) {
+          const float* const row = taps + c * kChannel + r * kTapRow;
+          const Register tap[kTaps] = {V::load(row), V::load(row + kL), V::load(row + 2 * kL)};
+          winograd::transform_weight(tap, g[r]);
         }
+        for (int p = 0; p < kPoints; ++p) {
+          const Register ends = (g[0][p] + g[2][p]) * 0.5f, middle = g[1][p] * 0.5f;
+          float* const to = u + i * size + p * point + c * kDown * kL;
+          V::store(to, g[0][p]);
+          V::store(to + kL, ends + middle);
+          V::store(to + 2 * kL, ends - middle);
+          V::store(to + 3 * kL, g[2][p]);
+        }
+      }
+    }
   });
 }
 
@@ -82,7 +136,7 @@ class GroupWinograd {
   GroupWinograd(const ConvView& view, const float* src, const float* u, const float* bias,
                 const Epilogue<float>& epilogue)
       : view_(view),
-        band_(group_winograd_band(view)),
+        band_(gather_band(view)),
         columns_(view.J, 1, kOutputs),
         lanes_(band_.source_lanes<float>(view)),
         store_(view.dst, view.J, epilogue),
@@ -110,10 +164,11 @@ class GroupWinograd {
   std::vector<int64_t> run(const Parallel& pool) const {
     const int64_t tasks = view_.N * band_.bands * band_.blocks;
     const int64_t source = round_up(band_.size, 16);
-    const int64_t slot_size = source + window_size() + out_size() + store_.planes_size(band_.band);
+    const int64_t slot_size = source + window_size() + group_winograd_scratch(band_.band) +
+                              out_size() + store_.planes_size(band_.band);
     const WorkSplit split(tasks,
                           static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
-                              static_cast<double>(view_.terms() / 2 + 8));
+                              static_cast<double>(view_.terms() / 3 + 8));
     Buffer<float> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       float* const band = scratch.get() + slot * slot_size;
@@ -138,7 +193,7 @@ class GroupWinograd {
  private:
   struct Task {
     int64_t n, block, i0, rows;
-    float *band, *window, *out;
+    float *band, *window, *points, *out;
   };
 
   int64_t window_size() const { return (band_.band + kTaps - 1) * kPoints * kL; }
@@ -153,7 +208,8 @@ class GroupWinograd {
             std::min(band_.band, view_.I - i0),
             scratch,
             scratch + source,
-            scratch + source + window_size()};
+            scratch + source + window_size(),
+            scratch + source + window_size() + group_winograd_scratch(band_.band)};
   }
 
   // The planes that a task reads or writes.
@@ -181,11 +237,11 @@ class GroupWinograd {
       band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band, false);
     GroupWinogradTile tile{};
     tile.fetch = &ahead;
-    tile.lines =
-        ceil_div(ahead.lines(), band_.dst_vectors * columns_.count *
-                                    ceil_div(t.rows + kTaps - 1, int64_t{kGroupWinogradRows}));
+    tile.lines = ceil_div(ahead.lines(), band_.dst_vectors * columns_.points() *
+                                             ceil_div(t.rows, int64_t{kGroupWinogradRows}));
     tile.rows = t.rows;
-    tile.channels = view_.C;
+    tile.scratch = t.points;
+    tile.channels = channels_of(view_);
     tile.stream = streams_ && in_place_;
     tile.clamp = store_.simple && store_.clamps;
     tile.high = store_.high;
@@ -197,8 +253,8 @@ class GroupWinograd {
       const int64_t filter = t.block * band_.groups * view_.K + v * band_.vector_filters;
       const int64_t dst =
           view_.dst_offset + t.n * view_.dst.n + t.i0 * view_.dst.row + filter * view_.dst.c;
-      tile.lanes = lanes_.data() + v * kL;
-      tile.weights = u_ + index * view_.C * kPoints * kTaps * kL;
+      tile.lanes = exchanges(view_) ? nullptr : lanes_.data() + v * kL;
+      tile.weights = u_ + index * weights_of(view_);
       tile.bias = bias_.get() + index * kL;
       tile.dst_row = in_place_ ? view_.dst.row : view_.J * kL;
       tile.dst_column = in_place_ ? view_.dst.column : kL;
@@ -248,8 +304,8 @@ class GroupWinograd {
 }  // namespace
 }  // namespace group_winograd
 
-GroupBand group_winograd_band(const ConvView& view) {
-  return GroupBand(group_winograd::whole_tiles(view), sizeof(float), kPermutesLanes<float>);
+GroupBand group_winograd_band(const ConvView& view, int64_t unit) {
+  return GroupBand(group_winograd::whole_tiles(view), sizeof(float), kPermutesLanes<float>, unit);
 }
 
 GroupPixels group_pixels(const GroupWindow& window, const float* src, float* copy) {
@@ -275,15 +331,21 @@ bool group_winograd_applies(const ConvView& view) {
   return band.fits && band.src_vectors == 1;
 }
 
-double group_winograd_products(const ConvView& view) {
+double group_winograd_wgrad_products(const ConvView& view) {
   const winograd::TileAxis columns(view.J, 1, kGroupWinogradOutputs);
   return static_cast<double>(columns.points()) / static_cast<double>(view.J * kGroupWinogradTaps);
 }
 
+double group_winograd_products(const ConvView& view) {
+  const auto channels = static_cast<double>(group_winograd::channels_of(view));
+  return group_winograd_wgrad_products(view) * channels / static_cast<double>(view.C) *
+         static_cast<double>(ceil_div(view.I, 2) * kGroupWinogradDown) /
+         static_cast<double>(view.I * kGroupWinogradTaps);
+}
+
 int64_t group_winograd_weights_size(const ConvView& view) {
-  const GroupBand band = group_winograd_band(view);
-  return band.blocks * band.dst_vectors * view.C * kGroupWinogradPoints * kGroupWinogradTaps *
-         kLanes<float>;
+  const GroupBand band = group_winograd::gather_band(view);
+  return band.blocks * band.dst_vectors * group_winograd::weights_of(view);
 }
 
 void group_winograd_pack_weights(const ConvView& view, const float* w, float* packed,

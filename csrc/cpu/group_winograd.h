@@ -1,5 +1,5 @@
-// 3x3 convolution of step 1 with few channels in a group by Winograd's F(4,3) along the rows: half
-// of the multiplications.
+// 3x3 convolution of step 1 with few channels in a group by Winograd's F(4,3) along the rows and
+// F(2,3) along the columns: a third of the multiplications.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,10 @@ bool group_winograd_applies(const ConvView& view);
 // The part of the multiplications that is left.
 double group_winograd_products(const ConvView& view);
 
-// Its blocks and bands, which have columns for whole tiles.
-GroupBand group_winograd_band(const ConvView& view);
+// The same for group_winograd_wgrad (group_wgrad.h).
+double group_winograd_wgrad_products(const ConvView& view);
+// The blocks and bands, which have columns for whole tiles, and `unit` rows of outputs.
+GroupBand group_winograd_band(const ConvView& view, int64_t unit = 1);
 // A part of an image in channels_last: in place where it is inside and vectors are whole, else
 // copied with zeros around it.
 GroupPixels group_pixels(const GroupWindow& window, const float* src, float* copy);

@@ -78,8 +78,8 @@ void GroupWinogradDot::expect_next(const float* dz, const float* x, int64_t bloc
                   groups * view_.K, end - begin, view_.J, ahead);
 }
 
-void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, int64_t i0, int64_t rows,
-                           float* scratch, float* sums) const {
+void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, const Range& together,
+                           int64_t i0, int64_t rows, float* scratch, float* sums) const {
   const bool planes = view_.src.c != 1;
   const int64_t source_rows = rows + kTaps - 1, channels = band_.groups_in(view_, block) * view_.C;
   const int64_t dz_plane = planes ? band_.band * band_.width * kL : 0;
@@ -89,9 +89,8 @@ void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, int64
   float* const x_points = window + kPoints * x_tile_;
   float* const dz_points = x_points + kPoints * tiles_ * x_tile_;
   // In channels_last the next block's pixels are neighbours.
-  const bool last = block + 1 == band_.blocks;
   const auto ahead = [&](const ConvStrides& s, int64_t own) {
-    return last ? rows * s.row - block * own : own;
+    return block + 1 < together.end ? own : rows * s.row - (block - together.begin) * own;
   };
   const auto dz_window = [&](int64_t v, int64_t j, int64_t columns) {
     const int64_t next = planes ? 0 : ahead(view_.dst, band_.dst_vectors * band_.vector_filters);

@@ -23,9 +23,10 @@ class GroupWinogradDot {
   int64_t dots() const { return ceil_div(columns_.count, tiles_); }
   int64_t scratch() const;
 
-  // Adds the products of `rows` rows from i0 on of a sample's block.
-  void add(const float* dz, const float* x, int64_t block, int64_t i0, int64_t rows, float* scratch,
-           float* sums) const;
+  // Adds the products of `rows` rows from i0 on of a sample's block, which is one of `together`
+  // that have their turn with the same rows.
+  void add(const float* dz, const float* x, int64_t block, const Range& together, int64_t i0,
+           int64_t rows, float* scratch, float* sums) const;
   // Sums to gradients [vector of filters][row of taps][channel][tap][lanes].
   void transform(const float* sums, float* taps) const;
 

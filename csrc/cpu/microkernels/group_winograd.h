@@ -1,23 +1,29 @@
-// A column of tiles of grouped 3x3 convolution by Winograd's F(4,3) along the rows, with vectors
-// along channels as in group_tile.h: `rows` rows of four or three outputs.
+// A column of tiles of grouped 3x3 convolution by Winograd's F(4,3) along the rows and F(2,3) along
+// the columns, with vectors along channels as in group_tile.h: `rows` rows of four or three
+// outputs.
 //
-// It goes down the source two rows at a time. Their points, transformed a step ahead, are permuted
-// to the c-th channel of every lane's group and add to four rows of sums in registers, of which two
-// are then complete. So the source is read once, a load of the weights serves two products (a core
-// has one load of a whole vector for each multiplication), and nothing but the outputs is written.
-// Without registers for 24 sums it is no faster than group_tile.h, and not chosen.
+// Where a group has as many lanes of filters as of channels, a power of two, the products of a
+// point with all of them are those of lanes l with l ^ x, x = 0, 1, ..: three of four exchanges
+// stay within 128 bits, and the first is none. (A broadcast from memory to a whole vector is no
+// cheaper than a permutation by an index, and a core has but one of these for each multiplication.)
+// Two tiles share a load of the weights, of which a core has one for each multiplication too.
+//
+// Without the registers for it, it is no faster than group_tile.h, and not chosen.
 #pragma once
 
 #include <cstdint>
 
+#include "core/range.h"
 #include "cpu/microkernels/group_tile.h"
 #include "cpu/source_prefetch.h"
 
 namespace torchconv::cpu {
 
 inline constexpr int kGroupWinogradTaps = 3, kGroupWinogradOutputs = 4, kGroupWinogradPoints = 6;
-// Of the source that share a load of the weights.
-inline constexpr int kGroupWinogradRows = 2;
+// Points of the columns, and rows of outputs that share a load of the weights.
+inline constexpr int kGroupWinogradDown = 4, kGroupWinogradRows = 4;
+// Lanes that are exchanged most cheaply.
+inline constexpr int kGroupQuarter = 4;
 inline constexpr bool kGroupWinogradServes = kVectorBytes == 64;
 
 // Rows of pixels of one vector each, from the first tap of a tile's first output on.
@@ -30,10 +36,10 @@ struct GroupPixels {
 
 struct GroupWinogradTile {
   GroupPixels src;
-  int64_t rows;                   // of outputs; two more are read
-  const float* weights;           // [channel][point][row of taps] vectors
-  int64_t channels;               // of a group
-  const LaneIndex<float>* lanes;  // of channel 0 for each lane
+  int64_t rows;          // of outputs; two more are read
+  const float* weights;  // [point of a row][lane ^ channel or channel][point of a column] vectors
+  int64_t channels;      // of a group, a multiple of kGroupQuarter for exchanges
+  const LaneIndex<float>* lanes;  // of channel 0 for each lane; null: lanes are exchanged
   const float* bias;              // a vector
   bool full;                      // four columns, else three
   float* dst;
@@ -42,9 +48,17 @@ struct GroupWinogradTile {
   bool stream;            // past the caches: every vector of dst is whole and aligned
   bool clamp;             // to [0, high]
   float high;
-  SourcePrefetch* fetch;  // of which `lines` are asked for with every pair of rows
+  SourcePrefetch* fetch;  // of which `lines` are asked for with a point of some rows
   int64_t lines;
+  float* scratch;  // group_winograd_scratch(rows)
 };
+
+// Elements of the points of source rows, of which the last products may read more than there are,
+// and of their products' sums.
+inline constexpr int64_t kGroupWinogradRow = kGroupWinogradPoints * Vec<float>::kLanes;
+inline int64_t group_winograd_scratch(int64_t rows) {
+  return (2 * round_up(rows, kGroupWinogradRows) + kGroupWinogradTaps - 1) * kGroupWinogradRow;
+}
 
 // False where an output, before its bias, is infinite or NaN.
 bool group_winograd_tile(const GroupWinogradTile& tile);
