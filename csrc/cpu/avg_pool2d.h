@@ -16,16 +16,8 @@ namespace torchconv::cpu {
 
 // The factor of output o; 1 for a window outside the image, whose sum is 0. An override is the
 // horizontal factor, the vertical one is then 1.
-inline int64_t vertical_factor(const PoolProblem& p, const Axis& axis, int64_t o) {
-  const Range taps = axis.valid_taps(o);
-  if (p.divisor != 0 || taps.empty()) return 1;
-  if (!p.count_include_pad) return taps.size();
-  return std::min(axis.taps, axis.size + axis.pad - axis.start(o));
-}
-inline int64_t horizontal_factor(const PoolProblem& p, const Axis& axis, int64_t o) {
-  if (p.divisor != 0 && !axis.valid_taps(o).empty()) return p.divisor;
-  return vertical_factor(p, axis, o);
-}
+int64_t vertical_factor(const PoolProblem& p, const Axis& axis, int64_t o);
+int64_t horizontal_factor(const PoolProblem& p, const Axis& axis, int64_t o);
 
 // Divisors of the outputs of one row, of `lanes` >= Q elements.
 template <typename Lane>

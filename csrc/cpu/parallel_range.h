@@ -2,9 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <new>
+#include <type_traits>
 
 #include "core/parallel.h"
 #include "core/range.h"
@@ -24,19 +23,19 @@ inline int64_t work_grain(double operations) {
 // The packing of a weight takes the time of so many multiply-adds.
 constexpr double kPackingOperations = 12;
 
-// parallel_for for a body that allocates scratch memory: failing to get it is reported here.
+// parallel_for for a body that allocates scratch memory: failing to get it is reported here. The
+// body is called through a pointer, so that what catches the failure is compiled once.
+void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
+                               Parallel::Body body, void* context);
+
 template <typename F>
 void parallel_for_with_scratch(const Parallel& pool, int64_t begin, int64_t end, int64_t grain,
                                F&& f) {
-  std::atomic<bool> failed{false};
-  parallel_for(pool, begin, end, grain, [&](int64_t b, int64_t e) {
-    try {
-      f(b, e);
-    } catch (const std::bad_alloc&) {
-      failed = true;
-    }
-  });
-  if (failed) throw std::bad_alloc();
+  using Callable = std::remove_reference_t<F>;
+  parallel_for_with_scratch(
+      pool, begin, end, grain,
+      [](int64_t b, int64_t e, void* context) { (*static_cast<Callable*>(context))(b, e); },
+      const_cast<void*>(static_cast<const void*>(&f)));
 }
 
 // Items go to threads in even runs of at least work_grain, and in at most kMaxSlots runs, so that

@@ -12,15 +12,34 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "core/buffer.h"
 #include "cpu/pool2d_rules.h"
 
 namespace torchconv::cpu {
 
+// How a problem is cut, the same for all element types of `lanes` lanes (pool2d_geometry.cpp).
+struct LargeWindows {
+  static bool applies(const PoolProblem& p, int lanes);
+  LargeWindows(const PoolProblem& p, int lanes);
+
+  static int64_t power_of_two(int64_t at_least);
+
+  // A window's n elements are `runs` runs of `run` elements and `rest` more.
+  struct Levels {
+    explicit Levels(int64_t n);
+    int64_t most() const { return std::max(run, runs + rest); }  // rows folded at once
+    int64_t run = 1, runs, rest;
+  };
+
+  int64_t pixel_, chunk_, chunks_;  // channels of a pixel in memory, of a unit; units of a pixel
+  int64_t strip_, strips_;          // output columns of a unit, units of a row
+  int64_t row_;                     // elements of a padded row, and a vector past it
+  Levels across_, down_;
+};
+
 template <typename Rule, bool kCodes>
-class PoolLarge {
+class PoolLarge : LargeWindows {
   using T = typename Rule::Element;
   using W = WideVec<T>;
   using Lane = typename Rule::Lane;
@@ -33,32 +52,15 @@ class PoolLarge {
   static constexpr int kLanes = Rule::kLanes;
 
  public:
-  static bool applies(const PoolProblem& p) {
-    if (p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
-    // On planes smaller windows are cheaper folded tap by tap.
-    if (!runs_channels_last(p) && p.R + p.S < 14) return false;
-    if (p.R < 4 || p.S < 4 || p.stride_h > p.R / 2 || p.R > p.H || p.S > p.W) return false;
-    if (p.H * p.W > INT32_MAX / 4 || (strip(p) + p.S) * chunk(p) > kMaxRow) return false;
-    return !vertical_axis(p).valid_taps(0).empty() &&
-           !vertical_axis(p).valid_taps(p.P - 1).empty() &&
-           !horizontal_axis(p).valid_taps(0).empty() &&
-           !horizontal_axis(p).valid_taps(p.Q - 1).empty();
-  }
+  static bool applies(const PoolProblem& p) { return LargeWindows::applies(p, kLanes); }
 
   PoolLarge(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArray selected)
-      : p_(p),
+      : LargeWindows(p, kLanes),
+        p_(p),
         rule_(rule),
         x_(x),
         y_(y),
         selected_(selected),
-        pixel_(runs_channels_last(p) ? p.C : 1),
-        chunk_(chunk(p)),
-        chunks_(ceil_div(pixel_, chunk_)),
-        strip_(strip(p)),
-        strips_(ceil_div(p.Q, strip_)),
-        row_((strip_ + p.S - 1) * chunk_ + kLanes),
-        across_(p.S),
-        down_(p.R),
         code_row_(static_cast<Code>(indices() ? p.W : p.S)) {}
 
   void run(const Parallel& pool) const {
@@ -69,35 +71,9 @@ class PoolLarge {
   }
 
  private:
-  static constexpr int64_t kMaxRow = 1 << 14;  // elements
-  static constexpr int64_t kStrip = 1 << 11;   // elements of an output row in a strip, or so
-  static constexpr int64_t kMostChannels = 4 * kLanes;
   static constexpr int64_t kAhead = 2;  // rows, prefetched
 
-  // Channels at once: all, or whole vectors of them.
-  static int64_t chunk(const PoolProblem& p) {
-    if (!runs_channels_last(p)) return 1;
-    if (p.C <= kMostChannels) return p.C;
-    return round_up(ceil_div(p.C, ceil_div(p.C, kMostChannels)), kLanes);
-  }
-  // Output columns at once. Neighbouring strips both fold the S - 1 columns that they share.
-  static int64_t strip(const PoolProblem& p) {
-    if (!runs_channels_last(p)) return p.Q;
-    const int64_t most = std::max(kStrip / chunk(p), 2 * p.S);
-    return ceil_div(p.Q, ceil_div(p.Q, most));
-  }
   bool indices() const { return selected_.kind == Selected::kIndex64; }
-
-  // A window's n elements are `runs` runs of `run` elements and `rest` more.
-  struct Levels {
-    explicit Levels(int64_t n) {
-      while ((run + 1) * (run + 1) <= n) run++;
-      runs = n / run;
-      rest = n % run;
-    }
-    int64_t most() const { return std::max(run, runs + rest); }  // rows folded at once
-    int64_t run = 1, runs, rest;
-  };
 
   // Rows of values and codes; row i stands in slot i modulo a power of two.
   struct Rows {
@@ -106,11 +82,6 @@ class PoolLarge {
           length(length),
           values(slots * length),
           codes(kCodes ? slots * length : 0) {}
-    static int64_t power_of_two(int64_t count) {
-      int64_t slots = 1;
-      while (slots < count) slots *= 2;
-      return slots;
-    }
     Lane* value(int64_t i) const { return values.get() + (i & (slots - 1)) * length; }
     Code* code(int64_t i) const {
       return kCodes ? codes.get() + (i & (slots - 1)) * length : nullptr;
@@ -211,14 +182,16 @@ class PoolLarge {
           codes(kCodes ? k.row_ : 0),
           columns(kCodes ? k.row_ : 0),
           starts(kCodes ? k.row_ : 0),
-          divisors(static_cast<size_t>(k.row_), Lane{1}),
-          sources(std::max(k.across_.most(), k.down_.most())) {}
+          divisors(Rule::kRepeats ? 0 : k.row_),
+          sources(std::max(k.across_.most(), k.down_.most())) {
+      if constexpr (!Rule::kRepeats) std::fill_n(divisors.get(), k.row_, Lane{1});
+    }
     Rows lines, line_runs;  // input rows, and their runs
     Rows folded, runs;      // input rows folded along W, and runs of those
     Buffer<Code> codes;     // of an output row
     Buffer<Code> columns;   // of a line's element
     Buffer<Code> starts;    // of an output: its window's first column
-    std::vector<Lane> divisors;
+    Buffer<Lane> divisors;  // of the average: of an output
     int64_t factor = 0;  // of the divisors held; none is 0
     int64_t next_line = 0, next_line_runs = 0, next_folded = 0;
     Sources sources;
@@ -337,7 +310,7 @@ class PoolLarge {
     sources.template fold<n>(j, best, code);
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) {
-      const V value = rule_.finish(best[i], work.divisors.data() + j + i * kLanes);
+      const V value = rule_.finish(best[i], work.divisors.get() + j + i * kLanes);
       if (lanes >= kLanes) {
         W::store(y + i * kLanes, value);
       } else {
@@ -395,7 +368,7 @@ class PoolLarge {
     const int64_t factor = vertical_factor(p_, vertical_axis(p_), out_p);
     if (factor == work->factor) return;
     work->factor = factor;
-    Lane* to = work->divisors.data();
+    Lane* to = work->divisors.get();
     for (int64_t q = u.columns.begin; q < u.columns.end; q++, to += chunk_)
       std::fill_n(to, chunk_, row[q]);
   }
@@ -406,10 +379,6 @@ class PoolLarge {
   const T* x_;
   T* y_;
   SelectedArray selected_;
-  int64_t pixel_, chunk_, chunks_;  // channels of a pixel in memory, of a unit; units of a pixel
-  int64_t strip_, strips_;          // output columns of a unit, units of a row
-  int64_t row_;                     // elements of a padded row, and a vector past it
-  Levels across_, down_;
   Code code_row_;  // codes count h * code_row_ + w
 };
 

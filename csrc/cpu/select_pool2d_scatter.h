@@ -17,6 +17,13 @@
 
 namespace torchconv::cpu {
 
+// The distance in a plane from a window's first element to the element that a code names; kNowhere,
+// far enough below 0 that no window's start brings it back, where no image has such an element.
+inline constexpr int64_t kNowhere = INT64_MIN / 2;
+int64_t scatter_distance(const PoolProblem& p, int64_t code);
+// Of the codes [0, codes).
+std::vector<int64_t> scatter_distances(const PoolProblem& p, int64_t codes);
+
 // O is the type of selections: uint8_t, uint16_t, int32_t or int64_t.
 template <typename T, typename O>
 class ScatterImages {
@@ -39,9 +46,7 @@ class ScatterImages {
     // A code's distance from the window's first element: of every byte, of wider codes those of a
     // window that is small enough.
     if (kIndex || (sizeof(O) > 1 && p.R * p.S > kTable)) return;
-    const int64_t codes = sizeof(O) == 1 ? 256 : p.R * p.S;
-    for (int64_t code = 0; code < codes; code++)
-      distances_.push_back(code < p.R * p.S ? distance(code) : nowhere());
+    distances_ = scatter_distances(p, sizeof(O) == 1 ? 256 : p.R * p.S);
   }
 
   static int64_t images(const PoolProblem& p) {
@@ -70,18 +75,6 @@ class ScatterImages {
   }
 
  private:
-  // Far enough below 0 that no window's start brings it back into the plane.
-  static constexpr int64_t nowhere() { return INT64_MIN / 2; }
-
-  int64_t distance(int64_t code) const {
-    const int64_t r = code / p_.S, s = code % p_.S;
-    const Axis h = {p_.H, p_.P, p_.R, p_.stride_h, p_.pad_h, p_.dilation_h};
-    const Axis w = {p_.W, p_.Q, p_.S, p_.stride_w, p_.pad_w, p_.dilation_w};
-    if (r > (h.size - 1 + h.pad) / h.dilation || s > (w.size - 1 + w.pad) / w.dilation)
-      return nowhere();
-    return r * p_.dilation_h * p_.W + s * p_.dilation_w;
-  }
-
   // Channels [c, c + n) of one plane, summed in dx with `step` elements from pixel to pixel.
   void image(int64_t plane, int64_t c, int64_t n, Lane* dx, int64_t step) const {
     if (n == step) {
@@ -114,7 +107,7 @@ class ScatterImages {
       if (static_cast<uint64_t>(code) < distances_.size()) {
         at = start + distances_[static_cast<size_t>(code)];
       } else {
-        at = code >= 0 && code < p_.R * p_.S ? start + distance(code) : -1;
+        at = code >= 0 && code < p_.R * p_.S ? start + scatter_distance(p_, code) : -1;
       }
     }
     if (static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels_))
