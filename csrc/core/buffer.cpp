@@ -1,6 +1,6 @@
-// Scratch memory, see buffer.h. Small scratch is aligned here, as glibc's aligned_alloc takes several
-// times as long as malloc: a good part of a call on small images. The address sanitizer aligns by
-// itself: what precedes the scratch must not be of its block.
+// Scratch memory, see buffer.h. Small scratch is aligned here, as glibc's aligned_alloc takes
+// several times as long as malloc: a good part of a call on small images. The address sanitizer
+// aligns by itself: what precedes the scratch must not be of its block.
 #include "core/buffer.h"
 
 #include <cstdlib>

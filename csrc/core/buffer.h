@@ -1,6 +1,6 @@
 // Scratch memory of one call: 64-byte aligned, uninitialised, given back at the end of its scope.
-// Large scratch comes from the memory pool. Both ways are in buffer.cpp, so that kernels, which have
-// many instances, do not each compile them.
+// Large scratch comes from the memory pool. Both ways are in buffer.cpp, so that kernels, which
+// have many instances, do not each compile them.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// A loop over threads that need scratch memory: an exception must not leave a thread's body, so that
-// memory could not be had is noted, and thrown where the loop was called.
+// A loop over threads that need scratch memory: an exception must not leave a thread's body, so
+// that memory could not be had is noted, and thrown where the loop was called.
 #include "cpu/parallel_range.h"
 
 #include <atomic>

@@ -157,6 +157,13 @@ int64_t horizontal_factor(const PoolProblem& p, const Axis& axis, int64_t o) {
   return vertical_factor(p, axis, o);
 }
 
+std::vector<int64_t> vertical_factors(const PoolProblem& p, const Axis& axis) {
+  std::vector<int64_t> factors(static_cast<size_t>(axis.out));
+  for (int64_t o = 0; o < axis.out; o++)
+    factors[static_cast<size_t>(o)] = vertical_factor(p, axis, o);
+  return factors;
+}
+
 int64_t index_from_offset(const PoolProblem& p, int64_t offset, int64_t out_p, int64_t out_q) {
   if (offset < 0) return offset;
   const int64_t h = out_p * p.stride_h - p.pad_h + offset / p.S * p.dilation_h;

@@ -8,10 +8,13 @@
 // (NHWC) are taken in strips of columns, so that rows are read in long pieces and yet stay in
 // cache. Padding is zero for the average; for max and min it repeats the image's edge, which every
 // window that reaches the padding contains, and folding an element in again changes nothing.
+// Rows are folded as lanes: only reading a row and storing an output look at the element type, so
+// that max and min pooling of float, bfloat16 and float16 share one kernel.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/buffer.h"
 #include "cpu/pool2d_rules.h"
@@ -38,10 +41,10 @@ struct LargeWindows {
   Levels across_, down_;
 };
 
-template <typename Rule, bool kCodes>
+// Rule is one of lanes, Selection or Averaging of float or double; the run-time element type is one
+// of First and Others.
+template <typename Rule, bool kCodes, typename First, typename... Others>
 class PoolLarge : LargeWindows {
-  using T = typename Rule::Element;
-  using W = WideVec<T>;
   using Lane = typename Rule::Lane;
   using Code = typename Rule::Code;
   using V = typename Rule::V;
@@ -52,9 +55,7 @@ class PoolLarge : LargeWindows {
   static constexpr int kLanes = Rule::kLanes;
 
  public:
-  static bool applies(const PoolProblem& p) { return LargeWindows::applies(p, kLanes); }
-
-  PoolLarge(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArray selected)
+  PoolLarge(const PoolProblem& p, Rule rule, const void* x, void* y, SelectedArray selected)
       : LargeWindows(p, kLanes),
         p_(p),
         rule_(rule),
@@ -64,7 +65,7 @@ class PoolLarge : LargeWindows {
         code_row_(static_cast<Code>(indices() ? p.W : p.S)) {}
 
   void run(const Parallel& pool) const {
-    const int64_t row_bytes = row_ * static_cast<int64_t>(sizeof(T)) * 8;
+    const int64_t row_bytes = row_ * static_cast<int64_t>(sizeof(First)) * 8;
     const int64_t units = p_.N * p_.C / pixel_ * chunks_ * strips_;
     parallel_for_with_scratch(pool, 0, units * p_.P, pool_grain(row_bytes),
                               [&](int64_t begin, int64_t end) { rows(begin, end); });
@@ -73,6 +74,19 @@ class PoolLarge : LargeWindows {
  private:
   static constexpr int64_t kAhead = 2;  // rows, prefetched
 
+  // f(an element of the run-time type).
+  template <typename Only, typename F>
+  TORCHCONV_INLINE void with_element(const F& f) const {
+    f(Only{});
+  }
+  template <typename Only, typename Next, typename... Rest, typename F>
+  TORCHCONV_INLINE void with_element(const F& f) const {
+    constexpr DType kOnly = std::is_same_v<Only, BFloat16>  ? DType::kBFloat16
+                            : std::is_same_v<Only, Float16> ? DType::kFloat16
+                                                            : DType::kFloat32;
+    if (p_.dtype == kOnly) return f(Only{});
+    with_element<Next, Rest...>(f);
+  }
   bool indices() const { return selected_.kind == Selected::kIndex64; }
 
   // Rows of values and codes; row i stands in slot i modulo a power of two.
@@ -155,8 +169,8 @@ class PoolLarge : LargeWindows {
 
   // A chunk of channels of a strip of a plane.
   struct Unit {
-    const T* x;        // the chunk's first channel in the plane
-    T* y;              // the same, of the strip's first column
+    int64_t x;         // the chunk's first channel in the plane, in elements
+    int64_t y;         // the same, of the strip's first column
     int64_t channels;  // at most chunk_
     Range columns;     // of the output
     int64_t elements(int64_t chunk) const { return columns.size() * chunk; }
@@ -166,9 +180,8 @@ class PoolLarge : LargeWindows {
     const int64_t strip = i % strips_, c = i / strips_ % chunks_ * chunk_;
     const int64_t plane = i / strips_ / chunks_;
     const Range columns{strip * strip_, std::min(p_.Q, (strip + 1) * strip_)};
-    return {x_ + plane * p_.H * p_.W * pixel_ + c,
-            y_ + (plane * p_.P * p_.Q + columns.begin) * pixel_ + c, std::min(chunk_, pixel_ - c),
-            columns};
+    return {plane * p_.H * p_.W * pixel_ + c, (plane * p_.P * p_.Q + columns.begin) * pixel_ + c,
+            std::min(chunk_, pixel_ - c), columns};
   }
 
   // Scratch memory of one thread, and how far it is with the rows of a unit, which are counted from
@@ -192,7 +205,7 @@ class PoolLarge : LargeWindows {
     Buffer<Code> columns;   // of a line's element
     Buffer<Code> starts;    // of an output: its window's first column
     Buffer<Lane> divisors;  // of the average: of an output
-    int64_t factor = 0;  // of the divisors held; none is 0
+    int64_t factor = 0;     // of the divisors held; none is 0
     int64_t next_line = 0, next_line_runs = 0, next_folded = 0;
     Sources sources;
   };
@@ -217,7 +230,9 @@ class PoolLarge : LargeWindows {
         if (row >= top + down_.run - 1) fold_run(now, row - down_.run + 1, &work);
       }
       spread(divisors.at(out_p), now, out_p, &work);
-      finish(now, top, now.y + out_p * p_.Q * pixel_, &work);
+      with_element<First, Others...>([&](auto element) {
+        finish<decltype(element)>(now, top, now.y + out_p * p_.Q * pixel_, &work);
+      });
     }
   }
 
@@ -233,7 +248,9 @@ class PoolLarge : LargeWindows {
   // made of them, up to row `last`: a load that straddles two stores waits for both.
   void fold_row(const Unit& u, int64_t row, int64_t last, Work* work) const {
     for (; work->next_line < std::min(row + 3, last); work->next_line++)
-      read_row(u, work->next_line, work->lines.value(work->next_line));
+      with_element<First, Others...>([&](auto element) {
+        read_row<decltype(element)>(u, work->next_line, work->lines.value(work->next_line));
+      });
     for (; work->next_line_runs < std::min(row + 2, last); work->next_line_runs++)
       fold_line_runs(u, work->next_line_runs, work);
     const int64_t h = image_row(row);
@@ -275,8 +292,10 @@ class PoolLarge : LargeWindows {
     fold_all(sources, u.elements(chunk_), 0, work->runs.value(first), work->runs.code(first));
   }
 
-  // The output row at y, whose windows begin with row `top` of the padded image.
-  void finish(const Unit& u, int64_t top, T* y, Work* work) const {
+  // The output row from element `row` on, whose windows begin with row `top` of the padded image.
+  template <typename T>
+  void finish(const Unit& u, int64_t top, int64_t row, Work* work) const {
+    T* const y = static_cast<T*>(y_) + row;
     Sources& sources = work->sources;
     sources.clear();
     int64_t r = top;
@@ -297,12 +316,12 @@ class PoolLarge : LargeWindows {
       for (; j < run; j += kLanes)
         finish_part<1>(sources, from + j, *work, row_code, std::min<int64_t>(run - j, kLanes),
                        to + j);
-      if (kCodes) selected_.store(to - y_, work->codes.get() + from, run);
+      if (kCodes) selected_.store(row + i * pixel_, work->codes.get() + from, run);
     }
   }
 
   // n vectors of outputs from element j on, the last of which has `lanes` elements.
-  template <int n>
+  template <int n, typename T>
   TORCHCONV_INLINE void finish_part(const Sources& sources, int64_t j, const Work& work,
                                     Code row_code, int64_t lanes, T* y) const {
     V best[n];
@@ -312,9 +331,9 @@ class PoolLarge : LargeWindows {
     for (int i = 0; i < n; i++) {
       const V value = rule_.finish(best[i], work.divisors.get() + j + i * kLanes);
       if (lanes >= kLanes) {
-        W::store(y + i * kLanes, value);
+        WideVec<T>::store(y + i * kLanes, value);
       } else {
-        W::store_partial(y + i * kLanes, value, lanes);
+        WideVec<T>::store_partial(y + i * kLanes, value, lanes);
       }
       if constexpr (kCodes) {
         const C start = Codes::load(work.starts.get() + j + i * kLanes) + row_code;
@@ -325,14 +344,17 @@ class PoolLarge : LargeWindows {
 
   // Row `row` of the padded image, as lanes: the columns of the strip's windows. A pixel takes
   // chunk_ lanes, of which u.channels are used.
+  template <typename T>
   void read_row(const Unit& u, int64_t row, Lane* to) const {
+    using W = WideVec<T>;
     if (!Rule::kRepeats && (row < p_.pad_h || row >= p_.pad_h + p_.H)) {
       std::fill_n(to, row_, Lane{0});
       return;
     }
     const int64_t first = u.columns.begin - p_.pad_w, columns = u.columns.size() + p_.S - 1;
     const int64_t begin = std::max(-first, int64_t{0}), end = std::min(p_.W - first, columns);
-    const T* from = u.x + (image_row(row) * p_.W + first + begin) * pixel_;
+    const T* from =
+        static_cast<const T*>(x_) + u.x + (image_row(row) * p_.W + first + begin) * pixel_;
     const int64_t ahead = kAhead * p_.W * pixel_;
     const bool whole = pixel_ == chunk_;
     const int64_t run = whole ? (end - begin) * chunk_ : u.channels;
@@ -376,10 +398,34 @@ class PoolLarge : LargeWindows {
 
   const PoolProblem& p_;
   Rule rule_;
-  const T* x_;
-  T* y_;
+  const void* x_;
+  void* y_;
   SelectedArray selected_;
   Code code_row_;  // codes count h * code_row_ + w
 };
+
+// Max and min pooling of float, bfloat16 and float16 (select_pool2d_float.cpp).
+template <bool kCodes>
+void select_large(const PoolProblem& p, Selection<float> rule, const void* x, void* y,
+                  SelectedArray selected, const Parallel& pool);
+
+template <bool kCodes, typename T>
+void pool2d_large(const PoolProblem& p, Selection<T> rule, const void* x, void* y,
+                  SelectedArray selected, const Parallel& pool) {
+  if constexpr (sizeof(Wide<T>) == 8) {
+    PoolLarge<Selection<T>, kCodes, T>(p, rule, x, y, selected).run(pool);
+  } else {
+    Selection<float> shared;
+    shared.mirror = rule.mirror;
+    select_large<kCodes>(p, shared, x, y, selected, pool);
+  }
+}
+
+template <bool kCodes, typename T>
+void pool2d_large(const PoolProblem& p, Averaging<T>, const void* x, void* y,
+                  SelectedArray selected, const Parallel& pool) {
+  const Averaging<Wide<T>> rule{};
+  PoolLarge<Averaging<Wide<T>>, kCodes, T>(p, rule, x, y, selected).run(pool);
+}
 
 }  // namespace torchconv::cpu

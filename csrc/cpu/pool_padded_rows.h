@@ -65,15 +65,18 @@ class PaddedRows {
     plane_ = plane;
     begin_ = h;
     end_ = std::min(h + count, height_);
-    for (int64_t i = begin_; i < end_; i++) copy(plane + i * width_, row(i));
+    const int64_t width = width_, pitch = pitch_;
+    const T* from = plane + h * width;
+    T* to = rows_.get() + left_;
+    for (int64_t rows = end_ - begin_; rows > 0; rows--, from += width, to += pitch)
+      copy(from, width, to);
   }
 
-  void copy(const T* from, T* to) const {
+  static void copy(const T* from, int64_t width, T* to) {
     using V = Vec<Bits>;
-    to += left_;
     int64_t i = 0;
-    for (; i + V::kLanes <= width_; i += V::kLanes) V::store(to + i, V::load(from + i));
-    if (i < width_) V::store_partial(to + i, V::load_partial(from + i, width_ - i), width_ - i);
+    for (; i + V::kLanes <= width; i += V::kLanes) V::store(to + i, V::load(from + i));
+    if (i < width) V::store_partial(to + i, V::load_partial(from + i, width - i), width - i);
   }
 
   int64_t width_, height_, left_, origin_, pitch_, most_;

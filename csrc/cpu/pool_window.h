@@ -4,8 +4,8 @@
 //
 // Nothing here multiplies a tap by the dilation before knowing that the product lies in the image,
 // so no kernel size, padding or dilation can overflow into a wrong address. What is called once a
-// call, or once a row, is in pool2d_geometry.cpp, so that the kernels, which have many instances, do
-// not each compile it.
+// call, or once a row, is in pool2d_geometry.cpp, so that the kernels, which have many instances,
+// do not each compile it.
 #pragma once
 
 #include <algorithm>

@@ -153,7 +153,8 @@ class SelectionRows {
 
   // Rows from `begin` on, before `end`, whose run stays inside the tensor.
   int64_t run_rows(int64_t begin, int64_t end) const {
-    if (kIndex || plan_.run.list.empty() || begin * g_.in_row + plan_.run.list.front().distance < 0) return 0;
+    if (kIndex || plan_.run.list.empty() || begin * g_.in_row + plan_.run.list.front().distance < 0)
+      return 0;
     const int64_t last = total_ - kLanes - std::max<int64_t>(plan_.run.list.back().distance, 0);
     return std::max<int64_t>(0, std::min(end, floor_div(last, g_.in_row)) - begin);
   }
@@ -166,15 +167,16 @@ class SelectionRows {
       T* to = dx_ + i * g_.in_row;
       const int64_t run = run_rows(i, end);
       if (run > 0) {
-        write_run(sums(dy_ + i * g_.in_row, offsets(i * g_.in_row), plan_.run, 0), 0, run * g_.in_row,
-                  g_.streams, to);
+        write_run(sums(dy_ + i * g_.in_row, offsets(i * g_.in_row), plan_.run, 0), 0,
+                  run * g_.in_row, g_.streams, to);
         i += run;
         continue;
       }
       const int64_t h = i % p_.H, plane = i / p_.H * p_.P * g_.out_row;
       const bool in_place = reads_in_place(plane, h);
       if (!in_place) copy_outputs(plane, h, scratch);
-      const SelectionTaps& taps = (in_place ? plan_.rows : plan_.copied_rows)[static_cast<size_t>(h)];
+      const SelectionTaps& taps =
+          (in_place ? plan_.rows : plan_.copied_rows)[static_cast<size_t>(h)];
       const T* values = in_place ? dy_ + plane : scratch.values.get();
       const Held* codes = in_place ? offsets(plane) : scratch.codes.get();
       write_row(g_, sums(values, codes, taps, h), scratch.line.get(), to);
