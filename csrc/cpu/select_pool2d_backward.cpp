@@ -62,9 +62,9 @@ std::vector<int64_t> scatter_distances(const PoolProblem& p, int64_t codes) {
 
 namespace {
 
-template <typename T, typename O>
-void scatter(const PoolProblem& p, const T* dy, const void* selected, T* dx, const Parallel& pool) {
-  ScatterImages<T, O>(p, dy, static_cast<const O*>(selected), dx).run(pool);
+template <typename T, typename Codes>
+void scatter(const PoolProblem& p, const T* dy, Codes selected, T* dx, const Parallel& pool) {
+  ScatterImages<T, Codes>(p, dy, selected, dx).run(pool);
 }
 
 // Gathering compares a vector of codes for every window that an element belongs to; scattering
@@ -79,7 +79,7 @@ bool runs_by_scatter(const PoolProblem& p, Selected kind) {
   const bool wide_index = kind == Selected::kIndex64 && sizeof(LaneInt<T>) == 4 &&
                           p.H * p.W > INT32_MAX;  // does not fit a lane
   if (wide_index) return true;
-  const int64_t images = ScatterImages<T, uint8_t>::images(p);
+  const int64_t images = ScatterImages<T, const uint8_t*>::images(p);
   const int64_t plane_bytes = p.H * p.W * static_cast<int64_t>(sizeof(Wide<T>));
   if (images < 16 && plane_bytes > kCache / 16) return false;
   const int64_t windows = ceil_div(p.R, p.stride_h) * ceil_div(p.S, p.stride_w);
@@ -95,13 +95,12 @@ void backward_as(const PoolProblem& p, Selected kind, const void* grad, const vo
   if (runs_by_scatter<T>(p, kind)) {
     switch (kind) {
       case Selected::kOffset8:
-        return scatter<T, uint8_t>(p, dy, selected, dx, pool);
+        return scatter(p, dy, static_cast<const uint8_t*>(selected), dx, pool);
       case Selected::kOffset16:
-        return scatter<T, uint16_t>(p, dy, selected, dx, pool);
       case Selected::kOffset32:
-        return scatter<T, int32_t>(p, dy, selected, dx, pool);
+        return scatter(p, dy, WideOffsets{selected, kind == Selected::kOffset16}, dx, pool);
       case Selected::kIndex64:
-        return scatter<T, int64_t>(p, dy, selected, dx, pool);
+        return scatter(p, dy, static_cast<const int64_t*>(selected), dx, pool);
     }
   }
   if (kind == Selected::kOffset8) {

@@ -24,18 +24,28 @@ int64_t scatter_distance(const PoolProblem& p, int64_t code);
 // Of the codes [0, codes).
 std::vector<int64_t> scatter_distances(const PoolProblem& p, int64_t codes);
 
-// O is the type of selections: uint8_t, uint16_t, int32_t or int64_t.
-template <typename T, typename O>
+// Offsets of two or four bytes, rare enough for one kernel.
+struct WideOffsets {
+  const void* data;
+  bool two_bytes;
+  int64_t operator[](int64_t i) const {
+    return two_bytes ? static_cast<const uint16_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+  }
+};
+
+// Codes is how selections are given: const uint8_t*, WideOffsets, or const int64_t* for indices.
+template <typename T, typename Codes>
 class ScatterImages {
   using W = WideVec<T>;
   using Lane = Wide<T>;
   static constexpr bool kInPlace = std::is_same_v<T, Lane>;
-  static constexpr bool kIndex = sizeof(O) == 8;
+  static constexpr bool kByte = std::is_same_v<Codes, const uint8_t*>;
+  static constexpr bool kIndex = std::is_same_v<Codes, const int64_t*>;
   static constexpr int64_t kBlock = 1024 / sizeof(T);  // channels
   static constexpr int64_t kTable = 2048;              // codes, of two bytes and more
 
  public:
-  ScatterImages(const PoolProblem& p, const T* dy, const O* selected, T* dx)
+  ScatterImages(const PoolProblem& p, const T* dy, Codes selected, T* dx)
       : p_(p),
         dy_(dy),
         selected_(selected),
@@ -45,8 +55,8 @@ class ScatterImages {
         blocks_(ceil_div(channels_, kBlock)) {
     // A code's distance from the window's first element: of every byte, of wider codes those of a
     // window that is small enough.
-    if (kIndex || (sizeof(O) > 1 && p.R * p.S > kTable)) return;
-    distances_ = scatter_distances(p, sizeof(O) == 1 ? 256 : p.R * p.S);
+    if (kIndex || (!kByte && p.R * p.S > kTable)) return;
+    distances_ = scatter_distances(p, kByte ? 256 : p.R * p.S);
   }
 
   static int64_t images(const PoolProblem& p) {
@@ -100,7 +110,7 @@ class ScatterImages {
     int64_t at;
     if constexpr (kIndex) {
       at = selected_[out];
-    } else if constexpr (sizeof(O) == 1) {
+    } else if constexpr (kByte) {
       at = start + distances_[selected_[out]];
     } else {
       const int64_t code = selected_[out];
@@ -128,7 +138,7 @@ class ScatterImages {
 
   const PoolProblem& p_;
   const T* dy_;
-  const O* selected_;
+  Codes selected_;
   T* dx_;
   int64_t pixels_, channels_;  // of a plane; one channel in NCHW
   int64_t blocks_;             // of channels
