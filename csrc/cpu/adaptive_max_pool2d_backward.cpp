@@ -132,7 +132,7 @@ void backward_as(const AdaptiveProblem& p, const void* grad, const int64_t* indi
   const T* dy = static_cast<const T*>(grad);
   T* dx = static_cast<T*>(grad_input);
   const PoolProblem problem = without_windows(p);
-  using Scatter = ScatterImages<T, int64_t>;
+  using Scatter = ScatterImages<T, const int64_t*>;
   if (Scatter::images(problem) >= kEnough || p.H * p.W <= kSmall)
     return Scatter(problem, dy, indices, dx).run(pool);
   const AdaptiveMaxBackward<T> backward(p, dy, indices, dx);

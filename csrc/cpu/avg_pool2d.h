@@ -16,24 +16,17 @@ namespace torchconv::cpu {
 
 // The factor of output o; 1 for a window outside the image, whose sum is 0. An override is the
 // horizontal factor, the vertical one is then 1.
-inline int64_t vertical_factor(const PoolProblem& p, const Axis& axis, int64_t o) {
-  const Range taps = axis.valid_taps(o);
-  if (p.divisor != 0 || taps.empty()) return 1;
-  if (!p.count_include_pad) return taps.size();
-  return std::min(axis.taps, axis.size + axis.pad - axis.start(o));
-}
-inline int64_t horizontal_factor(const PoolProblem& p, const Axis& axis, int64_t o) {
-  if (p.divisor != 0 && !axis.valid_taps(o).empty()) return p.divisor;
-  return vertical_factor(p, axis, o);
-}
+int64_t vertical_factor(const PoolProblem& p, const Axis& axis, int64_t o);
+int64_t horizontal_factor(const PoolProblem& p, const Axis& axis, int64_t o);
+// Of every output row.
+std::vector<int64_t> vertical_factors(const PoolProblem& p, const Axis& axis);
 
 // Divisors of the outputs of one row, of `lanes` >= Q elements.
 template <typename Lane>
 class DivisorRow {
  public:
   DivisorRow(const PoolProblem& p, const Axis& vertical, const Axis& horizontal, int64_t lanes)
-      : p_(p),
-        vertical_(vertical),
+      : row_factors_(vertical_factors(p, vertical)),
         factors_(static_cast<size_t>(lanes), 1),
         row_(static_cast<size_t>(lanes), Lane{1}) {
     for (int64_t q = 0; q < p.Q; q++)
@@ -42,7 +35,7 @@ class DivisorRow {
 
   // Divisors of output row out_p; valid until the next call.
   const Lane* at(int64_t out_p) {
-    const int64_t factor = vertical_factor(p_, vertical_, out_p);
+    const int64_t factor = row_factors_[static_cast<size_t>(out_p)];
     if (factor != factor_) {
       factor_ = factor;
       for (size_t q = 0; q < row_.size(); q++) row_[q] = static_cast<Lane>(factor * factors_[q]);
@@ -51,9 +44,7 @@ class DivisorRow {
   }
 
  private:
-  const PoolProblem& p_;
-  Axis vertical_;
-  std::vector<int64_t> factors_;
+  std::vector<int64_t> row_factors_, factors_;
   std::vector<Lane> row_;
   int64_t factor_ = 0;  // of the row held; none is 0
 };

@@ -19,17 +19,7 @@
 namespace torchconv::cpu {
 
 struct RowGeometry {
-  RowGeometry(const PoolProblem& p, int64_t element_size)
-      : vertical(vertical_axis(p)),
-        horizontal(horizontal_axis(p)),
-        channels(runs_channels_last(p) ? p.C : 1),
-        planes(p.N * p.C / channels),
-        in_row(p.W * channels),
-        out_row(p.Q * channels),
-        windows(vertical),
-        phases(horizontal),
-        left(phases.left * channels),
-        streams(p.N * p.C * p.H * p.W >= kStreamedBytes / element_size) {}
+  RowGeometry(const PoolProblem& p, int64_t element_size);
 
   // Elements that may be read from the start of an output row on, up to a vector past its taps.
   int64_t reach(int lanes) const { return out_row + phases.right * channels + lanes; }

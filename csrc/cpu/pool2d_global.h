@@ -13,6 +13,9 @@
 
 namespace torchconv::cpu {
 
+// Whether planes have one output, whose elements a lane can count (pool2d_geometry.cpp).
+bool is_global(const PoolProblem& p, int lanes);
+
 template <typename Rule, bool kCodes>
 class PoolGlobal {
   using T = typename Rule::Element;
@@ -27,12 +30,7 @@ class PoolGlobal {
   static constexpr int kLanes = Rule::kLanes;
 
  public:
-  // A lane counts the elements of a plane.
-  static bool applies(const PoolProblem& p) {
-    return p.P == 1 && p.Q == 1 && p.dilation_h == 1 && p.dilation_w == 1 &&
-           p.H * p.W <= INT32_MAX - 2 * kLanes && !vertical_axis(p).valid_taps(0).empty() &&
-           !horizontal_axis(p).valid_taps(0).empty();
-  }
+  static bool applies(const PoolProblem& p) { return is_global(p, kLanes); }
 
   PoolGlobal(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArray selected)
       : p_(p),

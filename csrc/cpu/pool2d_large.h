@@ -8,21 +8,43 @@
 // (NHWC) are taken in strips of columns, so that rows are read in long pieces and yet stay in
 // cache. Padding is zero for the average; for max and min it repeats the image's edge, which every
 // window that reaches the padding contains, and folding an element in again changes nothing.
+// Rows are folded as lanes: only reading a row and storing an output look at the element type, so
+// that max and min pooling of float, bfloat16 and float16 share one kernel.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
+#include <type_traits>
 
 #include "core/buffer.h"
 #include "cpu/pool2d_rules.h"
 
 namespace torchconv::cpu {
 
-template <typename Rule, bool kCodes>
-class PoolLarge {
-  using T = typename Rule::Element;
-  using W = WideVec<T>;
+// How a problem is cut, the same for all element types of `lanes` lanes (pool2d_geometry.cpp).
+struct LargeWindows {
+  static bool applies(const PoolProblem& p, int lanes);
+  LargeWindows(const PoolProblem& p, int lanes);
+
+  static int64_t power_of_two(int64_t at_least);
+
+  // A window's n elements are `runs` runs of `run` elements and `rest` more.
+  struct Levels {
+    explicit Levels(int64_t n);
+    int64_t most() const { return std::max(run, runs + rest); }  // rows folded at once
+    int64_t run = 1, runs, rest;
+  };
+
+  int64_t pixel_, chunk_, chunks_;  // channels of a pixel in memory, of a unit; units of a pixel
+  int64_t strip_, strips_;          // output columns of a unit, units of a row
+  int64_t row_;                     // elements of a padded row, and a vector past it
+  Levels across_, down_;
+};
+
+// Rule is one of lanes, Selection or Averaging of float or double; the run-time element type is one
+// of First and Others.
+template <typename Rule, bool kCodes, typename First, typename... Others>
+class PoolLarge : LargeWindows {
   using Lane = typename Rule::Lane;
   using Code = typename Rule::Code;
   using V = typename Rule::V;
@@ -33,71 +55,39 @@ class PoolLarge {
   static constexpr int kLanes = Rule::kLanes;
 
  public:
-  static bool applies(const PoolProblem& p) {
-    if (p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
-    // On planes smaller windows are cheaper folded tap by tap.
-    if (!runs_channels_last(p) && p.R + p.S < 14) return false;
-    if (p.R < 4 || p.S < 4 || p.stride_h > p.R / 2 || p.R > p.H || p.S > p.W) return false;
-    if (p.H * p.W > INT32_MAX / 4 || (strip(p) + p.S) * chunk(p) > kMaxRow) return false;
-    return !vertical_axis(p).valid_taps(0).empty() &&
-           !vertical_axis(p).valid_taps(p.P - 1).empty() &&
-           !horizontal_axis(p).valid_taps(0).empty() &&
-           !horizontal_axis(p).valid_taps(p.Q - 1).empty();
-  }
-
-  PoolLarge(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArray selected)
-      : p_(p),
+  PoolLarge(const PoolProblem& p, Rule rule, const void* x, void* y, SelectedArray selected)
+      : LargeWindows(p, kLanes),
+        p_(p),
         rule_(rule),
         x_(x),
         y_(y),
         selected_(selected),
-        pixel_(runs_channels_last(p) ? p.C : 1),
-        chunk_(chunk(p)),
-        chunks_(ceil_div(pixel_, chunk_)),
-        strip_(strip(p)),
-        strips_(ceil_div(p.Q, strip_)),
-        row_((strip_ + p.S - 1) * chunk_ + kLanes),
-        across_(p.S),
-        down_(p.R),
         code_row_(static_cast<Code>(indices() ? p.W : p.S)) {}
 
   void run(const Parallel& pool) const {
-    const int64_t row_bytes = row_ * static_cast<int64_t>(sizeof(T)) * 8;
+    const int64_t row_bytes = row_ * static_cast<int64_t>(sizeof(First)) * 8;
     const int64_t units = p_.N * p_.C / pixel_ * chunks_ * strips_;
     parallel_for_with_scratch(pool, 0, units * p_.P, pool_grain(row_bytes),
                               [&](int64_t begin, int64_t end) { rows(begin, end); });
   }
 
  private:
-  static constexpr int64_t kMaxRow = 1 << 14;  // elements
-  static constexpr int64_t kStrip = 1 << 11;   // elements of an output row in a strip, or so
-  static constexpr int64_t kMostChannels = 4 * kLanes;
   static constexpr int64_t kAhead = 2;  // rows, prefetched
 
-  // Channels at once: all, or whole vectors of them.
-  static int64_t chunk(const PoolProblem& p) {
-    if (!runs_channels_last(p)) return 1;
-    if (p.C <= kMostChannels) return p.C;
-    return round_up(ceil_div(p.C, ceil_div(p.C, kMostChannels)), kLanes);
+  // f(an element of the run-time type).
+  template <typename Only, typename F>
+  TORCHCONV_INLINE void with_element(const F& f) const {
+    f(Only{});
   }
-  // Output columns at once. Neighbouring strips both fold the S - 1 columns that they share.
-  static int64_t strip(const PoolProblem& p) {
-    if (!runs_channels_last(p)) return p.Q;
-    const int64_t most = std::max(kStrip / chunk(p), 2 * p.S);
-    return ceil_div(p.Q, ceil_div(p.Q, most));
+  template <typename Only, typename Next, typename... Rest, typename F>
+  TORCHCONV_INLINE void with_element(const F& f) const {
+    constexpr DType kOnly = std::is_same_v<Only, BFloat16>  ? DType::kBFloat16
+                            : std::is_same_v<Only, Float16> ? DType::kFloat16
+                                                            : DType::kFloat32;
+    if (p_.dtype == kOnly) return f(Only{});
+    with_element<Next, Rest...>(f);
   }
   bool indices() const { return selected_.kind == Selected::kIndex64; }
-
-  // A window's n elements are `runs` runs of `run` elements and `rest` more.
-  struct Levels {
-    explicit Levels(int64_t n) {
-      while ((run + 1) * (run + 1) <= n) run++;
-      runs = n / run;
-      rest = n % run;
-    }
-    int64_t most() const { return std::max(run, runs + rest); }  // rows folded at once
-    int64_t run = 1, runs, rest;
-  };
 
   // Rows of values and codes; row i stands in slot i modulo a power of two.
   struct Rows {
@@ -106,11 +96,6 @@ class PoolLarge {
           length(length),
           values(slots * length),
           codes(kCodes ? slots * length : 0) {}
-    static int64_t power_of_two(int64_t count) {
-      int64_t slots = 1;
-      while (slots < count) slots *= 2;
-      return slots;
-    }
     Lane* value(int64_t i) const { return values.get() + (i & (slots - 1)) * length; }
     Code* code(int64_t i) const {
       return kCodes ? codes.get() + (i & (slots - 1)) * length : nullptr;
@@ -184,8 +169,8 @@ class PoolLarge {
 
   // A chunk of channels of a strip of a plane.
   struct Unit {
-    const T* x;        // the chunk's first channel in the plane
-    T* y;              // the same, of the strip's first column
+    int64_t x;         // the chunk's first channel in the plane, in elements
+    int64_t y;         // the same, of the strip's first column
     int64_t channels;  // at most chunk_
     Range columns;     // of the output
     int64_t elements(int64_t chunk) const { return columns.size() * chunk; }
@@ -195,9 +180,8 @@ class PoolLarge {
     const int64_t strip = i % strips_, c = i / strips_ % chunks_ * chunk_;
     const int64_t plane = i / strips_ / chunks_;
     const Range columns{strip * strip_, std::min(p_.Q, (strip + 1) * strip_)};
-    return {x_ + plane * p_.H * p_.W * pixel_ + c,
-            y_ + (plane * p_.P * p_.Q + columns.begin) * pixel_ + c, std::min(chunk_, pixel_ - c),
-            columns};
+    return {plane * p_.H * p_.W * pixel_ + c, (plane * p_.P * p_.Q + columns.begin) * pixel_ + c,
+            std::min(chunk_, pixel_ - c), columns};
   }
 
   // Scratch memory of one thread, and how far it is with the rows of a unit, which are counted from
@@ -211,15 +195,17 @@ class PoolLarge {
           codes(kCodes ? k.row_ : 0),
           columns(kCodes ? k.row_ : 0),
           starts(kCodes ? k.row_ : 0),
-          divisors(static_cast<size_t>(k.row_), Lane{1}),
-          sources(std::max(k.across_.most(), k.down_.most())) {}
+          divisors(Rule::kRepeats ? 0 : k.row_),
+          sources(std::max(k.across_.most(), k.down_.most())) {
+      if constexpr (!Rule::kRepeats) std::fill_n(divisors.get(), k.row_, Lane{1});
+    }
     Rows lines, line_runs;  // input rows, and their runs
     Rows folded, runs;      // input rows folded along W, and runs of those
     Buffer<Code> codes;     // of an output row
     Buffer<Code> columns;   // of a line's element
     Buffer<Code> starts;    // of an output: its window's first column
-    std::vector<Lane> divisors;
-    int64_t factor = 0;  // of the divisors held; none is 0
+    Buffer<Lane> divisors;  // of the average: of an output
+    int64_t factor = 0;     // of the divisors held; none is 0
     int64_t next_line = 0, next_line_runs = 0, next_folded = 0;
     Sources sources;
   };
@@ -244,7 +230,9 @@ class PoolLarge {
         if (row >= top + down_.run - 1) fold_run(now, row - down_.run + 1, &work);
       }
       spread(divisors.at(out_p), now, out_p, &work);
-      finish(now, top, now.y + out_p * p_.Q * pixel_, &work);
+      with_element<First, Others...>([&](auto element) {
+        finish<decltype(element)>(now, top, now.y + out_p * p_.Q * pixel_, &work);
+      });
     }
   }
 
@@ -260,7 +248,9 @@ class PoolLarge {
   // made of them, up to row `last`: a load that straddles two stores waits for both.
   void fold_row(const Unit& u, int64_t row, int64_t last, Work* work) const {
     for (; work->next_line < std::min(row + 3, last); work->next_line++)
-      read_row(u, work->next_line, work->lines.value(work->next_line));
+      with_element<First, Others...>([&](auto element) {
+        read_row<decltype(element)>(u, work->next_line, work->lines.value(work->next_line));
+      });
     for (; work->next_line_runs < std::min(row + 2, last); work->next_line_runs++)
       fold_line_runs(u, work->next_line_runs, work);
     const int64_t h = image_row(row);
@@ -302,8 +292,10 @@ class PoolLarge {
     fold_all(sources, u.elements(chunk_), 0, work->runs.value(first), work->runs.code(first));
   }
 
-  // The output row at y, whose windows begin with row `top` of the padded image.
-  void finish(const Unit& u, int64_t top, T* y, Work* work) const {
+  // The output row from element `row` on, whose windows begin with row `top` of the padded image.
+  template <typename T>
+  void finish(const Unit& u, int64_t top, int64_t row, Work* work) const {
+    T* const y = static_cast<T*>(y_) + row;
     Sources& sources = work->sources;
     sources.clear();
     int64_t r = top;
@@ -324,12 +316,12 @@ class PoolLarge {
       for (; j < run; j += kLanes)
         finish_part<1>(sources, from + j, *work, row_code, std::min<int64_t>(run - j, kLanes),
                        to + j);
-      if (kCodes) selected_.store(to - y_, work->codes.get() + from, run);
+      if (kCodes) selected_.store(row + i * pixel_, work->codes.get() + from, run);
     }
   }
 
   // n vectors of outputs from element j on, the last of which has `lanes` elements.
-  template <int n>
+  template <int n, typename T>
   TORCHCONV_INLINE void finish_part(const Sources& sources, int64_t j, const Work& work,
                                     Code row_code, int64_t lanes, T* y) const {
     V best[n];
@@ -337,11 +329,11 @@ class PoolLarge {
     sources.template fold<n>(j, best, code);
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) {
-      const V value = rule_.finish(best[i], work.divisors.data() + j + i * kLanes);
+      const V value = rule_.finish(best[i], work.divisors.get() + j + i * kLanes);
       if (lanes >= kLanes) {
-        W::store(y + i * kLanes, value);
+        WideVec<T>::store(y + i * kLanes, value);
       } else {
-        W::store_partial(y + i * kLanes, value, lanes);
+        WideVec<T>::store_partial(y + i * kLanes, value, lanes);
       }
       if constexpr (kCodes) {
         const C start = Codes::load(work.starts.get() + j + i * kLanes) + row_code;
@@ -352,14 +344,17 @@ class PoolLarge {
 
   // Row `row` of the padded image, as lanes: the columns of the strip's windows. A pixel takes
   // chunk_ lanes, of which u.channels are used.
+  template <typename T>
   void read_row(const Unit& u, int64_t row, Lane* to) const {
+    using W = WideVec<T>;
     if (!Rule::kRepeats && (row < p_.pad_h || row >= p_.pad_h + p_.H)) {
       std::fill_n(to, row_, Lane{0});
       return;
     }
     const int64_t first = u.columns.begin - p_.pad_w, columns = u.columns.size() + p_.S - 1;
     const int64_t begin = std::max(-first, int64_t{0}), end = std::min(p_.W - first, columns);
-    const T* from = u.x + (image_row(row) * p_.W + first + begin) * pixel_;
+    const T* from =
+        static_cast<const T*>(x_) + u.x + (image_row(row) * p_.W + first + begin) * pixel_;
     const int64_t ahead = kAhead * p_.W * pixel_;
     const bool whole = pixel_ == chunk_;
     const int64_t run = whole ? (end - begin) * chunk_ : u.channels;
@@ -395,7 +390,7 @@ class PoolLarge {
     const int64_t factor = vertical_factor(p_, vertical_axis(p_), out_p);
     if (factor == work->factor) return;
     work->factor = factor;
-    Lane* to = work->divisors.data();
+    Lane* to = work->divisors.get();
     for (int64_t q = u.columns.begin; q < u.columns.end; q++, to += chunk_)
       std::fill_n(to, chunk_, row[q]);
   }
@@ -403,14 +398,34 @@ class PoolLarge {
 
   const PoolProblem& p_;
   Rule rule_;
-  const T* x_;
-  T* y_;
+  const void* x_;
+  void* y_;
   SelectedArray selected_;
-  int64_t pixel_, chunk_, chunks_;  // channels of a pixel in memory, of a unit; units of a pixel
-  int64_t strip_, strips_;          // output columns of a unit, units of a row
-  int64_t row_;                     // elements of a padded row, and a vector past it
-  Levels across_, down_;
   Code code_row_;  // codes count h * code_row_ + w
 };
+
+// Max and min pooling of float, bfloat16 and float16 (select_pool2d_float.cpp).
+template <bool kCodes>
+void select_large(const PoolProblem& p, Selection<float> rule, const void* x, void* y,
+                  SelectedArray selected, const Parallel& pool);
+
+template <bool kCodes, typename T>
+void pool2d_large(const PoolProblem& p, Selection<T> rule, const void* x, void* y,
+                  SelectedArray selected, const Parallel& pool) {
+  if constexpr (sizeof(Wide<T>) == 8) {
+    PoolLarge<Selection<T>, kCodes, T>(p, rule, x, y, selected).run(pool);
+  } else {
+    Selection<float> shared;
+    shared.mirror = rule.mirror;
+    select_large<kCodes>(p, shared, x, y, selected, pool);
+  }
+}
+
+template <bool kCodes, typename T>
+void pool2d_large(const PoolProblem& p, Averaging<T>, const void* x, void* y,
+                  SelectedArray selected, const Parallel& pool) {
+  const Averaging<Wide<T>> rule{};
+  PoolLarge<Averaging<Wide<T>>, kCodes, T>(p, rule, x, y, selected).run(pool);
+}
 
 }  // namespace torchconv::cpu

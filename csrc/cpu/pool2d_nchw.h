@@ -45,15 +45,13 @@ class PoolPlanes {
         x_end_(x + p.N * p.C * p.H * p.W),
         prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize),
         streams_(W::streams(y, p.N * p.C * p.P * p.Q, p.Q)),
-        row_lanes_((ceil_div(p.Q, kLanes) + 1) * kLanes) {
-    valid_rows_.reserve(static_cast<size_t>(p.P));
-    for (int64_t out_p = 0; out_p < p.P; out_p++)
-      valid_rows_.push_back(vertical_.valid_taps(out_p));
-    if (kCodes) first_codes_.assign(static_cast<size_t>(row_lanes_), 0);
-    for (int64_t q = 0; q < p.Q; q++) {
-      const Range taps = horizontal_.valid_taps(q);
-      if (taps.empty()) empty_.push_back(q);
-      if (kCodes && !taps.empty()) first_codes_[static_cast<size_t>(q)] = code_of(taps.begin);
+        row_lanes_((ceil_div(p.Q, kLanes) + 1) * kLanes),
+        first_codes_(kCodes ? row_lanes_ : 0),
+        empty_(horizontal_.outputs_without_taps()),
+        valid_rows_(vertical_.all_valid_taps()) {
+    if constexpr (kCodes) {
+      for (int64_t q = 0; q < row_lanes_; q++)
+        first_codes_[q] = q < p.Q ? code_of(horizontal_.valid_taps(q).begin) : 0;
     }
   }
 
@@ -260,7 +258,7 @@ class PoolPlanes {
     V taps[kTaps];
     load_taps<T, kStride, kTaps>(from, taps);
     *best = rule_.prepare(taps[0]);
-    if constexpr (kCodes) *code = Codes::load(first_codes_.data() + q);
+    if constexpr (kCodes) *code = Codes::load(first_codes_.get() + q);
 #pragma GCC unroll 3
     for (int s = 1; s < kTaps; s++) {
       const Code at = code_of(reach_.taps.begin + s);
@@ -338,7 +336,7 @@ class PoolPlanes {
       prefetch<kStride>(ahead + q * kStride, 1);
       V best = rule_.prepare(load_strided<T, kStride, kPartial>(from, stride, n));
       C code{};
-      if constexpr (kCodes) code = Codes::load(first_codes_.data() + q);
+      if constexpr (kCodes) code = Codes::load(first_codes_.get() + q);
       const T* tap = from;
       Code at = first;
       for (int64_t s = 1; s < taps; s++) {
@@ -466,13 +464,13 @@ class PoolPlanes {
   SelectedArray selected_;
   Axis vertical_, horizontal_;
   RowReach reach_;
-  std::vector<Code> first_codes_;  // of output q: code_of its first tap in the image
-  std::vector<int64_t> empty_;     // outputs with no tap in the image
-  std::vector<Range> valid_rows_;  // of the window of output row p
   CodeSteps steps_;
   const T* x_end_;
   bool prefetches_, streams_;
-  int64_t row_lanes_;  // Q and room for a vector past the last
+  int64_t row_lanes_;              // Q and room for a vector past the last
+  Buffer<Code> first_codes_;       // of output q: code_of its first tap in the image
+  std::vector<int64_t> empty_;     // outputs with no tap in the image
+  std::vector<Range> valid_rows_;  // of the window of output row p
 };
 
 }  // namespace torchconv::cpu

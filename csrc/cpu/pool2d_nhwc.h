@@ -40,11 +40,10 @@ class PoolPixels {
         x_end_(x + p.N * p.H * p.W * p.C),
         prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize),
         wide_(p.C >= kWidePixel),
-        streams_(W::streams(y, p.N * p.P * p.Q * p.C, p.C)) {
+        streams_(W::streams(y, p.N * p.P * p.Q * p.C, p.C)),
+        columns_(horizontal_.all_valid_taps()) {
     const int64_t rows = std::min(p.stride_h, p.H) * p.W * p.C;
     ahead_ = rows <= kMostAhead ? rows : Rule::kAhead;
-    columns_.reserve(static_cast<size_t>(p.Q));
-    for (int64_t q = 0; q < p.Q; q++) columns_.push_back(horizontal_.valid_taps(q));
   }
 
   void run(const Parallel& pool) {

@@ -170,12 +170,6 @@ struct CodeSteps {
   }
 };
 
-inline int64_t index_from_offset(const PoolProblem& p, int64_t offset, int64_t out_p,
-                                 int64_t out_q) {
-  if (offset < 0) return offset;
-  const int64_t h = out_p * p.stride_h - p.pad_h + offset / p.S * p.dilation_h;
-  const int64_t w = out_q * p.stride_w - p.pad_w + offset % p.S * p.dilation_w;
-  return h * p.W + w;
-}
+int64_t index_from_offset(const PoolProblem& p, int64_t offset, int64_t out_p, int64_t out_q);
 
 }  // namespace torchconv::cpu

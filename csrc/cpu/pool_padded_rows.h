@@ -14,22 +14,7 @@ namespace torchconv::cpu {
 
 // The taps of a row's windows that lie in the image for any output, and how far they reach.
 struct RowReach {
-  RowReach(const Axis& axis, int lanes) {
-    for (int64_t q = 0; q < axis.out; q++) {
-      const Range valid = axis.valid_taps(q);
-      if (valid.empty()) continue;
-      taps = {taps.empty() ? valid.begin : std::min(taps.begin, valid.begin),
-              std::max(taps.end, valid.end)};
-    }
-    if (taps.empty()) return;
-    origin = axis.start(0) + taps.begin * axis.dilation;
-    // Vectors of outputs are whole where load_strided's are: two elements a lane for stride 2.
-    const int64_t outputs = axis.stride <= 2 ? round_up(axis.out, lanes) : axis.out;
-    length = outputs * axis.stride + (taps.size() - 1) * axis.dilation;
-    const int64_t last = axis.start(axis.out - 1) + (taps.end - 1) * axis.dilation;
-    inside = origin >= 0 && last < axis.size;
-    regular = length - std::min<int64_t>(origin, 0) <= 4 * axis.size + kMargin;
-  }
+  RowReach(const Axis& axis, int lanes);
   static constexpr int64_t kMargin = 4096;
 
   Range taps{0, 0};      // no tap outside this range is in the image
@@ -44,7 +29,7 @@ struct RowReach {
 template <typename T>
 class PaddedRows {
  public:
-  PaddedRows(int64_t width, int64_t height, const RowReach& reach, T fill)
+  __attribute__((noinline)) PaddedRows(int64_t width, int64_t height, const RowReach& reach, T fill)
       : width_(width),
         height_(height),
         left_(std::max<int64_t>(0, -reach.origin)),
@@ -59,12 +44,7 @@ class PaddedRows {
   // The first tap of output 0 in row h of the plane; the next `count` <= most() rows are there too,
   // a pitch() apart, as far as the plane has them.
   const T* at(const T* plane, int64_t h, int64_t count) {
-    if (plane != plane_ || h < begin_ || std::min(h + count, height_) > end_) {
-      plane_ = plane;
-      begin_ = h;
-      end_ = std::min(h + count, height_);
-      for (int64_t i = begin_; i < end_; i++) copy(plane + i * width_, row(i));
-    }
+    if (plane != plane_ || h < begin_ || std::min(h + count, height_) > end_) fill(plane, h, count);
     return row(h) + origin_;
   }
   int64_t pitch() const { return pitch_; }
@@ -81,12 +61,22 @@ class PaddedRows {
 
   T* row(int64_t h) const { return rows_.get() + (h - begin_) * pitch_; }
 
-  void copy(const T* from, T* to) const {
+  __attribute__((noinline)) void fill(const T* plane, int64_t h, int64_t count) {
+    plane_ = plane;
+    begin_ = h;
+    end_ = std::min(h + count, height_);
+    const int64_t width = width_, pitch = pitch_;
+    const T* from = plane + h * width;
+    T* to = rows_.get() + left_;
+    for (int64_t rows = end_ - begin_; rows > 0; rows--, from += width, to += pitch)
+      copy(from, width, to);
+  }
+
+  static void copy(const T* from, int64_t width, T* to) {
     using V = Vec<Bits>;
-    to += left_;
     int64_t i = 0;
-    for (; i + V::kLanes <= width_; i += V::kLanes) V::store(to + i, V::load(from + i));
-    if (i < width_) V::store_partial(to + i, V::load_partial(from + i, width_ - i), width_ - i);
+    for (; i + V::kLanes <= width; i += V::kLanes) V::store(to + i, V::load(from + i));
+    if (i < width) V::store_partial(to + i, V::load_partial(from + i, width - i), width - i);
   }
 
   int64_t width_, height_, left_, origin_, pitch_, most_;

@@ -3,7 +3,9 @@
 // kept for the next output row, how much work is worth a thread.
 //
 // Nothing here multiplies a tap by the dilation before knowing that the product lies in the image,
-// so no kernel size, padding or dilation can overflow into a wrong address.
+// so no kernel size, padding or dilation can overflow into a wrong address. What is called once a
+// call, or once a row, is in pool2d_geometry.cpp, so that the kernels, which have many instances,
+// do not each compile it.
 #pragma once
 
 #include <algorithm>
@@ -23,28 +25,17 @@ struct Axis {
 
   int64_t start(int64_t o) const { return o * stride - pad; }
 
-  Range valid_taps(int64_t o) const {
-    const int64_t first = start(o);
-    if (size <= 0 || first >= size) return {0, 0};
-    const int64_t begin = first >= 0 ? 0 : ceil_div(-first, dilation);
-    const int64_t end = std::min(taps, (size - 1 - first) / dilation + 1);
-    return {std::min(begin, end), end};
-  }
+  // The taps of output o that lie in the image.
+  Range valid_taps(int64_t o) const;
+  // The same of every output.
+  std::vector<Range> all_valid_taps() const;
+  std::vector<int64_t> outputs_without_taps() const;
 
   // Outputs whose taps all lie in the image.
-  Range interior() const {
-    if (size <= 0 || taps - 1 > (size - 1) / dilation) return {0, 0};
-    const int64_t last_start = size - 1 - (taps - 1) * dilation;
-    const int64_t begin = std::min(ceil_div(pad, stride), out);
-    const int64_t end = std::min(floor_div(last_start + pad, stride) + 1, out);
-    return {begin, std::max(begin, end)};
-  }
+  Range interior() const;
 
   // Elements from a window's first tap to its last, no more than the image has.
-  int64_t span() const {
-    if (size <= 0) return 0;
-    return taps - 1 > (size - 1) / dilation ? size : (taps - 1) * dilation + 1;
-  }
+  int64_t span() const;
 };
 
 inline Axis vertical_axis(const PoolProblem& p) {
@@ -67,15 +58,11 @@ class RowRing {
   static constexpr int64_t kMaxBytes = 512 * 1024;
 
   // A window spans `span` rows and the next one begins `step` rows further.
-  static int64_t slots_to_keep(int64_t span, int64_t step, int64_t row_bytes) {
-    int64_t slots = 1;
-    while (slots < span) slots *= 2;
-    return step < span && slots <= kMaxBytes / std::max<int64_t>(row_bytes, 1) ? slots : 0;
-  }
+  static int64_t slots_to_keep(int64_t span, int64_t step, int64_t row_bytes);
 
-  explicit RowRing(int64_t slots) : rows_(static_cast<size_t>(slots), -1) {}
+  explicit RowRing(int64_t slots);
   bool keeps() const { return !rows_.empty(); }
-  void clear() { std::fill(rows_.begin(), rows_.end(), -1); }
+  void clear();
   int64_t slot(int64_t row) const { return row & (static_cast<int64_t>(rows_.size()) - 1); }
   // True where the caller has to fill the row's slot.
   bool claim(int64_t row) {

@@ -6,11 +6,65 @@
 #include "cpu/select_pool2d_scatter.h"
 
 namespace torchconv::cpu {
+
+void SelectionTaps::list_row(const PoolProblem& p, const RowGeometry& g, int64_t h, int64_t origin,
+                             int64_t pitch, bool copied) {
+  for (size_t phase = 0; phase + 1 < g.phases.first.size(); phase++) {
+    for (const Contribution* w = g.windows.begin(h); w != g.windows.end(h); w++) {
+      const int64_t from = origin + (copied ? w - g.windows.begin(h) : w->output) * pitch;
+      for (const Contribution* t = g.phases.begin(phase); t != g.phases.end(phase); t++)
+        list.push_back({from + t->output * g.channels, w->tap * p.S + t->tap});
+    }
+    first.push_back(list.size());
+  }
+}
+
+void SelectionTaps::list_run(const PoolProblem& p, const RowGeometry& g) {
+  for (int64_t r = std::min(p.R - 1, (p.H - 1 + p.pad_h) / p.dilation_h); r >= 0; r--) {
+    const int64_t h = r * p.dilation_h - p.pad_h;
+    for (int64_t s = std::min(p.S - 1, (p.W - 1 + p.pad_w) / p.dilation_w); s >= 0; s--) {
+      const int64_t w = s * p.dilation_w - p.pad_w;
+      if (h <= -p.H || w <= -p.W) continue;
+      list.push_back({-(h * p.W + w) * g.channels, r * p.S + s});
+    }
+  }
+  first.push_back(list.size());
+}
+
+SelectionPlan::SelectionPlan(const PoolProblem& p, const RowGeometry& g, int64_t copied_pitch,
+                             bool in_place)
+    : rows(static_cast<size_t>(p.H)), copied_rows(static_cast<size_t>(p.H)) {
+  const bool same = p.stride_h == 1 && p.stride_w == 1 && p.P == p.H && p.Q == p.W;
+  if (in_place && same) run.list_run(p, g);
+  for (int64_t h = 0; h < p.H; h++) {
+    rows[static_cast<size_t>(h)].list_row(p, g, h, 0, g.out_row, false);
+    copied_rows[static_cast<size_t>(h)].list_row(p, g, h, g.left, copied_pitch, true);
+  }
+}
+
+SelectionPlan::~SelectionPlan() = default;
+
+int64_t scatter_distance(const PoolProblem& p, int64_t code) {
+  const Axis h = vertical_axis(p), w = horizontal_axis(p);
+  const int64_t r = code / p.S, s = code % p.S;
+  if (code >= p.R * p.S || r > (h.size - 1 + h.pad) / h.dilation ||
+      s > (w.size - 1 + w.pad) / w.dilation)
+    return kNowhere;
+  return r * p.dilation_h * p.W + s * p.dilation_w;
+}
+
+std::vector<int64_t> scatter_distances(const PoolProblem& p, int64_t codes) {
+  std::vector<int64_t> distances(static_cast<size_t>(codes));
+  for (int64_t code = 0; code < codes; code++)
+    distances[static_cast<size_t>(code)] = scatter_distance(p, code);
+  return distances;
+}
+
 namespace {
 
-template <typename T, typename O>
-void scatter(const PoolProblem& p, const T* dy, const void* selected, T* dx, const Parallel& pool) {
-  ScatterImages<T, O>(p, dy, static_cast<const O*>(selected), dx).run(pool);
+template <typename T, typename Codes>
+void scatter(const PoolProblem& p, const T* dy, Codes selected, T* dx, const Parallel& pool) {
+  ScatterImages<T, Codes>(p, dy, selected, dx).run(pool);
 }
 
 // Gathering compares a vector of codes for every window that an element belongs to; scattering
@@ -25,7 +79,7 @@ bool runs_by_scatter(const PoolProblem& p, Selected kind) {
   const bool wide_index = kind == Selected::kIndex64 && sizeof(LaneInt<T>) == 4 &&
                           p.H * p.W > INT32_MAX;  // does not fit a lane
   if (wide_index) return true;
-  const int64_t images = ScatterImages<T, uint8_t>::images(p);
+  const int64_t images = ScatterImages<T, const uint8_t*>::images(p);
   const int64_t plane_bytes = p.H * p.W * static_cast<int64_t>(sizeof(Wide<T>));
   if (images < 16 && plane_bytes > kCache / 16) return false;
   const int64_t windows = ceil_div(p.R, p.stride_h) * ceil_div(p.S, p.stride_w);
@@ -41,13 +95,12 @@ void backward_as(const PoolProblem& p, Selected kind, const void* grad, const vo
   if (runs_by_scatter<T>(p, kind)) {
     switch (kind) {
       case Selected::kOffset8:
-        return scatter<T, uint8_t>(p, dy, selected, dx, pool);
+        return scatter(p, dy, static_cast<const uint8_t*>(selected), dx, pool);
       case Selected::kOffset16:
-        return scatter<T, uint16_t>(p, dy, selected, dx, pool);
       case Selected::kOffset32:
-        return scatter<T, int32_t>(p, dy, selected, dx, pool);
+        return scatter(p, dy, WideOffsets{selected, kind == Selected::kOffset16}, dx, pool);
       case Selected::kIndex64:
-        return scatter<T, int64_t>(p, dy, selected, dx, pool);
+        return scatter(p, dy, static_cast<const int64_t*>(selected), dx, pool);
     }
   }
   if (kind == Selected::kOffset8) {

@@ -34,29 +34,21 @@ struct SelectionTaps {
   // Of row h, whose output rows are `pitch` elements apart: those of a plane, which starts at
   // `origin`, or copies of those that the row needs.
   void list_row(const PoolProblem& p, const RowGeometry& g, int64_t h, int64_t origin,
-                int64_t pitch, bool copied) {
-    for (size_t phase = 0; phase + 1 < g.phases.first.size(); phase++) {
-      for (const Contribution* w = g.windows.begin(h); w != g.windows.end(h); w++) {
-        const int64_t from = origin + (copied ? w - g.windows.begin(h) : w->output) * pitch;
-        for (const Contribution* t = g.phases.begin(phase); t != g.phases.end(phase); t++)
-          list.push_back({from + t->output * g.channels, w->tap * p.S + t->tap});
-      }
-      first.push_back(list.size());
-    }
-  }
+                int64_t pitch, bool copied);
 
   // Of the whole tensor.
-  void list_run(const PoolProblem& p, const RowGeometry& g) {
-    for (int64_t r = std::min(p.R - 1, (p.H - 1 + p.pad_h) / p.dilation_h); r >= 0; r--) {
-      const int64_t h = r * p.dilation_h - p.pad_h;
-      for (int64_t s = std::min(p.S - 1, (p.W - 1 + p.pad_w) / p.dilation_w); s >= 0; s--) {
-        const int64_t w = s * p.dilation_w - p.pad_w;
-        if (h <= -p.H || w <= -p.W) continue;
-        list.push_back({-(h * p.W + w) * g.channels, r * p.S + s});
-      }
-    }
-    first.push_back(list.size());
-  }
+  void list_run(const PoolProblem& p, const RowGeometry& g);
+};
+
+// The taps of a call. As SelectionTaps it is in select_pool2d_backward.cpp, compiled once for all
+// element types.
+struct SelectionPlan {
+  // Copied rows are `copied_pitch` elements long.
+  SelectionPlan(const PoolProblem& p, const RowGeometry& g, int64_t copied_pitch, bool in_place);
+  ~SelectionPlan();
+
+  SelectionTaps run;                             // where the whole tensor is one run, else empty
+  std::vector<SelectionTaps> rows, copied_rows;  // by row of a plane
 };
 
 // kIndex: codes are indices in the image, else offsets of a byte in the window.
@@ -80,16 +72,9 @@ class SelectionRows {
         g_(p, sizeof(T)),
         total_(p.N * p.C * p.P * p.Q),
         scratch_row_(g_.left + g_.reach(kLanes)),
-        rows_in_place_(!kIndex && p.Q * p.stride_w >= std::max(p.W, p.S)) {
-    const bool same = p.stride_h == 1 && p.stride_w == 1 && p.P == p.H && p.Q == p.W;
-    if (rows_in_place_ && same) run_.list_run(p, g_);
-    rows_.resize(static_cast<size_t>(p.H));
-    copied_rows_.resize(static_cast<size_t>(p.H));
-    for (int64_t h = 0; h < p.H; h++) {
-      rows_[static_cast<size_t>(h)].list_row(p, g_, h, 0, g_.out_row, false);
-      copied_rows_[static_cast<size_t>(h)].list_row(p, g_, h, g_.left, scratch_row_, true);
-    }
-    if (!kIndex) return;
+        rows_in_place_(!kIndex && p.Q * p.stride_w >= std::max(p.W, p.S)),
+        plan_(p, g_, scratch_row_, rows_in_place_) {
+    if constexpr (!kIndex) return;
     for (int64_t phase = 0; phase < std::min(p.stride_w, p.W); phase++) {
       for (int64_t j = 0; j < g_.line_length(kLanes); j++)
         columns_.push_back(static_cast<Code>(j / g_.channels * p.stride_w + phase));
@@ -168,8 +153,9 @@ class SelectionRows {
 
   // Rows from `begin` on, before `end`, whose run stays inside the tensor.
   int64_t run_rows(int64_t begin, int64_t end) const {
-    if (kIndex || run_.list.empty() || begin * g_.in_row + run_.list.front().distance < 0) return 0;
-    const int64_t last = total_ - kLanes - std::max<int64_t>(run_.list.back().distance, 0);
+    if (kIndex || plan_.run.list.empty() || begin * g_.in_row + plan_.run.list.front().distance < 0)
+      return 0;
+    const int64_t last = total_ - kLanes - std::max<int64_t>(plan_.run.list.back().distance, 0);
     return std::max<int64_t>(0, std::min(end, floor_div(last, g_.in_row)) - begin);
   }
 
@@ -181,15 +167,16 @@ class SelectionRows {
       T* to = dx_ + i * g_.in_row;
       const int64_t run = run_rows(i, end);
       if (run > 0) {
-        write_run(sums(dy_ + i * g_.in_row, offsets(i * g_.in_row), run_, 0), 0, run * g_.in_row,
-                  g_.streams, to);
+        write_run(sums(dy_ + i * g_.in_row, offsets(i * g_.in_row), plan_.run, 0), 0,
+                  run * g_.in_row, g_.streams, to);
         i += run;
         continue;
       }
       const int64_t h = i % p_.H, plane = i / p_.H * p_.P * g_.out_row;
       const bool in_place = reads_in_place(plane, h);
       if (!in_place) copy_outputs(plane, h, scratch);
-      const SelectionTaps& taps = (in_place ? rows_ : copied_rows_)[static_cast<size_t>(h)];
+      const SelectionTaps& taps =
+          (in_place ? plan_.rows : plan_.copied_rows)[static_cast<size_t>(h)];
       const T* values = in_place ? dy_ + plane : scratch.values.get();
       const Held* codes = in_place ? offsets(plane) : scratch.codes.get();
       write_row(g_, sums(values, codes, taps, h), scratch.line.get(), to);
@@ -236,8 +223,7 @@ class SelectionRows {
   int64_t total_;        // elements of dy
   int64_t scratch_row_;  // elements of a copied row with its margins
   bool rows_in_place_;
-  SelectionTaps run_;                              // where the whole tensor is one run, else empty
-  std::vector<SelectionTaps> rows_, copied_rows_;  // by row of a plane
+  SelectionPlan plan_;
   std::vector<Code> columns_;
 };
 

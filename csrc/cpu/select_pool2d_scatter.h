@@ -17,18 +17,35 @@
 
 namespace torchconv::cpu {
 
-// O is the type of selections: uint8_t, uint16_t, int32_t or int64_t.
-template <typename T, typename O>
+// The distance in a plane from a window's first element to the element that a code names; kNowhere,
+// far enough below 0 that no window's start brings it back, where no image has such an element.
+inline constexpr int64_t kNowhere = INT64_MIN / 2;
+int64_t scatter_distance(const PoolProblem& p, int64_t code);
+// Of the codes [0, codes).
+std::vector<int64_t> scatter_distances(const PoolProblem& p, int64_t codes);
+
+// Offsets of two or four bytes, rare enough for one kernel.
+struct WideOffsets {
+  const void* data;
+  bool two_bytes;
+  int64_t operator[](int64_t i) const {
+    return two_bytes ? static_cast<const uint16_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+  }
+};
+
+// Codes is how selections are given: const uint8_t*, WideOffsets, or const int64_t* for indices.
+template <typename T, typename Codes>
 class ScatterImages {
   using W = WideVec<T>;
   using Lane = Wide<T>;
   static constexpr bool kInPlace = std::is_same_v<T, Lane>;
-  static constexpr bool kIndex = sizeof(O) == 8;
+  static constexpr bool kByte = std::is_same_v<Codes, const uint8_t*>;
+  static constexpr bool kIndex = std::is_same_v<Codes, const int64_t*>;
   static constexpr int64_t kBlock = 1024 / sizeof(T);  // channels
   static constexpr int64_t kTable = 2048;              // codes, of two bytes and more
 
  public:
-  ScatterImages(const PoolProblem& p, const T* dy, const O* selected, T* dx)
+  ScatterImages(const PoolProblem& p, const T* dy, Codes selected, T* dx)
       : p_(p),
         dy_(dy),
         selected_(selected),
@@ -38,10 +55,8 @@ class ScatterImages {
         blocks_(ceil_div(channels_, kBlock)) {
     // A code's distance from the window's first element: of every byte, of wider codes those of a
     // window that is small enough.
-    if (kIndex || (sizeof(O) > 1 && p.R * p.S > kTable)) return;
-    const int64_t codes = sizeof(O) == 1 ? 256 : p.R * p.S;
-    for (int64_t code = 0; code < codes; code++)
-      distances_.push_back(code < p.R * p.S ? distance(code) : nowhere());
+    if (kIndex || (!kByte && p.R * p.S > kTable)) return;
+    distances_ = scatter_distances(p, kByte ? 256 : p.R * p.S);
   }
 
   static int64_t images(const PoolProblem& p) {
@@ -70,18 +85,6 @@ class ScatterImages {
   }
 
  private:
-  // Far enough below 0 that no window's start brings it back into the plane.
-  static constexpr int64_t nowhere() { return INT64_MIN / 2; }
-
-  int64_t distance(int64_t code) const {
-    const int64_t r = code / p_.S, s = code % p_.S;
-    const Axis h = {p_.H, p_.P, p_.R, p_.stride_h, p_.pad_h, p_.dilation_h};
-    const Axis w = {p_.W, p_.Q, p_.S, p_.stride_w, p_.pad_w, p_.dilation_w};
-    if (r > (h.size - 1 + h.pad) / h.dilation || s > (w.size - 1 + w.pad) / w.dilation)
-      return nowhere();
-    return r * p_.dilation_h * p_.W + s * p_.dilation_w;
-  }
-
   // Channels [c, c + n) of one plane, summed in dx with `step` elements from pixel to pixel.
   void image(int64_t plane, int64_t c, int64_t n, Lane* dx, int64_t step) const {
     if (n == step) {
@@ -107,14 +110,14 @@ class ScatterImages {
     int64_t at;
     if constexpr (kIndex) {
       at = selected_[out];
-    } else if constexpr (sizeof(O) == 1) {
+    } else if constexpr (kByte) {
       at = start + distances_[selected_[out]];
     } else {
       const int64_t code = selected_[out];
       if (static_cast<uint64_t>(code) < distances_.size()) {
         at = start + distances_[static_cast<size_t>(code)];
       } else {
-        at = code >= 0 && code < p_.R * p_.S ? start + distance(code) : -1;
+        at = code >= 0 && code < p_.R * p_.S ? start + scatter_distance(p_, code) : -1;
       }
     }
     if (static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels_))
@@ -135,7 +138,7 @@ class ScatterImages {
 
   const PoolProblem& p_;
   const T* dy_;
-  const O* selected_;
+  Codes selected_;
   T* dx_;
   int64_t pixels_, channels_;  // of a plane; one channel in NCHW
   int64_t blocks_;             // of channels
