@@ -305,8 +305,8 @@ class WinogradRows {
     // The products of a filter in vain against what its outputs save of the transposition's steps.
     const int64_t in_vain = round_up(tiles_, kL) - tiles_;
     const auto terms = static_cast<int64_t>(rows_.size()) * source_row_ / plane_;
-    along_tiles_ = direct_ && transposed && 4 * in_vain <= tiles_ &&
-                   2 * terms * in_vain <= kL * tiles_;
+    along_tiles_ =
+        direct_ && transposed && 4 * in_vain <= tiles_ && 2 * terms * in_vain <= kL * tiles_;
     transform_weights(w);
     clamp_ = direct_ && epilogue.clamps();
     high_ = epilogue.most();
