@@ -30,6 +30,11 @@ struct BandExtent {
   double row;      // elements of scratch in a row
 };
 
+// A view of a few filters whose band does not fit, in pieces of as many columns as do: the pixels
+// of a panel would be packed for too few products. Else the view.
+std::vector<ConvView> column_pieces(const ConvView& view, int64_t element_size,
+                                    int64_t vector_lanes);
+
 struct ConvBand {
   // The band must fit. most_rows: of a band, if not as many as suits the caches.
   ConvBand(const ConvView& view, bool along_pixels, int64_t element_size, int64_t vector_lanes,
@@ -160,7 +165,8 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
           if (pixels) {
             // Planes are often shorter than a page, at whose end the hardware prefetcher stops.
             if (phase_w == 0 && step == 1)
-              for (int64_t i = 0; i < view.W; i += 64 / static_cast<int64_t>(sizeof(T)))
+              for (int64_t i = range.begin; i < range.end;
+                   i += 64 / static_cast<int64_t>(sizeof(T)))
                 __builtin_prefetch(from + next_band_ + i);
             copy_padded_row(dst, from, step, range.begin, range.end, width);
             continue;
