@@ -98,6 +98,8 @@ def test_a_band_that_does_not_fit() -> None:
     near, far = (at(x, w, None, 1, d, d)["fprop"].algorithm for d in (1, 1400))
     assert near.startswith("bands of rows")
     assert far == PRODUCT
+    x, w = operands(1, 64, 8, 2560, 3, 3)
+    assert "pieces of the columns" in at(x, w, None, 1, 1)["fprop"].blocking
 
 
 def test_one_image_and_arguments() -> None:

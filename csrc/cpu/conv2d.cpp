@@ -187,6 +187,9 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
     case ConvAlgorithm::kGroupTiles:
       return group_gather(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kBandAlongPixels:
+      for (const ConvView& piece : column_pieces(view, sizeof(Wide<T>), kLanes<Wide<T>>))
+        band_gather(piece, conv_band<T>(piece, algorithm), src, w, bias, epilogue, pool);
+      return;
     case ConvAlgorithm::kBandAlongChannels:
       return band_gather(view, conv_band<T>(view, algorithm), src, w, bias, epilogue, pool);
     case ConvAlgorithm::kInnerProduct:

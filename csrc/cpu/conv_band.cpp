@@ -11,6 +11,9 @@ namespace {
 
 // Elements of scratch that a band may take.
 constexpr int64_t most_elements(int64_t element_size) { return (512 << 10) / element_size; }
+// Filters for which a view is cut into pieces, and the least columns of one: many lines of the
+// image.
+constexpr int64_t kPieceFilters = 8, kPieceColumns = 128;
 
 // even[i] = src[first + 2*i] and odd[i] = src[first + 2*i + 1], zero outside [0, W), for i < width.
 // Whole vectors are stored: write rows in ascending order.
@@ -76,6 +79,27 @@ BandExtent::BandExtent(const ConvView& view, bool along_pixels, int64_t element_
   row = static_cast<double>(view.C) * static_cast<double>(phases_h * phases_w) *
         static_cast<double>(width * lanes);
   fits = row * static_cast<double>(halo + 1) <= static_cast<double>(most);
+}
+
+std::vector<ConvView> column_pieces(const ConvView& view, int64_t element_size,
+                                    int64_t vector_lanes) {
+  const BandExtent extent(view, true, element_size, vector_lanes);
+  if (extent.fits || view.groups > 1 || view.K > kPieceFilters || !view.src_pixels_contiguous())
+    return {view};
+  const double columns = static_cast<double>(most_elements(element_size)) /
+                         static_cast<double>(view.C * extent.phases_h * extent.phases_w) /
+                         static_cast<double>(extent.halo + 1);
+  const auto most = static_cast<int64_t>(columns) - (extent.width - view.J);
+  if (most < kPieceColumns) return {view};
+  const int64_t width = std::min(most, ceil_div(view.J, ceil_div(view.J, most)));
+  std::vector<ConvView> pieces;
+  for (int64_t j = 0; j < view.J; j += width) {
+    ConvView& piece = pieces.emplace_back(view);
+    piece.J = std::min(width, view.J - j);
+    piece.dst_offset += j * view.dst.column;
+    for (ConvTap& tap : piece.taps) tap.w += j * view.step_w;
+  }
+  return pieces;
 }
 
 ConvBand::ConvBand(const ConvView& view, bool along_pixels, int64_t element_size,
@@ -195,7 +219,8 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
           if (pixels) {
             // Planes are often shorter than a page, at whose end the hardware prefetcher stops.
             if (phase_w == 0 && step == 1)
-              for (int64_t i = 0; i < view.W; i += 64 / static_cast<int64_t>(sizeof(T)))
+              for (int64_t i = range.begin; i < range.end;
+                   i += 64 / static_cast<int64_t>(sizeof(T)))
                 __builtin_prefetch(from + next_band_ + i);
             copy_padded_row(dst, from, step, range.begin, range.end, width);
             continue;

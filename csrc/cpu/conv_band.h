@@ -30,6 +30,11 @@ struct BandExtent {
   double row;      // elements of scratch in a row
 };
 
+// A view of a few filters whose band does not fit, in pieces of as many columns as do: the pixels
+// of a panel would be packed for too few products. Else the view.
+std::vector<ConvView> column_pieces(const ConvView& view, int64_t element_size,
+                                    int64_t vector_lanes);
+
 struct ConvBand {
   // The band must fit. most_rows: of a band, if not as many as suits the caches.
   ConvBand(const ConvView& view, bool along_pixels, int64_t element_size, int64_t vector_lanes,

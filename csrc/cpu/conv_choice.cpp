@@ -122,6 +122,10 @@ struct Case {
     const int64_t size = element_size();
     return BandExtent(v, along_pixels, size, kVectorBytes / size).fits;
   }
+  bool pieces_fit() const {
+    const int64_t size = element_size(), lanes = kVectorBytes / size;
+    return band_fits(true) || BandExtent(column_pieces(v, size, lanes)[0], true, size, lanes).fits;
+  }
   bool half() const { return is(DType::kBFloat16) || is(DType::kFloat16); }
   double lanes_used() const { return inner_gather_lanes_used(v, kVectorBytes / element_size()); }
   // Groups of several channels that lie side by side in vectors.
@@ -269,7 +273,7 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kDirectProduct, [](const Case& c) { return c.channels_last(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
        return !c.grouped() && !c.reads_pixels_in_place() &&
-              (c.taps_share_a_band() || c.narrower_side() <= kNarrow) && c.band_fits(true);
+              (c.taps_share_a_band() || c.narrower_side() <= kNarrow) && c.pieces_fit();
      }},
     {Algorithm::kPixelProduct, [](const Case&) { return true; }},
 };

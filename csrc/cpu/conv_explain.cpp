@@ -140,10 +140,15 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
       return text("F(4,n) along rows, at most 3 of %lld taps: %lld tiles, %lld filters in a vector",
                   tap_span(v, &ConvTap::w).size(), ceil_div(v.J, int64_t{winograd::rows::kOutputs}),
                   lanes);
-    case ConvAlgorithm::kBandAlongPixels:
-    case ConvAlgorithm::kBandAlongChannels: {
-      return band_blocking(ConvBand(v, algorithm == ConvAlgorithm::kBandAlongPixels, size, lanes));
+    case ConvAlgorithm::kBandAlongPixels: {
+      const std::vector<ConvView> pieces = column_pieces(v, size, lanes);
+      const std::string blocking = band_blocking(ConvBand(pieces[0], true, size, lanes));
+      return pieces.size() == 1
+                 ? blocking
+                 : std::to_string(pieces.size()) + " pieces of the columns: " + blocking;
     }
+    case ConvAlgorithm::kBandAlongChannels:
+      return band_blocking(ConvBand(v, false, size, lanes));
     case ConvAlgorithm::kGroupWinograd:
       return group_winograd_blocking("F(2x4,3x3)", v, kGroupWinogradRows);
     case ConvAlgorithm::kGroupTiles:

@@ -144,10 +144,10 @@ Register multiply(const RowTile& tile) {
     for (int t = 0; t < kWide; ++t) sum[t][p] = bias;
   }
 
-  // What the next tile overwrites.
+  // What the next tile overwrites, or where filters lie apart the same one of the next row.
   if (!tile.stream) {
     const int64_t row = kTransposed ? tile.dst_c : tile.dst_column;
-    const float* ahead = tile.dst + kCount * tile.dst_column;
+    const float* ahead = tile.dst + (kTransposed ? tile.ahead : kCount * tile.dst_column);
 #pragma GCC unroll 4
     for (int i = 0; i < (kTransposed ? kL : kCount); ++i, ahead += row)
       __builtin_prefetch(ahead, 1, 3);
@@ -302,7 +302,11 @@ class WinogradRows {
     streams_ = direct_ && (transposed ? view.dst.c : view.dst.column) % kL == 0 &&
                view.dst.row % kL == 0 && WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
                view.N * view.pixels() * view.K >= kStreamed;
-    along_tiles_ = direct_ && transposed && 5 * tiles_ >= 4 * round_up(tiles_, kL);
+    // The products of a filter in vain against what its outputs save of the transposition's steps.
+    const int64_t in_vain = round_up(tiles_, kL) - tiles_;
+    const auto terms = static_cast<int64_t>(rows_.size()) * source_row_ / plane_;
+    along_tiles_ =
+        direct_ && transposed && 4 * in_vain <= tiles_ && 2 * terms * in_vain <= kL * tiles_;
     transform_weights(w);
     clamp_ = direct_ && epilogue.clamps();
     high_ = epilogue.most();
@@ -404,8 +408,8 @@ class WinogradRows {
       tile.u = u_.get() + k * weights_;
       tile.bias = bias_.get() + k * points_of(1);
       tile.filters = std::min<int64_t>(view_.K - k, kL);
+      tile.ahead = y + 1 < i.size() ? view_.dst.row : kL * view_.dst.c - y * view_.dst.row;
       if (along_tiles_) {
-        tile.ahead = y + 1 < i.size() ? view_.dst.row : kL * view_.dst.c - y * view_.dst.row;
         for (int64_t f = 0; tile.filters > 0; f += kTiles) {
           for (int64_t t = 0; t < tiles_; t += kL) {
             tile.v = v + y * view_.step_h * source_row_ + t;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/conv_pack.h"
 #include "cpu/transpose_tile.h"
 
 namespace torchconv::cpu::winograd::rows {
@@ -10,6 +11,47 @@ namespace {
 
 using V = Vec<float>;
 constexpr int kL = V::kLanes;
+
+// Vectors of a row to its phases, in the order of their bits reversed: even columns from odd ones,
+// over and over.
+template <int kApart>
+TORCHCONV_INLINE void split(V::Type* x) {
+  constexpr auto kAll = std::make_integer_sequence<int, kL>();
+  V::Type halves[kApart];
+#pragma GCC unroll 4
+  for (int i = 0; i < kApart / 2; ++i) {
+    halves[i] = alternate_lanes<0>(x[2 * i], x[2 * i + 1], kAll);
+    halves[kApart / 2 + i] = alternate_lanes<1>(x[2 * i], x[2 * i + 1], kAll);
+  }
+  if constexpr (kApart > 2) {
+    split<kApart / 2>(halves);
+    split<kApart / 2>(halves + kApart / 2);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kApart; ++i) x[i] = halves[i];
+}
+
+// phases[p*phase + t] = row[first + t*kApart + p], zero outside [0, W), for t < tiles.
+template <int kApart>
+void split_row(const float* row, int64_t first, int64_t W, int64_t tiles, float* phases,
+               int64_t phase) {
+  for (int64_t t = 0; t < tiles; t += kL) {
+    V::Type x[kApart];
+#pragma GCC unroll 8
+    for (int i = 0; i < kApart; ++i) {
+      const int64_t column = first + t * kApart + i * kL;
+      const int64_t begin = std::clamp<int64_t>(-column, 0, kL);
+      const int64_t end = std::clamp<int64_t>(W - column, begin, kL);
+      x[i] = end - begin == kL ? V::load(row + column) : load_lanes(row + column, begin, end);
+    }
+    split<kApart>(x);
+#pragma GCC unroll 8
+    for (int i = 0; i < kApart; ++i) {
+      const int p = kApart == 4 ? i % 2 * 2 + i / 2 : i % 2 * 4 + i / 2 % 2 * 2 + i / 4;
+      V::store(phases + p * phase + t, x[i]);
+    }
+  }
+}
 
 }  // namespace
 
@@ -37,7 +79,12 @@ int64_t planes_of(const std::vector<TapGroup>& groups) {
 }
 
 Source::Source(const ConvView& view, int64_t plane)
-    : C_(view.C), step_(view.step_w), plane_(plane), strides_(view.src), apart_(kOutputs * step_) {
+    : C_(view.C),
+      W_(view.W),
+      step_(view.step_w),
+      plane_(plane),
+      strides_(view.src),
+      apart_(kOutputs * step_) {
   const Range taps = tap_span(view, &ConvTap::w);
   groups_ = tap_groups(taps.size(), step_);
   first_column_ = taps.begin;
@@ -45,8 +92,8 @@ Source::Source(const ConvView& view, int64_t plane)
   columns_ = {std::clamp<int64_t>(first_column_, 0, view.W),
               std::clamp<int64_t>(first_column_ + phase_ * apart_, 0, view.W)};
   tiles_ = std::max<int64_t>(ceil_div(columns_.end - first_column_, apart_), 0);
-  line_ = phase_ * apart_ * (strides_.c == 1 ? C_ : 1);
   const int64_t channels = strides_.c == 1 ? C_ : 1;
+  line_ = phase_ * apart_ * channels;
   for (const TapGroup& group : groups_)
     for (int p = 0; p < kMostPoints; ++p) {
       const int64_t column = group.column + p * step_;
@@ -70,13 +117,17 @@ void Source::transform_group(const float* phases, const int64_t* inputs, float* 
 }
 
 void Source::transform(const float* row, float* scratch, float* to) const {
-  const bool together = strides_.c == 1;
+  const bool together = strides_.c == 1 && C_ > 1;
   const int64_t lines = together ? 1 : C_, width = together ? C_ : 1;
-  for (int64_t l = 0; l < lines; ++l)
+  float* const phases = scratch + phases_offset_;
+  const bool splits = !together && (apart_ == 4 || apart_ == 8);
+  for (int64_t l = 0; splits && l < lines; ++l)
+    (apart_ == 4 ? split_row<4> : split_row<8>)(row + l * strides_.c, first_column_, W_, tiles_,
+                                                phases + l * apart_ * phase_, phase_);
+  for (int64_t l = 0; !splits && l < lines; ++l)
     std::copy_n(row + l * strides_.c + columns_.begin * strides_.column, columns_.size() * width,
                 scratch + l * line_ + (columns_.begin - first_column_) * width);
-  float* const phases = scratch + phases_offset_;
-  for (int64_t l = 0; l < lines; ++l)
+  for (int64_t l = 0; !splits && l < lines; ++l)
     for (int64_t t = 0; t < tiles_; t += kL)
       for (int64_t p = 0; p < apart_ * width; p += kL)
         transpose_tile(scratch + l * line_ + t * apart_ * width + p, apart_ * width, kL, kL,

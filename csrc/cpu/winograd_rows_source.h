@@ -3,7 +3,7 @@
 //
 // Group by group a tile reads neighbouring columns a step apart. They lie in phases: every so many
 // columns that a tile's outputs are apart, so that vectors run along tiles. A row is copied between
-// its padding and transposed into its phases.
+// its padding and transposed into its phases; a row of one channel with few of them is split.
 #pragma once
 
 #include <vector>
@@ -41,7 +41,7 @@ class Source {
   template <int kTaps>
   void transform_group(const float* phases, const int64_t* inputs, float* to) const;
 
-  int64_t C_, step_, plane_;
+  int64_t C_, W_, step_, plane_;
   ConvStrides strides_;
   std::vector<TapGroup> groups_;
   std::vector<int64_t> inputs_;  // [group][point], in the phases of a channel
