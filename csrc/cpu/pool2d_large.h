@@ -22,8 +22,11 @@
 namespace torchconv::cpu {
 
 // How a problem is cut, the same for all element types of `lanes` lanes (pool2d_geometry.cpp).
-struct LargeWindows {
+class LargeWindows {
+ public:
   static bool applies(const PoolProblem& p, int lanes);
+
+ protected:
   LargeWindows(const PoolProblem& p, int lanes);
 
   static int64_t power_of_two(int64_t at_least);
