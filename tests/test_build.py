@@ -264,21 +264,6 @@ def test_report_prints_what_a_bug_report_needs_and_builds_nothing(
     assert not cache.exists()
 
 
-def test_report_says_why_outputs_cannot_grow(
-    growing: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from torchconv import __main__
-
-    library = get(growing)
-    monkeypatch.setattr(_load, "library_path", lambda: library)
-    assert __main__.main([]) == 0
-    assert "cannot grow" not in capsys.readouterr().out
-    (library.parent / "torchconv_growth.so").unlink()
-    assert __main__.main([]) == 0
-    out = capsys.readouterr().out
-    assert "torchconv_growth.so (is missing: large outputs cannot grow in place)" in out
-
-
 def test_build_hash_names_this_cpus_library(cache: Path) -> None:
     assert _load.build_hash() == _build.build_hash(_load.isa(), _build.source_root())
     assert len(_load.build_hash()) == 20

@@ -16,7 +16,7 @@ from tiny_library import (
     make_foreign,
     root as root,
 )
-from torchconv import _build
+from torchconv import _build, _load
 
 EXPORT = 'extern "C" __attribute__((visibility("default")))'
 
@@ -88,3 +88,18 @@ def test_growth_library_that_does_not_compile_costs_nothing_else(
     ]  # fmt: skip
     assert answer_of(library) == 42 and not can_grow(library)
     assert get(growing) == library
+
+
+def test_report_says_why_outputs_cannot_grow(
+    growing: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchconv import __main__
+
+    library = get(growing)
+    monkeypatch.setattr(_load, "library_path", lambda: library)
+    assert __main__.main([]) == 0
+    assert "cannot grow" not in capsys.readouterr().out
+    (library.parent / "torchconv_growth.so").unlink()
+    assert __main__.main([]) == 0
+    out = capsys.readouterr().out
+    assert "torchconv_growth.so (is missing: large outputs cannot grow in place)" in out
