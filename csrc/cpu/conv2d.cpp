@@ -315,7 +315,7 @@ void for_patches(const ConvProblem& p, ConvView view, const T* w, const T* bias,
   const ConvProblem q = patch_problem(p);
   const ConvAlgorithm algorithm = gather_algorithm(view, kDType<T>, winograd_allowed());
   const PackedBuffer kept = kept_weights(q, view, algorithm, w, owner, pool);
-  const Buffer<T> own(kept != nullptr ? 0 : packed_size<T>(q, view, algorithm));
+  const Buffer<Wide<T>> own(kept != nullptr ? 0 : packed_size<T>(q, view, algorithm));
   if (kept == nullptr) pack(q, view, algorithm, w, own.get(), pool);
   const void* const packed = kept != nullptr ? kept.get() : own.get();
   const int64_t size = q.C * q.H * q.W;
@@ -342,7 +342,7 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
   const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation,
                              static_cast<const T*>(residual)};
   if constexpr (std::is_floating_point_v<T>) {
-    if (goes_by_patches(p))
+    if (goes_by_patches(p, StridedPass::kFprop))
       return for_patches<T>(
           p, fprop_view(patch_problem(p)), static_cast<const T*>(w), static_cast<const T*>(bias),
           owner, pool, [&](const ConvProblem& part, int64_t n, T* patches, auto&& product) {
@@ -367,8 +367,8 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
 
 template <typename T>
 void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel& pool) {
-  if constexpr (std::is_floating_point_v<T>) {
-    if (goes_by_patches(p)) {
+  if constexpr (!std::is_integral_v<T>) {
+    if (goes_by_patches(p, StridedPass::kDgrad)) {
       bool all;
       const ConvView view = dgrad_views(patch_problem(p), &all)[0];
       return for_patches<T>(p, view, w, nullptr, WeightsOwner{}, pool,

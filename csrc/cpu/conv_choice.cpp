@@ -323,13 +323,16 @@ ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd)
   return first_that_applies(kGatherRules, {view, dtype, winograd});
 }
 
-bool goes_by_patches(const ConvProblem& p) {
-  return (p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64) && p.K >= kPatchFilters &&
-         patches_apply(p);
+bool goes_by_patches(const ConvProblem& p, StridedPass pass) {
+  // Only dgrad's scattered columns are worse than the patches of two-byte types.
+  const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
+  const bool half = p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat16;
+  const bool serves = wide || (half && pass == StridedPass::kDgrad && p.R * p.S > 1);
+  return serves && p.K >= kPatchFilters && patches_apply(p);
 }
 
 bool wgrad_goes_by_patches(const ConvProblem& p) {
-  return p.R * p.S == 1 && p.K >= kPatchFiltersWgrad && goes_by_patches(p);
+  return p.R * p.S == 1 && p.K >= kPatchFiltersWgrad && goes_by_patches(p, StridedPass::kFprop);
 }
 
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {

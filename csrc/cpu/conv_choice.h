@@ -40,8 +40,8 @@ bool winograd_allowed();
 // Winograd's algorithm is not allowed, or met infinity, NaN or an overflow.
 ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd);
 
-// Whether fprop and dgrad compute the problem's patch_problem in its place (patches.h).
-bool goes_by_patches(const ConvProblem& p);
+// Whether fprop or dgrad computes the problem's patch_problem in its place (patches.h).
+bool goes_by_patches(const ConvProblem& p, StridedPass pass);
 // The same for wgrad.
 bool wgrad_goes_by_patches(const ConvProblem& p);
 

@@ -308,13 +308,14 @@ std::string conv2d_explain(const ConvProblem& problem) {
       static_cast<double>(element_size(p.dtype)) *
       (product_of({p.N, p.C, p.H, p.W}) + product_of({p.K, p.C / p.groups, p.R, p.S}) +
        product_of({p.N, p.K, p.P, p.Q}));
-  // fprop and dgrad
-  const bool by_patches = goes_by_patches(p);
-  const ConvProblem q = by_patches ? patch_problem(p) : p;
-  const char* const patches = by_patches ? "patches as pixels: " : "";
-  const ConvView view = fprop_view(q);
+  const auto words = [](bool by_patches) { return by_patches ? "patches as pixels: " : ""; };
+  const bool unfolds_x = goes_by_patches(p, StridedPass::kFprop);
+  const ConvProblem fprop_problem = unfolds_x ? patch_problem(p) : p;
+  const ConvView view = fprop_view(fprop_problem);
   std::string lines;
 
+  const bool folds_dx = goes_by_patches(p, StridedPass::kDgrad);
+  const ConvProblem q = folds_dx ? patch_problem(p) : p;
   bool covers_all = false;
   const std::vector<ConvView> views = dgrad_views(q, &covers_all);
   const auto strided_line = [&](const char* name, StridedPass pass, const ConvView& v) {
@@ -324,10 +325,10 @@ std::string conv2d_explain(const ConvProblem& problem) {
   };
 
   const ConvAlgorithm fprop = gather_algorithm(view, p.dtype, winograd);
-  lines += strides_by_winograd(q, StridedPass::kFprop, winograd)
+  lines += strides_by_winograd(fprop_problem, StridedPass::kFprop, winograd)
                ? strided_line("fprop", StridedPass::kFprop, view)
                : formatted({"fprop", fprop, gather_otherwise(view, p.dtype, fprop),
-                            patches + gather_blocking(view, p.dtype, fprop), direct,
+                            words(unfolds_x) + gather_blocking(view, p.dtype, fprop), direct,
                             gather_operations(view, fprop), bytes});
 
   ConvAlgorithm at_once;
@@ -353,7 +354,7 @@ std::string conv2d_explain(const ConvProblem& problem) {
     const char* const image = covers_all && strides_by_image(q, views, winograd)
                                   ? "by way of a channels_last image: "
                                   : "";
-    std::string blocking = patches + (image + gather_blocking(largest, p.dtype, dgrad));
+    std::string blocking = words(folds_dx) + (image + gather_blocking(largest, p.dtype, dgrad));
     if (views.size() > 1)
       blocking = std::to_string(views.size()) + " phases of the stride; the largest: " + blocking;
     lines += covers_all && strides_by_winograd(q, StridedPass::kDgrad, winograd)
@@ -363,7 +364,7 @@ std::string conv2d_explain(const ConvProblem& problem) {
   }
 
   const bool unfolds = wgrad_goes_by_patches(p);
-  const ConvView whole = fprop_view(unfolds ? q : p);
+  const ConvView whole = fprop_view(unfolds ? patch_problem(p) : p);
   if (whole.terms() == 0) return lines + zeros("wgrad", bytes);
   const ConvAlgorithm wgrad = wgrad_algorithm(whole, p.dtype, winograd);
   const bool multiplies_padding =
@@ -375,8 +376,8 @@ std::string conv2d_explain(const ConvProblem& problem) {
   if (wgrad == ConvAlgorithm::kWinograd)
     otherwise = name_of(wgrad_algorithm(whole, p.dtype, false));
   return lines + formatted({"wgrad", wgrad, otherwise,
-                            (unfolds ? patches : "") + wgrad_blocking(whole, p.dtype, wgrad),
-                            direct, wgrad_operations(whole, wgrad), bytes});
+                            words(unfolds) + wgrad_blocking(whole, p.dtype, wgrad), direct,
+                            wgrad_operations(whole, wgrad), bytes});
 }
 
 }  // namespace torchconv::cpu

@@ -144,6 +144,35 @@ void for_patch_rows(const ConvProblem& p, const Parallel& pool, F&& f) {
   });
 }
 
+// M is T, or the bits of a two-byte T.
+template <typename M>
+void fold(const ConvProblem& p, const M* patches, M* x, const Parallel& pool) {
+  const int64_t plane = p.P * p.Q, left = p.W - p.Q * p.S;
+  for_patch_rows(p, pool, [&](int64_t image, int64_t i) {
+    if (p.R * p.S == 1) {
+      const int64_t h = i * p.stride_h, next = i + 1 == p.P ? p.H : h + p.stride_h;
+      M* row = x + (image * p.H + h) * p.W;
+      spread_columns(patches + image * plane + i * p.Q, p.stride_w, p.Q, p.W, row);
+      return fill_zero(row + p.W, (next - h - 1) * p.W);
+    }
+    for (int64_t r = 0; r < p.R; ++r) {
+      const M* columns = patches + (image * p.R + r) * p.S * plane + i * p.Q;
+      M* row = x + (image * p.H + i * p.R + r) * p.W;
+      if (p.S == 2)
+        merge_columns<2>(columns, plane, p.Q, row);
+      else if (p.S == 4)
+        merge_columns<4>(columns, plane, p.Q, row);
+      else if constexpr (sizeof(M) > 2)
+        pack_transposed(columns, plane, p.S, p.Q, row, p.S);
+      else
+        for (int64_t j = 0; j < p.Q; ++j)
+          for (int64_t s = 0; s < p.S; ++s) row[j * p.S + s] = columns[s * plane + j];
+      fill_zero(row + p.Q * p.S, left);
+    }
+    if (i + 1 == p.P) fill_zero(x + (image * p.H + p.P * p.R) * p.W, (p.H - p.P * p.R) * p.W);
+  });
+}
+
 }  // namespace
 
 bool patches_apply(const ConvProblem& p) {
@@ -196,34 +225,15 @@ void unfold_patches(const ConvProblem& p, const T* x, T* patches, const Parallel
 
 template <typename T>
 void fold_patches(const ConvProblem& p, const T* patches, T* x, const Parallel& pool) {
-  const int64_t plane = p.P * p.Q, left = p.W - p.Q * p.S;
-  for_patch_rows(p, pool, [&](int64_t image, int64_t i) {
-    if (p.R * p.S == 1) {
-      const int64_t h = i * p.stride_h, next = i + 1 == p.P ? p.H : h + p.stride_h;
-      T* row = x + (image * p.H + h) * p.W;
-      spread_columns(patches + image * plane + i * p.Q, p.stride_w, p.Q, p.W, row);
-      return fill_zero(row + p.W, (next - h - 1) * p.W);
-    }
-    for (int64_t r = 0; r < p.R; ++r) {
-      const T* columns = patches + (image * p.R + r) * p.S * plane + i * p.Q;
-      T* row = x + (image * p.H + i * p.R + r) * p.W;
-      if (p.S == 2)
-        merge_columns<2>(columns, plane, p.Q, row);
-      else if (p.S == 4)
-        merge_columns<4>(columns, plane, p.Q, row);
-      else
-        pack_transposed(columns, plane, p.S, p.Q, row, p.S);
-      fill_zero(row + p.Q * p.S, left);
-    }
-    if (i + 1 == p.P) fill_zero(x + (image * p.H + p.P * p.R) * p.W, (p.H - p.P * p.R) * p.W);
-  });
+  using M = std::conditional_t<sizeof(T) == 2, uint16_t, T>;
+  fold(p, reinterpret_cast<const M*>(patches), reinterpret_cast<M*>(x), pool);
 }
 
-#define TORCHCONV_INSTANTIATE(T)                                                   \
-  template void unfold_patches(const ConvProblem&, const T*, T*, const Parallel&); \
-  template void fold_patches(const ConvProblem&, const T*, T*, const Parallel&);
-TORCHCONV_INSTANTIATE(float)
-TORCHCONV_INSTANTIATE(double)
-#undef TORCHCONV_INSTANTIATE
+template void unfold_patches(const ConvProblem&, const float*, float*, const Parallel&);
+template void unfold_patches(const ConvProblem&, const double*, double*, const Parallel&);
+template void fold_patches(const ConvProblem&, const float*, float*, const Parallel&);
+template void fold_patches(const ConvProblem&, const double*, double*, const Parallel&);
+template void fold_patches(const ConvProblem&, const BFloat16*, BFloat16*, const Parallel&);
+template void fold_patches(const ConvProblem&, const Float16*, Float16*, const Parallel&);
 
 }  // namespace torchconv::cpu

@@ -14,7 +14,7 @@ bool patches_apply(const ConvProblem& p);
 ConvProblem patch_problem(const ConvProblem& p);
 
 // From x, [n][c][h][w], the image of patches [n][c][r][s][p][q], and back: what lies in no
-// patch is zero. Instantiated for float and double.
+// patch is zero. Instantiated for float and double, fold_patches for BFloat16 and Float16 too.
 template <typename T>
 void unfold_patches(const ConvProblem& p, const T* x, T* patches, const Parallel& pool);
 template <typename T>
