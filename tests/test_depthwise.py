@@ -106,7 +106,8 @@ def test_paddings(r: int, stride: Any, padding: tuple[int, int], layout: str) ->
 def test_dilation(stride: int, dilation: Any, layout: str) -> None:
     for r, size in ((3, (11, 18)), (5, (21, 20)), (7, (25, 35))):
         x, w, b = operands(2, 19, *size, r, layout, torch.float32)
-        check(x, w, b, layout, stride=stride, padding=r // 2, dilation=dilation)
+        for padding in (r // 2, (2 * r, 7)):
+            check(x, w, b, layout, stride=stride, padding=padding, dilation=dilation)
 
 
 @on_formats
@@ -160,11 +161,13 @@ def test_large_planes(stride: int, layout: str) -> None:
 @on_types
 def test_activation(dtype: torch.dtype, activation: str, layout: str) -> None:
     """Of narrow and of several strips, by every kernel; NaN stays."""
-    for r, stride, size in ((3, 1, (9, 10)), (3, 2, (11, 41)), (5, 2, (9, 14)), (7, 1, (8, 35))):
+    cases = [(3, 1, (9, 10)), (3, 2, (11, 41)), (5, 2, (9, 14)), (7, 1, (8, 35)), (3, 1, (21, 17))]
+    for r, stride, size in cases:
         x, w, b = operands(2, 24, *size, r, layout, dtype)
         x, b = 3 * x, 2 * b
         x[1, 5, 4, 7] = math.nan
         kwargs = {"stride": stride, "padding": r // 2, "groups": 24}
+        kwargs["dilation"] = 2 if size == (21, 17) else 1
         out = F.conv2d(x, w, b, **kwargs, activation=activation)
         truth = torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)
         wanted = getattr(torch_F, activation)(truth)

@@ -14,6 +14,9 @@
 namespace torchconv::cpu {
 namespace {
 
+// Residues of a dilation that are passed over the image, and the least rows and columns of one.
+constexpr int64_t kMostResidues = 9, kResidueSize = 4;
+
 // What a gather of either kind does: `pairs` pairs of output rows of each sample, dst_row apart,
 // of which pair's first is row(pair) and rows outside [0, rows) are not there. call(n, pair, sum).
 template <typename T>
@@ -157,35 +160,56 @@ bool depthwise_columns_applies(const ConvView& v) {
     return false;
   const DepthwiseTaps taps(v);
   const int64_t R = taps.rows;
-  return taps.regular && R == taps.columns && (R == 3 || R == 5 || R == 7) && taps.gap_h == 1 &&
-         taps.gap_w == 1 && v.step_h == v.step_w && (v.step_h == 1 || (v.step_h == 2 && R < 7));
+  if (!taps.regular || R != taps.columns || (R != 3 && R != 5 && R != 7)) return false;
+  if (taps.gap_h == 1 && taps.gap_w == 1)
+    return v.step_h == v.step_w && (v.step_h == 1 || (v.step_h == 2 && R < 7));
+  // Each residue has columns enough to be worth its own pass.
+  return v.step_h == 1 && v.step_w == 1 && taps.gap_h * taps.gap_w <= kMostResidues &&
+         v.I >= taps.gap_h * kResidueSize && v.J >= taps.gap_w * kResidueSize &&
+         v.W >= taps.gap_w * kResidueSize;
+}
+
+template <typename T>
+bool depthwise_columns_wgrad_applies(const ConvView& v) {
+  const DepthwiseTaps taps(v);
+  return taps.gap_h == 1 && taps.gap_w == 1 && depthwise_columns_applies<T>(v);
 }
 
 template <typename T>
 void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const T* bias,
                               const Epilogue<T>& epilogue, const Parallel& pool) {
   const DepthwiseTaps taps(v);
-  const int64_t R = taps.rows, step = v.step_h;
+  const int64_t R = taps.rows, step = v.step_h, gap_h = taps.gap_h, gap_w = taps.gap_w;
   const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(T)} >= kStreamedBytes &&
-                   v.src.row == v.W * v.groups;
-  const ChannelColumns shape{R, step,    v.groups, v.J, -taps.first_w, v.W - taps.first_w,
-                             0, v.groups};
-  const RowPairs<T> rows{v.N,   ceil_div(v.I, 2), v.I,       v.J,         v.groups,
-                         R * R, v.dst.n,          v.dst.row, v.dst.column};
-  rows.run(
-      taps, w, bias, epilogue.at(v.dst_offset), pool, [](int64_t pair) { return 2 * pair; },
-      [&](int64_t n, int64_t pair, ChannelColumnsSum<T>& sum) {
-        const T* image = src + n * v.src.n + taps.first_w * v.src.column;
-        for (int64_t i = 0; i < R + step; ++i) {
-          const int64_t h = 2 * pair * step + i + taps.first_h;
-          const bool there = h >= 0 && h < v.H && (i < R || sum.out[1] != nullptr);
-          sum.sources[i] = there ? image + h * v.src.row : nullptr;
-        }
-        const int64_t next = (2 * pair + 1) * step + R + taps.first_h;
-        if (far && next >= 0 && next + 2 * step <= v.H)
-          sum.next = src + n * v.src.n + next * v.src.row;
-        channel_columns_sum(shape, sum);
-      });
+                   v.src.row == v.W * v.groups && gap_h * gap_w == 1;
+  for (int64_t residue = 0; residue < gap_h * gap_w; ++residue) {
+    const int64_t i0 = residue / gap_w, j0 = residue % gap_w;
+    const int64_t I = ceil_div(v.I - i0, gap_h), J = ceil_div(v.J - j0, gap_w);
+    // Output (0, 0) of the residue reads source column `first` of those that are `column` apart
+    // by gap_w.
+    const int64_t first = floor_div(j0 + taps.first_w, gap_w);
+    const int64_t column = j0 + taps.first_w - first * gap_w;
+    const ChannelColumns shape{
+        R, step, v.groups, J, -first, ceil_div(v.W - column, gap_w) - first, 0, gap_w * v.groups};
+    const RowPairs<T> rows{v.N,     ceil_div(I, 2),    I,
+                           J,       v.groups,          R * R,
+                           v.dst.n, v.dst.row * gap_h, v.dst.column * gap_w};
+    rows.run(
+        taps, w, bias, epilogue.at(v.dst_offset + i0 * v.dst.row + j0 * v.dst.column), pool,
+        [](int64_t pair) { return 2 * pair; },
+        [&](int64_t n, int64_t pair, ChannelColumnsSum<T>& sum) {
+          const T* image = src + n * v.src.n + (j0 + taps.first_w) * v.src.column;
+          for (int64_t i = 0; i < R + step; ++i) {
+            const int64_t h = i0 + (2 * pair * step + i) * gap_h + taps.first_h;
+            const bool there = h >= 0 && h < v.H && (i < R || sum.out[1] != nullptr);
+            sum.sources[i] = there ? image + h * v.src.row : nullptr;
+          }
+          const int64_t next = (2 * pair + 1) * step + R + taps.first_h;
+          if (far && next >= 0 && next + 2 * step <= v.H)
+            sum.next = src + n * v.src.n + next * v.src.row;
+          channel_columns_sum(shape, sum);
+        });
+  }
 }
 
 template <typename T>
@@ -223,6 +247,7 @@ void depthwise_columns_spread(const ConvProblem& p, const T* dz, const T* w, T* 
 
 #define TORCHCONV_DEPTHWISE_COLUMNS(T)                                                             \
   template bool depthwise_columns_applies<T>(const ConvView&);                                     \
+  template bool depthwise_columns_wgrad_applies<T>(const ConvView&);                               \
   template void depthwise_columns_gather(const ConvView&, const T*, const T*, const T*,            \
                                          const Epilogue<T>&, const Parallel&);                     \
   template bool depthwise_columns_wgrad(const ConvView&, const T*, const T*, T*, const Parallel&); \

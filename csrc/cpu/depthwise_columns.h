@@ -1,6 +1,7 @@
 // Depthwise convolution with channels contiguous (NHWC) by square kernels of 3, 5 and 7 taps,
 // strides of 1 and 2: straight from the image by the kernels of microkernels/channel_columns.h.
-// Other shapes of kernel, and dilation, are depthwise_channels.h's.
+// With a dilation, rows and columns of one residue at a time are an image without. Other shapes of
+// kernel are depthwise_channels.h's.
 #pragma once
 
 #include "core/conv_problem.h"
@@ -13,6 +14,9 @@ namespace torchconv::cpu {
 // One channel and one filter in a group, at least a vector of channels.
 template <typename T>
 bool depthwise_columns_applies(const ConvView& view);
+// Without dilation.
+template <typename T>
+bool depthwise_columns_wgrad_applies(const ConvView& view);
 
 // The view applies and is not empty. bias may be null.
 template <typename T>
