@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torchconv import _load
-from torchconv.functional import conv_arguments
+from torchconv._arguments import conv_arguments
 
 __all__ = ["Explanation", "Pass", "explain"]
 

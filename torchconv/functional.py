@@ -1,13 +1,10 @@
 """Convolution and pooling, with the signatures of torch.nn.functional and what the lectures add.
 
-This is where Python's many spellings (ints, tuples, 'same', unbatched images) become the operators'
-one normal form, and where wrong types and dtypes are refused with the exception class PyTorch
-raises; sizes and values are checked by the operators.
+Arguments come to the operators in the one form that _arguments.py makes of them.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,10 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchconv import _dispatch
-from torchconv._coverage import FLOATS, INTEGERS, covers_linear
+from torchconv._arguments import (
+    FLOATING,
+    SELECT_DTYPES,
+    activation_name,
+    boolean,
+    check_tensor,
+    conv_arguments,
+    conv_padding,
+    integer,
+    pair,
+)
+from torchconv._coverage import covers_linear
 from torchconv._derivatives import DERIVATIVES
 from torchconv._dispatch import Operator, is_plain, records
-from torchconv.autograd import ACTIVATIONS
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -55,10 +62,6 @@ _adaptive_max_pool2d = {
 _is_compiling = torch.compiler.is_dynamo_compiling  # other compilers are dispatch modes
 _autocasts = torch._C._is_any_autocast_enabled
 
-_FLOATING = frozenset(FLOATS)
-_SELECT_DTYPES = _FLOATING | {*INTEGERS, torch.uint16}
-_CONV_DTYPES = _SELECT_DTYPES - {torch.bool, torch.uint16}
-
 
 def _call(op: Operator, input: Tensor, values: tuple[Any, ...]) -> Any:
     """op of input and values, the short way where there is one."""
@@ -69,193 +72,10 @@ def _call(op: Operator, input: Tensor, values: tuple[Any, ...]) -> Any:
     return op((input,), values)
 
 
-def _integer(value: Any, op: str, name: str) -> Any:
-    if type(value) is int and -(2**63) <= value < 2**63:
-        return value
-    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{op}(): argument '{name}' does not fit in 64 bits: {value}")
-        return value
-    if not isinstance(value, (bool, float)):
-        try:
-            return _integer(operator.index(value), op, name)
-        except TypeError:
-            pass
-    raise TypeError(
-        f"{op}(): argument '{name}' must be int or tuple of ints, not {type(value).__name__}"
-    )
-
-
-def _boolean(value: Any, op: str, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{op}(): argument '{name}' must be bool, not {type(value).__name__}")
-    return value
-
-
-def _integers(value: Any, op: str, name: str) -> list[Any]:
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    return [_integer(v, op, name) for v in values]
-
-
-def _pair(value: Any, op: str, name: str) -> tuple[Any, ...]:
-    # The two usual spellings first: on small images this is a good part of a call.
-    if type(value) is int and -(2**31) <= value < 2**31:
-        return value, value
-    if type(value) is tuple and len(value) == 2:
-        h, w = value
-        if type(h) is type(w) is int and -(2**31) <= h < 2**31 and -(2**31) <= w < 2**31:
-            return value
-    values = _integers(value, op, name)
-    if len(values) == 1:
-        return tuple(values * 2)
-    if len(values) != 2:
-        raise RuntimeError(
-            f"{op}: {name} must either be a single int, or a tuple of two ints, but got "
-            f"{name}={values}"
-        )
-    return tuple(values)
-
-
-def _check_tensor(value: Any, op: str, name: str, dtypes: frozenset[torch.dtype]) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{op}(): argument '{name}' must be Tensor, not {type(value).__name__}")
-    if value.dtype not in dtypes:
-        raise NotImplementedError(f'torchconv "{op}" not implemented for {value.dtype}')
-
-
 def _unbatched(op: Operator, input: Tensor, values: tuple[Any, ...]) -> Any:
     """_call of C x H x W, which goes in and comes out as a batch of one."""
     out = _call(op, input.unsqueeze(0), values)
     return tuple(t.squeeze(0) for t in out) if isinstance(out, tuple) else out.squeeze(0)
-
-
-def same_padding(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[Any, ...]:
-    """SAME (lectures C, E) as (left, right, top, bottom): ceil(size / stride) outputs, an odd extra
-    zero at the end. Every argument is (h, w)."""
-    padding: list[Any] = []
-    for axis in (1, 0):
-        shape = (size[axis], kernel[axis], stride[axis], dilation[axis])
-        # jit.trace has sizes as tensors, which the operators do not take
-        n, f, s, d = (int(v) if isinstance(v, Tensor) else v for v in shape)
-        # (ceil(n/s) - 1) * s + d*(f-1) + 1 - n; no maximum where it cannot be negative, because a
-        # symbolic n would carry it into every later size.
-        total = d * (f - 1) - (n - 1) % s
-        if d * (f - 1) < s - 1:
-            total = max(total, 0)
-        padding += [total // 2, total - total // 2]
-    return tuple(padding)
-
-
-def conv_padding(
-    padding: Any,
-    input: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Any, ...]:
-    """Any spelling of ``padding`` as (left, right, top, bottom).
-
-    Args:
-        padding: int, (h, w), 'valid', 'same' or (left, right, top, bottom).
-        input, weight: whose last two sizes are the image's and the kernel's.
-        stride, dilation: (h, w) each.
-
-    Raises:
-        RuntimeError: for an unknown word, a wrong number of values, or a negative int or pair
-            (four values may be negative: they crop, as ``F.pad`` does).
-        TypeError: for anything else.
-    """
-    # The usual spellings first, as in _pair.
-    if type(padding) is int and 0 <= padding < 2**31:
-        return (padding,) * 4
-    if type(padding) is tuple and len(padding) == 2:
-        h, w = padding
-        if type(h) is type(w) is int and 0 <= h < 2**31 and 0 <= w < 2**31:
-            return w, w, h, h
-    if isinstance(padding, str):
-        if padding == "valid":
-            return 0, 0, 0, 0
-        if padding == "same":
-            return same_padding(input.shape[-2:], weight.shape[-2:], stride, dilation)
-        raise RuntimeError(f"Invalid padding string: '{padding}'")
-    values = _integers(padding, "conv2d", "padding")
-    if len(values) == 4:
-        return tuple(values)
-    if len(values) == 1:
-        values *= 2
-    if len(values) != 2:
-        raise RuntimeError(
-            "expected padding to be a single integer value, a list of 2 values (h, w) or of 4 "
-            f"values (left, right, top, bottom), but got padding={values}"
-        )
-    if min(values) < 0:
-        raise RuntimeError(f"negative padding is not supported, but got padding={values}")
-    h, w = values
-    return w, w, h, h
-
-
-def activation_name(activation: str | None) -> str:
-    """The operators' name of an activation. Raises ValueError for one that does not exist."""
-    if activation is None:
-        return "none"
-    if activation not in ACTIVATIONS[1:]:
-        raise ValueError(f"activation must be None or one of {ACTIVATIONS[1:]}, got {activation!r}")
-    return activation
-
-
-def conv_arguments(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    activation: str | None,
-    flip_kernel: bool,
-    residual: Tensor | None = None,
-) -> tuple[Any, ...]:
-    """conv2d's arguments checked, and those that are no tensors in the operators' form."""
-    dtype = getattr(input, "dtype", None)
-    if not (
-        dtype in _CONV_DTYPES
-        and isinstance(input, Tensor)
-        and isinstance(weight, Tensor)
-        and weight.dtype is dtype
-        and (bias is None or (isinstance(bias, Tensor) and bias.dtype is dtype))
-    ):
-        _check_tensor(input, "conv2d", "input", _CONV_DTYPES)
-        _check_tensor(weight, "conv2d", "weight", _CONV_DTYPES)
-        if bias is not None:
-            _check_tensor(bias, "conv2d", "bias", _CONV_DTYPES)
-    dim = input.dim()
-    if dim != 4 and dim != 3:
-        raise RuntimeError(
-            "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: "
-            f"{list(input.shape)}"
-        )
-    if weight.dim() != 4:
-        raise RuntimeError(
-            f"Expected 4D weight for conv2d, but got weight of size: {list(weight.shape)}"
-        )
-    if residual is not None:
-        _check_tensor(residual, "conv2d", "residual", _CONV_DTYPES)
-        if residual.dim() != dim or residual.device != input.device:
-            raise RuntimeError(
-                f"Expected {dim}D residual on {input.device} for conv2d, as input is, but got "
-                f"residual of size {list(residual.shape)} on {residual.device}"
-            )
-    name = "none" if activation is None else activation_name(activation)
-    strides = _pair(stride, "conv2d", "stride")
-    dilations = _pair(dilation, "conv2d", "dilation")
-    if isinstance(padding, str) and min(strides) <= 0:
-        raise RuntimeError(f"non-positive stride is not supported, but got stride={list(strides)}")
-    pads = conv_padding(padding, input, weight, strides, dilations)
-    count = _integer(groups, "conv2d", "groups")
-    flip = _boolean(flip_kernel, "conv2d", "flip_kernel")
-    return strides, pads, dilations, count, name, flip
 
 
 def conv2d(
@@ -390,12 +210,12 @@ def linear(
 
 
 def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[Any, ...]:
-    kernel = _pair(kernel_size, op, "kernel_size")
+    kernel = pair(kernel_size, op, "kernel_size")
     given = stride is not None and not (isinstance(stride, (tuple, list)) and len(stride) == 0)
     return (
         kernel,
-        _pair(stride, op, "stride") if given else kernel,
-        _pair(padding, op, "padding"),
+        pair(stride, op, "stride") if given else kernel,
+        pair(padding, op, "padding"),
     )
 
 
@@ -409,7 +229,7 @@ def _select_pool2d(
     ceil_mode: bool,
     return_indices: bool,
 ) -> Any:
-    _check_tensor(input, name, "input", _SELECT_DTYPES)
+    check_tensor(input, name, "input", SELECT_DTYPES)
     dim = input.dim()
     if dim not in (3, 4):
         raise RuntimeError(
@@ -417,8 +237,8 @@ def _select_pool2d(
             f"{list(input.shape)}"
         )
     window = _window(name, kernel_size, stride, padding)
-    dilations = _pair(dilation, name, "dilation")
-    ceil = _boolean(ceil_mode, name, "ceil_mode")
+    dilations = pair(dilation, name, "dilation")
+    ceil = boolean(ceil_mode, name, "ceil_mode")
     op = _select[name, bool(return_indices)]
     return (_call if dim == 4 else _unbatched)(op, input, (*window, dilations, ceil))
 
@@ -495,7 +315,7 @@ def avg_pool2d(
         RuntimeError: sizes that do not fit; IndexError: fewer than three dimensions, as PyTorch;
         NotImplementedError: dtype; TypeError: argument types.
     """
-    _check_tensor(input, "avg_pool2d", "input", _FLOATING)
+    check_tensor(input, "avg_pool2d", "input", FLOATING)
     dim = input.dim()
     if dim not in (3, 4):
         error = IndexError if dim < 3 else RuntimeError
@@ -505,23 +325,23 @@ def avg_pool2d(
         )
     window = _window("avg_pool2d", kernel_size, stride, padding)
     flags = (
-        _boolean(ceil_mode, "avg_pool2d", "ceil_mode"),
-        _boolean(count_include_pad, "avg_pool2d", "count_include_pad"),
+        boolean(ceil_mode, "avg_pool2d", "ceil_mode"),
+        boolean(count_include_pad, "avg_pool2d", "count_include_pad"),
     )
     divisor = divisor_override
     if divisor is not None:
-        divisor = _integer(divisor, "avg_pool2d", "divisor_override")
+        divisor = integer(divisor, "avg_pool2d", "divisor_override")
     return (_call if dim == 4 else _unbatched)(_avg_pool2d, input, (*window, *flags, divisor))
 
 
 def _output_sizes(value: Any, size: Sequence[Any], op: str) -> tuple[Any, ...]:
     """output_size as F.adaptive_*_pool2d reads it: an int, or whatever has a length and items."""
     if isinstance(value, (int, torch.SymInt)):
-        return (_integer(value, op, "output_size"),) * 2
+        return (integer(value, op, "output_size"),) * 2
     if type(value) is tuple and len(value) == 2 < len(size):  # the usual pair, ahead of the general
         h, w = value
         if type(h) is type(w) is int:
-            return _integer(h, op, "output_size"), _integer(w, op, "output_size")
+            return integer(h, op, "output_size"), integer(w, op, "output_size")
     try:
         count = len(value)
     except TypeError:
@@ -531,11 +351,11 @@ def _output_sizes(value: Any, size: Sequence[Any], op: str) -> tuple[Any, ...]:
     if len(size) <= count:
         raise ValueError(f"Input dimension should be at least {count + 1}")
     given = zip(value, size[-count:], strict=False)
-    return tuple(_integer(d if v is None else v, op, "output_size") for v, d in given)
+    return tuple(integer(d if v is None else v, op, "output_size") for v, d in given)
 
 
 def _adaptive_pool2d(name: str, op: Operator, input: Tensor, output_size: Any) -> Any:
-    _check_tensor(input, name, "input", _FLOATING)
+    check_tensor(input, name, "input", FLOATING)
     wanted = _output_sizes(output_size, input.shape, name)
     if input.dim() not in (3, 4):
         raise RuntimeError(f"{name}(): Expected 3D or 4D tensor, but got {list(input.shape)}")
@@ -581,7 +401,7 @@ def adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = 
     Raises:
         As :func:`adaptive_avg_pool2d`.
     """
-    indices = _boolean(return_indices, "adaptive_max_pool2d", "return_indices")
+    indices = boolean(return_indices, "adaptive_max_pool2d", "return_indices")
     op = _adaptive_max_pool2d[indices]
     return _adaptive_pool2d("adaptive_max_pool2d", op, input, output_size)
 
@@ -608,15 +428,15 @@ def locally_connected2d(
     Raises:
         RuntimeError: if the weight's P x Q or channels do not fit the input.
     """
-    _check_tensor(input, "locally_connected2d", "input", _FLOATING)
-    _check_tensor(weight, "locally_connected2d", "weight", _FLOATING)
+    check_tensor(input, "locally_connected2d", "input", FLOATING)
+    check_tensor(weight, "locally_connected2d", "weight", FLOATING)
     if input.dim() not in (3, 4) or weight.dim() != 6:
         raise RuntimeError(
             "Expected a 3D or 4D input and a 6D weight for locally_connected2d, but got sizes "
             f"{list(input.shape)} and {list(weight.shape)}"
         )
-    strides = _pair(stride, "locally_connected2d", "stride")
-    dilations = _pair(dilation, "locally_connected2d", "dilation")
+    strides = pair(stride, "locally_connected2d", "stride")
+    dilations = pair(dilation, "locally_connected2d", "dilation")
     kernel = weight.shape[-2:]
     pads = conv_padding(padding, input, weight, strides, dilations)
 

@@ -23,9 +23,10 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from torchconv import nn
+from torchconv._arguments import conv_padding
 from torchconv._coverage import FLOATS, covers_linear
 from torchconv.convert import convert
-from torchconv.functional import activate, conv2d, conv_padding
+from torchconv.functional import activate, conv2d
 
 __all__ = ["fuse"]
 

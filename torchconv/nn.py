@@ -19,6 +19,7 @@ from torch.nn.common_types import _size_2_t
 from torch.nn.modules.pooling import _MaxPoolNd
 from torch.nn.modules.utils import _pair
 
+from torchconv._arguments import activation_name, conv_arguments, same_padding
 from torchconv._coverage import (
     covers_adaptive_pool,
     covers_avg_pool,
@@ -29,19 +30,16 @@ from torchconv._coverage import (
 from torchconv._packed_weights import PackedWeights, drop_packed_weights, only_infers
 from torchconv.backends import packed_weights_kept
 from torchconv.functional import (
-    activation_name,
     adaptive_avg_pool2d,
     adaptive_max_pool2d,
     avg_pool2d,
     conv2d,
-    conv_arguments,
     images_of,
     linear,
     locally_connected2d,
     max_pool2d,
     min_pool2d,
     rows_of,
-    same_padding,
 )
 
 if TYPE_CHECKING:
