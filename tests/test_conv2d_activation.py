@@ -80,6 +80,7 @@ def test_activation_pointwise(name: str, dtype: torch.dtype, count: int) -> None
     (expected,) = torch.autograd.grad(truth.sum(), double)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(a.double(), truth, rtol=8 * eps, atol=8 * eps)
+    assert not a[(x == 0) & ~x.signbit() & (a == 0)].signbit().any()
     torch.testing.assert_close(dx.double(), expected, rtol=16 * eps, atol=16 * eps)
 
 

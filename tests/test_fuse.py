@@ -232,6 +232,39 @@ def test_linear_sum_stays(end: Any) -> None:
     assert "LinearAdd" not in kinds(made)
 
 
+def test_scales_that_are_not_what_they_seem() -> None:
+    def network(forward: Forward, size: tuple[int, ...] = (6,)) -> Network:
+        model = Network(forward, a=nn.Linear(6, 6))
+        model.scale = nn.Parameter(torch.rand(size), requires_grad=False)
+        return model
+
+    many = network(lambda m, x: m.a(x) * m.scale, (1, 1, 6))
+    assert kinds(fused(many, image(6), image(2, 6), image(2, 3, 4, 6))) == ["Linear"]
+    seen = network(lambda m, x: m.a(x) * m.scale.view(1, -1))
+    fused(seen, image(6), image(2, 6))
+    for forward in (
+        lambda m, x: (m.scale.add_(1), m.a(x) * m.scale)[1],
+        lambda m, x: (m.a(x) * m.scale, m.scale.view(-1, 1).mul_(2))[0],
+    ):
+        model = network(forward).double().eval()
+        made = torchconv.fuse(model)
+        x = image(2, 3, 4, 6)
+        for _ in range(2):
+            torch.testing.assert_close(made(x), model(x))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3])
+def test_scales_keep_the_digits(scale: float) -> None:
+    """ConvNeXt's first 1e-6 makes float16 weights that have few digits."""
+    model = Network(lambda m, x: m.a(x) * m.scale, a=nn.Linear(384, 384))
+    model.register_buffer("scale", torch.full((384,), scale))
+    model.half().eval()
+    x = torch.randn(1, 3, 3, 384).half()
+    exact = copy.deepcopy(model).double()(x.double())
+    error = [(m(x).double() - exact).norm() for m in (model, torchconv.fuse(model))]
+    assert error[1] <= 3 * error[0]
+
+
 def test_scales_that_serve_elsewhere_stay_what_they_are() -> None:
     model = ConvNext(lambda m, x, y: x + (m.scale * y).permute(0, 3, 1, 2) * m.scale[0])
     made = fused(model, image(2, 6, 4, 4))

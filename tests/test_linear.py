@@ -123,13 +123,24 @@ def test_residual_that_spreads() -> None:
         ((2, 3, 4, 5), torch.int64),
         ((0, 3, 4, 5), torch.float32),
         ((2, 3, 4, 0), torch.float32),
+        ((2, 0, 4, 5), torch.float32),
+        ((2, 3, 0, 5), torch.float32),
     ],
     ids=str,
 )
 def test_left_to_torch(size: tuple[int, ...], dtype: torch.dtype) -> None:
-    x, weight = torch.ones(size, dtype=dtype), torch.ones(3, size[-1], dtype=dtype)
-    assert torch.equal(F.linear(x, weight), torch_F.linear(x, weight))
-    assert convolutions(F.linear, x, weight) == (1 if size[0] == 0 else 0)
+    x = torch.ones(size, dtype=dtype)
+    for filters in (3, 0):
+        weight = torch.ones(filters, size[-1], dtype=dtype)
+        out, expected = F.linear(x, weight), torch_F.linear(x, weight)
+        assert torch.equal(out, expected)
+        assert out.stride() == expected.stride()
+        assert convolutions(F.linear, x, weight) == 0
+
+
+def test_no_filters_are_left_to_torch() -> None:
+    x, weight = torch.ones(2, 3, 4, 5), torch.ones(0, 5)
+    assert F.linear(x, weight).shape == (2, 3, 4, 0)
 
 
 def test_under_autocast() -> None:
@@ -225,6 +236,14 @@ def test_nothing_is_kept_where_weights_learn() -> None:
     assert_fresh(module)
     module.train()
     assert module._packed_weights is None
+
+
+def test_parameters_can_be_swapped() -> None:
+    module = layer()
+    assert_fresh(module)
+    other = torch.nn.Parameter(torch.randn_like(module.weight))
+    torch.utils.swap_tensors(module.weight, other)
+    assert_fresh(module)
 
 
 def test_copies_and_pickles() -> None:

@@ -55,12 +55,12 @@ COMMON_FLAGS = (
 # Clang's -O2 has all of it.
 DRIVER_PATTERNS = ("cpu/*.cpp", "cpu/microkernels/winograd_gemm.cpp")
 DRIVER_FLAGS = {"gcc": ("-O2", "-ftree-vectorize", "-fvect-cost-model"), "clang": ("-O2",)}
-# But these are faster with all of it.
+# But these are faster with all of it, except where the next list has them.
 FULL_PATTERNS = (
     "cpu/depthwise_*.cpp", "cpu/winograd_strided*.cpp", "cpu/winograd_wgrad_phases.cpp",
 )  # fmt: skip
-# Those of them that need not even that: pooling, whose loops are written as vectors and which has
-# the most instances, and what runs once a call.
+# Those that need not even the vectoriser: loops that are written as vectors, pooling's above all,
+# which has the most instances, and what runs once a call.
 LIGHT_PATTERNS = (
     "core/*.cpp", "ops/**/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
     "cpu/conv_view.cpp", "cpu/conv2d.cpp", "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
@@ -265,7 +265,7 @@ def source_hash(variant: str, root: Path) -> str:
     else:
         files += growth_source(root)
         parts += GROWTH_FLAGS
-    parts += [*DRIVER_PATTERNS, *DRIVER_FLAGS["gcc"], *FULL_PATTERNS]
+    parts += [*DRIVER_PATTERNS, *DRIVER_FLAGS["gcc"], *DRIVER_FLAGS["clang"], *FULL_PATTERNS]
     parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS]
     for name, patterns in TOGETHER_PATTERNS.items():
         parts += [name, *patterns]

@@ -47,7 +47,8 @@ def covers_conv(input: Any, weight: Any, bias: Any = None) -> bool:
 
 def covers_linear(input: Any, weight: Any, bias: Any, residual: Any = None) -> bool:
     """Whether a linear layer of these runs in torchconv, as the 1x1 convolution of images with
-    channels last. In bfloat16, and on a GPU, PyTorch's own is as fast or faster."""
+    channels last. In bfloat16, and on a GPU, PyTorch's own is as fast or faster. residual: of the
+    output's size, to be part of the convolution's pass."""
     return (
         isinstance(input, torch.Tensor)
         and input.dim() == 4
@@ -56,9 +57,18 @@ def covers_linear(input: Any, weight: Any, bias: Any, residual: Any = None) -> b
         and input.dtype != torch.bfloat16
         and input.dtype == weight.dtype
         and weight.dim() == 2
-        and weight.shape[1] == input.shape[3] > 0
+        and weight.shape[1] == input.shape[3]
+        and input.numel() > 0
+        and weight.shape[0] > 0
         and (bias is None or (bias.dtype == input.dtype and bias.shape == weight.shape[:1]))
-        and (residual is None or (_covered(residual, FLOATS) and residual.dtype == input.dtype))
+        and (
+            residual is None
+            or (
+                _covered(residual, FLOATS)
+                and residual.dtype == input.dtype
+                and residual.shape == (*input.shape[:3], weight.shape[0])
+            )
+        )
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -75,5 +85,5 @@ def covers_avg_pool(input: Any) -> bool:
 
 def covers_adaptive_pool(input: Any) -> bool:
     """Whether adaptive pooling of this runs in torchconv. PyTorch's global average also takes
-    numbers of dimensions that its other pooling refuses."""
-    return _covered(input, FLOATS) and input.dim() in (3, 4)
+    images of no pixels, and numbers of dimensions that its other pooling refuses."""
+    return _covered(input, FLOATS) and input.dim() in (3, 4) and 0 not in input.shape[-2:]

@@ -84,11 +84,12 @@ class PackedWeights:
 
     def kernel_of(self, matrix: Tensor) -> Tensor:
         """K x C as the weights K x C x 1 x 1 of a convolution: the same tensor for the same
-        matrix, whose in-place changes it counts."""
+        matrix, whose in-place changes it counts. Without a tie to the matrix, which may be swapped
+        (torch.utils.swap_tensors)."""
         what = (matrix.data_ptr(), matrix.shape, matrix.stride())
         kept = self._kernel
         if kept is None or kept[0] is not matrix or kept[1] != what:
-            self._kernel = kept = (matrix, what, matrix[:, :, None, None])
+            self._kernel = kept = (matrix, what, matrix.detach()[:, :, None, None])
         return kept[2]
 
     def remember(

@@ -195,8 +195,7 @@ def linear(
     Raises:
         What ``F.linear`` raises, ValueError for an unknown activation.
     """
-    alike = residual is None or residual.shape == (*input.shape[:-1], *weight.shape[:1])
-    if alike and covers_linear(input, weight, bias, residual):
+    if covers_linear(input, weight, bias, residual):
         out = conv2d(
             images_of(input),
             weight[:, :, None, None],

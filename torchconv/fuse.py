@@ -159,13 +159,17 @@ def fuse(model: torch.nn.Module) -> GraphModule:
 
     Into a torch.nn.Conv2d or torchconv.nn.Conv2d go, in this order, where they follow and nothing
     else reads what lies between: a BatchNorm2d, into weights and bias; a sum with another tensor;
-    and an activation that torchconv.nn.Conv2d has, be it a layer, a function or a method. The
-    results are those of `model` but for rounding. All other layers are swapped as by `convert`.
+    and an activation that torchconv.nn.Conv2d has, be it a layer, a function or a method. Into a
+    Linear, which over images with channels last is a convolution, go a multiplication of each
+    channel by a parameter, into weights and bias, and sum and activation, the sum also behind a
+    permutation to N x K x H x W. The results are those of `model` but for rounding. All other
+    layers are swapped as by `convert`.
 
     The copy is a torch.fx.GraphModule: what `model.forward` does in Python is recorded, once, with
     its branches as they went then. It has weights of its own, so a later change of `model` does not
     reach it. Layers with hooks, parametrizations or a class of somebody's own stay as they are,
-    and so does a normalisation that would carry weights past their type's range.
+    and so does a normalisation or scale that would carry weights past their type's range. Under
+    autocast what is folded no longer promotes a result to its own type.
 
     Args:
         model: in eval mode, of any type and on any device. It is not changed.
@@ -356,17 +360,14 @@ def _folds_scale(
     if scale is None or scale.dtype != layer.weight.dtype or scale.device != layer.weight.device:
         return False
     wanted = tuple(layer.out_features if n == -1 else n for n in size)
-    if scale.dim() > 4 or tuple(scale.shape) != (1,) * (scale.dim() - len(wanted)) + wanted:
+    # Of which only the images' number of dimensions is known.
+    most = 1 if len(wanted) == 1 else 4
+    if scale.dim() > most or tuple(scale.shape) != (1,) * (scale.dim() - len(wanted)) + wanted:
         return False
     factors = scale.detach().double().flatten()
-    weight = (layer.weight.double() * factors.unsqueeze(1)).to(layer.weight.dtype)
-    bias = None if layer.bias is None else (layer.bias.double() * factors).to(layer.weight.dtype)
-    if not (weight.isfinite().all() and (bias is None or bias.isfinite().all())):
+    bias = None if layer.bias is None else layer.bias.double() * factors
+    if not _takes_parameters(layer, layer.weight.double() * factors.unsqueeze(1), bias):
         return False
-    needs_grad = layer.weight.requires_grad
-    layer.weight = torch.nn.Parameter(weight.detach(), needs_grad)
-    if bias is not None:
-        layer.bias = torch.nn.Parameter(bias.detach(), needs_grad)
     reader.replace_all_uses_with(node)
     recorded.graph.erase_node(reader)
     while isinstance(factor, Node) and not factor.users:
@@ -376,11 +377,24 @@ def _folds_scale(
     return True
 
 
+def _only_multiplies(node: Node, held: Node) -> bool:
+    """Whether `node` does no more with `held`, or a view of it, than to multiply by it."""
+    if node.op == "call_method" and node.target in ("reshape", "view"):
+        return all(_only_multiplies(user, node) for user in node.users)
+    return node.target in _PRODUCTS or (
+        node.target in _PRODUCTS_IN_PLACE and node.args[0] is not held
+    )
+
+
 def _constant(recorded: GraphModule, node: Any) -> Tensor | None:
-    """A tensor that the network holds, or that with sizes of one about it."""
+    """A tensor that the network holds, or that with sizes of one about it, where all that the
+    network does with it is to multiply by it."""
     if not isinstance(node, Node):
         return None
     if node.op == "get_attr":
+        uses = [n for n in recorded.graph.nodes if n.op == "get_attr" and n.target == node.target]
+        if not all(_only_multiplies(user, use) for use in uses for user in use.users):
+            return None
         owner, _, name = str(node.target).rpartition(".")
         held = getattr(recorded.get_submodule(owner), name)
         return held if isinstance(held, Tensor) and not held.is_meta else None
@@ -406,13 +420,22 @@ def _folds(layer: torch.nn.Conv2d, norm: Any) -> bool:
     shift = shift * factor
     if norm.bias is not None:
         shift = shift + norm.bias.double()
-    weight = (layer.weight.double() * factor.reshape(-1, 1, 1, 1)).to(layer.weight.dtype)
-    bias = shift.to(layer.weight.dtype)
-    if not (weight.isfinite().all() and bias.isfinite().all()):
-        return False
-    needs_grad = layer.weight.requires_grad
-    layer.weight = torch.nn.Parameter(weight.detach(), needs_grad)
-    layer.bias = torch.nn.Parameter(bias.detach(), needs_grad)
+    return _takes_parameters(layer, layer.weight.double() * factor.reshape(-1, 1, 1, 1), shift)
+
+
+def _takes_parameters(layer: Any, weight: Tensor, bias: Tensor | None) -> bool:
+    """Gives a layer weights and bias that come in float64, if its own type can hold them: if none
+    overflows, and none is so small that it loses digits that count."""
+    dtype, needs_grad = layer.weight.dtype, layer.weight.requires_grad
+    for exact in (weight,) if bias is None else (weight, bias):
+        narrow = exact.to(dtype).double()
+        if not narrow.isfinite().all():
+            return False
+        if (narrow - exact).norm() > torch.finfo(dtype).eps * exact.norm():
+            return False
+    layer.weight = torch.nn.Parameter(weight.to(dtype).detach(), needs_grad)
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(bias.to(dtype).detach(), needs_grad)
     return True
 
 

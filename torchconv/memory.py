@@ -47,7 +47,8 @@ def memory_stats() -> dict[str, int]:
 
 
 def empty_cache() -> None:
-    """Gives every block that nobody uses back to the system; tensors keep theirs."""
+    """Gives every block that nobody uses back to the system. Tensors keep theirs, and so does each
+    thread its copy of the largest depthwise weights that it has multiplied by."""
     _library().torchconv_empty_cache()
 
 

@@ -340,10 +340,7 @@ class Linear(_KeepsPackedWeights, torch.nn.Linear):
         weight, bias = self.weight, self.bias
         if (
             not self.training
-            and not isinstance(input, Proxy)
-            and input.dim() == 4
             and covers_linear(input, weight, bias, residual)
-            and (residual is None or residual.shape == (*input.shape[:3], self.out_features))
             and self._keeps_weights(input, weight, bias, residual)
         ):
             packed = self._own_packed_weights()

@@ -92,7 +92,7 @@ struct VectorMath {
     const Exp e = exp(A{-2} * abs(x));
     const V scale = e.low * e.high;
     const V m = scale * e.tail + (scale - A{1});
-    const V magnitude = -m / (A{2} + m);
+    const V magnitude = abs(m / (A{2} + m));
     return bit_cast<V>(bit_cast<UnsignedBits>(magnitude) | (bit_cast<UnsignedBits>(x) & sign()));
   }
 
