@@ -47,8 +47,8 @@ PIXEL_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] 
     "pixels_apart_and_a_rest": ((2, 5, 24, 33), (32, 5, 1, 1), {"stride": (5, 3)}),
     "rows_apart": ((2, 12, 16, 9), (33, 12, 1, 1), {"stride": (3, 1)}),
     "columns_apart": ((2, 12, 5, 70), (33, 12, 1, 1), {"stride": (1, 2)}),
-    "patches_in_parts": ((3, 40, 80, 130), (32, 40, 2, 2), {"stride": 2}),
-    "patches_in_parts_and_a_rest": ((3, 40, 81, 131), (32, 40, 2, 2), {"stride": 2}),
+    "patches_in_parts": ((6, 40, 80, 130), (32, 40, 2, 2), {"stride": 2}),
+    "patches_in_parts_and_a_rest": ((7, 40, 81, 131), (32, 40, 2, 2), {"stride": 2}),
 }
 BAND_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "s2": ((3, 40, 17, 19), (48, 40, 3, 3), {"stride": 2, "padding": 1}),

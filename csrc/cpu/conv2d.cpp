@@ -304,14 +304,13 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
 }
 
 // For a problem that goes_by_patches, whose patches `view` reads or writes: calls f(part, n,
-// patches, gather) for samples n and on, as many as have their patches in the second-level caches
-// of two cores; or in a last-level cache where a stride leaves a part of the image, so that
-// threads seldom wait for each other. part is the problem of these samples, and
-// gather(src, epilogue) their matrix product.
+// patches, gather) for samples n and on, as many as have their patches in a last-level cache: of
+// smaller parts the threads would wait for each other too often. part is the problem of these
+// samples, and gather(src, epilogue) their matrix product.
 template <typename T, typename F>
 void for_patches(const ConvProblem& p, ConvView view, const T* w, const T* bias,
                  const WeightsOwner& owner, const Parallel& pool, F&& f) {
-  constexpr int64_t kPatchBytes = 3 << 19, kBytesOfPart = 8 << 20;
+  constexpr int64_t kPatchBytes = 8 << 20;
   const ConvProblem q = patch_problem(p);
   const ConvAlgorithm algorithm = gather_algorithm(view, kDType<T>, winograd_allowed());
   const PackedBuffer kept = kept_weights(q, view, algorithm, w, owner, pool);
@@ -319,8 +318,7 @@ void for_patches(const ConvProblem& p, ConvView view, const T* w, const T* bias,
   if (kept == nullptr) pack(q, view, algorithm, w, own.get(), pool);
   const void* const packed = kept != nullptr ? kept.get() : own.get();
   const int64_t size = q.C * q.H * q.W;
-  const int64_t bytes = p.R * p.S == 1 ? kBytesOfPart : kPatchBytes;
-  const int64_t most = bytes / static_cast<int64_t>(sizeof(T)) / size;
+  const int64_t most = kPatchBytes / static_cast<int64_t>(sizeof(T)) / size;
   const int64_t parts = ceil_div(p.N, std::clamp<int64_t>(most, 1, p.N));
   const Buffer<T> patches(ceil_div(p.N, parts) * size);
   for (int64_t i = 0; i < parts; ++i) {
