@@ -107,9 +107,9 @@ struct Case {
     return is(DType::kFloat64) ? depthwise_columns_applies<double>(v)
                                : depthwise_columns_applies<float>(v);
   }
-  bool depthwise_columns_wgrad() const {
-    return is(DType::kFloat64) ? depthwise_columns_wgrad_applies<double>(v)
-                               : depthwise_columns_wgrad_applies<float>(v);
+  bool depthwise_columns_undilated() const {
+    return is(DType::kFloat64) ? depthwise_columns_undilated_applies<double>(v)
+                               : depthwise_columns_undilated_applies<float>(v);
   }
   // Twice the multiplications of float.
   bool by_pairs() const { return is(DType::kBFloat16) && direct_gemm_by_pairs(v); }
@@ -283,7 +283,7 @@ constexpr Rule kGatherRules[] = {
 };
 
 constexpr Rule kWgradRules[] = {
-    {Algorithm::kDepthwiseColumns, [](const Case& c) { return c.depthwise_columns_wgrad(); }},
+    {Algorithm::kDepthwiseColumns, [](const Case& c) { return c.depthwise_columns_undilated(); }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
     {Algorithm::kDepthwisePlanes, [](const Case& c) {
        return c.grouped() && depthwise_planes_applies(c.v);

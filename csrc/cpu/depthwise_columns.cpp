@@ -170,7 +170,7 @@ bool depthwise_columns_applies(const ConvView& v) {
 }
 
 template <typename T>
-bool depthwise_columns_wgrad_applies(const ConvView& v) {
+bool depthwise_columns_undilated_applies(const ConvView& v) {
   const DepthwiseTaps taps(v);
   return taps.gap_h == 1 && taps.gap_w == 1 && depthwise_columns_applies<T>(v);
 }
@@ -247,7 +247,7 @@ void depthwise_columns_spread(const ConvProblem& p, const T* dz, const T* w, T* 
 
 #define TORCHCONV_DEPTHWISE_COLUMNS(T)                                                             \
   template bool depthwise_columns_applies<T>(const ConvView&);                                     \
-  template bool depthwise_columns_wgrad_applies<T>(const ConvView&);                               \
+  template bool depthwise_columns_undilated_applies<T>(const ConvView&);                           \
   template void depthwise_columns_gather(const ConvView&, const T*, const T*, const T*,            \
                                          const Epilogue<T>&, const Parallel&);                     \
   template bool depthwise_columns_wgrad(const ConvView&, const T*, const T*, T*, const Parallel&); \

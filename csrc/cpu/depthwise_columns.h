@@ -14,9 +14,9 @@ namespace torchconv::cpu {
 // One channel and one filter in a group, at least a vector of channels.
 template <typename T>
 bool depthwise_columns_applies(const ConvView& view);
-// Without dilation.
+// The same without dilation, which wgrad and minimal filtering ask for.
 template <typename T>
-bool depthwise_columns_wgrad_applies(const ConvView& view);
+bool depthwise_columns_undilated_applies(const ConvView& view);
 
 // The view applies and is not empty. bias may be null.
 template <typename T>

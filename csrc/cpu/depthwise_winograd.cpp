@@ -50,7 +50,7 @@ bool depthwise_winograd_applies(const ConvView& v) {
   if (!kFiltersColumns || v.step_h != 1 || v.J < kWinogradTile) return false;
   const int64_t computed = round_up(v.J, kWinogradTile);
   return static_cast<double>(computed - v.J) <= kOverlap * static_cast<double>(computed) &&
-         depthwise_columns_wgrad_applies<float>(v);  // no dilation
+         depthwise_columns_undilated_applies<float>(v);
 }
 
 double depthwise_winograd_products(const ConvView& v) {
