@@ -134,24 +134,27 @@ class LinearAdd(nn.Linear):
     def forward(self, input: Tensor, other: Any = None) -> Tensor:
         if other is None:
             return super().forward(input)
-        if not self._is_output_like(input, other):
+        residual = self._residual(input, other)
+        if residual is None:
             out = F.linear(input, self.weight, self.bias)
             out = out.permute(0, 3, 1, 2) if self.image_order else out
             if self.other_first:
                 return activate(self.activation, other + out)
             return activate(self.activation, out.add_(other) if self.adds_in_place else out + other)
-        if self.image_order:
-            return super().forward(input, other.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return super().forward(input, other)
+        out = super().forward(input, residual)
+        return out.permute(0, 3, 1, 2) if self.image_order else out
 
-    def _is_output_like(self, input: Tensor, other: Any) -> bool:
-        if not isinstance(other, Tensor) or not covers_linear(input, self.weight, self.bias, other):
-            return False
+    def _residual(self, input: Tensor, other: Any) -> Tensor | None:
+        """other in the order of the layer's own output, if the layer can add it in its pass."""
+        if not isinstance(other, Tensor):
+            return None
         if self.image_order:
-            # The result has other's strides, too.
-            size = (input.shape[0], self.out_features, *input.shape[1:3])
-            return other.shape == size and other.is_contiguous(memory_format=torch.channels_last)
-        return other.shape == (*input.shape[:3], self.out_features) and other.is_contiguous()
+            if other.dim() != 4:
+                return None
+            other = other.permute(0, 2, 3, 1)
+        # The result then has other's strides, too.
+        covered = covers_linear(input, self.weight, self.bias, other)
+        return other if covered and other.is_contiguous() else None
 
 
 def fuse(model: torch.nn.Module) -> GraphModule:
