@@ -1,0 +1,147 @@
+"""What `torchconv.fuse` asks of a recorded network: which node calls which layer, reads or
+overwrites what, and applies which activation."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+from torchconv import nn
+
+_LAYERS: dict[type, str] = {
+    torch.nn.ReLU: "relu",
+    torch.nn.ReLU6: "relu6",
+    torch.nn.Sigmoid: "sigmoid",
+    torch.nn.Tanh: "tanh",
+    torch.nn.SiLU: "silu",
+    torch.nn.Hardswish: "hardswish",
+    torch.nn.GELU: "gelu",
+}
+
+_FUNCTIONS: dict[Any, str] = {
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    F.relu: "relu",
+    F.relu_: "relu",
+    F.relu6: "relu6",
+    torch.sigmoid: "sigmoid",
+    torch.sigmoid_: "sigmoid",
+    F.sigmoid: "sigmoid",
+    torch.tanh: "tanh",
+    torch.tanh_: "tanh",
+    F.tanh: "tanh",
+    F.silu: "silu",
+    F.hardswish: "hardswish",
+    F.gelu: "gelu",
+}
+
+# Of a tensor.
+_METHODS = {name + end: name for name in ("relu", "sigmoid", "tanh") for end in ("", "_")}
+
+SUMS = (operator.add, torch.add, "add")
+PRODUCTS = (operator.mul, torch.mul, "mul")
+PRODUCTS_IN_PLACE = (operator.imul, "mul_")  # into the first factor
+SUMS_IN_PLACE = (operator.iadd, "add_")  # into the first term
+
+# A layer with one of these is more than its forward.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+# In eval mode these hand their input on.
+_IDENTITIES = (torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout2d)
+
+_LEAVES = (
+    torch.nn.Conv2d,
+    torch.nn.Linear,
+    torch.nn.MaxPool2d,
+    torch.nn.AvgPool2d,
+    torch.nn.AdaptiveMaxPool2d,
+    torch.nn.AdaptiveAvgPool2d,
+    nn.MinPool2d,
+    nn.LocallyConnected2d,
+)
+
+
+class _Proxy(torch.fx.Proxy):
+    """torch.fx would record `x += y` as x + y, which leaves what else refers to x as it was."""
+
+
+def _record_in_place(name: str) -> None:
+    target = getattr(operator, name)
+
+    def record(self: torch.fx.Proxy, other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    setattr(_Proxy, f"__{name}__", record)
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    _record_in_place(f"i{_name}")
+
+
+class Tracer(torch.fx.Tracer):
+    """Records each layer that may be fused or swapped as one node."""
+
+    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
+
+
+def called_layer(recorded: GraphModule, node: Node, *classes: type) -> torch.nn.Module | None:
+    """The layer of one of just these classes that `node` calls on one tensor; None if otherwise."""
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return None
+    layer = recorded.get_submodule(str(node.target))
+    hooked = any(getattr(layer, name, None) for name in _HOOKS)
+    return None if hooked or "forward" in vars(layer) or type(layer) not in classes else layer
+
+
+def drop_identities(recorded: GraphModule) -> None:
+    for node in recorded.graph.nodes:
+        layer = called_layer(recorded, node, *_IDENTITIES)
+        if layer is not None and not layer.training:
+            node.replace_all_uses_with(node.args[0])
+            recorded.graph.erase_node(node)
+
+
+def only_reader(node: Node) -> Node | None:
+    """The one node that reads `node`."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def overwrites(recorded: GraphModule, node: Node) -> bool:
+    """Whether a node may change a tensor in place."""
+    if node.op == "call_module":
+        return bool(getattr(recorded.get_submodule(str(node.target)), "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = getattr(node.target, "__name__", str(node.target))
+    return (
+        (name.endswith("_") and not name.endswith("__"))
+        or name.startswith("__i")
+        or name == "setitem"
+        or (getattr(operator, name, None) is node.target and name.startswith("i"))
+        or bool(node.kwargs.get("inplace"))
+        or "out" in node.kwargs
+    )
+
+
+def activation_of(recorded: GraphModule, node: Node, previous: Node) -> str | None:
+    """The name of the activation that `node` applies to `previous`; None for anything else."""
+    layer: Any = called_layer(recorded, node, *_LAYERS, torch.nn.Hardtanh)
+    if type(layer) is torch.nn.Hardtanh:
+        return "relu6" if (layer.min_val, layer.max_val) == (0, 6) else None
+    if layer is not None:
+        return None if getattr(layer, "approximate", "none") != "none" else _LAYERS[type(layer)]
+    if node.args != (previous,) or node.kwargs.get("approximate", "none") != "none":
+        return None
+    if not node.kwargs.keys() <= {"inplace", "approximate"}:
+        return None
+    if node.op == "call_function":
+        return _FUNCTIONS.get(node.target)
+    return _METHODS.get(str(node.target)) if node.op == "call_method" else None
