@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchconv
 from torchconv.fuse import ConvAdd2d, LinearAdd
@@ -201,6 +202,26 @@ def test_convnext(end: Any, layout: torch.memory_format) -> None:
     made = fused(ConvNext(end), x)
     assert kinds(made) == ["Conv2d", "LayerNorm", "Linear", "LinearAdd"]
     assert [node.target for node in made.graph.nodes if node.op.startswith("call_f")] == []
+
+
+@pytest.mark.parametrize("end", CONVNEXT_ENDS.values(), ids=CONVNEXT_ENDS.keys())
+def test_convnext_runs_in_convolutions(end: Any) -> None:
+    """With channels last the sum and both linear layers are of three calls of conv2d."""
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            made.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    made: list[str] = []
+    x = torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last)
+    model = torchconv.fuse(ConvNext(end).eval())
+    with torch.no_grad(), Calls():
+        model(x)
+    assert made.count("conv2d") == 3
+    assert not {"add", "add_", "addmm", "linear", "matmul"} & set(made)
 
 
 def test_linear_layers_without_images() -> None:
