@@ -26,6 +26,7 @@ _OURS: dict[type, type] = {
     torch.nn.Conv2d: nn.Conv2d,
     torch.nn.LazyConv2d: nn.LazyConv2d,
     torch.nn.Linear: nn.Linear,
+    torch.nn.BatchNorm2d: nn.BatchNorm2d,
     torch.nn.MaxPool2d: nn.MaxPool2d,
     torch.nn.AvgPool2d: nn.AvgPool2d,
     torch.nn.AdaptiveMaxPool2d: nn.AdaptiveMaxPool2d,
@@ -41,10 +42,10 @@ _ORIGINAL = "_torchconv_original_class"
 
 
 def convert(model: _Model) -> _Model:
-    """Makes every torch.nn.Conv2d, LazyConv2d, Linear, MaxPool2d, AvgPool2d, AdaptiveMaxPool2d and
-    AdaptiveAvgPool2d in `model`, `model` itself included, one of torchconv's, in place, and returns
-    `model`. A Linear runs in torchconv over images with channels last, as in ConvNeXt, and is
-    PyTorch's over everything else.
+    """Makes every torch.nn.Conv2d, LazyConv2d, Linear, BatchNorm2d, MaxPool2d, AvgPool2d,
+    AdaptiveMaxPool2d and AdaptiveAvgPool2d in `model`, `model` itself included, one of torchconv's,
+    in place, and returns `model`. A Linear runs in torchconv over images with channels last, as in
+    ConvNeXt, and a BatchNorm2d on a CPU; over everything else they are PyTorch's.
 
     The layers keep their parameters (the same objects, so an optimizer goes on), buffers, hooks,
     names, flags, parametrizations and every other attribute. Input for which torchconv has no

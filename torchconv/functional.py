@@ -1,4 +1,5 @@
-"""Convolution and pooling, with the signatures of torch.nn.functional and what the lectures add.
+"""Convolution, pooling and batch normalisation, with the signatures of torch.nn.functional and what
+the lectures add.
 
 Arguments come to the operators in the one form that _arguments.py makes of them.
 """
@@ -32,6 +33,7 @@ __all__ = [
     "adaptive_avg_pool2d",
     "adaptive_max_pool2d",
     "avg_pool2d",
+    "batch_norm",
     "conv2d",
     "linear",
     "locally_connected2d",
@@ -205,6 +207,39 @@ def linear(
         )
         return rows_of(out)
     out = F.linear(input, weight, bias)
+    return activate(activation, out if residual is None else out + residual)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """``F.batch_norm``, and in the same passes over memory a sum and a ReLU or ReLU6 behind it.
+
+    Args:
+        input: N x C x H x W on a CPU, of a floating point type, for torchconv's kernels; anything
+            else is PyTorch's, with the sum and the activation in passes of their own.
+        running_mean, running_var, weight, bias, training, momentum, eps: as for ``F.batch_norm``.
+        activation: as for `conv2d`; one other than ReLU and ReLU6 is a pass of its own.
+        residual: None, or what is added before the activation: of the input's size and dtype.
+
+    Returns:
+        activation(norm(input) + residual), in the input's memory format.
+
+    Raises:
+        What ``F.batch_norm`` raises, ValueError for an unknown activation.
+    """
+    activation_name(activation)
+    out = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return activate(activation, out if residual is None else out + residual)
 
 

@@ -33,6 +33,7 @@ from torchconv.functional import (
     adaptive_avg_pool2d,
     adaptive_max_pool2d,
     avg_pool2d,
+    batch_norm,
     conv2d,
     images_of,
     linear,
@@ -49,6 +50,7 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool2d",
     "AvgPool2d",
+    "BatchNorm2d",
     "Conv2d",
     "LazyConv2d",
     "Linear",
@@ -349,6 +351,60 @@ class Linear(_KeepsPackedWeights, torch.nn.Linear):
             values = conv_arguments(images, kernel, bias, 1, 0, 1, 1, self.activation, False, added)
             return rows_of(packed.convolve(images, kernel, bias, added, values))
         return linear(input, weight, bias, activation=self.activation, residual=residual)
+
+
+class BatchNorm2d(torch.nn.BatchNorm2d):
+    """torch.nn.BatchNorm2d, whose passes take along a sum and an activation behind it.
+
+    Args:
+        activation: as for `Conv2d`; ReLU and ReLU6 cost no pass of their own.
+    """
+
+    activation: str | None = None
+    _converted: bool = False
+
+    def __init__(
+        self, num_features: int, *args: Any, activation: str | None = None, **kwargs: Any
+    ) -> None:
+        activation_name(activation)
+        super().__init__(num_features, *args, **kwargs)
+        self.activation = activation
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.activation is None else f"{text}, activation={self.activation}"
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """residual: as for `torchconv.functional.batch_norm`, added before the activation."""
+        if isinstance(input, Proxy):  # one node, as torch.nn's is: it also counts batches
+            tracer: Any = input.tracer
+            arguments = (input,) if residual is None else (input, residual)
+            recorded: Tensor = tracer.create_proxy(
+                "call_module", tracer.path_of_module(self), arguments, {}
+            )
+            return recorded
+        self._check_input_dim(input)
+        training, tracks = self.training, self.track_running_stats
+        running_mean, running_var = self.running_mean, self.running_var
+        factor = 0.0 if self.momentum is None else self.momentum
+        if training and tracks and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                factor = 1.0 / float(self.num_batches_tracked)
+        if training and not tracks:
+            running_mean = running_var = None
+        return batch_norm(
+            input,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            training or (self.running_mean is None and self.running_var is None),
+            factor,
+            self.eps,
+            activation=self.activation,
+            residual=residual,
+        )
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
