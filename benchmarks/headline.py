@@ -112,7 +112,8 @@ def figures(results: Path) -> str:
         "PyTorch's time over torchconv's in the same layout: the geometric mean and, in brackets, "
         f"the smallest of the measured rows. {the_machine(cpus)}:",
         layers_table(layers, CPU_PASSES, lambda row: LAYERS[row["group"]]),
-        "Whole networks with their layers swapped (fused: by `torchconv.fuse`), in the better of "
+        "Whole networks with their layers swapped (fused: by `torchconv.fuse` and "
+        "`torchconv.fuse_training`), in the better of "
         "each library's two layouts:",
         networks_table(networks),
     ]

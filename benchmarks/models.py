@@ -7,6 +7,7 @@ one image and a training step (forward, cross entropy, backward, SGD) on a small
 libraries in both layouts, call by call in turn. The ratio compares the better layout of each.
 `fused` is inference after torchconv.fuse, still against the peer's network as it is; the columns
 `fused` of the peer are what its own folding of normalisation gives (torch.fx.experimental).
+`fused_training` is the training step after torchconv.fuse_training, against the peer's as it is.
 Before timing, the outputs and the gradients of all parameters are checked against the same network
 in float64.
 """
@@ -39,13 +40,14 @@ MODELS = (
     "squeezenet_v1_1",
     "convnext_tiny",
 )
-PASSES = ("inference", "fused", "training")
+PASSES = ("inference", "fused", "training", "fused_training")
+TRAINING = ("training", "fused_training")
 # Errors grow from layer to layer, so a network is judged by the peer's own error in float32. In
 # training one activation that rounds to the other side of zero (or wins another pooling window)
 # moves the gradients by up to a few percent, in either library; no two agree better than that. So
 # float32 gradients only have to be in the neighbourhood, and those in float64 must be exact.
 SLACK = 8
-LEAST = {"inference": 1e-5, "fused": 1e-5, "training": 5e-2}
+LEAST = {"inference": 1e-5, "fused": 1e-5, "training": 5e-2, "fused_training": 5e-2}
 LEAST_FLOAT64 = 1e-9
 # Before a library's name: its network with normalisation folded.
 FUSED = "fused "
@@ -76,7 +78,7 @@ def make_call(
     model: nn.Module, pass_name: str, images: Tensor, labels: Tensor
 ) -> Callable[[], object]:
     """What is timed."""
-    if pass_name != "training":
+    if pass_name not in TRAINING:
         return lambda: model(images)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
 
@@ -90,7 +92,7 @@ def make_call(
 
 def probe(model: nn.Module, pass_name: str, images: Tensor, labels: Tensor) -> Tensor:
     """The output, or the gradients of all parameters in one vector, in float64."""
-    if pass_name != "training":
+    if pass_name not in TRAINING:
         return model(images).double()
     torch.manual_seed(2)  # dropout
     loss = F.cross_entropy(model(images), labels)
@@ -119,14 +121,14 @@ def measure(
     name: str, pass_name: str, ours: Peer, peer: Peer, batch: int, budget: float, min_rounds: int
 ) -> report.Result:
     """One network in one pass: check both libraries in each layout, then time all of them."""
-    model = load_model(name).train(pass_name == "training")
+    model = load_model(name).train(pass_name in TRAINING)
     # Dropout draws its mask in the layout's order, so no two layouts would agree.
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     errors: dict[tuple[str, str], float] = {}
-    with torch.set_grad_enabled(pass_name == "training"):
+    with torch.set_grad_enabled(pass_name in TRAINING):
         # Two images suffice to judge gradients; float64 is slow.
         images, labels = make_batch(min(batch, 2), "nchw")
         double = copy.deepcopy(model).double()
@@ -134,6 +136,8 @@ def measure(
         makers = {ours.name: ours.model, peer.name: peer.model}
         if pass_name == "fused":
             makers = {ours.name: ours.fused, peer.name: peer.model, FUSED + peer.name: peer.fused}
+        if pass_name == "fused_training":
+            makers[ours.name] = ours.fused_training
         made = makers[ours.name](double)
         exact = relative(probe(made, pass_name, images.double(), labels), expected)
         layouts = [layout for layout in LAYOUTS if layout == "nchw" or takes(model, layout)]
@@ -234,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tqdm(pairs, unit="row", file=sys.stderr) as progress:
         for name, pass_name in progress:
             progress.set_description(f"{name} {pass_name}")
-            batch = options.training_batch if pass_name == "training" else options.batch
+            batch = options.training_batch if pass_name in TRAINING else options.batch
             results.append(measure(name, pass_name, ours, peer, batch, budget, min_rounds))
     batches = (
         f"inference on {options.batch}, training on {options.training_batch} images of 224x224"

@@ -42,9 +42,12 @@ class Peer(Protocol):
     def fused(self, model: nn.Module) -> nn.Module:
         """The same for inference, with what follows a convolution taken into it."""
 
+    def fused_training(self, model: nn.Module) -> nn.Module:
+        """The same for training, with what follows a layer taken into it, where it has that."""
+
 
 class TorchConv:
-    """torchconv.functional, and networks after torchconv.convert or torchconv.fuse."""
+    """torchconv.functional, and networks after torchconv.convert, fuse or fuse_training."""
 
     name = "torchconv"
     differentiable = True
@@ -73,6 +76,10 @@ class TorchConv:
 
     def fused(self, model: nn.Module) -> nn.Module:
         made: nn.Module = _torchconv().fuse(model)
+        return made
+
+    def fused_training(self, model: nn.Module) -> nn.Module:
+        made: nn.Module = _torchconv().fuse_training(model)
         return made
 
 
@@ -110,6 +117,9 @@ class Eager:
 
     def fused(self, model: nn.Module) -> nn.Module:
         return fold_norms(model)  # which copies it
+
+    def fused_training(self, model: nn.Module) -> nn.Module:
+        return self.model(model)
 
 
 class Compiled(Eager):

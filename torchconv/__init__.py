@@ -5,7 +5,7 @@ from torchconv._explain import explain
 from torchconv._packed_weights import drop_packed_weights
 from torchconv._patch import patch
 from torchconv.convert import convert, restore
-from torchconv.fuse import fuse
+from torchconv.fuse import fuse, fuse_training
 from torchconv.memory import empty_cache, memory_stats, set_memory_pool
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __all__ = [
     "explain",
     "functional",
     "fuse",
+    "fuse_training",
     "memory_stats",
     "nn",
     "patch",

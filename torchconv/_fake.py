@@ -122,7 +122,7 @@ def _conv_output_size(
     return n, k, p, q
 
 
-def _conv_channels_last(input: Tensor, weight: Tensor) -> bool:
+def conv_channels_last(input: Tensor, weight: Tensor) -> bool:
     images = input.shape[0]
     if isinstance(images, int) and images == 0:
         return False  # PyTorch's own rule for an empty batch
@@ -152,7 +152,7 @@ def _conv2d(
     )
     if residual is not None:
         _check_residual(residual, size, input.dtype)
-    return _empty(input, size, _conv_channels_last(input, weight), weight, bias, residual)
+    return _empty(input, size, conv_channels_last(input, weight), weight, bias, residual)
 
 
 def _check_residual(residual: Tensor, size: Sequence[int], dtype: torch.dtype) -> None:
@@ -191,7 +191,7 @@ def _conv2d_backward(
         return _empty(input, size if wanted else (0,), wanted and channels_last, *others)
 
     return (
-        empty(output_mask[0], input.shape, _conv_channels_last(input, weight)),
+        empty(output_mask[0], input.shape, conv_channels_last(input, weight)),
         empty(output_mask[1], weight.shape, is_channels_last(weight)),
         empty(output_mask[2], weight.shape[:1], False),
     )

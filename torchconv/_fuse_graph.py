@@ -39,8 +39,14 @@ _FUNCTIONS: dict[Any, str] = {
     F.gelu: "gelu",
 }
 
+# The first of each.
+FUNCTION_OF = {name: function for function, name in reversed(_FUNCTIONS.items())}
+
 # Of a tensor.
 _METHODS = {name + end: name for name in ("relu", "sigmoid", "tanh") for end in ("", "_")}
+
+# Those that a normalisation takes along in training.
+CLAMPS = ("relu", "relu6")
 
 SUMS = (operator.add, torch.add, "add")
 PRODUCTS = (operator.mul, torch.mul, "mul")
@@ -56,6 +62,7 @@ _IDENTITIES = (torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout2d)
 _LEAVES = (
     torch.nn.Conv2d,
     torch.nn.Linear,
+    torch.nn.BatchNorm2d,
     torch.nn.MaxPool2d,
     torch.nn.AvgPool2d,
     torch.nn.AdaptiveMaxPool2d,
@@ -92,9 +99,12 @@ class Tracer(torch.fx.Tracer):
         return _Proxy(node, self)
 
 
-def called_layer(recorded: GraphModule, node: Node, *classes: type) -> torch.nn.Module | None:
-    """The layer of one of just these classes that `node` calls on one tensor; None if otherwise."""
-    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+def called_layer(
+    recorded: GraphModule, node: Node, *classes: type, most: int = 1
+) -> torch.nn.Module | None:
+    """The layer of one of just these classes that `node` calls on one tensor, or on at most `most`;
+    None if otherwise."""
+    if node.op != "call_module" or not 1 <= len(node.args) <= most or node.kwargs:
         return None
     layer = recorded.get_submodule(str(node.target))
     hooked = any(getattr(layer, name, None) for name in _HOOKS)

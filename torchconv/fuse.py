@@ -1,4 +1,4 @@
-"""Fold what follows a convolution into it, for inference: `fuse`.
+"""Fold what follows a convolution into it: `fuse` for inference, `fuse_training` for training.
 
 torch.fx records the network. Where the result of a convolution goes to a batch normalisation and
 nowhere else, the normalisation, which in eval mode multiplies each channel by one number and adds
@@ -12,6 +12,7 @@ what scales its channels (ConvNeXt's layer scale) goes into its weights.
 from __future__ import annotations
 
 import copy
+import operator
 from collections import Counter
 from itertools import count
 from typing import Any
@@ -23,6 +24,8 @@ from torchconv import nn
 from torchconv._coverage import FLOATS
 from torchconv._fuse_folds import folds_norm, folds_scale
 from torchconv._fuse_graph import (
+    CLAMPS,
+    FUNCTION_OF,
     SUMS,
     SUMS_IN_PLACE,
     Tracer,
@@ -32,13 +35,20 @@ from torchconv._fuse_graph import (
     only_reader,
     overwrites,
 )
-from torchconv._fuse_layers import ConvAdd2d, LinearAdd
+from torchconv._fuse_layers import BatchNormAdd2d, ConvAdd2d, LinearAdd
 from torchconv.convert import convert
 
-__all__ = ["fuse"]
+__all__ = ["fuse", "fuse_training"]
 
 _CONVOLUTIONS = (torch.nn.Conv2d, nn.Conv2d)
 _LINEAR = (torch.nn.Linear, nn.Linear)
+_NORMS = (torch.nn.BatchNorm2d, nn.BatchNorm2d)
+# What a layer becomes with an activation, and with a sum and maybe an activation.
+_JOINED: dict[type, tuple[type, type]] = {
+    torch.nn.Conv2d: (nn.Conv2d, ConvAdd2d),
+    torch.nn.Linear: (nn.Linear, LinearAdd),
+    torch.nn.BatchNorm2d: (nn.BatchNorm2d, BatchNormAdd2d),
+}
 
 
 def fuse(model: torch.nn.Module) -> GraphModule:
@@ -49,8 +59,9 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     and an activation that torchconv.nn.Conv2d has, be it a layer, a function or a method. Into a
     Linear, which over images with channels last is a convolution, go a multiplication of each
     channel by a parameter, into weights and bias, and sum and activation, the sum also behind a
-    permutation to N x K x H x W. The results are those of `model` but for rounding. All other
-    layers are swapped as by `convert`.
+    permutation to N x K x H x W. A normalisation that no convolution can take keeps its statistics
+    and has sum and ReLU or ReLU6 in its own pass. The results are those of `model` but for
+    rounding. All other layers are swapped as by `convert`.
 
     The copy is a torch.fx.GraphModule: what `model.forward` does in Python is recorded, once, with
     its branches as they went then. It has weights of its own, so a later change of `model` does not
@@ -73,27 +84,112 @@ def fuse(model: torch.nn.Module) -> GraphModule:
         raise RuntimeError(
             "fuse makes a copy for inference, but the model is in training mode: call eval() first"
         )
-    root = copy.deepcopy(model)
+    recorded = _record(copy.deepcopy(model), model)
+    drop_identities(recorded)
+    _part_norms(recorded)
+    uses = _uses(recorded)
+    # From the end: of two convolutions that are summed up, the later one finds its other term.
+    # Normalisations last: what no convolution takes has an activation of its own.
+    for takes in (_takes_along, _is_norm):
+        for node in reversed(list(recorded.graph.nodes)):
+            if takes(recorded, node):
+                _fuse_chain(recorded, node, shared=uses[node.target] > 1)
+    return _finish(recorded)
+
+
+def fuse_training(model: torch.nn.Module) -> GraphModule:
+    """A second form of `model` for training, in which normalisation takes along what follows it.
+
+    Into a BatchNorm2d of torch.nn or torchconv.nn go, where nothing else reads what lies between,
+    a sum with another tensor and a ReLU or ReLU6 behind it: the images are then read and written
+    once instead of once a step, in both directions, and one of them is kept alive instead of two.
+    The results and gradients are those of `model` but for rounding. All other layers are swapped
+    as by `convert`.
+
+    What is returned is a torch.fx.GraphModule, recorded as by `fuse`. Its parameters and buffers
+    are those of `model`, the same tensors under the same names: whatever one learns the other
+    knows, an optimizer or a checkpoint of either serves both, and `model` itself, or
+    ``fuse(model.eval())``, is what to evaluate with. (Moving one of the two to another device or
+    type parts them.) Layers with hooks, parametrizations or a class of somebody's own, and layers
+    that are called twice, stay as they are.
+
+    Args:
+        model: in training mode, of any type and on any device. It is not changed.
+
+    Raises:
+        RuntimeError: `model` is in eval mode.
+        TypeError: `model` is no module.
+        Whatever torch.fx raises for a model that it cannot record, as for `fuse`.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, but got {type(model).__name__}")
+    if not model.training:
+        raise RuntimeError(
+            "fuse_training is for training, but the model is in eval mode: call train() first, "
+            "or fuse for inference"
+        )
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    recorded = _record(copy.deepcopy(model, shared), model)
+    uses = _uses(recorded)
+    for node in reversed(list(recorded.graph.nodes)):
+        if uses[node.target] == 1 and _is_norm(recorded, node):
+            _fuse_chain(recorded, node)
+    return _finish(recorded)
+
+
+def _record(root: torch.nn.Module, model: torch.nn.Module) -> GraphModule:
     graph = Tracer().trace(root)
     for node in graph.nodes:
         if isinstance(node.type, str):
             node.type = None  # an annotation that was not evaluated, which cannot be pickled
-    recorded = GraphModule(root, graph, type(model).__name__)
-    drop_identities(recorded)
-    # A layer counts once for each call, and for each use of its parameters.
-    uses = Counter(
+    return GraphModule(root, graph, type(model).__name__)
+
+
+def _uses(recorded: GraphModule) -> Counter[Any]:
+    """How often a layer is used: once for each call, and for each use of its parameters."""
+    return Counter(
         node.target if node.op == "call_module" else str(node.target).rpartition(".")[0]
         for node in recorded.graph.nodes
         if node.op in ("call_module", "get_attr")
     )
-    # From the end: of two convolutions that are summed up, the later one finds its other term.
-    for node in reversed(list(recorded.graph.nodes)):
-        if _takes_along(recorded, node):
-            _fuse_chain(recorded, node, shared=uses[node.target] > 1)
+
+
+def _finish(recorded: GraphModule) -> GraphModule:
     recorded.delete_all_unused_submodules()
     recorded.graph.lint()
     recorded.recompile()
     return convert(recorded)
+
+
+def _is_norm(recorded: GraphModule, node: Node) -> bool:
+    """Whether `node` is a normalisation into which something may go."""
+    layer: Any = called_layer(recorded, node, *_NORMS)
+    return layer is not None and getattr(layer, "activation", None) is None
+
+
+def _part_norms(recorded: GraphModule) -> None:
+    """Makes steps of their own of the sum and the activation that normalisations have taken, so
+    that the convolution before one can take all three."""
+    joined = []
+    for node in recorded.graph.nodes:
+        layer: Any = called_layer(recorded, node, nn.BatchNorm2d, BatchNormAdd2d, most=2)
+        if layer is not None and (layer.activation is not None or len(node.args) == 2):
+            joined.append((node, layer, layer.activation))
+    for node, layer, activation in joined:
+        layer.__class__ = nn.BatchNorm2d
+        layer.activation = None
+        with recorded.graph.inserting_before(node):
+            end = recorded.graph.call_module(node.target, node.args[:1])
+            for other in node.args[1:]:
+                terms = (other, end) if getattr(layer, "other_first", False) else (end, other)
+                in_place = getattr(layer, "adds_in_place", False)
+                end = recorded.graph.call_function(
+                    operator.iadd if in_place else operator.add, terms
+                )
+            if activation is not None:
+                end = recorded.graph.call_function(FUNCTION_OF[activation], (end,))
+        node.replace_all_uses_with(end)
+        recorded.graph.erase_node(node)
 
 
 def _takes_along(recorded: GraphModule, node: Node) -> bool:
@@ -108,29 +204,28 @@ def _takes_along(recorded: GraphModule, node: Node) -> bool:
     )
 
 
-def _fuse_chain(recorded: GraphModule, node: Node, shared: bool) -> None:
-    """Replaces `node`, a convolution or a linear layer, and what can go into it by one layer.
+def _fuse_chain(recorded: GraphModule, node: Node, shared: bool = False) -> None:
+    """Replaces `node`, which calls a layer, and what can go into it by one layer.
 
     shared: whether the layer serves elsewhere too, so that a copy has to take its place here.
     """
     layer: Any = recorded.get_submodule(str(node.target))
     layer = copy.deepcopy(layer) if shared else layer
-    is_linear = isinstance(layer, torch.nn.Linear)
+    kind = next(kind for kind in _JOINED if isinstance(layer, kind))
     chain = [node]
-    scaled = False
+    folded = False
     other = total = activation = turn = None
-    if is_linear:
-        scaled = folds_scale(recorded, layer, node, (-1,))
+    if kind is torch.nn.Linear:
+        folded = folds_scale(recorded, layer, node, (-1,))
         turn = _turn_to_images(node)
         if turn is not None:
-            scaled = folds_scale(recorded, layer, turn, (-1, 1, 1)) or scaled
+            folded = folds_scale(recorded, layer, turn, (-1, 1, 1)) or folded
             chain.append(turn)
-    else:
+    elif kind is torch.nn.Conv2d:
         norm = only_reader(node)
-        if norm is not None and folds_norm(
-            layer, called_layer(recorded, norm, torch.nn.BatchNorm2d)
-        ):
-            chain.append(norm)
+        if norm is not None and _is_norm(recorded, norm):
+            if folds_norm(layer, recorded.get_submodule(str(norm.target))):
+                chain.append(norm)
     reader = only_reader(chain[-1])
     if reader is not None and getattr(layer, "padding_mode", "zeros") == "zeros":
         other = _other_term(recorded, chain, reader)
@@ -142,21 +237,20 @@ def _fuse_chain(recorded: GraphModule, node: Node, shared: bool) -> None:
         chain, reader, turn = [node], None, None
     if reader is not None:
         activation = activation_of(recorded, reader, chain[-1])
-        if activation is not None:
+        if activation is not None and (kind is not torch.nn.BatchNorm2d or activation in CLAMPS):
             chain.append(reader)
-    if len(chain) == 1 and not scaled:
+        else:
+            activation = None
+    if len(chain) == 1 and not folded:
         return
-    if is_linear:
-        layer.__class__ = nn.Linear if total is None else LinearAdd
-    else:
-        layer.__class__ = nn.Conv2d if total is None else ConvAdd2d
+    layer.__class__ = _JOINED[kind][total is not None]
     vars(layer).pop("_converted", None)  # nothing but torchconv knows the activation
     layer.activation = activation
     if total is not None:
         layer.adds_in_place = total.target in SUMS_IN_PLACE
-    if total is not None and is_linear:
         layer.other_first = total.args[0] is other
-        layer.image_order = turn is not None
+        if kind is torch.nn.Linear:
+            layer.image_order = turn is not None
     target = str(node.target)
     if shared:
         names = dict(recorded.named_modules())
