@@ -73,6 +73,45 @@ def covers_linear(input: Any, weight: Any, bias: Any, residual: Any = None) -> b
     )
 
 
+def covers_batch_norm(
+    input: Any, residual: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any
+) -> bool:
+    """Whether batch normalisation of these runs in torchconv: images on a CPU, with parameters of
+    their type or, for smaller types, of float32. PyTorch has the errors for everything that does
+    not fit, and statistics that are there by halves or that somebody wants a gradient of."""
+    if not (
+        _covered(input, FLOATS)
+        and input.device.type == "cpu"
+        and input.dim() == 4
+        and input.numel() > 0
+        and (running_mean is None) == (running_var is None)
+    ):
+        return False
+    if residual is not None and not (
+        _covered(residual, (input.dtype,))
+        and residual.device.type == "cpu"
+        and residual.shape == input.shape
+    ):
+        return False
+    dtype = None
+    for parameter in (weight, bias, running_mean, running_var):
+        if parameter is None:
+            continue
+        if dtype is None:
+            dtype = parameter.dtype
+            small = input.dtype in (torch.bfloat16, torch.float16)
+            if dtype != input.dtype and not (small and dtype == torch.float32):
+                return False
+        if not (
+            _covered(parameter, (dtype,))
+            and parameter.device.type == "cpu"
+            and parameter.shape == input.shape[1:2]
+            and parameter.is_contiguous()
+        ):
+            return False
+    return running_mean is None or not (running_mean.requires_grad or running_var.requires_grad)
+
+
 def covers_select_pool(input: Any) -> bool:
     """Whether max or min pooling of this runs in torchconv."""
     return _covered(input, FLOATS + INTEGERS)
