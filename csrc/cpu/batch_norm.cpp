@@ -116,13 +116,7 @@ class BatchNormForward : NormLanes<T> {
       alignas(kVectorBytes) Lane shift[kLanes];
       alignas(kVectorBytes) double sums[2 * kLanes] = {};
       L::fill(shift, {m.shift});
-      const int64_t whole = plane / kLanes, rest = plane % kLanes;
-      for (int64_t n = 0; n < p_.N; ++n) {
-        const T* from = x + n * image;
-        add_moments<false>(from, whole, kLanes, 0, shift, sums, kLanes);
-        if (rest > 0)
-          add_moments<true>(from + whole * kLanes, 1, kLanes, rest, shift, sums, kLanes);
-      }
+      add_moments(x, {p_.N, plane, image}, shift, sums, kLanes, planes_ahead(p_));
       m.sum = L::total(sums), m.squares = L::total(sums + kLanes);
     }
     return m;
@@ -154,24 +148,19 @@ class BatchNormForward : NormLanes<T> {
     std::fill_n(sums, 2 * width, 0.0);
     for (int64_t r = 0; r < count; r += kPixelRows, x += kPixelRows * p_.C) {
       const int64_t rows = std::min(kPixelRows, count - r);
-      int64_t c = 0;
-      for (; c + kLanes <= p_.C; c += kLanes)
-        add_moments<false>(x + c, rows, p_.C, 0, shifts + c, sums + c, width);
-      if (c < p_.C) add_moments<true>(x + c, rows, p_.C, p_.C - c, shifts + c, sums + c, width);
+      for (int64_t c = 0; c < p_.C; c += kLanes)
+        add_moments(x + c, {rows, std::min<int64_t>(kLanes, p_.C - c), p_.C}, shifts + c, sums + c,
+                    width, 0);
     }
   }
 
-  // Of `count` vectors, one every `stride`, the sums of x - shift, and `width` after them those of
-  // its squares. kPartial: of their first n lanes.
-  template <bool kPartial>
-  static void add_moments(const T* x, int64_t count, int64_t stride, int64_t n, const Lane* shift,
-                          double* sums, int64_t width) {
+  // The sums of x - shift, and `width` after them those of its squares, by lanes.
+  static void add_moments(const T* x, Runs runs, const Lane* shift, double* sums, int64_t width,
+                          int64_t ahead) {
     const V around = Lanes::load(shift);
     const Sum wide_shift = L::widen(around);
     Sum sum = Sum::load(sums), squares = Sum::load(sums + width);
-    for (int64_t i = 0; i < count; ++i, x += stride) {
-      V v = L::template load<kPartial>(x, n);
-      if constexpr (kPartial) v = L::first(v, n, around);
+    const auto add = [&](V v) {
       const Sum wide = L::widen(v);
 #pragma GCC unroll 2
       for (int k = 0; k < L::kParts; ++k) {
@@ -179,6 +168,15 @@ class BatchNormForward : NormLanes<T> {
         sum.part[k] += d;
         squares.part[k] += d * d;
       }
+    };
+    for (int64_t r = 0; r < runs.count; ++r, x += runs.pitch) {
+      int64_t i = 0;
+      for (; i + kLanes <= runs.length; i += kLanes) {
+        __builtin_prefetch(x + i + ahead);
+        add(L::W::load(x + i));
+      }
+      const int64_t rest = runs.length - i;
+      if (rest > 0) add(L::first(L::W::load_partial(x + i, rest), rest, around));
     }
     sum.store(sums);
     squares.store(sums + width);

@@ -56,18 +56,12 @@ class BatchNormBackward : NormLanes<T> {
     const double operations = 2 * kNormOperations * static_cast<double>(p_.N * plane);
     parallel_for(a_.pool, 0, p_.C, work_grain(operations), [&](int64_t begin, int64_t end) {
       alignas(kVectorBytes) Lane constants[kConstants * kLanes];
-      const int64_t whole = plane / kLanes, rest = plane % kLanes;
       for (int64_t c = begin; c < end; ++c) {
         const Affine affine = affine_at(c);
         alignas(kVectorBytes) double sums[2 * kLanes] = {};
         L::fill(constants, {affine.shift, affine.scale, affine.offset});
-        for (int64_t n = 0; n < p_.N; ++n) {
-          const int64_t at = n * image + c * plane;
-          add_products<false>(at, whole, kLanes, 0, constants, kLanes, sums, kLanes);
-          if (rest > 0)
-            add_products<true>(at + whole * kLanes, 1, kLanes, rest, constants, kLanes, sums,
-                               kLanes);
-        }
+        add_products(c * plane, {p_.N, plane, image}, constants, kLanes, sums, kLanes,
+                     planes_ahead(p_));
         const InputGradient by = gradients(c, affine, L::total(sums), L::total(sums + kLanes));
         L::fill(constants + 3 * kLanes, {by.slope, by.constant});
         const int64_t last = (p_.N - 1) * image + c * plane;
@@ -120,11 +114,9 @@ class BatchNormBackward : NormLanes<T> {
     std::fill_n(sums, 2 * width, 0.0);
     for (int64_t r = 0; r < count; r += kPixelRows, at += kPixelRows * p_.C) {
       const int64_t rows = std::min(kPixelRows, count - r);
-      int64_t c = 0;
-      for (; c + kLanes <= p_.C; c += kLanes)
-        add_products<false>(at + c, rows, p_.C, 0, constants + c, width, sums + c, width);
-      if (c < p_.C)
-        add_products<true>(at + c, rows, p_.C, p_.C - c, constants + c, width, sums + c, width);
+      for (int64_t c = 0; c < p_.C; c += kLanes)
+        add_products(at + c, {rows, std::min<int64_t>(kLanes, p_.C - c), p_.C}, constants + c,
+                     width, sums + c, width, 0);
     }
   }
 
@@ -133,42 +125,78 @@ class BatchNormBackward : NormLanes<T> {
     return (z <= low) | (z >= high) ? V{} : dy;
   }
 
-  // Of `count` vectors, one every `stride`, the sums of g, and `width` after them those of g * d.
-  // kPartial: of their first n lanes; in the others dy is loaded as zero.
-  template <bool kPartial>
-  void add_products(int64_t at, int64_t count, int64_t stride, int64_t n, const Lane* constants,
-                    int64_t row, double* sums, int64_t width) const {
-    const T *x = x_, *dy = dy_, *y = y_;
-    T* const to = g_;
-    const V low = L::broadcast(bounds_.low), high = L::broadcast(bounds_.high);
-    const V shift = Lanes::load(constants), scale = Lanes::load(constants + row),
-            offset = Lanes::load(constants + 2 * row);
+  // The sums of g, and `width` after them those of g * d, by lanes. A few are added up in the type
+  // of the lanes before they go to double.
+  void add_products(int64_t at, Runs runs, const Lane* constants, int64_t row, double* sums,
+                    int64_t width, int64_t ahead) const {
+    constexpr int kFew = 16;
+    const Input from{x_,
+                     dy_,
+                     y_,
+                     g_,
+                     L::broadcast(bounds_.low),
+                     L::broadcast(bounds_.high),
+                     Lanes::load(constants),
+                     Lanes::load(constants + row),
+                     Lanes::load(constants + 2 * row)};
     Sum sum = Sum::load(sums), products = Sum::load(sums + width);
-    for (int64_t i = 0; i < count; ++i, at += stride) {
-      const V d = L::template load<kPartial>(x + at, n) - shift;
-      const V z = y != nullptr ? L::template load<kPartial>(y + at, n) : d * scale + offset;
-      const V g = gradient(L::template load<kPartial>(dy + at, n), z, low, high);
-      if (to != nullptr) L::template store<kPartial>(to + at, g, n, false);
-      const Sum wide = L::widen(g), wide_d = L::widen(d);
+    V few{}, few_products{};
+    int count = 0;
+    const auto widen = [&] {
+      const Sum wide = L::widen(few), wide_products = L::widen(few_products);
 #pragma GCC unroll 2
       for (int k = 0; k < L::kParts; ++k) {
         sum.part[k] += wide.part[k];
-        products.part[k] += wide.part[k] * wide_d.part[k];
+        products.part[k] += wide_products.part[k];
+      }
+      few = few_products = V{};
+      count = 0;
+    };
+    for (int64_t r = 0; r < runs.count; ++r, at += runs.pitch) {
+      int64_t i = 0;
+      for (; i + kLanes <= runs.length; i += kLanes) {
+        __builtin_prefetch(from.x + at + i + ahead);
+        __builtin_prefetch(from.dy + at + i + ahead);
+        from.template add<false>(at + i, kLanes, few, few_products);
+        if (++count == kFew) widen();
+      }
+      if (i < runs.length) {
+        from.template add<true>(at + i, runs.length - i, few, few_products);
+        if (++count == kFew) widen();
       }
     }
+    widen();
     sum.store(sums);
     products.store(sums + width);
   }
 
+  // What a loop reads and writes, by value: a store might else have changed what a member says.
+  struct Input {
+    const T *x, *dy, *y;
+    T* g;
+    V low, high, shift, scale, offset;
+
+    // Of n lanes; in the others dy is loaded as zero.
+    template <bool kPartial>
+    TORCHCONV_INLINE void add(int64_t at, int64_t n, V& sum, V& products) const {
+      const V d = L::template load<kPartial>(x + at, n) - shift;
+      const V z = y != nullptr ? L::template load<kPartial>(y + at, n) : d * scale + offset;
+      const V gradient_of_z = gradient(L::template load<kPartial>(dy + at, n), z, low, high);
+      if (g != nullptr) L::template store<kPartial>(g + at, gradient_of_z, n, false);
+      sum += gradient_of_z;
+      products += gradient_of_z * d;
+    }
+  };
+
   void write_dx(int64_t at, Runs runs, const Lane* constants, int64_t width, int64_t step) const {
-    const InputOutput to{x_,
-                         g_ != nullptr ? g_ : dy_,
-                         dx_,
-                         L::broadcast(second_bounds_.low),
-                         L::broadcast(second_bounds_.high),
-                         width,
-                         a_.training,
-                         streams_};
+    const Output to{x_,
+                    g_ != nullptr ? g_ : dy_,
+                    dx_,
+                    L::broadcast(second_bounds_.low),
+                    L::broadcast(second_bounds_.high),
+                    width,
+                    a_.training,
+                    streams_};
     for (int64_t r = 0; r < runs.count; ++r, at += runs.pitch) {
       int64_t i = 0;
       for (; i + kLanes <= runs.length; i += kLanes)
@@ -177,8 +205,7 @@ class BatchNormBackward : NormLanes<T> {
     }
   }
 
-  // By value, in registers: a store might else have changed what a member says.
-  struct InputOutput {
+  struct Output {
     const T* x;
     const T* dy;
     T* dx;

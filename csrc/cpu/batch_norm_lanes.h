@@ -23,6 +23,15 @@ struct Runs {
   int64_t count, length, pitch;
 };
 
+// How far ahead of a channel's planes to prefetch: those of the next channel, which lie behind
+// them, where planes are so short that the hardware would notice their runs too late, and two
+// channels fit in the first-level cache or nearly.
+inline int64_t planes_ahead(const BatchNormProblem& p) {
+  constexpr int64_t kMostElements = 1 << 15;
+  const int64_t plane = p.H * p.W;
+  return p.N * plane <= kMostElements ? plane : 0;
+}
+
 // Images of one pixel are both layouts; as pixels they fill vectors.
 constexpr bool runs_as_pixels(const BatchNormProblem& p) {
   return p.layout == Layout::kNHWC || (p.H == 1 && p.W == 1);
