@@ -150,7 +150,7 @@ class BatchNormForward : NormLanes<T> {
       const int64_t rows = std::min(kPixelRows, count - r);
       for (int64_t c = 0; c < p_.C; c += kLanes)
         add_moments(x + c, {rows, std::min<int64_t>(kLanes, p_.C - c), p_.C}, shifts + c, sums + c,
-                    width, 0);
+                    width, kPixelRows * p_.C);
     }
   }
 

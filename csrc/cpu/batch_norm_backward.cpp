@@ -116,7 +116,7 @@ class BatchNormBackward : NormLanes<T> {
       const int64_t rows = std::min(kPixelRows, count - r);
       for (int64_t c = 0; c < p_.C; c += kLanes)
         add_products(at + c, {rows, std::min<int64_t>(kLanes, p_.C - c), p_.C}, constants + c,
-                     width, sums + c, width, 0);
+                     width, sums + c, width, kPixelRows * p_.C);
     }
   }
 
