@@ -26,7 +26,6 @@ template <typename T>
 class BatchNormForward : NormLanes<T> {
   using L = NormLanes<T>;
   using L::kLanes;
-  using typename L::Doubles;
   using typename L::Lane;
   using typename L::Lanes;
   using typename L::Sum;

@@ -25,7 +25,7 @@ struct Runs {
 
 // How far ahead of a channel's planes to prefetch: those of the next channel, which lie behind
 // them, where planes are so short that the hardware would notice their runs too late, and two
-// channels fit in the first-level cache or nearly.
+// channels with their outputs fit in the second-level cache.
 inline int64_t planes_ahead(const BatchNormProblem& p) {
   constexpr int64_t kMostElements = 1 << 15;
   const int64_t plane = p.H * p.W;
