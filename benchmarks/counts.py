@@ -36,9 +36,10 @@ def touched(size: int, kernel: int, stride: int, padding: int, dilation: int, ou
 
 
 def operations(problem: Problem, pass_name: str) -> int:
-    """Operations of a convolution pass; for pooling, one for each element of each window."""
+    """Operations of a convolution pass; for pooling, one for each element of each window; for
+    normalisation, one for each element."""
     outputs = prod(problem.output_shape)
-    if problem.adaptive:  # windows share few elements
+    if problem.adaptive or problem.norm:  # windows share few elements
         return prod(problem.input_shape) * (2 if pass_name == FORWARD_BACKWARD else 1)
     if problem.pooling:
         return outputs * prod(problem.kernel) * (2 if pass_name == FORWARD_BACKWARD else 1)
@@ -48,6 +49,11 @@ def operations(problem: Problem, pass_name: str) -> int:
 
 def minimal_bytes(problem: Problem, pass_name: str, itemsize: int) -> int:
     """Bytes that a pass must move between memory and the processor, each tensor once."""
+    if problem.norm:
+        # x, residual and y; then x (or y, where a residual is in it, too), dy and dx
+        forward, backward = 2 + problem.residual, 3 + problem.residual
+        arrays = forward if pass_name == FORWARD else forward + backward
+        return arrays * prod(problem.input_shape) * itemsize
     n, c, h, w = problem.input_shape
     p, q = problem.output_shape[2:]
     rows, columns = (

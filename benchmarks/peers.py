@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse as fold_norms
 
 from benchmarks.problems import Problem
-from benchmarks.reference import torch_pooling
+from benchmarks.reference import torch_norm, torch_pooling
 
 Operator = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -34,7 +34,8 @@ class Peer(Protocol):
         """A function that solves this problem; compiling happens at its first call."""
 
     def with_residual(self, problem: Problem, residual: Tensor) -> Operator:
-        """The same for a convolution, with a residual added to its result and then ReLU."""
+        """The same for a convolution, with a residual added to its result and then ReLU; for a
+        normalisation, with what its problem has behind it."""
 
     def model(self, model: nn.Module) -> nn.Module:
         """A copy of the network that runs through this library, with equal parameters."""
@@ -54,6 +55,8 @@ class TorchConv:
 
     def operator(self, problem: Problem) -> Operator:
         functional = _torchconv().functional
+        if problem.norm:
+            return self._norm(problem, None)
         if not problem.pooling:
             arguments = (problem.stride, problem.padding, problem.dilation, problem.groups)
             return lambda x, w, b: functional.conv2d(x, w, b, *arguments)
@@ -66,9 +69,16 @@ class TorchConv:
         return lambda x, w, b: pool(x, *window, problem.dilation, problem.ceil_mode)
 
     def with_residual(self, problem: Problem, residual: Tensor) -> Operator:
+        if problem.norm:
+            return self._norm(problem, residual)
         conv2d = _torchconv().functional.conv2d
         arguments = (problem.stride, problem.padding, problem.dilation, problem.groups)
         return lambda x, w, b: conv2d(*(x, w, b, *arguments), activation="relu", residual=residual)
+
+    def _norm(self, problem: Problem, residual: Tensor | None) -> Operator:
+        norm = _torchconv().functional.batch_norm
+        behind = {"activation": problem.activation, "residual": residual}
+        return lambda x, w, b: norm(x, None, None, w, b, training=True, **behind)
 
     def model(self, model: nn.Module) -> nn.Module:
         converted: nn.Module = _torchconv().convert(copy.deepcopy(model))
@@ -98,6 +108,8 @@ class Eager:
     differentiable = True
 
     def operator(self, problem: Problem) -> Operator:
+        if problem.norm:
+            return lambda x, w, b: torch_norm(problem, x, w, b, None)
         if problem.pooling:
             return lambda x, w, b: torch_pooling(problem, x)
         arguments = (problem.stride, problem.padding, problem.dilation, problem.groups)
@@ -109,6 +121,8 @@ class Eager:
         return conv2d
 
     def with_residual(self, problem: Problem, residual: Tensor) -> Operator:
+        if problem.norm:
+            return lambda x, w, b: torch_norm(problem, x, w, b, residual)
         conv2d = Eager.operator(self, problem)
         return lambda x, w, b: conv2d(x, w, b).add_(residual).relu_()
 

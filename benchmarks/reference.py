@@ -2,8 +2,9 @@
 
 A convolution is summed tap by tap, each tap one matrix product (lecture form: a window times the
 kernel), so it shares no code with the convolutions under test and needs no im2col buffer; a large
-image is taken some rows at a time, which the caches then keep from tap to tap. Pooling
-uses PyTorch in float64. Errors are ||got - expected|| / ||expected|| over a whole tensor.
+image is taken some rows at a time, which the caches then keep from tap to tap. Pooling and batch
+normalisation use PyTorch in float64, the latter on the batch as a whole. Errors are
+||got - expected|| / ||expected|| over a whole tensor.
 
 A sum of L rounded terms errs like sqrt(L) units of roundoff (Higham and Mary, 2019, "A new approach
 to probabilistic rounding error analysis"); Winograd adds a constant. 16-bit types accumulate in
@@ -105,6 +106,31 @@ def _pool2d(problem: Problem, x: Tensor, dz: Tensor | None) -> dict[str, Tensor]
     return results
 
 
+def torch_norm(
+    problem: Problem, x: Tensor, w: Tensor | None, b: Tensor | None, residual: Tensor | None
+) -> Tensor:
+    """Batch normalisation and what follows it, in place as networks have it, by torch.nn."""
+    z = F.batch_norm(x, None, None, w, b, training=True)
+    if residual is not None:
+        z = z.add_(residual)
+    if problem.activation is None:
+        return z
+    return F.relu_(z) if problem.activation == "relu" else F.relu6(z, inplace=True)
+
+
+def _norm2d(
+    problem: Problem, x: Tensor, w: Tensor, b: Tensor, dz: Tensor | None
+) -> dict[str, Tensor]:
+    """The whole batch, everything float64. The gradient serves as residual too."""
+    x, w, b = (t.requires_grad_(dz is not None) for t in (x, w, b))
+    z = torch_norm(problem, x, w, b, dz if problem.residual else None)
+    results = {"output": z.detach()}
+    if dz is not None:
+        grads = torch.autograd.grad(z, (x, w, b), dz)
+        results |= zip(("grad_input", "grad_weight", "grad_bias"), grads, strict=True)
+    return results
+
+
 def relative_errors(
     problem: Problem,
     x: Tensor,
@@ -138,7 +164,11 @@ def relative_errors(
 
     w64 = None if w is None else w.detach().double().contiguous()
     b64 = None if b is None else b.detach().double()
-    for index in range(problem.n):
+    if problem.norm:
+        assert w64 is not None and b64 is not None
+        d64 = None if dz is None else dz.double()
+        over_batch = _norm2d(problem, x.detach().double(), w64, b64, d64)
+    for index in range(0 if problem.norm else problem.n):
         x64 = x[index].detach().double().contiguous()
         dz64 = None if dz is None else dz[index].double().contiguous()
         if w64 is None:
@@ -166,10 +196,14 @@ def tolerance(problem: Problem, name: str, dtype: torch.dtype) -> float:
         terms = (problem.k // problem.groups) * prod(problem.kernel)
     else:
         terms = problem.n * prod(problem.output_shape[2:])
-    if problem.pooling:
+    if problem.memory_bound and not (problem.norm and name in ("grad_weight", "grad_bias")):
         terms = prod(problem.kernel)
     accumulated = torch.float64 if dtype == torch.float64 else torch.float32
     bound = (16 + sqrt(terms)) * torch.finfo(accumulated).eps
     if dtype != accumulated:
         bound += torch.finfo(dtype).eps
+    if problem.activation and name != "output":
+        # Where rounding takes an element to the other side of zero, its gradient comes or goes: a
+        # share of them, or one or two of a few.
+        bound += 4 * sqrt(torch.finfo(accumulated).eps + 1 / prod(problem.input_shape))
     return bound

@@ -67,6 +67,8 @@ class Case:
         x, dz = randn(problem.input_shape), randn(problem.output_shape)
         if problem.pooling:
             return cls(problem, dtype, layout, x, None, None, dz)
+        if problem.norm:
+            return cls(problem, dtype, layout, x, randn((problem.c,)), randn((problem.c,)), dz)
         # Weights of the usual initialisation, so that float16 neither overflows nor vanishes.
         fan_in = problem.c // problem.groups * problem.kernel[0] * problem.kernel[1]
         w = randn(problem.weight_shape, fan_in**-0.5)
@@ -115,7 +117,10 @@ class Case:
 
 
 def applicable(problem: Problem, pass_name: str, peer: Peer) -> bool:
-    """Pooling has no weights, and an inference engine has no backward."""
+    """Pooling has no weights, normalisation is timed as a step in training has it, and an inference
+    engine has no backward."""
+    if problem.norm and pass_name not in (FORWARD, FORWARD_BACKWARD):
+        return False
     if problem.pooling and pass_name in (FORWARD_EVAL, FORWARD_RESIDUAL, FORWARD_WGRAD, WGRAD):
         return False
     return pass_name in INFERENCE or peer.differentiable
@@ -152,6 +157,8 @@ def measure(
     refusals: dict[str, str] = {}
     for library in (ours, peer):
         function = library.operator(problem)
+        if problem.residual:
+            function = library.with_residual(problem, case.dz)
         for pass_name in passes:
             operator = function
             if pass_name == FORWARD_EVAL:
@@ -168,7 +175,8 @@ def measure(
                 refusals[pass_name] = f"{library.name} refused: {str(error).splitlines()[0]}"
                 continue
             calls[library.name, pass_name] = call
-    dz = None if set(passes) <= {FORWARD, FORWARD_EVAL} else case.dz
+    needs_dz = problem.residual or not set(passes) <= {FORWARD, FORWARD_EVAL}
+    dz = case.dz if needs_dz else None
     errors = reference.relative_errors(problem, case.x, case.w, case.b, dz, candidates)
     candidates.clear()
     for pass_name in passes:
@@ -192,13 +200,13 @@ def measure(
         operations = counts.operations(problem, pass_name)
         moved = counts.minimal_bytes(problem, pass_name, case.x.element_size())
         # Comparisons and additions of pooling are no floor: running maxima need far fewer.
-        least = floor.seconds(0 if problem.pooling else operations, moved, case.dtype)
+        least = floor.seconds(0 if problem.memory_bound else operations, moved, case.dtype)
         yield replace(
             checked,
             ours=times[0],
             peer=times[1],
-            rate=(moved if problem.pooling else operations) / seconds / 1e9,
-            unit="GB/s" if problem.pooling else "GFLOP/s",
+            rate=(moved if problem.memory_bound else operations) / seconds / 1e9,
+            unit="GB/s" if problem.memory_bound else "GFLOP/s",
             floor_fraction=least / seconds,
             extra={"operations": operations, "bytes": moved, "floor_ms": 1e3 * least},
         )

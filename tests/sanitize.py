@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = (
     "test_pool2d.py", "test_pool2d_special.py", "test_adaptive_pool2d.py", "test_memory_pool.py",
     "test_conv2d.py", "test_conv2d_16bit.py", "test_conv2d_activation.py", "test_errors.py",
-    "test_properties.py",
+    "test_properties.py", "test_batch_norm.py",
     "test_winograd.py", "test_winograd_float64.py", "test_winograd_strided.py",
     "test_winograd_wgrad.py",
     "test_direct_wgrad.py", "test_gemm.py", "test_gemm_nchw.py", "test_grouped.py",

@@ -60,6 +60,19 @@ def test_parse_pooling() -> None:
     assert str(problem) == "max_pool 4x8x10x10 3x3 s2 ceil"
 
 
+def test_parse_batch_norm() -> None:
+    problem = parse("batch_norm2d 4x8x10x12 residual relu")
+    assert problem.norm and problem.residual and problem.activation == "relu"
+    assert problem.output_shape == problem.input_shape and problem.weight_shape == (8,)
+    assert str(problem) == "batch_norm 4x8x10x12 residual relu"
+    assert problem.kind == "batch_norm2d residual relu"
+    array = 4 * 8 * 10 * 12 * 2
+    assert counts.minimal_bytes(problem, counts.FORWARD, 2) == 3 * array
+    assert counts.minimal_bytes(problem, counts.FORWARD_BACKWARD, 2) == 7 * array
+    passes = [name for name in counts.PASSES if run.applicable(problem, name, Eager())]
+    assert passes == [counts.FORWARD, counts.FORWARD_BACKWARD]
+
+
 def test_parse_adaptive_pooling() -> None:
     problem = parse("adaptive_avg_pool2d 4x8x10x12 3x5")
     assert problem.output_shape == (4, 8, 3, 5)
@@ -101,6 +114,8 @@ def test_every_listed_shape_is_what_pytorch_computes(group: str) -> None:
         x = torch.empty(problem.input_shape, device="meta")
         if problem.pooling:
             got = reference.torch_pooling(problem, x)
+        elif problem.norm:
+            got = reference.torch_norm(problem, x, None, None, None)
         else:
             w = torch.empty(problem.weight_shape, device="meta")
             arguments = (problem.stride, problem.padding, problem.dilation, problem.groups)
@@ -195,6 +210,8 @@ def test_floor_takes_the_slower_of_arithmetic_and_memory() -> None:
         "max_pool2d 2x3x9x9 3x3 s2 p1",
         "min_pool2d 2x3x9x9 2x3 s2x1 ceil",
         "avg_pool2d 2x3x9x9 3x3 s2 p1 ceil",
+        "batch_norm2d 2x3x9x9",
+        "batch_norm2d 2x3x9x9 relu6",
     ],
 )
 def test_reference_agrees_with_pytorch(line: str, layout: str) -> None:
@@ -233,6 +250,9 @@ def test_reference_sees_one_wrong_element_and_nan() -> None:
 def test_tolerance_is_tight_for_every_listed_problem() -> None:
     for problem in (problem for group in GROUPS for problem in load_group(group)):
         for name in ("output", "grad_input", "grad_weight"):
+            if problem.activation and name != "output":
+                assert reference.tolerance(problem, name, torch.float32) < 1e-2
+                continue
             assert reference.tolerance(problem, name, torch.float32) < 3e-4
             assert reference.tolerance(problem, name, torch.float64) < 1e-12
             assert reference.tolerance(problem, name, torch.bfloat16) < 2e-2
@@ -376,7 +396,8 @@ def measure(ours: Eager, line: str = "conv2d 2x3x9x8 -> 4 3x3 p1") -> list[repor
 
 
 def test_right_results_are_timed() -> None:
-    for result in measure(Same()) + measure(Same(), "max_pool2d 2x3x9x8 3x3 s2"):
+    lines = ("max_pool2d 2x3x9x8 3x3 s2", "batch_norm2d 2x3x9x8 residual relu")
+    for result in measure(Same()) + [each for line in lines for each in measure(Same(), line)]:
         assert not result.failure
         assert result.ours is not None and result.peer is not None and result.ratio is not None
         assert result.ratio == pytest.approx(result.peer.median / result.ours.median)

@@ -23,6 +23,7 @@ from dispatch_log import DispatchLog
 from operator_samples import FORMATS, OPERATORS, OPS, samples
 from oracle import torch_F
 from test_adaptive_pool2d import OPERATORS as ADAPTIVE
+from test_batch_norm import OPERATORS as NORM
 from torchconv._settings import OVERLOADED
 
 pytestmark = everywhere
@@ -38,7 +39,7 @@ def test_every_operator_is_listed() -> None:
     names = torch._C._dispatch_get_all_op_names()
     short = (f"{n}.settings" for n in OVERLOADED)
     assert sorted(n for n in names if n.startswith("torchconv::")) == sorted(
-        f"torchconv::{n}" for n in (*OPERATORS, *ADAPTIVE, "explain_conv2d", *short)
+        f"torchconv::{n}" for n in (*OPERATORS, *ADAPTIVE, *NORM, "explain_conv2d", *short)
     )
 
 

@@ -15,6 +15,7 @@ import torchconv.functional as F
 from conftest import in_layout
 from dispatch_log import DispatchLog
 from operator_samples import FORMATS, OPERATORS, OPS, samples
+from test_batch_norm import OPERATORS as NORM, samples as norm_samples
 from torchconv import _dispatch, nn
 from torchconv._settings import OVERLOADED, Signature, settings_of
 
@@ -26,6 +27,10 @@ def detached(value: Any) -> Any:
 def arguments_of(name: str, layout: str) -> Iterator[tuple[Any, ...]]:
     if name in OPERATORS:
         for arguments in samples(name, layout, torch.float32):
+            yield tuple(detached(a) for a in arguments)
+        return
+    if name in NORM:
+        for arguments in norm_samples(name, layout, torch.float32):
             yield tuple(detached(a) for a in arguments)
         return
     x = in_layout(torch.randn(2, 3, 7, 6), layout)

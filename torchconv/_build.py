@@ -67,6 +67,7 @@ LIGHT_PATTERNS = (
     "cpu/winograd.cpp", "cpu/conv_wgrad.cpp", "cpu/depthwise_columns.cpp",
     "cpu/group_gather.cpp", "cpu/group_wgrad.cpp", "cpu/winograd_wgrad.cpp",
     "cpu/conv_band_wgrad.cpp", "cpu/direct_tasks.cpp", "cpu/parallel_range.cpp",
+    "cpu/batch_norm*.cpp",
 )  # fmt: skip
 LIGHT_FLAGS = ("-O2",)
 # Integers' pooling is written as vectors to the last step, and no slower with this: the float types'
@@ -83,6 +84,7 @@ SLOW_PATTERNS = (
 # differ, and they are optimised alike; those compiled for another target stay by themselves.
 TOGETHER_PATTERNS = {
     "ops": ("ops/**/*.cpp",),
+    "cpu/norm": ("cpu/batch_norm*.cpp",),
     "cpu/conv": (
         "core/*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp", "cpu/conv_view.cpp",
         "cpu/conv2d.cpp", "cpu/packed_weights.cpp", "cpu/parallel_range.cpp",

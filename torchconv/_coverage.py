@@ -23,6 +23,7 @@ _TRANSPARENT = (torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 _DEVICES = ("cpu", "meta", "cuda") if _load.serves_cuda() else ("cpu", "meta")
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 
@@ -70,6 +71,58 @@ def covers_linear(input: Any, weight: Any, bias: Any, residual: Any = None) -> b
             )
         )
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def covers_batch_norm(
+    input: torch.Tensor,
+    residual: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_var: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> bool:
+    """Whether batch normalisation of these, plain tensors, runs in torchconv: images on a CPU, with
+    parameters of their type or, for smaller types, of float32. The rest is PyTorch's: what does not
+    fit, and statistics that are there by halves or that somebody wants a gradient of."""
+    dtype, strided = input.dtype, torch.strided
+    if not (
+        dtype in FLOATS
+        and input.is_cpu
+        and input.layout is strided
+        and input.dim() == 4
+        and input.numel() > 0
+        and (running_mean is None) == (running_var is None)
+    ):
+        return False
+    if residual is not None and not (
+        residual.dtype is dtype
+        and residual.is_cpu
+        and residual.layout is strided
+        and residual.shape == input.shape
+    ):
+        return False
+    channels, kind = input.size(1), None
+    for parameter in (running_mean, running_var, weight, bias):
+        if parameter is None:
+            continue
+        if kind is None:
+            kind = parameter.dtype
+            if kind is not dtype and not (kind is torch.float32 and dtype in HALVES):
+                return False
+        if not (
+            parameter.dtype is kind
+            and parameter.is_cpu
+            and parameter.layout is strided
+            and parameter.dim() == 1
+            and parameter.numel() == channels
+            and parameter.is_contiguous()
+        ):
+            return False
+    return (
+        running_mean is None
+        or running_var is None
+        or not (running_mean.requires_grad or running_var.requires_grad)
     )
 
 

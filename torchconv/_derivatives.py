@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad as fwAD
 from torch.autograd.function import _SingleLevelFunction
+from torch.autograd.graph import increment_version
 
 from torchconv._autograd_adaptive import (
     AdaptiveAvgPool2dBackwardFunction,
@@ -21,6 +22,11 @@ from torchconv._autograd_adaptive import (
     AdaptiveMaxPool2dBackwardFunction,
     AdaptiveMaxPool2dFunction,
     AdaptiveMaxPool2dGatherFunction,
+)
+from torchconv._autograd_norm import (
+    BatchNorm2dFunction,
+    BatchNorm2dInferenceFunction,
+    batch_norm_backward_derivative,
 )
 from torchconv._schemas import LIBRARY, defaults
 from torchconv.autograd import (
@@ -139,6 +145,9 @@ DERIVATIVES: dict[str, Callable[..., Any]] = {
     "adaptive_max_pool2d_values": _first(_apply_adaptive_max_pool2d),
     "adaptive_max_pool2d_backward": _applier(AdaptiveMaxPool2dBackwardFunction),
     "adaptive_max_pool2d_gather": _applier(AdaptiveMaxPool2dGatherFunction),
+    "batch_norm_training": _applier(BatchNorm2dFunction),
+    "batch_norm_inference": _applier(BatchNorm2dInferenceFunction),
+    "batch_norm_backward": batch_norm_backward_derivative,
 }
 
 
@@ -158,3 +167,17 @@ def _register(name: str, derivative: Callable[..., Any]) -> None:
 
 for _name, _derivative_of_op in DERIVATIVES.items():
     _register(_name, _derivative_of_op)
+
+
+def _batch_norm_training_in_place(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
+    """Lets autograd know that running statistics have changed, as for an operator of its own."""
+    op = torch.ops.torchconv.batch_norm_training.default
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        result = op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
+    increment_version(t for t in args[4:6] if t is not None and not t.is_inference())
+    return result
+
+
+LIBRARY.impl(
+    "batch_norm_training", _batch_norm_training_in_place, "ADInplaceOrView", with_keyset=True
+)

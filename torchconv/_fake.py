@@ -390,6 +390,79 @@ def _adaptive_max_pool2d_gather(input: Tensor, indices: Tensor) -> Tensor:
     return _empty(input, indices.shape, is_channels_last(input), indices)
 
 
+def _batch_norm_training(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    parameters = (weight, bias, running_mean, running_var)
+    output = _batch_norm(input, residual, *parameters)
+    mean = torch.empty(input.shape[1:2], dtype=torch.float64, device=output.device)
+    return output, mean, torch.empty_like(mean)
+
+
+def _batch_norm_inference(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+    activation: str,
+) -> Tensor:
+    return _batch_norm(input, residual, weight, bias, running_mean, running_var)
+
+
+def _batch_norm(input: Tensor, residual: Tensor | None, *parameters: Tensor | None) -> Tensor:
+    torch._check(
+        input.dim() == 4, lambda: f"expected 4D input (got input of size {list(input.shape)})"
+    )
+    for parameter in parameters:
+        if parameter is not None:
+            torch._check(
+                parameter.dim() == 1 and parameter.shape[0] == input.shape[1],
+                lambda: f"expected {input.shape[1]} channels of parameters",
+            )
+    return _empty(input, input.shape, is_channels_last(input), residual, *parameters)
+
+
+def _batch_norm_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    output: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    training: bool,
+    activation: str,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    others = (grad_output, output, weight, bias, mean, invstd)
+
+    def like_input(wanted: bool) -> Tensor:
+        size = input.shape if wanted else (0,)
+        return _empty(input, size, wanted and is_channels_last(input), *others)
+
+    def like_parameter(parameter: Tensor | None, wanted: bool) -> Tensor:
+        like = input if parameter is None else parameter
+        return _empty(like, mean.shape if wanted else (0,), False, input, *others)
+
+    return (
+        like_input(output_mask[0]),
+        like_input(output_mask[1]),
+        like_parameter(weight, output_mask[2]),
+        like_parameter(bias, output_mask[3]),
+    )
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "conv2d": _conv2d,
     "conv2d_with_preactivation": _conv2d_with_preactivation,
@@ -410,6 +483,9 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "adaptive_max_pool2d_values": _adaptive_max_pool2d_values,
     "adaptive_max_pool2d_backward": _adaptive_max_pool2d_backward,
     "adaptive_max_pool2d_gather": _adaptive_max_pool2d_gather,
+    "batch_norm_training": _batch_norm_training,
+    "batch_norm_inference": _batch_norm_inference,
+    "batch_norm_backward": _batch_norm_backward,
 }
 
 for _name, _fake in _FAKES.items():

@@ -39,6 +39,8 @@ _SELECT = (
 )
 _WINDOW = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
 _AVERAGE = "bool ceil_mode, bool count_include_pad, SymInt? divisor_override"
+_NORM = "Tensor input, Tensor? weight, Tensor? bias, Tensor? residual"
+_NORM_END = "float eps, str activation"
 
 SCHEMAS = (
     f"conv2d({_CONV_INPUTS}) -> Tensor",
@@ -74,7 +76,20 @@ SCHEMAS = (
     "adaptive_max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt[] input_size, "
     "bool channels_last) -> Tensor",
     "adaptive_max_pool2d_gather(Tensor input, Tensor indices) -> Tensor",
+    # act(norm(input) + residual), and float64 mean and (var + eps)^-1/2 of each channel; activation
+    # is none, relu or relu6. On CPUs only
+    f"batch_norm_training({_NORM}, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+    f"float momentum, {_NORM_END}) -> (Tensor, Tensor, Tensor)",
+    f"batch_norm_inference({_NORM}, Tensor running_mean, Tensor running_var, {_NORM_END}) "
+    "-> Tensor",
+    # gradients of input, residual, weight and bias; one that output_mask leaves out has no
+    # elements. output: of the forward pass, if that had a residual
+    "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? output, Tensor? weight, "
+    "Tensor? bias, Tensor mean, Tensor invstd, bool training, str activation, "
+    "bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)",
 )
+# What has no kernel in the GPU's library.
+CPU_ONLY = frozenset(("batch_norm_training", "batch_norm_inference", "batch_norm_backward"))
 
 
 def overload(name: str) -> OpOverload:
@@ -94,7 +109,8 @@ def _load_for(name: str, tensors: Sequence[Tensor]) -> None:
     devices = {t.device.type for t in tensors}
     for tensor in tensors:
         plain = tensor.layout is torch.strided and not tensor.is_quantized
-        if not plain or tensor.device.type not in ("cpu", "cuda"):
+        served = ("cpu",) if name in CPU_ONLY else ("cpu", "cuda")
+        if not plain or tensor.device.type not in served:
             kind = "quantized" if tensor.is_quantized else str(tensor.layout)
             raise NotImplementedError(
                 f"torchconv::{name} has no kernel for a {kind} tensor of dtype "

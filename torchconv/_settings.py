@@ -12,6 +12,7 @@ another device or layout, or before the library is loaded, is passed on to the o
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -40,6 +41,9 @@ OVERLOADED = (
     "adaptive_max_pool2d",
     "adaptive_max_pool2d_values",
     "adaptive_max_pool2d_backward",
+    "batch_norm_training",
+    "batch_norm_inference",
+    "batch_norm_backward",
 )
 
 
@@ -63,7 +67,8 @@ class Signature:
 
 
 def settings_of(types: Sequence[str], values: Sequence[Any]) -> Tensor:
-    """The list of integers for values of these types, and of integers after them.
+    """The list of integers for values of these types, and of integers after them; a float is the
+    bits of a double.
 
     Raises TypeError for a value that is none of its type.
     """
@@ -77,6 +82,8 @@ def settings_of(types: Sequence[str], values: Sequence[Any]) -> Tensor:
             numbers += [len(text), *text]
         elif kind.startswith("List"):
             numbers += [len(value), *value]
+        elif kind == "float":
+            numbers += struct.unpack("q", struct.pack("d", value))
         else:
             numbers.append(value)
     return torch.frombuffer(array("q", numbers), dtype=torch.int64)
@@ -95,8 +102,17 @@ def _values(types: Sequence[str], settings: Tensor) -> Iterator[Any]:
         elif kind.startswith("List"):
             of = bool if "bool" in kind else int
             yield [of(next(numbers)) for _ in range(number)]
+        elif kind == "float":
+            yield struct.unpack("d", struct.pack("q", number))[0]
         else:
             yield bool(number) if kind == "bool" else number
+
+
+def _declared(argument: Any) -> str:
+    written = argument.alias_info
+    alias = f"({min(written.before_set)}!)" if written is not None and written.is_write else ""
+    optional = "" if str(argument.type) == "Tensor" else "?"
+    return f"Tensor{alias}{optional} {argument.name}"
 
 
 def _define(name: str) -> None:
@@ -107,7 +123,7 @@ def _define(name: str) -> None:
         return op(*signature.joined(tensors, tuple(_values(signature.types, settings))))
 
     tensors = [a for a in op._schema.arguments if "Tensor" in str(a.type)]
-    declared = [f"Tensor{'?' * (str(a.type) != 'Tensor')} {a.name}" for a in tensors]
+    declared = [_declared(a) for a in tensors]
     results = ", ".join("Tensor" for _ in op._schema.returns)
     short = f"{name}.settings"
     LIBRARY.define(f"{short}({', '.join(declared)}, Tensor settings) -> ({results})")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchconv._autograd_adaptive import AdaptiveAvgPool2dFunction, AdaptiveMaxPool2dFunction
+from torchconv._autograd_norm import BatchNorm2dFunction, BatchNorm2dInferenceFunction
 from torchconv._dispatch import (
     Operator,
     below_autograd,
@@ -35,6 +36,8 @@ __all__ = [
     "AdaptiveAvgPool2dFunction",
     "AdaptiveMaxPool2dFunction",
     "AvgPool2dFunction",
+    "BatchNorm2dFunction",
+    "BatchNorm2dInferenceFunction",
     "Conv2dFunction",
     "MaxPool2dFunction",
     "MinPool2dFunction",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from torchconv import _dispatch
 from torchconv._arguments import (
@@ -25,7 +26,7 @@ from torchconv._arguments import (
     integer,
     pair,
 )
-from torchconv._coverage import covers_linear
+from torchconv._coverage import covers_batch_norm, covers_linear
 from torchconv._derivatives import DERIVATIVES
 from torchconv._dispatch import Operator, is_plain, records
 
@@ -60,6 +61,8 @@ _adaptive_max_pool2d = {
     False: _operator("adaptive_max_pool2d_values"),
     True: _operator("adaptive_max_pool2d"),
 }
+_batch_norm_training = _operator("batch_norm_training")
+_batch_norm_inference = _operator("batch_norm_inference")
 # Looked up once, as the few attributes on the way to each are a good part of a small call.
 _is_compiling = torch.compiler.is_dynamo_compiling  # other compilers are dispatch modes
 _autocasts = torch._C._is_any_autocast_enabled
@@ -141,6 +144,9 @@ def _convolve(
         return _conv2d.derivative(input, weight, bias, *values, residual)
     return _conv2d((input, weight, bias, residual), values)
 
+
+# Those that batch normalisation's kernels have.
+_NORM_ACTIVATIONS = ("none", "relu", "relu6")
 
 # Of PyTorch, by the operators' names.
 _ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -238,7 +244,29 @@ def batch_norm(
     Raises:
         What ``F.batch_norm`` raises, ValueError for an unknown activation.
     """
-    activation_name(activation)
+    name = activation_name(activation)
+    given = not training
+    if (
+        not _is_compiling()
+        and is_plain(input, running_mean, running_var, weight, bias, residual)
+        and covers_batch_norm(input, residual, running_mean, running_var, weight, bias)
+        and isinstance(momentum, (float, int))
+        and eps > 0
+        and (running_mean is not None if given else input.numel() > input.shape[1])
+    ):
+        inside = name if name in _NORM_ACTIVATIONS else "none"
+        op = _batch_norm_inference if given else _batch_norm_training
+        values = (eps, inside) if given else (momentum, eps, inside)
+        tensors = (input, weight, bias, residual, running_mean, running_var)
+        if records(input, weight, bias, residual):
+            out = op.derivative(*tensors, *values)
+        else:
+            out = op.call(*tensors, op.settings(values))
+        if not given:
+            out = out[0]
+            if running_mean is not None and not running_mean.is_inference():
+                increment_version((running_mean, running_var))  # type: ignore[arg-type]
+        return out if inside == name else activate(activation, out)
     out = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return activate(activation, out if residual is None else out + residual)
 

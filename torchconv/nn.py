@@ -384,23 +384,32 @@ class BatchNorm2d(torch.nn.BatchNorm2d):
             )
             return recorded
         self._check_input_dim(input)
-        training, tracks = self.training, self.track_running_stats
-        running_mean, running_var = self.running_mean, self.running_var
-        factor = 0.0 if self.momentum is None else self.momentum
-        if training and tracks and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                factor = 1.0 / float(self.num_batches_tracked)
+        # As in Conv2d: every detour by Module.__getattr__ counts.
+        buffers, parameters = self._buffers, self._parameters
+        running_mean, running_var, batches = (
+            buffers[name] if name in buffers else getattr(self, name)
+            for name in ("running_mean", "running_var", "num_batches_tracked")
+        )
+        weight, bias = (
+            parameters[name] if name in parameters else getattr(self, name)
+            for name in ("weight", "bias")
+        )
+        training, tracks, momentum = self.training, self.track_running_stats, self.momentum
+        by_batch = training or (running_mean is None and running_var is None)
+        if training and tracks and batches is not None:
+            batches.add_(1)
+            if momentum is None:
+                momentum = 1.0 / float(batches)
         if training and not tracks:
             running_mean = running_var = None
         return batch_norm(
             input,
             running_mean,
             running_var,
-            self.weight,
-            self.bias,
-            training or (self.running_mean is None and self.running_var is None),
-            factor,
+            weight,
+            bias,
+            by_batch,
+            0.0 if momentum is None else momentum,
             self.eps,
             activation=self.activation,
             residual=residual,

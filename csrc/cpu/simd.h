@@ -224,6 +224,8 @@ TORCHCONV_INLINE typename Vec<To, N>::Type convert(typename Vec<From, N>::Type v
     return bit_cast<Result>(_mm512_maskz_cvtepi32_epi8(0xffff, bit_cast<__m512i>(v)));
   else if constexpr (N == 16 && kFromWord && std::is_integral_v<To> && sizeof(To) == 2)
     return bit_cast<Result>(_mm512_maskz_cvtepi32_epi16(0xffff, bit_cast<__m512i>(v)));
+  else if constexpr (N == 8 && std::is_same_v<To, double> && std::is_same_v<From, float>)
+    return bit_cast<Result>(_mm512_maskz_cvtps_pd(0xff, bit_cast<__m256>(v)));
   else
 #elif defined(__AVX2__)
   if constexpr (N == 8 && kToWord && std::is_same_v<From, uint8_t>)

@@ -1,9 +1,11 @@
 // The overloads `.settings` of the operators: what is not a tensor comes in one list of integers,
 // the memory of a tensor. A list argument of its own costs a short call more than the rest of its
 // way here. torchconv/_settings.py writes the list: an integer or flag as itself; a list or text as
-// its length, then its elements; an optional integer as whether it is there, then it or a zero.
+// its length, then its elements; an optional integer as whether it is there, then it or a zero; a
+// float as the bits of a double.
 #pragma once
 
+#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -31,6 +33,10 @@ class SettingsReader {
   T take() {
     if constexpr (std::is_integral_v<T>) {
       return static_cast<T>(*skip(1));
+    } else if constexpr (std::is_same_v<T, double>) {
+      double value;
+      std::memcpy(&value, skip(1), sizeof(value));
+      return value;
     } else if constexpr (std::is_same_v<T, IntList>) {
       const int64_t size = take<int64_t>();
       return IntList(skip(size), static_cast<size_t>(size));

@@ -172,9 +172,13 @@ Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout la
   return empty_strided(like, sizes, strides.data(), type);
 }
 
-Tensor new_vector(const Tensor& like, int64_t size) {
+Tensor new_vector(const Tensor& like, int64_t size, ScalarType dtype) {
   const int64_t stride = 1;
-  return empty_strided(like, std::array<int64_t, 1>{size}, &stride, number_of(like.scalar_type()));
+  return empty_strided(like, std::array<int64_t, 1>{size}, &stride, number_of(dtype));
+}
+
+Tensor new_vector(const Tensor& like, int64_t size) {
+  return new_vector(like, size, like.scalar_type());
 }
 
 Tensor no_tensor(const Tensor& like) { return new_vector(like, 0); }

@@ -71,8 +71,9 @@ Tensor dense(const Tensor& t, Layout layout);
 // Uninitialised, on the device of like.
 Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout layout);
 
-// Uninitialised, of like's type and on its device.
+// Uninitialised, of like's or another type and on its device.
 Tensor new_vector(const Tensor& like, int64_t size);
+Tensor new_vector(const Tensor& like, int64_t size, ScalarType dtype);
 
 // What stands for a gradient nobody asked for: no elements.
 Tensor no_tensor(const Tensor& like);
