@@ -196,8 +196,7 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
       if constexpr (std::is_floating_point_v<T>) inner_gather(view, src, w, bias, epilogue, pool);
       return;
     case ConvAlgorithm::kSampleProduct:
-      if constexpr (std::is_floating_point_v<T>) sample_gemm(view, src, w, bias, epilogue, pool);
-      return;
+      return sample_gemm(view, src, w, bias, epilogue, pool);
     case ConvAlgorithm::kDirectProduct:
       return direct_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kPixelProduct:
