@@ -49,8 +49,9 @@ constexpr bool kInFloat = std::is_same_v<Wide<T>, float>;
 
 template <typename T>
 ConvBand conv_band(const ConvView& view, ConvAlgorithm algorithm) {
-  return ConvBand(view, algorithm == ConvAlgorithm::kBandAlongPixels, sizeof(Wide<T>),
-                  kLanes<Wide<T>>);
+  const bool along_pixels = algorithm == ConvAlgorithm::kBandAlongPixels;
+  return ConvBand(view, along_pixels, sizeof(Wide<T>), kLanes<Wide<T>>, 0,
+                  !along_pixels && packs_channels(view, kLanes<Wide<T>>));
 }
 
 // What an algorithm packs of the weights that is worth keeping from call to call, in elements.
