@@ -135,7 +135,7 @@ def test_few_channels_are_packed() -> None:
     for channels, packed in ((2, True), (3, True), (70, False)):
         x, w, _ = operands(1, channels, 40, 40, 4, "channels_last", torch.bfloat16)
         found = explain(x, w, None, groups=channels, peak=100.0, bandwidth=10.0)
-        for name in ("fprop", "dgrad"):
+        for name in ("fprop", "dgrad", "wgrad"):
             assert ("several pixels in a vector" in found[name].blocking) == packed
 
 
