@@ -110,6 +110,35 @@ def test_dilation(stride: int, dilation: Any, layout: str) -> None:
             check(x, w, b, layout, stride=stride, padding=padding, dilation=dilation)
 
 
+@on_types
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 6, 8, 12, 15, 16, 20, 31, 32, 33])
+def test_few_channels_packed(channels: int, dtype: torch.dtype) -> None:
+    """In channels_last, where a vector holds several pixels: sides of a kernel that differ, rows
+    that end in every lane of a unit, several bands, strides and dilation.
+    """
+    cases: tuple[tuple[tuple[int, int], tuple[int, int], dict[str, Any]], ...] = (
+        ((9, 11), (1, 3), {"padding": (0, 1)}),
+        ((13, 7), (5, 2), {"padding": (2, 0)}),
+        ((6, 15), (3, 3), {"padding": 1}),
+        ((10, 18), (3, 4), {"stride": 2, "padding": (1, 3)}),
+        ((11, 12), (2, 3), {"dilation": (1, 2), "padding": 2}),
+        ((90, 70), (3, 1), {"padding": (1, 0)}),
+    )
+    for size, kernel, kwargs in cases:
+        x = in_layout(torch.randn(2, channels, *size).to(dtype), "channels_last")
+        w = torch.randn(channels, 1, *kernel).to(dtype)
+        check(x, w, torch.randn(channels).to(dtype), "channels_last", **kwargs)
+
+
+@cpu_only
+def test_few_channels_are_packed() -> None:
+    for channels, packed in ((2, True), (3, True), (70, False)):
+        x, w, _ = operands(1, channels, 40, 40, 4, "channels_last", torch.bfloat16)
+        found = explain(x, w, None, groups=channels, peak=100.0, bandwidth=10.0)
+        for name in ("fprop", "dgrad", "wgrad"):
+            assert ("several pixels in a vector" in found[name].blocking) == packed
+
+
 @on_formats
 @pytest.mark.parametrize("multiplier", [2, 3])
 @pytest.mark.parametrize("stride", [1, 2])

@@ -13,6 +13,7 @@ import torchconv
 from torchconv import _explain, explain
 
 WINOGRAD, PRODUCT = "Winograd", "matrix product, vectors along pixels"
+SAMPLES = "matrix product of samples, weights in place"
 
 
 def operands(*sizes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -100,6 +101,13 @@ def test_a_band_that_does_not_fit() -> None:
     assert far == PRODUCT
     x, w = operands(1, 64, 8, 2560, 3, 3)
     assert "pieces of the columns" in at(x, w, None, 1, 1)["fprop"].blocking
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_weights_in_place(dtype: torch.dtype) -> None:
+    """Those of a kernel as large as the image, which meet every sample once, are not packed."""
+    found = at(*operands(1, 96, 7, 7, 256, 7, dtype=dtype))
+    assert found["fprop"].algorithm == found["dgrad"].algorithm == SAMPLES
 
 
 def test_one_image_and_arguments() -> None:

@@ -126,7 +126,7 @@ def test_epilogue(case: str, dtype: torch.dtype, bias: bool, activation: str | N
     assert_accurate(z, truth)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @on_cases
 def test_bits_of_a_sample(case: str, dtype: torch.dtype) -> None:
     """The same alone and in its batch, and for every number of threads."""

@@ -3,8 +3,6 @@
 // rows transposed.
 #include "cpu/channel_pairs.h"
 
-#include <cstring>
-
 #include "cpu/conv_pack.h"
 
 namespace torchconv::cpu {
@@ -66,14 +64,18 @@ void transpose_pairs(const BFloat16* src, int64_t plane, int64_t step, int64_t c
 
 void copy_pairs(const BFloat16* src, int64_t step, int64_t count, int64_t channels, float* to,
                 int64_t pixel) {
+  using Halves = Vec<uint16_t>;
   const int64_t pairs = ceil_div(channels, int64_t{2});
   for (int64_t p = 0; p < count; ++p, src += step, to += pixel) {
     if (channels % 2 == 0) {
       copy_wide(to, reinterpret_cast<const float*>(src), pairs);
-    } else {
-      to[pairs - 1] = 0;
-      std::memcpy(to, src, static_cast<size_t>(channels) * sizeof(BFloat16));
+      continue;
     }
+    for (int64_t c = 0; c < channels; c += Halves::kLanes)
+      Halves::store_partial(
+          to + c / 2,
+          Halves::load_partial(src + c, std::min<int64_t>(Halves::kLanes, channels - c)),
+          std::min<int64_t>(Halves::kLanes, 2 * pairs - c));
   }
 }
 

@@ -49,8 +49,9 @@ constexpr bool kInFloat = std::is_same_v<Wide<T>, float>;
 
 template <typename T>
 ConvBand conv_band(const ConvView& view, ConvAlgorithm algorithm) {
-  return ConvBand(view, algorithm == ConvAlgorithm::kBandAlongPixels, sizeof(Wide<T>),
-                  kLanes<Wide<T>>);
+  const bool along_pixels = algorithm == ConvAlgorithm::kBandAlongPixels;
+  return ConvBand(view, along_pixels, sizeof(Wide<T>), kLanes<Wide<T>>, 0,
+                  !along_pixels && packs_channels(view, kLanes<Wide<T>>));
 }
 
 // What an algorithm packs of the weights that is worth keeping from call to call, in elements.
@@ -196,8 +197,7 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
       if constexpr (std::is_floating_point_v<T>) inner_gather(view, src, w, bias, epilogue, pool);
       return;
     case ConvAlgorithm::kSampleProduct:
-      if constexpr (std::is_floating_point_v<T>) sample_gemm(view, src, w, bias, epilogue, pool);
-      return;
+      return sample_gemm(view, src, w, bias, epilogue, pool);
     case ConvAlgorithm::kDirectProduct:
       return direct_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kPixelProduct:

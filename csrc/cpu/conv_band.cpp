@@ -2,6 +2,7 @@
 #include "cpu/conv_band.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "cpu/channel_pairs.h"
 
@@ -57,12 +58,17 @@ class LanePermutation {
 
 }  // namespace
 
+bool packs_channels(const ConvView& view, int64_t vector_lanes) {
+  return view.C == 1 && view.K == 1 && view.src.c == 1 && view.src.column == view.groups &&
+         view.dst.c == 1 && view.dst.column == view.groups && view.groups <= 2 * vector_lanes;
+}
+
 BandExtent::BandExtent(const ConvView& view, bool along_pixels, int64_t element_size,
-                       int64_t vector_lanes)
+                       int64_t vector_lanes, bool packed)
     : fits(false) {
   const int64_t most = most_elements(element_size);
   const bool two_vectors = view.C == 1 && view.groups * view.K > vector_lanes;
-  lanes = along_pixels ? 1 : two_vectors ? 2 * vector_lanes : vector_lanes;
+  lanes = along_pixels ? 1 : packed ? view.groups : two_vectors ? 2 * vector_lanes : vector_lanes;
   const Range taps_h = tap_span(view, &ConvTap::h), taps_w = tap_span(view, &ConvTap::w);
   first_h = taps_h.begin, first_w = taps_w.begin;
   const int64_t span_h = taps_h.size() - 1, span_w = taps_w.size() - 1;
@@ -103,10 +109,11 @@ std::vector<ConvView> column_pieces(const ConvView& view, int64_t element_size,
 }
 
 ConvBand::ConvBand(const ConvView& view, bool along_pixels, int64_t element_size,
-                   int64_t vector_lanes, int64_t most_rows)
-    : pixels(along_pixels) {
-  const BandExtent extent(view, along_pixels, element_size, vector_lanes);
+                   int64_t vector_lanes, int64_t most_rows, bool packs)
+    : pixels(along_pixels), packed(packs) {
+  const BandExtent extent(view, along_pixels, element_size, vector_lanes, packed);
   lanes = extent.lanes;
+  unit = std::lcm(lanes, vector_lanes);
   first_h_ = extent.first_h;
   phases_h_ = extent.phases_h, phases_w_ = extent.phases_w;
   width = extent.width;
@@ -130,7 +137,7 @@ ConvBand::ConvBand(const ConvView& view, bool along_pixels, int64_t element_size
   bands = (view.I + band - 1) / band;
   rows_ = band + halo;
   next_band_ = std::min(view.H, band * view.step_h) * view.src.row;
-  plane_ = rows_ * width * lanes + vector_lanes + extent.shared * lanes;
+  plane_ = rows_ * width * lanes + (pixels ? vector_lanes : unit) + extent.shared * lanes;
   size = view.C * phases_h_ * phases_w_ * plane_;
   ranges_.reserve(static_cast<size_t>(phases_w_));
   first_column_.reserve(static_cast<size_t>(phases_w_));
@@ -227,6 +234,11 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
           }
           fill_zero(dst, range.begin * lanes);
           Wide<T>* to = dst + range.begin * lanes;
+          if (neighbours && lanes == step) {
+            copy_wide(to, from + range.begin * step, range.size() * lanes);
+            fill_zero(dst + range.end * lanes, (width - range.end) * lanes);
+            continue;
+          }
           for (int64_t m = range.begin; m < range.end; ++m, to += lanes) {
             const T* pixel = from + m * step;
             if (neighbours)

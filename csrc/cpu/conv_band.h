@@ -6,7 +6,9 @@
 //
 // Scratch is [channel of the group][phase_h][phase_w][rows][width][lanes]. Where vectors run along
 // pixels there is one lane and one group. Else a lane is an output channel, and holds what that
-// channel's group reads: groups narrower than a vector stand side by side in it.
+// channel's group reads: groups narrower than a vector stand side by side in it. A few channels
+// that have a group each are packed: there are as many lanes, so that rows lie as in the image,
+// and a vector holds several pixels.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +21,8 @@ namespace torchconv::cpu {
 
 // What the taps span, from which follows whether scratch can hold a band. Cheap: no allocation.
 struct BandExtent {
-  BandExtent(const ConvView& view, bool along_pixels, int64_t element_size, int64_t vector_lanes);
+  BandExtent(const ConvView& view, bool along_pixels, int64_t element_size, int64_t vector_lanes,
+             bool packed = false);
 
   bool fits;      // else the taps are too far apart for scratch: use the matrix product
   int64_t lanes;  // output channels side by side
@@ -30,6 +33,9 @@ struct BandExtent {
   double row;      // elements of scratch in a row
 };
 
+// Whether the channels of a band along them can be packed. It is then no larger.
+bool packs_channels(const ConvView& view, int64_t vector_lanes);
+
 // A view of a few filters whose band does not fit, in pieces of as many columns as do: the pixels
 // of a panel would be packed for too few products. Else the view.
 std::vector<ConvView> column_pieces(const ConvView& view, int64_t element_size,
@@ -38,10 +44,12 @@ std::vector<ConvView> column_pieces(const ConvView& view, int64_t element_size,
 struct ConvBand {
   // The band must fit. most_rows: of a band, if not as many as suits the caches.
   ConvBand(const ConvView& view, bool along_pixels, int64_t element_size, int64_t vector_lanes,
-           int64_t most_rows = 0);
+           int64_t most_rows = 0, bool packed = false);
 
   bool pixels;     // vectors run along pixels
+  bool packed;     // see packs_channels
   int64_t lanes;   // output channels side by side
+  int64_t unit;    // the least number of whole vectors and of whole pixels, in elements
   int64_t blocks;  // of groups (pixels) or lanes
   int64_t band;    // output rows in a band
   int64_t bands;

@@ -32,24 +32,30 @@ class BandGather {
                view.K >= kFewRows && view.K <= kMaxPairRows),
         terms_(pairs_ ? pair_view(view).terms() : view.terms()),
         channels_(view.groups * view.K),
-        padded_(band.blocks * (band.pixels ? view.K : band.lanes)),
+        padded_(band.blocks * (band.pixels ? view.K : band.unit)),
         blocks_(band.pixels && view.K >= kFewRows ? ceil_div(terms_, kDepth) : 0),
         weights_(blocks_ > 0 ? blocks_ * padded_ * kARow<A> : terms_ * padded_),
         bias_(padded_) {
-    for (int64_t channel = 0; channel < padded_; ++channel)
-      bias_[channel] = bias != nullptr && channel < channels_ ? to_wide(bias[channel]) : A{0};
+    // Packed channels are repeated in the pixels of a unit.
+    const auto source_of = [&](int64_t channel) {
+      return band.packed ? channel % channels_ : channel < channels_ ? channel : -1;
+    };
+    for (int64_t channel = 0; channel < padded_; ++channel) {
+      const int64_t from = bias != nullptr ? source_of(channel) : -1;
+      bias_[channel] = from >= 0 ? to_wide(bias[from]) : A{0};
+    }
     // [c][t], the order of the band's offsets
     std::vector<int64_t> offsets(static_cast<size_t>(view.terms()));
     weight_offsets(view, {0, view.C, 0, static_cast<int64_t>(view.taps.size())}, offsets.data());
     const WorkSplit split(padded_, 4.0 * static_cast<double>(terms_));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t channel = begin; channel < end; ++channel) {
-        if (channel >= channels_) {
+        const int64_t from = source_of(channel);
+        if (from < 0) {
           for (int64_t term = 0; term < terms_; ++term) weights_[weight_at(channel, term)] = 0;
           continue;
         }
-        const T* filter =
-            w + channel / view.K * view.weight_group + channel % view.K * view.weight_k;
+        const T* filter = w + from / view.K * view.weight_group + from % view.K * view.weight_k;
         if constexpr (std::is_same_v<T, BFloat16>) {
           if (pairs_) {
             pack_pairs(filter, offsets, channel);
@@ -104,7 +110,10 @@ class BandGather {
           for (int64_t channel = block * view_.K; channel < (block + 1) * view_.K; ++channel)
             run_pixels(source, channel, rows, dst + channel * view_.dst.c, out, out + out_size);
         } else {
-          run_channels(source, block * band_.lanes, rows, dst, out);
+          if (band_.packed)
+            run_packed(source, rows, dst, out);
+          else
+            run_channels(source, block * band_.lanes, rows, dst, out);
         }
       }
     });
@@ -222,6 +231,17 @@ class BandGather {
                         dst + channel * view_.dst.c + i * view_.dst.row + j * view_.dst.column,
                         view_.dst.c);
     }
+  }
+
+  void run_packed(const A* source, int64_t rows, int64_t dst, A* out) const {
+    const int64_t unit = band_.unit, row = band_.width * band_.lanes;
+    for (int64_t term = 0; term < terms_; term += kDepth)
+      tap_sum<A>({source, out, band_.offsets.data() + term, weights_.get() + term * padded_,
+                  term == 0 ? bias_.get() : nullptr, std::min(kDepth, terms_ - term), padded_,
+                  ceil_div(band_.positions(rows, view_.J) * band_.lanes, unit), unit, unit,
+                  unit / kL});
+    for (int64_t i = 0; i < rows; ++i)
+      epilogue_.store(out + i * row, view_.J * band_.lanes, dst + i * view_.dst.row, 1);
   }
 
   const ConvView& view_;

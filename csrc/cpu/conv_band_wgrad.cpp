@@ -1,9 +1,9 @@
 // wgrad over a band of x, the one that fprop uses (conv_band.h): each tap is a dot product of dz
 // with the image shifted by the tap, zeros standing where one row's positions run into the next.
 // Vectors run along pixels, a few filters at a time (tap_products.h), or along the channels of
-// narrow groups (taps.h). Sums in registers are short, those of a slab are compensated where they
-// are long, and slabs are added in order; bands are dealt to slabs by the shape alone, never by the
-// thread count.
+// narrow groups (taps.h), packed where they can be. Sums in registers are short, those of a slab
+// are compensated where they are long, and slabs are added in order; bands are dealt to slabs by
+// the shape alone, never by the thread count.
 #include "cpu/conv_band_wgrad.h"
 
 #include <atomic>
@@ -40,12 +40,12 @@ class BandWgrad {
     const int64_t filters = ceil_div(view.K, filter_blocks_);
     chunk_ = std::min(kDotLength, kGradientVectors / filters);
     items_ = view.N * band.bands;
-    const int64_t products = band.band * band.width / (band.pixels ? kL : 1);
+    const int64_t products = band.band * band.width / (band.pixels ? kL : band.unit / band.lanes);
     slabs_ = std::min(kTasksWanted / band.blocks, items_);
     slabs_ = even_slabs(std::max<int64_t>(1, std::min(slabs_, items_ * products / kSlabProducts)));
     slab_ = ceil_div(items_, slabs_);
     sums_size_ = per_block() * terms_ * lanes();
-    gradient_size_ = band.pixels ? filters * gradient_step() : view.J * band.lanes;
+    gradient_size_ = band.pixels ? filters * gradient_step() : units() * band.unit;
   }
 
   // Whether all of the gradient is finite.
@@ -81,15 +81,17 @@ class BandWgrad {
   // Sums that a block holds for each term, and the lanes of a sum: along pixels they are added at
   // the end.
   int64_t per_block() const { return band_.pixels ? view_.K : 1; }
-  int64_t lanes() const { return band_.pixels ? kL : band_.lanes; }
+  int64_t lanes() const { return band_.pixels ? kL : band_.unit; }
   int64_t lanes_read() const { return band_.pixels ? 1 : band_.lanes; }
+  // Of a row along channels: pixels, or several of them packed.
+  int64_t units() const { return ceil_div(view_.J * band_.lanes, band_.unit); }
   // Of the filters of a chunk: an odd number of cache lines.
   int64_t gradient_step() const { return round_up(chunk_, 2) * kL + 64 / sizeof(A); }
 
   // Sums in registers that a band adds to each sum.
   int64_t band_dots() const {
     return band_.pixels ? ceil_div(band_.positions(band_.band, view_.J), kL * chunk_)
-                        : band_.band * ceil_div(view_.J, kDotLength);
+                        : band_.band * ceil_div(units(), kDotLength);
   }
   bool compensated() const { return slab_ * band_dots() > kPlainSums; }
 
@@ -188,19 +190,24 @@ class BandWgrad {
                     Scratch& s) const {
     if (!add) fill_zero(sums, sums_size_);
     A* const gradient = s.gradient;
-    const int64_t lanes = band_.lanes;
+    const int64_t lanes = band_.lanes, unit = band_.unit;
     const int64_t used = std::min(lanes, view_.groups * view_.K - channel);
     for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < view_.J; ++j) {
+      if (band_.packed) {
+        const int64_t size = view_.J * lanes;
+        copy_wide(gradient, dz + i * view_.dst.row, size);
+        fill_zero(gradient + size, units() * unit - size);
+      }
+      for (int64_t j = 0; j < view_.J && !band_.packed; ++j) {
         A* to = gradient + j * lanes;
         copy_strided(to, dz + channel * view_.dst.c + i * view_.dst.row + j * view_.dst.column,
                      used, view_.dst.c);
         fill_zero(to + used, lanes - used);
       }
       const A* row = s.source + i * band_.width * lanes;
-      for (int64_t j = 0; j < view_.J; j += kDotLength)
-        tap_dot<A>({gradient + j * lanes, row + j * lanes, band_.offsets.data(), sums, terms_,
-                    lanes, std::min(kDotLength, view_.J - j), lanes, lanes, lanes / kL});
+      for (int64_t u = 0; u < units(); u += kDotLength)
+        tap_dot<A>({gradient + u * unit, row + u * unit, band_.offsets.data(), sums, terms_, unit,
+                    std::min(kDotLength, units() - u), unit, unit, unit / kL});
     }
   }
 
@@ -224,7 +231,9 @@ class BandWgrad {
           add_slabs(first, n, totals);
         else
           for (int64_t slab = 0; slab < slabs_; ++slab)
-            for (int64_t t = 0; t < n; ++t) totals[t] += first[slab * sums_size_ + t * lanes()];
+            for (int64_t t = 0; t < n; ++t)
+              for (int64_t l = 0; l + within < lanes(); l += band_.lanes)
+                totals[t] += first[slab * sums_size_ + t * lanes() + l];
         all = store(channel, term, n, totals) && all;
       }
       if (!all) finite.store(false);
@@ -287,10 +296,11 @@ constexpr int64_t kBandsWanted = 16;
 
 ConvBand band_wgrad_band(const ConvView& view, bool along_pixels, int64_t element_size,
                          int64_t vector_lanes) {
-  const ConvBand band(view, along_pixels, element_size, vector_lanes);
+  const bool packed = !along_pixels && packs_channels(view, vector_lanes);
+  const ConvBand band(view, along_pixels, element_size, vector_lanes, 0, packed);
   const int64_t wanted = std::min(ceil_div(kBandsWanted, view.N), view.I);
   if (band.bands >= wanted) return band;
-  return ConvBand(view, along_pixels, element_size, vector_lanes, ceil_div(view.I, wanted));
+  return ConvBand(view, along_pixels, element_size, vector_lanes, ceil_div(view.I, wanted), packed);
 }
 
 template <typename T>

@@ -237,8 +237,7 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kSampleProduct, [](const Case& c) {
-       return !c.half() && sample_gemm_applies(c.v) &&
-              (c.v.weight_c != 1 || c.v.C >= kSampleTerms);
+       return sample_gemm_applies(c.v) && (c.v.weight_c != 1 || c.v.C >= kSampleTerms);
      }},
     {Algorithm::kDepthwiseWinograd, [](const Case& c) {
        return c.winograd && c.is(DType::kFloat32) && depthwise_winograd_applies(c.v);

@@ -105,7 +105,8 @@ std::string text(const char* format, int64_t a, int64_t b, int64_t c) {
 }
 
 std::string band_blocking(const ConvBand& band) {
-  return text("%lld bands of %lld rows, %lld positions wide", band.bands, band.band, band.width);
+  return text("%lld bands of %lld rows, %lld positions wide", band.bands, band.band, band.width) +
+         (band.packed ? ", several pixels in a vector" : "");
 }
 
 // Vectors of channels or, in a gather of bfloat16, of pairs of them.
@@ -148,7 +149,7 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
                  : std::to_string(pieces.size()) + " pieces of the columns: " + blocking;
     }
     case ConvAlgorithm::kBandAlongChannels:
-      return band_blocking(ConvBand(v, false, size, lanes));
+      return band_blocking(ConvBand(v, false, size, lanes, 0, packs_channels(v, lanes)));
     case ConvAlgorithm::kGroupWinograd:
       return group_winograd_blocking("F(2x4,3x3)", v, kGroupWinogradRows);
     case ConvAlgorithm::kGroupTiles:

@@ -17,6 +17,35 @@ std::vector<ReductionBlock> reduction_blocks(int64_t C, int64_t T, int64_t limit
   return blocks;
 }
 
+// Up to this step all that lies between is read too: an element for a lane, put together from
+// scalars, takes longer.
+constexpr int64_t kNearStep = 8;
+
+template <typename T>
+void take_lanes_strided(const T* p, int64_t step, int64_t begin, int64_t end, bool more_follow,
+                        Wide<T>* lanes) {
+  using V = WideVec<T>;
+  constexpr int64_t kL = V::kLanes;
+  if constexpr (kPermutesLanes<Wide<T>>) {
+    if (0 < step && step <= kNearStep && begin < end) {
+      using Index = Vec<LaneIndex<Wide<T>>>;
+      const bool whole = begin == 0 && end == kL && more_follow;
+      const T* vector = p - step * begin;  // lane 0's element, which may not exist
+      const int64_t first = step * begin, last = step * (end - 1) + 1;
+      auto element = Index::iota() * static_cast<LaneIndex<Wide<T>>>(step);
+      auto all = typename V::Type{};
+      for (int64_t at = 0; at < last; at += kL, vector += kL, element -= kL) {
+        const int64_t from = std::clamp(first - at, int64_t{0}, kL), to = std::min(last - at, kL);
+        const auto elements = whole ? V::load(vector) : load_lanes(vector, from, to);
+        all = element >= 0 && element < kL ? permute(elements, element) : all;
+      }
+      return V::Registers::store(lanes, all);
+    }
+  }
+  for (int64_t l = 0; l < kL; ++l)
+    lanes[l] = begin <= l && l < end ? to_wide(p[(l - begin) * step]) : Wide<T>{0};
+}
+
 template <typename T>
 void pack_transposed(const T* src, int64_t src_stride, int64_t rows, int64_t columns, Wide<T>* dst,
                      int64_t dst_stride) {
@@ -28,9 +57,16 @@ void pack_transposed(const T* src, int64_t src_stride, int64_t rows, int64_t col
     for (int64_t c = 0; c < columns; c += kL) {
       const int64_t n = std::min<int64_t>(columns - c, kL);
       if (n < kFew) {
-        for (int64_t i = 0; i < n; ++i)
+        for (int64_t i = 0; i < n; ++i) {
+          if (src_stride <= kNearStep) {
+            const auto column =
+                load_lanes_strided(src + c + i, src_stride, 0, lanes, rows - r > kL);
+            V::Registers::store_partial(dst + (c + i) * dst_stride, column, lanes);
+            continue;
+          }
           for (int64_t l = 0; l < lanes; ++l)
             dst[(c + i) * dst_stride + l] = to_wide(src[l * src_stride + c + i]);
+        }
         continue;
       }
       typename V::Type tile[kL];
@@ -79,6 +115,7 @@ void pack_weight_panel(const T* w, int64_t weight_k, const int64_t* offsets, int
 }
 
 #define TORCHCONV_CONV_PACK(T)                                                                   \
+  template void take_lanes_strided(const T*, int64_t, int64_t, int64_t, bool, Wide<T>*);         \
   template void pack_transposed(const T*, int64_t, int64_t, int64_t, Wide<T>*, int64_t);         \
   template void pack_weight_rows(const T*, int64_t, const int64_t*, int64_t, int64_t, Wide<T>*); \
   template void pack_weight_panel(const T*, int64_t, const int64_t*, int64_t, int64_t, int64_t,  \

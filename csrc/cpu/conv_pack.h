@@ -60,6 +60,11 @@ TORCHCONV_INLINE Type alternate_lanes(Type a, Type b, std::integer_sequence<int,
   return shuffle<(2 * I + kFirst)...>(a, b);
 }
 
+// load_lanes_strided for any step, to memory.
+template <typename T>
+void take_lanes_strided(const T* p, int64_t step, int64_t begin, int64_t end, bool more_follow,
+                        Wide<T>* lanes);
+
 // Lane begin + l from p[l*step] for begin + l < end, zero elsewhere. more_follow: the lane after
 // the last may be read too. p is that of the first lane read: a huge step must not be taken before
 // it.
@@ -80,8 +85,8 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_lanes_strided(const T* p, int64_
         load_lanes(first + kL, std::max(from - kL, int64_t{0}), std::max(to - kL, int64_t{0})),
         std::make_integer_sequence<int, V::kLanes>());
   }
-  Wide<T> lanes[V::kLanes] = {};
-  for (int64_t l = begin; l < end; ++l) lanes[l] = to_wide(p[(l - begin) * step]);
+  alignas(64) Wide<T> lanes[V::kLanes];
+  take_lanes_strided(p, step, begin, end, more_follow, lanes);
   return V::Registers::load(lanes);
 }
 

@@ -273,6 +273,8 @@ class PairPanel {
   void transpose_taps(int64_t k) const {
     const auto [least, most] = tap_span(view_, &ConvTap::weight);
     const auto taps = static_cast<int64_t>(view_.taps.size());
+    if (most - least == taps && view_.weight_c == taps && 2 * taps <= kL)
+      return transpose_few_taps(k, least);
     for (int64_t first = least; first < most; first += kL) {
       const int64_t n = std::min(kL, most - first);
       int64_t tap_of[kL];
@@ -292,6 +294,34 @@ class PairPanel {
               if (tap_of[lane] >= 0) store(tap_of[lane], pair, k, filters);
             });
       }
+    }
+  }
+
+  // All taps of a small kernel, those of several pairs together. least: the first one's weight.
+  void transpose_few_taps(int64_t k, int64_t least) const {
+    using Halves = Vec<uint16_t, 2 * kL>;
+    const auto taps = static_cast<int64_t>(view_.taps.size());
+    const int64_t together = kL / taps;
+    // Lane pair * taps + t joins element t of the pair's first channel with that of its second.
+    uint16_t halves[2 * kL] = {};
+    int64_t tap_of[kL];
+    for (int64_t tap = 0; tap < taps; ++tap) tap_of[view_.taps[tap].weight - least] = tap;
+    for (int64_t l = 0; l < together * taps; ++l)
+      for (int64_t odd = 0; odd < 2; ++odd)
+        halves[2 * l + odd] = static_cast<uint16_t>((2 * (l / taps) + odd) * taps + l % taps);
+    const auto order = Halves::load(halves);
+    for (int64_t pair = 0; pair < pairs_; pair += together) {
+      const int64_t at = least + 2 * pair * taps;
+      const int64_t n = std::min(2 * together, channels_ - 2 * pair) * taps;
+      transpose(
+          k,
+          [&](const BFloat16* p) {
+            return bit_cast<Bits::Type>(permute(Halves::load_partial(p + at, n), order));
+          },
+          [&](int64_t lane, Bits::Type filters) {
+            const int64_t to = pair + lane / taps;
+            if (lane < together * taps && to < pairs_) store(tap_of[lane % taps], to, k, filters);
+          });
     }
   }
 

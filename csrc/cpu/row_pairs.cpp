@@ -24,9 +24,47 @@ int64_t row_taps(const ConvView& view) {
   return n;
 }
 
+// Puts the channels of planes side by side.
+class Interleave {
+ public:
+  explicit Interleave(int64_t channels) : channels_(channels) {
+    for (int64_t i = 0; i < channels * kL; ++i) {
+      pixels_[i] = static_cast<uint16_t>(i / channels);
+      of_channel_[i] = static_cast<uint16_t>(i % channels);
+    }
+  }
+
+  // to[p*channels + c] = src[c*plane + p], p < count.
+  void run(const BFloat16* src, int64_t plane, int64_t count, BFloat16* to) const {
+    for (; count > 0; count -= kL, src += kL, to += channels_ * kL) {
+      Halves::Type planes[kMostChannels];
+      for (int64_t c = 0; c < channels_; ++c)
+        planes[c] = count >= kL ? Halves::load(src + c * plane)
+                                : Halves::load_partial(src + c * plane, count);
+      const int64_t size = std::min(count, kL) * channels_;
+      for (int64_t at = 0; at < size; at += kL) {
+        const auto pixels = Halves::load(pixels_ + at), of = Halves::load(of_channel_ + at);
+        auto all = permute(planes[0], pixels);
+        for (int64_t c = 1; c < channels_; ++c)
+          all = of == static_cast<uint16_t>(c) ? permute(planes[c], pixels) : all;
+        if (size - at >= kL)
+          Halves::store(to + at, all);
+        else
+          Halves::store_partial(to + at, all, size - at);
+      }
+    }
+  }
+
+ private:
+  using Halves = Vec<uint16_t>;
+  static constexpr int64_t kL = Halves::kLanes;
+  int64_t channels_;
+  uint16_t pixels_[kMostChannels * kL], of_channel_[kMostChannels * kL];
+};
+
 // Channels [begin, end) of pixels [first, first + count) of a row at src, zero outside the image.
-void lay_out(const ConvView& image, const BFloat16* src, int64_t first, int64_t count,
-             BFloat16* to) {
+void lay_out(const ConvView& image, const Interleave& interleave, const BFloat16* src,
+             int64_t first, int64_t count, BFloat16* to) {
   const int64_t C = image.C;
   const int64_t begin = std::clamp(-first, int64_t{0}, count);
   const int64_t end = std::clamp(image.W - first, begin, count);
@@ -39,8 +77,7 @@ void lay_out(const ConvView& image, const BFloat16* src, int64_t first, int64_t 
     std::memcpy(to, src, static_cast<size_t>(n * C) * sizeof(BFloat16));
     return;
   }
-  for (int64_t c = 0; c < C; ++c, src += image.src.c)
-    for (int64_t p = 0; p < n; ++p) to[p * C + c] = src[p * image.src.column];
+  interleave.run(src, image.src.c, n, to);
 }
 
 // Whether a patch is a run: of rows of the kernel that are neighbours.
@@ -56,6 +93,7 @@ void fill_patches(const ConvView& image, const ChannelBand& band, const BFloat16
   // As many elements as a run has pairs at most, and a row of the kernel at most.
   using Row = Vec<uint16_t, kVectorBytes / 4>;
   BFloat16 laid_out[kPatchRows][kRowElements];
+  const Interleave interleave(image.C);
   const int64_t S = row_taps(image), R = static_cast<int64_t>(image.taps.size()) / S;
   const int64_t step = image.step_w * image.C, run = S * image.C;
   const int64_t most = ((kRowElements - kSlack) / image.C - S) / image.step_w + 1;
@@ -73,8 +111,8 @@ void fill_patches(const ConvView& image, const ChannelBand& band, const BFloat16
         if (next < 0 || next >= image.H)
           std::fill(row, row + width * image.C, BFloat16{});
         else
-          lay_out(image, src + next * image.src.row, (j.begin + p) * image.step_w + image.taps[0].w,
-                  width, row);
+          lay_out(image, interleave, src + next * image.src.row,
+                  (j.begin + p) * image.step_w + image.taps[0].w, width, row);
       }
       const BFloat16* rows[kPatchRows];
       for (int64_t r = 0; r < R; ++r) rows[r] = laid_out[(first + r - top) % R];
@@ -149,6 +187,7 @@ void fill_row_pairs(const ConvView& image, const ChannelBand& band, const ConvVi
   using Elements = Vec<uint32_t>;
   constexpr int64_t kL = Elements::kLanes;
   BFloat16 laid_out[kRowElements];
+  const Interleave interleave(image.C);
   const int64_t step = image.step_w * image.C, S = channels / image.C;
   const int64_t most = ((kRowElements - kSlack) / image.C - S) / image.step_w + 1;
   const int64_t pairs = ceil_div(channels, int64_t{2});
@@ -166,8 +205,8 @@ void fill_row_pairs(const ConvView& image, const ChannelBand& band, const ConvVi
       for (int64_t p = 0; p < j.size(); p += most) {
         const int64_t n = std::min(most, j.size() - p);
         const int64_t width = (n - 1) * image.step_w + S;
-        lay_out(image, src + h * image.src.row, (j.begin + p) * image.step_w + image.taps[0].w,
-                width, laid_out);
+        lay_out(image, interleave, src + h * image.src.row,
+                (j.begin + p) * image.step_w + image.taps[0].w, width, laid_out);
         const BFloat16* run = laid_out;
         float* to = pixels + p * band.pixel;
         for (int64_t q = 0; q < n; ++q, run += step, to += band.pixel)

@@ -15,7 +15,8 @@ inline constexpr int64_t kSampleRows = 64;
 // neighbours among the weights.
 bool sample_gemm_applies(const ConvView& view);
 
-// The view has terms and must not be empty. bias may be null. Instantiated for float and double.
+// The view has terms and must not be empty. bias may be null. Instantiated for float, double,
+// BFloat16 and Float16.
 template <typename T>
 void sample_gemm(const ConvView& view, const T* src, const T* w, const T* bias,
                  const Epilogue<T>& epilogue, const Parallel& pool);

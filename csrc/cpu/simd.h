@@ -114,6 +114,21 @@ TORCHCONV_INLINE V permute(V v, Lanes lanes) {
 #endif
 }
 
+// Whether one instruction does that for vectors of A: float or double.
+#if defined(__AVX512F__)
+template <typename A>
+inline constexpr bool kPermutesLanes = true;
+#elif defined(__AVX2__)
+template <typename A>
+inline constexpr bool kPermutesLanes = sizeof(A) == 4;
+#else
+template <typename A>
+inline constexpr bool kPermutesLanes = false;
+#endif
+
+template <typename A>
+using LaneIndex = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+
 // Vec::load_partial and store_partial for a vector type V of T.
 #if defined(TORCHCONV_MASKED_MOVES) && defined(__AVX512BW__) && defined(__AVX512VL__)
 template <typename V, typename T>

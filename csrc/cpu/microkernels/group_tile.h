@@ -31,21 +31,6 @@ inline constexpr int kDotTile = 4, kDotChannels = 2;
 #endif
 inline constexpr int kSumTileCount = sizeof(kSumTiles) / sizeof(kSumTiles[0]);
 
-// Whether lanes can be permuted by an index in a register. Without, a vector has one group.
-#if defined(__AVX512F__)
-template <typename A>
-inline constexpr bool kPermutesLanes = true;
-#elif defined(__AVX2__)
-template <typename A>
-inline constexpr bool kPermutesLanes = sizeof(A) == 4;
-#else
-template <typename A>
-inline constexpr bool kPermutesLanes = false;
-#endif
-
-template <typename A>
-using LaneIndex = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
-
 struct TapRun {
   int64_t offset;    // of its first tap's source, in elements
   int64_t channels;  // from the first lane of the group on
