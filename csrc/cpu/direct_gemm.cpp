@@ -24,8 +24,10 @@
 namespace torchconv::cpu {
 namespace {
 
-// What a block's weights may take of the second-level cache.
-constexpr int64_t kWeightBytes = 640 << 10;
+// What a block's weights may take of the second-level cache, or its pixels.
+constexpr int64_t kWeightBytes = 640 << 10, kPixelBytes = 448 << 10;
+// Of pixels, from which each of two threads takes one or shares one.
+constexpr int64_t kBlocksOnce = 2;
 // Lines that are asked for together do not hold up the products that follow.
 constexpr int64_t kLinesAtOnce = 8;
 
@@ -52,11 +54,11 @@ class DirectGemm : DirectTasks {
     fill_zero(bias_.get() + zero_bias_, round_up(plan.padded_filters, kPanel<A>));
     high_ = epilogue.most();
     const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
-    to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
+    to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && epilogue.preactivation == nullptr;
     rounds_ = kPairs && simple && (view.dst.c == 1 || view.dst.column == 1);
     if constexpr (std::is_same_v<T, A>)
       streams_ =
-          to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
+          to_dst_ && simple && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
           WideVec<T>::streams(epilogue.y + view.dst_offset,
                               view.N * view.pixels() * view.groups * view.K, view.dst.column);
   }
@@ -93,6 +95,9 @@ class DirectGemm : DirectTasks {
             add_source(t.at, chunk + 1, &t.ahead);
           else if (task + 1 < end)
             add_source(position(task + 1), 0, &t.ahead);
+          t.next_weights = chunk + 1 < plan_.chunks ? chunk_weights(at, chunk + 1)
+                           : task + 1 < end         ? chunk_weights(position(task + 1), 0)
+                                                    : chunk_weights(at, chunk);
           run_chunk(t, chunk, ordered);
         }
       }
@@ -105,8 +110,17 @@ class DirectGemm : DirectTasks {
 
   struct Task : DirectTask {
     A *totals, *band, *scratch;
-    BFloat16* rounded;  // of pairs: [pixel][scratch_ld]
+    const A* next_weights;  // of the chunk or task that follows
+    BFloat16* rounded;      // of pairs: [pixel][scratch_ld]
   };
+
+  // The first panel that a task needs of a chunk.
+  const A* chunk_weights(const DirectPosition& at, int64_t chunk) const {
+    const int64_t terms = view_.terms() > 0 ? plan_.chunk_channels(view_, chunk) * taps_ : 0;
+    return weights_ +
+           (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters +
+           at.k.begin * terms;
+  }
 
   static DirectMicrokernel<A> kernel(int64_t rows, int64_t vectors) {
     if constexpr (kPairs)
@@ -147,12 +161,12 @@ class DirectGemm : DirectTasks {
     tile.totals = t.totals;
     tile.panel_size = channels * taps_ * kPanel<A>;
     tile.stream = streams_;
-    tile.clamp = last && (to_dst_ || rounds_) && epilogue_.activation != Activation::kNone;
+    tile.clamp = last && (to_dst_ || rounds_) && epilogue_.clamps();
+    const bool activates = last && to_dst_ && !epilogue_.clamps_at_most();
     tile.high = high_;
 
     const int64_t depth = channels * taps_, panels = ceil_div(at.k.size(), kPanel<A>);
-    const A* weights =
-        weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters;
+    const A* const weights = chunk_weights(at, chunk);
     // Of `count` panels, whole ones if several.
     const auto run_tile = [&](int64_t panel, int64_t count, const DirectPixels& group,
                               int64_t first, int64_t rows) {
@@ -162,7 +176,7 @@ class DirectGemm : DirectTasks {
       const int64_t vectors = ceil_div(filters, kLanes<A>);
       tile.pixels = t.src_offsets + first;
       tile.segments = t.segments.data() + group.segments;
-      tile.b = weights + k * depth;
+      tile.b = weights + panel * kPanel<A> * depth;
       tile.panels = count;
       tile.lanes = filters - (vectors - 1) * kLanes<A>;
       tile.bias = bias_.get() + (chunk == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
@@ -184,10 +198,11 @@ class DirectGemm : DirectTasks {
       }
       kernel(rows, vectors)(tile);
       tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms * count;
+      const int64_t width = (count - 1) * kPanel<A> + filters;
+      if (activates) activate_rows(epilogue_.activation, tile.c, tile.c_rows, rows, width);
       if (last && !to_dst_ && !rounds && view_.dst.c == 1)
         for (int64_t m = first; m < first + rows; ++m)
-          epilogue_.store_few(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>,
-                              (count - 1) * kPanel<A> + filters,
+          epilogue_.store_few(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>, width,
                               dst_offset(at) + t.dst_offsets[m] + k);
     };
     const auto for_tiles = [&](const auto& f) {
@@ -201,7 +216,10 @@ class DirectGemm : DirectTasks {
     for (const DirectPixels& group : t.groups)
       tiles += ceil_div(group.pixels.size(), plan_.tile_rows);
     const int64_t lines_ahead = ceil_div(t.ahead.lines(), tiles * panels);
-    if (at.k.size() * depth * kSize <= kWeightBytes) {
+    // Weights that no other block of pixels will read come from memory one panel ahead.
+    const bool read_once =
+        panels > 1 && blocks() <= kBlocksOnce && at.pixels() * depth * kSize <= kPixelBytes;
+    if (at.k.size() * depth * kSize <= kWeightBytes && !read_once) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.
       const int64_t end = at.pixels();
       const T* const fetched = epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.y;
@@ -238,7 +256,7 @@ class DirectGemm : DirectTasks {
       return;
     }
     for (int64_t panel = 0; panel < panels; ++panel) {
-      tile.next = weights + (at.k.begin + std::min(panel + 1, panels - 1) * kPanel<A>)*depth;
+      tile.next = panel + 1 < panels ? weights + (panel + 1) * kPanel<A> * depth : t.next_weights;
       tile.next_step = kPanel<A> * kSize / tiles;
       for_tiles([&](const DirectPixels& group, int64_t first, int64_t rows) {
         t.ahead.ask(lines_ahead);
@@ -305,15 +323,16 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
           .run(pool);
     }
     if (takes_pairs(view)) {
-      const ConvView pairs = pair_view(view);
+      const ConvView pairs = pair_view(flat_pixels(view));
       const bool whole = view.src.c == 1 && view.C % 2 == 0 &&
                          reinterpret_cast<uintptr_t>(src) % alignof(float) == 0;
       const DirectPlan plan(pairs, sizeof(A), whole, pixel / 2);
       return DirectGemm<T, true>(pairs, view.C, plan, src, weights, bias, epilogue).run(pool);
     }
   }
-  const DirectPlan plan(view, sizeof(A), std::is_same_v<T, A>, pixel);
-  DirectGemm<T>(view, view.C, plan, src, weights, bias, epilogue).run(pool);
+  const ConvView flat = flat_pixels(view);
+  const DirectPlan plan(flat, sizeof(A), std::is_same_v<T, A>, pixel);
+  DirectGemm<T>(flat, view.C, plan, src, weights, bias, epilogue).run(pool);
 }
 
 template void direct_gemm(const ConvView&, const float*, const float*, const float*, const float*,
