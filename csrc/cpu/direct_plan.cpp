@@ -58,7 +58,7 @@ DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place
   rows = even_piece(view.I, pixels / columns);
   const bool aliased = pixel * element_size % kAliasedBytes == 0;
   const bool one_tap = view.taps.size() == 1 && all_inside(view, view.taps[0]);
-  const bool in_place = in_place_possible && chunks == 1 &&
+  const bool in_place = in_place_possible && (chunks == 1 || one_tap) &&
                         (one_tap || taps_in_place(view, padded_filters * element_size));
   if (in_place && view.I == 1 && one_tap) {
     // An odd number of blocks would leave one of two threads with more, unless it has about as many
