@@ -17,7 +17,7 @@ constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
 // Of the first-level cache, at least: so many lines may fall into the same set.
 constexpr int64_t kCacheWays = 8;
 // Blocks of an image, for several threads, and panels of filters of which one more is few.
-constexpr int64_t kBlocksWanted = 6, kPanelsAlike = 8;
+constexpr int64_t kBlocksWanted = 6, kPanelsAlike = 8, kPanelsAlikeFewPixels = 4;
 
 bool all_inside(const ConvView& view, const ConvTap& tap) {
   const Range h = valid_range(view.I, view.step_h, tap.h, view.H);
@@ -61,12 +61,10 @@ DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place
   const bool in_place = in_place_possible && (chunks == 1 || one_tap) &&
                         (one_tap || taps_in_place(view, padded_filters * element_size));
   if (in_place && view.I == 1 && one_tap) {
-    // An odd number of blocks would leave one of two threads with more, unless it has about as many
-    // panels of filters.
+    // Of an odd number of blocks one thread would have more.
     const int64_t blocks = ceil_div(view.J, columns);
-    const int64_t panels = ceil_div(padded_filters * element_size, kMaxVectors * kVectorBytes);
     const bool odd = blocks * view.N * view.groups % 2 == 1;
-    if (odd && (blocks > 1 || (panels % 2 == 1 && panels < kPanelsAlike)) && columns > kMaxRows)
+    if (odd && (blocks > 1 || direct_plan_cuts_pixels(view, element_size)))
       columns = even_piece(view.J, ceil_div(view.J, blocks + 1));
   }
   if (in_place && aliased) tile_rows = std::min<int64_t>(kMaxRows, kCacheWays);
@@ -99,6 +97,13 @@ DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place
     nominal_samples = std::max<int64_t>(1, nominal_samples);
     samples = even_piece(view.N, nominal_samples);
   }
+}
+
+bool direct_plan_cuts_pixels(const ConvView& view, int64_t element_size) {
+  const int64_t panels = ceil_div(view.K * element_size, kMaxVectors * kVectorBytes);
+  const int64_t alike = view.pixels() >= kPixelsForTwo ? kPanelsAlike : kPanelsAlikeFewPixels;
+  return view.N * view.groups % 2 == 1 && panels % 2 == 1 && panels < alike &&
+         view.pixels() > kMaxRows;
 }
 
 }  // namespace torchconv::cpu
