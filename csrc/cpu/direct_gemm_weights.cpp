@@ -370,15 +370,16 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
   pack_chunks(view, direct_gemm_chunk(view, sizeof(Wide<T>)), w, packed, pool);
 }
 
-#define TORCHCONV_INSTANTIATE(T)                                                               \
-  template bool direct_gemm_packs_along<T>(const ConvView&);                                   \
-  template void direct_gemm_pack_panel(const ConvView&, const T*, int64_t, int64_t, Wide<T>*); \
-  template int64_t direct_gemm_weights_size<T>(const ConvView&);                               \
+#define TORCHCONV_INSTANTIATE(T)                                 \
+  template bool direct_gemm_packs_along<T>(const ConvView&);     \
+  template int64_t direct_gemm_weights_size<T>(const ConvView&); \
   template void direct_gemm_pack_weights(const ConvView&, const T*, Wide<T>*, const Parallel&);
 TORCHCONV_INSTANTIATE(float)
 TORCHCONV_INSTANTIATE(double)
 TORCHCONV_INSTANTIATE(BFloat16)
 TORCHCONV_INSTANTIATE(Float16)
 #undef TORCHCONV_INSTANTIATE
+template void direct_gemm_pack_panel(const ConvView&, const float*, int64_t, int64_t, float*);
+template void direct_gemm_pack_panel(const ConvView&, const double*, int64_t, int64_t, double*);
 
 }  // namespace torchconv::cpu
