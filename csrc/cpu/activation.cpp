@@ -106,35 +106,45 @@ A sum_strip(const A* row, int64_t n) {
   return lanes[0];
 }
 
-}  // namespace
-
-template <typename A>
-void activate(Activation activation, A* row, int64_t n) {
+// run(g), g of a vector.
+template <typename A, typename Run>
+TORCHCONV_INLINE void with_activation(Activation activation, const Run& run) {
   using Math = VectorMath<A>;
   using V = typename Math::V;
   switch (activation) {
     case Activation::kNone:
       break;
     case Activation::kReLU:
-      return transform(row, n, [](V x) { return Math::at_least(x, 0); });
+      return run([](V x) { return Math::at_least(x, 0); });
     case Activation::kReLU6:
-      return transform(row, n, [](V x) { return Math::at_most(Math::at_least(x, 0), 6); });
+      return run([](V x) { return Math::at_most(Math::at_least(x, 0), 6); });
     case Activation::kSigmoid:
-      return transform(row, n, [](V x) { return Math::sigmoid(x); });
+      return run([](V x) { return Math::sigmoid(x); });
     case Activation::kTanh:
-      return transform(row, n, [](V x) { return Math::tanh(x); });
+      return run([](V x) { return Math::tanh(x); });
     case Activation::kSiLU:
-      return transform(row, n, [](V x) { return x / (A{1} + Math::exp(-x).value()); });
+      return run([](V x) { return x / (A{1} + Math::exp(-x).value()); });
     case Activation::kHardswish:
-      return transform(row, n, [](V x) {
-        return x * Math::at_most(Math::at_least(x + A{3}, 0), 6) * A(1.0 / 6);
-      });
+      return run(
+          [](V x) { return x * Math::at_most(Math::at_least(x + A{3}, 0), 6) * A(1.0 / 6); });
     case Activation::kGELU:
-      return transform(row, n, [](V x) {
-        V gaussian;
-        return x * Math::normal_cdf(x, &gaussian);
-      });
+      return run([](V x) { return Math::gelu(x); });
   }
+}
+
+}  // namespace
+
+template <typename A>
+void activate(Activation activation, A* row, int64_t n) {
+  with_activation<A>(activation, [&](const auto& g) { transform(row, n, g); });
+}
+
+template <typename A>
+void activate_rows(Activation activation, A* first, const int64_t* offsets, int64_t rows,
+                   int64_t n) {
+  with_activation<A>(activation, [&](const auto& g) {
+    for (int64_t m = 0; m < rows; ++m) transform(first + offsets[m], n, g);
+  });
 }
 
 // dst[i*stride] = src[i], rounded.
@@ -253,6 +263,8 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
 
 template void activate(Activation, float*, int64_t);
 template void activate(Activation, double*, int64_t);
+template void activate_rows(Activation, float*, const int64_t*, int64_t, int64_t);
+template void activate_rows(Activation, double*, const int64_t*, int64_t, int64_t);
 template void Epilogue<float>::store(float*, int64_t, int64_t, int64_t) const;
 template void Epilogue<double>::store(double*, int64_t, int64_t, int64_t) const;
 template void Epilogue<BFloat16>::store(float*, int64_t, int64_t, int64_t) const;

@@ -18,6 +18,10 @@ namespace torchconv::cpu {
 // row[i] = g(row[i]); A is float or double.
 template <typename A>
 void activate(Activation activation, A* row, int64_t n);
+// The same of n elements at first + offsets[m], for m < rows.
+template <typename A>
+void activate_rows(Activation activation, A* first, const int64_t* offsets, int64_t rows,
+                   int64_t n);
 
 // dst[i] = src[i], rounded.
 template <typename T>

@@ -96,6 +96,32 @@ struct VectorMath {
     return bit_cast<V>(bit_cast<UnsignedBits>(magnitude) | (bit_cast<UnsignedBits>(x) & sign()));
   }
 
+  // x * P(X <= x) of the normal distribution: in float a rational function of x^2 times x in the
+  // place of P - 1/2, within 2.2e-7 |x| (PyTorch: 3.5e-7 |x|), which takes half the time of exp.
+  static TORCHCONV_INLINE V gelu(V x) {
+    if constexpr (sizeof(A) == sizeof(double)) {
+      V gaussian;
+      return x * normal_cdf(x, &gaussian);
+    } else {
+      constexpr float kEnd = 5.4f;  // half of float's resolution away from 0 and 1
+      const V inner = at_most(at_least(x, -kEnd), kEnd), square = inner * inner;
+      V p = broadcast(2.33867148e-08f);
+      p = p * square + 6.36002005e-06f;
+      p = p * square + 1.64321886e-04f;
+      p = p * square + 4.65085218e-03f;
+      p = p * square + 3.33722495e-02f;
+      p = p * square + 3.98942232e-01f;
+      V q = broadcast(1.21659037e-06f);
+      q = q * square + 7.24002384e-05f;
+      q = q * square + 1.85898261e-03f;
+      q = q * square + 2.83786990e-02f;
+      q = q * square + 2.50317901e-01f;
+      q = q * square + 1.0f;
+      const V product = x * (0.5f + inner * p / q);
+      return x < -kEnd ? V{} : product;
+    }
+  }
+
   // P(X <= x) of the normal distribution. gaussian receives exp(-x^2 / 2).
   static TORCHCONV_INLINE V normal_cdf(V x, V* gaussian) {
     *gaussian = exp(A(-0.5) * x * x).value();

@@ -63,7 +63,7 @@ int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm al
     case ConvAlgorithm::kStridedWinograd:
       return strided_winograd_weights_size(p);
     case ConvAlgorithm::kDirectProduct:
-      return direct_gemm_weights_size<T>(view);
+      return direct_gemm_packs_along<T>(view) ? 0 : direct_gemm_weights_size<T>(view);
     case ConvAlgorithm::kPixelProduct:
       return pixel_gemm_weights_size(view);
     case ConvAlgorithm::kGroupWinograd:
@@ -314,9 +314,10 @@ void for_patches(const ConvProblem& p, ConvView view, const T* w, const T* bias,
   const ConvProblem q = patch_problem(p);
   const ConvAlgorithm algorithm = gather_algorithm(view, kDType<T>, winograd_allowed());
   const PackedBuffer kept = kept_weights(q, view, algorithm, w, owner, pool);
-  const Buffer<Wide<T>> own(kept != nullptr ? 0 : packed_size<T>(q, view, algorithm));
-  if (kept == nullptr) pack(q, view, algorithm, w, own.get(), pool);
-  const void* const packed = kept != nullptr ? kept.get() : own.get();
+  const int64_t packs = kept != nullptr ? 0 : packed_size<T>(q, view, algorithm);
+  const Buffer<Wide<T>> own(packs);
+  if (packs > 0) pack(q, view, algorithm, w, own.get(), pool);
+  const void* const packed = packs > 0 ? own.get() : kept.get();
   const int64_t size = q.C * q.H * q.W;
   const int64_t most = kPatchBytes / static_cast<int64_t>(sizeof(T)) / size;
   const int64_t parts = ceil_div(p.N, std::clamp<int64_t>(most, 1, p.N));

@@ -175,6 +175,21 @@ std::vector<ConvView> dgrad_views(const ConvProblem& p, bool* covers_all) {
   return views;
 }
 
+ConvView flat_pixels(const ConvView& view) {
+  ConvView v = view;
+  // A single column has no step.
+  if (v.J == 1) v.dst.column = v.dst.row;
+  if (v.taps.size() != 1 || v.taps[0].h != 0 || v.taps[0].w != 0 || v.step_h != 1 ||
+      v.step_w != 1 || v.H != v.I || v.W != v.J || v.src.row != v.W * v.src.column ||
+      v.dst.row != v.J * v.dst.column)
+    return view;
+  v.W = v.J = v.pixels();
+  v.H = v.I = 1;
+  v.src.row = v.W * v.src.column;
+  v.dst.row = v.J * v.dst.column;
+  return v;
+}
+
 Range tap_span(const ConvView& view, int64_t ConvTap::* axis) {
   const auto [first, last] =
       std::minmax_element(view.taps.begin(), view.taps.end(),

@@ -63,6 +63,9 @@ std::vector<ConvView> dgrad_views(const ConvProblem& p, bool* covers_all);
 // The j in [0, count) whose source column j*step + offset lies in [0, size): [begin, end).
 Range valid_range(int64_t count, int64_t step, int64_t offset, int64_t size);
 
+// The same view, but where a single tap moves with the pixels these are one row.
+ConvView flat_pixels(const ConvView& view);
+
 // From the first offset of the taps along an axis to the last: [first, last + 1). There are taps.
 Range tap_span(const ConvView& view, int64_t ConvTap::* axis);
 

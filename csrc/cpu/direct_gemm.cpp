@@ -5,7 +5,8 @@
 // padding, or few products), and multiplies it with the chunk's panels of weights; sums of earlier
 // chunks wait in the destination, or in scratch where the epilogue needs more than the kernel
 // offers. The panel stays in the second-level cache while the block's tiles pass (Goto and van de
-// Geijn, 2008).
+// Geijn, 2008). Weights that only one block of pixels meets come from memory a panel ahead, and few
+// of them are packed a panel at a time (direct_gemm_packs_along).
 #include "cpu/direct_gemm.h"
 
 #include <algorithm>
@@ -24,8 +25,10 @@
 namespace torchconv::cpu {
 namespace {
 
-// What a block's weights may take of the second-level cache.
-constexpr int64_t kWeightBytes = 640 << 10;
+// What a block's weights may take of the second-level cache, or its pixels.
+constexpr int64_t kWeightBytes = 640 << 10, kPixelBytes = 448 << 10;
+// Of pixels, from which each of two threads takes one or shares one.
+constexpr int64_t kBlocksOnce = 2;
 // Lines that are asked for together do not hold up the products that follow.
 constexpr int64_t kLinesAtOnce = 8;
 
@@ -35,13 +38,15 @@ class DirectGemm : DirectTasks {
  public:
   using A = Wide<T>;
 
-  // See DirectSource for rows_of; channels: of the source.
+  // See DirectSource for rows_of; channels: of the source. weights: packed, or null where
+  // direct_gemm_packs_along from unpacked ones.
   DirectGemm(const ConvView& view, int64_t channels, const DirectPlan& plan, const T* src,
-             const A* weights, const T* bias, const Epilogue<T>& epilogue,
+             const A* weights, const T* unpacked, const T* bias, const Epilogue<T>& epilogue,
              const ConvView* rows_of = nullptr)
       : DirectTasks(view, plan, {src, sizeof(T), channels, kTermChannels, rows_of}, kPanel<A>),
         src_(src),
         weights_(weights),
+        unpacked_(unpacked),
         epilogue_(epilogue),
         zero_bias_(view.groups * plan.padded_filters),
         bias_(zero_bias_ + round_up(plan.padded_filters, kPanel<A>)) {
@@ -52,11 +57,11 @@ class DirectGemm : DirectTasks {
     fill_zero(bias_.get() + zero_bias_, round_up(plan.padded_filters, kPanel<A>));
     high_ = epilogue.most();
     const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
-    to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && simple;
+    to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && epilogue.preactivation == nullptr;
     rounds_ = kPairs && simple && (view.dst.c == 1 || view.dst.column == 1);
     if constexpr (std::is_same_v<T, A>)
       streams_ =
-          to_dst_ && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
+          to_dst_ && simple && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
           WideVec<T>::streams(epilogue.y + view.dst_offset,
                               view.N * view.pixels() * view.groups * view.K, view.dst.column);
   }
@@ -69,14 +74,18 @@ class DirectGemm : DirectTasks {
     const int64_t ld = scratch_ld();
     const int64_t sums = to_dst_ ? 0 : round_up(pixels * ld, 16);
     const int64_t rounded = rounds_ && view_.dst.c != 1 ? round_up(pixels * ld / 2, 16) : 0;
-    const int64_t slot_size = band + kTileSize<A> + sums + rounded;
+    const int64_t bands = weights_ == nullptr ? plan_.chunks : 1;
+    const int64_t panel = weights_ == nullptr ? plan_.channels * taps_ * kPanel<A> : 0;
+    const int64_t slot_size = bands * band + panel + kTileSize<A> + sums + rounded;
     Buffer<A> scratch(split.slots * slot_size);
     Buffer<int64_t> tables(split.slots * pixels * 3);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       Task t;
       t.totals = scratch.get() + slot * slot_size;
       t.band = t.totals + kTileSize<A>;
-      t.scratch = t.band + band;
+      t.band_size = band;
+      t.panel = t.band + bands * band;
+      t.scratch = t.panel + panel;
       t.rounded = reinterpret_cast<BFloat16*>(t.scratch + sums);
       t.src_offsets = tables.get() + slot * pixels * 3;
       t.dst_offsets = t.src_offsets + pixels;
@@ -87,12 +96,19 @@ class DirectGemm : DirectTasks {
         const bool ordered = task > begin && same_pixels(at, t.at);
         t.at = at;
         if (!ordered) order_pixels(t);
+        if (weights_ == nullptr) {
+          if constexpr (std::is_same_v<T, A>) run_packing(t, ordered);
+          continue;
+        }
         for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
           t.ahead.clear();
           if (chunk + 1 < plan_.chunks)
             add_source(t.at, chunk + 1, &t.ahead);
           else if (task + 1 < end)
             add_source(position(task + 1), 0, &t.ahead);
+          t.next_weights = chunk + 1 < plan_.chunks ? chunk_weights(at, chunk + 1)
+                           : task + 1 < end         ? chunk_weights(position(task + 1), 0)
+                                                    : chunk_weights(at, chunk);
           run_chunk(t, chunk, ordered);
         }
       }
@@ -104,9 +120,19 @@ class DirectGemm : DirectTasks {
   static constexpr int64_t kTermChannels = kPairs ? 2 : 1;
 
   struct Task : DirectTask {
-    A *totals, *band, *scratch;
-    BFloat16* rounded;  // of pairs: [pixel][scratch_ld]
+    A *totals, *band, *panel, *scratch;
+    int64_t band_size;
+    const A* next_weights;  // of the chunk or task that follows
+    BFloat16* rounded;      // of pairs: [pixel][scratch_ld]
   };
+
+  // The first panel that a task needs of a chunk.
+  const A* chunk_weights(const DirectPosition& at, int64_t chunk) const {
+    const int64_t terms = view_.terms() > 0 ? plan_.chunk_channels(view_, chunk) * taps_ : 0;
+    return weights_ +
+           (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters +
+           at.k.begin * terms;
+  }
 
   static DirectMicrokernel<A> kernel(int64_t rows, int64_t vectors) {
     if constexpr (kPairs)
@@ -123,85 +149,143 @@ class DirectGemm : DirectTasks {
       fill_pairs(*plan_.band, view_, src, channels, at.i, at.j, band);
   }
 
-  // ordered: the task's pixels are those of the one before it.
-  void run_chunk(Task& t, int64_t chunk, bool ordered) const {
-    const DirectPosition& at = t.at;
-    const int64_t channels = view_.terms() > 0 ? plan_.chunk_channels(view_, chunk) : 0;
-    const bool last = chunk + 1 == plan_.chunks;
-    const T* src = src_ + source_offset(at, chunk);
-    DirectTile<A> tile{};
-    if (plan_.band) {
-      const int64_t first = chunk * plan_.channels * kTermChannels;
-      const int64_t filled = std::min(channels * kTermChannels, source_.channels - first);
-      for (int64_t n = 0; n < at.n.size(); ++n)
-        fill(src + n * view_.src.n, filled, at, t.band + n * plan_.band->size());
-      tile.a = t.band;
-    } else {
-      tile.a = reinterpret_cast<const A*>(src);
-    }
-    const bool cut = ordered && plan_.chunks == 1;
-    if ((chunk == 0 || last) && !cut) cut_segments(t, channels);
-    const bool rounds = last && rounds_;
-    if (rounds && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
-    tile.terms = terms_.get() + (last ? plan_.channels * taps_ : 0);
-    tile.totals = t.totals;
-    tile.panel_size = channels * taps_ * kPanel<A>;
-    tile.stream = streams_;
-    tile.clamp = last && (to_dst_ || rounds_) && epilogue_.activation != Activation::kNone;
-    tile.high = high_;
+  // What the tiles of a chunk have in common.
+  struct Chunk {
+    int64_t index, depth;
+    bool last, rounds;
+    DirectTile<A> tile;
+  };
 
-    const int64_t depth = channels * taps_, panels = ceil_div(at.k.size(), kPanel<A>);
-    const A* weights =
-        weights_ + (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters;
-    // Of `count` panels, whole ones if several.
-    const auto run_tile = [&](int64_t panel, int64_t count, const DirectPixels& group,
-                              int64_t first, int64_t rows) {
-      const int64_t k = at.k.begin + panel * kPanel<A>;
-      const Epilogue<T> to = epilogue_.at(dst_offset(at) + k);
-      const int64_t filters = std::min(kPanel<A>, at.k.end - k);
-      const int64_t vectors = ceil_div(filters, kLanes<A>);
-      tile.pixels = t.src_offsets + first;
-      tile.segments = t.segments.data() + group.segments;
-      tile.b = weights + k * depth;
-      tile.panels = count;
-      tile.lanes = filters - (vectors - 1) * kLanes<A>;
-      tile.bias = bias_.get() + (chunk == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
-      if (to_dst_) {
-        if constexpr (std::is_same_v<T, A>) tile.c = to.y, tile.before = to.residual;
-        tile.c_rows = t.dst_offsets + first;
-      } else {
-        tile.c = t.scratch + panel * kPanel<A>;
-        tile.c_rows = t.scratch_offsets + first;
+  int64_t chunk_channels(int64_t chunk) const {
+    return view_.terms() > 0 ? plan_.chunk_channels(view_, chunk) : 0;
+  }
+
+  void fill_band(const Task& t, int64_t chunk, A* band) const {
+    const int64_t first = chunk * plan_.channels * kTermChannels;
+    const int64_t filled =
+        std::min(chunk_channels(chunk) * kTermChannels, source_.channels - first);
+    const T* const src = src_ + source_offset(t.at, chunk);
+    for (int64_t n = 0; n < t.at.n.size(); ++n)
+      fill(src + n * view_.src.n, filled, t.at, band + n * plan_.band->size());
+  }
+
+  // band: the chunk's, where the plan has one. ordered: the task's pixels are those of the one
+  // before it.
+  Chunk begin_chunk(Task& t, int64_t chunk, const A* band, bool ordered) const {
+    const int64_t channels = chunk_channels(chunk);
+    Chunk c{chunk, channels * taps_, chunk + 1 == plan_.chunks, false, {}};
+    c.rounds = c.last && rounds_;
+    const bool cut = ordered && plan_.chunks == 1;
+    if ((chunk == 0 || c.last) && !cut) cut_segments(t, channels);
+    DirectTile<A>& tile = c.tile;
+    tile.a = plan_.band ? band : reinterpret_cast<const A*>(src_ + source_offset(t.at, chunk));
+    tile.terms = terms_.get() + (c.last ? plan_.channels * taps_ : 0);
+    tile.totals = t.totals;
+    tile.panel_size = c.depth * kPanel<A>;
+    tile.stream = streams_;
+    tile.clamp = c.last && (to_dst_ || rounds_) && epilogue_.clamps();
+    tile.high = high_;
+    return c;
+  }
+
+  // Of `count` panels from the task's panel on, whole ones if several, whose weights are b.
+  void run_tile(const Task& t, Chunk& c, const A* b, int64_t panel, int64_t count,
+                const DirectPixels& group, int64_t first, int64_t rows) const {
+    const DirectPosition& at = t.at;
+    DirectTile<A>& tile = c.tile;
+    const int64_t k = at.k.begin + panel * kPanel<A>;
+    const Epilogue<T> to = epilogue_.at(dst_offset(at) + k);
+    const int64_t filters = std::min(kPanel<A>, at.k.end - k);
+    const int64_t vectors = ceil_div(filters, kLanes<A>);
+    tile.pixels = t.src_offsets + first;
+    tile.segments = t.segments.data() + group.segments;
+    tile.b = b;
+    tile.panels = count;
+    tile.lanes = filters - (vectors - 1) * kLanes<A>;
+    tile.bias = bias_.get() + (c.index == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
+    if (to_dst_) {
+      if constexpr (std::is_same_v<T, A>) tile.c = to.y, tile.before = to.residual;
+      tile.c_rows = t.dst_offsets + first;
+    } else {
+      tile.c = t.scratch + panel * kPanel<A>;
+      tile.c_rows = t.scratch_offsets + first;
+    }
+    if (c.index > 0) tile.before = tile.c;
+    if constexpr (kPairs) {
+      if (c.rounds) {
+        const bool in_place = view_.dst.c == 1;
+        tile.rounded = in_place ? to.y : t.rounded + panel * kPanel<A>;
+        if (to.residual != nullptr) tile.residual = in_place ? to.residual : tile.rounded;
+        tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
       }
-      if (chunk > 0) tile.before = tile.c;
-      if constexpr (kPairs) {
-        if (rounds) {
-          const bool in_place = view_.dst.c == 1;
-          tile.rounded = in_place ? to.y : t.rounded + panel * kPanel<A>;
-          if (to.residual != nullptr) tile.residual = in_place ? to.residual : tile.rounded;
-          tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
-        }
-      }
-      kernel(rows, vectors)(tile);
-      tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms * count;
-      if (last && !to_dst_ && !rounds && view_.dst.c == 1)
-        for (int64_t m = first; m < first + rows; ++m)
-          epilogue_.store_few(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>,
-                              (count - 1) * kPanel<A> + filters,
-                              dst_offset(at) + t.dst_offsets[m] + k);
-    };
-    const auto for_tiles = [&](const auto& f) {
-      for (const DirectPixels& group : t.groups)
-        for_row_tiles(group.pixels.size(), plan_.tile_rows, [&](int64_t first, int64_t rows) {
-          f(group, group.pixels.begin + first, rows);
-        });
-    };
-    constexpr int64_t kSize = sizeof(A);
+    }
+    kernel(rows, vectors)(tile);
+    tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms * count;
+    const int64_t width = (count - 1) * kPanel<A> + filters;
+    if (c.last && to_dst_ && !epilogue_.clamps_at_most())
+      activate_rows(epilogue_.activation, tile.c, tile.c_rows, rows, width);
+    if (c.last && !to_dst_ && !c.rounds && view_.dst.c == 1)
+      for (int64_t m = first; m < first + rows; ++m)
+        epilogue_.store_few(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>, width,
+                            dst_offset(at) + t.dst_offsets[m] + k);
+  }
+
+  template <typename F>
+  void for_tiles(const Task& t, F&& f) const {
+    for (const DirectPixels& group : t.groups)
+      for_row_tiles(group.pixels.size(), plan_.tile_rows, [&](int64_t first, int64_t rows) {
+        f(group, group.pixels.begin + first, rows);
+      });
+  }
+  int64_t count_tiles(const Task& t) const {
     int64_t tiles = 0;
     for (const DirectPixels& group : t.groups)
       tiles += ceil_div(group.pixels.size(), plan_.tile_rows);
+    return tiles;
+  }
+
+  // Packs each panel when it is its turn, from weights that were fetched during the one before.
+  void run_packing(Task& t, bool ordered) const {
+    const DirectPosition& at = t.at;
+    if (plan_.band && !ordered)
+      for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk)
+        fill_band(t, chunk, t.band + chunk * t.band_size);
+    const int64_t panels = ceil_div(at.k.size(), kPanel<A>), tiles = count_tiles(t);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t k = at.k.begin + panel * kPanel<A>;
+      const T* const w =
+          unpacked_ + at.g * view_.weight_group + k * view_.weight_k + view_.taps[0].weight;
+      const void* next = w + kPanel<A> * view_.weight_k;
+      for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
+        Chunk c = begin_chunk(t, chunk, t.band + chunk * t.band_size, ordered || panel > 0);
+        direct_gemm_pack_panel(view_, w + chunk * plan_.channels, c.depth,
+                               std::min(kPanel<A>, at.k.end - k), t.panel);
+        c.tile.next = next;
+        c.tile.next_step = kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
+        for_tiles(t, [&](const DirectPixels& group, int64_t first, int64_t rows) {
+          run_tile(t, c, t.panel, panel, 1, group, first, rows);
+        });
+        next = c.tile.next;
+      }
+    }
+  }
+
+  // ordered: the task's pixels are those of the one before it.
+  void run_chunk(Task& t, int64_t chunk, bool ordered) const {
+    const DirectPosition& at = t.at;
+    if (plan_.band) fill_band(t, chunk, t.band);
+    Chunk c = begin_chunk(t, chunk, t.band, ordered);
+    DirectTile<A>& tile = c.tile;
+    const int64_t depth = c.depth, panels = ceil_div(at.k.size(), kPanel<A>);
+    if (c.rounds && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
+    const A* const weights = chunk_weights(at, chunk);
+    constexpr int64_t kSize = sizeof(A);
+    const int64_t tiles = count_tiles(t);
     const int64_t lines_ahead = ceil_div(t.ahead.lines(), tiles * panels);
-    if (at.k.size() * depth * kSize <= kWeightBytes) {
+    // Weights that no other block of pixels will read come from memory one panel ahead.
+    const bool read_once =
+        panels > 1 && blocks() <= kBlocksOnce && at.pixels() * depth * kSize <= kPixelBytes;
+    if (at.k.size() * depth * kSize <= kWeightBytes && !read_once) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.
       const int64_t end = at.pixels();
       const T* const fetched = epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.y;
@@ -212,7 +296,7 @@ class DirectGemm : DirectTasks {
           std::max<int64_t>(1, kLinesAtOnce / std::max<int64_t>(1, lines_ahead));
       tile.next = weights;
       tile.next_step = 0;
-      for_tiles([&](const DirectPixels& group, int64_t first, int64_t rows) {
+      for_tiles(t, [&](const DirectPixels& group, int64_t first, int64_t rows) {
         if (plan_.reads_neighbours && first + 2 * rows <= end) {
           tile.next = tile.a + t.src_offsets[first + rows];
           tile.next_step =
@@ -231,21 +315,21 @@ class DirectGemm : DirectTasks {
             t.ahead.ask(lines_ahead * count);
           else
             t.ahead.give(lines_ahead * count, group.terms * count, &tile);
-          run_tile(panel, count, group, first, rows);
+          run_tile(t, c, weights + panel * kPanel<A> * depth, panel, count, group, first, rows);
         }
       });
-      if (last && view_.dst.c != 1) store_planes(t);
+      if (c.last && view_.dst.c != 1) store_planes(t);
       return;
     }
     for (int64_t panel = 0; panel < panels; ++panel) {
-      tile.next = weights + (at.k.begin + std::min(panel + 1, panels - 1) * kPanel<A>)*depth;
+      tile.next = panel + 1 < panels ? weights + (panel + 1) * kPanel<A> * depth : t.next_weights;
       tile.next_step = kPanel<A> * kSize / tiles;
-      for_tiles([&](const DirectPixels& group, int64_t first, int64_t rows) {
+      for_tiles(t, [&](const DirectPixels& group, int64_t first, int64_t rows) {
         t.ahead.ask(lines_ahead);
-        run_tile(panel, 1, group, first, rows);
+        run_tile(t, c, weights + panel * kPanel<A> * depth, panel, 1, group, first, rows);
       });
     }
-    if (last && view_.dst.c != 1) store_planes(t);
+    if (c.last && view_.dst.c != 1) store_planes(t);
   }
 
   // Of a destination where pixels are neighbours.
@@ -279,6 +363,7 @@ class DirectGemm : DirectTasks {
 
   const T* src_;
   const A* weights_;
+  const T* unpacked_;
   const Epilogue<T>& epilogue_;
   int64_t zero_bias_;  // where panels of zeros lie behind the bias
   Buffer<A> bias_;     // [group][padded_filters]
@@ -293,27 +378,29 @@ template <typename T>
 void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
                  const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   using A = Wide<T>;
-  const Buffer<A> own(packed != nullptr ? 0 : direct_gemm_weights_size<T>(view));
-  if (packed == nullptr) direct_gemm_pack_weights(view, w, own.get(), pool);
-  const A* weights = packed != nullptr ? packed : own.get();
+  const bool packs = packed == nullptr && !direct_gemm_packs_along<T>(view);
+  const Buffer<A> own(packs ? direct_gemm_weights_size<T>(view) : 0);
+  if (packs) direct_gemm_pack_weights(view, w, own.get(), pool);
+  const A* weights = packs ? own.get() : packed;
   const int64_t pixel = view.step_w * view.src.column;
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (takes_row_pairs(view)) {
       const ConvView rows = row_view(view), pairs = pair_view(rows);
       const DirectPlan plan(pairs, sizeof(A), false, 0);
-      return DirectGemm<T, true>(pairs, rows.C, plan, src, weights, bias, epilogue, &view)
+      return DirectGemm<T, true>(pairs, rows.C, plan, src, weights, w, bias, epilogue, &view)
           .run(pool);
     }
     if (takes_pairs(view)) {
-      const ConvView pairs = pair_view(view);
+      const ConvView pairs = pair_view(flat_pixels(view));
       const bool whole = view.src.c == 1 && view.C % 2 == 0 &&
                          reinterpret_cast<uintptr_t>(src) % alignof(float) == 0;
       const DirectPlan plan(pairs, sizeof(A), whole, pixel / 2);
-      return DirectGemm<T, true>(pairs, view.C, plan, src, weights, bias, epilogue).run(pool);
+      return DirectGemm<T, true>(pairs, view.C, plan, src, weights, w, bias, epilogue).run(pool);
     }
   }
-  const DirectPlan plan(view, sizeof(A), std::is_same_v<T, A>, pixel);
-  DirectGemm<T>(view, view.C, plan, src, weights, bias, epilogue).run(pool);
+  const ConvView flat = flat_pixels(view);
+  const DirectPlan plan(flat, sizeof(A), std::is_same_v<T, A>, pixel);
+  DirectGemm<T>(flat, view.C, plan, src, weights, w, bias, epilogue).run(pool);
 }
 
 template void direct_gemm(const ConvView&, const float*, const float*, const float*, const float*,

@@ -26,6 +26,16 @@ template <typename T>
 void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
                               const Parallel& pool);
 
+// Whether so few pixels meet the weights that direct_gemm packs them panel by panel between the
+// products, while it fetches those to come from memory: less than packing them before, or than
+// reading both these weights, to know that they have not changed, and the packed ones.
+template <typename T>
+bool direct_gemm_packs_along(const ConvView& view);
+// The panel of these filters over so many channels that lie side by side, of one tap.
+template <typename T>
+void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, int64_t filters,
+                            Wide<T>* panel);
+
 // The grid must not be empty; the terms may be. packed: from direct_gemm_pack_weights, or null;
 // bias may be null. Instantiated for float, double, BFloat16 and Float16.
 template <typename T>

@@ -7,9 +7,11 @@
 #include "cpu/channel_pairs.h"
 #include "cpu/conv_pack.h"
 #include "cpu/direct_gemm.h"
+#include "cpu/direct_plan.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/parallel_range.h"
 #include "cpu/row_pairs.h"
+#include "cpu/transpose_tile.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -364,6 +366,27 @@ void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Pa
 }  // namespace
 
 template <typename T>
+bool direct_gemm_packs_along(const ConvView& view) {
+  constexpr int64_t kMostPixels = 448, kMostBytes = 1280 << 10;
+  const int64_t pixels = view.N * view.pixels();
+  return std::is_same_v<T, Wide<T>> && view.taps.size() == 1 && view.C > 0 && view.weight_c == 1 &&
+         pixels <= kMostPixels && view.K * view.C * static_cast<int64_t>(sizeof(T)) <= kMostBytes &&
+         (pixels >= kPixelsForTwo || !direct_plan_cuts_pixels(view, sizeof(T)));
+}
+
+template <typename T>
+void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, int64_t filters,
+                            Wide<T>* panel) {
+  constexpr int64_t kL = WideVec<T>::kLanes;
+  const int64_t width = round_up(filters, kL);
+  for (int64_t c = 0; c < channels; c += kL)
+    for (int64_t k = 0; k < width; k += kL)
+      transpose_tile(w + k * view.weight_k + c, view.weight_k, std::min(kL, filters - k),
+                     std::min(kL, channels - c), panel + c * width + k, width,
+                     std::min(kL, channels - c));
+}
+
+template <typename T>
 void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
                               const Parallel& pool) {
   if constexpr (std::is_same_v<T, BFloat16>) {
@@ -378,6 +401,7 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
 }
 
 #define TORCHCONV_INSTANTIATE(T)                                 \
+  template bool direct_gemm_packs_along<T>(const ConvView&);     \
   template int64_t direct_gemm_weights_size<T>(const ConvView&); \
   template void direct_gemm_pack_weights(const ConvView&, const T*, Wide<T>*, const Parallel&);
 TORCHCONV_INSTANTIATE(float)
@@ -385,5 +409,7 @@ TORCHCONV_INSTANTIATE(double)
 TORCHCONV_INSTANTIATE(BFloat16)
 TORCHCONV_INSTANTIATE(Float16)
 #undef TORCHCONV_INSTANTIATE
+template void direct_gemm_pack_panel(const ConvView&, const float*, int64_t, int64_t, float*);
+template void direct_gemm_pack_panel(const ConvView&, const double*, int64_t, int64_t, double*);
 
 }  // namespace torchconv::cpu

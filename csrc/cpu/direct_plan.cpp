@@ -16,8 +16,8 @@ constexpr int64_t kBandBytes = 384 << 10;
 constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
 // Of the first-level cache, at least: so many lines may fall into the same set.
 constexpr int64_t kCacheWays = 8;
-// Blocks of an image, for several threads.
-constexpr int64_t kBlocksWanted = 6;
+// Blocks of an image, for several threads, and panels of filters of which one more is few.
+constexpr int64_t kBlocksWanted = 6, kPanelsAlike = 8, kPanelsAlikeFewPixels = 4;
 
 bool all_inside(const ConvView& view, const ConvTap& tap) {
   const Range h = valid_range(view.I, view.step_h, tap.h, view.H);
@@ -58,8 +58,15 @@ DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place
   rows = even_piece(view.I, pixels / columns);
   const bool aliased = pixel * element_size % kAliasedBytes == 0;
   const bool one_tap = view.taps.size() == 1 && all_inside(view, view.taps[0]);
-  const bool in_place = in_place_possible && chunks == 1 &&
+  const bool in_place = in_place_possible && (chunks == 1 || one_tap) &&
                         (one_tap || taps_in_place(view, padded_filters * element_size));
+  if (in_place && view.I == 1 && one_tap) {
+    // Of an odd number of blocks one thread would have more.
+    const int64_t blocks = ceil_div(view.J, columns);
+    const bool odd = blocks * view.N * view.groups % 2 == 1;
+    if (odd && (blocks > 1 || direct_plan_cuts_pixels(view, element_size)))
+      columns = even_piece(view.J, ceil_div(view.J, blocks + 1));
+  }
   if (in_place && aliased) tile_rows = std::min<int64_t>(kMaxRows, kCacheWays);
   if (view.terms() > 0 && !in_place) {
     const auto try_block = [&](int64_t block_rows, int64_t block_columns, int64_t limit) {
@@ -90,6 +97,13 @@ DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place
     nominal_samples = std::max<int64_t>(1, nominal_samples);
     samples = even_piece(view.N, nominal_samples);
   }
+}
+
+bool direct_plan_cuts_pixels(const ConvView& view, int64_t element_size) {
+  const int64_t panels = ceil_div(view.K * element_size, kMaxVectors * kVectorBytes);
+  const int64_t alike = view.pixels() >= kPixelsForTwo ? kPanelsAlike : kPanelsAlikeFewPixels;
+  return view.N * view.groups % 2 == 1 && panels % 2 == 1 && panels < alike &&
+         view.pixels() > kMaxRows;
 }
 
 }  // namespace torchconv::cpu

@@ -31,4 +31,10 @@ struct DirectPlan {
   }
 };
 
+// From so many pixels on, what each of two threads packs for half of them is little.
+inline constexpr int64_t kPixelsForTwo = 196;
+// Whether the pixels of a call on one image are cut for two threads though one block could take
+// them: there are few panels of filters, and an odd number of them.
+bool direct_plan_cuts_pixels(const ConvView& view, int64_t element_size);
+
 }  // namespace torchconv::cpu

@@ -2,7 +2,9 @@
 #include "cpu/direct_tasks.h"
 
 #include <algorithm>
+#include <limits>
 
+#include "cpu/parallel_range.h"
 #include "cpu/simd.h"
 
 namespace torchconv::cpu {
@@ -12,10 +14,45 @@ namespace {
 constexpr int64_t kTermsInRegisters = 256;
 // The sums are rounded to fewer bits than any number of pairs would lose.
 constexpr int64_t kPairsInRegisters = 1024;
-// The tasks of one call should be enough for several threads when it is large.
-constexpr int64_t kTasksWanted = 16;
+// The tasks of one call should be enough for several threads when it is large, and then have so
+// many panels each.
+constexpr int64_t kTasksWanted = 16, kPanelsEnough = 4;
+// Of a task that is worth a thread.
+constexpr double kEnoughOperations = 1e12;
 // From so many pixels on a tile is as fast as a full one.
 constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
+
+// Panels of filters of the busiest of some threads, if those of each of `blocks` of pixels are cut
+// in so many pieces. See WorkSplit for the runs of tasks that threads get.
+int64_t most_panels(int64_t blocks, int64_t panels, int64_t pieces, int64_t threads) {
+  const int64_t tasks = blocks * pieces;
+  const int64_t slots = WorkSplit(tasks, kEnoughOperations).slots;
+  const int64_t share = ceil_div(slots, threads);
+  const auto before = [&](int64_t slot) {
+    const int64_t task = std::min(slot, slots) * tasks / slots;
+    return task / pieces * panels + task % pieces * panels / pieces;
+  };
+  int64_t most = 0;
+  for (int64_t slot = 0; slot < slots; slot += share)
+    most = std::max(most, before(slot + share) - before(slot));
+  return most;
+}
+
+// In how many pieces to cut the panels of filters: as two and four threads have them most evenly,
+// of such numbers the largest that leaves a piece kPanelsEnough, or else the smallest.
+int64_t pieces_of(int64_t blocks, int64_t panels) {
+  const int64_t most = std::min(ceil_div(kTasksWanted, blocks), panels);
+  int64_t best = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t pieces = 1; pieces <= most; ++pieces) {
+    const int64_t cost =
+        most_panels(blocks, panels, pieces, 2) * 2 + most_panels(blocks, panels, pieces, 4) * 4;
+    if (cost < least || (cost == least && panels >= kPanelsEnough * pieces)) {
+      least = cost;
+      best = pieces;
+    }
+  }
+  return best;
+}
 
 Range block(int64_t index, int64_t size, int64_t total) {
   return {index * size, std::min((index + 1) * size, total)};
@@ -40,21 +77,23 @@ DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const Dir
       blocks_i_(ceil_div(view.I, plan.rows)),
       blocks_j_(ceil_div(view.J, plan.columns)),
       blocks_n_(ceil_div(view.N, plan.samples)),
+      panel_(panel),
+      panels_(ceil_div(view.K, panel)),
+      filter_pieces_(pieces_of(blocks() * view.groups, panels_)),
+      filters_(ceil_div(panels_, filter_pieces_) * panel),
       terms_(2 * plan.channels * taps_) {
   group_pixels();
   if (view.terms() > 0) {
     fill_terms(plan.channels, terms_.get());
     fill_terms(plan.chunk_channels(view, plan.chunks - 1), terms_.get() + plan.channels * taps_);
   }
-  const int64_t blocks = blocks_n_ * blocks_i_ * blocks_j_ * view.groups;
-  const int64_t pieces = std::min(ceil_div(kTasksWanted, blocks), ceil_div(view.K, 128));
-  filters_ = round_up(ceil_div(view.K, pieces), panel);
-  filter_pieces_ = ceil_div(view.K, filters_);
 }
 
 DirectPosition DirectTasks::position(int64_t task) const {
   DirectPosition at;
-  at.k = block(task % filter_pieces_, filters_, view_.K);
+  const int64_t piece = task % filter_pieces_;
+  at.k = {piece * panels_ / filter_pieces_ * panel_,
+          std::min((piece + 1) * panels_ / filter_pieces_ * panel_, view_.K)};
   task /= filter_pieces_;
   at.j = block(task % blocks_j_, plan_.columns, view_.J);
   task /= blocks_j_;

@@ -47,9 +47,9 @@ class DirectTasks {
   DirectTasks(const ConvView& view, const DirectPlan& plan, const DirectSource& source,
               int64_t panel);
 
-  int64_t count() const {
-    return blocks_n_ * view_.groups * blocks_i_ * blocks_j_ * filter_pieces_;
-  }
+  // Of a group's pixels.
+  int64_t blocks() const { return blocks_n_ * blocks_i_ * blocks_j_; }
+  int64_t count() const { return blocks() * view_.groups * filter_pieces_; }
   DirectPosition position(int64_t task) const;
   // Whether pixels in this order are those of another position.
   static bool same_pixels(const DirectPosition& a, const DirectPosition& b);
@@ -79,7 +79,8 @@ class DirectTasks {
   const DirectPlan& plan_;
   const DirectSource source_;
   int64_t taps_, blocks_i_, blocks_j_, blocks_n_;
-  int64_t filters_, filter_pieces_;
+  int64_t panel_, panels_, filter_pieces_;
+  int64_t filters_;        // of a task, at most
   Buffer<int32_t> terms_;  // of a full chunk and of the last, as offsets from a pixel's first
 
  private:

@@ -12,35 +12,46 @@
 
 #include "core/range.h"
 #include "cpu/parallel_range.h"
+#include "cpu/simd.h"
 
 namespace torchconv::cpu {
 namespace {
 
 // Bytes that are summed as one, and by one thread.
-constexpr int64_t kPiece = int64_t{1} << 17;
+constexpr int64_t kPiece = int64_t{1} << 16;
 constexpr uint32_t kFactor = 0x9E3779B1u;
 constexpr uint64_t kWideFactor = 0x9E3779B97F4A7C15u;
 
 // Each of 64 lanes is hashed by steps that no two sums, nor two words, share a result of: whatever
 // changes one word of a lane changes its sum. The shift is for changes of many words alike, as by a
 // sign or by a factor of 2: a polynomial modulo 2^32 takes an even number of flipped signs as none.
-uint32_t next_sum(uint32_t sum, uint32_t word) {
-  sum = sum * kFactor + word;
+using Words = Vec<uint32_t>;
+
+Words::Type next_sum(Words::Type sum, Words::Type words) {
+  sum = sum * kFactor + words;
   return sum ^ (sum >> 15);
 }
 
 uint64_t checksum_of(const char* data, int64_t bytes) {
-  constexpr int64_t kLanes = 64, kRow = kLanes * sizeof(uint32_t);
-  uint32_t sums[kLanes] = {}, row[kLanes];
+  constexpr int64_t kLanes = 64, kRow = kLanes * sizeof(uint32_t), kL = Words::kLanes;
+  constexpr int kVectors = kLanes / kL;
+  // In registers: sums in memory take as long again as the weights from a last-level cache.
+  Words::Type sums[kVectors] = {};
+  const auto add = [&](const char* row) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v)
+      sums[v] = next_sum(sums[v], Words::load(row + v * kL * sizeof(uint32_t)));
+  };
   int64_t at = 0;
-  for (; at + kRow <= bytes; at += kRow) {
-    std::memcpy(row, data + at, kRow);
-    for (int64_t l = 0; l < kLanes; ++l) sums[l] = next_sum(sums[l], row[l]);
-  }
-  std::memset(row, 0, kRow);
-  if (at < bytes) std::memcpy(row, data + at, static_cast<size_t>(bytes - at));
+  for (; at + kRow <= bytes; at += kRow) add(data + at);
+  char rest[kRow] = {};
+  if (at < bytes) std::memcpy(rest, data + at, static_cast<size_t>(bytes - at));
+  add(rest);
+  uint32_t lanes[kLanes];
+#pragma GCC unroll 16
+  for (int v = 0; v < kVectors; ++v) Words::store(lanes + v * kL, sums[v]);
   auto sum = static_cast<uint64_t>(bytes);
-  for (int64_t l = 0; l < kLanes; ++l) sum = (sum ^ next_sum(sums[l], row[l])) * kWideFactor;
+  for (const uint32_t lane : lanes) sum = (sum ^ lane) * kWideFactor;
   return sum;
 }
 // Forms kept for an owner: images of several sizes may need several.

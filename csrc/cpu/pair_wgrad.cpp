@@ -42,18 +42,6 @@ constexpr int64_t kTasksWanted = 16, kMinChunks = 4, kPartialBytes = 16 << 20;
 // Narrower sides leave a tile mostly empty.
 constexpr int64_t kFewestFilters = 16;
 
-// The pixels of an image are one row to a single tap that moves with them.
-ConvView flat(const ConvView& view) {
-  ConvView v = view;
-  if (v.taps.size() != 1 || v.taps[0].h != 0 || v.taps[0].w != 0 || v.step_h != 1 ||
-      v.step_w != 1 || v.H != v.I || v.W != v.J || v.src.row != v.W * v.src.column ||
-      v.dst.row != v.J * v.dst.column)
-    return v;
-  v.W = v.J = v.pixels();
-  v.H = v.I = 1;
-  return v;
-}
-
 // The band's view: an output is a pair.
 ConvView paired(const ConvView& view) {
   ConvView v = view;
@@ -78,7 +66,7 @@ void zip_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to, int64_t
 class PairWgrad {
  public:
   PairWgrad(const ConvView& view, const BFloat16* dz, const BFloat16* x, BFloat16* dw)
-      : view_(flat(view)),
+      : view_(flat_pixels(view)),
         pairs_(paired(view_)),
         dz_(dz),
         x_(x),

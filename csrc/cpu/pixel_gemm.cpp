@@ -42,19 +42,6 @@ struct FilterTiles {
   int64_t begin(int64_t t) const { return t * (filters / count) + std::min(t, filters % count); }
 };
 
-// The pixels of an image are one row to a single tap that moves with them.
-ConvView flat(const ConvView& view) {
-  ConvView v = view;
-  if (v.taps.size() != 1 || v.taps[0].h != 0 || v.taps[0].w != 0 || v.step_h != 1 ||
-      v.step_w != 1 || v.H != v.I || v.W != v.J || v.src.row != v.W || !v.dst_pixels_contiguous())
-    return v;
-  v.W = v.J = v.pixels();
-  v.H = v.I = 1;
-  v.src.row = v.dst.row = v.W;
-  v.dst.column = 1;
-  return v;
-}
-
 // dst[i] = src[i], past the caches but for its ends.
 template <typename A>
 void stream_copy(A* dst, const A* src, int64_t n) {
@@ -75,7 +62,7 @@ class PixelGemm {
 
   PixelGemm(const ConvView& view, const T* src, const A* weights, const T* bias,
             const Epilogue<T>& epilogue)
-      : view_(flat(view)),
+      : view_(flat_pixels(view)),
         src_(src),
         weights_(weights),
         epilogue_(epilogue),
