@@ -30,10 +30,6 @@ constexpr int64_t kL = V::kLanes;
 constexpr int kTaps = kGroupWinogradTaps, kOutputs = kGroupWinogradOutputs,
               kPoints = kGroupWinogradPoints, kDown = kGroupWinogradDown;
 
-// With so few products to an output, stores that first read what they overwrite are a larger part
-// of the time than elsewhere (kStreamedBytes).
-constexpr int64_t kStreamed = kStreamedBytes / 2 / static_cast<int64_t>(sizeof(float));
-
 // Three runs of three taps, one below the other.
 bool is_square(const ConvView& view) {
   const std::vector<GroupRun> runs = group_runs(view);
@@ -152,13 +148,7 @@ class GroupWinograd {
         bias_[i * kL + l] = bias != nullptr && l < filters ? bias[first + l] : 0.0f;
     }
     in_place_ = store_.simple && view.dst.c == 1;
-    const bool pixels = in_place_ && band_.vector_filters == kL &&
-                        band_.groups * view.K % kL == 0 && view.dst.column % kL == 0 &&
-                        view.dst.row % kL == 0;
-    const bool planes = store_.planes_in_place(band_.band) && view.dst.c % kL == 0;
-    streams_ = (pixels || planes) && view.dst.n % kL == 0 &&
-               WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
-               view.N * view.dst.n >= kStreamed;
+    streams_ = store_.streams(band_.whole_vectors(view), band_.band, view.dst_offset, view.N);
   }
 
   std::vector<int64_t> run(const Parallel& pool) const {
@@ -178,7 +168,10 @@ class GroupWinograd {
         // The products leave the memory idle.
         ahead.clear();
         if (view_.dst.c != 1 && !streams_) expect_outputs(t, ahead);
-        if (view_.src.c != 1 && task + 1 < end) expect_source(task_at(task + 1, band, 0), ahead);
+        if (view_.src.c != 1 && task + 1 < end) {
+          const Task next = task_at(task + 1, band, 0);
+          band_.expect(view_, src_ + next.n * view_.src.n, next.block, next.i0, ahead);
+        }
         if (!run_band(t, ahead))
           special_[static_cast<size_t>(t.n)].store(true, std::memory_order_relaxed);
       }
@@ -212,15 +205,7 @@ class GroupWinograd {
             scratch + source + window_size() + group_winograd_scratch(band_.band)};
   }
 
-  // The planes that a task reads or writes.
-  void expect_source(const Task& t, SourcePrefetch& ahead) const {
-    const int64_t channel = t.block * band_.groups * view_.C;
-    const int64_t channels = band_.groups_in(view_, t.block) * view_.C;
-    const int64_t first = t.i0 + band_.first_h;
-    const Range rows{std::max<int64_t>(first, 0), std::min(first + t.rows + kTaps - 1, view_.H)};
-    prefetch_planes(src_ + t.n * view_.src.n + channel * view_.src.c + rows.begin * view_.src.row,
-                    view_.src, channels, rows.size(), view_.W, ahead);
-  }
+  // The planes that a task writes.
   void expect_outputs(const Task& t, SourcePrefetch& ahead) const {
     const int64_t filter = t.block * band_.groups * view_.K;
     const int64_t filters = band_.groups_in(view_, t.block) * view_.K;
@@ -233,8 +218,7 @@ class GroupWinograd {
   bool run_band(const Task& t, SourcePrefetch& ahead) const {
     const float* const src =
         src_ + t.n * view_.src.n + t.block * band_.groups * view_.C * view_.src.c;
-    if (view_.src.c != 1)
-      band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band, false);
+    if (view_.src.c != 1) band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band);
     GroupWinogradTile tile{};
     tile.fetch = &ahead;
     tile.lines = ceil_div(ahead.lines(), band_.dst_vectors * columns_.points() *

@@ -64,9 +64,14 @@ struct GroupSum {
   A* out;                     // [count] vectors out_step apart, of which `used` lanes are written
   BFloat16* rounded;          // pairs only, or null: where the sums go instead of out
   int64_t count, out_step, used;
+  bool stream;  // past the caches: out is whole and aligned
   bool clamp;
   A low, high;
+  const char* next;  // lines next_step bytes apart that are asked for between the products
+  int64_t next_lines, next_step;
 };
+// So many with each channel of a run.
+inline constexpr int64_t kNextLines = 2;
 
 // Of the tile for the first of `rest` outputs, in kSumTiles.
 inline int64_t group_sum_tile(int64_t rest) {
