@@ -185,7 +185,7 @@ class GroupGather {
         Task t{weights, band, i0, at.n, at.block, 0, band + source, &ahead, 0};
         images_.fill(band_, view_, at, band);
         ahead.clear();
-        if (task + 1 < end) images_.expect(band_, view_, {band_, view_, task + 1}, ahead);
+        if (task + 1 < end) expect(at, {band_, view_, task + 1}, weights, ahead);
         t.lines = ceil_div(ahead.lines(),
                            std::min(band_.band, view_.I - i0) * row_tiles_ * band_.dst_vectors);
         for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
@@ -244,6 +244,18 @@ class GroupGather {
     for (int64_t j = 0; j < from.view->J; j += kSumTiles[group_sum_tile(from.view->J - j)])
       ++row_tiles_;
     phases_.push_back(std::move(phase));
+  }
+
+  // What the next task reads. Another core may have packed its weights.
+  void expect(const GroupTask& at, const GroupTask& next, const A* weights,
+              SourcePrefetch& ahead) const {
+    for (const Phase& phase : phases_) {
+      if (next.block == at.block) break;
+      const int64_t size = band_.dst_vectors * phase.weights_vector;
+      ahead.add(weights + phase.weights + next.block * size, 1, 0,
+                size * static_cast<int64_t>(sizeof(A)));
+    }
+    images_.expect(band_, view_, next, ahead);
   }
 
   int64_t out_size() const { return out_rows_ * grid_.W * kL; }

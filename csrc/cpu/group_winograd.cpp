@@ -168,10 +168,7 @@ class GroupWinograd {
         // The products leave the memory idle.
         ahead.clear();
         if (view_.dst.c != 1 && !streams_) expect_outputs(t, ahead);
-        if (view_.src.c != 1 && task + 1 < end) {
-          const Task next = task_at(task + 1, band, 0);
-          band_.expect(view_, src_ + next.n * view_.src.n, next.block, next.i0, ahead);
-        }
+        if (task + 1 < end) expect_source(t, task_at(task + 1, band, 0), ahead);
         if (!run_band(t, ahead))
           special_[static_cast<size_t>(t.n)].store(true, std::memory_order_relaxed);
       }
@@ -205,6 +202,15 @@ class GroupWinograd {
             scratch + source + window_size() + group_winograd_scratch(band_.band)};
   }
 
+  // What the next task reads and the transforms do not ask for: planes, and weights that another
+  // core may have transformed.
+  void expect_source(const Task& t, const Task& next, SourcePrefetch& ahead) const {
+    const int64_t weights = band_.dst_vectors * weights_of(view_);
+    if (next.block != t.block)
+      ahead.add(u_ + next.block * weights, 1, 0, weights * static_cast<int64_t>(sizeof(float)));
+    if (view_.src.c != 1)
+      band_.expect(view_, src_ + next.n * view_.src.n, next.block, next.i0, ahead);
+  }
   // The planes that a task writes.
   void expect_outputs(const Task& t, SourcePrefetch& ahead) const {
     const int64_t filter = t.block * band_.groups * view_.K;
