@@ -97,13 +97,14 @@ struct GroupBand {
 };
 
 // Task `task` of N * bands * blocks, in an order in which neighbours read neighbouring memory: in
-// channels_last the blocks of a band, else the bands and samples of a block.
+// channels_last the blocks of a band, unless by_block, else the bands and samples of a block.
 struct GroupTask {
   int64_t n, band, block;
 
-  GroupTask(const GroupBand& cut, const ConvView& view, int64_t task) {
-    const int64_t blocks = view.src.c == 1 ? cut.blocks : 1;
-    block = view.src.c == 1 ? task % blocks : task / (view.N * cut.bands);
+  GroupTask(const GroupBand& cut, const ConvView& view, int64_t task, bool by_block = false) {
+    const bool inner = view.src.c == 1 && !by_block;
+    const int64_t blocks = inner ? cut.blocks : 1;
+    block = inner ? task % blocks : task / (view.N * cut.bands);
     band = task / blocks % cut.bands;
     n = task / (blocks * cut.bands) % view.N;
   }
