@@ -175,8 +175,13 @@ class GroupWgrad {
                 d.first_channel = c;
                 d.channels = std::min<int64_t>(kDotChannels, channels - c);
                 d.sums = sum + c * run.count * kL;
-                ahead.ask(lines);
+                const SourcePrefetch::Run next =
+                    ahead.take(std::min(lines, d.count / kDotTile * d.rows * kNextDotLines));
+                d.next = next.first;
+                d.next_lines = next.lines;
+                d.next_step = next.step;
                 group_dot(d, run.count);
+                ahead.ask(lines - next.lines);
               }
               sum += channels * run.count * kL;
             }

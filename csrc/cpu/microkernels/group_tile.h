@@ -98,7 +98,11 @@ struct GroupDot {
   int64_t channels;       // at most kDotChannels
   int64_t rows, count, step;
   int64_t dz_row, src_row;  // elements
+  const char* next;         // as those of GroupSum
+  int64_t next_lines, next_step;
 };
+// So many with each tile of kDotTile.
+inline constexpr int64_t kNextDotLines = 3;
 
 template <typename A>
 void group_dot(const GroupDot<A>& dot, int64_t taps);

@@ -194,12 +194,21 @@ void group_dot_run(const GroupDot<A>& d) {
     for (int s = 0; s < kTaps; ++s) sum[c][s] = typename V::Type{};
   }
   const int64_t step = d.step * kL;
+  const char* next = d.next;
+  int64_t next_lines = d.next_lines;
   for (int64_t row = 0; row < d.rows; ++row) {
     const A* dz = d.dz + row * d.dz_row;
     const A* src = d.src + row * d.src_row;
     int64_t j = 0;
-    for (; j + kDotTile <= d.count; j += kDotTile, dz += kDotTile * kL, src += kDotTile * step)
+    for (; j + kDotTile <= d.count; j += kDotTile, dz += kDotTile * kL, src += kDotTile * step) {
+      if (next_lines > 0) {
+#pragma GCC unroll 3
+        for (int64_t l = 0; l < kNextDotLines; ++l, next += d.next_step)
+          __builtin_prefetch(next, 0, 2);
+        next_lines -= kNextDotLines;
+      }
       dot_tile<A, kOneGroup, kTaps, kStep, kDotTile>(dz, src, step, d.first_channel, lanes, sum);
+    }
     for (; j < d.count; ++j, dz += kL, src += step)
       dot_tile<A, kOneGroup, kTaps, kStep, 1>(dz, src, step, d.first_channel, lanes, sum);
   }
