@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 
 #include "core/buffer.h"
 #include "cpu/group_store.h"
@@ -157,7 +158,6 @@ class GroupWinograd {
         store_(view.dst, view.J, epilogue),
         src_(src),
         w_(w),
-        transform_(view, band_, w),
         bias_(band_.blocks * band_.dst_vectors * kL),
         special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()) {
     for (int64_t i = 0; i < band_.blocks * band_.dst_vectors; ++i) {
@@ -180,6 +180,8 @@ class GroupWinograd {
   std::vector<int64_t> run(const float* packed, const Parallel& pool) const {
     const bool transforms = packed == nullptr && (by_block_ || view_.N * band_.bands == 1);
     const bool shares = packed == nullptr && !transforms;
+    std::optional<WeightTransform> transform;
+    if (transforms) transform.emplace(view_, band_, w_);
     Buffer<float> own(shares ? group_winograd_weights_size(view_) : 0);
     if (shares) {
       transform_weights(view_, w_, own.get(), pool);
@@ -190,7 +192,7 @@ class GroupWinograd {
     const int64_t source = round_up(band_.size, 16);
     const int64_t images = source + window_size() + group_winograd_scratch(band_.band) +
                            out_size() + store_.planes_size(band_.band);
-    const int64_t slot_size = images + (transforms ? weights + transform_.scratch() : 0);
+    const int64_t slot_size = images + (transforms ? weights + transform->scratch() : 0);
     const WorkSplit split(tasks,
                           static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
                               static_cast<double>(view_.terms() / 3 + 8));
@@ -205,7 +207,7 @@ class GroupWinograd {
         t.u = transforms ? u : packed + t.block * weights;
         if (transforms && t.block != transformed) {
           for (int64_t v = 0; v < band_.dst_vectors; ++v)
-            transform_.run(t.block * band_.dst_vectors + v, u + weights, u + v * weights_of(view_));
+            transform->run(t.block * band_.dst_vectors + v, u + weights, u + v * weights_of(view_));
           transformed = t.block;
         }
         // The products leave the memory idle.
@@ -342,7 +344,6 @@ class GroupWinograd {
   const GroupStore<float> store_;
   const float* src_;
   const float* w_;
-  const WeightTransform transform_;
   Buffer<float> bias_;                            // [block][vector][lanes]
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
   bool by_block_;                                 // the order of tasks, see GroupTask
