@@ -212,3 +212,11 @@ def test_streamed(layout: str) -> None:
     x, w, b = problem((2, 16, 257, 256), (16, 8, 3, 3), layout)
     truth = torch_F.relu(torch_F.conv2d(*(t.double() for t in (x, w, b)), padding=1, groups=2))
     check(F.conv2d(x, w, b, padding=1, groups=2, activation="relu"), truth)
+
+
+@cpu_only
+@on_formats
+def test_streamed_input_gradient(layout: str) -> None:
+    """The same of a stride, whose phases write between each other's pixels."""
+    leaves = problem((2, 16, 258, 256), (16, 8, 3, 3), layout)
+    check_all(leaves, {"padding": 1, "stride": 2, "groups": 2})

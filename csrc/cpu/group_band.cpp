@@ -156,16 +156,12 @@ void copy_group_window(const GroupWindow& window, const T* src, Wide<T>* to) {
 
 template <typename T, bool kPairs>
 void GroupBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i0,
-                     Wide<T>* scratch, bool asks) const {
+                     Wide<T>* scratch) const {
   constexpr int64_t kChannels = kPairs ? 2 : 1;
   const int64_t channels = groups_in(view, block) * view.C;
   src += block * groups * view.C * kChannels * view.src.c;
-  // The same rows' part of the next band, or sample.
-  const int64_t ahead = !asks                ? 0
-                        : i0 + band < view.I ? band * view.step_h * view.src.row
-                                             : view.src.n - i0 * view.step_h * view.src.row;
   GroupWindow window{view.src, 0,       view.H, view.W, i0 * view.step_h + first_h,
-                     rows,     first_w, width,  ahead};
+                     rows,     first_w, width,  0};
   for (int64_t v = 0; v < src_vectors; ++v) {
     window.channels = std::min(lanes, channels - v * lanes);
     const T* from = src + v * lanes * kChannels * view.src.c;
@@ -173,7 +169,7 @@ void GroupBand::fill(const ConvView& view, const T* src, int64_t block, int64_t 
     if constexpr (kPairs) {
       if (view.src.c == 1) {
         GroupWindow pairs = window;
-        pairs.strides.row /= 2, pairs.strides.column /= 2, pairs.ahead /= 2;
+        pairs.strides.row /= 2, pairs.strides.column /= 2;
         copy_group_window(pairs, reinterpret_cast<const float*>(from), to);
         continue;
       }
@@ -184,8 +180,8 @@ void GroupBand::fill(const ConvView& view, const T* src, int64_t block, int64_t 
 
 #define TORCHCONV_GROUP_BAND(T, kPairs)                                                           \
   template void copy_group_window<T, kPairs>(const GroupWindow&, const T*, Wide<T>*);             \
-  template void GroupBand::fill<T, kPairs>(const ConvView&, const T*, int64_t, int64_t, Wide<T>*, \
-                                           bool) const;
+  template void GroupBand::fill<T, kPairs>(const ConvView&, const T*, int64_t, int64_t, Wide<T>*) \
+      const;
 TORCHCONV_GROUP_BAND(float, false)
 TORCHCONV_GROUP_BAND(double, false)
 TORCHCONV_GROUP_BAND(BFloat16, false)

@@ -62,6 +62,10 @@ struct GroupBand {
     const int64_t filters = groups_in(view, block) * view.K - vector * vector_filters;
     return std::clamp<int64_t>(filters, 0, vector_filters);
   }
+  // Whether vectors of results are full, and begin at a multiple of their length.
+  bool whole_vectors(const ConvView& view) const {
+    return vector_filters == lanes && groups * view.K % lanes == 0;
+  }
   // Of a tap at (h, w) from the band's first output.
   int64_t offset(int64_t h, int64_t w) const {
     return ((h - first_h) * width + w - first_w) * lanes;
@@ -77,21 +81,30 @@ struct GroupBand {
     return index;
   }
 
-  // src: the sample. asks: for what the next band reads.
+  // src: the sample. i0: the band's first row of outputs.
   template <typename T, bool kPairs = false>
-  void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch,
-            bool asks = true) const;
+  void fill(const ConvView& view, const T* src, int64_t block, int64_t i0, Wide<T>* scratch) const;
+  // What that reads, to be asked for.
+  template <typename T, bool kPairs = false>
+  void expect(const ConvView& view, const T* src, int64_t block, int64_t i0,
+              SourcePrefetch& ahead) const {
+    const int64_t group = view.C * (kPairs ? 2 : 1), first = i0 * view.step_h + first_h;
+    const Range inside{std::clamp<int64_t>(first, 0, view.H),
+                       std::clamp<int64_t>(first + rows, 0, view.H)};
+    prefetch_planes(src + inside.begin * view.src.row + block * groups * group * view.src.c,
+                    view.src, groups_in(view, block) * group, inside.size(), view.W, ahead);
+  }
 };
 
 // Task `task` of N * bands * blocks, in an order in which neighbours read neighbouring memory: in
-// channels_last the blocks of a band, else the bands and samples of a block, as GroupBand::fill
-// expects.
+// channels_last the blocks of a band, unless by_block, else the bands and samples of a block.
 struct GroupTask {
   int64_t n, band, block;
 
-  GroupTask(const GroupBand& cut, const ConvView& view, int64_t task) {
-    const int64_t blocks = view.src.c == 1 ? cut.blocks : 1;
-    block = view.src.c == 1 ? task % blocks : task / (view.N * cut.bands);
+  GroupTask(const GroupBand& cut, const ConvView& view, int64_t task, bool by_block = false) {
+    const bool inner = view.src.c == 1 && !by_block;
+    const int64_t blocks = inner ? cut.blocks : 1;
+    block = inner ? task % blocks : task / (view.N * cut.bands);
     band = task / blocks % cut.bands;
     n = task / (blocks * cut.bands) % view.N;
   }

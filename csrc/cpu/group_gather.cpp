@@ -1,10 +1,11 @@
 // fprop and dgrad with few channels in a group, by the tiles of microkernels/group_tile.h over the
 // bands of group_band.h. A task is a band of rows of a block of groups. Sums are cut at kDepth
 // terms. In channels_last a row is written where it belongs; else some rows of all filters of a
-// vector are transposed. In bfloat16 a channel of the tiles is a pair of them where the processor
-// has such products.
+// vector are transposed. The products meanwhile fetch what the next task reads. In bfloat16 a
+// channel of the tiles is a pair of them where the processor has such products.
 #include "cpu/group_gather.h"
 
+#include <numeric>
 #include <type_traits>
 
 #include "core/buffer.h"
@@ -63,11 +64,14 @@ class GroupImages {
   A* y = nullptr;               // where a tile can write it, else null
   BFloat16* rounded = nullptr;  // the same of pairs
 
-  virtual void fill(const GroupBand& band, const ConvView& view, int64_t n, int64_t block,
-                    int64_t i0, A* scratch) const = 0;
+  virtual void fill(const GroupBand& band, const ConvView& view, const GroupTask& at,
+                    A* scratch) const = 0;
+  virtual void expect(const GroupBand& band, const ConvView& view, const GroupTask& at,
+                      SourcePrefetch& ahead) const = 0;
+  virtual bool streams(bool whole_vectors, int64_t rows, int64_t N) const = 0;
   virtual void store_pixels(A* row, int64_t used, int64_t dst) const = 0;
-  virtual void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst,
-                            A* planes) const = 0;
+  virtual void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst, A* planes,
+                            bool streams) const = 0;
   virtual int64_t planes_size(int64_t rows) const = 0;
 
  protected:
@@ -79,7 +83,7 @@ class GroupImagesOf final : public GroupImages<Wide<T>> {
  public:
   using A = Wide<T>;
   GroupImagesOf(const GroupGrid& grid, const T* src, const Epilogue<T>& epilogue)
-      : src_(src), store_(grid.strides, grid.W, epilogue) {
+      : src_(src), first_(grid.offset), store_(grid.strides, grid.W, epilogue) {
     this->clamps = store_.clamps;
     this->simple = store_.simple;
     this->high = store_.high;
@@ -88,21 +92,31 @@ class GroupImagesOf final : public GroupImages<Wide<T>> {
     if constexpr (kPairs) this->rounded = epilogue.y;
   }
 
-  void fill(const GroupBand& band, const ConvView& view, int64_t n, int64_t block, int64_t i0,
+  void fill(const GroupBand& band, const ConvView& view, const GroupTask& at,
             A* scratch) const override {
-    band.template fill<T, kPairs>(view, src_ + n * view.src.n, block, i0, scratch);
+    band.template fill<T, kPairs>(view, src_ + at.n * view.src.n, at.block, at.band * band.band,
+                                  scratch);
+  }
+  void expect(const GroupBand& band, const ConvView& view, const GroupTask& at,
+              SourcePrefetch& ahead) const override {
+    band.template expect<T, kPairs>(view, src_ + at.n * view.src.n, at.block, at.band * band.band,
+                                    ahead);
+  }
+  bool streams(bool whole_vectors, int64_t rows, int64_t N) const override {
+    return store_.streams(whole_vectors, rows, first_, N);
   }
   void store_pixels(A* row, int64_t used, int64_t dst) const override {
     store_.store_pixels(row, used, dst);
   }
-  void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst,
-                    A* planes) const override {
-    store_.store_planes(pixels, used, rows, dst, planes);
+  void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst, A* planes,
+                    bool streams) const override {
+    store_.store_planes(pixels, used, rows, dst, planes, streams);
   }
   int64_t planes_size(int64_t rows) const override { return store_.planes_size(rows); }
 
  private:
   const T* src_;
+  const int64_t first_;  // of the destination
   const GroupStore<T> store_;
 };
 
@@ -121,11 +135,17 @@ class GroupGather {
         in_place_(images.y != nullptr || images.rounded != nullptr),
         bias_(band_.blocks * band_.dst_vectors * kL) {
     for (const GroupPhase& phase : phases) plan(phase);
-    // Rows that are transposed together.
-    constexpr int64_t kRowsBytes = 16 << 10;
-    out_rows_ = grid.strides.c == 1 ? 1
-                                    : std::clamp<int64_t>(kRowsBytes / (kVectorBytes * grid.W), 1,
-                                                          band_.band * grid.step_h);
+    const int64_t band_rows = band_.band * grid.step_h;
+    if (grid.strides.c != 1) {
+      // Rows that are transposed together: whole vectors of pixels, where there are some.
+      constexpr int64_t kRowsBytes = 16 << 10;
+      out_rows_ = std::clamp<int64_t>(kRowsBytes / (kVectorBytes * grid.W), 1, band_rows);
+      const int64_t unit = kL / std::gcd(kL, grid.W);
+      if (out_rows_ > unit) out_rows_ -= out_rows_ % unit;
+    }
+    streams_ =
+        images.streams(band_.whole_vectors(view_),
+                       band_.bands == 1 ? out_rows_ : std::gcd(out_rows_, band_rows), view_.N);
   }
 
   // To be called first; bias may be null.
@@ -157,16 +177,22 @@ class GroupGather {
     Buffer<A> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       A* const band = scratch.get() + slot * slot_size;
+      SourcePrefetch ahead;
       for (int64_t task = begin; task < end; ++task) {
         const GroupTask at(band_, view_, task);
-        const int64_t n = at.n, i0 = at.band * band_.band;
+        const int64_t i0 = at.band * band_.band;
         const int64_t end_row = std::min((i0 + band_.band) * grid_.step_h, grid_.H);
-        Task t{weights, band, i0, n, at.block, 0, band + source};
-        images_.fill(band_, view_, n, t.block, i0, band);
+        Task t{weights, band, i0, at.n, at.block, 0, band + source, &ahead, 0};
+        images_.fill(band_, view_, at, band);
+        ahead.clear();
+        if (task + 1 < end) expect(at, {band_, view_, task + 1}, weights, ahead);
+        t.lines = ceil_div(ahead.lines(),
+                           std::min(band_.band, view_.I - i0) * row_tiles_ * band_.dst_vectors);
         for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
           for (t.vector = 0; t.vector < band_.dst_vectors; ++t.vector)
             run_rows(t, h, std::min(out_rows_, end_row - h));
       }
+      if (streams_) stream_fence();
     });
   }
 
@@ -176,6 +202,7 @@ class GroupGather {
   // Runs of equal length that one call of a tile sums up.
   struct Call {
     int64_t taps, first, count, weights;
+    int64_t channels;  // of all its runs
   };
   struct Phase {
     const ConvView* view;
@@ -189,6 +216,8 @@ class GroupGather {
     const A* band;
     int64_t i0, n, block, vector;
     A* scratch;
+    SourcePrefetch* ahead;
+    int64_t lines;  // of those, with a tile
   };
 
   void plan(const GroupPhase& from) {
@@ -202,16 +231,31 @@ class GroupGather {
         std::vector<Call>& calls = phase.calls;
         if (calls.empty() || calls.back().taps != run.count || terms + more > kDepth) {
           calls.push_back(
-              {run.count, static_cast<int64_t>(phase.runs.size()), 0, phase.weights_vector});
+              {run.count, static_cast<int64_t>(phase.runs.size()), 0, phase.weights_vector, 0});
           terms = 0;
         }
         ++calls.back().count;
+        calls.back().channels += channels;
         terms += more;
         phase.weights_vector += more * kL;
         phase.runs.push_back({v * band_.plane + band_.offset(run.h, run.w), channels});
       }
     weights_size_ += band_.blocks * band_.dst_vectors * phase.weights_vector;
+    for (int64_t j = 0; j < from.view->J; j += kSumTiles[group_sum_tile(from.view->J - j)])
+      ++row_tiles_;
     phases_.push_back(std::move(phase));
+  }
+
+  // What the next task reads. Another core may have packed its weights.
+  void expect(const GroupTask& at, const GroupTask& next, const A* weights,
+              SourcePrefetch& ahead) const {
+    for (const Phase& phase : phases_) {
+      if (next.block == at.block) break;
+      const int64_t size = band_.dst_vectors * phase.weights_vector;
+      ahead.add(weights + phase.weights + next.block * size, 1, 0,
+                size * static_cast<int64_t>(sizeof(A)));
+    }
+    images_.expect(band_, view_, next, ahead);
   }
 
   int64_t out_size() const { return out_rows_ * grid_.W * kL; }
@@ -233,7 +277,8 @@ class GroupGather {
         images_.store_pixels(to, used, dst + h * grid_.strides.row);
     }
     if (grid_.strides.c != 1)
-      images_.store_planes(out, used, rows, dst + first * grid_.strides.row, out + out_size());
+      images_.store_planes(out, used, rows, dst + first * grid_.strides.row, out + out_size(),
+                           streams_);
   }
 
   // Row i of a phase: where it belongs from dst on, or in a row of pixels.
@@ -252,6 +297,7 @@ class GroupGather {
       const int64_t rest = phase.view->J - j, tile = group_sum_tile(rest);
       g.src = row + j * view_.step_w * kL;
       g.start = bias_.get() + index * kL;
+      int64_t lines = t.lines;
       for (const Call& call : phase.calls) {
         const bool last = &call == &phase.calls.back();
         g.clamp = last && images_.simple && images_.clamps;
@@ -260,6 +306,7 @@ class GroupGather {
         g.out = last ? to + column * kL : t.scratch;
         g.out_step = last ? grid_.step_w * kL : kL;
         g.used = kL;
+        g.stream = false;
         g.rounded = nullptr;
         if (last && in_place_) {
           const int64_t first = dst + column * grid_.strides.column;
@@ -269,16 +316,23 @@ class GroupGather {
             g.out = images_.y + first;
           g.out_step = grid_.step_w * grid_.strides.column;
           g.used = used;
+          g.stream = streams_;
         }
         g.weights = weights + call.weights;
         g.runs = phase.runs.data() + call.first;
         g.count_runs = call.count;
+        const SourcePrefetch::Run next = t.ahead->take(std::min(lines, call.channels * kNextLines));
+        g.next = next.first;
+        g.next_lines = next.lines;
+        g.next_step = next.step;
+        lines -= next.lines;
         if constexpr (kPairs)
           group_pair_sum_kernel(call.taps, view_.step_w, tile)(g);
         else
           group_sum_kernel<A>(call.taps, view_.step_w, band_.groups == 1, tile)(g);
         g.start = nullptr;
       }
+      t.ahead->ask(lines);
     }
   }
 
@@ -291,7 +345,9 @@ class GroupGather {
   Buffer<A> bias_;       // [block][vector][lanes]
   std::vector<Phase> phases_;
   int64_t weights_size_ = 0;
-  int64_t out_rows_;
+  int64_t row_tiles_ = 0;  // of a band's row of outputs, of all phases
+  int64_t out_rows_ = 1;
+  bool streams_;  // in_place_, or planes
 };
 
 std::vector<GroupPhase> phases_of(const std::vector<ConvView>& views) {

@@ -10,6 +10,10 @@
 
 namespace torchconv::cpu {
 
+// With so few products to an output, stores that first read what they overwrite are a larger part
+// of the time than elsewhere (kStreamedBytes).
+inline constexpr int64_t kGroupStreamedBytes = kStreamedBytes / 2;
+
 template <typename T>
 struct GroupStore {
   using A = Wide<T>;
@@ -45,6 +49,17 @@ struct GroupStore {
   // Whether the planes of so many rows are whole vectors that go where they belong.
   bool planes_in_place(int64_t rows) const {
     return simple && strides.column == 1 && strides.row == width && rows * width % kL == 0;
+  }
+  // Whether so many vectors of filters, or so many rows of planes, of images of this size go past
+  // the caches: all that is stored is whole lines. Outputs are N images of `image` elements.
+  bool streams(bool whole_vectors, int64_t rows, int64_t first, int64_t N) const {
+    constexpr bool kLine = kL * sizeof(T) == 64;
+    const bool pixels = simple && strides.c == 1 && whole_vectors && strides.column % kL == 0 &&
+                        strides.row % kL == 0;
+    const bool planes = planes_in_place(rows) && strides.c % kL == 0;
+    return kLine && (pixels || planes) && strides.n % kL == 0 &&
+           V::streamable(epilogue.y + first) &&
+           N * strides.n >= kGroupStreamedBytes / static_cast<int64_t>(sizeof(T));
   }
   // streams: where planes_in_place of the rows, which may be the first ones of those.
   void store_planes(const A* pixels, int64_t used, int64_t rows, int64_t dst, A* planes,

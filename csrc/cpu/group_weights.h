@@ -39,7 +39,7 @@ class GroupWeights {
       for (int64_t i = begin; i < end; ++i) {
         Wide<T>* const to = packed + i * vector_size();
         Wide<T>* const single = kPairs ? halves.get() + slot * kChannels * vector_size() : to;
-        pack_vector(w, i / band_.dst_vectors, i % band_.dst_vectors, single);
+        pack_vector(w, i, single);
         if constexpr (kPairs)
           for (int64_t t = 0; t < vector_size(); t += kL)
             join_pairs(single + 2 * t, single + 2 * t + kL, to + t);
@@ -47,10 +47,9 @@ class GroupWeights {
     });
   }
 
- private:
-  static constexpr int64_t kChannels = kPairs ? 2 : 1;  // of a term
-
-  void pack_vector(const T* w, int64_t block, int64_t vector, Wide<T>* packed) const {
+  // Vector i of all: its terms, or the halves of pairs one after the other.
+  void pack_vector(const T* w, int64_t i, Wide<T>* packed) const {
+    const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
     const T* filters[kL] = {};
     const int64_t count = band_.filters_in(view_, block, vector);
     for (int64_t l = 0; l < count; ++l) {
@@ -74,6 +73,9 @@ class GroupWeights {
       t += n;
     }
   }
+
+ private:
+  static constexpr int64_t kChannels = kPairs ? 2 : 1;  // of a term
 
   const ConvView& view_;
   const GroupBand& band_;

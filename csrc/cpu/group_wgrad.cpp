@@ -1,8 +1,8 @@
 // wgrad with few channels in a group, by the tiles of microkernels/group_tile.h: a lane is a
 // filter, dz has the band of fprop's x (group_band.h) beside it, and the products of some taps and
 // channels are summed in registers over some rows. Those sums are short, longer ones compensated
-// (compensated_sum.h). A task is a block of groups and a slab of bands; what a slab holds follows
-// from the problem alone, and slabs are added in order.
+// (compensated_sum.h). They meanwhile fetch the next band. A task is a block of groups and a slab
+// of bands; what a slab holds follows from the problem alone, and slabs are added in order.
 #include "cpu/group_wgrad.h"
 
 #include "core/buffer.h"
@@ -50,6 +50,9 @@ class GroupWgrad {
     columns_ = std::min(view.J, kDotLength);
     rows_ = ceil_div(band_.band, ceil_div(band_.band * view.J, kDotLength));
     band_dots_ = ceil_div(band_.band, rows_) * ceil_div(view.J, columns_);
+    for (int64_t v = 0; v < band_.src_vectors; ++v)
+      tiles_ += ceil_div(channels_of(v), int64_t{kDotChannels});
+    tiles_ *= band_dots_ * band_.dst_vectors * static_cast<int64_t>(runs_.size());
     if (winograd != nullptr) {
       sums_ = winograd->sums();
       band_dots_ = winograd->dots();
@@ -92,6 +95,7 @@ class GroupWgrad {
     const int64_t last = std::min((slab + 1) * slab_, view_.N * band_.bands);
     int64_t dots = 0;
     bool first = true;
+    SourcePrefetch ahead;
     for (int64_t unit = slab * slab_; unit < last; ++unit) {
       const int64_t n = unit / band_.bands, i0 = unit % band_.bands * band_.band;
       const int64_t rows = std::min(band_.band, view_.I - i0);
@@ -99,7 +103,12 @@ class GroupWgrad {
       const bool end = unit + 1 == last, flush = compensated_ && (dots > kPlainSums || end);
       for (int64_t b = 0; b < blocks; ++b) {
         A* const sums = sums_of(b);
-        add_band(n, block + b, {block, block + blocks}, i0, rows, band, gradient, sums);
+        ahead.clear();
+        if (winograd_ == nullptr && b + 1 < blocks)
+          expect(unit, block + b + 1, ahead);
+        else if (winograd_ == nullptr && !end)
+          expect(unit + 1, block, ahead);
+        add_band(n, block + b, {block, block + blocks}, i0, rows, band, gradient, sums, ahead);
         if (!flush) continue;
         add_compensated(sums, sums_, first, end, totals + 2 * b * sums_);
         if (!end) fill_zero(sums, sums_);
@@ -112,30 +121,39 @@ class GroupWgrad {
   }
 
   void add_band(int64_t n, int64_t block, [[maybe_unused]] const Range& together, int64_t i0,
-                int64_t rows, A* band, A* gradient, A* sums) const {
+                int64_t rows, A* band, A* gradient, A* sums, SourcePrefetch& ahead) const {
     const T* const x = x_ + n * view_.src.n;
     const T* const dz = dz_ + n * view_.dst.n;
     if constexpr (std::is_same_v<T, float>)
       if (winograd_ != nullptr) return winograd_->add(dz, x, block, together, i0, rows, band, sums);
     band_.fill(view_, x, block, i0, band);
     fill_gradient(dz, block, i0, rows, gradient);
-    add_products(band, gradient, rows, sums);
+    add_products(band, gradient, rows, sums, ahead);
+  }
+
+  // What a band of a block reads.
+  void expect(int64_t unit, int64_t block, SourcePrefetch& ahead) const {
+    const int64_t n = unit / band_.bands, i0 = unit % band_.bands * band_.band;
+    band_.expect(view_, x_ + n * view_.src.n, block, i0, ahead);
+    prefetch_planes(
+        dz_ + n * view_.dst.n + i0 * view_.dst.row + block * band_.groups * view_.K * view_.dst.c,
+        view_.dst, band_.groups_in(view_, block) * view_.K, std::min(band_.band, view_.I - i0),
+        view_.J, ahead);
   }
 
   int64_t gradient_plane() const { return band_.band * view_.J * kL; }
 
   void fill_gradient(const T* dz, int64_t block, int64_t i0, int64_t rows, A* gradient) const {
     dz += block * band_.groups * view_.K * view_.dst.c;
-    const int64_t ahead =
-        i0 + rows < view_.I ? band_.band * view_.dst.row : view_.dst.n - i0 * view_.dst.row;
     for (int64_t v = 0; v < band_.dst_vectors; ++v)
-      copy_group_window<T>({view_.dst, band_.filters_in(view_, block, v), view_.I, view_.J, i0,
-                            rows, 0, view_.J, ahead},
-                           dz + v * band_.vector_filters * view_.dst.c,
-                           gradient + v * gradient_plane());
+      copy_group_window<T>(
+          {view_.dst, band_.filters_in(view_, block, v), view_.I, view_.J, i0, rows, 0, view_.J, 0},
+          dz + v * band_.vector_filters * view_.dst.c, gradient + v * gradient_plane());
   }
 
-  void add_products(const A* band, const A* gradient, int64_t rows, A* sums) const {
+  void add_products(const A* band, const A* gradient, int64_t rows, A* sums,
+                    SourcePrefetch& ahead) const {
+    const int64_t lines = ceil_div(ahead.lines(), tiles_);
     GroupDot<A> d{};
     d.step = view_.step_w;
     d.dz_row = view_.J * kL;
@@ -157,7 +175,13 @@ class GroupWgrad {
                 d.first_channel = c;
                 d.channels = std::min<int64_t>(kDotChannels, channels - c);
                 d.sums = sum + c * run.count * kL;
+                const SourcePrefetch::Run next =
+                    ahead.take(std::min(lines, d.count / kDotTile * d.rows * kNextDotLines));
+                d.next = next.first;
+                d.next_lines = next.lines;
+                d.next_step = next.step;
                 group_dot(d, run.count);
+                ahead.ask(lines - next.lines);
               }
               sum += channels * run.count * kL;
             }
@@ -212,6 +236,7 @@ class GroupWgrad {
   int64_t channels_, taps_, sums_;
   int64_t rows_, columns_;  // of a sum in registers
   int64_t band_dots_;       // such sums in a band
+  int64_t tiles_ = 0;       // calls that form them
   bool compensated_;
 };
 

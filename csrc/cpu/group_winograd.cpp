@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 
 #include "core/buffer.h"
 #include "cpu/group_store.h"
@@ -30,9 +31,9 @@ constexpr int64_t kL = V::kLanes;
 constexpr int kTaps = kGroupWinogradTaps, kOutputs = kGroupWinogradOutputs,
               kPoints = kGroupWinogradPoints, kDown = kGroupWinogradDown;
 
-// With so few products to an output, stores that first read what they overwrite are a larger part
-// of the time than elsewhere (kStreamedBytes).
-constexpr int64_t kStreamed = kStreamedBytes / 2 / static_cast<int64_t>(sizeof(float));
+// Elements.
+constexpr int64_t kFarWeights = 64 << 10;
+constexpr int64_t kNearImages = kStreamedBytes / static_cast<int64_t>(sizeof(float));
 
 // Three runs of three taps, one below the other.
 bool is_square(const ConvView& view) {
@@ -90,50 +91,65 @@ void exchange_channels(float* taps, int64_t channels, int64_t size) {
   }
 }
 
-// G g G^T of the weights [vector of filters][row of taps][channel][tap], to [vector of filters]
-// [point of a row][lane ^ channel or channel][point of a column], all in vectors.
-void transform_weights(const ConvView& view, const float* w, float* u, const Parallel& pool) {
-  constexpr int64_t kTapRow = kTaps * kL, kChannel = kTaps * kTapRow;
-  const GroupBand band = gather_band(view);
-  const GroupWeights<float, false> weights(view, band);
-  Buffer<float> packed(weights.size());
-  weights.pack(w, packed.get(), pool);
-  const int64_t channels = channels_of(view);
-  const int64_t point = channels * kDown * kL, size = kPoints * point;
-  const WorkSplit split(band.blocks * band.dst_vectors, static_cast<double>(size));
-  Buffer<float> scratch(split.slots * channels * kChannel);
-  split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
-    float* const taps = scratch.get() + slot * channels * kChannel;
-    for (int64_t i = begin; i < end; ++i) {
-      const float* from = packed.get() + i * weights.vector_size();
-      for (int64_t r = 0; r < kTaps; ++r)
-        for (int64_t c = 0; c < view.C; ++c, from += kTapRow)
-          std::copy_n(from, kTapRow, taps + c * kChannel + r * kTapRow);
-      fill_zero(taps + view.C * kChannel, (channels - view.C) * kChannel);
-      if (exchanges(view)) exchange_channels(taps, channels, kChannel);
-      for (int64_t c = 0; c < channels; ++c) {
-        Register g[kTaps][kPoints];
-        for (int r = 0; r < kTaps; ++r) {
-          const float* const row = taps + c * kChannel + r * kTapRow;
-          const Register tap[kTaps] = {V::load(row), V::load(row + kL), V::load(row + 2 * kL)};
-          winograd::transform_weight(tap, g[r]);
-        }
-        for (int p = 0; p < kPoints; ++p) {
-          const Register ends = (g[0][p] + g[2][p]) * 0.5f, middle = g[1][p] * 0.5f;
-          float* const to = u + i * size + p * point + c * kDown * kL;
-          V::store(to, g[0][p]);
-          V::store(to + kL, ends + middle);
-          V::store(to + 2 * kL, ends - middle);
-          V::store(to + 3 * kL, g[2][p]);
-        }
+// G g G^T of the weights [row of taps][channel][tap] of a vector of filters, to [point of a row]
+// [lane ^ channel or channel][point of a column], all in vectors.
+class WeightTransform {
+ public:
+  WeightTransform(const ConvView& view, const GroupBand& band, const float* w)
+      : view_(view), weights_(view, band), w_(w), channels_(channels_of(view)) {}
+
+  int64_t scratch() const { return weights_.vector_size() + channels_ * kChannel; }
+  // Of vector i of all.
+  void run(int64_t i, float* scratch, float* u) const {
+    weights_.pack_vector(w_, i, scratch);
+    const float* from = scratch;
+    float* const taps = scratch + weights_.vector_size();
+    for (int64_t r = 0; r < kTaps; ++r)
+      for (int64_t c = 0; c < view_.C; ++c, from += kTapRow)
+        std::copy_n(from, kTapRow, taps + c * kChannel + r * kTapRow);
+    fill_zero(taps + view_.C * kChannel, (channels_ - view_.C) * kChannel);
+    if (exchanges(view_)) exchange_channels(taps, channels_, kChannel);
+    for (int64_t c = 0; c < channels_; ++c) {
+      Register g[kTaps][kPoints];
+      for (int r = 0; r < kTaps; ++r) {
+        const float* const row = taps + c * kChannel + r * kTapRow;
+        const Register tap[kTaps] = {V::load(row), V::load(row + kL), V::load(row + 2 * kL)};
+        winograd::transform_weight(tap, g[r]);
+      }
+      for (int p = 0; p < kPoints; ++p) {
+        const Register ends = (g[0][p] + g[2][p]) * 0.5f, middle = g[1][p] * 0.5f;
+        float* const to = u + (p * channels_ + c) * kDown * kL;
+        V::store(to, g[0][p]);
+        V::store(to + kL, ends + middle);
+        V::store(to + 2 * kL, ends - middle);
+        V::store(to + 3 * kL, g[2][p]);
       }
     }
+  }
+
+ private:
+  static constexpr int64_t kTapRow = kTaps * kL, kChannel = kTaps * kTapRow;
+  const ConvView& view_;
+  const GroupWeights<float, false> weights_;
+  const float* w_;
+  const int64_t channels_;
+};
+
+void transform_weights(const ConvView& view, const float* w, float* u, const Parallel& pool) {
+  const GroupBand band = gather_band(view);
+  const WeightTransform transform(view, band, w);
+  const int64_t size = weights_of(view);
+  const WorkSplit split(band.blocks * band.dst_vectors, static_cast<double>(size));
+  Buffer<float> scratch(split.slots * transform.scratch());
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+    for (int64_t i = begin; i < end; ++i)
+      transform.run(i, scratch.get() + slot * transform.scratch(), u + i * size);
   });
 }
 
 class GroupWinograd {
  public:
-  GroupWinograd(const ConvView& view, const float* src, const float* u, const float* bias,
+  GroupWinograd(const ConvView& view, const float* src, const float* w, const float* bias,
                 const Epilogue<float>& epilogue)
       : view_(view),
         band_(gather_band(view)),
@@ -141,7 +157,7 @@ class GroupWinograd {
         lanes_(band_.source_lanes<float>(view)),
         store_(view.dst, view.J, epilogue),
         src_(src),
-        u_(u),
+        w_(w),
         bias_(band_.blocks * band_.dst_vectors * kL),
         special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()) {
     for (int64_t i = 0; i < band_.blocks * band_.dst_vectors; ++i) {
@@ -151,34 +167,53 @@ class GroupWinograd {
       for (int64_t l = 0; l < kL; ++l)
         bias_[i * kL + l] = bias != nullptr && l < filters ? bias[first + l] : 0.0f;
     }
+    // Weights of all blocks that do not stay in the second-level cache beside images that are near.
+    const bool far = band_.blocks * band_.dst_vectors * weights_of(view) >= kFarWeights &&
+                     view.N * (view.src.n + view.dst.n) <= kNearImages;
+    by_block_ = view.src.c != 1 || far;
     in_place_ = store_.simple && view.dst.c == 1;
-    const bool pixels = in_place_ && band_.vector_filters == kL &&
-                        band_.groups * view.K % kL == 0 && view.dst.column % kL == 0 &&
-                        view.dst.row % kL == 0;
-    const bool planes = store_.planes_in_place(band_.band) && view.dst.c % kL == 0;
-    streams_ = (pixels || planes) && view.dst.n % kL == 0 &&
-               WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
-               view.N * view.dst.n >= kStreamed;
+    streams_ = store_.streams(band_.whole_vectors(view), band_.band, view.dst_offset, view.N);
   }
 
-  std::vector<int64_t> run(const Parallel& pool) const {
+  // packed: or null. Weights that are not packed are transformed by whoever multiplies with them,
+  // where each thread has blocks of its own.
+  std::vector<int64_t> run(const float* packed, const Parallel& pool) const {
+    const bool transforms = packed == nullptr && (by_block_ || view_.N * band_.bands == 1);
+    const bool shares = packed == nullptr && !transforms;
+    std::optional<WeightTransform> transform;
+    if (transforms) transform.emplace(view_, band_, w_);
+    Buffer<float> own(shares ? group_winograd_weights_size(view_) : 0);
+    if (shares) {
+      transform_weights(view_, w_, own.get(), pool);
+      packed = own.get();
+    }
+    const int64_t weights = band_.dst_vectors * weights_of(view_);
     const int64_t tasks = view_.N * band_.bands * band_.blocks;
     const int64_t source = round_up(band_.size, 16);
-    const int64_t slot_size = source + window_size() + group_winograd_scratch(band_.band) +
-                              out_size() + store_.planes_size(band_.band);
+    const int64_t images = source + window_size() + group_winograd_scratch(band_.band) +
+                           out_size() + store_.planes_size(band_.band);
+    const int64_t slot_size = images + (transforms ? weights + transform->scratch() : 0);
     const WorkSplit split(tasks,
                           static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
                               static_cast<double>(view_.terms() / 3 + 8));
     Buffer<float> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       float* const band = scratch.get() + slot * slot_size;
+      float* const u = band + images;
       SourcePrefetch ahead;
+      int64_t transformed = -1;  // block
       for (int64_t task = begin; task < end; ++task) {
-        const Task t = task_at(task, band, source);
+        Task t = task_at(task, band, source);
+        t.u = transforms ? u : packed + t.block * weights;
+        if (transforms && t.block != transformed) {
+          for (int64_t v = 0; v < band_.dst_vectors; ++v)
+            transform->run(t.block * band_.dst_vectors + v, u + weights, u + v * weights_of(view_));
+          transformed = t.block;
+        }
         // The products leave the memory idle.
         ahead.clear();
         if (view_.dst.c != 1 && !streams_) expect_outputs(t, ahead);
-        if (view_.src.c != 1 && task + 1 < end) expect_source(task_at(task + 1, band, 0), ahead);
+        if (task + 1 < end) expect_source(t, task_at(task + 1, band, 0), packed, ahead);
         if (!run_band(t, ahead))
           special_[static_cast<size_t>(t.n)].store(true, std::memory_order_relaxed);
       }
@@ -194,13 +229,14 @@ class GroupWinograd {
   struct Task {
     int64_t n, block, i0, rows;
     float *band, *window, *points, *out;
+    const float* u;
   };
 
   int64_t window_size() const { return (band_.band + kTaps - 1) * kPoints * kL; }
   int64_t out_size() const { return band_.band * view_.J * kL; }
 
   Task task_at(int64_t task, float* scratch, int64_t source) const {
-    const GroupTask at(band_, view_, task);
+    const GroupTask at(band_, view_, task, by_block_);
     const int64_t i0 = at.band * band_.band;
     return {at.n,
             at.block,
@@ -209,18 +245,25 @@ class GroupWinograd {
             scratch,
             scratch + source,
             scratch + source + window_size(),
-            scratch + source + window_size() + group_winograd_scratch(band_.band)};
+            scratch + source + window_size() + group_winograd_scratch(band_.band),
+            nullptr};
   }
 
-  // The planes that a task reads or writes.
-  void expect_source(const Task& t, SourcePrefetch& ahead) const {
-    const int64_t channel = t.block * band_.groups * view_.C;
-    const int64_t channels = band_.groups_in(view_, t.block) * view_.C;
-    const int64_t first = t.i0 + band_.first_h;
-    const Range rows{std::max<int64_t>(first, 0), std::min(first + t.rows + kTaps - 1, view_.H)};
-    prefetch_planes(src_ + t.n * view_.src.n + channel * view_.src.c + rows.begin * view_.src.row,
-                    view_.src, channels, rows.size(), view_.W, ahead);
+  // What the next task reads and the transforms do not ask for: planes, and weights, which another
+  // core may have transformed.
+  void expect_source(const Task& t, const Task& next, const float* packed,
+                     SourcePrefetch& ahead) const {
+    constexpr auto kSize = static_cast<int64_t>(sizeof(float));
+    const int64_t weights = band_.dst_vectors * weights_of(view_);
+    const int64_t taps = band_.groups * view_.weight_group;
+    if (next.block != t.block && packed != nullptr)
+      ahead.add(packed + next.block * weights, 1, 0, weights * kSize);
+    else if (next.block != t.block)
+      ahead.add(w_ + next.block * taps, 1, 0, taps * kSize);
+    if (view_.src.c != 1)
+      band_.expect(view_, src_ + next.n * view_.src.n, next.block, next.i0, ahead);
   }
+  // The planes that a task writes.
   void expect_outputs(const Task& t, SourcePrefetch& ahead) const {
     const int64_t filter = t.block * band_.groups * view_.K;
     const int64_t filters = band_.groups_in(view_, t.block) * view_.K;
@@ -233,8 +276,7 @@ class GroupWinograd {
   bool run_band(const Task& t, SourcePrefetch& ahead) const {
     const float* const src =
         src_ + t.n * view_.src.n + t.block * band_.groups * view_.C * view_.src.c;
-    if (view_.src.c != 1)
-      band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band, false);
+    if (view_.src.c != 1) band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band);
     GroupWinogradTile tile{};
     tile.fetch = &ahead;
     tile.lines = ceil_div(ahead.lines(), band_.dst_vectors * columns_.points() *
@@ -254,7 +296,7 @@ class GroupWinograd {
       const int64_t dst =
           view_.dst_offset + t.n * view_.dst.n + t.i0 * view_.dst.row + filter * view_.dst.c;
       tile.lanes = exchanges(view_) ? nullptr : lanes_.data() + v * kL;
-      tile.weights = u_ + index * weights_of(view_);
+      tile.weights = t.u + v * weights_of(view_);
       tile.bias = bias_.get() + index * kL;
       tile.dst_row = in_place_ ? view_.dst.row : view_.J * kL;
       tile.dst_column = in_place_ ? view_.dst.column : kL;
@@ -277,15 +319,21 @@ class GroupWinograd {
     return finite;
   }
 
+  // From a pixel to the one that the next task reads in its place: the next block's is a neighbour.
+  int64_t ahead_of(const Task& t) const {
+    if (!by_block_ && t.block + 1 < band_.blocks) return kL;
+    if (!by_block_) return t.rows * view_.src.row - t.block * kL;
+    if (t.i0 + t.rows < view_.I) return t.rows * view_.src.row;
+    return (t.n + 1 < view_.N ? view_.src.n : kL - t.n * view_.src.n) - t.i0 * view_.src.row;
+  }
+
   // The source of the tile at column j.
   GroupPixels source_of(const Task& t, const float* src, int64_t j, bool full) const {
     const int64_t rows = t.rows + kTaps - 1;
     if (view_.src.c != 1) return {t.band + j * kL, band_.width * kL, kL, 0, rows, 0};
-    // The next block's pixels are neighbours.
-    const int64_t ahead = t.block + 1 < band_.blocks ? kL : t.rows * view_.src.row - t.block * kL;
     const int64_t channels = band_.groups_in(view_, t.block) * view_.C;
     return group_pixels({view_.src, channels, view_.H, view_.W, t.i0 + band_.first_h, rows,
-                         j + band_.first_w, kPoints - (full ? 0 : 1), ahead},
+                         j + band_.first_w, kPoints - (full ? 0 : 1), ahead_of(t)},
                         src, t.window);
   }
 
@@ -295,9 +343,10 @@ class GroupWinograd {
   const std::vector<LaneIndex<float>> lanes_;
   const GroupStore<float> store_;
   const float* src_;
-  const float* u_;
+  const float* w_;
   Buffer<float> bias_;                            // [block][vector][lanes]
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
+  bool by_block_;                                 // the order of tasks, see GroupTask
   bool in_place_, streams_;                       // the tile itself can finish
 };
 
@@ -356,11 +405,7 @@ void group_winograd_pack_weights(const ConvView& view, const float* w, float* pa
 std::vector<int64_t> group_winograd_gather(const ConvView& view, const float* src, const float* w,
                                            const float* packed, const float* bias,
                                            const Epilogue<float>& epilogue, const Parallel& pool) {
-  Buffer<float> own(packed != nullptr ? 0 : group_winograd_weights_size(view));
-  if (packed == nullptr) group_winograd_pack_weights(view, w, own.get(), pool);
-  return group_winograd::GroupWinograd(view, src, packed != nullptr ? packed : own.get(), bias,
-                                       epilogue)
-      .run(pool);
+  return group_winograd::GroupWinograd(view, src, w, bias, epilogue).run(packed, pool);
 }
 
 }  // namespace torchconv::cpu

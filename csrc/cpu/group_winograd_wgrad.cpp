@@ -102,8 +102,7 @@ void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, const
   SourcePrefetch fetch;
   if (planes) {
     expect_next(dz, x, block, i0, rows, fetch);
-    band_.fill<float>(view_, x - block * band_.groups * view_.C * view_.src.c, block, i0, x_band,
-                      false);
+    band_.fill<float>(view_, x - block * band_.groups * view_.C * view_.src.c, block, i0, x_band);
     for (int64_t v = 0; v < band_.dst_vectors; ++v)
       copy_group_window<float>(dz_window(v, 0, band_.width),
                                dz + v * band_.vector_filters * view_.dst.c, dz_band + v * dz_plane);

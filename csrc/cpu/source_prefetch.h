@@ -34,7 +34,7 @@ class SourcePrefetch {
     while (lines > 0) {
       const Run run = take(lines);
       if (run.lines == 0) return;
-      for (int64_t l = 0; l < run.lines; ++l) __builtin_prefetch(run.first + l * kLine, 0, 2);
+      ask_run(run);
       lines -= run.lines;
     }
   }
@@ -42,19 +42,24 @@ class SourcePrefetch {
   static constexpr int64_t kLine = 64;
   struct Run {
     const char* first;
-    int64_t lines;
+    int64_t lines, step;
   };
-  // The next lines that lie side by side, at most `most`: for the caller to ask for.
+  // The next lines that lie side by side, or parts of one line each, at most `most`: for the caller
+  // to ask for.
   Run take(int64_t most) {
-    if (piece_ == static_cast<int64_t>(pieces_.size())) return {nullptr, 0};
+    if (piece_ == static_cast<int64_t>(pieces_.size())) return {nullptr, 0, 0};
     const Piece& piece = pieces_[piece_];
-    const Run run{piece.first + part_ * piece.stride + line_ * kLine,
-                  std::min(piece.lines - line_, most)};
-    line_ += run.lines;
-    if (line_ == piece.lines) {
+    const char* const first = piece.first + part_ * piece.stride + line_ * kLine;
+    const bool short_parts = piece.lines == 1;
+    const Run run{first, std::min(short_parts ? piece.count - part_ : piece.lines - line_, most),
+                  short_parts ? piece.stride : kLine};
+    if (short_parts) {
+      part_ += run.lines;
+    } else if ((line_ += run.lines) == piece.lines) {
       line_ = 0;
-      if (++part_ == piece.count) part_ = 0, ++piece_;
+      ++part_;
     }
+    if (part_ == piece.count) part_ = 0, ++piece_;
     return run;
   }
   // The same for a tile of so many terms, whose `next` and `next_step` they become; asks for the
@@ -62,12 +67,21 @@ class SourcePrefetch {
   template <typename Tile>
   void give(int64_t lines, int64_t terms, Tile* tile) {
     const Run run = take(std::min(lines, terms));
-    if (run.lines > 0) tile->next = run.first;
-    tile->next_step = ceil_div(run.lines * kLine, std::max<int64_t>(terms, 1));
+    tile->next_step = 0;
+    if (run.step != kLine && run.lines < terms) {
+      ask_run(run);
+    } else if (run.lines > 0) {
+      // Fewer that lie side by side are each asked for several times.
+      tile->next = run.first;
+      tile->next_step = run.lines < terms ? ceil_div(run.lines * kLine, terms) : run.step;
+    }
     ask(lines - run.lines);
   }
 
  private:
+  static void ask_run(const Run& run) {
+    for (int64_t l = 0; l < run.lines; ++l) __builtin_prefetch(run.first + l * run.step, 0, 2);
+  }
   struct Piece {
     const char* first;
     int64_t count, stride, lines;
@@ -83,7 +97,7 @@ void prefetch_planes(const T* first, const ConvStrides& strides, int64_t planes,
   constexpr auto kSize = static_cast<int64_t>(sizeof(T));
   if (rows <= 0) return;
   // Whole rows are one run.
-  const bool whole = strides.column == 1 && strides.row == width;
+  const bool whole = strides.row == width * strides.column;
   const int64_t run = whole ? rows * width : width;
   for (int64_t r = 0; r < (whole ? 1 : rows); ++r, first += strides.row) {
     if (strides.c == 1)

@@ -49,9 +49,14 @@ struct GroupSum {
   A* out;                     // [count] vectors out_step apart, of which `used` lanes are written
   BFloat16* rounded;          // pairs only, or null: where the sums go instead of out
   int64_t count, out_step, used;
+  bool stream;  // past the caches: out is whole and aligned
   bool clamp;
   A low, high;
+  const char* next;  // lines next_step bytes apart that are asked for between the products
+  int64_t next_lines, next_step;
 };
+// So many with each channel of a run.
+inline constexpr int64_t kNextLines = 2;
 
 // Of the tile for the first of `rest` outputs, in kSumTiles.
 inline int64_t group_sum_tile(int64_t rest) {
@@ -78,7 +83,11 @@ struct GroupDot {
   int64_t channels;       // at most kDotChannels
   int64_t rows, count, step;
   int64_t dz_row, src_row;  // elements
+  const char* next;         // as those of GroupSum
+  int64_t next_lines, next_step;
 };
+// So many with each tile of kDotTile.
+inline constexpr int64_t kNextDotLines = 3;
 
 template <typename A>
 void group_dot(const GroupDot<A>& dot, int64_t taps);

@@ -54,21 +54,31 @@ void group_sum(const GroupSum<typename Product::Element>& g) {
 #pragma GCC unroll 16
     for (int j = 0; j < kTile; ++j) sum[j] = V::load(g.sums + j * kL);
   }
+  if (!g.stream) {
 #pragma GCC unroll 16
-  for (int j = 0; j < kTile; ++j) {
-    if (Product::kRounds && g.rounded != nullptr)
-      __builtin_prefetch(g.rounded + j * g.out_step, 1, 3);
-    else
-      __builtin_prefetch(g.out + j * g.out_step, 1, 3);
+    for (int j = 0; j < kTile; ++j) {
+      if (Product::kRounds && g.rounded != nullptr)
+        __builtin_prefetch(g.rounded + j * g.out_step, 1, 3);
+      else
+        __builtin_prefetch(g.out + j * g.out_step, 1, 3);
+    }
   }
   const int64_t step = g.step * kL;
   const A* w = g.weights;
+  const char* next = g.next;
+  int64_t next_lines = g.next_lines;
   const auto lanes = first_lanes<kOneGroup, A>(g.lanes);
   for (int64_t r = 0; r < g.count_runs; ++r) {
     const A* const src = g.src + g.runs[r].offset;
     const int64_t channels = g.runs[r].channels;
     auto from = lanes;
     for (int64_t c = 0; c < channels; ++c, from += 1, w += kTaps * kL) {
+      if (next_lines > 0) {
+#pragma GCC unroll 2
+        for (int64_t l = 0; l < kNextLines; ++l, next += g.next_step)
+          __builtin_prefetch(next, 0, 2);
+        next_lines -= kNextLines;
+      }
       Register weight[kTaps];
 #pragma GCC unroll 4
       for (int s = 0; s < kTaps; ++s) weight[s] = V::load(w + s * kL);
@@ -114,7 +124,7 @@ void group_sum(const GroupSum<typename Product::Element>& g) {
   if (g.used == kL) {
 #pragma GCC unroll 16
     for (int j = 0; j < kTile; ++j, out += g.out_step)
-      if (j < g.count) V::store(out, sum[j]);
+      if (j < g.count) WideVec<A>::store(out, sum[j], g.stream);
   } else {
 #pragma GCC unroll 16
     for (int j = 0; j < kTile; ++j, out += g.out_step)
@@ -184,12 +194,21 @@ void group_dot_run(const GroupDot<A>& d) {
     for (int s = 0; s < kTaps; ++s) sum[c][s] = typename V::Type{};
   }
   const int64_t step = d.step * kL;
+  const char* next = d.next;
+  int64_t next_lines = d.next_lines;
   for (int64_t row = 0; row < d.rows; ++row) {
     const A* dz = d.dz + row * d.dz_row;
     const A* src = d.src + row * d.src_row;
     int64_t j = 0;
-    for (; j + kDotTile <= d.count; j += kDotTile, dz += kDotTile * kL, src += kDotTile * step)
+    for (; j + kDotTile <= d.count; j += kDotTile, dz += kDotTile * kL, src += kDotTile * step) {
+      if (next_lines > 0) {
+#pragma GCC unroll 3
+        for (int64_t l = 0; l < kNextDotLines; ++l, next += d.next_step)
+          __builtin_prefetch(next, 0, 2);
+        next_lines -= kNextDotLines;
+      }
       dot_tile<A, kOneGroup, kTaps, kStep, kDotTile>(dz, src, step, d.first_channel, lanes, sum);
+    }
     for (; j < d.count; ++j, dz += kL, src += step)
       dot_tile<A, kOneGroup, kTaps, kStep, 1>(dz, src, step, d.first_channel, lanes, sum);
   }
