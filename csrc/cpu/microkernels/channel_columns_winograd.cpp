@@ -177,7 +177,7 @@ bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
         const bool there = y + r >= 0 && y + r < t.src_rows && (r < R || two);
         tile.rows[r] = there ? src + r * t.src_row : t.zeros;
       });
-      float* out = t.out + i * t.out_row + j * t.out_step;
+      float* out = t.out + (i - t.first) * t.out_row + j * t.out_step;
       tile.out[0] = out;
       tile.out[1] = two ? out + t.out_row : nullptr;
       tile.next = t.fetches && next >= 0 && next + 1 < t.src_rows

@@ -34,7 +34,7 @@ constexpr int product_a(int R, int part) { return R / 2 + 1 + 2 * part; }
 struct ChannelColumnsWinograd {
   const float* src;  // row 0, at the column of the first tap
   int64_t src_row, src_rows;
-  float* out;  // row 0
+  float* out;  // row `first`
   int64_t out_row, out_step;
   int64_t first, last;               // output rows
   int64_t first_h;                   // the source row of the first tap of output row 0
