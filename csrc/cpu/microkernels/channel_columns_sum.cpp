@@ -18,11 +18,7 @@ template <typename T>
 TORCHCONV_INLINE void store_line(const ChannelColumnsSum<T>& t, int line, int64_t column,
                                  int64_t lane, typename WideVec<T>::Type v) {
   if (t.out[line] == nullptr) return;
-  if (t.clamps) {
-    v = v < Wide<T>{0} ? typename WideVec<T>::Type{} : v;
-    const auto most = WideVec<T>::broadcast(t.most);
-    v = v > most ? most : v;
-  }
+  if (t.clamps) v = clamped(v, WideVec<T>::broadcast(t.most));
   if (t.wide[line] != nullptr)
     WideVec<T>::Registers::store(t.wide[line] + column * t.wide_step + lane, v);
   else
