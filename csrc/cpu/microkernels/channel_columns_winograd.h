@@ -4,7 +4,8 @@
 // three taps are F(2,3), each further pair is F(2,2) (Karatsuba's), and as all of these use only
 // the points 0, 1, -1 and infinity they share four sums, of which two outputs are made: 4, 7 and 10
 // products for a kernel of 3, 5 and 7 rows, where two outputs take 6, 10 and 14 directly. Along a
-// row the tile is a direct convolution, so transformed pixels serve several columns.
+// row the tile is a direct convolution, so transformed pixels serve several columns. A kernel of 3
+// walks long rows without tiles.
 #pragma once
 
 #include <cstdint>
