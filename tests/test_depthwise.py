@@ -80,7 +80,14 @@ def test_every_type(dtype: torch.dtype, r: int, stride: int, layout: str) -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_strips(dtype: torch.dtype, r: int, stride: int, layout: str) -> None:
     """Rows of whole strips, planes side by side and in bands, in memory that begins anywhere."""
-    sizes = ((2, 67, 7, 7), (3, 10, 14, 14), (1, 5, 27, 28), (1, 2, 150, 56), (2, 3, 9, 21))
+    sizes = (
+        (2, 67, 7, 7),
+        (2, 9, 8, 8),
+        (3, 10, 14, 14),
+        (1, 5, 27, 28),
+        (1, 2, 150, 56),
+        (2, 3, 9, 21),
+    )
     for offset, (n, channels, h, w) in enumerate(sizes):
         x, filters, b = operands(n, channels, h, w, r, layout, dtype)
         memory = torch.empty(x.numel() + offset, dtype=dtype)
@@ -101,7 +108,7 @@ def test_paddings(r: int, stride: Any, padding: tuple[int, int], layout: str) ->
 
 
 @on_formats
-@pytest.mark.parametrize("dilation", [2, 3, (1, 2), (3, 1)])
+@pytest.mark.parametrize("dilation", [2, 3, 4, (1, 2), (3, 1), (2, 4)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_dilation(stride: int, dilation: Any, layout: str) -> None:
     for r, size in ((3, (11, 18)), (5, (21, 20)), (7, (25, 35))):
@@ -305,3 +312,8 @@ def test_explained(layout: str, along: str) -> None:
             minimal = filtered and each.name != "wgrad"
             how = "minimal filtering" if minimal else "rolling"
             assert each.algorithm.startswith(f"depthwise {how}") and along in each.algorithm
+    # However many residues a dilation has, down to two rows and columns of each.
+    for dilation in (2, 4, 6):
+        x, w, _ = operands(1, 32, 12, 12, 3, layout, torch.float32)
+        fprop = explain(x, w, None, 1, dilation, dilation, 32, peak=100.0, bandwidth=10.0).passes[0]
+        assert fprop.algorithm.startswith("depthwise rolling")

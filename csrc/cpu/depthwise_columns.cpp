@@ -14,14 +14,15 @@
 namespace torchconv::cpu {
 namespace {
 
-// Residues of a dilation that are passed over the image, and the least rows and columns of one.
-constexpr int64_t kMostResidues = 9, kResidueSize = 4;
+// The least rows and columns of a dilation's residue.
+constexpr int64_t kResidueSize = 2;
 
-// What a gather of either kind does: `pairs` pairs of output rows of each sample, dst_row apart,
-// of which pair's first is row(pair) and rows outside [0, rows) are not there. call(n, pair, sum).
+// What a gather of either kind does: `pairs` pairs of output rows of each sample, `apart` from each
+// other, of which pair's first is row(pair) and rows outside [0, rows) are not there. call(n, pair,
+// sum).
 template <typename T>
 struct RowPairs {
-  int64_t N, pairs, rows, columns, channels, taps;
+  int64_t N, pairs, apart, rows, columns, channels, taps;
   int64_t dst_n, dst_row, dst_column;
 
   template <typename Row, typename Call>
@@ -47,6 +48,7 @@ struct RowPairs {
         const int64_t n = item / pairs, pair = item % pairs;
         ChannelColumnsSum<T> sum;
         sum.out_step = dst_column;
+        sum.wide_step = channels;
         sum.weights = weights;
         sum.weight_step = channels;
         sum.start = weights + taps * channels;
@@ -56,7 +58,7 @@ struct RowPairs {
         sum.most = epilogue.most();
         int64_t dst[kColumnLines];
         for (int64_t l = 0; l < kColumnLines; ++l) {
-          const int64_t i = row(pair) + l;
+          const int64_t i = row(pair) + l * apart;
           dst[l] = n * dst_n + i * dst_row;
           sum.out[l] = i >= 0 && i < rows ? epilogue.y + dst[l] : nullptr;
           sum.wide[l] = in_place ? nullptr : lines.get() + (slot * kColumnLines + l) * line;
@@ -163,10 +165,9 @@ bool depthwise_columns_applies(const ConvView& v) {
   if (!taps.regular || R != taps.columns || (R != 3 && R != 5 && R != 7)) return false;
   if (taps.gap_h == 1 && taps.gap_w == 1)
     return v.step_h == v.step_w && (v.step_h == 1 || (v.step_h == 2 && R < 7));
-  // Each residue has columns enough to be worth its own pass.
-  return v.step_h == 1 && v.step_w == 1 && taps.gap_h * taps.gap_w <= kMostResidues &&
-         v.I >= taps.gap_h * kResidueSize && v.J >= taps.gap_w * kResidueSize &&
-         v.W >= taps.gap_w * kResidueSize;
+  // Each residue has columns enough to be worth its own walk.
+  return v.step_h == 1 && v.step_w == 1 && v.I >= taps.gap_h * kResidueSize &&
+         v.J >= taps.gap_w * kResidueSize && v.W >= taps.gap_w * kResidueSize;
 }
 
 template <typename T>
@@ -182,34 +183,45 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
   const int64_t R = taps.rows, step = v.step_h, gap_h = taps.gap_h, gap_w = taps.gap_w;
   const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(T)} >= kStreamedBytes &&
                    v.src.row == v.W * v.groups && gap_h * gap_w == 1;
-  for (int64_t residue = 0; residue < gap_h * gap_w; ++residue) {
-    const int64_t i0 = residue / gap_w, j0 = residue % gap_w;
-    const int64_t I = ceil_div(v.I - i0, gap_h), J = ceil_div(v.J - j0, gap_w);
-    // Output (0, 0) of the residue reads source column `first` of those that are `column` apart
-    // by gap_w.
-    const int64_t first = floor_div(j0 + taps.first_w, gap_w);
-    const int64_t column = j0 + taps.first_w - first * gap_w;
-    const ChannelColumns shape{
-        R, step, v.groups, J, -first, ceil_div(v.W - column, gap_w) - first, 0, gap_w * v.groups};
-    const RowPairs<T> rows{v.N,     ceil_div(I, 2),    I,
-                           J,       v.groups,          R * R,
-                           v.dst.n, v.dst.row * gap_h, v.dst.column * gap_w};
-    rows.run(
-        taps, w, bias, epilogue.at(v.dst_offset + i0 * v.dst.row + j0 * v.dst.column), pool,
-        [](int64_t pair) { return 2 * pair; },
-        [&](int64_t n, int64_t pair, ChannelColumnsSum<T>& sum) {
-          const T* image = src + n * v.src.n + (j0 + taps.first_w) * v.src.column;
-          for (int64_t i = 0; i < R + step; ++i) {
-            const int64_t h = i0 + (2 * pair * step + i) * gap_h + taps.first_h;
-            const bool there = h >= 0 && h < v.H && (i < R || sum.out[1] != nullptr);
-            sum.sources[i] = there ? image + h * v.src.row : nullptr;
-          }
-          const int64_t next = (2 * pair + 1) * step + R + taps.first_h;
-          if (far && next >= 0 && next + 2 * step <= v.H)
-            sum.next = src + n * v.src.n + next * v.src.row;
-          channel_columns_sum(shape, sum);
-        });
-  }
+  // Pairs of the residues of rows follow each other, so that all read one band of the image.
+  const RowPairs<T> rows{v.N,       ceil_div(ceil_div(v.I, gap_h), 2) * gap_h,
+                         gap_h,     v.I,
+                         v.J,       v.groups,
+                         R * R,     v.dst.n,
+                         v.dst.row, v.dst.column};
+  const auto row = [=](int64_t pair) { return pair / gap_h * 2 * gap_h + pair % gap_h; };
+  rows.run(taps, w, bias, epilogue.at(v.dst_offset), pool, row,
+           [&](int64_t n, int64_t pair, const ChannelColumnsSum<T>& pixels) {
+             if (pixels.out[0] == nullptr) return;
+             ChannelColumnsSum<T> sum = pixels;
+             sum.out_step *= gap_w;
+             sum.wide_step *= gap_w;
+             const int64_t top = row(pair) * step + taps.first_h;
+             const int64_t next = top + R + step;
+             if (far && next >= 0 && next + 2 * step <= v.H)
+               sum.next = src + n * v.src.n + next * v.src.row;
+             for (int64_t j0 = 0; j0 < gap_w; ++j0) {
+               // Output 0 of the residue reads source column `first` of those that are `column`
+               // apart by gap_w.
+               const int64_t first = floor_div(j0 + taps.first_w, gap_w);
+               const int64_t column = j0 + taps.first_w - first * gap_w;
+               const ChannelColumns shape{R,        step,
+                                          v.groups, ceil_div(v.J - j0, gap_w),
+                                          -first,   ceil_div(v.W - column, gap_w) - first,
+                                          0,        gap_w * v.groups};
+               const T* image = src + n * v.src.n + (j0 + taps.first_w) * v.src.column;
+               for (int64_t i = 0; i < R + step; ++i) {
+                 const int64_t h = top + i * gap_h;
+                 const bool there = h >= 0 && h < v.H && (i < R || sum.out[1] != nullptr);
+                 sum.sources[i] = there ? image + h * v.src.row : nullptr;
+               }
+               for (int64_t l = 0; l < kColumnLines; ++l) {
+                 if (sum.out[l] != nullptr) sum.out[l] = pixels.out[l] + j0 * v.dst.column;
+                 if (sum.wide[l] != nullptr) sum.wide[l] = pixels.wide[l] + j0 * v.groups;
+               }
+               channel_columns_sum(shape, sum);
+             }
+           });
 }
 
 template <typename T>
@@ -230,7 +242,7 @@ void depthwise_columns_spread(const ConvProblem& p, const T* dz, const T* w, T* 
   const ChannelColumns shape{p.R, 2, p.C, p.W, 0, p.Q, p.pad_left, p.C};
   // Output rows 2a - pad and 2a - pad + 1, from the first that is there.
   const int64_t first = p.pad_top / 2, last = floor_div(p.H - 1 + p.pad_top, 2);
-  const RowPairs<T> rows{p.N,       last - first + 1, p.H,       p.W, p.C,
+  const RowPairs<T> rows{p.N,       last - first + 1, 1,         p.H, p.W, p.C,
                          p.R * p.S, p.H * p.W * p.C,  p.W * p.C, p.C};
   rows.run(
       taps, w, nullptr, Epilogue<T>{dx, nullptr, Activation::kNone}, pool,

@@ -109,7 +109,8 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
       rows.src = src + n * v.src.n + taps.first_w * v.src.column;
       rows.first = i;
       rows.last = std::min(i + 2 * band, v.I);
-      rows.out = in_place ? epilogue.y + dst : lines.get() + (slot * 2 - i) * line;
+      // Rows [i, last) of a sample, or of the lines: this is row i of either.
+      rows.out = in_place ? epilogue.y + dst + i * v.dst.row : lines.get() + slot * 2 * line;
       for (int64_t block = 0; block < blocks; ++block) {
         rows.first_vector = block * vectors / blocks;
         rows.end_vector = (block + 1) * vectors / blocks;
@@ -118,7 +119,7 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
       }
       for (int64_t h = i; h < rows.last && !in_place; ++h)
         for (int64_t j = 0; j < v.J; j += run)
-          epilogue.store(rows.out + h * line + j * channels, run * channels,
+          epilogue.store(rows.out + (h - i) * line + j * channels, run * channels,
                          dst + h * v.dst.row + j * v.dst.column, 1);
     }
     if (streams) stream_fence();

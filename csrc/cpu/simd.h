@@ -351,6 +351,16 @@ TORCHCONV_INLINE void keep_in_register([[maybe_unused]] V& v) {
 #endif
 }
 
+// Lanes of floating point within [0, most]; NaN stays. Of a zero that the compiler knows it makes a
+// comparison and a move, where this is one instruction.
+template <typename V>
+TORCHCONV_INLINE V clamped(V v, V most) {
+  V zero{};
+  keep_in_register(zero);
+  v = zero > v ? zero : v;
+  return most < v ? most : v;
+}
+
 // An array of at least this many bytes is worth streaming past the caches: its stores then need not
 // read what they overwrite, and whoever reads it next would find little of it in a last cache of
 // 32 MB, what the cores that share one commonly have.

@@ -30,7 +30,7 @@ struct ChannelColumnsSum {
   const T* sources[kMostSources];
   T* out[kColumnLines];         // null: no such line
   Wide<T>* wide[kColumnLines];  // or where the line goes unrounded
-  int64_t out_step;
+  int64_t out_step, wide_step;
   const Wide<T>* weights;  // [R*R][weight_step]
   const T* next;  // the source rows that the next two lines read beside these; null if near by
   bool streams;   // past the caches

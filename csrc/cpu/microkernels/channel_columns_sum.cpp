@@ -16,15 +16,11 @@ TORCHCONV_INLINE void for_vectors(int64_t channels, F&& f) {
 
 template <typename T>
 TORCHCONV_INLINE void store_line(const ChannelColumnsSum<T>& t, int line, int64_t column,
-                                 int64_t channels, int64_t lane, typename WideVec<T>::Type v) {
+                                 int64_t lane, typename WideVec<T>::Type v) {
   if (t.out[line] == nullptr) return;
-  if (t.clamps) {
-    v = v < Wide<T>{0} ? typename WideVec<T>::Type{} : v;
-    const auto most = WideVec<T>::broadcast(t.most);
-    v = v > most ? most : v;
-  }
+  if (t.clamps) v = clamped(v, WideVec<T>::broadcast(t.most));
   if (t.wide[line] != nullptr)
-    WideVec<T>::Registers::store(t.wide[line] + column * channels + lane, v);
+    WideVec<T>::Registers::store(t.wide[line] + column * t.wide_step + lane, v);
   else
     WideVec<T>::store(t.out[line] + column * t.out_step + lane, v, t.streams);
 }
@@ -46,8 +42,7 @@ void sum_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t l
   if constexpr (kHeld)
     unroll<R * R>([&](auto i)
                       TORCHCONV_INLINE_LAMBDA { held[i] = W::load(weights + i * weight_step); });
-  const int64_t left = p.left, right = p.right, channels = p.channels, columns = p.columns,
-                pitch = p.pitch;
+  const int64_t left = p.left, right = p.right, columns = p.columns, pitch = p.pitch;
   // Each vector fetches its part of what follows in the order of memory.
   constexpr int64_t kFetched = kLines * kStep * V::kLanes * int64_t{sizeof(T)};  // by a column
   const char* next = reinterpret_cast<const char*>(t.next);
@@ -96,7 +91,7 @@ void sum_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t l
     });
     if (done >= 0)
       unroll<kLines>([&](auto line) TORCHCONV_INLINE_LAMBDA {
-        store_line(t, line, done, channels, lane, sum[line][kColumns - 1]);
+        store_line(t, line, done, lane, sum[line][kColumns - 1]);
       });
     unroll<kLines>([&](auto line) TORCHCONV_INLINE_LAMBDA {
       unroll<kColumns - 1>([&](auto m) TORCHCONV_INLINE_LAMBDA {
@@ -133,8 +128,8 @@ void spread_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_
     unroll<2>([&](auto e) TORCHCONV_INLINE_LAMBDA {
       const int64_t w = 2 * q + e - p.pad_w;
       if (w < 0 || w >= p.columns) return;
-      store_line(t, 0, w, p.channels, lane, sum[0][e]);
-      store_line(t, 1, w, p.channels, lane, sum[1][e]);
+      store_line(t, 0, w, lane, sum[0][e]);
+      store_line(t, 1, w, lane, sum[1][e]);
     });
     unroll<2 * R>([&](auto i) TORCHCONV_INLINE_LAMBDA {
       constexpr int line = i / R, s = i % R;

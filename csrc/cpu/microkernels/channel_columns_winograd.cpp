@@ -3,7 +3,8 @@
 //   A = (d0 - d2) g0, B = (d1 + d2) (g0 + g1 + g2) / 2, C = (d2 - d1) (g0 - g1 + g2) / 2,
 //   D = (d3 - d1) g2, to which each further pair of taps f, f + 1 adds
 //   A += (d[f] - d[f+1]) g[f], B += d[f+1] (g[f] + g[f+1]), D += (d[f+2] - d[f+1]) g[f+1].
-// A and D go straight into the outputs. Additions have pipes of their own on many machines.
+// A and D go straight into the outputs of a tile. Additions have pipes of their own on many
+// machines.
 #include "cpu/microkernels/channel_columns_winograd.h"
 
 #include <algorithm>
@@ -133,8 +134,7 @@ TORCHCONV_INLINE void filter_tile(const Tile<R>& t, int64_t at, const float* wei
     const Register most = V::broadcast(t.most);
     unroll<2 * kWinogradTile>([&](auto i) TORCHCONV_INLINE_LAMBDA {
       Register& v = y[i / kWinogradTile][i % kWinogradTile];
-      v = v < 0.0f ? Register{} : v;
-      v = v > most ? most : v;
+      v = clamped(v, most);
     });
   }
   unroll<2>([&](auto line) TORCHCONV_INLINE_LAMBDA {
@@ -147,6 +147,153 @@ TORCHCONV_INLINE void filter_tile(const Tile<R>& t, int64_t at, const float* wei
       unroll<kWinogradTile>(
           [&](auto j) TORCHCONV_INLINE_LAMBDA { V::store(out + j * t.out_step, y[line][j]); });
   });
+}
+
+// Of zeros and NaN.
+bool is_finite(Register total) {
+  float lanes[kL];
+  V::store(lanes, total);
+  return std::all_of(lanes, lanes + kL, [](float lane) { return lane == 0; });
+}
+
+// Two output rows of a strip of columns for a kernel of 3. There is room for all weights in
+// registers, so that columns are walked one by one: each source is loaded once, and the four sums
+// of three output columns roll on.
+struct Walk {
+  const float* rows[4];  // at the first source column of the strip
+  int64_t pitch[4];      // zero where a row is not there
+  int64_t columns;       // outputs
+  int64_t left, right;   // source columns that are there
+  float* out[2];
+  int64_t out_step;
+  const float* next;  // two source rows that the next outputs read beside these, or null
+  float* next_out;    // two output rows that are written next, or null
+  int64_t next_step, next_row, next_out_row;
+  bool streams, clamps;
+  float most;
+};
+
+TORCHCONV_INLINE void walk_columns(const Walk& t, int64_t at, const float* weights, Register start,
+                                   Register& total) {
+  constexpr int R = 3;
+  Register w[4][R];
+  unroll<4 * R>([&](auto i)
+                    TORCHCONV_INLINE_LAMBDA { w[i / R][i % R] = V::load(weights + i * kL); });
+  const auto a = [&](int s) TORCHCONV_INLINE_LAMBDA { return w[product_a(R, 0)][s]; };
+  const auto b = [&](int s) TORCHCONV_INLINE_LAMBDA { return w[product_b(0)][s]; };
+  const auto c = [&](int s) TORCHCONV_INLINE_LAMBDA { return w[kProductC][s]; };
+  const auto d = [&](int s) TORCHCONV_INLINE_LAMBDA { return w[product_a(R, 0) + 1][s]; };
+  struct Sums {
+    Register a{}, b, c{}, d{};
+  };
+  Sums first, second;  // of the output columns that have had one and two source columns
+  first.b = second.b = start;
+  const float* rows[4];
+  unroll<4>([&](auto r) TORCHCONV_INLINE_LAMBDA { rows[r] = t.rows[r] + at; });
+  const bool two = t.out[1] != nullptr;
+  float* out = t.out[0] + at;
+  float* second_out = two ? t.out[1] + at : nullptr;
+  const float* next = t.next != nullptr ? t.next + at : nullptr;
+  float* next_out = t.next_out != nullptr ? t.next_out + at : nullptr;
+  for (int64_t column = 0; column < t.columns + R - 1; ++column) {
+    Sums sums = second, newest;
+    second = first;
+    newest.b = start;
+    if (column >= t.left && column < t.right) {
+      const Register d0 = V::load(rows[0]), d1 = V::load(rows[1]), d2 = V::load(rows[2]),
+                     d3 = V::load(rows[3]);
+      const Register xa = d0 - d2, xb = d1 + d2, xc = d2 - d1, xd = d3 - d1;
+      sums.b += b(2) * xb;
+      sums.c += c(2) * xc;
+      sums.a += a(2) * xa;
+      sums.d += d(2) * xd;
+      second.b += b(1) * xb;
+      second.c += c(1) * xc;
+      second.a += a(1) * xa;
+      second.d += d(1) * xd;
+      newest.b += b(0) * xb;
+      newest.c = c(0) * xc;
+      newest.a = a(0) * xa;
+      newest.d = d(0) * xd;
+    }
+    first = newest;
+    unroll<4>([&](auto r) TORCHCONV_INLINE_LAMBDA { rows[r] += t.pitch[r]; });
+    if (column >= R - 1) {
+      Register y0 = sums.a + (sums.b + sums.c), y1 = sums.d + (sums.b - sums.c);
+      total += (y0 + y1) * 0.0f;
+      if (next != nullptr) {
+        __builtin_prefetch(next);
+        __builtin_prefetch(next + t.next_row);
+        next += t.next_step;
+      }
+      if (next_out != nullptr) {
+        __builtin_prefetch(next_out, 1);
+        __builtin_prefetch(next_out + t.next_out_row, 1);
+        next_out += t.out_step;
+      }
+      if (t.clamps) {
+        const Register most = V::broadcast(t.most);
+        y0 = clamped(y0, most);
+        y1 = clamped(y1, most);
+      }
+      if (t.streams) {
+        stream_bytes(out, y0);
+        if (two) stream_bytes(second_out, y1);
+      } else {
+        V::store(out, y0);
+        if (two) V::store(second_out, y1);
+      }
+      out += t.out_step;
+      if (two) second_out += t.out_step;
+    }
+  }
+}
+
+// Whether rows are long enough to be worth the walk, and the strip's columns do not share too few
+// sets of the first cache.
+bool walks(const ChannelColumns& p) {
+  return p.columns > 2 * kWinogradTile && p.pitch * int64_t{sizeof(float)} % 1024 != 0;
+}
+
+// Row pairs from top to bottom in each strip of columns, whose rows stay in the first cache.
+bool walk_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
+  constexpr int64_t R = 3, kStrip = 28;
+  Register total{};
+  for (int64_t j = 0; j < p.columns; j += kStrip) {
+    Walk walk;
+    walk.columns = std::min(kStrip, p.columns - j);
+    walk.left = p.left - j;
+    walk.right = p.right - j;
+    walk.out_step = t.out_step;
+    walk.next_step = p.pitch;
+    walk.next_row = t.src_row;
+    walk.next_out_row = t.out_row;
+    walk.streams = t.streams;
+    walk.clamps = t.clamps;
+    walk.most = t.most;
+    for (int64_t i = t.first; i < t.last; i += 2) {
+      const bool two = i + 1 < t.last;
+      const int64_t y = i + t.first_h, next = y + R + 1;
+      const float* src = t.src + y * t.src_row + j * p.pitch;
+      unroll<4>([&](auto r) TORCHCONV_INLINE_LAMBDA {
+        const bool there = y + r >= 0 && y + r < t.src_rows && (r < R || two);
+        walk.rows[r] = there ? src + r * t.src_row : t.zeros;
+        walk.pitch[r] = there ? p.pitch : 0;
+      });
+      walk.out[0] = t.out + (i - t.first) * t.out_row + j * t.out_step;
+      walk.out[1] = two ? walk.out[0] + t.out_row : nullptr;
+      // Also from the second cache, whose latency strided columns do not hide.
+      walk.next =
+          next >= 0 && next + 1 < t.src_rows ? src + (R + 1) * t.src_row + p.pitch : nullptr;
+      walk.next_out = t.fetches_out && i + 3 < t.last ? walk.out[0] + 2 * t.out_row : nullptr;
+      for (int64_t v = t.first_vector; v < t.end_vector; ++v) {
+        const int64_t lane = std::min(v * kL, p.channels - kL);
+        walk_columns(walk, lane, t.weights + v * winograd_column_products(R) * R * kL,
+                     V::load(t.start + lane), total);
+      }
+    }
+  }
+  return is_finite(total);
 }
 
 // Tiles from left to right, and each strip of them from top to bottom. The last tile of a row and
@@ -177,7 +324,7 @@ bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
         const bool there = y + r >= 0 && y + r < t.src_rows && (r < R || two);
         tile.rows[r] = there ? src + r * t.src_row : t.zeros;
       });
-      float* out = t.out + i * t.out_row + j * t.out_step;
+      float* out = t.out + (i - t.first) * t.out_row + j * t.out_step;
       tile.out[0] = out;
       tile.out[1] = two ? out + t.out_row : nullptr;
       tile.next = t.fetches && next >= 0 && next + 1 < t.src_rows
@@ -190,16 +337,14 @@ bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
       }
     }
   }
-  float lanes[kL];
-  V::store(lanes, total);  // zero, or NaN
-  return std::all_of(lanes, lanes + kL, [](float lane) { return lane == 0; });
+  return is_finite(total);
 }
 
 }  // namespace
 
 bool channel_columns_winograd(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
   if constexpr (kFiltersColumns) {
-    if (p.R == 3) return filter_rows<3>(p, t);
+    if (p.R == 3) return walks(p) ? walk_rows(p, t) : filter_rows<3>(p, t);
     if (p.R == 5) return filter_rows<5>(p, t);
     return filter_rows<7>(p, t);
   }

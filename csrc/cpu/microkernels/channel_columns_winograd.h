@@ -4,7 +4,8 @@
 // three taps are F(2,3), each further pair is F(2,2) (Karatsuba's), and as all of these use only
 // the points 0, 1, -1 and infinity they share four sums, of which two outputs are made: 4, 7 and 10
 // products for a kernel of 3, 5 and 7 rows, where two outputs take 6, 10 and 14 directly. Along a
-// row the tile is a direct convolution, so transformed pixels serve several columns.
+// row the tile is a direct convolution, so transformed pixels serve several columns. A kernel of 3
+// walks long rows without tiles.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +35,7 @@ constexpr int product_a(int R, int part) { return R / 2 + 1 + 2 * part; }
 struct ChannelColumnsWinograd {
   const float* src;  // row 0, at the column of the first tap
   int64_t src_row, src_rows;
-  float* out;  // row 0
+  float* out;  // row `first`
   int64_t out_row, out_step;
   int64_t first, last;               // output rows
   int64_t first_h;                   // the source row of the first tap of output row 0

@@ -42,13 +42,9 @@ struct PlaneRowsSum {
   bool clamps;   // the outputs, to [0, most]; not with kSpread
   A most;
 
-  // NaN stays NaN.
   template <int N>
   TORCHCONV_INLINE typename Vec<A, N>::Type clamped(typename Vec<A, N>::Type v) const {
-    if (!clamps) return v;
-    const auto high = Vec<A, N>::broadcast(most);
-    v = v < A{0} ? typename Vec<A, N>::Type{} : v;
-    return v > high ? high : v;
+    return clamps ? cpu::clamped(v, Vec<A, N>::broadcast(most)) : v;
   }
 };
 template <typename A>

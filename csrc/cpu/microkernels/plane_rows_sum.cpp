@@ -5,6 +5,9 @@
 namespace torchconv::cpu {
 namespace {
 
+// The most rows whose sums have room in registers beside the weights of a kernel of 3.
+constexpr int kSmallRows = 7;
+
 template <typename A, int N, int R, int kStep, int kStrips>
 void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&first)[kStrips],
                 int64_t plane, int64_t planes) {
@@ -74,6 +77,43 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
   }
 }
 
+// Planes of at most kRows rows and a vector: with all sums in registers there is nothing to roll,
+// and a row takes half the instructions.
+template <typename A, int N, int R, int kRows>
+void sum_small_planes(const PlaneRows p, const PlaneRowsSum<A> t) {
+  using V = Vec<A, N>;
+  using Type = typename V::Type;
+  const StripSource<A, N, R, 1> source(p, 0);
+  const auto there = LaneRange<A, N>::of(0, p.columns);
+  const int64_t rows = t.last - t.first;
+  for (int64_t plane = 0; plane < t.planes; ++plane) {
+    const A* w = t.weights + plane * t.weight_plane;
+    Type weights[R * R];
+    unroll<R * R>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+      weights[i] = V::broadcast(w[i / R * t.weight_row + i % R * t.weight_column]);
+    });
+    Type sum[kRows];
+    const Type start = V::broadcast(t.bias != nullptr ? t.bias[plane] : A{0});
+    unroll<kRows>([&](auto i) TORCHCONV_INLINE_LAMBDA { sum[i] = start; });
+    const A* src = t.src + plane * t.src_plane + t.first * p.pitch;
+    unroll<kRows + R - 1>([&](auto y) TORCHCONV_INLINE_LAMBDA {
+      if (t.first + y < p.top || t.first + y >= p.bottom) return;
+      const auto row = source.row(src + y * p.pitch);
+      unroll<R>([&](auto s) TORCHCONV_INLINE_LAMBDA {
+        const Type x = source.template column<s>(row);
+        unroll<R>([&](auto r) TORCHCONV_INLINE_LAMBDA {
+          constexpr int i = y - r;
+          if constexpr (i >= 0 && i < kRows) sum[i] += weights[r * R + s] * x;
+        });
+      });
+    });
+    A* out = t.out + plane * t.out_plane + t.first * t.out_pitch;
+    unroll<kRows>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+      if (i < rows) there.store(out + i * t.out_pitch, t.template clamped<N>(sum[i]));
+    });
+  }
+}
+
 // The last strip overlaps the one before it.
 template <typename A, int N, int R, int kStep>
 void sum_planes(const PlaneRows& p, const PlaneRowsSum<A>& t) {
@@ -86,6 +126,8 @@ void sum_planes(const PlaneRows& p, const PlaneRowsSum<A>& t) {
       if (strips % 2 == 1) sum_strips<A, N, R, kStep, 1>(p, t, {last}, plane, 1);
     }
     if (strips > 1) return;
+  } else if constexpr (R == 3 && kStep == 1) {
+    if (t.last - t.first <= kSmallRows) return sum_small_planes<A, N, R, kSmallRows>(p, t);
   }
   sum_strips<A, N, R, kStep, 1>(p, t, {0}, 0, t.planes);
 }
