@@ -34,7 +34,9 @@ LAYERS = {
     "depthwise": "depthwise",
     "grouped": "grouped",
     "lenet": "few channels",
+    "awkward": "awkward",
     "pooling": "pooling",
+    "norm": "batch norm",
 }
 NETWORKS = "models"
 CPU_GROUPS = {*LAYERS, NETWORKS}

@@ -70,8 +70,8 @@ LIGHT_PATTERNS = (
     "cpu/batch_norm*.cpp",
 )  # fmt: skip
 LIGHT_FLAGS = ("-O2",)
-# Integers' pooling is written as vectors to the last step, and no slower with this: the float types'
-# takes up to 1.8 times as long.
+# Integers' pooling is written as vectors to the last step, and no slower with this. That of the
+# float types takes up to 1.8 times as long.
 LEAST_PATTERNS = ("cpu/select_pool2d_integer.cpp",)
 LEAST_FLAGS = ("-O1",)
 # These take longest to compile and are begun first, so that no core is idle at the end.
