@@ -167,6 +167,16 @@ def test_shares_what_it_learns() -> None:
     torch.testing.assert_close(quick(x), model(x))
 
 
+def test_parameters_keep_their_order() -> None:
+    """By which optimizers number them, in their checkpoints too."""
+    model = block(lambda m, x: m.act(m.other_bn(m.other(x)) + m.bn(m.conv(x)) * m.scale)).train()
+    model.scale = nn.Parameter(torch.ones(1))
+    for made in (torchconv.fuse_training(model), torchconv.fuse_training(nn.Sequential(model))):
+        its = [name.removeprefix("0.") for name, _ in made.named_parameters()]
+        assert its == [name for name, _ in model.named_parameters() if name in its]
+        assert len(its) == 9
+
+
 def test_dropout_draws_as_the_model_does() -> None:
     fused(block(lambda m, x: m.drop(m.act(m.bn(m.conv(x))))))
 

@@ -142,7 +142,26 @@ def _record(root: torch.nn.Module, model: torch.nn.Module) -> GraphModule:
     for node in graph.nodes:
         if isinstance(node.type, str):
             node.type = None  # an annotation that was not evaluated, which cannot be pickled
-    return GraphModule(root, graph, type(model).__name__)
+    recorded = GraphModule(root, graph, type(model).__name__)
+    _order_like(recorded, model)
+    return recorded
+
+
+def _order_like(made: torch.nn.Module, model: torch.nn.Module) -> None:
+    """Puts layers and parameters into the model's order. torch.fx has those of the calls, and
+    optimizers number parameters as they come."""
+    for own, theirs in (
+        (made._modules, model._modules),
+        (made._parameters, model._parameters),
+        (made._buffers, model._buffers),
+    ):
+        entries: dict[str, Any] = dict(own)
+        own.clear()
+        names = [name for name in theirs if name in entries]
+        own.update({name: entries[name] for name in dict.fromkeys((*names, *entries))})
+    for name, child in made.named_children():
+        if name in model._modules:
+            _order_like(child, model.get_submodule(name))
 
 
 def _uses(recorded: GraphModule) -> Counter[Any]:
