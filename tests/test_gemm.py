@@ -179,6 +179,15 @@ def test_outputs_past_the_caches() -> None:
     check(channels_last(1, 64, 260, 260), torch.randn(16, 64, 1, 1), stride=2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_padded_pixels_of_neighbouring_tasks(groups: int, dtype: torch.dtype) -> None:
+    """Tasks that differ in their sample or group alone copy pixels of their own."""
+    x = channels_last(2, 64 * groups, 10, 10, dtype=dtype)
+    w = torch.randn(64 * groups, 64, 1, 1, dtype=dtype)
+    check(x, w, padding=1, groups=groups)
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_special_values_stay_in_their_windows(value: float) -> None:
     x, w = channels_last(2, 40, 9, 11), torch.rand(35, 40, 3, 3) + 0.5

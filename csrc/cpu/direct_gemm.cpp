@@ -94,10 +94,11 @@ class DirectGemm : DirectTasks {
       for (int64_t task = begin; task < end; ++task) {
         const DirectPosition at = position(task);
         const bool ordered = task > begin && same_pixels(at, t.at);
+        const bool filled = task > begin && same_source(at, t.at);
         t.at = at;
         if (!ordered) order_pixels(t);
         if (weights_ == nullptr) {
-          if constexpr (std::is_same_v<T, A>) run_packing(t, ordered);
+          if constexpr (std::is_same_v<T, A>) run_packing(t, ordered, filled);
           continue;
         }
         for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
@@ -245,9 +246,10 @@ class DirectGemm : DirectTasks {
   }
 
   // Packs each panel when it is its turn, from weights that were fetched during the one before.
-  void run_packing(Task& t, bool ordered) const {
+  // filled: the bands are those of the task before it.
+  void run_packing(Task& t, bool ordered, bool filled) const {
     const DirectPosition& at = t.at;
-    if (plan_.band && !ordered)
+    if (plan_.band && !filled)
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk)
         fill_band(t, chunk, t.band + chunk * t.band_size);
     const int64_t panels = ceil_div(at.k.size(), kPanel<A>), tiles = count_tiles(t);

@@ -108,6 +108,10 @@ bool DirectTasks::same_pixels(const DirectPosition& a, const DirectPosition& b) 
   return a.n.size() == b.n.size() && a.i.begin == b.i.begin && a.j.begin == b.j.begin;
 }
 
+bool DirectTasks::same_source(const DirectPosition& a, const DirectPosition& b) {
+  return same_pixels(a, b) && a.n.begin == b.n.begin && a.g == b.g;
+}
+
 void DirectTasks::add_source(const DirectPosition& at, int64_t chunk, SourcePrefetch* ahead) const {
   if (view_.terms() == 0 || plan_.reads_neighbours || plan_.reads_taps) return;
   const int64_t channels = plan_.chunk_channels(view_, chunk) * source_.term_channels;

@@ -53,6 +53,8 @@ class DirectTasks {
   DirectPosition position(int64_t task) const;
   // Whether pixels in this order are those of another position.
   static bool same_pixels(const DirectPosition& a, const DirectPosition& b);
+  // Whether they are also of the same samples and group.
+  static bool same_source(const DirectPosition& a, const DirectPosition& b);
   // Lists the task's pixels, those that read through the same taps together. Planes are stored from
   // scratch where pixels lie in the image's order, in runs as long as there are.
   void order_pixels(DirectTask& t) const;
