@@ -417,6 +417,29 @@ def test_changed_statistics_are_noticed() -> None:
     assert mean._version == var._version == 1
 
 
+@on_training
+def test_bias_may_change_before_backward(training: bool) -> None:
+    """As in PyTorch, where no activation needs it again."""
+    for residual in (None, torch.randn(2, 3, 5, 5)):
+        layer = torchconv.nn.BatchNorm2d(3).train(training)
+        x = torch.randn(2, 3, 5, 5, requires_grad=True)
+        dy = torch.randn(2, 3, 5, 5)
+        expected = torch.autograd.grad(layer(x, residual), (x, *layer.parameters()), dy)
+        y = layer(x, residual)
+        with torch.no_grad():
+            layer.bias.add_(1)
+        assert_same(
+            torch.cat([g.flatten() for g in torch.autograd.grad(y, (x, *layer.parameters()), dy)]),
+            torch.cat([g.flatten() for g in expected]),
+        )
+    layer.activation = "relu"
+    y = layer(x)
+    with torch.no_grad():
+        layer.bias.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 # --- determinism ---------------------------------------------------------------------------------
 
 

@@ -227,6 +227,18 @@ def test_copies_and_pickles() -> None:
     assert made.state_dict().keys() == model.state_dict().keys()
 
 
+def test_symbolic_trace_of_the_second_form() -> None:
+    """Each normalisation stays one node."""
+    model = block(lambda m, x: m.act(m.bn(m.conv(x)) + x)).double().train()
+    made = torchconv.fuse_training(copy.deepcopy(model))
+    traced = torch.fx.symbolic_trace(made)
+    assert [n.target for n in traced.graph.nodes if n.op == "call_module"][-1] == "bn"
+    x = image()
+    expected = state_of(model, x)
+    for name, value in state_of(traced, x).items():
+        torch.testing.assert_close(value, expected[name])
+
+
 def test_refuses() -> None:
     with pytest.raises(RuntimeError, match="eval mode"):
         torchconv.fuse_training(nn.Conv2d(1, 1, 1).eval())

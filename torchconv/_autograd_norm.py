@@ -33,6 +33,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor, *statistics: Tensor
     ctx.eps, ctx.activation = eps, activation
     # What decides where the activation is constant: x, or where something was added to it, y.
     of_output = output if residual is not None and activation != "none" else None
+    # Of a bias that makes no such x only the type counts, which is that of the weight: like
+    # PyTorch's, it may then change before backward.
+    if bias is not None and weight is not None and (activation == "none" or residual is not None):
+        bias = weight
     ctx.save_for_backward(input, of_output, weight, bias, *statistics)
 
 

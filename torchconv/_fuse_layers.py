@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn import functional as F
 
 from torchconv import nn
@@ -100,7 +101,8 @@ class BatchNormAdd2d(_Sum, nn.BatchNorm2d):
     """activation(norm(input) + other), as ConvAdd2d for a normalisation."""
 
     def forward(self, input: Tensor, other: Any = None) -> Tensor:
-        if other is None or self._is_output_like(input, other):
+        # Recorded, it is one node.
+        if other is None or isinstance(input, Proxy) or self._is_output_like(input, other):
             return super().forward(input, other)
         return self._add(torch.nn.BatchNorm2d.forward(self, input), other)
 
