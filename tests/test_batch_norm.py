@@ -417,6 +417,17 @@ def test_changed_statistics_are_noticed() -> None:
     assert mean._version == var._version == 1
 
 
+@pytest.mark.parametrize("size", [(4, 1, 6, 7), (4, 5, 1, 1), (4, 1, 1, 7)])
+@pytest.mark.parametrize("training", [True, False])
+def test_strides_of_what_is_dense_in_both_layouts(size: tuple[int, ...], training: bool) -> None:
+    x = torch.randn(size).contiguous(memory_format=torch.channels_last)
+    mean, var = torch.zeros(size[1]), torch.ones(size[1])
+    y = F.batch_norm(x, mean.clone(), var.clone(), training=training)
+    expected = nn.functional.batch_norm(x, mean, var, training=training)
+    assert y.stride() == expected.stride()
+    torch.testing.assert_close(y, expected)
+
+
 @on_training
 def test_bias_may_change_before_backward(training: bool) -> None:
     """As in PyTorch, where no activation needs it again."""

@@ -430,7 +430,12 @@ def _batch_norm(input: Tensor, residual: Tensor | None, *parameters: Tensor | No
                 parameter.dim() == 1 and parameter.shape[0] == input.shape[1],
                 lambda: f"expected {input.shape[1]} channels of parameters",
             )
-    return _empty(input, input.shape, is_channels_last(input), residual, *parameters)
+    return _empty(input, input.shape, _norm_channels_last(input), residual, *parameters)
+
+
+def _norm_channels_last(input: Tensor) -> bool:
+    """What is dense in both layouts, of one channel or one pixel, gives contiguous results here."""
+    return is_channels_last(input) and not input.is_contiguous()
 
 
 def _batch_norm_backward(
@@ -449,7 +454,7 @@ def _batch_norm_backward(
 
     def like_input(wanted: bool) -> Tensor:
         size = input.shape if wanted else (0,)
-        return _empty(input, size, wanted and is_channels_last(input), *others)
+        return _empty(input, size, wanted and _norm_channels_last(input), *others)
 
     def like_parameter(parameter: Tensor | None, wanted: bool) -> Tensor:
         like = input if parameter is None else parameter

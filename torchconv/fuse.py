@@ -102,9 +102,8 @@ def fuse_training(model: torch.nn.Module) -> GraphModule:
 
     Into a BatchNorm2d of torch.nn or torchconv.nn go, where nothing else reads what lies between,
     a sum with another tensor and a ReLU or ReLU6 behind it: the images are then read and written
-    once instead of once a step, in both directions, and one of them is kept alive instead of two.
-    The results and gradients are those of `model` but for rounding. All other layers are swapped
-    as by `convert`.
+    once instead of once a step, in both directions. The results and gradients are those of `model`
+    but for rounding. All other layers are swapped as by `convert`.
 
     What is returned is a torch.fx.GraphModule, recorded as by `fuse`. Its parameters and buffers
     are those of `model`, the same tensors under the same names: whatever one learns the other

@@ -234,7 +234,7 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
           }
           fill_zero(dst, range.begin * lanes);
           Wide<T>* to = dst + range.begin * lanes;
-          if (neighbours && lanes == step) {
+          if (neighbours && lanes == step && used == lanes) {
             copy_wide(to, from + range.begin * step, range.size() * lanes);
             fill_zero(dst + range.end * lanes, (width - range.end) * lanes);
             continue;

@@ -33,7 +33,8 @@ BatchNormProblem describe_norm(const Tensor& input, const std::string& activatio
   TORCHCONV_CHECK(
       p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64 || is_small_float(p.dtype), "\"",
       kOp, "\" not implemented for '", torch::headeronly::toString(input.scalar_type()), "'");
-  p.layout = suggested_layout(input);
+  // What is dense in both layouts, of one channel or one pixel, gives contiguous results here.
+  p.layout = input.is_contiguous() ? Layout::kNCHW : suggested_layout(input);
   if (activation == "relu") {
     p.activation = Activation::kReLU;
   } else if (activation == "relu6") {
