@@ -77,11 +77,11 @@ class BatchNormForward : NormLanes<T> {
     const Buffer<double> moments(3 * width);
     std::fill_n(constants.get(), kConstants * width, Lane{0});
     if (a_.given_mean == nullptr) pixel_moments(blocks, width, constants.get(), moments.get());
-    for (int64_t c = 0; c < p_.C; ++c) {
+    over_channels(blocks, [&](int64_t c) {
       const double* m = moments.get() + c;
       const Affine affine = channel(c, [&] { return Moments{m[0], m[width], m[2 * width]}; });
       L::put(constants.get(), width, c, {affine.shift, affine.scale, affine.offset});
-    }
+    });
     parallel_for(a_.pool, 0, blocks.count, block_grain(blocks), [&](int64_t begin, int64_t end) {
       for (int64_t b = end - 1; b >= begin; --b)
         normalize(blocks.offset(b), blocks.runs(b), constants.get(), width, 1);
@@ -136,9 +136,9 @@ class BatchNormForward : NormLanes<T> {
           add_pixels(x_ + blocks.offset(b), blocks.runs(b).count, width, shifts,
                      sums.get() + b * 2 * width);
       });
-      std::fill_n(moments + width, 2 * width, 0.0);
-      for (int64_t b = 0; b < blocks.count; ++b)
-        for (int64_t i = 0; i < 2 * width; ++i) moments[width + i] += sums[b * 2 * width + i];
+      parallel_for(a_.pool, 0, 2 * width, channel_grain(blocks), [&](int64_t begin, int64_t end) {
+        add_blocks(blocks, 2 * width, sums.get(), begin, end, moments + width);
+      });
     }
   }
 
@@ -213,6 +213,13 @@ class BatchNormForward : NormLanes<T> {
       L::template store<kPartial>(y + at, v, n, streams);
     }
   };
+
+  template <typename F>
+  void over_channels(const PixelBlocks& blocks, const F& f) const {
+    parallel_for(a_.pool, 0, p_.C, channel_grain(blocks), [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) f(c);
+    });
+  }
 
   int64_t block_grain(const PixelBlocks& blocks) const {
     return work_grain(kNormOperations * static_cast<double>(blocks.size * p_.C));

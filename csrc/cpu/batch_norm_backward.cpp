@@ -77,22 +77,27 @@ class BatchNormBackward : NormLanes<T> {
     const Buffer<Lane> constants(kConstants * width);
     const Buffer<double> sums(blocks.count * 2 * width);
     std::fill_n(constants.get(), kConstants * width, Lane{0});
-    for (int64_t c = 0; c < p_.C; ++c) {
-      const Affine affine = affine_at(c);
-      L::put(constants.get(), width, c, {affine.shift, affine.scale, affine.offset});
-    }
+    parallel_for(a_.pool, 0, p_.C, channel_grain(blocks), [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        const Affine affine = affine_at(c);
+        L::put(constants.get(), width, c, {affine.shift, affine.scale, affine.offset});
+      }
+    });
     const int64_t grain = work_grain(kNormOperations * static_cast<double>(blocks.size * p_.C));
     parallel_for(a_.pool, 0, blocks.count, grain, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
         add_pixels(blocks.offset(b), blocks.runs(b).count, constants.get(), width,
                    sums.get() + b * 2 * width);
     });
-    for (int64_t b = 1; b < blocks.count; ++b)
-      for (int64_t i = 0; i < 2 * width; ++i) sums[i] += sums[b * 2 * width + i];
-    for (int64_t c = 0; c < p_.C; ++c) {
-      const InputGradient by = gradients(c, affine_at(c), sums[c], sums[width + c]);
-      L::put(constants.get() + 3 * width, width, c, {by.slope, by.constant});
-    }
+    const Buffer<double> total(2 * width);
+    parallel_for(a_.pool, 0, p_.C, channel_grain(blocks), [&](int64_t begin, int64_t end) {
+      for (const int64_t at : {int64_t{0}, width})
+        add_blocks(blocks, 2 * width, sums.get(), at + begin, at + end, total.get());
+      for (int64_t c = begin; c < end; ++c) {
+        const InputGradient by = gradients(c, affine_at(c), total[c], total[width + c]);
+        L::put(constants.get() + 3 * width, width, c, {by.slope, by.constant});
+      }
+    });
     if (dx_ == nullptr) return;
     parallel_for(a_.pool, 0, blocks.count, grain, [&](int64_t begin, int64_t end) {
       for (int64_t b = end - 1; b >= begin; --b)

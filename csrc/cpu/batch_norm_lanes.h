@@ -40,7 +40,7 @@ constexpr bool runs_as_pixels(const BatchNormProblem& p) {
 // Blocks of pixels: enough pixels that their sums are few beside them, and enough blocks for many
 // threads. By the shape alone, because sums are taken by block.
 struct PixelBlocks {
-  static constexpr int64_t kElements = 1 << 14, kFewest = 64, kMostBlocks = 128;
+  static constexpr int64_t kElements = 1 << 14, kFewest = 16, kMostBlocks = 128;
   int64_t pixels, size, count, channels;
 
   explicit PixelBlocks(const BatchNormProblem& p)
@@ -56,6 +56,19 @@ struct PixelBlocks {
 
 // Operations (work_grain) for each element in a pass.
 inline constexpr double kNormOperations = 4;
+// What is done once a channel: sums of all blocks, a root and quotients.
+inline int64_t channel_grain(const PixelBlocks& blocks) {
+  constexpr double kRootOperations = 2000;
+  return work_grain(kRootOperations + kNormOperations * static_cast<double>(blocks.count));
+}
+
+// The sums of all blocks, `width` each, from begin to end.
+inline void add_blocks(const PixelBlocks& blocks, int64_t width, const double* sums, int64_t begin,
+                       int64_t end, double* to) {
+  std::fill(to + begin, to + end, 0.0);
+  for (int64_t b = 0; b < blocks.count; ++b)
+    for (int64_t i = begin; i < end; ++i) to[i] += sums[b * width + i];
+}
 
 // Vectors of T in the type that it is computed in, and in double for sums.
 template <typename T>
