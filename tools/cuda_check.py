@@ -212,18 +212,18 @@ def every_instance(kernels: Sequence[Kernel]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Every operator that has a kernel for the CPU's tensors must have one for the GPU's.
+# Every operator must have a kernel for the GPU's tensors, but for those that are the CPU's alone.
 LOADING = """
 import sys, torch, torchconv
 torch.ops.load_library(sys.argv[1])
 has = torch._C._dispatch_has_kernel_for_dispatch_key
 from torchconv import _schemas, _settings
-names = ["torchconv::" + schema.partition("(")[0] for schema in _schemas.SCHEMAS]
-names += ["torchconv::" + name + ".settings" for name in _settings.OVERLOADED]
+names = [schema.partition("(")[0] for schema in _schemas.SCHEMAS]
+names = [name for name in names if name not in _schemas.CPU_ONLY]
+names += [name + ".settings" for name in _settings.OVERLOADED if name not in _schemas.CPU_ONLY]
+names = ["torchconv::" + name for name in names]
 print(" ".join(name for name in names if not has(name, "CUDA")))
 """
-# What only the CPU's library has, being called with CPU tensors or for it.
-CPU_ONLY: tuple[str, ...] = ()
 
 
 def loading_faults(library: Path) -> list[str]:
@@ -233,8 +233,7 @@ def loading_faults(library: Path) -> list[str]:
     )
     if done.returncode != 0:
         return [f"{library.name} cannot be loaded: {done.stderr.strip().splitlines()[-1]}"]
-    missing = [name for name in done.stdout.split() if name not in CPU_ONLY]
-    return [f"{name} has no kernel for CUDA tensors" for name in missing]
+    return [f"{name} has no kernel for CUDA tensors" for name in done.stdout.split()]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
