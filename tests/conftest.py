@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 import torchconv
 import torchconv._load
@@ -269,3 +272,42 @@ def assert_same(out: Tensor, expected: Tensor) -> None:
     if out.is_floating_point():
         numbers = out == out
         assert torch.equal(out[numbers].signbit(), expected[numbers].signbit()), "sign of a zero"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Network(torch.nn.Module):
+    """A few layers that a test's own `forward` puts together."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: torch.nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.steps = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(self, x)
+
+
+def assert_fakes_equal_real(op: Any, arguments: Any) -> None:
+    """Size, dtype and exact strides of every output, from fake and from meta tensors."""
+    detached = tree_map_only(Tensor, Tensor.detach, arguments)
+    real = tree_flatten(op(*detached))[0]
+    with FakeTensorMode() as mode:
+        faked = tree_map_only(Tensor, mode.from_tensor, detached)
+        fake = tree_flatten(op(*faked))[0]
+    meta_arguments = tree_map_only(Tensor, lambda t: t.to("meta"), detached)
+    meta = tree_flatten(op(*meta_arguments))[0]
+    for out, *predictions in zip(real, fake, meta, strict=True):
+        for prediction in predictions:
+            assert prediction.dtype == out.dtype
+            assert prediction.shape == out.shape
+            assert prediction.stride() == out.stride()

@@ -9,18 +9,24 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_flatten, tree_map_only
 
 import torchconv
 import torchconv.functional as F
-from conftest import FLOATS, LAYOUTS, assert_accurate, assert_same, in_layout, relative_error
+from conftest import (
+    FLOATS,
+    LAYOUTS,
+    assert_accurate,
+    assert_fakes_equal_real,
+    assert_same,
+    in_layout,
+    relative_error,
+    threads,
+)
 from dispatch_log import DispatchLog
 
 OPS = torch.ops.torchconv
@@ -50,16 +56,6 @@ on_training = pytest.mark.parametrize("training", (True, False), ids=("training"
 
 def names_of(log: DispatchLog) -> list[str]:
     return [name.removeprefix("torchconv::") for name in log.names if "torchconv" in name]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def activate(z: Tensor, activation: str | None, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -706,18 +702,7 @@ def test_opcheck(name: str, layout: str) -> None:
 def test_fake_equals_real(name: str, dtype: torch.dtype, layout: str) -> None:
     """Size, dtype and exact strides of every output, from fake and from meta tensors."""
     for arguments in samples(name, layout, dtype):
-        detached = tree_map_only(Tensor, Tensor.detach, arguments)
-        real = tree_flatten(getattr(OPS, name)(*detached))[0]
-        with FakeTensorMode() as mode:
-            faked = tree_map_only(Tensor, mode.from_tensor, detached)
-            fake = tree_flatten(getattr(OPS, name)(*faked))[0]
-        meta_arguments = tree_map_only(Tensor, lambda t: t.to("meta"), detached)
-        meta = tree_flatten(getattr(OPS, name)(*meta_arguments))[0]
-        for out, *predictions in zip(real, fake, meta, strict=True):
-            for prediction in predictions:
-                assert prediction.dtype == out.dtype
-                assert prediction.shape == out.shape
-                assert prediction.stride() == out.stride()
+        assert_fakes_equal_real(getattr(OPS, name), arguments)
 
 
 def test_operators_check_their_arguments() -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 import torchconv.functional as F
-from conftest import in_layout
+from conftest import in_layout, threads
 
 FORMATS = ("contiguous", "channels_last")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -58,16 +56,6 @@ PROBLEMS = [*CONVOLUTIONS, *POOLINGS]
 on_problems = pytest.mark.parametrize("problem", PROBLEMS)
 on_formats = pytest.mark.parametrize("layout", FORMATS)
 on_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def inputs(problem: str, layout: str, dtype: torch.dtype) -> list[Tensor]:

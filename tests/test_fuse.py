@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchconv
+from conftest import Network
 from torchconv.fuse import ConvAdd2d, LinearAdd
 
 Forward = Callable[[Any, Tensor], Tensor]
@@ -30,19 +31,6 @@ def norm(channels: int, **options: Any) -> nn.BatchNorm2d:
         nn.init.normal_(layer.weight)
         nn.init.normal_(layer.bias)
     return layer
-
-
-class Network(nn.Module):
-    """A few layers that a test's own `forward` puts together."""
-
-    def __init__(self, forward: Forward, **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.steps = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.steps(self, x)
 
 
 def block(forward: Forward) -> Network:

@@ -13,21 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torchconv
+from conftest import Network
 
 Forward = Callable[[Any, Tensor], Tensor]
-
-
-class Network(nn.Module):
-    """A few layers that a test's own `forward` puts together."""
-
-    def __init__(self, forward: Forward, **layers: nn.Module) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.steps = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.steps(self, x)
 
 
 def block(forward: Forward) -> Network:

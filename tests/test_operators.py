@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 import torchconv.functional as F
-from conftest import FLOATS, assert_accurate, cpu_only, everywhere
+from conftest import FLOATS, assert_accurate, assert_fakes_equal_real, cpu_only, everywhere
 from dispatch_log import DispatchLog
 from operator_samples import FORMATS, OPERATORS, OPS, samples
 from oracle import torch_F
@@ -66,18 +66,7 @@ def test_opcheck_without_gradient(name: str) -> None:
 def test_fake_equals_real(name: str, dtype: torch.dtype, layout: str) -> None:
     """Size, dtype and exact strides of every output, from fake and from meta tensors."""
     for arguments in samples(name, layout, dtype):
-        detached = tree_map_only(Tensor, Tensor.detach, arguments)
-        real = tree_flatten(getattr(OPS, name)(*detached))[0]
-        with FakeTensorMode() as mode:
-            faked = tree_map_only(Tensor, mode.from_tensor, detached)
-            fake = tree_flatten(getattr(OPS, name)(*faked))[0]
-        meta_arguments = tree_map_only(Tensor, lambda t: t.to("meta"), detached)
-        meta = tree_flatten(getattr(OPS, name)(*meta_arguments))[0]
-        for out, *predictions in zip(real, fake, meta, strict=True):
-            for prediction in predictions:
-                assert prediction.dtype == out.dtype
-                assert prediction.shape == out.shape
-                assert prediction.stride() == out.stride()
+        assert_fakes_equal_real(getattr(OPS, name), arguments)
 
 
 def awkward(n: int, c: int, h: int, w: int) -> Iterator[Tensor]:
