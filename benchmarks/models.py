@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from benchmarks import machine, report, timing
 from benchmarks.convnext import convnext_tiny
+from benchmarks.options import add_timing_options, check_timing_options, rounds
 from benchmarks.peers import PEERS, Peer, TorchConv
 from benchmarks.run import LAYOUTS, RESULTS
 
@@ -192,21 +193,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--passes", default="all", choices=[*PASSES, "all"])
     add("--batch", type=int, default=1, help="images in an inference batch (default: 1)")
     add("--training-batch", type=int, default=8, help="images in a training batch (default: 8)")
-    add("--threads", type=int, help="threads for both libraries (default: PyTorch's)")
-    add("--budget", type=float, default=20.0, help="seconds to time one row (default: 20)")
-    add(
-        "--output",
-        type=Path,
-        help="where to write, without suffix (default: in benchmarks/results)",
-    )
-    add("--quick", action="store_true", help="a twentieth of the budget: to try things out")
+    add_timing_options(parser, budget=20)
     options = parser.parse_args(arguments)
-    for name in ("batch", "training_batch", "threads"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if not options.budget > 0:
-        parser.error(f"--budget must be positive, got {options.budget}")
+    check_timing_options(parser, options, positive=("batch", "training_batch"))
     options.models = options.models.split(",")
     options.pass_names = list(PASSES) if options.passes == "all" else [options.passes]
     return options
@@ -231,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     ours, peer = TorchConv(), PEERS[options.peer]()
-    budget, min_rounds = (options.budget / 20, 1) if options.quick else (options.budget, 7)
+    budget, min_rounds = rounds(options)
     load = machine.warn_if_busy()
     pairs = [(name, pass_name) for name in options.models for pass_name in options.pass_names]
     results: list[report.Result] = []

@@ -31,6 +31,7 @@ from benchmarks.counts import (
     PASSES,
     WGRAD,
 )
+from benchmarks.options import add_timing_options, check_timing_options, rounds
 from benchmarks.peers import PEERS, Operator, Peer, TorchConv
 from benchmarks.problems import DTYPES, Problem, available_groups, load_group
 
@@ -250,20 +251,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"comma-separated: {', '.join(PASSES)}; both is {FORWARD},{FORWARD_BACKWARD}; "
         f"{FORWARD_WGRAD} leaves the input gradient out",
     )
-    add("--threads", type=int, help="threads for both libraries (default: PyTorch's)")
-    add("--budget", type=float, default=1.0, help="seconds to spend timing one row (default: 1)")
     add("--filter", help="only problems whose printed form contains this text")
-    add(
-        "--output",
-        type=Path,
-        help="where to write, without suffix (default: in benchmarks/results)",
-    )
-    add("--quick", action="store_true", help="a twentieth of the budget: to try things out")
+    add_timing_options(parser, budget=1)
     options = parser.parse_args(arguments)
-    if options.threads is not None and options.threads < 1:
-        parser.error(f"--threads must be at least 1, got {options.threads}")
-    if not options.budget > 0:
-        parser.error(f"--budget must be positive, got {options.budget}")
+    check_timing_options(parser, options)
     try:
         options.shapes = options.shapes.split(",")
         names = available_groups() if options.shapes == ["all"] else options.shapes
@@ -289,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     ours, peer = TorchConv(), PEERS[options.peer]()
-    budget, min_rounds = (options.budget / 20, 1) if options.quick else (options.budget, 7)
+    budget, min_rounds = rounds(options)
     pinned = {problem.dtype for problem in options.problems if problem.dtype}
     load = machine.warn_if_busy()
     print("Measuring the machine's floor.", file=sys.stderr)
