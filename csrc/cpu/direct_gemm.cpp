@@ -260,10 +260,12 @@ class DirectGemm : DirectTasks {
       const void* next = w + kPanel<A> * view_.weight_k;
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
         Chunk c = begin_chunk(t, chunk, t.band + chunk * t.band_size, ordered || panel > 0);
-        direct_gemm_pack_panel(view_, w + chunk * plan_.channels, c.depth,
+        direct_gemm_pack_panel(view_, w + chunk * plan_.channels * view_.weight_c, c.depth,
                                std::min(kPanel<A>, at.k.end - k), t.panel);
         c.tile.next = next;
-        c.tile.next_step = kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
+        // Rows of terms are read in the next panel's order, as the hardware foresees.
+        c.tile.next_step =
+            view_.weight_k == 1 ? 0 : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
         for_tiles(t, [&](const DirectPixels& group, int64_t first, int64_t rows) {
           run_tile(t, c, t.panel, panel, 1, group, first, rows);
         });

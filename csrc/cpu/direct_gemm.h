@@ -31,7 +31,7 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
 // reading both these weights, to know that they have not changed, and the packed ones.
 template <typename T>
 bool direct_gemm_packs_along(const ConvView& view);
-// The panel of these filters over so many channels that lie side by side, of one tap.
+// The panel of these filters over so many channels, of one tap; either lie side by side.
 template <typename T>
 void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, int64_t filters,
                             Wide<T>* panel);

@@ -367,10 +367,12 @@ void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Pa
 
 template <typename T>
 bool direct_gemm_packs_along(const ConvView& view) {
-  constexpr int64_t kMostPixels = 448, kMostBytes = 1280 << 10;
+  constexpr int64_t kMostPixels = 448, kMostPixelsGroups = 1024, kMostBytes = 1280 << 10;
   const int64_t pixels = view.N * view.pixels();
-  return std::is_same_v<T, Wide<T>> && view.taps.size() == 1 && view.C > 0 && view.weight_c == 1 &&
-         pixels <= kMostPixels && view.K * view.C * static_cast<int64_t>(sizeof(T)) <= kMostBytes &&
+  return std::is_same_v<T, Wide<T>> && view.taps.size() == 1 && view.C > 0 &&
+         (view.weight_c == 1 || view.weight_k == 1) &&
+         pixels <= (view.groups > 1 ? kMostPixelsGroups : kMostPixels) &&
+         view.K * view.C * static_cast<int64_t>(sizeof(T)) <= kMostBytes &&
          (pixels >= kPixelsForTwo || !direct_plan_cuts_pixels(view, sizeof(T)));
 }
 
@@ -379,6 +381,12 @@ void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, 
                             Wide<T>* panel) {
   constexpr int64_t kL = WideVec<T>::kLanes;
   const int64_t width = round_up(filters, kL);
+  if (view.weight_k == 1) {
+    for (int64_t c = 0; c < channels; ++c, w += view.weight_c, panel += width)
+      for (int64_t k = 0; k < width; k += kL)
+        Vec<T>::store(panel + k, Vec<T>::load_partial(w + k, std::min(kL, filters - k)));
+    return;
+  }
   for (int64_t c = 0; c < channels; c += kL)
     for (int64_t k = 0; k < width; k += kL)
       transpose_tile(w + k * view.weight_k + c, view.weight_k, std::min(kL, filters - k),
