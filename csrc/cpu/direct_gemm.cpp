@@ -245,6 +245,16 @@ class DirectGemm : DirectTasks {
     return tiles;
   }
 
+  // Asks for what the tile behind the next one will write: a part of each pixel's channels.
+  void fetch_outputs(const Task& t, int64_t k, int64_t first, int64_t rows) const {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+    const T* const y = epilogue_.y + dst_offset(t.at) + k;
+    const int64_t filters = std::min(kPanel<A>, t.at.k.end - k);
+    for (int64_t m = first; m < std::min(first + rows, t.at.pixels()); ++m)
+      for (int64_t f = 0; f < filters; f += kLine)
+        __builtin_prefetch(y + t.dst_offsets[m] + f, 1, 3);
+  }
+
   // Packs each panel when it is its turn, from weights that were fetched during the one before.
   // filled: the bands are those of the task before it.
   void run_packing(Task& t, bool ordered, bool filled) const {
@@ -253,6 +263,7 @@ class DirectGemm : DirectTasks {
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk)
         fill_band(t, chunk, t.band + chunk * t.band_size);
     const int64_t panels = ceil_div(at.k.size(), kPanel<A>), tiles = count_tiles(t);
+    const bool fetches = to_dst_ && !streams_ && view_.groups > 1;
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
       const T* const w =
@@ -267,6 +278,7 @@ class DirectGemm : DirectTasks {
         c.tile.next_step =
             view_.weight_k == 1 ? 0 : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
         for_tiles(t, [&](const DirectPixels& group, int64_t first, int64_t rows) {
+          if (fetches && c.last) fetch_outputs(t, k, first + rows, rows);
           run_tile(t, c, t.panel, panel, 1, group, first, rows);
         });
         next = c.tile.next;

@@ -367,11 +367,11 @@ void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Pa
 
 template <typename T>
 bool direct_gemm_packs_along(const ConvView& view) {
-  constexpr int64_t kMostPixels = 448, kMostPixelsGroups = 1024, kMostBytes = 1280 << 10;
+  constexpr int64_t kMostPixels = 448, kMostBytes = 1280 << 10;
   const int64_t pixels = view.N * view.pixels();
   return std::is_same_v<T, Wide<T>> && view.taps.size() == 1 && view.C > 0 &&
          (view.weight_c == 1 || view.weight_k == 1) &&
-         pixels <= (view.groups > 1 ? kMostPixelsGroups : kMostPixels) &&
+         (view.groups > 1 || pixels <= kMostPixels) &&
          view.K * view.C * static_cast<int64_t>(sizeof(T)) <= kMostBytes &&
          (pixels >= kPixelsForTwo || !direct_plan_cuts_pixels(view, sizeof(T)));
 }
