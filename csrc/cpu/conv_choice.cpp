@@ -187,7 +187,7 @@ struct Case {
              v.pixels() >= kLargeWgradPixels && v.pixels() * v.C * v.K >= kLargeWgradWork;
     if (narrower_side() >= kWinogradWgradChannels) {
       if (v.step_h == 1) return v.C * v.K >= kWinogradWgradProduct;
-      return v.C * v.K >= (grouped()              ? kStridedWgradProductGroup
+      return v.C * v.K >= (grouped()             ? kStridedWgradProductGroup
                            : is(DType::kFloat64) ? kStridedWgradProductDouble
                                                  : kStridedWgradProduct);
     }
@@ -367,8 +367,7 @@ bool dgrad_at_once(const ConvProblem& p, ConvAlgorithm* algorithm) {
 bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views) {
   if (views.size() < 2 || std::max(p.stride_h, p.stride_w) > kGroupStride) return false;
   const Case c{views[0], p.dtype, false};
-  return c.grouped() && c.v.C > 1 &&
-         c.wider_side() <= kGroupWidthPixels &&
+  return c.grouped() && c.v.C > 1 && c.wider_side() <= kGroupWidthPixels &&
          group_dgrad_applies(views, c.element_size());
 }
 

@@ -98,7 +98,7 @@ class DirectGemm : DirectTasks {
         t.at = at;
         if (!ordered) order_pixels(t);
         if (weights_ == nullptr) {
-          if constexpr (std::is_same_v<T, A>) run_packing(t, ordered, filled);
+          if constexpr (std::is_same_v<T, A> || kPairs) run_packing(t, ordered, filled);
           continue;
         }
         for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
@@ -266,12 +266,13 @@ class DirectGemm : DirectTasks {
     const bool fetches = to_dst_ && !streams_ && view_.groups > 1;
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
-      const T* const w =
-          unpacked_ + at.g * view_.weight_group + k * view_.weight_k + view_.taps[0].weight;
+      const T* const w = unpacked_ + at.g * view_.weight_group + k * view_.weight_k;
       const void* next = w + kPanel<A> * view_.weight_k;
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
         Chunk c = begin_chunk(t, chunk, t.band + chunk * t.band_size, ordered || panel > 0);
-        direct_gemm_pack_panel(view_, w + chunk * plan_.channels * view_.weight_c, c.depth,
+        const int64_t channel = chunk * plan_.channels * kTermChannels;
+        const int64_t channels = std::min(c.depth * kTermChannels, source_.channels - channel);
+        direct_gemm_pack_panel(view_, w + channel * view_.weight_c, channels,
                                std::min(kPanel<A>, at.k.end - k), t.panel);
         c.tile.next = next;
         // Rows of terms are read in the next panel's order, as the hardware foresees.

@@ -32,7 +32,8 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
 // group are few, and mostly read by one thread: those of groups are never packed before.
 template <typename T>
 bool direct_gemm_packs_along(const ConvView& view);
-// The panel of these filters over so many channels, of one tap; either lie side by side.
+// The panel of these filters over so many channels, of the view's tap; either lie side by side. Of
+// bfloat16 it is one of pairs.
 template <typename T>
 void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, int64_t filters,
                             Wide<T>* panel);

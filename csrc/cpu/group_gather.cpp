@@ -361,7 +361,7 @@ class GroupGather {
   Buffer<A> bias_;       // [block][vector][lanes]
   std::vector<Phase> phases_;
   int64_t weights_vector_ = 0;  // elements of a vector of filters
-  int64_t row_tiles_ = 0;  // of a band's row of outputs, of all phases
+  int64_t row_tiles_ = 0;       // of a band's row of outputs, of all phases
   int64_t out_rows_ = 1;
   bool streams_;  // in_place_, or planes
 };

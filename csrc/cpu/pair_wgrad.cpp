@@ -533,8 +533,8 @@ bool pair_wgrad(const ConvView& view, const BFloat16* dz, const BFloat16* x, BFl
                 const Parallel& pool) {
   std::atomic<bool> finite{true};
   const ConvView group = winograd::group_of(view, 0);
-  const double products = static_cast<double>(view.N * view.pixels()) *
-                          static_cast<double>(view.K * view.terms()) / 2;
+  const double products =
+      static_cast<double>(view.N * view.pixels()) * static_cast<double>(view.K * view.terms()) / 2;
   winograd::for_groups(view.groups, products, pool, [&](int64_t g, const Parallel& inner) {
     if (!PairWgrad(group, dz + g * view.K * view.dst.c, x, g * view.C * view.src.c,
                    dw + g * view.weight_group)
