@@ -54,7 +54,9 @@ constexpr double kWinogradSaving = 1.5, kWinogradSavingOverPairs = 3;
 // Fewer channels or filters, or a smaller C x K, leave the transforms of the weight gradient too
 // few products to serve.
 constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 256;
-constexpr int64_t kStridedWgradProduct = 512, kStridedWgradProductDouble = 2048;
+// A group has no other threads to share the transforms of its gradients with.
+constexpr int64_t kStridedWgradProduct = 512, kStridedWgradProductDouble = 2048,
+                  kStridedWgradProductGroup = 4096;
 // A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
 constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWork = 25000;
 // But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
@@ -185,7 +187,9 @@ struct Case {
              v.pixels() >= kLargeWgradPixels && v.pixels() * v.C * v.K >= kLargeWgradWork;
     if (narrower_side() >= kWinogradWgradChannels) {
       if (v.step_h == 1) return v.C * v.K >= kWinogradWgradProduct;
-      return v.C * v.K >= (is(DType::kFloat64) ? kStridedWgradProductDouble : kStridedWgradProduct);
+      return v.C * v.K >= (grouped()             ? kStridedWgradProductGroup
+                           : is(DType::kFloat64) ? kStridedWgradProductDouble
+                                                 : kStridedWgradProduct);
     }
     if (v.taps.size() > 9) return v.K >= kWinogradWgradChannels;
     return v.step_h == 1 && v.C >= kFirstLayerChannels && v.K >= kFirstLayerFilters;
@@ -252,7 +256,7 @@ constexpr Rule kGatherRules[] = {
        return c.grouped() && depthwise_planes_applies(c.v);
      }},
     {Algorithm::kGroupTiles, [](const Case& c) {
-       return c.narrow_groups(c.nchw() ? kGroupWidthPixels : kGroupWidth);
+       return c.narrow_groups(c.nchw() || c.v.taps.size() > 1 ? kGroupWidthPixels : kGroupWidth);
      }},
     {Algorithm::kBandProduct, [](const Case& c) {
        return c.nchw() && c.v.taps.size() > 1 && c.v.J >= kBandProductWidth &&
@@ -363,8 +367,7 @@ bool dgrad_at_once(const ConvProblem& p, ConvAlgorithm* algorithm) {
 bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views) {
   if (views.size() < 2 || std::max(p.stride_h, p.stride_w) > kGroupStride) return false;
   const Case c{views[0], p.dtype, false};
-  return c.grouped() && c.v.C > 1 &&
-         c.wider_side() <= (c.nchw() ? kGroupWidthPixels : kGroupWidth) &&
+  return c.grouped() && c.v.C > 1 && c.wider_side() <= kGroupWidthPixels &&
          group_dgrad_applies(views, c.element_size());
 }
 

@@ -98,7 +98,7 @@ class DirectGemm : DirectTasks {
         t.at = at;
         if (!ordered) order_pixels(t);
         if (weights_ == nullptr) {
-          if constexpr (std::is_same_v<T, A>) run_packing(t, ordered, filled);
+          if constexpr (std::is_same_v<T, A> || kPairs) run_packing(t, ordered, filled);
           continue;
         }
         for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
@@ -245,6 +245,16 @@ class DirectGemm : DirectTasks {
     return tiles;
   }
 
+  // Asks for what the tile behind the next one will write: a part of each pixel's channels.
+  void fetch_outputs(const Task& t, int64_t k, int64_t first, int64_t rows) const {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+    const T* const y = epilogue_.y + dst_offset(t.at) + k;
+    const int64_t filters = std::min(kPanel<A>, t.at.k.end - k);
+    for (int64_t m = first; m < std::min(first + rows, t.at.pixels()); ++m)
+      for (int64_t f = 0; f < filters; f += kLine)
+        __builtin_prefetch(y + t.dst_offsets[m] + f, 1, 3);
+  }
+
   // Packs each panel when it is its turn, from weights that were fetched during the one before.
   // filled: the bands are those of the task before it.
   void run_packing(Task& t, bool ordered, bool filled) const {
@@ -253,18 +263,23 @@ class DirectGemm : DirectTasks {
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk)
         fill_band(t, chunk, t.band + chunk * t.band_size);
     const int64_t panels = ceil_div(at.k.size(), kPanel<A>), tiles = count_tiles(t);
+    const bool fetches = to_dst_ && !streams_ && view_.groups > 1;
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
-      const T* const w =
-          unpacked_ + at.g * view_.weight_group + k * view_.weight_k + view_.taps[0].weight;
+      const T* const w = unpacked_ + at.g * view_.weight_group + k * view_.weight_k;
       const void* next = w + kPanel<A> * view_.weight_k;
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
         Chunk c = begin_chunk(t, chunk, t.band + chunk * t.band_size, ordered || panel > 0);
-        direct_gemm_pack_panel(view_, w + chunk * plan_.channels, c.depth,
+        const int64_t channel = chunk * plan_.channels * kTermChannels;
+        const int64_t channels = std::min(c.depth * kTermChannels, source_.channels - channel);
+        direct_gemm_pack_panel(view_, w + channel * view_.weight_c, channels,
                                std::min(kPanel<A>, at.k.end - k), t.panel);
         c.tile.next = next;
-        c.tile.next_step = kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
+        // Rows of terms are read in the next panel's order, as the hardware foresees.
+        c.tile.next_step =
+            view_.weight_k == 1 ? 0 : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
         for_tiles(t, [&](const DirectPixels& group, int64_t first, int64_t rows) {
+          if (fetches && c.last) fetch_outputs(t, k, first + rows, rows);
           run_tile(t, c, t.panel, panel, 1, group, first, rows);
         });
         next = c.tile.next;

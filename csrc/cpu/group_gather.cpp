@@ -160,32 +160,52 @@ class GroupGather {
     }
   }
 
-  int64_t weights_size() const { return weights_size_; }
-  template <typename T>
-  void pack(const T* w, A* packed, const Parallel& pool) const {
-    for (const Phase& phase : phases_)
-      GroupWeights<T, kPairs>(*phase.view, band_).pack(w, packed + phase.weights, pool);
+  const GroupBand& band() const { return band_; }
+  std::vector<const ConvView*> views() const {
+    std::vector<const ConvView*> views;
+    for (const Phase& phase : phases_) views.push_back(phase.view);
+    return views;
   }
 
-  void run(const A* weights, const Parallel& pool) const {
+  // packed: by `packing`, or null. Weights that are not packed are packed by whoever multiplies
+  // with them, where each thread has blocks of its own.
+  void run(const A* packed, const GroupPacking<A>& packing, const Parallel& pool) const {
+    const bool packs = packed == nullptr && (view_.src.c != 1 || view_.N * band_.bands == 1);
+    Buffer<A> own(packed != nullptr || packs ? 0 : packing.size());
+    if (packed == nullptr && !packs) {
+      packing.pack(own.get(), pool);
+      packed = own.get();
+    }
+    const int64_t block_weights = band_.dst_vectors * weights_vector_;
     const int64_t tasks = view_.N * band_.bands * band_.blocks;
     const int64_t source = round_up(band_.size, 16);
-    const int64_t slot_size = source + kTileSums + out_size() + images_.planes_size(out_rows_);
+    const int64_t images =
+        round_up(source + kTileSums + out_size() + images_.planes_size(out_rows_), 16);
+    const int64_t slot_size = images + (packs ? block_weights + packing.scratch_size() : 0);
     const WorkSplit split(tasks,
                           static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
                               static_cast<double>(view_.terms() + 8));
     Buffer<A> scratch(split.slots * slot_size);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       A* const band = scratch.get() + slot * slot_size;
+      A* const own_weights = band + images;
       SourcePrefetch ahead;
+      int64_t packed_block = -1;
       for (int64_t task = begin; task < end; ++task) {
         const GroupTask at(band_, view_, task);
         const int64_t i0 = at.band * band_.band;
         const int64_t end_row = std::min((i0 + band_.band) * grid_.step_h, grid_.H);
+        if (packs && at.block != packed_block) {
+          for (int64_t v = 0; v < band_.dst_vectors; ++v)
+            packing.pack_vector(at.block * band_.dst_vectors + v, own_weights + v * weights_vector_,
+                                own_weights + block_weights);
+          packed_block = at.block;
+        }
+        const A* const weights = packs ? own_weights : packed + at.block * block_weights;
         Task t{weights, band, i0, at.n, at.block, 0, band + source, &ahead, 0};
         images_.fill(band_, view_, at, band);
         ahead.clear();
-        if (task + 1 < end) expect(at, {band_, view_, task + 1}, weights, ahead);
+        if (task + 1 < end) expect(at, {band_, view_, task + 1}, packed, ahead);
         t.lines = ceil_div(ahead.lines(),
                            std::min(band_.band, view_.I - i0) * row_tiles_ * band_.dst_vectors);
         for (int64_t h = i0 * grid_.step_h; h < end_row; h += out_rows_)
@@ -207,12 +227,12 @@ class GroupGather {
   struct Phase {
     const ConvView* view;
     int64_t row, column;
-    int64_t weights, weights_vector;  // where they are, and from one vector of filters to the next
+    int64_t weights;  // among those of a vector of filters
     std::vector<TapRun> runs;
     std::vector<Call> calls;
   };
   struct Task {
-    const A* weights;
+    const A* weights;  // of the block
     const A* band;
     int64_t i0, n, block, vector;
     A* scratch;
@@ -221,40 +241,36 @@ class GroupGather {
   };
 
   void plan(const GroupPhase& from) {
-    Phase phase{from.view, from.row, from.column, weights_size_, 0, {}, {}};
+    Phase phase{from.view, from.row, from.column, weights_vector_, {}, {}};
     const std::vector<GroupRun> runs = group_runs(*from.view);
-    int64_t terms = 0;
+    int64_t terms = 0, weights = 0;
     for (int64_t v = 0; v < band_.src_vectors; ++v)
       for (const GroupRun& run : runs) {
         const int64_t channels = band_.groups > 1 ? view_.C : std::min(kL, view_.C - v * kL);
         const int64_t more = channels * run.count;
         std::vector<Call>& calls = phase.calls;
         if (calls.empty() || calls.back().taps != run.count || terms + more > kDepth) {
-          calls.push_back(
-              {run.count, static_cast<int64_t>(phase.runs.size()), 0, phase.weights_vector, 0});
+          calls.push_back({run.count, static_cast<int64_t>(phase.runs.size()), 0, weights, 0});
           terms = 0;
         }
         ++calls.back().count;
         calls.back().channels += channels;
         terms += more;
-        phase.weights_vector += more * kL;
+        weights += more * kL;
         phase.runs.push_back({v * band_.plane + band_.offset(run.h, run.w), channels});
       }
-    weights_size_ += band_.blocks * band_.dst_vectors * phase.weights_vector;
+    weights_vector_ += weights;
     for (int64_t j = 0; j < from.view->J; j += kSumTiles[group_sum_tile(from.view->J - j)])
       ++row_tiles_;
     phases_.push_back(std::move(phase));
   }
 
   // What the next task reads. Another core may have packed its weights.
-  void expect(const GroupTask& at, const GroupTask& next, const A* weights,
+  void expect(const GroupTask& at, const GroupTask& next, const A* packed,
               SourcePrefetch& ahead) const {
-    for (const Phase& phase : phases_) {
-      if (next.block == at.block) break;
-      const int64_t size = band_.dst_vectors * phase.weights_vector;
-      ahead.add(weights + phase.weights + next.block * size, 1, 0,
-                size * static_cast<int64_t>(sizeof(A)));
-    }
+    const int64_t size = band_.dst_vectors * weights_vector_;
+    if (next.block != at.block && packed != nullptr)
+      ahead.add(packed + next.block * size, 1, 0, size * static_cast<int64_t>(sizeof(A)));
     images_.expect(band_, view_, next, ahead);
   }
 
@@ -286,7 +302,7 @@ class GroupGather {
                A* to) const {
     const int64_t index = t.block * band_.dst_vectors + t.vector;
     const A* row = t.band + (i - t.i0) * view_.step_h * band_.width * kL;
-    const A* weights = t.weights + phase.weights + index * phase.weights_vector;
+    const A* weights = t.weights + t.vector * weights_vector_ + phase.weights;
     GroupSum<A> g{};
     g.lanes = kPairs || band_.groups > 1 ? lanes_.data() + t.vector * kL : nullptr;
     g.step = view_.step_w;
@@ -344,8 +360,8 @@ class GroupGather {
   const bool in_place_;  // the tile itself can finish
   Buffer<A> bias_;       // [block][vector][lanes]
   std::vector<Phase> phases_;
-  int64_t weights_size_ = 0;
-  int64_t row_tiles_ = 0;  // of a band's row of outputs, of all phases
+  int64_t weights_vector_ = 0;  // elements of a vector of filters
+  int64_t row_tiles_ = 0;       // of a band's row of outputs, of all phases
   int64_t out_rows_ = 1;
   bool streams_;  // in_place_, or planes
 };
@@ -372,7 +388,7 @@ template <typename T>
 int64_t group_weights_size(const ConvView& view) {
   return with_terms<T>(view, [](const ConvView& terms, auto pairs) {
     const GroupBand band = group_band<T>(terms);
-    return GroupWeights<T, decltype(pairs)::value>(terms, band).size();
+    return GroupWeights<T, decltype(pairs)::value>({&terms}, band, nullptr).size();
   });
 }
 
@@ -380,7 +396,7 @@ template <typename T>
 void group_pack_weights(const ConvView& view, const T* w, Wide<T>* packed, const Parallel& pool) {
   with_terms<T>(view, [&](const ConvView& terms, auto pairs) {
     const GroupBand band = group_band<T>(terms);
-    GroupWeights<T, decltype(pairs)::value>(terms, band).pack(w, packed, pool);
+    GroupWeights<T, decltype(pairs)::value>({&terms}, band, w).pack(packed, pool);
   });
 }
 
@@ -393,9 +409,8 @@ void group_gather(const ConvView& view, const T* src, const T* w, const Wide<T>*
     const GroupImagesOf<T, kPairs> images(grid, src, epilogue);
     GroupGather<Wide<T>, kPairs> gather({{&terms, 0, 0}}, grid, images);
     gather.set_bias(bias);
-    Buffer<Wide<T>> own(packed != nullptr ? 0 : gather.weights_size());
-    if (packed == nullptr) gather.pack(w, own.get(), pool);
-    gather.run(packed != nullptr ? packed : own.get(), pool);
+    const GroupWeights<T, kPairs> weights(gather.views(), gather.band(), w);
+    gather.run(packed, weights, pool);
   });
 }
 
@@ -424,9 +439,8 @@ void group_dgrad(const ConvProblem& p, const std::vector<ConvView>& views, const
     const GroupImagesOf<T, kPairs> images(grid, dz, epilogue);
     GroupGather<Wide<T>, kPairs> gather(phases, grid, images);
     gather.set_bias(static_cast<const T*>(nullptr));
-    Buffer<Wide<T>> packed(gather.weights_size());
-    gather.pack(w, packed.get(), pool);
-    gather.run(packed.get(), pool);
+    const GroupWeights<T, kPairs> weights(gather.views(), gather.band(), w);
+    gather.run(nullptr, weights, pool);
   });
 }
 

@@ -14,72 +14,123 @@ namespace torchconv::cpu {
 struct GroupTerm {
   int64_t offset, at;
 };
-// Those of a vector, in the order of memory. term_channels: of a term.
-std::vector<GroupTerm> group_terms(const ConvView& view, const GroupBand& band,
-                                   int64_t term_channels);
+// Those of a vector, in the order of memory where a filter's weights are neighbours. The places are
+// [phase][run][channel][tap] for each channel vector. term_channels: of a term.
+std::vector<GroupTerm> group_terms(const std::vector<const ConvView*>& phases,
+                                   const GroupBand& band, int64_t term_channels);
 
-// Weights [block][vector of filters][term][lanes]; the terms of a channel vector are
-// [run][channel][tap].
+// Terms whose weights one load reads: those of `count` neighbours from offset on that are terms;
+// at: the place of each, or -1.
+struct GroupPiece {
+  int64_t offset, count;
+  int64_t at[kVectorBytes / sizeof(float)];
+};
+std::vector<GroupPiece> group_pieces(const std::vector<GroupTerm>& terms, int64_t lanes);
+
+// Packed weights [block][vector of filters][term][lanes], whatever type they come from.
+template <typename A>
+class GroupPacking {
+ public:
+  virtual ~GroupPacking() = default;
+  int64_t vector_size() const { return vector_size_; }
+  int64_t vectors() const { return vectors_; }
+  int64_t size() const { return vectors_ * vector_size_; }
+
+  // Vector i of all to `packed`. scratch: scratch_size().
+  virtual void pack_vector(int64_t i, A* packed, A* scratch) const = 0;
+  int64_t scratch_size() const { return scratch_size_; }
+
+  void pack(A* packed, const Parallel& pool) const {
+    const WorkSplit split(vectors_, kPackingOperations * static_cast<double>(vector_size_));
+    const Buffer<A> scratch(split.slots * scratch_size_);
+    split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
+      for (int64_t i = begin; i < end; ++i)
+        pack_vector(i, packed + i * vector_size_, scratch.get() + slot * scratch_size_);
+    });
+  }
+
+ protected:
+  int64_t vectors_, vector_size_, scratch_size_;
+};
+
 template <typename T, bool kPairs>
-class GroupWeights {
+class GroupWeights final : public GroupPacking<Wide<T>> {
  public:
   using V = WideVec<T>;
   static constexpr int64_t kL = V::kLanes;
 
-  GroupWeights(const ConvView& view, const GroupBand& band)
-      : view_(view), band_(band), terms_(group_terms(view, band, kChannels)) {}
-
-  int64_t vector_size() const { return static_cast<int64_t>(terms_.size()) / kChannels * kL; }
-  int64_t size() const { return band_.blocks * band_.dst_vectors * vector_size(); }
-
-  void pack(const T* w, Wide<T>* packed, const Parallel& pool) const {
-    const WorkSplit split(band_.blocks * band_.dst_vectors, static_cast<double>(vector_size()));
-    const Buffer<Wide<T>> halves(kPairs ? split.slots * kChannels * vector_size() : 0);
-    split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
-      for (int64_t i = begin; i < end; ++i) {
-        Wide<T>* const to = packed + i * vector_size();
-        Wide<T>* const single = kPairs ? halves.get() + slot * kChannels * vector_size() : to;
-        pack_vector(w, i, single);
-        if constexpr (kPairs)
-          for (int64_t t = 0; t < vector_size(); t += kL)
-            join_pairs(single + 2 * t, single + 2 * t + kL, to + t);
-      }
-    });
+  // phases: they differ by their taps. w: may be null where nothing is packed.
+  GroupWeights(const std::vector<const ConvView*>& phases, const GroupBand& band, const T* w)
+      : view_(*phases[0]),
+        band_(band),
+        terms_(group_terms(phases, band, kChannels)),
+        pieces_(view_.weight_k == 1 ? std::vector<GroupPiece>() : group_pieces(terms_, kL)),
+        w_(w) {
+    this->vectors_ = band.blocks * band.dst_vectors;
+    this->vector_size_ = static_cast<int64_t>(terms_.size()) / kChannels * kL;
+    this->scratch_size_ = kPairs ? kChannels * this->vector_size_ : 0;
   }
 
-  // Vector i of all: its terms, or the halves of pairs one after the other.
-  void pack_vector(const T* w, int64_t i, Wide<T>* packed) const {
-    const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
-    const T* filters[kL] = {};
-    const int64_t count = band_.filters_in(view_, block, vector);
-    for (int64_t l = 0; l < count; ++l) {
-      const int64_t k = vector * band_.vector_filters + l;
-      filters[l] = w + (block * band_.groups + k / view_.K) * view_.weight_group +
-                   k % view_.K * view_.weight_k;
-    }
-    const auto size = static_cast<int64_t>(terms_.size());
-    for (int64_t t = 0; t < size;) {
-      int64_t n = 1;
-      while (n < kL && t + n < size && terms_[t + n].offset == terms_[t].offset + n) ++n;
-      typename V::Type tile[kL];
-#pragma GCC unroll 16
-      for (int l = 0; l < kL; ++l)
-        tile[l] = filters[l] != nullptr ? V::load_partial(filters[l] + terms_[t].offset, n)
-                                        : typename V::Type{};
-      transpose_steps<1>(tile);
-#pragma GCC unroll 16
-      for (int l = 0; l < kL; ++l)
-        if (l < n) V::Registers::store(packed + terms_[t + l].at * kL, tile[l]);
-      t += n;
-    }
+  void pack_vector(int64_t i, Wide<T>* packed, Wide<T>* scratch) const override {
+    Wide<T>* const single = kPairs ? scratch : packed;
+    if (view_.weight_k == 1)
+      copy_filters(i, single);
+    else
+      transpose_filters(i, single);
+    if constexpr (kPairs)
+      for (int64_t t = 0; t < this->vector_size_; t += kL)
+        join_pairs(single + 2 * t, single + 2 * t + kL, packed + t);
   }
 
  private:
   static constexpr int64_t kChannels = kPairs ? 2 : 1;  // of a term
 
+  const T* filter(int64_t block, int64_t vector, int64_t lane) const {
+    const int64_t k = vector * band_.vector_filters + lane;
+    return w_ + (block * band_.groups + k / view_.K) * view_.weight_group +
+           k % view_.K * view_.weight_k;
+  }
+
+  // Filters of a group are neighbours.
+  void copy_filters(int64_t i, Wide<T>* packed) const {
+    const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
+    const int64_t count = band_.filters_in(view_, block, vector);
+    const int64_t run = band_.groups > 1 ? view_.K : kL;
+    if (count < kL) fill_zero(packed, this->vector_size_ * kChannels);
+    for (int64_t l = 0; l < count;) {
+      const int64_t k = vector * band_.vector_filters + l;
+      const int64_t n = std::min({run, count - l, view_.K - k % view_.K});
+      const T* const from = filter(block, vector, l);
+      for (const GroupTerm& term : terms_)
+        V::Registers::store_partial(packed + term.at * kL + l,
+                                    V::load_partial(from + term.offset, n), n);
+      l += n;
+    }
+  }
+
+  void transpose_filters(int64_t i, Wide<T>* packed) const {
+    const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
+    const T* filters[kL] = {};
+    const int64_t count = band_.filters_in(view_, block, vector);
+    for (int64_t l = 0; l < count; ++l) filters[l] = filter(block, vector, l);
+    for (const GroupPiece& piece : pieces_) {
+      typename V::Type tile[kL];
+#pragma GCC unroll 16
+      for (int l = 0; l < kL; ++l)
+        tile[l] = filters[l] != nullptr ? V::load_partial(filters[l] + piece.offset, piece.count)
+                                        : typename V::Type{};
+      transpose_steps<1>(tile);
+#pragma GCC unroll 16
+      for (int l = 0; l < kL; ++l)
+        if (piece.at[l] >= 0) V::Registers::store(packed + piece.at[l] * kL, tile[l]);
+    }
+  }
+
   const ConvView& view_;
   const GroupBand& band_;
   const std::vector<GroupTerm> terms_;
+  const std::vector<GroupPiece> pieces_;
+  const T* w_;
 };
 
 }  // namespace torchconv::cpu

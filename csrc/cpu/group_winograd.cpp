@@ -96,12 +96,12 @@ void exchange_channels(float* taps, int64_t channels, int64_t size) {
 class WeightTransform {
  public:
   WeightTransform(const ConvView& view, const GroupBand& band, const float* w)
-      : view_(view), weights_(view, band), w_(w), channels_(channels_of(view)) {}
+      : view_(view), weights_({&view}, band, w), channels_(channels_of(view)) {}
 
   int64_t scratch() const { return weights_.vector_size() + channels_ * kChannel; }
   // Of vector i of all.
   void run(int64_t i, float* scratch, float* u) const {
-    weights_.pack_vector(w_, i, scratch);
+    weights_.pack_vector(i, scratch, nullptr);
     const float* from = scratch;
     float* const taps = scratch + weights_.vector_size();
     for (int64_t r = 0; r < kTaps; ++r)
@@ -131,7 +131,6 @@ class WeightTransform {
   static constexpr int64_t kTapRow = kTaps * kL, kChannel = kTaps * kTapRow;
   const ConvView& view_;
   const GroupWeights<float, false> weights_;
-  const float* w_;
   const int64_t channels_;
 };
 

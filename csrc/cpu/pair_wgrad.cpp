@@ -22,6 +22,7 @@
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/parallel_range.h"
 #include "cpu/source_prefetch.h"
+#include "cpu/winograd_groups.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -65,11 +66,14 @@ void zip_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to, int64_t
 
 class PairWgrad {
  public:
-  PairWgrad(const ConvView& view, const BFloat16* dz, const BFloat16* x, BFloat16* dw)
+  // view: of a group; first: its channels' offset in x, which holds all of them.
+  PairWgrad(const ConvView& view, const BFloat16* dz, const BFloat16* x, int64_t first,
+            BFloat16* dw)
       : view_(flat_pixels(view)),
         pairs_(paired(view_)),
         dz_(dz),
         x_(x),
+        first_(first),
         dw_(dw),
         taps_(static_cast<int64_t>(view.taps.size())),
         channels_inner_(view.src.c == 1) {
@@ -215,7 +219,7 @@ class PairWgrad {
   void fill(const ChannelBand& band, const Block& b, int64_t n, Range channels, int64_t plane,
             float* to) const {
     const ConvStrides& s = view_.src;
-    const BFloat16* src = x_ + n * s.n + channels.begin * s.c;
+    const BFloat16* src = x_ + first_ + n * s.n + channels.begin * s.c;
     band.rows.for_runs(
         b.i.begin, b.i.size(), [&](int64_t y, int64_t h, int64_t height, int64_t step_h) {
           for (const int64_t end = y + height; y < end; ++y, h += step_h) {
@@ -312,7 +316,7 @@ class PairWgrad {
     const ConvStrides& s = view_.src;
     const int64_t channels = t.channels.size();
     for (int64_t n = b.n.begin; n < b.n.end; ++n) {
-      const BFloat16* src = x_ + n * s.n + t.channels.begin * s.c;
+      const BFloat16* src = x_ + first_ + n * s.n + t.channels.begin * s.c;
       if (!channels_inner_ && b.j.size() == view_.J) {
         band.for_image_rows(view_, b.i, [&](int64_t row, int64_t count) {
           ahead->add(src + row * s.row, channels, s.c * kSize,
@@ -504,6 +508,7 @@ class PairWgrad {
   const ConvView view_, pairs_;
   const BFloat16* dz_;
   const BFloat16* x_;
+  int64_t first_;
   BFloat16* dw_;
   int64_t taps_;
   bool channels_inner_;
@@ -517,7 +522,8 @@ class PairWgrad {
 }  // namespace
 
 bool pair_wgrad_applies(const ConvView& view) {
-  return has_pair_products() && view.groups == 1 && view.K >= kFewestFilters &&
+  const bool wide = view.groups == 1 || view.C >= kFewestFilters;
+  return has_pair_products() && wide && view.K >= kFewestFilters &&
          ChannelBand(paired(view), 1, std::min(ceil_div(view.J, int64_t{2}), kChunkPixels / 2), 1,
                      sizeof(float))
                  .size() <= kBandElements;
@@ -525,7 +531,17 @@ bool pair_wgrad_applies(const ConvView& view) {
 
 bool pair_wgrad(const ConvView& view, const BFloat16* dz, const BFloat16* x, BFloat16* dw,
                 const Parallel& pool) {
-  return PairWgrad(view, dz, x, dw).run(pool);
+  std::atomic<bool> finite{true};
+  const ConvView group = winograd::group_of(view, 0);
+  const double products =
+      static_cast<double>(view.N * view.pixels()) * static_cast<double>(view.K * view.terms()) / 2;
+  winograd::for_groups(view.groups, products, pool, [&](int64_t g, const Parallel& inner) {
+    if (!PairWgrad(group, dz + g * view.K * view.dst.c, x, g * view.C * view.src.c,
+                   dw + g * view.weight_group)
+             .run(inner))
+      finite = false;
+  });
+  return finite;
 }
 
 }  // namespace torchconv::cpu

@@ -21,12 +21,17 @@ class SourcePrefetch {
   // `count` parts of so many bytes, `stride` bytes apart; they may overlap.
   void add(const void* first, int64_t count, int64_t stride, int64_t bytes) {
     if (count <= 0) return;
-    if (stride <= bytes) bytes += (count - 1) * stride, count = 1;
+    const char* const from = static_cast<const char*>(first);
     // Where not all parts start alike, one may reach a line more.
     const int64_t skew = static_cast<int64_t>(reinterpret_cast<uintptr_t>(first) % kLine);
-    const int64_t lines = ceil_div(bytes + (stride % kLine == 0 ? skew : kLine - 1), kLine);
-    pieces_.push_back({static_cast<const char*>(first), count, stride, lines});
-    lines_ += count * lines;
+    const int64_t most_skew = stride % kLine == 0 ? skew : kLine - 1;
+    const int64_t lines = ceil_div(bytes + most_skew, kLine);
+    if (count == 1 || stride <= lines * kLine)
+      add_piece(from, 1, 0, ceil_div((count - 1) * stride + bytes + skew, kLine));
+    else if (lines == 2 && bytes <= kLine)  // two ends
+      add_piece(from, count, stride, 1), add_piece(from + bytes - 1, count, stride, 1);
+    else
+      add_piece(from, count, stride, lines);
   }
   int64_t lines() const { return lines_; }
 
@@ -86,6 +91,10 @@ class SourcePrefetch {
     const char* first;
     int64_t count, stride, lines;
   };
+  void add_piece(const char* first, int64_t count, int64_t stride, int64_t lines) {
+    pieces_.push_back({first, count, stride, lines});
+    lines_ += count * lines;
+  }
   std::vector<Piece> pieces_;
   int64_t piece_ = 0, part_ = 0, line_ = 0, lines_ = 0;
 };

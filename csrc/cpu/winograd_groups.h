@@ -1,4 +1,4 @@
-// Winograd's convolution of wide groups: each is a problem of its own.
+// Convolution of wide groups, by Winograd or by pairs: each is a problem of its own.
 #pragma once
 
 #include "cpu/conv_view.h"
@@ -17,7 +17,7 @@ inline ConvView group_of(const ConvView& view, int64_t g) {
 // f(group, pool) for all groups: many are dealt to the threads, few share them. products: of one.
 template <typename F>
 void for_groups(int64_t groups, double products, const Parallel& pool, F&& f) {
-  constexpr int64_t kManyGroups = 8;
+  constexpr int64_t kManyGroups = 4;
   if (groups < kManyGroups) {
     for (int64_t g = 0; g < groups; ++g) f(g, pool);
     return;
