@@ -16,11 +16,19 @@ WINOGRAD, PRODUCT = "Winograd", "matrix product, vectors along pixels"
 SAMPLES = "matrix product of samples, weights in place"
 
 
-def operands(*sizes: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def operands(
+    *sizes: int, groups: int = 1, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Meta tensors: N, C, H, W, K, R."""
     n, c, h, w, k, r = sizes
     x = torch.empty(n, c, h, w, dtype=dtype, device="meta")
-    return x, torch.empty(k, c, r, r, dtype=dtype, device="meta")
+    return x, torch.empty(k, c // groups, r, r, dtype=dtype, device="meta")
+
+
+def has_pairs() -> bool:
+    """Whether the processor has dot products of pairs, and the library is one with them."""
+    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return avx512 and torch.cpu._is_avx512_bf16_supported()
 
 
 def at(*arguments: Any, **kwargs: Any) -> torchconv._explain.Explanation:
@@ -82,15 +90,28 @@ def test_every_kind(
 
 
 def test_phases_by_way_of_an_image() -> None:
-    """Where the processor has dot products of pairs, which read channels_last."""
+    """Dot products of pairs read channels_last."""
     x, w = operands(2, 128, 28, 28, 128, 3, dtype=torch.bfloat16)
     words = "by way of a channels_last image"
-    avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    pairs = avx512 and torch.cpu._is_avx512_bf16_supported()
-    assert (words in at(x, w, None, 2, 1)["dgrad"].blocking) == pairs
+    assert (words in at(x, w, None, 2, 1)["dgrad"].blocking) == has_pairs()
     assert words not in at(x, w, None, 1, 1)["dgrad"].blocking
     x = x.to(memory_format=torch.channels_last)
     assert words not in at(x, w, None, 2, 1)["dgrad"].blocking
+
+
+def test_strides_of_wide_groups() -> None:
+    """Groups of few pixels are too small for transforms, or to fill a product's tiles."""
+    x, w = operands(1, 128, 14, 14, 128, 3, groups=4)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = at(x.to(memory_format=layout), w, None, 2, 1, 1, 4)
+        assert found["fprop"].algorithm.startswith("bands of rows, groups side by side")
+        assert found["dgrad"].algorithm == found["fprop"].algorithm
+        assert WINOGRAD not in found["wgrad"].algorithm
+
+
+def test_pairs_of_wide_groups() -> None:
+    x, w = operands(1, 128, 14, 14, 128, 1, groups=4, dtype=torch.bfloat16)
+    assert ("pairs" in at(x, w, groups=4)["wgrad"].algorithm) == has_pairs()
 
 
 def test_a_band_that_does_not_fit() -> None:

@@ -33,6 +33,8 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "5x5": ((2, 30, 9, 11), (30, 5, 5, 5), {"groups": 6, "padding": 2}),
     "7x4": ((1, 14, 20, 8), (6, 7, 7, 4), {"groups": 2, "padding": (3, 1)}),
     "1x1": ((2, 24, 6, 5), (36, 8, 1, 1), {"groups": 3}),
+    "1x1_wide": ((2, 192, 5, 7), (160, 48, 1, 1), {"groups": 4}),
+    "1x1_chunks": ((1, 32, 4, 5), (8400, 16, 1, 1), {"groups": 2}),
     "1x1_s2": ((2, 24, 6, 5), (36, 8, 1, 1), {"groups": 3, "stride": 2}),
     "kernel_beyond_image": ((2, 10, 2, 3), (15, 2, 5, 7), {"groups": 5, "padding": (2, 4)}),
     "padding_beyond_kernel": ((2, 12, 3, 4), (12, 4, 3, 3), {"groups": 3, "padding": 5}),

@@ -54,7 +54,8 @@ constexpr double kWinogradSaving = 1.5, kWinogradSavingOverPairs = 3;
 // Fewer channels or filters, or a smaller C x K, leave the transforms of the weight gradient too
 // few products to serve.
 constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 256;
-// A group has no other threads to share the transforms of its gradients with.
+// Nor do few pixels, or any of a strided image, serve those of many groups' gradients.
+constexpr int64_t kWinogradWgradGroupPixels = 64;
 constexpr int64_t kStridedWgradProduct = 512, kStridedWgradProductDouble = 2048,
                   kStridedWgradProductGroup = 4096;
 // A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
@@ -186,7 +187,9 @@ struct Case {
       return narrower_side() >= kLargeWgradChannels && wider_side() > kNarrow &&
              v.pixels() >= kLargeWgradPixels && v.pixels() * v.C * v.K >= kLargeWgradWork;
     if (narrower_side() >= kWinogradWgradChannels) {
-      if (v.step_h == 1) return v.C * v.K >= kWinogradWgradProduct;
+      if (v.step_h == 1)
+        return v.C * v.K >= kWinogradWgradProduct &&
+               (!grouped() || v.N * v.pixels() >= kWinogradWgradGroupPixels);
       return v.C * v.K >= (grouped()             ? kStridedWgradProductGroup
                            : is(DType::kFloat64) ? kStridedWgradProductDouble
                                                  : kStridedWgradProduct);

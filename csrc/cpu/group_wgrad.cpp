@@ -8,6 +8,7 @@
 #include "core/buffer.h"
 #include "cpu/compensated_sum.h"
 #include "cpu/group_band.h"
+#include "cpu/group_weights.h"
 #include "cpu/group_winograd_wgrad.h"
 #include "cpu/parallel_range.h"
 
@@ -34,6 +35,7 @@ class GroupWgrad {
                                   : GroupBand(view, sizeof(A), kPermutesLanes<A>)),
         lanes_(band_.source_lanes<A>(view)),
         runs_(group_runs(view)),
+        pieces_(group_pieces(group_terms({&view}, band_, 1), kL)),
         dz_(dz),
         x_(x),
         dw_(dw) {
@@ -205,7 +207,8 @@ class GroupWgrad {
         sums = taps.get();
       }
     }
-    for (int64_t to = 0; to < band_.dst_vectors; ++to) {
+    using V = WideVec<T>;
+    for (int64_t to = 0; to < band_.dst_vectors; ++to, sums += view_.terms() * kL) {
       const int64_t lanes = band_.filters_in(view_, block, to);
       T* filter[kL];
       for (int64_t l = 0; l < lanes; ++l) {
@@ -213,13 +216,18 @@ class GroupWgrad {
         filter[l] = dw_ + (block * band_.groups + k / view_.K) * view_.weight_group +
                     k % view_.K * view_.weight_k;
       }
-      for (int64_t from = 0; from < band_.src_vectors; ++from)
-        for (const GroupRun& run : runs_)
-          for (int64_t c = 0; c < channels_of(from); ++c)
-            for (int64_t s = 0; s < run.count; ++s, sums += kL) {
-              const int64_t at = (from * kL + c) * view_.weight_c + run.weights[s];
-              for (int64_t l = 0; l < lanes; ++l) filter[l][at] = from_wide<T>(sums[l]);
-            }
+      // Between terms lie taps that reach no pixel, whose gradients are zeros.
+      for (const GroupPiece& piece : pieces_) {
+        typename V::Type tile[kL];
+#pragma GCC unroll 16
+        for (int i = 0; i < kL; ++i)
+          tile[i] =
+              piece.at[i] >= 0 ? V::Registers::load(sums + piece.at[i] * kL) : typename V::Type{};
+        transpose_steps<1>(tile);
+#pragma GCC unroll 16
+        for (int l = 0; l < kL; ++l)
+          if (l < lanes) V::store_partial(filter[l] + piece.offset, tile[l], piece.count);
+      }
     }
   }
 
@@ -228,6 +236,7 @@ class GroupWgrad {
   const GroupBand band_;
   const std::vector<LaneIndex<A>> lanes_;
   const std::vector<GroupRun> runs_;
+  const std::vector<GroupPiece> pieces_;
   const T* dz_;
   const T* x_;
   T* dw_;
