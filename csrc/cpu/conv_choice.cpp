@@ -79,8 +79,10 @@ constexpr int64_t kPatchFilters = 32;
 // Those from which the weight gradient reads a strided image several times, see conv_wgrad.cpp.
 constexpr int64_t kPatchFiltersWgrad = 512;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
-// to rearrange more. Phases of larger strides are not computed together.
-constexpr int64_t kGroupWidth = 16, kGroupWidthPixels = 64, kGroupStride = 4;
+// to rearrange more, the phases of a stride, which the tiles pack and compute together, and kernels
+// of several taps, whose weights a product packs for other threads to read. Phases of larger
+// strides are not computed together.
+constexpr int64_t kGroupWidth = 16, kGroupWidthTaps = 40, kGroupWidthPixels = 64, kGroupStride = 4;
 // Channels in a group from which Winograd's products repay their transforms, and the part of them
 // that may be left by tiles along both axes, and along the rows.
 constexpr int64_t kGroupRowsChannels = 4;
@@ -259,7 +261,9 @@ constexpr Rule kGatherRules[] = {
        return c.grouped() && depthwise_planes_applies(c.v);
      }},
     {Algorithm::kGroupTiles, [](const Case& c) {
-       return c.narrow_groups(c.nchw() || c.v.taps.size() > 1 ? kGroupWidthPixels : kGroupWidth);
+       return c.narrow_groups(c.nchw()               ? kGroupWidthPixels
+                              : c.v.taps.size() > 1 ? kGroupWidthTaps
+                                                    : kGroupWidth);
      }},
     {Algorithm::kBandProduct, [](const Case& c) {
        return c.nchw() && c.v.taps.size() > 1 && c.v.J >= kBandProductWidth &&
