@@ -299,7 +299,8 @@ constexpr Rule kWgradRules[] = {
        return c.grouped() && depthwise_planes_applies(c.v);
      }},
     {Algorithm::kPairWgrad, [](const Case& c) {
-       return c.wgrad_by_pairs() && (c.v.step_h > 1 || c.narrower_side() < kWinogradWgradChannels);
+       return c.wgrad_by_pairs() && (c.v.step_h > 1 || c.grouped() ||
+                                     c.narrower_side() < kWinogradWgradChannels);
      }},
     {Algorithm::kWinograd, [](const Case& c) {
        return c.winograd && c.feeds_winograd_wgrad() && winograd_wgrad_applies(c.v);

@@ -37,6 +37,9 @@ bool direct_gemm_packs_along(const ConvView& view);
 template <typename T>
 void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, int64_t filters,
                             Wide<T>* panel);
+template <>
+void direct_gemm_pack_panel(const ConvView& view, const BFloat16* w, int64_t channels,
+                            int64_t filters, float* panel);
 
 // The grid must not be empty; the terms may be. packed: from direct_gemm_pack_weights, or null;
 // bias may be null. Instantiated for float, double, BFloat16 and Float16.

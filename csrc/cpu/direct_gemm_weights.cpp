@@ -369,7 +369,7 @@ template <typename T>
 bool direct_gemm_packs_along(const ConvView& view) {
   constexpr int64_t kMostPixels = 448, kMostBytes = 1280 << 10;
   const int64_t pixels = view.N * view.pixels();
-  // Those of other bfloat16 are best read as they were kept, or packed in the order of memory.
+  // Two-byte weights, but for those of groups, are best packed in the order of memory, or kept.
   const bool pairs =
       std::is_same_v<T, BFloat16> && view.groups > 1 && view.dst.c == 1 && takes_pairs(view);
   return (std::is_same_v<T, Wide<T>> || pairs) && view.taps.size() == 1 && view.C > 0 &&
