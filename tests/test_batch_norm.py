@@ -185,6 +185,17 @@ def test_large_mean(dtype: torch.dtype, layout: str) -> None:
 
 
 @on_formats
+@pytest.mark.parametrize("scale", (1e19, 1e-20))
+def test_squares_past_float32(scale: float, layout: str) -> None:
+    """Too large or too small for it, as one of them would be for the sum of a few."""
+    x = in_layout(torch.randn(4, 20, 9, 9) * scale, layout)
+    y = F.batch_norm(x, None, None, training=True, eps=1e-45)
+    wide = x.double()
+    mean, var = wide.mean((0, 2, 3)), wide.var((0, 2, 3), correction=0)
+    assert_accurate(y, (wide - mean[:, None, None]) / (var + 1e-45).sqrt()[:, None, None])
+
+
+@on_formats
 def test_outputs_past_the_caches(layout: str) -> None:
     """Of sixteen megabytes and more, which are streamed."""
     Problem((2, 64, 184, 184), torch.float32, layout).check(True, "relu")
