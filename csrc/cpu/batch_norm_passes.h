@@ -78,8 +78,9 @@ class NormPasses : NormLanes<T> {
   static constexpr int kFew = 16;
   // In the first pass so many pixels in turn keep a vector's sums in registers.
   static constexpr int64_t kPixelRows = kFew;
-  // Operations (work_grain) for each element in a pass.
-  static constexpr double kOperations = 4;
+  // Operations (work_grain) for each element: of an array that the first pass reads, and of one
+  // that the second goes through.
+  static constexpr double kReadOperations = 4, kWriteOperations = 2;
 
  public:
   NormPasses(const BatchNormProblem& p, const Parallel& pool, const Pass& pass)
@@ -122,6 +123,11 @@ class NormPasses : NormLanes<T> {
     }
   };
 
+  double read_operations() const { return kReadOperations * pass_.reads(); }
+  double write_operations() const {
+    return pass_.writes() ? kWriteOperations * pass_.target().arrays() : 0;
+  }
+
   // --- planes ---
 
   void run_planes() const {
@@ -132,8 +138,8 @@ class NormPasses : NormLanes<T> {
     // Not so many channels that there were few groups for many threads.
     const int64_t most = std::min(ceil_div(p_.C, kTile), kTile);
     const int64_t size = std::clamp<int64_t>(kGroupBytes / bytes, 1, most);
-    const int64_t passes = (pass_.reads() > 0) + pass_.writes();
-    const double operations = kOperations * static_cast<double>(passes * size * pixels_);
+    const double operations =
+        (read_operations() + write_operations()) * static_cast<double>(size * pixels_);
     parallel_for(pool_, 0, ceil_div(p_.C, size), work_grain(operations),
                  [&](int64_t begin, int64_t end) {
                    for (int64_t g = begin; g < end; ++g)
@@ -251,7 +257,7 @@ class NormPasses : NormLanes<T> {
     // So many pixels in turn keep the constants in registers, no more than one set of the
     // first-level cache holds where their pitch is a power of two.
     const int64_t written = pass_.target().arrays() > 2 ? 2 : 4;
-    over_blocks(blocks, [&](int64_t begin, int64_t end) {
+    over_blocks(blocks, write_operations(), [&](int64_t begin, int64_t end) {
       auto target = pass_.target();
       for (int64_t b = end - 1; b >= begin; --b)
         over_columns(blocks.begin(b), blocks.pixels_of(b), written,
@@ -264,7 +270,7 @@ class NormPasses : NormLanes<T> {
   template <bool kExact>
   bool reduce_blocks(const Blocks& blocks, Rows rows, double* sums, double* total) const {
     const int64_t width = rows.pitch;
-    over_blocks(blocks, [&](int64_t begin, int64_t end) {
+    over_blocks(blocks, read_operations(), [&](int64_t begin, int64_t end) {
       auto source = pass_.source();
       for (int64_t b = begin; b < end; ++b) {
         double* const of_block = sums + b * 2 * width;
@@ -290,7 +296,7 @@ class NormPasses : NormLanes<T> {
   template <typename F>
   void over_channels(const Blocks& blocks, const F& f) const {
     constexpr double kRootOperations = 200;
-    const double operations = kRootOperations + kOperations * static_cast<double>(blocks.count);
+    const double operations = kRootOperations + kReadOperations * static_cast<double>(blocks.count);
     parallel_for(pool_, 0, ceil_div(p_.C, kTile), work_grain(operations * kTile),
                  [&](int64_t begin, int64_t end) {
                    for (int64_t t = begin * kTile; t < std::min(end * kTile, p_.C); t += kTile)
@@ -298,9 +304,10 @@ class NormPasses : NormLanes<T> {
                  });
   }
 
+  // operations: for each element.
   template <typename F>
-  void over_blocks(const Blocks& blocks, const F& f) const {
-    const double operations = kOperations * static_cast<double>(blocks.size * p_.C);
+  void over_blocks(const Blocks& blocks, double operations, const F& f) const {
+    operations *= static_cast<double>(blocks.size * p_.C);
     parallel_for(pool_, 0, blocks.count, work_grain(operations), f);
   }
 
