@@ -221,76 +221,117 @@ class NormPasses : NormLanes<T> {
 
   // --- pixels ---
 
+  struct Region {
+    int64_t first, pixels;
+    Channels channels;
+  };
+
   // Enough pixels that their sums are few beside them, and enough blocks for many threads.
   struct Blocks {
-    int64_t pixels, size, count;
+    int64_t pixels, channels, size, count;
 
-    Blocks(int64_t all, int64_t channels) : pixels(all) {
+    Blocks(int64_t all, int64_t of_channels) : pixels(all), channels(of_channels) {
       constexpr int64_t kElements = 1 << 14, kFewest = 64, kMost = 128, kUnit = 4;
       const int64_t least = std::max(kFewest, kElements / channels);
       const int64_t wanted = std::min(round_up(ceil_div(all, least), kUnit), kMost);
       size = round_up(ceil_div(all, wanted), kPixelRows);
       count = ceil_div(all, size);
     }
-    int64_t begin(int64_t block) const { return block * size; }
-    int64_t pixels_of(int64_t block) const { return std::min(size, pixels - block * size); }
+    Region region(int64_t block) const {
+      return {block * size, std::min(size, pixels - block * size), {0, channels}};
+    }
   };
 
   void run_pixels() const {
+    constexpr int64_t kStrips = 4, kFewestChannels = 32, kMostElements = 1 << 19;
+    const int64_t strip = round_up(ceil_div(p_.C, kStrips), kLanes);
+    const bool strips = strip >= kFewestChannels && pixels_ * p_.C <= kMostElements;
     const Blocks blocks(pixels_, p_.C);
     const int64_t width = round_up(p_.C, kLanes);
     const Buffer<Lane> constants(kConstants * width);
     std::fill_n(constants.get(), kConstants * width, Lane{0});
     const Rows rows{constants.get(), width};
-    // Of each block, and then all together.
-    const Buffer<double> sums(pass_.reads() > 0 ? (blocks.count + 1) * 2 * width : 1);
-    double* const total = sums.get() + (pass_.reads() > 0 ? blocks.count * 2 * width : 0);
-    over_channels(blocks, [&](Channels c) { pass_.prepare(c, rows.from(c.first)); });
+    // All together, and then of each block.
+    const Buffer<double> sums(pass_.reads() > 0 ? (strips ? 1 : blocks.count + 1) * 2 * width : 1);
+    if (!strips) return run_blocks(blocks, rows, sums.get());
+    const double operations =
+        (read_operations() + write_operations()) * static_cast<double>(strip * pixels_);
+    parallel_for(pool_, 0, ceil_div(p_.C, strip), work_grain(operations),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t c = begin * strip; c < std::min(end * strip, p_.C); c += strip)
+                     run_strip({c, std::min(strip, p_.C - c)}, rows, sums.get());
+                   if (pass_.streams()) stream_fence();
+                 });
+  }
+
+  void run_strip(Channels c, Rows rows, double* sums) const {
+    const Region all{0, pixels_, c};
+    over_tiles(c, [&](Channels tile) { pass_.prepare(tile, rows.from(tile.first)); });
     if (pass_.reads() > 0) {
-      const bool accepted = reduce_blocks<false>(blocks, rows, sums.get(), total);
-      if constexpr (Pass::kTwice)
-        if (!accepted) reduce_blocks<true>(blocks, rows, sums.get(), total);
+      reduce<false>(all, rows, sums);
+      if constexpr (Pass::kTwice) {
+        bool accepted = true;
+        over_tiles(c, [&](Channels tile) { accepted &= accepts(tile, rows, sums); });
+        if (!accepted) reduce<true>(all, rows, sums);
+      }
     }
-    over_channels(blocks,
-                  [&](Channels c) { pass_.finish(c, rows.from(c.first), total + c.first, width); });
+    over_tiles(c, [&](Channels tile) { finish(tile, rows, sums); });
+    if (pass_.writes()) write(all, rows);
+  }
+
+  void run_blocks(const Blocks& blocks, Rows rows, double* sums) const {
+    over_channels(blocks, [&](Channels tile) { pass_.prepare(tile, rows.from(tile.first)); });
+    if (pass_.reads() > 0) {
+      const bool accepted = reduce_blocks<false>(blocks, rows, sums);
+      if constexpr (Pass::kTwice)
+        if (!accepted) reduce_blocks<true>(blocks, rows, sums);
+    }
+    over_channels(blocks, [&](Channels tile) { finish(tile, rows, sums); });
     if (!pass_.writes()) return;
-    // So many pixels in turn keep the constants in registers, no more than one set of the
-    // first-level cache holds where their pitch is a power of two.
-    const int64_t written = pass_.target().arrays() > 2 ? 2 : 4;
     over_blocks(blocks, write_operations(), [&](int64_t begin, int64_t end) {
-      auto target = pass_.target();
-      for (int64_t b = end - 1; b >= begin; --b)
-        over_columns(blocks.begin(b), blocks.pixels_of(b), written,
-                     [&](auto... column) { write_column(column..., rows, target); });
+      for (int64_t b = end - 1; b >= begin; --b) write(blocks.region(b), rows);
       if (pass_.streams()) stream_fence();
     });
   }
 
   // Whether they are accepted.
   template <bool kExact>
-  bool reduce_blocks(const Blocks& blocks, Rows rows, double* sums, double* total) const {
+  bool reduce_blocks(const Blocks& blocks, Rows rows, double* sums) const {
     const int64_t width = rows.pitch;
     over_blocks(blocks, read_operations(), [&](int64_t begin, int64_t end) {
-      auto source = pass_.source();
-      for (int64_t b = begin; b < end; ++b) {
-        double* const of_block = sums + b * 2 * width;
-        std::fill_n(of_block, 2 * width, 0.0);
-        over_columns(blocks.begin(b), blocks.pixels_of(b), kPixelRows, [&](auto... column) {
-          reduce_column<kExact>(column..., rows, source, of_block);
-        });
-      }
+      for (int64_t b = begin; b < end; ++b)
+        reduce<kExact>(blocks.region(b), rows, sums + (b + 1) * 2 * width);
     });
     std::atomic<bool> accepted{true};
-    over_channels(blocks, [&](Channels c) {
-      for (const int64_t at : {c.first, width + c.first}) {
-        std::fill_n(total + at, c.count, 0.0);
-        for (int64_t b = 0; b < blocks.count; ++b)
-          for (int64_t i = at; i < at + c.count; ++i) total[i] += sums[b * 2 * width + i];
+    over_channels(blocks, [&](Channels tile) {
+      for (int64_t i = tile.first; i < tile.first + tile.count; i += kLanes) {
+        Sum sum{}, products{};
+        for (int64_t b = 0; b < blocks.count; ++b) {
+          const double* const of_block = sums + (b + 1) * 2 * width + i;
+          sum.add(Sum::load(of_block));
+          products.add(Sum::load(of_block + width));
+        }
+        sum.store(sums + i);
+        products.store(sums + width + i);
       }
       if constexpr (Pass::kTwice && !kExact)
-        if (!pass_.accepts(c, rows.from(c.first), total + c.first, width)) accepted = false;
+        if (!accepts(tile, rows, sums)) accepted = false;
     });
     return accepted;
+  }
+
+  // By the index of channels.
+  bool accepts(Channels tile, Rows rows, const double* sums) const {
+    return pass_.accepts(tile, rows.from(tile.first), sums + tile.first, rows.pitch);
+  }
+  void finish(Channels tile, Rows rows, const double* sums) const {
+    pass_.finish(tile, rows.from(tile.first), sums + tile.first, rows.pitch);
+  }
+
+  template <typename F>
+  static void over_tiles(Channels c, const F& f) {
+    for (int64_t i = 0; i < c.count; i += kTile)
+      f(Channels{c.first + i, std::min(kTile, c.count - i)});
   }
 
   template <typename F>
@@ -299,8 +340,8 @@ class NormPasses : NormLanes<T> {
     const double operations = kRootOperations + kReadOperations * static_cast<double>(blocks.count);
     parallel_for(pool_, 0, ceil_div(p_.C, kTile), work_grain(operations * kTile),
                  [&](int64_t begin, int64_t end) {
-                   for (int64_t t = begin * kTile; t < std::min(end * kTile, p_.C); t += kTile)
-                     f(Channels{t, std::min(kTile, p_.C - t)});
+                   const int64_t first = begin * kTile;
+                   over_tiles({first, std::min(end * kTile, p_.C) - first}, f);
                  });
   }
 
@@ -314,39 +355,53 @@ class NormPasses : NormLanes<T> {
   // f(whether it is partial, first pixel, pixels, first channel) for every vector of channels in
   // every few pixels.
   template <typename F>
-  void over_columns(int64_t first, int64_t count, int64_t few, const F& f) const {
-    for (int64_t r = first; r < first + count; r += few) {
-      const int64_t rows = std::min(few, first + count - r);
-      int64_t c = 0;
-      for (; c + kLanes <= p_.C; c += kLanes) f(std::false_type(), r, rows, c);
-      if (c < p_.C) f(std::true_type(), r, rows, c);
+  static TORCHCONV_INLINE void over_columns(const Region& region, int64_t few, const F& f) {
+    const int64_t end = region.first + region.pixels;
+    const int64_t last = region.channels.first + region.channels.count;
+    for (int64_t r = region.first; r < end; r += few) {
+      const int64_t rows = std::min(few, end - r);
+      int64_t c = region.channels.first;
+      for (; c + kLanes <= last; c += kLanes) f(std::false_type(), r, rows, c);
+      if (c < last) f(std::true_type(), r, rows, c);
     }
   }
 
-  template <bool kExact, typename Partial, typename Source>
-  TORCHCONV_INLINE void reduce_column(Partial, int64_t first, int64_t count, int64_t channel,
-                                      Rows rows, Source& source, double* sums) const {
-    source.take(OfPixels{rows.from(channel)});
-    Sums<kExact> of;
-    int64_t at = first * p_.C + channel;
-    for (int64_t r = 0; r < count; ++r, at += p_.C) {
-      source.prefetch(at + kPixelRows * p_.C);
-      of.add(source.template terms<Partial::value>(at, p_.C - channel));
-    }
-    of.sum.add(Sum::load(sums + channel));
-    of.products.add(Sum::load(sums + rows.pitch + channel));
-    of.widen();
-    of.sum.store(sums + channel);
-    of.products.store(sums + rows.pitch + channel);
+  // The sums of a region, by the index of channels.
+  template <bool kExact>
+  void reduce(const Region& region, Rows rows, double* sums) const {
+    auto source = pass_.source();
+    double* const products = sums + rows.pitch;
+    const int64_t pitch = p_.C;
+    for (double* const to : {sums, products})
+      std::fill_n(to + region.channels.first, round_up(region.channels.count, kLanes), 0.0);
+    over_columns(region, kPixelRows, [&](auto partial, int64_t first, int64_t count, int64_t c) {
+      source.take(OfPixels{rows.from(c)});
+      Sums<kExact> of;
+      int64_t at = first * pitch + c;
+      for (int64_t r = 0; r < count; ++r, at += pitch) {
+        source.prefetch(at + kPixelRows * pitch);
+        of.add(source.template terms<partial.value>(at, pitch - c));
+      }
+      of.sum.add(Sum::load(sums + c));
+      of.products.add(Sum::load(products + c));
+      of.widen();
+      of.sum.store(sums + c);
+      of.products.store(products + c);
+    });
   }
 
-  template <typename Partial, typename Target>
-  TORCHCONV_INLINE void write_column(Partial, int64_t first, int64_t count, int64_t channel,
-                                     Rows rows, Target& target) const {
-    target.take(OfPixels{rows.from(channel)});
-    int64_t at = first * p_.C + channel;
-    for (int64_t r = 0; r < count; ++r, at += p_.C)
-      target.template write<Partial::value>(at, p_.C - channel);
+  void write(const Region& region, Rows rows) const {
+    auto target = pass_.target();
+    const int64_t pitch = p_.C;
+    // So many pixels in turn keep the constants in registers, no more than one set of the
+    // first-level cache holds where their pitch is a power of two.
+    const int64_t few = target.arrays() > 2 ? 2 : 4;
+    over_columns(region, few, [&](auto partial, int64_t first, int64_t count, int64_t c) {
+      target.take(OfPixels{rows.from(c)});
+      int64_t at = first * pitch + c;
+      for (int64_t r = 0; r < count; ++r, at += pitch)
+        target.template write<partial.value>(at, pitch - c);
+    });
   }
 
   const BatchNormProblem& p_;
