@@ -243,7 +243,7 @@ class NormPasses : NormLanes<T> {
   };
 
   void run_pixels() const {
-    constexpr int64_t kStrips = 4, kFewestChannels = 32, kMostElements = 1 << 19;
+    constexpr int64_t kStrips = 4, kFewestChannels = 32, kMostElements = 1 << 20;
     const int64_t strip = round_up(ceil_div(p_.C, kStrips), kLanes);
     const bool strips = strip >= kFewestChannels && pixels_ * p_.C <= kMostElements;
     const Blocks blocks(pixels_, p_.C);
