@@ -185,6 +185,17 @@ def test_large_mean(dtype: torch.dtype, layout: str) -> None:
 
 
 @on_formats
+@pytest.mark.parametrize("scale", (1e19, 1e-20))
+def test_squares_past_float32(scale: float, layout: str) -> None:
+    """Too large or too small for it, as one of them would be for the sum of a few."""
+    x = in_layout(torch.randn(4, 20, 9, 9) * scale, layout)
+    y = F.batch_norm(x, None, None, training=True, eps=1e-45)
+    wide = x.double()
+    mean, var = wide.mean((0, 2, 3)), wide.var((0, 2, 3), correction=0)
+    assert_accurate(y, (wide - mean[:, None, None]) / (var + 1e-45).sqrt()[:, None, None])
+
+
+@on_formats
 def test_outputs_past_the_caches(layout: str) -> None:
     """Of sixteen megabytes and more, which are streamed."""
     Problem((2, 64, 184, 184), torch.float32, layout).check(True, "relu")
@@ -399,17 +410,21 @@ def test_what_backward_keeps() -> None:
         assert sum(t.numel() > 3 for t in kept) == large
 
 
-def test_changed_statistics_are_noticed() -> None:
-    """By a step in training mode, between forward and backward in eval mode."""
-    layer = torchconv.nn.BatchNorm2d(3)
+def test_statistics_changed_before_backward() -> None:
+    """By a step in training mode, after the forward in eval mode: it counts what was used there."""
+    layer = torchconv.nn.BatchNorm2d(3, activation="relu")
     x = torch.randn(2, 3, 5, 5, requires_grad=True)
-    y = layer.eval()(x)
+    (expected,) = torch.autograd.grad(layer.eval()(x).sum(), x)
+    y = layer(x)
     with torch.no_grad():
-        layer.train()(x)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        y.sum().backward()
+        layer.train()(5 * x + 1)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(dx, expected)
+
+
+def test_the_operator_changes_versions() -> None:
     mean, var = torch.zeros(3), torch.ones(3)
-    OPS.batch_norm_training(x.detach(), None, None, None, mean, var, 0.1, EPS, "none")
+    OPS.batch_norm_training(torch.randn(2, 3, 5, 5), None, None, None, mean, var, 0.1, EPS, "none")
     assert mean._version == var._version == 1
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -334,8 +335,13 @@ def test_without_the_growth_library_growing_is_an_error_and_moves_nothing() -> N
 
 
 def test_environment() -> None:
-    enabled, _, fresh = run_python(ENVIRONMENT, TORCHCONV_MEMORY_POOL="0").split()
+    enabled, limit, fresh = run_python(ENVIRONMENT, TORCHCONV_MEMORY_POOL="0").split()
     assert (enabled, fresh) == ("0", "0")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if os.path.exists(path) and (text := Path(path).read_text().strip()).isdigit():
+            memory = min(memory, int(text))
+    assert int(limit) == max(memory // 8, min(1 << 30, memory // 2))
     _, limit, fresh = run_python(
         ENVIRONMENT, TORCHCONV_MEMORY_POOL="1", TORCHCONV_MEMORY_POOL_LIMIT="5000000"
     ).split()

@@ -126,6 +126,46 @@ class Other(torch.Tensor):
     pass
 
 
+def _statistics() -> tuple[Tensor, Tensor]:
+    return torch.linspace(-1, 1, 4), torch.linspace(1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: F.batch_norm(x, *_statistics()),
+        lambda x: F.batch_norm(x, None, None, *_statistics(), True, 0.3, 0.1),
+        lambda x: F.batch_norm(running_mean=None, running_var=None, input=x, training=True),
+        lambda x: torch.batch_norm(x, *_statistics(), None, None, True, 0.1, 1e-5, False),
+        lambda x: nn.BatchNorm2d(4)(x),
+    ],
+)
+def test_batch_norm(call: Callable[[Tensor], Tensor]) -> None:
+    input = x().requires_grad_()
+    with torchconv.patch():
+        result = call(input)
+    assert "BatchNorm2d" in type(result.grad_fn).__name__
+    assert_equal(result, call(input))
+
+
+def test_batch_norm_of_the_rest_is_pytorchs() -> None:
+    for input in (x()[0], x().as_subclass(Other)):
+        with torchconv.patch():
+            result = F.batch_norm(input.requires_grad_(), None, None, training=True)
+        assert type(result) is type(input)
+        assert "BatchNorm2d" not in type(result.grad_fn).__name__
+    for call in (
+        lambda: F.batch_norm(x(), None, None),
+        lambda: F.batch_norm(None, None, None, training=True),  # type: ignore[arg-type]
+        lambda: F.batch_norm(x(), None, None, training=True, activation="relu"),  # type: ignore[call-arg]
+        lambda: F.batch_norm(x()[:1, :, :1, :1], None, None, training=True),
+    ):
+        with pytest.raises(Exception) as expected:
+            call()
+        with torchconv.patch(), pytest.raises(expected.type):
+            call()
+
+
 def _out_average() -> Tensor:
     out = torch.empty(2, 4, 3, 4)
     assert F.avg_pool2d(x(), 2, out=out) is out

@@ -28,7 +28,7 @@ _batch_norm_backward = operator("batch_norm_backward")
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor, *statistics: Tensor) -> None:
-    """statistics: mean and invstd of a batch, or running mean and variance."""
+    """statistics: mean and invstd, of a batch or as they ran when it was normalised."""
     input, weight, bias, residual, *_, eps, activation = inputs
     ctx.eps, ctx.activation = eps, activation
     # What decides where the activation is constant: x, or where something was added to it, y.
@@ -85,25 +85,27 @@ class BatchNorm2dFunction(Function):
 
 
 class BatchNorm2dInferenceFunction(Function):
-    """batch_norm_inference: the running statistics are constants."""
+    """batch_norm_inference: the running statistics are constants. Returns y, and copies of them for
+    backward, as mean and invstd: a step in training mode changes the layer's own in place."""
 
     @staticmethod
-    def forward(*inputs: Any) -> Tensor:
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         output: Tensor = forward(_batch_norm_inference, inputs[:6], inputs[6:])
-        return output
+        mean, var, eps = inputs[4], inputs[5], inputs[6]
+        return output, mean.to(torch.float64, copy=True), torch.rsqrt(var.double() + eps)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
-        _save(ctx, inputs, output, *inputs[4:6])
+        y, mean, invstd = output
+        ctx.mark_non_differentiable(mean, invstd)
+        _save(ctx, inputs, y, mean, invstd)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if grad is None:
             return (None,) * 8
-        *saved, mean, var = ctx.saved_tensors
-        invstd = torch.rsqrt(var.double() + ctx.eps)
-        return (*_backward(ctx, grad, (*saved, mean.double(), invstd), False), *(None,) * 4)
+        return (*_backward(ctx, grad, ctx.saved_tensors, False), *(None,) * 4)
 
 
 def batch_norm_backward_derivative(

@@ -146,7 +146,7 @@ DERIVATIVES: dict[str, Callable[..., Any]] = {
     "adaptive_max_pool2d_backward": _applier(AdaptiveMaxPool2dBackwardFunction),
     "adaptive_max_pool2d_gather": _applier(AdaptiveMaxPool2dGatherFunction),
     "batch_norm_training": _applier(BatchNorm2dFunction),
-    "batch_norm_inference": _applier(BatchNorm2dInferenceFunction),
+    "batch_norm_inference": _first(_applier(BatchNorm2dInferenceFunction)),
     "batch_norm_backward": batch_norm_backward_derivative,
 }
 

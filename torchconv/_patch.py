@@ -1,4 +1,4 @@
-"""`torchconv.patch`: run F.conv2d and the functions of 2D pooling through torchconv.
+"""`torchconv.patch`: run F.conv2d, F.batch_norm and the functions of 2D pooling through torchconv.
 
 For models that call functions, or subclass layers, where `torchconv.convert` finds no layer to
 swap. It is a TorchFunctionMode: PyTorch shows it every call of its functions made by this thread
@@ -26,12 +26,12 @@ __all__ = ["patch"]
 
 
 class patch(TorchFunctionMode):
-    """Context manager: inside, every call of F.conv2d, F.max_pool2d, F.avg_pool2d,
+    """Context manager: inside, every call of F.conv2d, F.batch_norm, F.max_pool2d, F.avg_pool2d,
     F.adaptive_max_pool2d and F.adaptive_avg_pool2d that torchconv has a kernel for runs through
     torchconv, whether a module or plain code makes it.
 
-    Also covered are their other names: torch.conv2d, torch.max_pool2d, the ..._with_indices of
-    F and those of torch._C._nn. Not covered are operators called as
+    Also covered are their other names: torch.conv2d, torch.batch_norm, torch.max_pool2d, the
+    ..._with_indices of F and those of torch._C._nn. Not covered are operators called as
     torch.ops.aten.*, and functions like F.lp_pool2d that PyTorch shows to a mode as a whole.
     Calls on integers and complex numbers, quantized, sparse or mkldnn tensors, tensor subclasses
     and devices without a torchconv kernel go on to PyTorch unchanged.
@@ -65,6 +65,38 @@ def _conv2d(input: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any
     if not covers_conv(input, weight, bias):
         return NotImplemented
     return functional.conv2d(input, weight, bias, *args, **kwargs)
+
+
+def _batch_norm(
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if not isinstance(input, torch.Tensor):
+        return NotImplemented
+    # Which asks by itself what is covered.
+    return functional.batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps
+    )
+
+
+def _torch_batch_norm(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Any:
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def _max_pool2d(input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -123,6 +155,8 @@ def _adaptive_max_pool2d_with_indices(
 
 _OURS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: _conv2d,
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _torch_batch_norm,
     F.max_pool2d: _max_pool2d,
     torch.max_pool2d: _max_pool2d,
     F.max_pool2d_with_indices: _max_pool2d_with_indices,

@@ -5,9 +5,11 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <list>
@@ -31,7 +33,28 @@ void allow_access([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes,
 }
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
-constexpr int64_t kDefaultLimit = int64_t{1} << 30;
+
+// Of the machine, or what a container lets its processes have, in version 2 or 1 of cgroups.
+int64_t memory_of_machine() {
+  int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  for (const char* path :
+       {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    FILE* const file = std::fopen(path, "r");
+    if (file == nullptr) continue;
+    long long limit = 0;  // which stays, where the file says "max"
+    if (std::fscanf(file, "%lld", &limit) == 1 && limit > 0)
+      bytes = std::min<int64_t>(bytes, limit);
+    std::fclose(file);
+  }
+  return bytes;
+}
+
+// An eighth of the memory, but where that is less than a gibibyte, this or half of the memory:
+// a training step of ResNeXt-50 on eight images frees a little more than a gibibyte in all.
+int64_t default_limit() {
+  const int64_t memory = memory_of_machine();
+  return std::max(memory / 8, std::min(int64_t{1} << 30, memory / 2));
+}
 
 int64_t rounded(int64_t bytes) {
   int64_t unit = kHugePage;
@@ -128,7 +151,7 @@ class Pool {
     const char* const on = std::getenv("TORCHCONV_MEMORY_POOL");
     const char* const limit = std::getenv("TORCHCONV_MEMORY_POOL_LIMIT");
     stats_.enabled = on == nullptr || std::strcmp(on, "0") != 0;
-    stats_.limit = limit == nullptr ? kDefaultLimit : std::max(std::atoll(limit), 0LL);
+    stats_.limit = limit == nullptr ? default_limit() : std::max(std::atoll(limit), 0LL);
     // A child must not inherit a mutex that another thread of its parent held.
     pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
                    [] { instance().mutex_.unlock(); });
