@@ -29,6 +29,7 @@ from torchconv._arguments import (
 from torchconv._coverage import covers_batch_norm, covers_linear
 from torchconv._derivatives import DERIVATIVES
 from torchconv._dispatch import Operator, is_plain, records
+from torchconv._recorded import RECORDED
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -46,6 +47,7 @@ __all__ = [
 def _operator(name: str) -> Operator:
     op = _dispatch.operator(name)
     op.derivative = DERIVATIVES[name]
+    op.recorded = RECORDED.get(name)
     return op
 
 
@@ -72,6 +74,8 @@ def _call(op: Operator, input: Tensor, values: tuple[Any, ...]) -> Any:
     """op of input and values, the short way where there is one."""
     if not _is_compiling() and is_plain(input):
         if records(input):
+            if op.recorded is not None:
+                return op.recorded(input, values)
             return op.derivative(input, *values)
         return op.call(input, op.settings(values))
     return op((input,), values)
@@ -141,7 +145,7 @@ def _convolve(
     if not _is_compiling() and is_plain(input, weight, bias, residual) and not _autocasts():
         if not records(input, weight, bias, residual):
             return _conv2d.call(input, weight, bias, residual, _conv2d.settings(values))
-        return _conv2d.derivative(input, weight, bias, *values, residual)
+        return _conv2d.recorded(input, weight, bias, residual, values)
     return _conv2d((input, weight, bias, residual), values)
 
 

@@ -134,7 +134,7 @@ void backward_as(const AdaptiveProblem& p, const void* grad, const int64_t* indi
   const PoolProblem problem = without_windows(p);
   using Scatter = ScatterImages<T, const int64_t*>;
   if (Scatter::images(problem) >= kEnough || p.H * p.W <= kSmall)
-    return Scatter(problem, dy, indices, dx).run(pool);
+    return Scatter(problem, dy, indices, dx, true).run(pool);
   const AdaptiveMaxBackward<T> backward(p, dy, indices, dx);
   if (runs_channels_last(p)) {
     backward.run_pixels(pool);
