@@ -131,7 +131,9 @@ bool runs_by_scatter(const PoolProblem& p, Selected kind) {
   const bool wide_index = kind == Selected::kIndex64 && sizeof(LaneInt<T>) == 4 &&
                           p.H * p.W > INT32_MAX;  // does not fit a lane
   if (wide_index) return true;
-  if (p.stride_w > (runs_channels_last(p) ? 2 : 1)) return true;
+  // Pixels of less than a vector are gathered well only as whole rows.
+  const bool wide = runs_channels_last(p) && p.C >= kLanes;
+  if (p.stride_w > (wide ? 2 : 1)) return true;
   if (!runs_channels_last(p) && p.Q < p.W) return true;
   const int64_t windows = ceil_div(p.R, p.stride_h) * ceil_div(p.S, p.stride_w);
   // The outputs are fewer than the elements by the strides.
