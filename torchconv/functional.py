@@ -416,6 +416,10 @@ def _output_sizes(value: Any, size: Sequence[Any], op: str) -> tuple[Any, ...]:
         raise TypeError(message) from None
     if len(size) <= count:
         raise ValueError(f"Input dimension should be at least {count + 1}")
+    if op == "adaptive_avg_pool2d" and any(
+        isinstance(v, Tensor) and v.dtype is torch.bool for v in value
+    ):  # as PyTorch, whose maximum takes them
+        raise RuntimeError(f"{op}: output_size must be of integers, but got {value}")
     given = zip(value, size[-count:], strict=False)
     return tuple(integer(d if v is None else v, op, "output_size") for v, d in given)
 
@@ -430,7 +434,12 @@ def _adaptive_pool2d(name: str, op: Operator, input: Tensor, output_size: Any) -
     if input.dim() == 4:
         return _call(op, input, (wanted,))
     # PyTorch gives an unbatched image no channels_last strides here, whatever its own are.
-    return _unbatched(op, input.contiguous(), (wanted,))
+    image = input.contiguous()
+    if image.shape[0] > 0:
+        return _unbatched(op, image, (wanted,))
+    # One without a channel is no error, as a batch of such images is: an empty batch.
+    out = _call(op, image.unsqueeze(1), (wanted,))
+    return tuple(t.squeeze(1) for t in out) if isinstance(out, tuple) else out.squeeze(1)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:

@@ -1,6 +1,7 @@
 // Adaptive average pooling, forward and backward, where it is not ordinary pooling's kernels that
-// run (adaptive_window.h): sums over windows. Forward divides each sum by its window's size; backward divides each element of dy by
-// that size and sums over the windows of the inverse rule (adaptive_window.h).
+// run (adaptive_window.h): sums over windows. Forward divides each sum by its window's size;
+// backward divides each element of dy by that size and sums over the windows of the inverse rule
+// (adaptive_window.h).
 //
 // Planes (NCHW): the rows of a window are summed with vectors along the row, then the columns one
 // by one; a row whose window is that of the row before is copied. Pixels (NHWC): vectors over

@@ -1,6 +1,6 @@
-// Adaptive max pooling's backward, and its adjoint, where the sizes do not divide evenly: the outputs
-// of an image are scattered into it (select_pool2d_scatter.h), as an index needs no window to be
-// found. Indices are not trusted: one outside the image adds nothing.
+// Adaptive max pooling's backward, and its adjoint, where the sizes do not divide evenly: the
+// outputs of an image are scattered into it (select_pool2d_scatter.h), as an index needs no window
+// to be found. Indices are not trusted: one outside the image adds nothing.
 #include "cpu/adaptive_window.h"
 #include "cpu/pool2d.h"
 #include "cpu/select_pool2d_scatter.h"

@@ -153,8 +153,9 @@ class ScatterImages {
     const auto known = static_cast<int64_t>(distances_.size());
     for (int64_t i = 0; i < count; i++, start += move, dx += lane) {
       int64_t at = start;
-      if constexpr (kIndex) {
-        at += selected[i];
+      if constexpr (kIndex) {  // any number
+        at =
+            static_cast<int64_t>(static_cast<uint64_t>(start) + static_cast<uint64_t>(selected[i]));
       } else if constexpr (kByte) {
         at += distances[selected[i]];
       } else {
