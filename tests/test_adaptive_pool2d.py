@@ -302,6 +302,23 @@ def test_errors_have_pytorchs_class(op: str, case: str) -> None:
     assert type(ours.value) is type(theirs.value), (ours.value, theirs.value)
 
 
+@on_poolings
+def test_unbatched_image_without_channels(op: str) -> None:
+    x = torch.zeros(0, 5, 6, requires_grad=True)
+    got, expected = getattr(F, op)(x, 2), getattr(torch_F, op)(x, 2)
+    assert_same(got, expected)
+    assert torch.autograd.grad(got.sum(), x)[0].shape == x.shape
+
+
+@cpu_only
+@pytest.mark.parametrize("sizes", [torch.tensor([True, True]), (2, torch.tensor(True))], ids=str)
+def test_bool_tensors_as_sizes(sizes: Any) -> None:
+    for module in (F, torch_F):
+        with pytest.raises(RuntimeError):
+            module.adaptive_avg_pool2d(IMAGE, sizes)
+    assert_same(F.adaptive_max_pool2d(IMAGE, sizes), torch_F.adaptive_max_pool2d(IMAGE, sizes))
+
+
 @cpu_only
 def test_operators_refuse_what_does_not_belong_together() -> None:
     dy, indices = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2, dtype=torch.int64)

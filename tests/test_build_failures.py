@@ -28,7 +28,7 @@ from tiny_library import (
     wait_for,
     write_compiler,
 )
-from torchconv import _load, _toolchain
+from torchconv import _build, _load, _toolchain
 
 # --- what is missing or broken -------------------------------------------------------------------
 
@@ -109,6 +109,16 @@ def test_old_compiler_is_named(
     old = 'case "$*" in *-dM*) echo "#define __GNUC__ 7"; exit 0;; *) exit 1;; esac'
     monkeypatch.setenv("CXX", write_compiler(tmp_path / "old", old))
     assert "the compiler is too old (gcc 7; gcc 9 is the oldest that works)" in refusal(root)
+
+
+def test_clang_is_told_by_its_macros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by its version's text, which names gcc here and some vendor's compiler elsewhere."""
+    macros = "#define __GNUC__ 4\\n#define __clang__ 1\\n#define __clang_major__ 9"
+    says = f'case "$*" in *-dM*) printf "{macros}\\n"; exit 0;; *) exit 1;; esac'
+    compiler = write_compiler(tmp_path / "vendor", says)
+    monkeypatch.setenv("CXX", compiler)
+    assert "clang 9" in _toolchain.age_fault([compiler])
+    assert _build.DRIVER_FLAGS["clang"] in _build.optimization(_build.source_root()).values()
 
 
 @pytest.mark.parametrize("spoil", ["truncated", "empty", "record", "foreign"])

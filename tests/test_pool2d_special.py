@@ -273,3 +273,34 @@ def test_of_a_positive_and_a_negative_zero_the_first_is_kept(op: str, layout: st
         training = getattr(F, op)(first.clone().requires_grad_(), (1, 2))
         assert torch.equal(torch.signbit(plain), sign)
         assert torch.equal(torch.signbit(training), sign)
+
+
+# Few or large images, whose gradient is taken in bands of rows: sizes, and arguments.
+BANDS: list[tuple[tuple[int, ...], dict[str, Any]]] = [
+    ((1, 3, 90, 61), {"kernel_size": (5, 3), "stride": (2, 3), "padding": (2, 0)}),
+    ((1, 2, 150, 300), {"kernel_size": 6, "stride": 1}),
+    ((1, 70, 80, 33), {"kernel_size": 3, "stride": 3, "dilation": (4, 1), "padding": (1, 1)}),
+    ((2, 1, 200, 130), {"kernel_size": (20, 20), "stride": (3, 1), "ceil_mode": True}),
+    ((1, 1, 100, 500), {"kernel_size": (1, 2), "stride": (7, 4)}),
+]
+
+
+@on_formats
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("size", "kwargs"), BANDS, ids=str)
+def test_gradient_of_few_large_images(
+    size: tuple[int, ...], kwargs: dict[str, Any], dtype: torch.dtype, layout: str
+) -> None:
+    # Few different values, so that windows share a maximum; sums of whole numbers are exact.
+    x = in_layout(torch.randint(0, 50, size).to(dtype), layout).requires_grad_()
+    adaptive = kwargs["kernel_size"]
+    for pool, peer, arguments in (
+        (F.max_pool2d, torch.nn.functional.max_pool2d, kwargs),
+        (F.adaptive_max_pool2d, torch.nn.functional.adaptive_max_pool2d, {"output_size": adaptive}),
+    ):
+        expected = peer(x, **arguments)
+        dy = in_layout(torch.randint(-4, 5, expected.shape).to(dtype), layout)
+        (dx,) = torch.autograd.grad(pool(x, **arguments), x, dy)
+        assert_same(dx, torch.autograd.grad(expected, x, dy)[0])
+        with_indices, _ = pool(x, **arguments, return_indices=True)
+        assert_same(torch.autograd.grad(with_indices, x, dy)[0], dx)

@@ -31,6 +31,7 @@ from ._toolchain import (
     BuildError,
     age_fault,
     compiler,
+    compiler_kind,
     compiler_version,
     cuda_architectures,
     cuda_toolkit,
@@ -240,9 +241,8 @@ def compile_flags(variant: str, chosen: Sequence[str] = ()) -> list[str]:
 
 def optimization(root: Path) -> dict[Path, tuple[str, ...]]:
     """The flags of sources that -O3 is too much for."""
-    kind = "clang" if "clang" in compiler_version() else "gcc"
     drivers = _found(root, DRIVER_PATTERNS) - _found(root, FULL_PATTERNS)
-    flags = dict.fromkeys(drivers, DRIVER_FLAGS[kind])
+    flags = dict.fromkeys(drivers, DRIVER_FLAGS[compiler_kind(compiler())])
     flags |= dict.fromkeys(_found(root, LIGHT_PATTERNS), LIGHT_FLAGS)
     return flags | dict.fromkeys(_found(root, LEAST_PATTERNS), LEAST_FLAGS)
 

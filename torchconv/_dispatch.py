@@ -51,12 +51,14 @@ class Operator:
     the call `is_plain`, with its tensors and the tuple of what is none.
 
     derivative: applies its Function to all of its arguments, where functional.py has set it.
+    recorded: `recorded(*tensors, values)`, the same for plain calls, where there is one.
     """
 
-    __slots__ = ("_signature", "_whole", "call", "derivative", "settings")
+    __slots__ = ("_signature", "_whole", "call", "derivative", "recorded", "settings")
 
     def __init__(self, name: str) -> None:
         self.derivative: Any = None
+        self.recorded: Any = None
         self._signature = Signature(name)
         self._whole: OpOverload = overload(name)
         self.call = getattr(torch.ops.torchconv, name).settings._op

@@ -26,6 +26,7 @@ __all__ = ["OVERLOADED", "Signature", "settings_of"]
 
 OVERLOADED = (
     "conv2d",
+    "conv2d_with_preactivation",
     "conv2d_backward",
     "max_pool2d",
     "min_pool2d",

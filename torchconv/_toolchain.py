@@ -217,14 +217,24 @@ def jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def age_fault(command: Sequence[str]) -> str:
-    """Why a C++ compiler is too old, in words; empty if it is not."""
+@functools.lru_cache
+def _predefined_macros(command: tuple[str, ...]) -> dict[str, str]:
     macros = subprocess.run(
         [*command, "-x", "c++", "-dM", "-E", os.devnull], capture_output=True, text=True
     ).stdout
-    defined = dict(line.split(" ", 2)[1:3] for line in macros.splitlines() if line.count(" ") > 1)
-    kind = "clang" if "__clang__" in defined else "gcc"
-    major = defined.get("__clang_major__" if kind == "clang" else "__GNUC__", "")
+    return dict(line.split(" ", 2)[1:3] for line in macros.splitlines() if line.count(" ") > 1)
+
+
+def compiler_kind(command: Sequence[str]) -> str:
+    """clang or gcc, whatever name and version a vendor has given it."""
+    return "clang" if "__clang__" in _predefined_macros(tuple(command)) else "gcc"
+
+
+def age_fault(command: Sequence[str]) -> str:
+    """Why a C++ compiler is too old, in words; empty if it is not."""
+    kind = compiler_kind(command)
+    macro = "__clang_major__" if kind == "clang" else "__GNUC__"
+    major = _predefined_macros(tuple(command)).get(macro, "")
     needed = MINIMUM_COMPILER[kind]
     if major.isdigit() and int(major) < needed:
         return f"the compiler is too old ({kind} {major}; {kind} {needed} is the oldest that works)"

@@ -125,7 +125,7 @@ def _activation_backward(activation: str, grad: Tensor, saved: Tensor) -> Tensor
     return _ops.conv2d_backward(grad, saved, one, saved, *geometry, activation, False, mask)[0]
 
 
-def _saved(activation: str, y: Tensor, z: Tensor | None) -> Tensor | None:
+def saved_for_derivative(activation: str, y: Tensor, z: Tensor | None) -> Tensor | None:
     """Which of y and z the activation's derivative needs, as ``conv2d_backward`` takes it."""
     if activation == "none":
         return None
@@ -159,17 +159,55 @@ def _conv_tangent(
     return dz + d_bias
 
 
+def _preactivation(tensors: Sequence[Tensor | None], values: Sequence[Any]) -> Tensor:
+    """z from input, weight, what the derivative needs, bias and residual, by an operator."""
+    input, weight, _, bias, residual = tensors
+    *geometry, _, flip = values
+    return _ops.conv2d(input, weight, bias, *geometry, "none", flip, residual)
+
+
+def conv2d_gradients(
+    tensors: Sequence[Tensor | None],
+    values: tuple[Any, ...],
+    grad: Tensor | None,
+    mask: tuple[bool, ...],
+    of_residual: bool,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of input, weight and bias, where the mask says so, and of the residual.
+
+    tensors: what a Function of conv2d saves, input, weight, what the activation's derivative needs,
+    y, z or None, and what z is computed again from, bias and residual: None where it is not.
+    values: conv2d's arguments that are no tensors.
+    """
+    if grad is None or not (any(mask) or of_residual):
+        return (None,) * 4
+    input, weight, saved, _, _ = tensors
+    *geometry, activation, flip = values
+    if activation in NEEDS_PREACTIVATION and (saved is None or torch.is_grad_enabled()):
+        # y's own backward did not keep z, or it must be differentiable in input and weight.
+        saved = _preactivation(tensors, values)
+    if of_residual and activation != "none":
+        # The residual's gradient is dz: computed once, for all of them.
+        assert saved is not None
+        grad, saved, activation = _activation_backward(activation, grad, saved), None, "none"
+    dx = dw = db = None
+    if any(mask):
+        dx, dw, db = unrecorded(
+            _conv2d_backward, (grad, input, weight, saved), (*geometry, activation, flip, mask)
+        )
+    wanted = (dx if mask[0] else None, dw if mask[1] else None, db if mask[2] else None)
+    return (*wanted, grad if of_residual else None)
+
+
 class _ConvFunction(Function):
-    """What conv2d and conv2d_with_preactivation share: ``ctx.saved_tensors`` is input, weight,
-    what the activation's derivative needs, y, z or None, and what z is computed again from, bias
-    and residual: None where it is not."""
+    """What conv2d and conv2d_with_preactivation share; for ``ctx.saved_tensors`` see
+    ``conv2d_gradients``."""
 
     @staticmethod
     def _save(ctx: Any, inputs: tuple[Any, ...], saved: Tensor | None) -> None:
         input, weight, bias, stride, padding, dilation, groups, activation, flip, *rest = inputs
         residual = rest[0] if rest else None
-        ctx.geometry = (stride, padding, dilation, groups)
-        ctx.activation, ctx.flip = activation, flip
+        ctx.values = (stride, padding, dilation, groups, activation, flip)
         if activation == "none":
             bias = residual = None
         if may_have_tangents():
@@ -179,47 +217,28 @@ class _ConvFunction(Function):
         ctx.save_for_backward(input, weight, saved, bias, residual)
 
     @staticmethod
-    def _preactivation(ctx: Any) -> Tensor:
-        input, weight, _, bias, residual = ctx.saved_tensors
-        return _ops.conv2d(input, weight, bias, *ctx.geometry, "none", ctx.flip, residual)
-
-    @staticmethod
     def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
         mask, of_residual = ctx.needs_input_grad[:3], any(ctx.needs_input_grad[9:])
-        if grad is None or not (any(mask) or of_residual):
-            return (None,) * 10
-        input, weight, saved, _, _ = ctx.saved_tensors
-        activation = ctx.activation
-        if activation in NEEDS_PREACTIVATION and (saved is None or torch.is_grad_enabled()):
-            # y's own backward did not keep z, or it must be differentiable in input and weight.
-            saved = _ConvFunction._preactivation(ctx)
-        if of_residual and activation != "none":
-            # The residual's gradient is dz: computed once, for all of them.
-            grad, saved, activation = _activation_backward(activation, grad, saved), None, "none"
-        dx = dw = db = None
-        if any(mask):
-            dx, dw, db = unrecorded(
-                _conv2d_backward,
-                (grad, input, weight, saved),
-                (*ctx.geometry, activation, ctx.flip, mask),
-            )
-        wanted = (dx if mask[0] else None, dw if mask[1] else None, db if mask[2] else None)
-        return (*wanted, *(None,) * 6, grad if of_residual else None)
+        *of_others, of_added = conv2d_gradients(
+            ctx.saved_tensors, ctx.values, grad, mask, of_residual
+        )
+        return (*of_others, *(None,) * 6, of_added)
 
     @staticmethod
     def _jvp(ctx: Any, tangents: tuple[Any, ...]) -> Tensor | None:
         input, weight, _, _, _ = ctx.saved_tensors
-        dz = _conv_tangent((input, weight), tangents[:3], *ctx.geometry, "none", ctx.flip)
+        *geometry, activation, flip = ctx.values
+        dz = _conv_tangent((input, weight), tangents[:3], *geometry, "none", flip)
         for d_residual in tangents[9:]:
             if d_residual is not None:
                 dz = d_residual.clone() if dz is None else dz + d_residual
-        if dz is None or ctx.activation == "none":
+        if dz is None or activation == "none":
             return dz
         # Computed again from the inputs, because a saved y or z has no tangent of its own for an
         # outer forward-mode level.
-        z = _ConvFunction._preactivation(ctx)
-        of_z = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}.get(ctx.activation)
-        return activation_gradient(ctx.activation, dz, z if of_z is None else of_z(z))
+        z = _preactivation(ctx.saved_tensors, ctx.values)
+        of_z = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}.get(activation)
+        return activation_gradient(activation, dz, z if of_z is None else of_z(z))
 
 
 class Conv2dFunction(_ConvFunction):
@@ -248,7 +267,7 @@ class Conv2dFunction(_ConvFunction):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.set_materialize_grads(False)
-        _ConvFunction._save(ctx, inputs, _saved(inputs[7], output, None))
+        _ConvFunction._save(ctx, inputs, saved_for_derivative(inputs[7], output, None))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
@@ -271,7 +290,7 @@ class Conv2dWithPreactivationFunction(_ConvFunction):
         ctx.set_materialize_grads(False)
         y, z = output
         ctx.mark_non_differentiable(z)
-        _ConvFunction._save(ctx, inputs, _saved(inputs[7], y, z))
+        _ConvFunction._save(ctx, inputs, saved_for_derivative(inputs[7], y, z))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:

@@ -29,6 +29,7 @@ from torchconv._arguments import (
 from torchconv._coverage import covers_batch_norm, covers_linear
 from torchconv._derivatives import DERIVATIVES
 from torchconv._dispatch import Operator, is_plain, records
+from torchconv._recorded import RECORDED
 
 __all__ = [
     "adaptive_avg_pool2d",
@@ -46,6 +47,7 @@ __all__ = [
 def _operator(name: str) -> Operator:
     op = _dispatch.operator(name)
     op.derivative = DERIVATIVES[name]
+    op.recorded = RECORDED.get(name)
     return op
 
 
@@ -72,6 +74,8 @@ def _call(op: Operator, input: Tensor, values: tuple[Any, ...]) -> Any:
     """op of input and values, the short way where there is one."""
     if not _is_compiling() and is_plain(input):
         if records(input):
+            if op.recorded is not None:
+                return op.recorded(input, values)
             return op.derivative(input, *values)
         return op.call(input, op.settings(values))
     return op((input,), values)
@@ -141,7 +145,7 @@ def _convolve(
     if not _is_compiling() and is_plain(input, weight, bias, residual) and not _autocasts():
         if not records(input, weight, bias, residual):
             return _conv2d.call(input, weight, bias, residual, _conv2d.settings(values))
-        return _conv2d.derivative(input, weight, bias, *values, residual)
+        return _conv2d.recorded(input, weight, bias, residual, values)
     return _conv2d((input, weight, bias, residual), values)
 
 
@@ -412,6 +416,10 @@ def _output_sizes(value: Any, size: Sequence[Any], op: str) -> tuple[Any, ...]:
         raise TypeError(message) from None
     if len(size) <= count:
         raise ValueError(f"Input dimension should be at least {count + 1}")
+    if op == "adaptive_avg_pool2d" and any(
+        isinstance(v, Tensor) and v.dtype is torch.bool for v in value
+    ):  # as PyTorch, whose maximum takes them
+        raise RuntimeError(f"{op}: output_size must be of integers, but got {value}")
     given = zip(value, size[-count:], strict=False)
     return tuple(integer(d if v is None else v, op, "output_size") for v, d in given)
 
@@ -426,7 +434,12 @@ def _adaptive_pool2d(name: str, op: Operator, input: Tensor, output_size: Any) -
     if input.dim() == 4:
         return _call(op, input, (wanted,))
     # PyTorch gives an unbatched image no channels_last strides here, whatever its own are.
-    return _unbatched(op, input.contiguous(), (wanted,))
+    image = input.contiguous()
+    if image.shape[0] > 0:
+        return _unbatched(op, image, (wanted,))
+    # One without a channel is no error, as a batch of such images is: an empty batch.
+    out = _call(op, image.unsqueeze(1), (wanted,))
+    return tuple(t.squeeze(1) for t in out) if isinstance(out, tuple) else out.squeeze(1)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Tensor:

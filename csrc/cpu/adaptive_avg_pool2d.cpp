@@ -1,6 +1,7 @@
-// Adaptive average pooling, forward and backward, where the sizes do not divide evenly: sums over
-// windows. Forward divides each sum by its window's size; backward divides each element of dy by
-// that size and sums over the windows of the inverse rule (adaptive_window.h).
+// Adaptive average pooling, forward and backward, where it is not ordinary pooling's kernels that
+// run (adaptive_window.h): sums over windows. Forward divides each sum by its window's size;
+// backward divides each element of dy by that size and sums over the windows of the inverse rule
+// (adaptive_window.h).
 //
 // Planes (NCHW): the rows of a window are summed with vectors along the row, then the columns one
 // by one; a row whose window is that of the row before is copied. Pixels (NHWC): vectors over
@@ -200,7 +201,7 @@ void sum(const AdaptiveProblem& p, const void* from, void* to, const Parallel& p
 
 void adaptive_avg_pool2d(const AdaptiveProblem& p, const void* x, void* y, const Parallel& pool) {
   if (is_empty(p)) return;
-  if (divides_evenly(p)) return avg_pool2d(ordinary_pooling(p), x, y, pool);
+  if (runs_as_ordinary(p)) return avg_pool2d(ordinary_pooling(p), x, y, pool);
   sum<false>(p, x, y, pool);
 }
 

@@ -1,4 +1,5 @@
-// Adaptive max pooling, forward, where the sizes do not divide evenly.
+// Adaptive max pooling, forward, where it is not ordinary pooling's kernels that run
+// (adaptive_window.h).
 //
 // Planes (NCHW): the rows of a window are folded with vectors along the row, then the columns one
 // by one, by value and then by index. Pixels (NHWC): vectors over channels, a window's elements in
@@ -191,7 +192,7 @@ void max_as(const AdaptiveProblem& p, const void* x, void* y, int64_t* indices,
 void adaptive_max_pool2d(const AdaptiveProblem& p, const void* x, void* y, int64_t* indices,
                          const Parallel& pool) {
   if (is_empty(p)) return;
-  if (divides_evenly(p))
+  if (runs_as_ordinary(p))
     return select_pool2d(ordinary_pooling(p), Select::kMax, x, y, nullptr, indices, pool);
   switch (p.dtype) {
     case DType::kFloat32:

@@ -53,6 +53,13 @@ constexpr bool runs_channels_last(const AdaptiveProblem& p) {
   return p.layout == Layout::kNHWC && p.C != 1;
 }
 
+// Whether ordinary pooling's kernels run where the sizes divide evenly. On planes they take a row's
+// elements by strides, output by output, which from stride 3 on costs more than folding the rows of
+// a window with vectors first; but a plane with one output they take as a whole.
+constexpr bool runs_as_ordinary(const AdaptiveProblem& p) {
+  return divides_evenly(p) && (runs_channels_last(p) || p.W / p.Q < 3 || (p.P == 1 && p.Q == 1));
+}
+
 // The ordinary pooling of kernel = stride, for sizes that divide evenly.
 inline PoolProblem ordinary_pooling(const AdaptiveProblem& p) {
   PoolProblem pool{};

@@ -1,6 +1,7 @@
 // Max and min pooling's backward: dx receives dy at the selected elements. The kernels are in
 // select_pool2d_rows.h and select_pool2d_scatter.h; here the run-time types and the sizes choose
 // one.
+#include "cpu/adaptive_window.h"
 #include "cpu/pool2d.h"
 #include "cpu/select_pool2d_rows.h"
 #include "cpu/select_pool2d_scatter.h"
@@ -47,7 +48,7 @@ SelectionPlan::~SelectionPlan() = default;
 int64_t scatter_distance(const PoolProblem& p, int64_t code) {
   const Axis h = vertical_axis(p), w = horizontal_axis(p);
   const int64_t r = code / p.S, s = code % p.S;
-  if (code >= p.R * p.S || r > (h.size - 1 + h.pad) / h.dilation ||
+  if (code < 0 || code >= p.R * p.S || r > (h.size - 1 + h.pad) / h.dilation ||
       s > (w.size - 1 + w.pad) / w.dilation)
     return kNowhere;
   return r * p.dilation_h * p.W + s * p.dilation_w;
@@ -62,29 +63,81 @@ std::vector<int64_t> scatter_distances(const PoolProblem& p, int64_t codes) {
 
 namespace {
 
+// Rows of a band, for windows of `span` rows.
+int64_t band_rows(int64_t height, int64_t span, int64_t images, int64_t row_bytes) {
+  constexpr int64_t kBands = 8, kCache = 256 * 1024;
+  // Too little for two threads is cut by the cache alone.
+  const bool small = images * height * row_bytes < 2 * pool_grain(1);
+  const int64_t bands = images >= kBands || small ? 1 : ceil_div(kBands, images);
+  const int64_t wanted =
+      std::min(ceil_div(height, bands), kCache / std::max<int64_t>(row_bytes, 1));
+  return std::min(std::max({wanted, 4 * span, int64_t{1}}), height);
+}
+
+template <typename OutputsOf>
+std::vector<ScatterBand> bands_of(int64_t height, int64_t rows, OutputsOf outputs_of) {
+  std::vector<ScatterBand> bands;
+  for (int64_t begin = 0; begin < height; begin += rows) {
+    const Range band{begin, std::min(begin + rows, height)};
+    bands.push_back({band, outputs_of(band)});
+  }
+  for (size_t i = 0; i < bands.size(); i++) {
+    ScatterBand& band = bands[i];
+    band.shared_before = i > 0 ? bands[i - 1].outputs.end : 0;
+    band.shared_from = i + 1 < bands.size() ? bands[i + 1].outputs.begin : band.outputs.end;
+  }
+  return bands;
+}
+
+}  // namespace
+
+std::vector<ScatterBand> scatter_bands(const Axis& vertical, int64_t images, int64_t row_bytes) {
+  const int64_t span = vertical.span();
+  const int64_t rows = band_rows(vertical.size, span, images, row_bytes);
+  return bands_of(vertical.size, rows, [&](Range band) {
+    // From the first output whose last tap may be there to the last whose first one may.
+    const int64_t taps =
+        std::min(vertical.taps - 1, (vertical.size + vertical.pad) / vertical.dilation);
+    const int64_t first = band.begin + vertical.pad - taps * vertical.dilation;
+    return Range{std::clamp<int64_t>(ceil_div(first, vertical.stride), 0, vertical.out),
+                 std::clamp<int64_t>(floor_div(band.end - 1 + vertical.pad, vertical.stride) + 1, 0,
+                                     vertical.out)};
+  });
+}
+
+std::vector<ScatterBand> adaptive_scatter_bands(int64_t height, int64_t outputs, int64_t images,
+                                                int64_t row_bytes) {
+  const int64_t rows = band_rows(height, largest_window(height, outputs), images, row_bytes);
+  const auto windows = adaptive_windows(outputs, height);
+  return bands_of(height, rows, [&](Range band) {
+    return Range{at(windows, band.begin).begin, at(windows, band.end - 1).end};
+  });
+}
+
+namespace {
+
 template <typename T, typename Codes>
 void scatter(const PoolProblem& p, const T* dy, Codes selected, T* dx, const Parallel& pool) {
-  ScatterImages<T, Codes>(p, dy, selected, dx).run(pool);
+  ScatterImages<T, Codes>(p, dy, selected, dx, false).run(pool);
 }
 
 // Gathering compares a vector of codes for every window that an element belongs to; scattering
-// takes some steps for every output, on one thread for each image. On planes it is better from
-// stride 2 on, as an element then belongs to few windows, and else only for large windows: always
-// for those whose offsets take more than a byte.
+// takes some steps for every output. On planes gathering is better only where the outputs are as
+// many as the inputs and rows are read in place, and windows small.
 template <typename T>
 bool runs_by_scatter(const PoolProblem& p, Selected kind) {
   if (kind == Selected::kOffset16 || kind == Selected::kOffset32) return true;
-  constexpr int64_t kCache = 256 * 1024;
   constexpr int64_t kLanes = WideVec<T>::kLanes;
   const bool wide_index = kind == Selected::kIndex64 && sizeof(LaneInt<T>) == 4 &&
                           p.H * p.W > INT32_MAX;  // does not fit a lane
   if (wide_index) return true;
-  const int64_t images = ScatterImages<T, const uint8_t*>::images(p);
-  const int64_t plane_bytes = p.H * p.W * static_cast<int64_t>(sizeof(Wide<T>));
-  if (images < 16 && plane_bytes > kCache / 16) return false;
+  // Pixels of less than a vector are gathered well only as whole rows.
+  const bool wide = runs_channels_last(p) && p.C >= kLanes;
+  if (p.stride_w > (wide ? 2 : 1)) return true;
+  if (!runs_channels_last(p) && p.Q < p.W) return true;
   const int64_t windows = ceil_div(p.R, p.stride_h) * ceil_div(p.S, p.stride_w);
-  if (runs_channels_last(p)) return windows > 6 * kLanes;
-  return windows > std::max<int64_t>(9, 2 * kLanes) || (p.stride_w > 1 && plane_bytes <= kCache);
+  // The outputs are fewer than the elements by the strides.
+  return windows > kLanes / (std::min(p.stride_h, p.H) * p.stride_w);
 }
 
 template <typename T>
@@ -98,7 +151,9 @@ void backward_as(const PoolProblem& p, Selected kind, const void* grad, const vo
         return scatter(p, dy, static_cast<const uint8_t*>(selected), dx, pool);
       case Selected::kOffset16:
       case Selected::kOffset32:
-        return scatter(p, dy, WideOffsets{selected, kind == Selected::kOffset16}, dx, pool);
+        return scatter(p, dy,
+                       WideOffsets{static_cast<const char*>(selected), kind == Selected::kOffset16},
+                       dx, pool);
       case Selected::kIndex64:
         return scatter(p, dy, static_cast<const int64_t*>(selected), dx, pool);
     }

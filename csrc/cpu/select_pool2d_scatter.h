@@ -2,9 +2,10 @@
 // so an output costs the same for every window and stride.
 //
 // The work is shared out by image: a plane (NCHW), or a plane of a block of channels (NHWC), so no
-// two threads add to one element. An image is summed where it is written if its type can hold the
-// sums, in scratch memory for bfloat16 and float16. Selections are not trusted: one that names no
-// element of the image adds nothing.
+// two threads add to one element. Few or large images are cut into bands of rows, each of which
+// takes from the outputs whose windows reach it. A band is summed where it is written if its type
+// can hold the sums, in scratch memory for bfloat16 and float16. Selections are not trusted: one
+// that names no element of the band adds nothing.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +25,27 @@ int64_t scatter_distance(const PoolProblem& p, int64_t code);
 // Of the codes [0, codes).
 std::vector<int64_t> scatter_distances(const PoolProblem& p, int64_t codes);
 
+// Rows of an image that are summed together, and the output rows that may select one of them. Those
+// up to `shared_before` and from `shared_from` on are also of other bands.
+struct ScatterBand {
+  Range rows, outputs;
+  int64_t shared_before = 0, shared_from = 0;
+};
+// Of all images: so many rows that the bands are enough for the threads and fit the cache, but not
+// so few that most outputs reach two of them.
+std::vector<ScatterBand> scatter_bands(const Axis& vertical, int64_t images, int64_t row_bytes);
+// The same for adaptive windows.
+std::vector<ScatterBand> adaptive_scatter_bands(int64_t height, int64_t outputs, int64_t images,
+                                                int64_t row_bytes);
+
 // Offsets of two or four bytes, rare enough for one kernel.
 struct WideOffsets {
-  const void* data;
+  const char* data;
   bool two_bytes;
+  WideOffsets operator+(int64_t i) const { return {data + i * (two_bytes ? 2 : 4), two_bytes}; }
   int64_t operator[](int64_t i) const {
-    return two_bytes ? static_cast<const uint16_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+    const void* const at = data;
+    return two_bytes ? static_cast<const uint16_t*>(at)[i] : static_cast<const int32_t*>(at)[i];
   }
 };
 
@@ -38,6 +54,7 @@ template <typename T, typename Codes>
 class ScatterImages {
   using W = WideVec<T>;
   using Lane = Wide<T>;
+  using Bits = std::conditional_t<sizeof(Lane) == 8, uint64_t, uint32_t>;
   static constexpr bool kInPlace = std::is_same_v<T, Lane>;
   static constexpr bool kByte = std::is_same_v<Codes, const uint8_t*>;
   static constexpr bool kIndex = std::is_same_v<Codes, const int64_t*>;
@@ -45,14 +62,18 @@ class ScatterImages {
   static constexpr int64_t kTable = 2048;              // codes, of two bytes and more
 
  public:
-  ScatterImages(const PoolProblem& p, const T* dy, Codes selected, T* dx)
+  // Adaptive windows are told by their indices, whatever p has of them.
+  ScatterImages(const PoolProblem& p, const T* dy, Codes selected, T* dx, bool adaptive)
       : p_(p),
         dy_(dy),
         selected_(selected),
         dx_(dx),
-        pixels_(p.H * p.W),
         channels_(runs_channels_last(p) ? p.C : 1),
         blocks_(ceil_div(channels_, kBlock)) {
+    const int64_t row_bytes =
+        p.W * std::min(channels_, kBlock) * static_cast<int64_t>(sizeof(Lane));
+    bands_ = adaptive ? adaptive_scatter_bands(p.H, p.P, images(p), row_bytes)
+                      : scatter_bands(vertical_axis(p), images(p), row_bytes);
     // A code's distance from the window's first element: of every byte, of wider codes those of a
     // window that is small enough.
     if (kIndex || (!kByte && p.R * p.S > kTable)) return;
@@ -64,69 +85,98 @@ class ScatterImages {
   }
 
   void run(const Parallel& pool) const {
-    const int64_t most = std::min(channels_, kBlock);
-    const int64_t image_bytes =
-        most * (pixels_ * static_cast<int64_t>(sizeof(Lane)) + p_.P * p_.Q * 10);
-    parallel_for_with_scratch(pool, 0, images(p_), pool_grain(image_bytes),
-                              [&](int64_t begin, int64_t end) {
-                                const Buffer<Lane> scratch(kInPlace ? 0 : pixels_ * most);
-                                for (int64_t i = begin; i < end; i++) {
-                                  const int64_t plane = i / blocks_, c = i % blocks_ * kBlock;
-                                  const int64_t n = std::min(channels_ - c, kBlock);
-                                  T* dx = dx_ + plane * pixels_ * channels_ + c;
-                                  if constexpr (kInPlace) {
-                                    image(plane, c, n, dx, channels_);
-                                  } else {
-                                    image(plane, c, n, scratch.get(), n);
-                                    narrow(scratch.get(), n, dx);
-                                  }
-                                }
-                              });
+    const int64_t most = std::min(channels_, kBlock), band_count = count(bands_);
+    const int64_t rows = bands_.front().rows.size(), outputs = bands_.front().outputs.size();
+    const int64_t band_bytes =
+        most * (rows * p_.W * static_cast<int64_t>(sizeof(Lane)) + outputs * p_.Q * 10);
+    parallel_for_with_scratch(
+        pool, 0, images(p_) * band_count, pool_grain(band_bytes), [&](int64_t begin, int64_t end) {
+          const Buffer<Lane> scratch(kInPlace ? 0 : rows * p_.W * most);
+          for (int64_t i = begin; i < end; i++) {
+            const int64_t image = i / band_count, plane = image / blocks_;
+            const int64_t c = image % blocks_ * kBlock, n = std::min(channels_ - c, kBlock);
+            const ScatterBand& band = bands_[static_cast<size_t>(i % band_count)];
+            T* dx = dx_ + (plane * p_.H + band.rows.begin) * p_.W * channels_ + c;
+            if constexpr (kInPlace) {
+              sum(band, plane, c, n, dx, channels_);
+            } else {
+              sum(band, plane, c, n, scratch.get(), n);
+              narrow(scratch.get(), band.rows.size() * p_.W, n, dx);
+            }
+          }
+        });
   }
 
  private:
-  // Channels [c, c + n) of one plane, summed in dx with `step` elements from pixel to pixel.
-  void image(int64_t plane, int64_t c, int64_t n, Lane* dx, int64_t step) const {
+  static int64_t count(const std::vector<ScatterBand>& bands) {
+    return static_cast<int64_t>(bands.size());
+  }
+
+  // A band of one plane, of channels [c, c + n), in dx with `step` elements from pixel to pixel.
+  void sum(const ScatterBand& band, int64_t plane, int64_t c, int64_t n, Lane* dx,
+           int64_t step) const {
+    const int64_t pixels = band.rows.size() * p_.W, origin = band.rows.begin * p_.W;
     if (n == step) {
-      std::fill_n(dx, pixels_ * n, Lane{0});
+      std::fill_n(dx, pixels * n, Lane{0});
     } else {
-      for (int64_t i = 0; i < pixels_; i++) std::fill_n(dx + i * step, n, Lane{0});
+      for (int64_t i = 0; i < pixels; i++) std::fill_n(dx + i * step, n, Lane{0});
     }
-    int64_t out = plane * p_.P * p_.Q * channels_ + c;
-    for (int64_t out_p = 0; out_p < p_.P; out_p++) {
-      int64_t start = (out_p * p_.stride_h - p_.pad_h) * p_.W - p_.pad_w;
+    int64_t out = (plane * p_.P + band.outputs.begin) * p_.Q * channels_ + c;
+    for (int64_t out_p = band.outputs.begin; out_p < band.outputs.end; out_p++) {
+      const bool shared = out_p < band.shared_before || out_p >= band.shared_from;
+      // The window's first element, counted from the band's.
+      int64_t start =
+          kIndex ? -origin : (out_p * p_.stride_h - p_.pad_h) * p_.W - p_.pad_w - origin;
+      const int64_t move = kIndex ? 0 : p_.stride_w;
       if (channels_ == 1) {
-        for (int64_t q = 0; q < p_.Q; q++, out++, start += p_.stride_w) add(out, start, 1, dx);
+        shared ? add<true>(out, p_.Q, start, move, pixels, dx, 1, 0)
+               : add<false>(out, p_.Q, start, move, pixels, dx, 1, 0);
+        out += p_.Q;
       } else {
-        for (int64_t q = 0; q < p_.Q; q++, out += channels_, start += p_.stride_w) {
-          for (int64_t i = 0; i < n; i++) add(out + i, start, step, dx + i);
-        }
+        for (int64_t q = 0; q < p_.Q; q++, out += channels_, start += move)
+          shared ? add<true>(out, n, start, 0, pixels, dx, step, 1)
+                 : add<false>(out, n, start, 0, pixels, dx, step, 1);
       }
     }
   }
 
-  // Adds output `out` of a window whose first element is pixel `start`.
-  TORCHCONV_INLINE void add(int64_t out, int64_t start, int64_t step, Lane* dx) const {
-    int64_t at;
-    if constexpr (kIndex) {
-      at = selected_[out];
-    } else if constexpr (kByte) {
-      at = start + distances_[selected_[out]];
-    } else {
-      const int64_t code = selected_[out];
-      if (static_cast<uint64_t>(code) < distances_.size()) {
-        at = start + distances_[static_cast<size_t>(code)];
+  // Adds `count` outputs from `out` on, whose selections count from pixel `start` of the band, then
+  // from `move` pixels further for each; they go to dx, then to `lane` elements further for each.
+  // kShared: many are not here. Apart from the loops around it, as GCC runs out of registers in all
+  // of them together.
+  template <bool kShared>
+  __attribute__((noinline)) void add(int64_t out, int64_t count, int64_t start, int64_t move,
+                                     int64_t pixels, Lane* dx, int64_t step, int64_t lane) const {
+    const T* const dy = dy_ + out;
+    const Codes selected = selected_ + out;
+    const int64_t* const distances = distances_.data();
+    const auto known = static_cast<int64_t>(distances_.size());
+    for (int64_t i = 0; i < count; i++, start += move, dx += lane) {
+      int64_t at = start;
+      if constexpr (kIndex) {  // any number
+        at =
+            static_cast<int64_t>(static_cast<uint64_t>(start) + static_cast<uint64_t>(selected[i]));
+      } else if constexpr (kByte) {
+        at += distances[selected[i]];
       } else {
-        at = code >= 0 && code < p_.R * p_.S ? start + scatter_distance(p_, code) : -1;
+        const int64_t code = selected[i];
+        at += code >= 0 && code < known ? distances[code] : scatter_distance(p_, code);
+      }
+      const bool here = static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels);
+      if constexpr (kShared) {
+        // Without a branch, which is taken at random: what is not here adds 0 to the first pixel,
+        // whose sum is no -0.
+        const Bits bits = bit_cast<Bits>(to_wide<T>(dy[i])) & (Bits{0} - Bits{here});
+        dx[(at & -int64_t{here}) * step] += bit_cast<Lane>(bits);
+      } else if (here) {
+        dx[at * step] += to_wide<T>(dy[i]);
       }
     }
-    if (static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels_))
-      dx[at * step] += to_wide<T>(dy_[out]);
   }
 
-  void narrow(const Lane* from, int64_t n, T* to) const {
-    if (n == channels_) return narrow_run(from, pixels_ * n, to);
-    for (int64_t i = 0; i < pixels_; i++) narrow_run(from + i * n, n, to + i * channels_);
+  void narrow(const Lane* from, int64_t pixels, int64_t n, T* to) const {
+    if (n == channels_) return narrow_run(from, pixels * n, to);
+    for (int64_t i = 0; i < pixels; i++) narrow_run(from + i * n, n, to + i * channels_);
   }
 
   static void narrow_run(const Lane* from, int64_t n, T* to) {
@@ -140,8 +190,9 @@ class ScatterImages {
   const T* dy_;
   Codes selected_;
   T* dx_;
-  int64_t pixels_, channels_;  // of a plane; one channel in NCHW
-  int64_t blocks_;             // of channels
+  int64_t channels_;  // of a plane: one in NCHW
+  int64_t blocks_;    // of channels
+  std::vector<ScatterBand> bands_;
   std::vector<int64_t> distances_;
 };
 

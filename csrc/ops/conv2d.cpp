@@ -188,20 +188,38 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   return std::get<0>(forward(input, weight, bias, residual, a, /*preactivation=*/false));
 }
 
+// What the overloads' settings say. The lists are theirs.
+class ConvSettings {
+ public:
+  explicit ConvSettings(SettingsReader* reader)
+      : stride_(reader->take<IntList>()),
+        padding_(reader->take<IntList>()),
+        dilation_(reader->take<IntList>()),
+        groups_(reader->take<int64_t>()),
+        activation_(reader->take<std::string>()),
+        flip_kernel_(reader->take<bool>()) {}
+
+  ConvArguments arguments() const {
+    return {stride_, padding_, dilation_, groups_, activation_, flip_kernel_};
+  }
+
+ private:
+  IntList stride_, padding_, dilation_;
+  int64_t groups_;
+  std::string activation_;
+  bool flip_kernel_;
+};
+
 // conv2d's overload: its settings may end with the owner of packed weights (who is no argument of
 // conv2d: what is traced knows nothing of him), and the residual comes before them.
 Tensor conv2d_settings(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                        const std::optional<Tensor>& residual, const Tensor& settings) {
   SettingsReader reader(settings);
-  const auto stride = reader.take<IntList>(), padding = reader.take<IntList>();
-  const auto dilation = reader.take<IntList>();
-  const auto groups = reader.take<int64_t>();
-  const auto activation = reader.take<std::string>();
-  const auto flip_kernel = reader.take<bool>();
+  const ConvSettings conv(&reader);
   WeightsOwner owner;
   if (!reader.ended()) owner = {reader.take<int64_t>(), reader.take<int64_t>()};
-  const ConvArguments a{stride, padding, dilation, groups, activation, flip_kernel};
-  return std::get<0>(forward(input, weight, bias, residual, a, /*preactivation=*/false, owner));
+  return std::get<0>(
+      forward(input, weight, bias, residual, conv.arguments(), /*preactivation=*/false, owner));
 }
 
 std::tuple<Tensor, Tensor> conv2d_with_preactivation(
@@ -210,6 +228,17 @@ std::tuple<Tensor, Tensor> conv2d_with_preactivation(
     bool flip_kernel, const std::optional<Tensor>& residual) {
   const ConvArguments a{stride, padding, dilation, groups, activation, flip_kernel};
   auto [y, z] = forward(input, weight, bias, residual, a, /*preactivation=*/true);
+  return {y, *z};
+}
+
+std::tuple<Tensor, Tensor> conv2d_with_preactivation_settings(const Tensor& input,
+                                                              const Tensor& weight,
+                                                              const std::optional<Tensor>& bias,
+                                                              const std::optional<Tensor>& residual,
+                                                              const Tensor& settings) {
+  SettingsReader reader(settings);
+  const ConvSettings conv(&reader);
+  auto [y, z] = forward(input, weight, bias, residual, conv.arguments(), /*preactivation=*/true);
   return {y, *z};
 }
 
@@ -281,6 +310,7 @@ STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d.settings", TORCH_BOX(&conv2d_settings));
   m.impl("conv2d_with_preactivation", TORCH_BOX(&conv2d_with_preactivation));
+  m.impl("conv2d_with_preactivation.settings", TORCH_BOX(&conv2d_with_preactivation_settings));
   implement<&conv2d_backward, Tensor, Tensor, Tensor, std::optional<Tensor>>(m, "conv2d_backward");
 }
 
