@@ -28,6 +28,8 @@ def block(forward: Forward) -> Network:
         act=nn.ReLU(inplace=True),
         act6=nn.ReLU6(inplace=True),
         silu=nn.SiLU(),
+        gelu=nn.GELU(),
+        linear=nn.Linear(5, 7),
         drop=nn.Dropout(0.5),
     )
 
@@ -89,6 +91,13 @@ JOINED: dict[str, tuple[Forward, list[str]]] = {
 }
 
 
+JOINED |= {
+    "convolution and relu": (lambda m, x: m.bn(m.act(m.conv(x))), ["BatchNorm2d", "Conv2d"]),
+    "convolution and silu": (lambda m, x: m.other(m.silu(m.conv(x))), ["Conv2d", "Conv2d"]),
+    "linear and gelu": (lambda m, x: m.gelu(m.linear(m.conv(x))), ["Conv2d", "Linear"]),
+}
+
+
 @pytest.mark.parametrize("forward, layers", JOINED.values(), ids=JOINED.keys())
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_joins(forward: Forward, layers: list[str], layout: torch.memory_format) -> None:
@@ -110,6 +119,7 @@ STAYS: dict[str, Forward] = {
     "read twice": lambda m, x: m.act(y := m.bn(m.conv(x)) * 1) + y,
     "called twice": lambda m, x: F.relu(m.bn(F.relu(m.bn(m.conv(x)) * 1)) * 1),
     "called twice in a row": lambda m, x: F.relu(m.bn(F.relu(m.bn(x)))),
+    "convolution read twice": lambda m, x: m.bn(F.relu(y := m.conv(x)) + y),
     "another activation": lambda m, x: m.silu(m.bn(m.conv(x))),
     "convolution": lambda m, x: m.bn(m.act(m.conv(x) + x)),
 }

@@ -170,6 +170,11 @@ def test_epilogue(activation: str, C: int) -> None:
     exact = torch_F.conv2d(x.double(), w.double(), b.double(), padding=1)
     theirs = getattr(torch_F, activation)(exact)
     assert_accurate(F.conv2d(x, w, b, padding=1, activation=activation), theirs)
+    settings = ((1, 1), (1, 1, 1, 1), (1, 1), 1, activation, False)
+    residual = torch.randn_like(theirs, dtype=x.dtype)
+    y, z = torch.ops.torchconv.conv2d_with_preactivation(x, w, b, *settings, residual)
+    assert_accurate(z, exact + residual)
+    assert_accurate(y, getattr(torch_F, activation)(exact + residual))
 
 
 def test_outputs_past_the_caches() -> None:

@@ -98,12 +98,13 @@ def fuse(model: torch.nn.Module) -> GraphModule:
 
 
 def fuse_training(model: torch.nn.Module) -> GraphModule:
-    """A second form of `model` for training, in which normalisation takes along what follows it.
+    """A second form of `model` for training, in which layers take along what follows them.
 
     Into a BatchNorm2d of torch.nn or torchconv.nn go, where nothing else reads what lies between,
-    a sum with another tensor and a ReLU or ReLU6 behind it: the images are then read and written
-    once instead of once a step, in both directions. The results and gradients are those of `model`
-    but for rounding. All other layers are swapped as by `convert`.
+    a sum with another tensor and a ReLU or ReLU6 behind it; into a Conv2d or Linear an activation
+    that torchconv.nn.Conv2d has: the images are then read and written once instead of once a step,
+    in both directions. The results and gradients are those of `model` but for rounding. All other
+    layers are swapped as by `convert`.
 
     What is returned is a torch.fx.GraphModule, recorded as by `fuse`. Its parameters and buffers
     are those of `model`, the same tensors under the same names: whatever one learns the other
@@ -131,8 +132,12 @@ def fuse_training(model: torch.nn.Module) -> GraphModule:
     recorded = _record(copy.deepcopy(model, shared), model)
     uses = _uses(recorded)
     for node in reversed(list(recorded.graph.nodes)):
-        if uses[node.target] == 1 and _is_norm(recorded, node):
+        if uses[node.target] != 1:
+            continue
+        if _is_norm(recorded, node):
             _fuse_chain(recorded, node)
+        elif _takes_along(recorded, node):
+            _fuse_activation(recorded, node)
     return _finish(recorded)
 
 
@@ -261,9 +266,7 @@ def _fuse_chain(recorded: GraphModule, node: Node, shared: bool = False) -> None
             activation = None
     if len(chain) == 1 and not folded:
         return
-    layer.__class__ = _JOINED[kind][total is not None]
-    vars(layer).pop("_converted", None)  # nothing but torchconv knows the activation
-    layer.activation = activation
+    _become(layer, _JOINED[kind][total is not None], activation)
     if total is not None:
         layer.adds_in_place = total.target in SUMS_IN_PLACE
         layer.other_first = total.args[0] is other
@@ -281,6 +284,25 @@ def _fuse_chain(recorded: GraphModule, node: Node, shared: bool = False) -> None
     chain[-1].replace_all_uses_with(fused)
     for done in reversed(chain):
         recorded.graph.erase_node(done)
+
+
+def _become(layer: Any, kind: type, activation: str | None) -> None:
+    layer.__class__ = kind
+    vars(layer).pop("_converted", None)  # nothing but torchconv knows the activation
+    layer.activation = activation
+
+
+def _fuse_activation(recorded: GraphModule, node: Node) -> None:
+    """Puts the activation behind the convolution or linear layer that `node` calls into it."""
+    reader = only_reader(node)
+    activation = None if reader is None else activation_of(recorded, reader, node)
+    if reader is None or activation is None:
+        return
+    layer = recorded.get_submodule(str(node.target))
+    kind = next(kind for kind in _JOINED if isinstance(layer, kind))
+    _become(layer, _JOINED[kind][0], activation)
+    reader.replace_all_uses_with(node)
+    recorded.graph.erase_node(reader)
 
 
 def _turn_to_images(node: Node) -> Node | None:

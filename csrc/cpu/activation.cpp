@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "core/buffer.h"
 #include "cpu/activation_math.h"
@@ -13,85 +14,82 @@
 namespace torchconv::cpu {
 namespace {
 
-// f of a vector at a time, in place; f also takes what lies at the same place in each of `others`.
-template <typename A, typename F, typename... Others>
-TORCHCONV_INLINE void transform(A* row, int64_t n, const F& f, const Others*... others) {
+// to[i] = f(from[i]), a vector at a time; the two may be the same.
+template <typename A, typename F>
+TORCHCONV_INLINE void transform(const A* from, A* to, int64_t n, const F& f) {
   using V = Vec<A>;
   int64_t i = 0;
-  for (; i + V::kLanes <= n; i += V::kLanes)
-    V::store(row + i, f(V::load(row + i), V::load(others + i)...));
-  if (i < n) {
-    const int64_t rest = n - i;
-    V::store_partial(row + i,
-                     f(V::load_partial(row + i, rest), V::load_partial(others + i, rest)...), rest);
-  }
-}
-
-// row[i] *= g'(z), from y or from z as derivative_needs_preactivation says.
-template <typename A>
-void multiply_derivative(Activation activation, const A* saved, A* row, int64_t n) {
-  using Math = VectorMath<A>;
-  using V = typename Math::V;
-  constexpr A kInverseSqrtTwoPi = A(0.39894228040143267794);
-  const V zero{};
-  switch (activation) {
-    case Activation::kNone:
-      break;
-    case Activation::kReLU:
-      return transform(row, n, [&](V d, V y) { return y <= zero ? zero : d; }, saved);
-    case Activation::kReLU6:
-      return transform(
-          row, n,
-          [&](V d, V y) {
-            const V below = y >= A{6} ? zero : d;
-            return y <= zero ? zero : below;
-          },
-          saved);
-    case Activation::kSigmoid:
-      return transform(row, n, [](V d, V y) { return d * ((A{1} - y) * y); }, saved);
-    case Activation::kTanh:
-      return transform(row, n, [](V d, V y) { return d * (A{1} - y * y); }, saved);
-    case Activation::kSiLU:
-      return transform(
-          row, n,
-          [](V d, V z) {
-            const V s = Math::sigmoid(z);
-            return d * (s * (A{1} + z * (A{1} - s)));
-          },
-          saved);
-    case Activation::kHardswish:  // 1 at NaN, as in PyTorch
-      return transform(
-          row, n,
-          [&](V d, V z) {
-            const V rising = z < A{3} ? d * (z * A(1.0 / 3) + A(0.5)) : d;
-            return z <= A{-3} ? zero : rising;
-          },
-          saved);
-    case Activation::kGELU:
-      return transform(
-          row, n,
-          [](V d, V z) {
-            V gaussian;
-            const V cdf = Math::normal_cdf(z, &gaussian);
-            return d * (cdf + z * kInverseSqrtTwoPi * gaussian);
-          },
-          saved);
-  }
+  for (; i + V::kLanes <= n; i += V::kLanes) V::store(to + i, f(V::load(from + i)));
+  if (i < n) V::store_partial(to + i, f(V::load_partial(from + i, n - i)), n - i);
 }
 
 // Elements that are converted, multiplied and summed together.
 constexpr int64_t kStrip = 256;
 
-// dz of n neighbours: in row the values before rounding to T, and in dz unless that is null.
+// dz of n neighbours, dy * g'(z) from y or from z as derivative_needs_preactivation says: into row,
+// and into dz unless that is null.
+template <typename A>
+void multiply_strip(Activation activation, const A* dy, const A* saved, A* dz, int64_t n, A* row) {
+  using Math = VectorMath<A>;
+  using V = typename Math::V;
+  const V zero{};
+  const auto run = [&](const auto& f) {
+    using Lanes = Vec<A>;
+    int64_t i = 0;
+    for (; i + Lanes::kLanes <= n; i += Lanes::kLanes) {
+      const V product = f(Lanes::load(dy + i), Lanes::load(saved + i));
+      Lanes::store(row + i, product);
+      if (dz != nullptr) Lanes::store(dz + i, product);
+    }
+    if (i == n) return;
+    const V product = f(Lanes::load_partial(dy + i, n - i), Lanes::load_partial(saved + i, n - i));
+    Lanes::store_partial(row + i, product, n - i);
+    if (dz != nullptr) Lanes::store_partial(dz + i, product, n - i);
+  };
+  switch (activation) {
+    case Activation::kNone:
+      break;
+    case Activation::kReLU:
+      return run([&](V d, V y) { return y <= zero ? zero : d; });
+    case Activation::kReLU6:
+      return run([&](V d, V y) {
+        const V below = y >= A{6} ? zero : d;
+        return y <= zero ? zero : below;
+      });
+    case Activation::kSigmoid:
+      return run([](V d, V y) { return d * ((A{1} - y) * y); });
+    case Activation::kTanh:
+      return run([](V d, V y) { return d * (A{1} - y * y); });
+    case Activation::kSiLU:
+      return run([](V d, V z) {
+        const V s = Math::sigmoid(z);
+        return d * (s * (A{1} + z * (A{1} - s)));
+      });
+    case Activation::kHardswish:  // 1 at NaN, as in PyTorch
+      return run([&](V d, V z) {
+        const V rising = z < A{3} ? d * (z * A(1.0 / 3) + A(0.5)) : d;
+        return z <= A{-3} ? zero : rising;
+      });
+    case Activation::kGELU:
+      return run([](V d, V z) { return d * Math::gelu_derivative(z); });
+  }
+}
+
+// The same of any type; row has the values before rounding.
 template <typename T>
 void derivative_strip(Activation activation, const T* dy, const T* saved, T* dz, int64_t n,
                       Wide<T>* row) {
-  copy_wide(row, dy, n);
-  if (activation == Activation::kNone) return;
-  Wide<T> values[kStrip] = {};
-  copy_wide(values, saved, n);
-  multiply_derivative(activation, values, row, n);
-  if (dz != nullptr) copy_narrow(dz, row, n);
+  if constexpr (std::is_same_v<T, Wide<T>>) {
+    if (activation != Activation::kNone) return multiply_strip(activation, dy, saved, dz, n, row);
+    copy_wide(row, dy, n);
+  } else {
+    copy_wide(row, dy, n);
+    if (activation == Activation::kNone) return;
+    Wide<T> values[kStrip];
+    copy_wide(values, saved, n);
+    multiply_strip<Wide<T>>(activation, row, values, nullptr, n, row);
+    if (dz != nullptr) copy_narrow(dz, row, n);
+  }
 }
 
 template <typename A>
@@ -113,7 +111,7 @@ TORCHCONV_INLINE void with_activation(Activation activation, const Run& run) {
   using V = typename Math::V;
   switch (activation) {
     case Activation::kNone:
-      break;
+      return run([](V x) { return x; });
     case Activation::kReLU:
       return run([](V x) { return Math::at_least(x, 0); });
     case Activation::kReLU6:
@@ -136,14 +134,14 @@ TORCHCONV_INLINE void with_activation(Activation activation, const Run& run) {
 
 template <typename A>
 void activate(Activation activation, A* row, int64_t n) {
-  with_activation<A>(activation, [&](const auto& g) { transform(row, n, g); });
+  with_activation<A>(activation, [&](const auto& g) { transform(row, row, n, g); });
 }
 
 template <typename A>
-void activate_rows(Activation activation, A* first, const int64_t* offsets, int64_t rows,
-                   int64_t n) {
+void activate_rows(Activation activation, const A* from, A* to, const int64_t* offsets,
+                   int64_t rows, int64_t n) {
   with_activation<A>(activation, [&](const auto& g) {
-    for (int64_t m = 0; m < rows; ++m) transform(first + offsets[m], n, g);
+    for (int64_t m = 0; m < rows; ++m) transform(from + offsets[m], to + offsets[m], n, g);
   });
 }
 
@@ -263,8 +261,8 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
 
 template void activate(Activation, float*, int64_t);
 template void activate(Activation, double*, int64_t);
-template void activate_rows(Activation, float*, const int64_t*, int64_t, int64_t);
-template void activate_rows(Activation, double*, const int64_t*, int64_t, int64_t);
+template void activate_rows(Activation, const float*, float*, const int64_t*, int64_t, int64_t);
+template void activate_rows(Activation, const double*, double*, const int64_t*, int64_t, int64_t);
 template void Epilogue<float>::store(float*, int64_t, int64_t, int64_t) const;
 template void Epilogue<double>::store(double*, int64_t, int64_t, int64_t) const;
 template void Epilogue<BFloat16>::store(float*, int64_t, int64_t, int64_t) const;

@@ -18,10 +18,10 @@ namespace torchconv::cpu {
 // row[i] = g(row[i]); A is float or double.
 template <typename A>
 void activate(Activation activation, A* row, int64_t n);
-// The same of n elements at first + offsets[m], for m < rows.
+// to[i] = g(from[i]) of n elements from each of offsets[m] on, for m < rows; they may be the same.
 template <typename A>
-void activate_rows(Activation activation, A* first, const int64_t* offsets, int64_t rows,
-                   int64_t n);
+void activate_rows(Activation activation, const A* from, A* to, const int64_t* offsets,
+                   int64_t rows, int64_t n);
 
 // dst[i] = src[i], rounded.
 template <typename T>
@@ -42,6 +42,8 @@ struct Epilogue {
 
   // Whether a kernel has nothing to do but y = g(sums and bias).
   bool activates_only() const { return preactivation == nullptr && residual == nullptr; }
+  // Where a kernel of the same type puts z, to read it again for y.
+  T* sums() const { return preactivation != nullptr ? preactivation : y; }
   // Whether g clamps to [0, most()], which costs a kernel two instructions, or is nothing.
   bool clamps() const {
     return activation == Activation::kReLU || activation == Activation::kReLU6;

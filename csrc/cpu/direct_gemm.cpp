@@ -57,7 +57,7 @@ class DirectGemm : DirectTasks {
     fill_zero(bias_.get() + zero_bias_, round_up(plan.padded_filters, kPanel<A>));
     high_ = epilogue.most();
     const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
-    to_dst_ = std::is_same_v<T, A> && view.dst.c == 1 && epilogue.preactivation == nullptr;
+    to_dst_ = std::is_same_v<T, A> && view.dst.c == 1;
     rounds_ = kPairs && simple && (view.dst.c == 1 || view.dst.column == 1);
     if constexpr (std::is_same_v<T, A>)
       streams_ =
@@ -184,7 +184,8 @@ class DirectGemm : DirectTasks {
     tile.totals = t.totals;
     tile.panel_size = c.depth * kPanel<A>;
     tile.stream = streams_;
-    tile.clamp = c.last && (to_dst_ || rounds_) && epilogue_.clamps();
+    tile.clamp =
+        c.last && (to_dst_ || rounds_) && epilogue_.clamps() && epilogue_.preactivation == nullptr;
     tile.high = high_;
     return c;
   }
@@ -205,7 +206,7 @@ class DirectGemm : DirectTasks {
     tile.lanes = filters - (vectors - 1) * kLanes<A>;
     tile.bias = bias_.get() + (c.index == 0 ? at.g * plan_.padded_filters + k : zero_bias_);
     if (to_dst_) {
-      if constexpr (std::is_same_v<T, A>) tile.c = to.y, tile.before = to.residual;
+      if constexpr (std::is_same_v<T, A>) tile.c = to.sums(), tile.before = to.residual;
       tile.c_rows = t.dst_offsets + first;
     } else {
       tile.c = t.scratch + panel * kPanel<A>;
@@ -223,8 +224,10 @@ class DirectGemm : DirectTasks {
     kernel(rows, vectors)(tile);
     tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms * count;
     const int64_t width = (count - 1) * kPanel<A> + filters;
-    if (c.last && to_dst_ && !epilogue_.clamps_at_most())
-      activate_rows(epilogue_.activation, tile.c, tile.c_rows, rows, width);
+    if constexpr (std::is_same_v<T, A>) {
+      if (c.last && to_dst_ && (to.preactivation != nullptr || !to.clamps_at_most()))
+        activate_rows(to.activation, tile.c, to.y, tile.c_rows, rows, width);
+    }
     if (c.last && !to_dst_ && !c.rounds && view_.dst.c == 1)
       for (int64_t m = first; m < first + rows; ++m)
         epilogue_.store_few(t.scratch + t.scratch_offsets[m] + panel * kPanel<A>, width,
@@ -305,7 +308,8 @@ class DirectGemm : DirectTasks {
     if (at.k.size() * depth * kSize <= kWeightBytes && !read_once) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.
       const int64_t end = at.pixels();
-      const T* const fetched = epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.y;
+      const T* const fetched =
+          epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.sums();
       const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && depth > 0 &&
                                (!streams_ || epilogue_.residual != nullptr);
       const int64_t whole_panels = at.k.size() / kPanel<A>;
