@@ -303,9 +303,13 @@ def test_minimal_filtering_of_planes_and_their_borders(r: int) -> None:
 )
 def test_explained(layout: str, along: str) -> None:
     wide = _load.isa() == "avx512"
-    for r, stride in ((3, 1), (3, 2), (5, 1)):
-        x, w, _ = operands(1, 32, 12, 12, r, layout, torch.float32)
-        filtered = wide and stride == 1 and (layout == "channels_last" or r > 3)
+    for r, stride, size in ((3, 1, 12), (3, 2, 12), (5, 1, 12), (7, 1, 12), (3, 1, 17), (5, 1, 17)):
+        x, w, _ = operands(1, 32, size, size, r, layout, torch.float32)
+        # Planes whose rows are longer than a vector, and pixels in tiles that overlap little or not
+        # in tiles.
+        of_planes = r == 7 or (r == 5 and size == 17)
+        of_pixels = (r, size) != (5, 17)
+        filtered = wide and stride == 1 and (of_pixels if layout == "channels_last" else of_planes)
         for each in explain(
             x, w, None, stride, r // 2, groups=32, peak=100.0, bandwidth=10.0
         ).passes:

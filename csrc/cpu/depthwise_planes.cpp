@@ -197,9 +197,9 @@ bool depthwise_planes_winograd_applies(const ConvView& v) {
       v.I < kLeastWinogradRows || v.J < kLeastWinogradColumns)
     return false;
   // Outputs come late in a vector: rows that fill theirs take another, which eats up what 5 columns
-  // save.
+  // save. In one vector the direct kernel of 5 holds all weights and is as fast.
   const int64_t last = v.J + taps.rows - 1 + taps.first_w, kL = kLanes<float>;
-  return taps.rows == 7 || ceil_div(last, kL) == ceil_div(v.J, kL);
+  return taps.rows == 7 || (v.J > kL && ceil_div(last, kL) == ceil_div(v.J, kL));
 }
 
 std::vector<int64_t> depthwise_planes_winograd(const ConvView& v, const float* src, const float* w,

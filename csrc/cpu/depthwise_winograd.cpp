@@ -33,6 +33,10 @@ constexpr int64_t kBlock = 4;
 // Tasks that a few threads can share evenly.
 constexpr int64_t kTasksWanted = 8;
 
+ChannelColumns columns_of(const ConvView& v, const DepthwiseTaps& taps) {
+  return {taps.rows, 1, v.groups, v.J, -taps.first_w, v.W - taps.first_w, 0, v.src.column};
+}
+
 // Those of each vector of channels, [vectors][products*R][lanes]; the last vector ends with the
 // channels.
 void pack_weights(const DepthwiseTaps& taps, int64_t channels, const float* w, float* packed) {
@@ -47,10 +51,12 @@ void pack_weights(const DepthwiseTaps& taps, int64_t channels, const float* w, f
 }  // namespace
 
 bool depthwise_winograd_applies(const ConvView& v) {
-  if (!kFiltersColumns || v.step_h != 1 || v.J < kWinogradTile) return false;
+  if (!kFiltersColumns || v.step_h != 1 || v.J < kWinogradTile ||
+      !depthwise_columns_undilated_applies<float>(v))
+    return false;
   const int64_t computed = round_up(v.J, kWinogradTile);
-  return static_cast<double>(computed - v.J) <= kOverlap * static_cast<double>(computed) &&
-         depthwise_columns_undilated_applies<float>(v);
+  return channel_columns_walk(columns_of(v, DepthwiseTaps(v))) ||
+         static_cast<double>(computed - v.J) <= kOverlap * static_cast<double>(computed);
 }
 
 double depthwise_winograd_products(const ConvView& v) {
@@ -72,8 +78,7 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
   const bool streams = in_place && v.dst.column == channels &&
                        WideVec<float>::streams(epilogue.y, v.N * v.dst.n, channels);
   const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(float)} >= kFarBytes;
-  const ChannelColumns shape{R, 1,           channels, v.J, -taps.first_w, v.W - taps.first_w,
-                             0, v.src.column};
+  const ChannelColumns shape = columns_of(v, taps);
   const bool by_blocks = in_place && !far;
   const int64_t pairs = ceil_div(v.I, 2), line = v.J * channels;
   const int64_t blocks = by_blocks ? ceil_div(vectors, kBlock) : 1;

@@ -11,7 +11,7 @@
 
 namespace torchconv::cpu {
 
-// depthwise_columns_applies, the stride is 1, and tiles overlap little.
+// depthwise_columns_applies, the stride is 1, and rows are walked or their tiles overlap little.
 bool depthwise_winograd_applies(const ConvView& view);
 
 // The view applies and is not empty; bias may be null. Returns the samples that are to be computed

@@ -249,12 +249,6 @@ TORCHCONV_INLINE void walk_columns(const Walk& t, int64_t at, const float* weigh
   }
 }
 
-// Whether rows are long enough to be worth the walk, and the strip's columns do not share too few
-// sets of the first cache.
-bool walks(const ChannelColumns& p) {
-  return p.columns > 2 * kWinogradTile && p.pitch * int64_t{sizeof(float)} % 1024 != 0;
-}
-
 // Row pairs from top to bottom in each strip of columns, whose rows stay in the first cache.
 bool walk_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
   constexpr int64_t R = 3, kStrip = 28;
@@ -344,7 +338,7 @@ bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
 
 bool channel_columns_winograd(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
   if constexpr (kFiltersColumns) {
-    if (p.R == 3) return walks(p) ? walk_rows(p, t) : filter_rows<3>(p, t);
+    if (p.R == 3) return channel_columns_walk(p) ? walk_rows(p, t) : filter_rows<3>(p, t);
     if (p.R == 5) return filter_rows<5>(p, t);
     return filter_rows<7>(p, t);
   }

@@ -53,6 +53,12 @@ struct ChannelColumnsWinograd {
 // be trusted.
 bool channel_columns_winograd(const ChannelColumns& shape, const ChannelColumnsWinograd& rows);
 
+// Whether rows are walked column by column, so that no tiles overlap at their ends: long rows,
+// whose columns do not share too few sets of the first cache.
+inline bool channel_columns_walk(const ChannelColumns& p) {
+  return p.R == 3 && p.columns > 2 * kWinogradTile && p.pitch * int64_t{sizeof(float)} % 1024 != 0;
+}
+
 // From the taps [R*R][lanes] of a vector of channels to its [products*R][lanes].
 void winograd_column_weights(int64_t R, const float* taps, float* weights);
 

@@ -156,7 +156,9 @@ Register filter(const PlaneRows& p, const PlaneRowsWinograd& t) {
   Strip strips[kMostWinogradColumns / kL + 2];
   for (int64_t column = 0, k = 0; column < p.columns + late; column += kL, ++k)
     strips[k] = {Lanes::of(0, width - column), Lanes::of(late - column, p.columns + late - column)};
-  if (p.columns + late <= kL) return filter_planes<R, true>(p, t, strips, late);
+  if constexpr (R > 5) {
+    if (p.columns + late <= kL) return filter_planes<R, true>(p, t, strips, late);
+  }
   return filter_planes<R, false>(p, t, strips, late);
 }
 

@@ -19,8 +19,9 @@ struct PlaneRowsWinograd {
   const float* src_end;     // of all planes that there are
 };
 
-// R = 5 or 7. Neither dilation nor a step, and from none to all but one of the kernel's columns lie
-// left of the source. False where a sum is not finite: the planes are then not to be trusted.
+// R = 5 or 7; rows of 5 are longer than a vector. Neither dilation nor a step, and from none to all
+// but one of the kernel's columns lie left of the source. False where a sum is not finite: the
+// planes are then not to be trusted.
 bool plane_rows_winograd(const PlaneRows& shape, const PlaneRowsWinograd& planes);
 
 // From taps that lie `row` and `column` apart to [products][R], and a vector at most of no use.
