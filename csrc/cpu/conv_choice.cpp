@@ -41,6 +41,8 @@ constexpr int64_t kRowsChannels = 32, kRowsLong = 24, kRowsFewChannels = 8;
 constexpr double kRowsLeft = 0.7, kRowsLeftFewChannels = 0.8;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
+// Pairs of bfloat16 are multiplied where they lie, and their weights need not be widened first.
+constexpr int64_t kWinogradPixelsOverPairs = 65;
 // A kernel of 5x5 has more to save, of less wide sides and smaller images.
 constexpr int64_t kLargeWinogradChannels = 12, kLargeWinogradPixels = 16;
 // The same for a stride of 2. The direct algorithm packs the weights too, and dgrad's does so once
@@ -153,8 +155,11 @@ struct Case {
   }
   bool feeds_winograd() const {
     const bool large = v.taps.size() > 9;
+    const int64_t pixels = large        ? kLargeWinogradPixels
+                           : by_pairs() ? kWinogradPixelsOverPairs
+                                        : kWinogradPixels;
     return narrower_side() >= (large ? kLargeWinogradChannels : kWinogradChannels) &&
-           v.pixels() >= (large ? kLargeWinogradPixels : kWinogradPixels);
+           v.pixels() >= pixels;
   }
   // Products of taps that reach the image.
   double products_inside() const {

@@ -6,7 +6,7 @@
 // chunks wait in the destination, or in scratch where the epilogue needs more than the kernel
 // offers. The panel stays in the second-level cache while the block's tiles pass (Goto and van de
 // Geijn, 2008). Weights that only one block of pixels meets come from memory a panel ahead, and few
-// of them are packed a panel at a time (direct_gemm_packs_along).
+// of them, or of pixels, have each task pack its own a panel at a time.
 #include "cpu/direct_gemm.h"
 
 #include <algorithm>
@@ -39,7 +39,7 @@ class DirectGemm : DirectTasks {
   using A = Wide<T>;
 
   // See DirectSource for rows_of; channels: of the source. weights: packed, or null where
-  // direct_gemm_packs_along from unpacked ones.
+  // each task packs its own from unpacked ones.
   DirectGemm(const ConvView& view, int64_t channels, const DirectPlan& plan, const T* src,
              const A* weights, const T* unpacked, const T* bias, const Epilogue<T>& epilogue,
              const ConvView* rows_of = nullptr)
@@ -161,10 +161,14 @@ class DirectGemm : DirectTasks {
     return view_.terms() > 0 ? plan_.chunk_channels(view_, chunk) : 0;
   }
 
+  // Of the source, not of terms.
+  int64_t first_channel(int64_t chunk) const { return chunk * plan_.channels * kTermChannels; }
+  int64_t source_channels(int64_t chunk) const {
+    return std::min(chunk_channels(chunk) * kTermChannels, source_.channels - first_channel(chunk));
+  }
+
   void fill_band(const Task& t, int64_t chunk, A* band) const {
-    const int64_t first = chunk * plan_.channels * kTermChannels;
-    const int64_t filled =
-        std::min(chunk_channels(chunk) * kTermChannels, source_.channels - first);
+    const int64_t filled = source_channels(chunk);
     const T* const src = src_ + source_offset(t.at, chunk);
     for (int64_t n = 0; n < t.at.n.size(); ++n)
       fill(src + n * view_.src.n, filled, t.at, band + n * plan_.band->size());
@@ -267,16 +271,15 @@ class DirectGemm : DirectTasks {
         fill_band(t, chunk, t.band + chunk * t.band_size);
     const int64_t panels = ceil_div(at.k.size(), kPanel<A>), tiles = count_tiles(t);
     const bool fetches = to_dst_ && !streams_ && view_.groups > 1;
+    if (rounds_ && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t k = at.k.begin + panel * kPanel<A>;
       const T* const w = unpacked_ + at.g * view_.weight_group + k * view_.weight_k;
       const void* next = w + kPanel<A> * view_.weight_k;
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
         Chunk c = begin_chunk(t, chunk, t.band + chunk * t.band_size, ordered || panel > 0);
-        const int64_t channel = chunk * plan_.channels * kTermChannels;
-        const int64_t channels = std::min(c.depth * kTermChannels, source_.channels - channel);
-        direct_gemm_pack_panel(view_, w + channel * view_.weight_c, channels,
-                               std::min(kPanel<A>, at.k.end - k), t.panel);
+        direct_gemm_pack_panel(view_, w + first_channel(chunk) * view_.weight_c,
+                               source_channels(chunk), std::min(kPanel<A>, at.k.end - k), t.panel);
         c.tile.next = next;
         // Rows of terms are read in the next panel's order, as the hardware foresees.
         c.tile.next_step =
@@ -288,6 +291,7 @@ class DirectGemm : DirectTasks {
         next = c.tile.next;
       }
     }
+    if (view_.dst.c != 1) store_planes(t);
   }
 
   // ordered: the task's pixels are those of the one before it.
@@ -399,16 +403,21 @@ template <typename T>
 void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
                  const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   using A = Wide<T>;
-  const bool packs = packed == nullptr && !direct_gemm_packs_along<T>(view);
-  const Buffer<A> own(packs ? direct_gemm_weights_size<T>(view) : 0);
-  if (packs) direct_gemm_pack_weights(view, w, own.get(), pool);
-  const A* weights = packs ? own.get() : packed;
   const int64_t pixel = view.step_w * view.src.column;
+  Buffer<A> own(0);
+  // Those to multiply with, null where each task packs its own.
+  const auto weights = [&](bool along) {
+    if (packed != nullptr || along) return packed;
+    own = Buffer<A>(direct_gemm_weights_size<T>(view));
+    direct_gemm_pack_weights(view, w, own.get(), pool);
+    return static_cast<const A*>(own.get());
+  };
+  const bool always_along = direct_gemm_packs_along<T>(view);
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (takes_row_pairs(view)) {
       const ConvView rows = row_view(view), pairs = pair_view(rows);
       const DirectPlan plan(pairs, sizeof(A), false, 0);
-      return DirectGemm<T, true>(pairs, rows.C, plan, src, weights, w, bias, epilogue, &view)
+      return DirectGemm<T, true>(pairs, rows.C, plan, src, weights(false), w, bias, epilogue, &view)
           .run(pool);
     }
     if (takes_pairs(view)) {
@@ -416,12 +425,15 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
       const bool whole = view.src.c == 1 && view.C % 2 == 0 &&
                          reinterpret_cast<uintptr_t>(src) % alignof(float) == 0;
       const DirectPlan plan(pairs, sizeof(A), whole, pixel / 2);
-      return DirectGemm<T, true>(pairs, view.C, plan, src, weights, w, bias, epilogue).run(pool);
+      const A* const b = weights(always_along || plan.packs_along(pairs, sizeof(A)));
+      return DirectGemm<T, true>(pairs, view.C, plan, src, b, w, bias, epilogue).run(pool);
     }
   }
   const ConvView flat = flat_pixels(view);
   const DirectPlan plan(flat, sizeof(A), std::is_same_v<T, A>, pixel);
-  DirectGemm<T>(flat, view.C, plan, src, weights, w, bias, epilogue).run(pool);
+  const bool packs_panels = std::is_same_v<T, A> && (view.weight_c == 1 || view.weight_k == 1);
+  const A* const b = weights(always_along || (packs_panels && plan.packs_along(flat, sizeof(A))));
+  DirectGemm<T>(flat, view.C, plan, src, b, w, bias, epilogue).run(pool);
 }
 
 template void direct_gemm(const ConvView&, const float*, const float*, const float*, const float*,

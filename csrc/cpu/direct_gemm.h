@@ -29,11 +29,12 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
 // Whether so few pixels meet the weights that direct_gemm packs them panel by panel between the
 // products, while it fetches those to come from memory: less than packing them before, or than
 // reading both these weights, to know that they have not changed, and the packed ones. Weights of a
-// group are few, and mostly read by one thread: those of groups are never packed before.
+// group are few, and mostly read by one thread: those of groups are never packed before. Where
+// nothing is kept, DirectPlan::packs_along decides too.
 template <typename T>
 bool direct_gemm_packs_along(const ConvView& view);
-// The panel of these filters over so many channels, of the view's tap; either lie side by side. Of
-// bfloat16 it is one of pairs.
+// The panel of these filters over so many channels, of all taps; either lie side by side. Of
+// bfloat16 it is one of pairs, and any axis may be innermost.
 template <typename T>
 void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, int64_t filters,
                             Wide<T>* panel);

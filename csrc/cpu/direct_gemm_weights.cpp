@@ -367,13 +367,14 @@ void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Pa
 
 template <typename T>
 bool direct_gemm_packs_along(const ConvView& view) {
-  constexpr int64_t kMostPixels = 448, kMostBytes = 1280 << 10;
+  constexpr int64_t kMostBytes = 1280 << 10;
   const int64_t pixels = view.N * view.pixels();
   // Two-byte weights, but for those of groups, are best packed in the order of memory, or kept.
   const bool pairs =
       std::is_same_v<T, BFloat16> && view.groups > 1 && view.dst.c == 1 && takes_pairs(view);
   return (std::is_same_v<T, Wide<T>> || pairs) && view.taps.size() == 1 && view.C > 0 &&
-         (view.weight_c == 1 || view.weight_k == 1) && (view.groups > 1 || pixels <= kMostPixels) &&
+         (view.weight_c == 1 || view.weight_k == 1) &&
+         (view.groups > 1 || pixels <= kPixelsPackedAlong) &&
          view.K * view.C * static_cast<int64_t>(sizeof(T)) <= kMostBytes &&
          (pixels >= kPixelsForTwo || !direct_plan_cuts_pixels(view, sizeof(T)));
 }
@@ -382,19 +383,23 @@ template <typename T>
 void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, int64_t filters,
                             Wide<T>* panel) {
   constexpr int64_t kL = WideVec<T>::kLanes;
-  w += view.taps[0].weight;
   const int64_t width = round_up(filters, kL);
-  if (view.weight_k == 1) {
-    for (int64_t c = 0; c < channels; ++c, w += view.weight_c, panel += width)
-      for (int64_t k = 0; k < width; k += kL)
-        Vec<T>::store(panel + k, Vec<T>::load_partial(w + k, std::min(kL, filters - k)));
-    return;
+  for (const ConvTap& tap : view.taps) {
+    const T* const from = w + tap.weight;
+    if (view.weight_k == 1) {
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t k = 0; k < width; k += kL)
+          Vec<T>::store(panel + c * width + k, Vec<T>::load_partial(from + c * view.weight_c + k,
+                                                                    std::min(kL, filters - k)));
+    } else {
+      for (int64_t c = 0; c < channels; c += kL)
+        for (int64_t k = 0; k < width; k += kL)
+          transpose_tile(from + k * view.weight_k + c, view.weight_k, std::min(kL, filters - k),
+                         std::min(kL, channels - c), panel + c * width + k, width,
+                         std::min(kL, channels - c));
+    }
+    panel += channels * width;
   }
-  for (int64_t c = 0; c < channels; c += kL)
-    for (int64_t k = 0; k < width; k += kL)
-      transpose_tile(w + k * view.weight_k + c, view.weight_k, std::min(kL, filters - k),
-                     std::min(kL, channels - c), panel + c * width + k, width,
-                     std::min(kL, channels - c));
 }
 
 template <>

@@ -99,6 +99,16 @@ DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place
   }
 }
 
+bool DirectPlan::packs_along(const ConvView& view, int64_t element_size) const {
+  const int64_t pixels = view.N * view.pixels();
+  const int64_t blocks =
+      view.groups * ceil_div(view.N, samples) * ceil_div(view.I, rows) * ceil_div(view.J, columns);
+  // The bands of all chunks wait for the panels.
+  const int64_t bands = band ? chunks * samples * band->size() * element_size : 0;
+  return view.terms() > 0 && pixels <= kPixelsPackedAlong && bands <= kBandBytes &&
+         (blocks == 1 || (blocks == 2 && pixels >= kPixelsForTwo));
+}
+
 bool direct_plan_cuts_pixels(const ConvView& view, int64_t element_size) {
   const int64_t panels = ceil_div(view.K * element_size, kMaxVectors * kVectorBytes);
   const int64_t alike = view.pixels() >= kPixelsForTwo ? kPanelsAlike : kPanelsAlikeFewPixels;

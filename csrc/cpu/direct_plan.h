@@ -26,11 +26,17 @@ struct DirectPlan {
   int64_t tile_rows = kMaxRows;     // at most
   int64_t padded_filters;
 
+  // Whether so few blocks of so few pixels meet the weights that each task packs its own, a panel
+  // at a time, which no other thread then has to read.
+  bool packs_along(const ConvView& view, int64_t element_size) const;
+
   int64_t chunk_channels(const ConvView& view, int64_t chunk) const {
     return std::min(channels, view.C - chunk * channels);
   }
 };
 
+// Pixels of a batch for which weights are packed twice at most.
+inline constexpr int64_t kPixelsPackedAlong = 448;
 // From so many pixels on, what each of two threads packs for half of them is little.
 inline constexpr int64_t kPixelsForTwo = 196;
 // Whether the pixels of a call on one image are cut for two threads though one block could take

@@ -40,8 +40,10 @@ constexpr int64_t kMostFilters = 512;
 // Slabs are cut until there are about so many tasks, but none below kMinChunks chunks, and their
 // partial gradients take at most about so many bytes.
 constexpr int64_t kTasksWanted = 16, kMinChunks = 4, kPartialBytes = 16 << 20;
-// Narrower sides leave a tile mostly empty.
-constexpr int64_t kFewestFilters = 16;
+// Fewer filters leave a tile's vectors mostly empty: many taps are better summed along pixels then.
+constexpr int64_t kFewestFilters = kL / 2, kFewTaps = 3;
+// And in a group, of channels and of filters.
+constexpr int64_t kFewestOfGroup = 16;
 
 // The band's view: an output is a pair.
 ConvView paired(const ConvView& view) {
@@ -52,7 +54,7 @@ ConvView paired(const ConvView& view) {
 }
 
 // to[i] = (p[i], q[i]) for i < n; a null pointer stands for zeros. Whole vectors are written.
-void zip_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to, int64_t written) {
+void zip_long_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to, int64_t written) {
   int64_t i = 0;
   if (p != nullptr && q != nullptr)
     for (; i + 2 * kL <= n; i += 2 * kL) zip_two_vectors(p + i, q + i, to + i);
@@ -62,6 +64,11 @@ void zip_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to, int64_t
                         zip_pairs(p + i, p != nullptr ? left : 0, q + i, q != nullptr ? left : 0),
                         std::min(kL, written - i));
   }
+}
+TORCHCONV_INLINE void zip_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to,
+                              int64_t written) {
+  if (n != kL || p == nullptr || q == nullptr) return zip_long_run(p, q, n, to, written);
+  Bits::store(to, zip_pairs(p, kL, q, kL));
 }
 
 class PairWgrad {
@@ -147,12 +154,8 @@ class PairWgrad {
         }
         for (int64_t chunk = t.chunks.begin; chunk < t.chunks.end; ++chunk) {
           const Block b = block_at(chunk);
-          int32_t* term = term_offsets;
-          for (int64_t n = 0; n < b.n.size(); ++n)
-            for (int64_t i = 0; i < b.i.size(); ++i)
-              for (int64_t j = 0; j < b.pairs(); ++j)
-                *term++ =
-                    static_cast<int32_t>(n * sample + i * band.row_step() + j * band.column_step());
+          if (chunk == t.chunks.begin || !b.same_size(block_at(chunk - 1)))
+            fill_terms(band, b, sample, term_offsets);
           for (int64_t n = 0; n < b.n.size(); ++n)
             fill(band, b, b.n.begin + n, t.channels, plane, source + n * sample);
           const float* columns = panels;
@@ -174,7 +177,7 @@ class PairWgrad {
               add_gradient(b_next, next, &ahead);
           }
           multiply(t, source, row_offsets, row_offsets + rows, term_offsets,
-                   static_cast<int32_t>(term - term_offsets), columns, chunk > t.chunks.begin,
+                   static_cast<int32_t>(b.depth()), columns, chunk > t.chunks.begin,
                    partials.get() + task * partial_, &ahead);
         }
       }
@@ -191,6 +194,9 @@ class PairWgrad {
     Range n, i, j;
     int64_t pairs() const { return ceil_div(j.size(), int64_t{2}); }
     int64_t depth() const { return n.size() * i.size() * pairs(); }
+    bool same_size(const Block& b) const {
+      return n.size() == b.n.size() && i.size() == b.i.size() && j.size() == b.j.size();
+    }
   };
   struct Row {
     int64_t channel, tap;
@@ -213,6 +219,15 @@ class PairWgrad {
   Row row_at(const Task& t, int64_t m) const {
     const int64_t n = t.channels.size();
     return view_.weight_c == 1 ? Row{m % n, m / n} : Row{m / taps_, m % taps_};
+  }
+
+  // Where the band of a tap holds the block's pairs.
+  static void fill_terms(const ChannelBand& band, const Block& b, int64_t sample, int32_t* terms) {
+    for (int64_t n = 0; n < b.n.size(); ++n)
+      for (int64_t i = 0; i < b.i.size(); ++i)
+        for (int64_t j = 0; j < b.pairs(); ++j)
+          *terms++ =
+              static_cast<int32_t>(n * sample + i * band.row_step() + j * band.column_step());
   }
 
   // The band of a sample's block.
@@ -522,8 +537,10 @@ class PairWgrad {
 }  // namespace
 
 bool pair_wgrad_applies(const ConvView& view) {
-  const bool wide = view.groups == 1 || view.C >= kFewestFilters;
-  return has_pair_products() && wide && view.K >= kFewestFilters &&
+  const bool fills = view.groups > 1 ? std::min(view.C, view.K) >= kFewestOfGroup
+                                     : view.K >= kFewestFilters ||
+                                           static_cast<int64_t>(view.taps.size()) <= kFewTaps;
+  return has_pair_products() && fills &&
          ChannelBand(paired(view), 1, std::min(ceil_div(view.J, int64_t{2}), kChunkPixels / 2), 1,
                      sizeof(float))
                  .size() <= kBandElements;

@@ -7,7 +7,8 @@
 // at a time. While it multiplies it fetches the source of its next packing, and the last block's
 // tiles go from their registers to the destination wherever their pixels are neighbours there.
 // Blocking follows Goto and van de Geijn (2008). How a reduction is cut depends on one sample's
-// problem only, and nothing else can change a bit.
+// problem only, and nothing else can change a bit. Weights that few pixels meet are packed by the
+// task that owns their filters, a tile at a time.
 #include "cpu/pixel_gemm.h"
 
 #include <type_traits>
@@ -28,11 +29,18 @@ constexpr int64_t kEvenTasks = 8;
 // Filters below which packing the pixels again would show.
 constexpr int64_t kFewestFilters = 64;
 constexpr int64_t kMostFilters = 512;
+// Pixels so few that tasks own filters and pack their weights, which no other thread has to read
+// then; and such tasks of a block of pixels, as even for two as for four threads.
+constexpr int64_t kFewPixels = 448, kOwners = 4;
 // The packed pixels of a task, beside the sums and the weights in the second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
 
 std::vector<ReductionBlock> blocks_of(const ConvView& view) {
   return reduction_blocks(view.C, static_cast<int64_t>(view.taps.size()), kDepth);
+}
+
+bool tasks_pack(const ConvView& view) {
+  return view.N * view.pixels() <= kFewPixels && view.K >= kFewestFilters && view.terms() > 0;
 }
 
 // Filters [begin, end) of tile t: even tiles of at most kMaxRows.
@@ -60,11 +68,13 @@ class PixelGemm {
  public:
   using A = Wide<T>;
 
-  PixelGemm(const ConvView& view, const T* src, const A* weights, const T* bias,
+  // weights: packed, or null where tasks_pack, from those at w.
+  PixelGemm(const ConvView& view, const T* src, const A* weights, const T* w, const T* bias,
             const Epilogue<T>& epilogue)
       : view_(flat_pixels(view)),
         src_(src),
         weights_(weights),
+        w_(w),
         epilogue_(epilogue),
         blocks_(blocks_of(view_)),
         tiles_(view_.K),
@@ -95,12 +105,13 @@ class PixelGemm {
     const int64_t runs = max_pixel_runs(kPanel<A>, view_.J);
     const int64_t plan =
         max_pixel_plan(most_taps_, kMaxVectors, runs) * (most_taps_ == 1 ? panels_ : 1);
-    Buffer<A> scratch(split.slots * (packed + sums));
+    const int64_t slot_size = packed + sums + (weights_ == nullptr ? kMaxRows * kDepth : 0);
+    Buffer<A> scratch(split.slots * slot_size);
     Buffer<LaneCopy> plans(split.slots * plan);
     Buffer<PixelRun> run_lists(split.slots * runs);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
-      A* panels = scratch.get() + slot * (packed + sums);
-      const Scratch s{panels, panels + packed, plans.get() + slot * plan,
+      A* panels = scratch.get() + slot * slot_size;
+      const Scratch s{panels, panels + packed, panels + packed + sums, plans.get() + slot * plan,
                       run_lists.get() + slot * runs};
       for (int64_t task = begin; task < end; ++task) run_task(task, s);
     });
@@ -111,6 +122,7 @@ class PixelGemm {
   struct Scratch {
     A* panels;
     A* sums;
+    A* weights;  // of a tile
     LaneCopy* plan;
     PixelRun* runs;
   };
@@ -174,6 +186,12 @@ class PixelGemm {
     pixel_blocks_ = std::max(ceil_div(panels, limit), std::min(panels, wanted));
     if (pixel_blocks_ > kEvenTasks)
       pixel_blocks_ = std::min(panels, round_up(pixel_blocks_, kEvenTasks));
+    if (weights_ == nullptr) {
+      pixel_blocks_ = ceil_div(panels, limit);
+      panels_ = ceil_div(panels, pixel_blocks_);
+      filter_blocks_ = std::max(kOwners, ceil_div(view_.K, kMostFilters));
+      return;
+    }
     panels_ = ceil_div(panels, pixel_blocks_);
     const int64_t affordable = std::max<int64_t>(1, view_.K / kFewestFilters);
     filter_blocks_ = std::max(std::min(ceil_div(wanted, pixel_blocks_), affordable),
@@ -190,19 +208,26 @@ class PixelGemm {
     const int64_t pixels = std::min(view_.N * view_.pixels(), end) - pixel;
     const int64_t blocks = static_cast<int64_t>(blocks_.size());
     const T* src = src_ + g * view_.C * view_.src.c;
-    int64_t terms = 0;
+    int64_t terms = 0, offsets[kDepth];
     for (int64_t b = 0; b < std::max<int64_t>(blocks, 1); ++b) {
       const ReductionBlock block = blocks > 0 ? blocks_[b] : ReductionBlock{0, 0, 0, 0};
       const int64_t depth = block.size();
       if (depth > 0 && !in_place_)
         pack(block, src + block.c0 * view_.src.c, pixel, pixels, s.panels, s);
+      if (weights_ == nullptr) weight_offsets(view_, block, offsets);
       // The next packing: the same pixels of other channels, or the next task's.
       const bool last = b + 1 >= blocks;
       SourceLines next(*this, last ? pixel + pixels : pixel, pixels,
                        src + (last ? 0 : blocks_[b + 1].c0) * view_.src.c);
       for (int64_t t = first_tile; t < first_tile + tiles; ++t) {
         const int64_t filter = tiles_.begin(t), rows = tiles_.begin(t + 1) - filter;
-        const A* weights = weights_ + (g * view_.terms() + terms) * view_.K + filter * depth;
+        const A* weights = s.weights;
+        if (weights_ != nullptr) {
+          weights = weights_ + (g * view_.terms() + terms) * view_.K + filter * depth;
+        } else {
+          pack_weight_panel(w_ + g * view_.weight_group + filter * view_.weight_k, view_.weight_k,
+                            offsets, depth, rows, rows, s.weights);
+        }
         for (int64_t at = 0; at < pixels; at += kPanel<A>) {
           const int64_t count = std::min(kPanel<A>, pixels - at);
           const int64_t vectors = ceil_div(count, kLanes<A>);
@@ -280,6 +305,7 @@ class PixelGemm {
   const ConvView view_;
   const T* src_;
   const A* weights_;
+  const T* w_;
   const Epilogue<T>& epilogue_;
   std::vector<ReductionBlock> blocks_;
   FilterTiles tiles_;
@@ -331,9 +357,10 @@ void pixel_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
 template <typename T>
 void pixel_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
                 const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
-  Buffer<Wide<T>> own(packed != nullptr ? 0 : pixel_gemm_weights_size(view));
-  if (packed == nullptr) pixel_gemm_pack_weights(view, w, own.get(), pool);
-  PixelGemm<T>(view, src, packed != nullptr ? packed : own.get(), bias, epilogue).run(pool);
+  const bool packs = packed == nullptr && !tasks_pack(view);
+  Buffer<Wide<T>> own(packs ? pixel_gemm_weights_size(view) : 0);
+  if (packs) pixel_gemm_pack_weights(view, w, own.get(), pool);
+  PixelGemm<T>(view, src, packs ? own.get() : packed, w, bias, epilogue).run(pool);
 }
 
 #define TORCHCONV_INSTANTIATE(T)                                                               \

@@ -38,6 +38,12 @@ constexpr int64_t kFiltersAtOnce = 64;
 // With at most so many tiles and at least so many weights in a tap, tasks own filters. Kept
 // weights, which may have to come from memory, pay sooner.
 constexpr int64_t kFewTiles = 128, kFewTilesOfKept = 64, kManyWeights = 256 * 256;
+// From fewer weights on where the tiles' V, which threads would share, is half of U at most and
+// there are panels for several of them.
+constexpr int64_t kPanelsOfSeveral = 4;
+// U up to this size, or for at most so many blocks of tiles, is transformed by every thread for
+// itself: to read what another core has written takes several times as long.
+constexpr int64_t kOwnU = 640 << 10, kBlocksOfOwnU = 2;
 // Of more weights than this nothing is kept where U is much larger, four times as much with nine
 // taps: U would have to come from memory, and so would the weights, for their checksum.
 constexpr int64_t kTransformedWeights = 256 * 256;
@@ -49,9 +55,12 @@ bool keeps_weights(const ConvView& view) {
   return !much_larger(view) || view.C * view.K <= kTransformedWeights;
 }
 
-bool tasks_own_filters(const Grid& plan, bool kept) {
-  return plan.tiles() <= (kept ? kFewTilesOfKept : kFewTiles) &&
-         plan.view.C * plan.view.K >= kManyWeights;
+template <typename A>
+bool tasks_own_filters(const Plan<A>& plan, bool kept) {
+  const bool many = plan.view.C * plan.view.K >= kManyWeights;
+  if (kept) return many && plan.tiles() <= kFewTilesOfKept;
+  const bool wide = plan.panels >= kPanelsOfSeveral && 2 * plan.tiles() <= plan.view.K;
+  return (many || wide) && plan.tiles() <= kFewTiles;
 }
 
 // From this size on U is written past the caches, or where it is shared by threads. The first block
@@ -208,9 +217,12 @@ class Driver {
     const int64_t blocks = tile_blocks();
     const int64_t slots = ceil_div(plan_.tiles() / unit(), blocks) * unit();
     const int64_t grain = work_grain(multiplications(slots, plan_.panels));
-    Buffer<A> transformed(u_ != nullptr ? 0 : plan_.panels * weights_.panel);
-    if (u_ == nullptr) transform_all_weights(plan_, w_, transformed.get(), pool);
-    const A* u = u_ != nullptr ? u_ : transformed.get();
+    const int64_t u_size = plan_.panels * weights_.panel;
+    const bool own = u_ == nullptr &&
+                     (blocks <= kBlocksOfOwnU || u_size * static_cast<int64_t>(sizeof(A)) <= kOwnU);
+    const bool shared = u_ == nullptr && !own;
+    Buffer<A> shared_u(shared ? u_size : 0);
+    if (shared) transform_all_weights(plan_, w_, shared_u.get(), pool);
     const SourceLayout<A> layout(plan_, slots);
     const int64_t chunk = std::min(panels_at_once(), plan_.panels);
     const int64_t scratch_size =
@@ -218,6 +230,13 @@ class Driver {
     parallel_for_with_scratch(pool, 0, blocks, grain, [&](int64_t begin, int64_t end) {
       Buffer<A> v(layout.size(plan_)), scratch(scratch_size);
       Buffer<A> m(by_columns() ? slots * kColumnSlot<A> : chunk * slots * kSlot);
+      Buffer<A> own_u(own ? u_size : 0);
+      for (int64_t i = 0; own && i < plan_.panels * plan_.blocks; ++i) {
+        const int64_t panel = i / plan_.blocks, c = i % plan_.blocks;
+        transform_weights(plan_, w_, panel, c,
+                          own_u.get() + panel * weights_.panel + c * weights_.block);
+      }
+      const A* const u = own ? own_u.get() : shared ? shared_u.get() : u_;
       const auto block_at = [&](int64_t b) {
         const int64_t first = first_tile(b, blocks);
         return TileBlock(plan_, first, first_tile(b + 1, blocks) - first);
