@@ -2,8 +2,8 @@
 
 A large block costs more to page in than most layers take to fill it, and the C library returns it
 to the system as soon as it is freed. torchconv keeps such blocks instead, in huge pages, and gives
-them out again, as PyTorch does with CUDA memory. It holds at most ``limit`` bytes that nobody uses, by
-default an eighth of the machine's memory (or of what its container may have), but at least 1 GiB
+them out again, as PyTorch does with CUDA memory. It holds at most ``limit`` bytes that nobody uses,
+by default an eighth of the machine's memory (or of what its container may have), but at least 1 GiB
 where that is not more than half of it; results are the same bits with it or without.
 
 ``TORCHCONV_MEMORY_POOL=0`` in the environment turns it off, ``TORCHCONV_MEMORY_POOL_LIMIT`` sets
