@@ -51,6 +51,22 @@ COMMON_FLAGS = (
     "-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden",
     "-Wall", "-Wextra", "-Wno-psabi", *ABI_FLAGS,
 )  # fmt: skip
+# What GCC would do to every function besides, for a fifth of the time of a build: kernels whose
+# loops are written as they shall run are no faster for it, and their code is larger. Without
+# -ftree-vrp some would be slower.
+TRIM_FLAGS = {
+    "gcc": (
+        "-fno-thread-jumps", "-fno-tree-dominator-opts", "-fno-tree-slp-vectorize",
+        "-fno-tree-pre", "-fno-code-hoisting", "-fno-gcse", "-fno-rerun-cse-after-loop",
+        "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-ipa-cp", "-fno-ipa-sra", "-fno-ipa-icf",
+    ),
+    "clang": (),
+}  # fmt: skip
+# But these would be: batch normalisation and what is depthwise by up to a third.
+WHOLE_PATTERNS = (
+    "cpu/batch_norm*.cpp", "cpu/microkernels/channel_columns*.cpp",
+    "cpu/microkernels/plane_rows*.cpp", "cpu/avg_pool2d*.cpp",
+)  # fmt: skip
 # Of -O3, what is around the micro-kernels needs no more than the vectoriser, with the cost model
 # that it has there: the rest makes copies of loops, which take long to compile and are no faster.
 # Clang's -O2 has all of it.
@@ -240,11 +256,14 @@ def compile_flags(variant: str, chosen: Sequence[str] = ()) -> list[str]:
 
 
 def optimization(root: Path) -> dict[Path, tuple[str, ...]]:
-    """The flags of sources that -O3 is too much for."""
+    """What -O3 is too much for: how far each source of a CPU's library is optimised instead."""
+    kind = compiler_kind(compiler())
     drivers = _found(root, DRIVER_PATTERNS) - _found(root, FULL_PATTERNS)
-    flags = dict.fromkeys(drivers, DRIVER_FLAGS[compiler_kind(compiler())])
+    flags = dict.fromkeys(drivers, DRIVER_FLAGS[kind])
     flags |= dict.fromkeys(_found(root, LIGHT_PATTERNS), LIGHT_FLAGS)
-    return flags | dict.fromkeys(_found(root, LEAST_PATTERNS), LEAST_FLAGS)
+    flags |= dict.fromkeys(_found(root, LEAST_PATTERNS), LEAST_FLAGS)
+    trimmed = set(sources(root)) - _found(root, WHOLE_PATTERNS)
+    return flags | {path: (*flags.get(path, ()), *TRIM_FLAGS[kind]) for path in trimmed}
 
 
 def link_flags(variant: str = "") -> list[str]:
@@ -273,6 +292,7 @@ def source_hash(variant: str, root: Path) -> str:
         files += growth_source(root)
         parts += GROWTH_FLAGS
     parts += [*DRIVER_PATTERNS, *DRIVER_FLAGS["gcc"], *DRIVER_FLAGS["clang"], *FULL_PATTERNS]
+    parts += [*TRIM_FLAGS["gcc"], *WHOLE_PATTERNS]
     parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS, *LEAST_PATTERNS, *LEAST_FLAGS]
     for name, patterns in TOGETHER_PATTERNS.items():
         parts += [name, *patterns]
