@@ -101,6 +101,7 @@ SHAPES: dict[str, tuple[int, int, int, int, tuple[int, int], dict[str, Any]]] = 
     "same_cache_sets": (1024, 6, 5, 40, (1, 1), {}),
     "same_cache_sets_strided": (512, 7, 9, 40, (1, 1), {"stride": 2}),
     "many_filters": (64, 5, 5, 700, (1, 1), {}),
+    "few_pixels_chunks": (700, 5, 6, 70, (3, 2), {"stride": 2, "padding": 1}),
     "no_padding": (40, 12, 33, 50, (3, 3), {}),
     "no_padding_strided": (9, 13, 40, 35, (3, 4), {"stride": 2, "dilation": (2, 1)}),
     "groups": (48, 9, 8, 60, (3, 3), {"padding": 1, "groups": 3}),
