@@ -50,7 +50,8 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_lanes(const T* p, int64_t begin,
 #endif
   if (begin == 0) return V::load_partial(p, end);
   Wide<T> lanes[V::kLanes] = {};
-  for (int64_t l = begin; l < end; ++l) lanes[l] = to_wide(p[l]);
+  for (int64_t l = 0; l < V::kLanes; ++l)
+    if (begin <= l && l < end) lanes[l] = to_wide(p[l]);
   return V::Registers::load(lanes);
 }
 
