@@ -3,7 +3,7 @@
 # PYTHON  the Python to make .venv with (3.10 or newer)
 # TORCH   what pip installs for PyTorch, options included
 # CUTLASS what pip installs for CUTLASS's headers
-# ARGS    more arguments for pytest or for the benchmark
+# ARGS    more arguments for pytest or for the benchmark (ARGS="-n 0 -k pool": some tests, one process)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CUTLASS ?= nvidia-cutlass==4.2.0.0
@@ -46,7 +46,7 @@ demo: $(BUILT)  ## swap a real network's layers, then train another on real digi
 	$(BIN)/python examples/digits.py
 
 test: $(BUILT)  ## run the tests (ARGS="-k pool" for some of them)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 sanitize: $(INSTALLED)  ## run the kernels' tests under the address and undefined-behaviour sanitizers
 	@$(BIN)/python tests/sanitize.py $(ARGS)

@@ -53,8 +53,9 @@ def main(arguments: list[str]) -> int:
     print(f"built {_load.prepare().relative_to(ROOT)}", flush=True)
     environment = {**os.environ, **OPTIONS, "LD_PRELOAD": " ".join(runtimes(_toolchain.compiler()))}
     selected = arguments or [str(ROOT / "tests" / name) for name in TESTS]
-    # What a sanitizer says would be lost with a captured stderr.
-    options = ["--capture=sys", "-p", "no:cacheprovider"]
+    # What a sanitizer says would be lost with a captured stderr, and it ends the process: for good.
+    options = ["--capture=sys", "-p", "no:cacheprovider", "-n", "auto", "--maxprocesses", "8"]
+    options += ["--dist", "worksteal", "--max-worker-restart", "0"]
     command = [sys.executable, "-m", "pytest", *options, *selected]
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 

@@ -193,7 +193,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=repr)
+@pytest.mark.parametrize("size", SIZES)
 @on_poolings
 def test_spellings_of_the_output_size(op: str, size: Any) -> None:
     """Those that PyTorch takes and no others, with its errors, by function and module."""
