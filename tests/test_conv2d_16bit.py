@@ -47,6 +47,7 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "stem": ((2, 3, 29, 30), 24, (7, 7), {"padding": 3, "stride": 2}),
     "5x5": ((2, 18, 9, 10), 34, (5, 5), {"padding": 2}),
     "3x1_s3": ((2, 17, 16, 11), 21, (3, 1), {"stride": 3, "padding": (1, 0)}),
+    "padding_alone": ((3, 28, 15, 1), 19, (3, 1), {"stride": 2, "padding": 1}),
     "far": ((2, 16, 12, 12), 16, (3, 3), {"dilation": 5, "padding": 5}),
     "few_filters": ((2, 22, 11, 12), 3, (3, 3), {"padding": 1}),
     "few_filters_1x1": ((2, 37, 9, 11), 3, (1, 1), {}),
@@ -144,7 +145,8 @@ def test_same_bits(case: str, dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("activation", ["relu", "relu6", "gelu"])
 def test_activations_and_weight_layouts(activation: str, weight_layout: str, layout: str) -> None:
     """The kernel rounds what it clamps itself; other activations go by scratch."""
-    for case in ("1x1_odd", "1x1_planes", "3x3_s2", "stem", "groups_of_16", "groups_of_2_to_4"):
+    cases = ["1x1_odd", "1x1_planes", "3x3_s2", "stem", "groups_of_16", "groups_of_2_to_4"]
+    for case in [*cases, "padding_alone"]:
         x, w, b = operands(case, torch.bfloat16, layout, weight_layout)
         kwargs = CASES[case][3]
         z = torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)

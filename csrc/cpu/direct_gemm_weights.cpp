@@ -335,6 +335,7 @@ class PairPanel {
 
 // Where channels are neighbours a pair is one element, if it is aligned.
 void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Parallel& pool) {
+  if (view.terms() == 0) return;
   ConvView pairs = pair_view(view);
   const int64_t chunk = direct_gemm_chunk(pairs, sizeof(float));
   const bool aligned = reinterpret_cast<uintptr_t>(w) % alignof(float) == 0;
