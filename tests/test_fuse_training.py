@@ -123,6 +123,13 @@ STAYS: dict[str, Forward] = {
     "another activation": lambda m, x: m.silu(m.bn(m.conv(x))),
     "convolution": lambda m, x: m.bn(m.act(m.conv(x) + x)),
 }
+# PyTorch's backward of ReLU6 needs what went in alone.
+STAYS |= {
+    "relu6 overwritten": lambda m, x: m.bn(m.act6(m.conv(x)).add_(1)),
+    "relu6 overwritten by a view": lambda m, x: (
+        m.bn((y := F.relu6(m.conv(x))) * 2) + y.flatten(1)[:, :1].mul_(2).sum()
+    ).flatten(1),
+}
 
 
 @pytest.mark.parametrize("forward", STAYS.values(), ids=STAYS.keys())
@@ -131,6 +138,12 @@ def test_stays(forward: Forward) -> None:
     norms = [m for m in made.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and all(getattr(norm, "activation", None) is None for norm in norms)
     assert "BatchNormAdd2d" not in kinds(made)
+
+
+def test_relu6_behind_a_sum_overwritten() -> None:
+    made = fused(block(lambda m, x: F.relu6(m.bn(m.conv(x)) + x).mul_(2)))
+    assert kinds(made) == ["BatchNormAdd2d", "Conv2d"]
+    assert made.bn.activation is None
 
 
 def test_hooks_keep_a_layer_what_it_is() -> None:

@@ -166,6 +166,16 @@ def test_batch_norm_of_the_rest_is_pytorchs() -> None:
             call()
 
 
+@pytest.mark.parametrize("size, eps", [((1, 4, 1, 1), 1e-5), ((1, 4), 1e-5), ((3, 4, 2, 2), 0.0)])
+def test_what_only_the_function_of_nn_refuses(size: tuple[int, ...], eps: float) -> None:
+    def call() -> Tensor:
+        return torch.batch_norm(torch.ones(size), None, None, None, None, True, 0.1, eps, False)
+
+    expected = call()
+    with torchconv.patch():
+        torch.testing.assert_close(call(), expected, equal_nan=True)
+
+
 def _out_average() -> Tensor:
     out = torch.empty(2, 4, 3, 4)
     assert F.avg_pool2d(x(), 2, out=out) is out

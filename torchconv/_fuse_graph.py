@@ -141,6 +141,26 @@ def overwrites(recorded: GraphModule, node: Node) -> bool:
     )
 
 
+def is_overwritten(recorded: GraphModule, node: Node) -> bool:
+    """Whether the network may change the result of `node` in place, as it is or by a view of it."""
+    same = {node}
+    for reader in recorded.graph.nodes:
+        if same.isdisjoint(reader.all_input_nodes):
+            continue
+        if overwrites(recorded, reader):
+            return True
+        if not _makes_another(recorded, reader):
+            same.add(reader)
+    return False
+
+
+def _makes_another(recorded: GraphModule, node: Node) -> bool:
+    """Whether a node that changes nothing in place surely returns no view of what it reads."""
+    if node.op == "call_module":
+        return isinstance(recorded.get_submodule(str(node.target)), (*_LEAVES, *_LAYERS))
+    return node.target in (*SUMS, *PRODUCTS, *_FUNCTIONS, torch.cat)
+
+
 def activation_of(recorded: GraphModule, node: Node, previous: Node) -> str | None:
     """The name of the activation that `node` applies to `previous`; None for anything else."""
     layer: Any = called_layer(recorded, node, *_LAYERS, torch.nn.Hardtanh)

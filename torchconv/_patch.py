@@ -96,6 +96,11 @@ def _torch_batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Any:
+    # What F.batch_norm refuses, this does not.
+    if not isinstance(input, torch.Tensor) or input.dim() != 4 or eps <= 0:
+        return NotImplemented
+    if training and input.numel() <= input.shape[1]:
+        return NotImplemented
     return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 

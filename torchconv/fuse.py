@@ -32,6 +32,7 @@ from torchconv._fuse_graph import (
     activation_of,
     called_layer,
     drop_identities,
+    is_overwritten,
     only_reader,
     overwrites,
 )
@@ -260,10 +261,12 @@ def _fuse_chain(recorded: GraphModule, node: Node, shared: bool = False) -> None
         chain, reader, turn = [node], None, None
     if reader is not None:
         activation = activation_of(recorded, reader, chain[-1])
-        if activation is not None and (kind is not torch.nn.BatchNorm2d or activation in CLAMPS):
+        if kind is torch.nn.BatchNorm2d:
+            keeps_result = total is not None
+            if activation not in CLAMPS or (keeps_result and _loses(recorded, reader, activation)):
+                activation = None
+        if activation is not None:
             chain.append(reader)
-        else:
-            activation = None
     if len(chain) == 1 and not folded:
         return
     _become(layer, _JOINED[kind][total is not None], activation)
@@ -296,13 +299,19 @@ def _fuse_activation(recorded: GraphModule, node: Node) -> None:
     """Puts the activation behind the convolution or linear layer that `node` calls into it."""
     reader = only_reader(node)
     activation = None if reader is None else activation_of(recorded, reader, node)
-    if reader is None or activation is None:
+    if reader is None or activation is None or _loses(recorded, reader, activation):
         return
     layer = recorded.get_submodule(str(node.target))
     kind = next(kind for kind in _JOINED if isinstance(layer, kind))
     _become(layer, _JOINED[kind][0], activation)
     reader.replace_all_uses_with(node)
     recorded.graph.erase_node(reader)
+
+
+def _loses(recorded: GraphModule, node: Node, activation: str) -> bool:
+    """Whether the network overwrites the activation's result, which `node` returns, where backward
+    would need it but not PyTorch's: its ReLU6, unlike others, keeps what went in."""
+    return activation == "relu6" and is_overwritten(recorded, node)
 
 
 def _turn_to_images(node: Node) -> Node | None:
