@@ -112,7 +112,8 @@ def fuse_training(model: torch.nn.Module) -> GraphModule:
     knows, an optimizer or a checkpoint of either serves both, and `model` itself, or
     ``fuse(model.eval())``, is what to evaluate with. (Moving one of the two to another device or
     type parts them.) Layers with hooks, parametrizations or a class of somebody's own, and layers
-    that are called twice, stay as they are.
+    that are called twice, stay as they are; so does a ReLU6 whose result is overwritten, where
+    backward would need it.
 
     Args:
         model: in training mode, of any type and on any device. It is not changed.
