@@ -111,7 +111,7 @@ Statistics given_statistics(const BatchNormProblem& p, Channels c, const void* m
 }
 
 bool near_enough(const BatchNormProblem& p, Channels c, const Moments& m) {
-  constexpr double kDeviations = 4, kMost = 1e36, kLeast = 1e-30;
+  constexpr double kDeviations = 2, kMost = 1e36, kLeast = 1e-30;
   const double n = elements_of_channel(p);
   const PerChannel squares = squared_deviations(m, n);
   const PerChannel excess = by_channel(
