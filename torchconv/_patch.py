@@ -101,7 +101,9 @@ def _torch_batch_norm(
         return NotImplemented
     if training and input.numel() <= input.shape[1]:
         return NotImplemented
-    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return functional.batch_norm(
+        input, running_mean, running_var, weight, bias, training, momentum, eps
+    )
 
 
 def _max_pool2d(input: Any, *args: Any, **kwargs: Any) -> Any:

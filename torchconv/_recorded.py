@@ -98,15 +98,10 @@ def _conv2d_applier() -> Callable[..., Tensor]:
     plain: Any = type("Conv2dFunction", (_Conv2d,), {})
     activated: Any = type("Conv2dWithPreactivationFunction", (_Conv2d,), {})
 
-    def apply(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        values: tuple[Any, ...],
-    ) -> Tensor:
-        of = activated if values[4] in NEEDS_PREACTIVATION else plain
-        return of.apply(input, weight, bias, residual, values)
+    def apply(*arguments: Any) -> Tensor:
+        activation = arguments[-1][4]
+        y: Tensor = (activated if activation in NEEDS_PREACTIVATION else plain).apply(*arguments)
+        return y
 
     return apply
 

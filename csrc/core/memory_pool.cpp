@@ -49,8 +49,7 @@ int64_t memory_of_machine() {
   return bytes;
 }
 
-// An eighth of the memory, but where that is less than a gibibyte, this or half of the memory:
-// a training step of ResNeXt-50 on eight images frees a little more than a gibibyte in all.
+// An eighth of the memory, but where that is less than a gibibyte, this or half of the memory.
 int64_t default_limit() {
   const int64_t memory = memory_of_machine();
   return std::max(memory / 8, std::min(int64_t{1} << 30, memory / 2));
