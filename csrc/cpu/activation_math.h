@@ -61,6 +61,15 @@ struct VectorMath {
     return x > bound ? bound : x;
   }
 
+  // From the constant term on.
+  template <int kTerms>
+  static TORCHCONV_INLINE V polynomial(V x, const A (&terms)[kTerms]) {
+    V sum = broadcast(terms[kTerms - 1]);
+#pragma GCC unroll 16
+    for (int k = kTerms - 2; k >= 0; --k) sum = sum * x + terms[k];
+    return sum;
+  }
+
   // exp(x) = (1 + tail) * low * high, with tail = exp(r) - 1 and powers of two that do not
   // overflow.
   struct Exp {
@@ -74,10 +83,7 @@ struct VectorMath {
     const V rounded = x * A(1.44269504088896340736) + round;
     const V n = rounded - round;
     const V r = (x - n * Constants::kLn2High) - n * Constants::kLn2Low;
-    constexpr int kTerms = sizeof(Constants::kSeries) / sizeof(A);
-    V series = broadcast(Constants::kSeries[kTerms - 1]);
-#pragma GCC unroll 16
-    for (int k = kTerms - 2; k >= 0; --k) series = series * r + Constants::kSeries[k];
+    const V series = polynomial(r, Constants::kSeries);
     const Bits whole = bit_cast<Bits>(rounded) - bit_cast<Bits>(round);
     const Bits half = whole >> 1;
     return {r + r * r * series, power(half), power(whole - half)};
@@ -102,19 +108,12 @@ struct VectorMath {
     } else {
       constexpr float kEnd = 5.4f;  // half of float's resolution away from 0 and 1
       const V inner = at_most(at_least(x, -kEnd), kEnd), square = inner * inner;
-      V p = broadcast(2.33867148e-08f);
-      p = p * square + 6.36002005e-06f;
-      p = p * square + 1.64321886e-04f;
-      p = p * square + 4.65085218e-03f;
-      p = p * square + 3.33722495e-02f;
-      p = p * square + 3.98942232e-01f;
-      V q = broadcast(1.21659037e-06f);
-      q = q * square + 7.24002384e-05f;
-      q = q * square + 1.85898261e-03f;
-      q = q * square + 2.83786990e-02f;
-      q = q * square + 2.50317901e-01f;
-      q = q * square + 1.0f;
-      const V product = x * (0.5f + inner * p / q);
+      constexpr float kP[] = {3.98942232e-01f, 3.33722495e-02f, 4.65085218e-03f,
+                              1.64321886e-04f, 6.36002005e-06f, 2.33867148e-08f};
+      constexpr float kQ[] = {
+          1.0f,           2.50317901e-01f, 2.83786990e-02f, 1.85898261e-03f, 7.24002384e-05f,
+          1.21659037e-06f};
+      const V product = x * (0.5f + inner * polynomial(square, kP) / polynomial(square, kQ));
       return x < -kEnd ? V{} : product;
     }
   }
@@ -128,22 +127,17 @@ struct VectorMath {
     } else {
       constexpr float kEnd = 5.8f;
       const V inner = at_most(at_least(x, -kEnd), kEnd), square = inner * inner;
-      V p = broadcast(1.58299382e-08f);
-      p = p * square + 7.50259517e-07f;
-      p = p * square + 3.40738334e-05f;
-      p = p * square + 1.37187322e-04f;
-      p = p * square + 1.40003916e-02f;
-      p = p * square - 2.60038208e-02f;
-      p = p * square + 7.97884524e-01f;
-      V q = broadcast(1.28649924e-09f);
-      q = q * square + 2.92464449e-07f;
-      q = q * square + 9.45298780e-06f;
-      q = q * square + 2.28991630e-04f;
-      q = q * square + 3.78510845e-03f;
-      q = q * square + 4.27949466e-02f;
-      q = q * square + 3.00742149e-01f;
-      q = q * square + 1.0f;
-      const V derivative = 0.5f + inner * p / q;
+      constexpr float kP[] = {7.97884524e-01f, -2.60038208e-02f, 1.40003916e-02f, 1.37187322e-04f,
+                              3.40738334e-05f, 7.50259517e-07f,  1.58299382e-08f};
+      constexpr float kQ[] = {1.0f,
+                              3.00742149e-01f,
+                              4.27949466e-02f,
+                              3.78510845e-03f,
+                              2.28991630e-04f,
+                              9.45298780e-06f,
+                              2.92464449e-07f,
+                              1.28649924e-09f};
+      const V derivative = 0.5f + inner * polynomial(square, kP) / polynomial(square, kQ);
       return (x < -kEnd ? V{} : derivative) + (x - x);
     }
   }
