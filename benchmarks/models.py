@@ -4,10 +4,11 @@
 
 Each network of pytorchcv, and ConvNeXt-T (convnext.py), all with random weights, runs inference on
 one image and a training step (forward, cross entropy, backward, SGD) on a small batch, both
-libraries in both layouts, call by call in turn. The ratio compares the better layout of each.
+libraries in both layouts, in turn. The ratio compares the better layout of each.
 `fused` is inference after torchconv.fuse, still against the peer's network as it is; the columns
 `fused` of the peer are what its own folding of normalisation gives (torch.fx.experimental).
 `fused_training` is the training step after torchconv.fuse_training, against the peer's as it is.
+Inference engines (--peer onnxruntime, openvino) always fold and have no training steps.
 Before timing, the outputs and the gradients of all parameters are checked against the same network
 in float64.
 """
@@ -28,9 +29,15 @@ from tqdm import tqdm
 
 from benchmarks import machine, report, timing
 from benchmarks.convnext import convnext_tiny
-from benchmarks.options import add_timing_options, check_timing_options, rounds
-from benchmarks.peers import PEERS, Peer, TorchConv
-from benchmarks.run import LAYOUTS, RESULTS
+from benchmarks.options import (
+    PEERS,
+    add_peer_option,
+    add_timing_options,
+    check_timing_options,
+    rounds,
+)
+from benchmarks.peers import LAYOUTS, Peer, TorchConv
+from benchmarks.run import RESULTS
 
 MODELS = (
     "resnet18",
@@ -52,6 +59,8 @@ LEAST = {"inference": 1e-5, "fused": 1e-5, "training": 5e-2, "fused_training": 5
 LEAST_FLOAT64 = 1e-9
 # Before a library's name: its network with normalisation folded.
 FUSED = "fused "
+# Calls of one library in a row; in training, what a call leaves in the caches is nothing to a step.
+TURN = {"inference": 4, "fused": 4, "training": 1, "fused_training": 1}
 
 
 def load_model(name: str) -> nn.Module:
@@ -136,7 +145,9 @@ def measure(
         expected = probe(double, pass_name, images.double(), labels)
         makers = {ours.name: ours.model, peer.name: peer.model}
         if pass_name == "fused":
-            makers = {ours.name: ours.fused, peer.name: peer.model, FUSED + peer.name: peer.fused}
+            makers[ours.name] = ours.fused
+            if peer.differentiable:  # else it is an engine, which folds in any case
+                makers[FUSED + peer.name] = peer.fused
         if pass_name == "fused_training":
             makers[ours.name] = ours.fused_training
         made = makers[ours.name](double)
@@ -144,6 +155,8 @@ def measure(
         layouts = [layout for layout in LAYOUTS if layout == "nchw" or takes(model, layout)]
         for layout in layouts:
             for name_of_library, maker in makers.items():
+                if name_of_library != ours.name and layout not in peer.layouts:
+                    continue
                 candidate = copy.deepcopy(model)
                 candidate.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
                 candidate = maker(candidate)
@@ -153,7 +166,7 @@ def measure(
                 images, labels = make_batch(batch, layout)
                 calls[name_of_library, layout] = make_call(candidate, pass_name, images, labels)
         worst = max(errors[ours.name, layout] for layout in layouts)
-        peers = max(errors[peer.name, layout] for layout in layouts)
+        peers = max(errors[peer.name, layout] for layout in layouts if layout in peer.layouts)
         row = report.Result(
             "models", name, "", "float32", "better", pass_name, error=worst, peer_error=peers
         )
@@ -165,11 +178,13 @@ def measure(
             if not error <= bound:
                 reason = f"torchconv is wrong in {dtype}: error {error:.1e}, above {bound:.1e}"
                 return replace(row, failure=reason)
-        times = timing.interleave(list(calls.values()), budget, min_rounds)
+        turn = TURN[pass_name]
+        times = timing.interleave(list(calls.values()), budget, min_rounds, turn=turn)
     timings = dict(zip(calls, times, strict=True))
 
     def better(library: Peer) -> timing.Timing:
-        return min((timings[library.name, layout] for layout in layouts), key=lambda t: t.median)
+        found = (time for (name, _), time in timings.items() if name == library.name)
+        return min(found, key=lambda time: time.median)
 
     extra = {" ".join(key): 1e3 * value.median for key, value in timings.items()}
     rate = batch / better(ours).median
@@ -189,7 +204,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=",".join(MODELS),
         help="names in pytorchcv or convnext_tiny, comma-separated",
     )
-    add("--peer", default="torch", choices=sorted(PEERS))
+    add_peer_option(parser)
     add("--passes", default="all", choices=[*PASSES, "all"])
     add("--batch", type=int, default=1, help="images in an inference batch (default: 1)")
     add("--training-batch", type=int, default=8, help="images in a training batch (default: 8)")
@@ -222,7 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ours, peer = TorchConv(), PEERS[options.peer]()
     budget, min_rounds = rounds(options)
     load = machine.warn_if_busy()
-    pairs = [(name, pass_name) for name in options.models for pass_name in options.pass_names]
+    passes = [name for name in options.pass_names if name not in TRAINING or peer.differentiable]
+    pairs = [(name, pass_name) for name in options.models for pass_name in passes]
     results: list[report.Result] = []
     with tqdm(pairs, unit="row", file=sys.stderr) as progress:
         for name, pass_name in progress:
@@ -240,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         columns=[
             f"{library} {layout}"
             for library in (ours.name, peer.name, FUSED + peer.name)
-            for layout in LAYOUTS
+            for layout in (LAYOUTS if library == ours.name else peer.layouts)
         ],
     )
     report.publish(summary, options.output or output_base(options))

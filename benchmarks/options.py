@@ -1,9 +1,29 @@
-"""Options that the benchmarks of operators and of networks share: time, threads, where to."""
+"""Options that the benchmarks of operators and of networks share: peer, time, threads, where to."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+
+from benchmarks.engines import OnnxRuntime, OpenVino
+from benchmarks.peers import Compiled, Eager, Peer
+
+PEERS: dict[str, Callable[[], Peer]] = {
+    "torch": Eager,
+    "compile": Compiled,
+    "onnxruntime": OnnxRuntime,
+    "openvino": OpenVino,
+}
+
+
+def add_peer_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--peer",
+        default="torch",
+        choices=sorted(PEERS),
+        help="torch: eager; compile: torch.compile; engines: forward, contiguous, float32",
+    )
 
 
 def add_timing_options(parser: argparse.ArgumentParser, budget: float) -> None:

@@ -2,13 +2,14 @@
 
 A peer turns a problem into a function of (input, weight, bias) and, for whole networks, a module
 into a function of one batch. A peer that cannot differentiate (an inference engine) says so, and
-only its forward passes are timed. To add one, write a class and enter it in PEERS.
+only its forward passes are timed, in the layouts that it takes. To add one, write a class and enter
+it in PEERS (options.py).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Protocol, cast
 
@@ -21,6 +22,8 @@ from torch.fx.experimental.optimization import fuse as fold_norms
 from benchmarks.problems import Problem
 from benchmarks.reference import torch_norm, torch_pooling
 
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
 Operator = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
@@ -29,6 +32,7 @@ class Peer(Protocol):
 
     name: str
     differentiable: bool
+    layouts: Sequence[str]  # of LAYOUTS
 
     def operator(self, problem: Problem) -> Operator:
         """A function that solves this problem; compiling happens at its first call."""
@@ -52,6 +56,7 @@ class TorchConv:
 
     name = "torchconv"
     differentiable = True
+    layouts: Sequence[str] = tuple(LAYOUTS)
 
     def operator(self, problem: Problem) -> Operator:
         functional = _torchconv().functional
@@ -106,6 +111,7 @@ class Eager:
 
     name = "torch"
     differentiable = True
+    layouts: Sequence[str] = tuple(LAYOUTS)
 
     def operator(self, problem: Problem) -> Operator:
         if problem.norm:
@@ -162,6 +168,3 @@ class Compiled(Eager):
     def fused(self, model: nn.Module) -> nn.Module:
         torch.compiler.reset()
         return cast(nn.Module, torch.compile(super().fused(model), dynamic=False))
-
-
-PEERS: dict[str, Callable[[], Peer]] = {"torch": Eager, "compile": Compiled}

@@ -31,12 +31,17 @@ from benchmarks.counts import (
     PASSES,
     WGRAD,
 )
-from benchmarks.options import add_timing_options, check_timing_options, rounds
-from benchmarks.peers import PEERS, Operator, Peer, TorchConv
+from benchmarks.options import (
+    PEERS,
+    add_peer_option,
+    add_timing_options,
+    check_timing_options,
+    rounds,
+)
+from benchmarks.peers import LAYOUTS, Operator, Peer, TorchConv
 from benchmarks.problems import DTYPES, Problem, available_groups, load_group
 
 RESULTS = Path(__file__).parent / "results"
-LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 # A peer with more than this many times the tolerated error is wrong, not just less accurate.
 PEER_SLACK = 16
 
@@ -237,7 +242,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     groups = ", ".join(available_groups())
     add = parser.add_argument
     add("--shapes", default="resnet", help=f"groups of problems, comma-separated, or all: {groups}")
-    add("--peer", default="torch", choices=sorted(PEERS), help="compile is torch.compile(F.*)")
+    add_peer_option(parser)
     add("--dtype", default="float32", help=f"comma-separated: {', '.join(DTYPES)}")
     add(
         "--layout",
@@ -290,6 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in options.problems
         for dtype in ([problem.dtype] if problem.dtype else options.dtype)
         for layout in options.layouts
+        if layout in peer.layouts
     ]
     results: list[report.Result] = []
     interrupted = False

@@ -1,9 +1,13 @@
-"""Timing several callables in one process, call by call in turn.
+"""Timing several callables in one process, in turn.
 
 The clock speed, the page cache and the neighbours of a shared machine drift over seconds, so two
 things timed one after the other differ by more than what is measured. Here every round calls each
 candidate once, in an order that rotates, and each median is taken over the same rounds. What a call
 allocates it also frees inside its own time, with PyTorch's allocator as it is.
+
+A whole network finds its weights in the cache when it runs again and again, as in use, but not
+after another library's copy of it ran; nor are that library's threads asleep yet. So a turn may be
+several calls, the first of which is not timed.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import median, quantiles
 
 
@@ -46,6 +51,7 @@ def interleave(
     max_rounds: int = 2000,
     clock: Callable[[], float] = time.perf_counter,
     called_before: bool = False,
+    turn: int = 1,
 ) -> list[Timing]:
     """Time each of `calls` for about `budget` seconds in all.
 
@@ -56,16 +62,19 @@ def interleave(
     Calls that were made before have had one of these. A round of theirs that exceeds the budget
     counts at once, three rounds are enough where more would need twice the budget, and one where
     it alone does: what is left to warm is nothing against such a time.
+
+    A round calls each `turn` times in a row and leaves out the first of several.
     """
     order = list(range(len(calls)))
 
-    def once() -> list[float]:
-        seconds = [0.0] * len(calls)
+    def once() -> list[list[float]]:
+        seconds: list[list[float]] = [[] for _ in calls]
         for index in order:
-            before = clock()
-            calls[index]()
-            seconds[index] = clock() - before
-        return seconds
+            for _ in range(turn):
+                before = clock()
+                calls[index]()
+                seconds[index].append(clock() - before)
+        return [each[min(1, turn - 1) :] for each in seconds]
 
     limit = (2 if called_before else 5) * budget
     few, rounds = min(3, min_rounds), []
@@ -94,4 +103,4 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
-    return [Timing.of(samples) for samples in zip(*rounds, strict=True)]
+    return [Timing.of(list(chain(*samples))) for samples in zip(*rounds, strict=True)]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from benchmarks import (
     build,
     counts,
+    engines,
     machine,
     models,
     problems,
@@ -26,6 +27,7 @@ from benchmarks import (
     run,
     timing,
 )
+from benchmarks.engines import Engine, Run
 from benchmarks.peers import Eager, TorchConv
 from benchmarks.problems import Problem, load_group, parse_line
 from torchconv._packed_weights import PackedWeights
@@ -338,6 +340,18 @@ def test_interleave_alternates_and_takes_medians() -> None:
     assert (a.first_quartile, a.third_quartile) == (1.0, 1.0)
 
 
+def test_interleave_leaves_the_first_call_of_a_turn_out() -> None:
+    clock = FakeClock()
+
+    def cold_after_another() -> None:
+        clock.worker("a", 9.0 if clock.order[-1:] != "a" else 1.0)()
+
+    calls = [cold_after_another, clock.worker("b", 2.0)]
+    a, b = timing.interleave(calls, budget=1, min_rounds=2, clock=clock, turn=3)
+    assert clock.order == "aaabbb" + "aaabbbbbbaaa"  # one round untimed, then two
+    assert (a.third_quartile, a.rounds, b.median, b.rounds) == (1.0, 4, 2.0, 4)
+
+
 def test_interleave_keeps_to_its_limits() -> None:
     clock = FakeClock()
     (fast,) = timing.interleave([clock.worker("a", 1.0)], 100, max_rounds=9, clock=clock)
@@ -542,6 +556,47 @@ def test_models_measure_a_small_network(monkeypatch: pytest.MonkeyPatch) -> None
         assert not result.failure and result.ratio is not None
         timed = ["torchconv", "torch", *(["fused torch"] if name == "fused" else [])]
         assert set(result.extra) == {f"{each} {layout}" for each in timed for layout in run.LAYOUTS}
+
+
+class Stub(Engine):
+    """An engine that runs what it is given by PyTorch."""
+
+    name = "stub"
+
+    def build(self, model: bytes) -> Run:
+        network = EXPORTED[int(model)]
+        return lambda batch: network(torch.from_numpy(batch)).numpy()
+
+
+EXPORTED: list[torch.nn.Module] = []
+
+
+def test_engines_run_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward passes in contiguous layout; a graph for each shape."""
+
+    def export(network: torch.nn.Module, batch: torch.Tensor) -> bytes:
+        EXPORTED.append(network.eval())
+        return str(len(EXPORTED) - 1).encode()
+
+    monkeypatch.setattr(engines, "as_onnx", export)
+    monkeypatch.setattr(models, "load_model", lambda name: torch.nn.Conv2d(3, 4, 7, stride=4))
+    engine = Stub()
+    for name in ("inference", "fused"):
+        result = models.measure(name, name, Same(), engine, batch=4, budget=1e-3, min_rounds=1)
+        assert not result.failure and result.ratio is not None
+        assert set(result.extra) == {"torchconv nchw", "torchconv nhwc", "stub nchw"}
+    assert len(EXPORTED) == 4  # two for the check on two images
+
+    case = run.Case.make(parse("conv2d 2x3x9x8 -> 4 3x3 p1 bias"), "float32", "nchw")
+    passes = [each for each in counts.PASSES if run.applicable(case.problem, each, engine)]
+    assert passes == [counts.FORWARD, counts.FORWARD_EVAL, counts.FORWARD_RESIDUAL]
+    for result in run.measure(case, passes, Same(), engine, FLOOR, budget=1e-4, min_rounds=1):
+        assert not result.failure and result.peer_error == result.error
+
+
+def test_engines_refuse_other_types() -> None:
+    with pytest.raises(TypeError, match="float64"):
+        engines.as_onnx(torch.nn.ReLU(), torch.zeros(1, dtype=torch.float64))
 
 
 def test_machine_description_names_what_matters() -> None:
