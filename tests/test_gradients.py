@@ -296,6 +296,47 @@ def test_a_recorded_call_is_the_operators(name: str) -> None:
     assert any("torchconv" in name for name in Seen.names)
 
 
+@pytest.mark.parametrize("way", ["recorded", "operator", "function"])
+@pytest.mark.parametrize("leaves", [True, False])
+def test_only_gradients_that_are_asked_for_are_computed(
+    way: str, leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As autograd.grad and backward name them, of tensors that all require one."""
+    masks: list[tuple[bool, ...]] = []
+    unrecorded = torchconv.autograd.unrecorded
+
+    def spy(op: Any, tensors: Any, values: Any) -> Any:
+        masks.append(tuple(values[-1]))
+        return unrecorded(op, tensors, values)
+
+    monkeypatch.setattr(torchconv.autograd, "unrecorded", spy)
+    geometry = ([1, 1], [1, 1, 1, 1], [1, 1], 1, "relu", False)
+    call: Callable[..., Tensor] = {
+        "recorded": lambda x, w, b, r: F.conv2d(x, w, b, padding=1, activation="relu", residual=r),
+        "operator": lambda x, w, b, r: OPS.conv2d(x, w, b, *geometry, r),
+        "function": lambda x, w, b, r: Conv2dFunction.apply(x, w, b, *geometry, r),
+    }[way]
+    shapes = [(1, 2, 5, 4), (3, 2, 3, 3), (3,), (1, 3, 5, 4)]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    operands = inputs if leaves else [tensor * 1 for tensor in inputs]
+    y = call(*operands)
+    dy = torch.randn_like(y)
+    whole = torch.autograd.grad(y, operands, dy, retain_graph=True)
+    for count in (1, 2, 3):
+        for chosen in itertools.combinations(range(4), count):
+            masks.clear()
+            asked = [operands[i] for i in chosen]
+            got = torch.autograd.grad(y, asked, dy, retain_graph=True)
+            for gradient, i in zip(got, chosen, strict=True):
+                assert_same(gradient, whole[i])
+            expected = tuple(i in chosen for i in range(3))
+            assert masks == [expected] * any(expected)
+    masks.clear()
+    y.backward(dy, inputs=inputs[:1])
+    assert_same(inputs[0].grad, whole[0])
+    assert masks == [(True, False, False)]
+
+
 def test_third_derivative() -> None:
     """d3/dt3 of a smooth loss along one direction, against PyTorch."""
     x, w, _ = small_convolution("contiguous")

@@ -17,6 +17,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from torchconv._dispatch import Operator, operator, unrecorded
 from torchconv._fake import is_channels_last
+from torchconv._wanted import wanted_gradients
 from torchconv.autograd import NEEDS_PREACTIVATION, conv2d_gradients, saved_for_derivative
 
 __all__ = ["RECORDED"]
@@ -52,7 +53,7 @@ class _Conv2d(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        *mask, of_residual, _ = ctx.needs_input_grad
+        *mask, of_residual, _ = wanted_gradients(ctx)
         return (
             *conv2d_gradients(ctx.saved_tensors, ctx.values, grad, tuple(mask), of_residual),
             None,

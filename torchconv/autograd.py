@@ -31,6 +31,7 @@ from torchconv._dispatch import (
     unrecorded,
 )
 from torchconv._fake import is_channels_last
+from torchconv._wanted import wanted_gradients
 
 __all__ = [
     "AdaptiveAvgPool2dFunction",
@@ -218,7 +219,8 @@ class _ConvFunction(Function):
 
     @staticmethod
     def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
-        mask, of_residual = ctx.needs_input_grad[:3], any(ctx.needs_input_grad[9:])
+        wanted = wanted_gradients(ctx)
+        mask, of_residual = wanted[:3], any(wanted[9:])
         *of_others, of_added = conv2d_gradients(
             ctx.saved_tensors, ctx.values, grad, mask, of_residual
         )
@@ -324,7 +326,7 @@ class Conv2dBackwardFunction(Function):
         g_input, g_weight, g_bias = (
             g if m else None for g, m in zip(cotangents, ctx.mask, strict=True)
         )
-        need_grad, need_input, need_weight = ctx.needs_input_grad[:3]
+        need_grad, need_input, need_weight = wanted_gradients(ctx)[:3]
         d_grad = d_input = d_weight = None
         if need_grad:
             d_grad = _conv_tangent((input, weight), (g_input, g_weight, g_bias), *ctx.geometry)
