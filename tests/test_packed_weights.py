@@ -98,7 +98,12 @@ def test_only_inference_keeps() -> None:
 
 
 def test_few_pixels_keep_nothing() -> None:
-    """A 1x1 layer packs few weights while it multiplies few pixels by them."""
+    """A 1x1 layer packs its weights while it multiplies few pixels by them, be they few or many."""
+    x = torch.randn(1, 1024, 4, 4)
+    for layout in ("contiguous", "channels_last"):
+        module = layer(kernel=1, channels=1024, filters=512)
+        assert_fresh(module, in_layout(x, layout))
+        assert kept(module) == 0
     module = layer(kernel=1, channels=40, filters=70, activation="gelu")
     x = in_layout(torch.randn(3, 40, 14, 14), "channels_last")
     assert_fresh(module, x[:1])

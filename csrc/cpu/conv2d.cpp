@@ -65,7 +65,7 @@ int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm al
     case ConvAlgorithm::kDirectProduct:
       return direct_gemm_packs_along<T>(view) ? 0 : direct_gemm_weights_size<T>(view);
     case ConvAlgorithm::kPixelProduct:
-      return pixel_gemm_weights_size(view);
+      return pixel_gemm_packs_along(view) ? 0 : pixel_gemm_weights_size(view);
     case ConvAlgorithm::kGroupWinograd:
       return group_winograd_weights_size(view);
     case ConvAlgorithm::kPlanePairs:

@@ -43,7 +43,8 @@ class DirectGemm : DirectTasks {
   DirectGemm(const ConvView& view, int64_t channels, const DirectPlan& plan, const T* src,
              const A* weights, const T* unpacked, const T* bias, const Epilogue<T>& epilogue,
              const ConvView* rows_of = nullptr)
-      : DirectTasks(view, plan, {src, sizeof(T), channels, kTermChannels, rows_of}, kPanel<A>),
+      : DirectTasks(view, plan, {src, sizeof(T), channels, kTermChannels, rows_of}, kPanel<A>,
+                    weights == nullptr),
         src_(src),
         weights_(weights),
         unpacked_(unpacked),

@@ -368,7 +368,6 @@ void pack_pairs(const ConvView& view, const BFloat16* w, float* packed, const Pa
 
 template <typename T>
 bool direct_gemm_packs_along(const ConvView& view) {
-  constexpr int64_t kMostBytes = 1280 << 10;
   const int64_t pixels = view.N * view.pixels();
   // Two-byte weights, but for those of groups, are best packed in the order of memory, or kept.
   const bool pairs =
@@ -376,7 +375,6 @@ bool direct_gemm_packs_along(const ConvView& view) {
   return (std::is_same_v<T, Wide<T>> || pairs) && view.taps.size() == 1 && view.C > 0 &&
          (view.weight_c == 1 || view.weight_k == 1) &&
          (view.groups > 1 || pixels <= kPixelsPackedAlong) &&
-         view.K * view.C * static_cast<int64_t>(sizeof(T)) <= kMostBytes &&
          (pixels >= kPixelsForTwo || !direct_plan_cuts_pixels(view, sizeof(T)));
 }
 

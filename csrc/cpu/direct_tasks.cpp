@@ -22,15 +22,15 @@ constexpr double kEnoughOperations = 1e12;
 // From so many pixels on a tile is as fast as a full one.
 constexpr int64_t kTileEnough = ceil_div(kMaxRows, 2);
 
-// Panels of filters of the busiest of some threads, if those of each of `blocks` of pixels are cut
+// Units of filters of the busiest of some threads, if those of each of `blocks` of pixels are cut
 // in so many pieces. See WorkSplit for the runs of tasks that threads get.
-int64_t most_panels(int64_t blocks, int64_t panels, int64_t pieces, int64_t threads) {
+int64_t most_units(int64_t blocks, int64_t units, int64_t pieces, int64_t threads) {
   const int64_t tasks = blocks * pieces;
   const int64_t slots = WorkSplit(tasks, kEnoughOperations).slots;
   const int64_t share = ceil_div(slots, threads);
   const auto before = [&](int64_t slot) {
     const int64_t task = std::min(slot, slots) * tasks / slots;
-    return task / pieces * panels + task % pieces * panels / pieces;
+    return task / pieces * units + task % pieces * units / pieces;
   };
   int64_t most = 0;
   for (int64_t slot = 0; slot < slots; slot += share)
@@ -38,15 +38,15 @@ int64_t most_panels(int64_t blocks, int64_t panels, int64_t pieces, int64_t thre
   return most;
 }
 
-// In how many pieces to cut the panels of filters: as two and four threads have them most evenly,
-// of such numbers the largest that leaves a piece kPanelsEnough, or else the smallest.
-int64_t pieces_of(int64_t blocks, int64_t panels) {
-  const int64_t most = std::min(ceil_div(kTasksWanted, blocks), panels);
+// In how many pieces to cut the units of filters: as two and four threads have them most evenly, of
+// such numbers the largest that leaves a piece `enough`, or else the smallest.
+int64_t pieces_of(int64_t blocks, int64_t units, int64_t enough) {
+  const int64_t most = std::min(ceil_div(kTasksWanted, blocks), units);
   int64_t best = 1, least = std::numeric_limits<int64_t>::max();
   for (int64_t pieces = 1; pieces <= most; ++pieces) {
     const int64_t cost =
-        most_panels(blocks, panels, pieces, 2) * 2 + most_panels(blocks, panels, pieces, 4) * 4;
-    if (cost < least || (cost == least && panels >= kPanelsEnough * pieces)) {
+        most_units(blocks, units, pieces, 2) * 2 + most_units(blocks, units, pieces, 4) * 4;
+    if (cost < least || (cost == least && units >= enough * pieces)) {
       least = cost;
       best = pieces;
     }
@@ -69,7 +69,7 @@ void fill_steps(int64_t* to, int64_t n, int64_t first, int64_t step) {
 }
 
 DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const DirectSource& source,
-                         int64_t panel)
+                         int64_t panel, bool cuts_panels)
     : view_(view),
       plan_(plan),
       source_(source),
@@ -77,10 +77,13 @@ DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const Dir
       blocks_i_(ceil_div(view.I, plan.rows)),
       blocks_j_(ceil_div(view.J, plan.columns)),
       blocks_n_(ceil_div(view.N, plan.samples)),
-      panel_(panel),
-      panels_(ceil_div(view.K, panel)),
-      filter_pieces_(pieces_of(blocks() * view.groups, panels_)),
-      filters_(ceil_div(panels_, filter_pieces_) * panel),
+      // A half where two threads would share an odd number of them.
+      unit_(cuts_panels && blocks() * view.groups * ceil_div(view.K, panel) % 2 == 1
+                ? panel / kMaxVectors
+                : panel),
+      units_(ceil_div(view.K, unit_)),
+      filter_pieces_(pieces_of(blocks() * view.groups, units_, kPanelsEnough * panel / unit_)),
+      filters_(ceil_div(units_, filter_pieces_) * unit_),
       terms_(2 * plan.channels * taps_) {
   group_pixels();
   if (view.terms() > 0) {
@@ -92,8 +95,8 @@ DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const Dir
 DirectPosition DirectTasks::position(int64_t task) const {
   DirectPosition at;
   const int64_t piece = task % filter_pieces_;
-  at.k = {piece * panels_ / filter_pieces_ * panel_,
-          std::min((piece + 1) * panels_ / filter_pieces_ * panel_, view_.K)};
+  at.k = {piece * units_ / filter_pieces_ * unit_,
+          std::min((piece + 1) * units_ / filter_pieces_ * unit_, view_.K)};
   task /= filter_pieces_;
   at.j = block(task % blocks_j_, plan_.columns, view_.J);
   task /= blocks_j_;

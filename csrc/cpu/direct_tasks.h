@@ -43,9 +43,10 @@ struct DirectSource {
 
 class DirectTasks {
  protected:
-  // view: of terms, but for the strides. panel: filters in one.
+  // view: of terms, but for the strides. panel: filters in one. cuts_panels: a task's first panel
+  // may begin inside of one, with any vector.
   DirectTasks(const ConvView& view, const DirectPlan& plan, const DirectSource& source,
-              int64_t panel);
+              int64_t panel, bool cuts_panels);
 
   // Of a group's pixels.
   int64_t blocks() const { return blocks_n_ * blocks_i_ * blocks_j_; }
@@ -81,8 +82,8 @@ class DirectTasks {
   const DirectPlan& plan_;
   const DirectSource source_;
   int64_t taps_, blocks_i_, blocks_j_, blocks_n_;
-  int64_t panel_, panels_, filter_pieces_;
-  int64_t filters_;        // of a task, at most
+  int64_t unit_, units_, filter_pieces_;  // units: filters that stay together
+  int64_t filters_;                       // of a task, at most
   Buffer<int32_t> terms_;  // of a full chunk and of the last, as offsets from a pixel's first
 
  private:

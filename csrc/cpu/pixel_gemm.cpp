@@ -8,7 +8,7 @@
 // tiles go from their registers to the destination wherever their pixels are neighbours there.
 // Blocking follows Goto and van de Geijn (2008). How a reduction is cut depends on one sample's
 // problem only, and nothing else can change a bit. Weights that few pixels meet are packed by the
-// task that owns their filters, a tile at a time.
+// task that owns their filters, a tile at a time, and not kept.
 #include "cpu/pixel_gemm.h"
 
 #include <type_traits>
@@ -29,18 +29,14 @@ constexpr int64_t kEvenTasks = 8;
 // Filters below which packing the pixels again would show.
 constexpr int64_t kFewestFilters = 64;
 constexpr int64_t kMostFilters = 512;
-// Pixels so few that tasks own filters and pack their weights, which no other thread has to read
-// then; and such tasks of a block of pixels, as even for two as for four threads.
+// Pixels so few that tasks pack weights; and such tasks of a block of pixels, as even for two as
+// for four threads.
 constexpr int64_t kFewPixels = 448, kOwners = 4;
 // The packed pixels of a task, beside the sums and the weights in the second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
 
 std::vector<ReductionBlock> blocks_of(const ConvView& view) {
   return reduction_blocks(view.C, static_cast<int64_t>(view.taps.size()), kDepth);
-}
-
-bool tasks_pack(const ConvView& view) {
-  return view.N * view.pixels() <= kFewPixels && view.K >= kFewestFilters && view.terms() > 0;
 }
 
 // Filters [begin, end) of tile t: even tiles of at most kMaxRows.
@@ -68,7 +64,7 @@ class PixelGemm {
  public:
   using A = Wide<T>;
 
-  // weights: packed, or null where tasks_pack, from those at w.
+  // weights: packed, or null where pixel_gemm_packs_along, from those at w.
   PixelGemm(const ConvView& view, const T* src, const A* weights, const T* w, const T* bias,
             const Epilogue<T>& epilogue)
       : view_(flat_pixels(view)),
@@ -319,6 +315,10 @@ class PixelGemm {
 
 }  // namespace
 
+bool pixel_gemm_packs_along(const ConvView& view) {
+  return view.N * view.pixels() <= kFewPixels && view.K >= kFewestFilters && view.terms() > 0;
+}
+
 int64_t pixel_gemm_weights_size(const ConvView& view) {
   return view.groups * view.K * view.terms();
 }
@@ -357,7 +357,7 @@ void pixel_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
 template <typename T>
 void pixel_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
                 const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
-  const bool packs = packed == nullptr && !tasks_pack(view);
+  const bool packs = packed == nullptr && !pixel_gemm_packs_along(view);
   Buffer<Wide<T>> own(packs ? pixel_gemm_weights_size(view) : 0);
   if (packs) pixel_gemm_pack_weights(view, w, own.get(), pool);
   PixelGemm<T>(view, src, packs ? own.get() : packed, w, bias, epilogue).run(pool);

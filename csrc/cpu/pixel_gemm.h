@@ -15,6 +15,11 @@ template <typename T>
 void pixel_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
                              const Parallel& pool);
 
+// Whether so few pixels meet the weights that each task owns filters and packs them, a tile at a
+// time, which no other thread then has to read: less than reading both these weights, to know that
+// they have not changed, and packed ones.
+bool pixel_gemm_packs_along(const ConvView& view);
+
 // packed: from pixel_gemm_pack_weights, or null; bias may be null. Instantiated for float, double,
 // BFloat16 and Float16.
 template <typename T>

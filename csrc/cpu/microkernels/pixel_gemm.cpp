@@ -26,7 +26,7 @@ void multiply(const PixelTile<T>& tile) {
   [[maybe_unused]] const T* const asked = tile.residual != nullptr ? tile.residual : tile.out;
   const char* next = static_cast<const char*>(tile.next);
   const int64_t next_step = tile.next_step;
-#pragma GCC unroll 4
+#pragma GCC unroll 2
   for (int64_t k = 0; k < tile.depth; ++k) {
     Register row[kVectors];
 #pragma GCC unroll 4
