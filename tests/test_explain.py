@@ -99,6 +99,13 @@ def test_phases_by_way_of_an_image() -> None:
     assert words not in at(x, w, None, 2, 1)["dgrad"].blocking
 
 
+def test_weight_gradient_of_few_strided_pixels() -> None:
+    """The tiles of a stride have more products to transform back than few pixels pay for."""
+    for batch, transforms in ((2, False), (8, True)):
+        x, w = operands(batch, 64, 14, 14, 128, 3)
+        assert (at(x, w, None, 2, 1)["wgrad"].algorithm == WINOGRAD) == transforms
+
+
 def test_strides_of_wide_groups() -> None:
     """Groups of few pixels are too small for transforms, or to fill a product's tiles."""
     x, w = operands(1, 128, 14, 14, 128, 3, groups=4)

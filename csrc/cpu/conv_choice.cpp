@@ -60,6 +60,8 @@ constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 256;
 constexpr int64_t kWinogradWgradGroupPixels = 64;
 constexpr int64_t kStridedWgradProduct = 512, kStridedWgradProductDouble = 2048,
                   kStridedWgradProductGroup = 4096;
+// A stride's tiles have 81 products to transform back, which few pixels of a batch do not pay for.
+constexpr int64_t kStridedWgradPixels = 128;
 // A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
 constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWork = 25000;
 // But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
@@ -197,7 +199,8 @@ struct Case {
       if (v.step_h == 1)
         return v.C * v.K >= kWinogradWgradProduct &&
                (!grouped() || v.N * v.pixels() >= kWinogradWgradGroupPixels);
-      return v.C * v.K >= (grouped()             ? kStridedWgradProductGroup
+      return v.N * v.pixels() >= kStridedWgradPixels &&
+             v.C * v.K >= (grouped()             ? kStridedWgradProductGroup
                            : is(DType::kFloat64) ? kStridedWgradProductDouble
                                                  : kStridedWgradProduct);
     }
