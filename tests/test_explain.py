@@ -99,6 +99,13 @@ def test_phases_by_way_of_an_image() -> None:
     assert words not in at(x, w, None, 2, 1)["dgrad"].blocking
 
 
+def test_few_filters_of_a_stride() -> None:
+    """Bands along pixels would take the phases apart. Of a first layer that is little."""
+    for channels, pairs in ((64, has_pairs()), (3, False)):
+        x, w = operands(2, channels, 28, 28, 6, 3, dtype=torch.bfloat16)
+        assert ("in place" in at(x, w, None, 2, 1)["fprop"].algorithm) == pairs
+
+
 def test_weight_gradient_of_few_strided_pixels() -> None:
     """The tiles of a stride have more products to transform back than few pixels pay for."""
     for batch, transforms in ((2, False), (8, True)):

@@ -72,6 +72,8 @@ constexpr int64_t kNarrow = 8;
 // So would filters that fill at most half a vector: vectors then run along pixels in either layout,
 // where as many taps share the transposed source.
 constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
+// Channels of an NCHW image whose rearrangement in pairs for so few filters a stride repays.
+constexpr int64_t kStridedPairsChannels = 16;
 // Filters so few that the lanes of the inner products are summed for less than the lanes that
 // filters would leave empty, and the part of the inner products' lanes that must hold a term.
 constexpr int64_t kInnerFiltersMost = 8;
@@ -122,6 +124,10 @@ struct Case {
   }
   // Twice the multiplications of float.
   bool by_pairs() const { return is(DType::kBFloat16) && direct_gemm_by_pairs(v); }
+  // Bands along pixels would take the phases apart for few filters.
+  bool pairs_take_stride() const {
+    return v.step_w > 1 && (!nchw() || v.C >= kStridedPairsChannels);
+  }
   bool groups_by_pairs() const {
     return is(DType::kBFloat16) && grouped() && groups_take_pairs(v) && narrow_groups();
   }
@@ -250,7 +256,7 @@ constexpr Rule kGatherRules[] = {
        return c.v.terms() > 0 && c.is(DType::kBFloat16) && plane_pairs_applies(c.v);
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {
-       return c.v.terms() > 0 && c.v.K > kFewFilters && c.by_pairs();
+       return c.v.terms() > 0 && c.by_pairs() && (c.v.K > kFewFilters || c.pairs_take_stride());
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kSampleProduct, [](const Case& c) {
