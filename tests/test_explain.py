@@ -99,6 +99,20 @@ def test_phases_by_way_of_an_image() -> None:
     assert words not in at(x, w, None, 2, 1)["dgrad"].blocking
 
 
+def test_phases_of_weights() -> None:
+    """What each phase reads of a filter in NCHW lies apart, unless transforms read all of it."""
+    words = "taps of the weights apart"
+    for size, stride, layout, apart in (
+        (4, 2, torch.contiguous_format, True),
+        (4, 2, torch.channels_last, False),
+        (4, 1, torch.contiguous_format, False),
+        (3, 2, torch.contiguous_format, False),
+    ):
+        x, w = operands(2, 64, 28, 28, 64, size)
+        found = at(x.to(memory_format=layout), w.to(memory_format=layout), None, stride, 1)
+        assert (words in found["dgrad"].blocking) == apart
+
+
 def test_few_filters_of_a_stride() -> None:
     """Bands along pixels would take the phases apart. Of a first layer that is little."""
     for channels, pairs in ((64, has_pairs()), (3, False)):

@@ -400,6 +400,15 @@ bool strides_by_image(const ConvProblem& p, const std::vector<ConvView>& views, 
          });
 }
 
+bool strides_by_taps(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {
+  const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
+  return wide && p.groups == 1 && p.weight_layout == Layout::kNCHW && views.size() > 1 &&
+         std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
+           const Algorithm algorithm = gather_algorithm(view, p.dtype, winograd);
+           return algorithm == Algorithm::kBandProduct || algorithm == Algorithm::kPixelProduct;
+         });
+}
+
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd) {
   return first_that_applies(kWgradRules, {view, dtype, winograd});
 }
