@@ -38,6 +38,7 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "1x1_planes_groups": ((2, 70, 4, 8), 68, (1, 1), {"groups": 2}),
     "pixel": ((5, 31, 1, 1), 34, (1, 1), {}),
     "winograd": ((2, 20, 11, 13), 35, (3, 3), {"padding": 1}),
+    "few_filters_s2": ((2, 26, 9, 21), 5, (3, 2), {"stride": 2, "padding": (1, 0)}),
     "winograd_d2": ((1, 24, 17, 16), 20, (3, 3), {"padding": 2, "dilation": 2}),
     "3x3_s2": ((2, 35, 13, 16), 24, (3, 3), {"padding": 1, "stride": 2}),
     "3x3_s2_wide": ((1, 17, 7, 75), 18, (3, 3), {"padding": 1, "stride": 2}),

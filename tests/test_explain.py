@@ -99,6 +99,34 @@ def test_phases_by_way_of_an_image() -> None:
     assert words not in at(x, w, None, 2, 1)["dgrad"].blocking
 
 
+def test_phases_of_weights() -> None:
+    """What each phase reads of a filter in NCHW lies apart, unless transforms read all of it."""
+    words = "taps of the weights apart"
+    for size, stride, layout, apart in (
+        (4, 2, torch.contiguous_format, True),
+        (4, 2, torch.channels_last, False),
+        (4, 1, torch.contiguous_format, False),
+        (3, 2, torch.contiguous_format, False),
+    ):
+        x, w = operands(2, 64, 28, 28, 64, size)
+        found = at(x.to(memory_format=layout), w.to(memory_format=layout), None, stride, 1)
+        assert (words in found["dgrad"].blocking) == apart
+
+
+def test_few_filters_of_a_stride() -> None:
+    """Bands along pixels would take the phases apart. Of a first layer that is little."""
+    for channels, pairs in ((64, has_pairs()), (3, False)):
+        x, w = operands(2, channels, 28, 28, 6, 3, dtype=torch.bfloat16)
+        assert ("in place" in at(x, w, None, 2, 1)["fprop"].algorithm) == pairs
+
+
+def test_weight_gradient_of_few_strided_pixels() -> None:
+    """The tiles of a stride have more products to transform back than few pixels pay for."""
+    for batch, transforms in ((2, False), (8, True)):
+        x, w = operands(batch, 64, 14, 14, 128, 3)
+        assert (at(x, w, None, 2, 1)["wgrad"].algorithm == WINOGRAD) == transforms
+
+
 def test_strides_of_wide_groups() -> None:
     """Groups of few pixels are too small for transforms, or to fill a product's tiles."""
     x, w = operands(1, 128, 14, 14, 128, 3, groups=4)

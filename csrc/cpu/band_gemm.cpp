@@ -125,6 +125,14 @@ void pack_tap_panels(const ConvView& view, int64_t c0, int64_t cn, const T* w, i
                      Wide<T>* scratch) {
   const int64_t taps = static_cast<int64_t>(view.taps.size());
   w += c0 * view.weight_c;
+  if (view.weight_k == 1) {
+    for (int64_t c = 0; c < cn; ++c, w += view.weight_c)
+      for (int64_t t = 0; t < taps; ++t) {
+        copy_wide(panels[t] + c * width, w + offsets[t], columns);
+        fill_zero(panels[t] + c * width + columns, width - columns);
+      }
+    return;
+  }
   if (view.weight_c == 1) {
     for (int64_t t = 0; t < taps; ++t) {
       pack_transposed(w + view.taps[t].weight, view.weight_k, columns, cn, panels[t], width);
@@ -141,17 +149,73 @@ void pack_tap_panels(const ConvView& view, int64_t c0, int64_t cn, const T* w, i
   }
 }
 
+// The panels of a view's weights, each wherever it belongs.
+template <typename T>
+class WeightPacker {
+ public:
+  using A = Wide<T>;
+  struct Scratch {
+    explicit Scratch(const ConvView& view)
+        : taps(static_cast<int64_t>(view.taps.size()) * kPanel<A>), panels(view.taps.size()) {}
+    Buffer<A> taps;
+    std::vector<A*> panels;  // where each tap's rows begin
+  };
+
+  WeightPacker(const ConvView& view, const T* w, A* packed)
+      : view_(view),
+        w_(w),
+        packed_(packed),
+        ranks_(tap_ranks(view)),
+        blocks_(blocks_of(ordered(view))) {
+    for (const ConvTap& tap : view.taps) offsets_.push_back(tap.weight);
+  }
+
+  // Of channels whose blocks are packed together, and the terms of one.
+  int64_t chunks() const { return ceil_div(view_.C, blocks_[0].cn); }
+  int64_t terms_at_once() const { return blocks_[0].cn * static_cast<int64_t>(view_.taps.size()); }
+
+  void pack(int64_t g, int64_t chunk, int64_t panel, Scratch& scratch) const {
+    const auto taps = static_cast<int64_t>(view_.taps.size());
+    const int64_t filter = panel * kPanel<A>, c0 = chunk * blocks_[0].cn;
+    const int64_t padded_k = round_up(view_.K, kLanes<A>);
+    const int64_t width = std::min(kPanel<A>, padded_k - filter);
+    const int64_t cn = std::min(blocks_[0].cn, view_.C - c0);
+    A* block_panel = packed_ + (g * view_.C + c0) * taps * padded_k;
+    for (const ReductionBlock& block : blocks_) {
+      if (block.c0 != c0) continue;
+      for (int64_t t = 0; t < taps; ++t)
+        if (ranks_[t] >= block.t0 && ranks_[t] < block.t0 + block.tn)
+          scratch.panels[t] =
+              block_panel + filter * block.size() + (ranks_[t] - block.t0) * cn * width;
+      block_panel += block.size() * padded_k;
+    }
+    pack_tap_panels(view_, c0, cn, w_ + g * view_.weight_group + filter * view_.weight_k,
+                    std::min(kPanel<A>, view_.K - filter), width, offsets_.data(),
+                    scratch.panels.data(), scratch.taps.get());
+  }
+
+ private:
+  const ConvView& view_;
+  const T* w_;
+  A* packed_;
+  const std::vector<int64_t> ranks_;
+  const std::vector<ReductionBlock> blocks_;
+  std::vector<int64_t> offsets_;
+};
+
 template <typename T>
 class BandGemm {
  public:
   using A = Wide<T>;
   static constexpr int64_t kL = kLanes<A>;
 
-  BandGemm(const ConvView& view, const T* src, const A* weights, const T* bias,
-           const Epilogue<T>& epilogue)
+  // packer: of the weights, or null where they are packed.
+  BandGemm(const ConvView& view, const T* src, const A* weights, const WeightPacker<T>* packer,
+           const T* bias, const Epilogue<T>& epilogue)
       : view_(ordered(view)),
         src_(src),
         weights_(weights),
+        packer_(packer),
         epilogue_(epilogue),
         blocks_(blocks_of(view_)),
         cuts_(view_, blocks_[0].cn, sizeof(A)),
@@ -178,7 +242,11 @@ class BandGemm {
     pieces_ = std::min(pieces_, panels_);
   }
 
-  void run(const Parallel& pool) {
+  // Whether a panel meets one band only. Its task then packs it too: to read what another core has
+  // written takes several times as long.
+  bool tasks_pack() const { return view_.N * band_.bands == 1; }
+
+  void run(const Parallel& pool) const {
     const int64_t tasks = view_.N * view_.groups * band_.bands * pieces_;
     const WorkSplit split(tasks, static_cast<double>(band_.band * view_.J) *
                                      static_cast<double>(ceil_div(view_.K, pieces_)) *
@@ -188,7 +256,10 @@ class BandGemm {
     Buffer<A> scratch(split.slots * (band_size + sums_size));
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
       A* band = scratch.get() + slot * (band_size + sums_size);
-      for (int64_t task = begin; task < end; ++task) run_task(task, band, band + band_size);
+      for (int64_t task = begin; task < end; ++task) {
+        if (packer_ != nullptr && tasks_pack()) pack_weights(task);
+        run_task(task, band, band + band_size);
+      }
     });
   }
 
@@ -237,6 +308,14 @@ class BandGemm {
     const T* line_ = nullptr;
     int64_t channels_ = 0, length_ = 0, left_ = 0, step_ = 0, each_ = 0;
   };
+
+  void pack_weights(int64_t task) const {
+    const int64_t piece = task % pieces_, g = task / pieces_ / band_.bands % view_.groups;
+    typename WeightPacker<T>::Scratch scratch(view_);
+    for (int64_t chunk = 0; chunk < packer_->chunks(); ++chunk)
+      for (int64_t p = piece * panels_ / pieces_; p < (piece + 1) * panels_ / pieces_; ++p)
+        packer_->pack(g, chunk, p, scratch);
+  }
 
   void run_task(int64_t task, A* source, A* sums) const {
     const int64_t piece = task % pieces_, b = task / pieces_ % band_.bands;
@@ -386,6 +465,7 @@ class BandGemm {
   const ConvView view_;
   const T* src_;
   const A* weights_;
+  const WeightPacker<T>* packer_;
   const Epilogue<T>& epilogue_;
   const std::vector<ReductionBlock> blocks_;
   const BandCuts cuts_;
@@ -412,47 +492,27 @@ int64_t band_gemm_weights_size(const ConvView& view) {
 template <typename T>
 void band_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
                             const Parallel& pool) {
-  using A = Wide<T>;
-  const std::vector<int64_t> ranks = tap_ranks(view);
-  const std::vector<ReductionBlock> blocks = blocks_of(ordered(view));
-  const int64_t taps = static_cast<int64_t>(view.taps.size());
-  const int64_t unit = blocks[0].cn, chunks = ceil_div(view.C, unit);
-  const int64_t panels = ceil_div(view.K, kPanel<A>), padded_k = round_up(view.K, kLanes<A>);
-  const WorkSplit split(view.groups * chunks * panels,
-                        4.0 * static_cast<double>(unit * taps * kPanel<A>));
-  Buffer<A> scratch(split.slots * taps * kPanel<A>);
-  std::vector<A*> panel_rows(static_cast<size_t>(split.slots * taps));
-  std::vector<int64_t> offsets;
-  for (const ConvTap& tap : view.taps) offsets.push_back(tap.weight);
-  split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
-    A** to = panel_rows.data() + slot * taps;
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t panel = item % panels, chunk = item / panels % chunks;
-      const int64_t g = item / panels / chunks;
-      const int64_t filter = panel * kPanel<A>, c0 = chunk * unit;
-      const int64_t width = std::min(kPanel<A>, padded_k - filter);
-      const int64_t cn = std::min(unit, view.C - c0);
-      A* block_panel = packed + (g * view.C + c0) * taps * padded_k;
-      for (const ReductionBlock& block : blocks) {
-        if (block.c0 != c0) continue;
-        for (int64_t t = 0; t < taps; ++t)
-          if (ranks[t] >= block.t0 && ranks[t] < block.t0 + block.tn)
-            to[t] = block_panel + filter * block.size() + (ranks[t] - block.t0) * cn * width;
-        block_panel += block.size() * padded_k;
-      }
-      pack_tap_panels(view, c0, cn, w + g * view.weight_group + filter * view.weight_k,
-                      std::min(kPanel<A>, view.K - filter), width, offsets.data(), to,
-                      scratch.get() + slot * taps * kPanel<A>);
-    }
+  const WeightPacker<T> packer(view, w, packed);
+  const int64_t panels = ceil_div(view.K, kPanel<Wide<T>>);
+  const WorkSplit split(view.groups * packer.chunks() * panels,
+                        4.0 * static_cast<double>(packer.terms_at_once() * kPanel<Wide<T>>));
+  parallel_for_with_scratch(pool, 0, split.slots, 1, [&](int64_t first, int64_t last) {
+    typename WeightPacker<T>::Scratch scratch(view);
+    for (int64_t item = split.begin(first); item < split.begin(last); ++item)
+      packer.pack(item / panels / packer.chunks(), item / panels % packer.chunks(), item % panels,
+                  scratch);
   });
 }
 
 template <typename T>
 void band_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed, const T* bias,
                const Epilogue<T>& epilogue, const Parallel& pool) {
-  Buffer<Wide<T>> own(packed != nullptr ? 0 : band_gemm_weights_size<T>(view));
-  if (packed == nullptr) band_gemm_pack_weights(view, w, own.get(), pool);
-  BandGemm<T>(view, src, packed != nullptr ? packed : own.get(), bias, epilogue).run(pool);
+  if (packed != nullptr) return BandGemm<T>(view, src, packed, nullptr, bias, epilogue).run(pool);
+  Buffer<Wide<T>> own(band_gemm_weights_size<T>(view));
+  const WeightPacker<T> packer(view, w, own.get());
+  const BandGemm<T> gemm(view, src, own.get(), &packer, bias, epilogue);
+  if (!gemm.tasks_pack()) band_gemm_pack_weights(view, w, own.get(), pool);
+  gemm.run(pool);
 }
 
 #define TORCHCONV_INSTANTIATE(T)                                                              \

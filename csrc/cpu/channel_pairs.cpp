@@ -66,6 +66,11 @@ void copy_pairs(const BFloat16* src, int64_t step, int64_t count, int64_t channe
                 int64_t pixel) {
   using Halves = Vec<uint16_t>;
   const int64_t pairs = ceil_div(channels, int64_t{2});
+  if (channels <= Halves::kLanes) {
+    for (int64_t p = 0; p < count; ++p, src += step, to += pixel)
+      Halves::store_partial(to, Halves::load_partial(src, channels), 2 * pairs);
+    return;
+  }
   for (int64_t p = 0; p < count; ++p, src += step, to += pixel) {
     if (channels % 2 == 0) {
       copy_wide(to, reinterpret_cast<const float*>(src), pairs);

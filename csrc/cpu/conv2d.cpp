@@ -396,20 +396,27 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
   }
   if (covers_all && p.N > 0 && strides_by_groups(p, views))
     return group_dgrad(p, views, dz, w, dx, pool);
-  const auto gather_views = [&](const std::vector<ConvView>& phases, const Epilogue<T>& to) {
-    for (const ConvView& view : phases)
-      if (!is_empty(view))
-        gather<T>(view, gather_algorithm(view, kDType<T>, winograd), dz, w, nullptr, nullptr, to,
-                  pool);
+  const auto gather_phase = [&](const ConvView& view, const T* weights, const Epilogue<T>& to) {
+    if (!is_empty(view))
+      gather<T>(view, gather_algorithm(view, kDType<T>, winograd), dz, weights, nullptr, nullptr,
+                to, pool);
   };
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (covers_all && p.N > 0 && strides_by_image(p, views, winograd)) {
       const PhaseImage image(p);
-      gather_views(image.phases(views), {image.data(), nullptr, Activation::kNone});
+      const Epilogue<T> to{image.data(), nullptr, Activation::kNone};
+      for (const ConvView& view : image.phases(views)) gather_phase(view, w, to);
       return image.store(dx, pool);
     }
   }
-  gather_views(views, epilogue);
+  if constexpr (std::is_same_v<T, Wide<T>>) {
+    if (strides_by_taps(p, views, winograd)) {
+      const PhaseWeights<T> taps(p, w, pool);
+      for (const ConvView& view : views) gather_phase(taps.phase(view), taps.data(), epilogue);
+      return;
+    }
+  }
+  for (const ConvView& view : views) gather_phase(view, w, epilogue);
 }
 
 template <typename T>

@@ -60,6 +60,8 @@ constexpr int64_t kWinogradWgradChannels = 16, kWinogradWgradProduct = 256;
 constexpr int64_t kWinogradWgradGroupPixels = 64;
 constexpr int64_t kStridedWgradProduct = 512, kStridedWgradProductDouble = 2048,
                   kStridedWgradProductGroup = 4096;
+// A stride's tiles have 81 products to transform back, which few pixels of a batch do not pay for.
+constexpr int64_t kStridedWgradPixels = 128;
 // A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
 constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWork = 25000;
 // But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
@@ -70,6 +72,8 @@ constexpr int64_t kNarrow = 8;
 // So would filters that fill at most half a vector: vectors then run along pixels in either layout,
 // where as many taps share the transposed source.
 constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
+// Channels of an NCHW image whose rearrangement in pairs for so few filters a stride repays.
+constexpr int64_t kStridedPairsChannels = 16;
 // Filters so few that the lanes of the inner products are summed for less than the lanes that
 // filters would leave empty, and the part of the inner products' lanes that must hold a term.
 constexpr int64_t kInnerFiltersMost = 8;
@@ -120,6 +124,10 @@ struct Case {
   }
   // Twice the multiplications of float.
   bool by_pairs() const { return is(DType::kBFloat16) && direct_gemm_by_pairs(v); }
+  // Bands along pixels would take the phases apart for few filters.
+  bool pairs_take_stride() const {
+    return v.step_w > 1 && (!nchw() || v.C >= kStridedPairsChannels);
+  }
   bool groups_by_pairs() const {
     return is(DType::kBFloat16) && grouped() && groups_take_pairs(v) && narrow_groups();
   }
@@ -197,7 +205,8 @@ struct Case {
       if (v.step_h == 1)
         return v.C * v.K >= kWinogradWgradProduct &&
                (!grouped() || v.N * v.pixels() >= kWinogradWgradGroupPixels);
-      return v.C * v.K >= (grouped()             ? kStridedWgradProductGroup
+      return v.N * v.pixels() >= kStridedWgradPixels &&
+             v.C * v.K >= (grouped()             ? kStridedWgradProductGroup
                            : is(DType::kFloat64) ? kStridedWgradProductDouble
                                                  : kStridedWgradProduct);
     }
@@ -247,7 +256,7 @@ constexpr Rule kGatherRules[] = {
        return c.v.terms() > 0 && c.is(DType::kBFloat16) && plane_pairs_applies(c.v);
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {
-       return c.v.terms() > 0 && c.v.K > kFewFilters && c.by_pairs();
+       return c.v.terms() > 0 && c.by_pairs() && (c.v.K > kFewFilters || c.pairs_take_stride());
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kSampleProduct, [](const Case& c) {
@@ -388,6 +397,15 @@ bool strides_by_image(const ConvProblem& p, const std::vector<ConvView>& views, 
   return p.dtype == DType::kBFloat16 && p.layout == Layout::kNCHW && views.size() > 1 &&
          std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
            return gather_algorithm(view, p.dtype, winograd) == Algorithm::kDirectProduct;
+         });
+}
+
+bool strides_by_taps(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {
+  const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
+  return wide && p.groups == 1 && p.weight_layout == Layout::kNCHW && views.size() > 1 &&
+         std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
+           const Algorithm algorithm = gather_algorithm(view, p.dtype, winograd);
+           return algorithm == Algorithm::kBandProduct || algorithm == Algorithm::kPixelProduct;
          });
 }
 

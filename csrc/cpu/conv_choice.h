@@ -57,6 +57,8 @@ bool dgrad_at_once(const ConvProblem& p, ConvAlgorithm* algorithm);
 // Whether dgrad of a stride in bfloat16 goes by way of a channels_last image, see phase_image.h.
 // The views cover dx.
 bool strides_by_image(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd);
+// Whether its views, of an image in NCHW, read weights whose taps were taken apart, see there too.
+bool strides_by_taps(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd);
 
 // As gather_algorithm for the weight gradient; view is fprop's and has terms.
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd);

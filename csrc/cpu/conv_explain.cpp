@@ -352,10 +352,11 @@ std::string conv2d_explain(const ConvProblem& problem) {
     double operations = 0;
     for (const ConvView& v : views)
       operations += gather_operations(v, gather_algorithm(v, p.dtype, winograd));
-    const char* const image = covers_all && strides_by_image(q, views, winograd)
-                                  ? "by way of a channels_last image: "
-                                  : "";
-    std::string blocking = words(folds_dx) + (image + gather_blocking(largest, p.dtype, dgrad));
+    const char* const way = covers_all && strides_by_image(q, views, winograd)
+                                ? "by way of a channels_last image: "
+                            : strides_by_taps(q, views, winograd) ? "taps of the weights apart: "
+                                                                  : "";
+    std::string blocking = words(folds_dx) + (way + gather_blocking(largest, p.dtype, dgrad));
     if (views.size() > 1)
       blocking = std::to_string(views.size()) + " phases of the stride; the largest: " + blocking;
     lines += covers_all && strides_by_winograd(q, StridedPass::kDgrad, winograd)

@@ -416,9 +416,10 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
   const bool always_along = direct_gemm_packs_along<T>(view);
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (takes_row_pairs(view)) {
-      const ConvView rows = row_view(view), pairs = pair_view(rows);
+      const ConvView image = row_image(view), rows = row_view(image), pairs = pair_view(rows);
       const DirectPlan plan(pairs, sizeof(A), false, 0);
-      return DirectGemm<T, true>(pairs, rows.C, plan, src, weights(false), w, bias, epilogue, &view)
+      return DirectGemm<T, true>(pairs, rows.C, plan, src, weights(false), w, bias, epilogue,
+                                 &image)
           .run(pool);
     }
     if (takes_pairs(view)) {

@@ -138,7 +138,7 @@ template <typename T>
 int64_t direct_gemm_weights_size(const ConvView& view) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (takes_row_pairs(view))
-      return pair_view(row_view(view)).terms() * padded_filters<Wide<T>>(view);
+      return pair_view(row_view(row_image(view))).terms() * padded_filters<Wide<T>>(view);
   }
   const bool pairs = std::is_same_v<T, BFloat16> && takes_pairs(view);
   const int64_t terms = pairs ? pair_view(view).terms() : view.terms();
@@ -412,9 +412,10 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
                               const Parallel& pool) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (takes_row_pairs(view)) {
+      const ConvView image = row_image(view);
       const Buffer<BFloat16> rows(view.K * view.terms());
-      pack_row_weights(view, w, rows.get());
-      return pack_pairs(row_view(view), rows.get(), packed, pool);
+      pack_row_weights(image, w, rows.get());
+      return pack_pairs(row_view(image), rows.get(), packed, pool);
     }
     if (takes_pairs(view)) return pack_pairs(view, w, packed, pool);
   }

@@ -67,8 +67,12 @@ void zip_long_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to, in
 }
 TORCHCONV_INLINE void zip_run(const BFloat16* p, const BFloat16* q, int64_t n, float* to,
                               int64_t written) {
-  if (n != kL || p == nullptr || q == nullptr) return zip_long_run(p, q, n, to, written);
-  Bits::store(to, zip_pairs(p, kL, q, kL));
+  if (p == nullptr || q == nullptr || written > 2 * kL) return zip_long_run(p, q, n, to, written);
+  // Pixels of few channels, which come one by one.
+  const int64_t first = std::min(kL, n);
+  Bits::store_partial(to, zip_pairs(p, first, q, first), std::min(kL, written));
+  if (written > kL)
+    Bits::store_partial(to + kL, zip_pairs(p + kL, n - kL, q + kL, n - kL), written - kL);
 }
 
 class PairWgrad {
@@ -248,9 +252,9 @@ class PairWgrad {
                   // Of position 0, which may not exist.
                   const int64_t at = h * s.row + w * s.column, next = view_.step_w * s.column;
                   const int64_t n = channels.size();
+                  const Range both{std::max(lo.begin, hi.begin), std::min(lo.end, hi.end)};
                   if (channels_inner_ && step == 1 && band.pixel == n && s.column == n) {
                     // The channels of all positions are one run.
-                    const Range both{std::max(lo.begin, hi.begin), std::min(lo.end, hi.end)};
                     const auto run = [&](int64_t first, int64_t last, bool low, bool high) {
                       if (first >= last) return;
                       const BFloat16* from = src + at + first * n;
@@ -268,12 +272,21 @@ class PairWgrad {
                     run(hi.end, lo.end, true, false);
                     run(lo.end, count, false, false);
                   } else if (channels_inner_) {
-                    for (int64_t i = 0; i < count; ++i, row += band.pixel) {
-                      const int64_t pixel = at + i * step * s.column;
-                      zip_run(i >= lo.begin && i < lo.end ? src + pixel : nullptr,
-                              i >= hi.begin && i < hi.end ? src + pixel + next : nullptr,
-                              channels.size(), row, channels.size());
+                    const BFloat16* from = src + at;
+                    const int64_t pixel = step * s.column;
+                    const auto edge = [&](int64_t i) {
+                      zip_run(i >= lo.begin && i < lo.end ? from + i * pixel : nullptr,
+                              i >= hi.begin && i < hi.end ? from + i * pixel + next : nullptr, n,
+                              row + i * band.pixel, n);
+                    };
+                    int64_t i = 0;
+                    for (; i < std::min(both.begin, count); ++i) edge(i);
+                    if (n <= kL) {
+                      const BFloat16* p = from + i * pixel;
+                      for (; i < both.end; ++i, p += pixel)
+                        Bits::store_partial(row + i * band.pixel, zip_pairs(p, n, p + next, n), n);
                     }
+                    for (; i < count; ++i) edge(i);
                   } else {
                     fill_rows(src, channels.size(), at, step, count, lo, hi, row, plane);
                   }

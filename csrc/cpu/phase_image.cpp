@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/conv_pack.h"
 #include "cpu/parallel_range.h"
 #include "cpu/plane_store.h"
 
@@ -42,5 +43,27 @@ void PhaseImage::store(BFloat16* dx, const Parallel& pool) const {
     }
   });
 }
+
+template <typename T>
+PhaseWeights<T>::PhaseWeights(const ConvProblem& p, const T* w, const Parallel& pool)
+    : p_(p), weights_(p.K * p.C * p.R * p.S) {
+  const int64_t taps = p.R * p.S;
+  const WorkSplit split(p.K, kPackingOperations * static_cast<double>(p.C * taps));
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t k = begin; k < end; ++k)
+      pack_transposed(w + k * p.C * taps, taps, p.C, taps, weights_.get() + k * p.C, p.K * p.C);
+  });
+}
+
+template <typename T>
+ConvView PhaseWeights<T>::phase(ConvView view) const {
+  view.weight_k = 1;
+  view.weight_c = p_.C;
+  for (ConvTap& tap : view.taps) tap.weight *= p_.K * p_.C;
+  return view;
+}
+
+template class PhaseWeights<float>;
+template class PhaseWeights<double>;
 
 }  // namespace torchconv::cpu

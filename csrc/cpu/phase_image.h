@@ -1,6 +1,9 @@
-// dgrad of a stride in bfloat16 where pixels are neighbours in memory: a phase owns every other
-// pixel of a plane, which its product could only write one by one. So the phases write a
-// channels_last image in scratch, and that is transposed to dx.
+// What the phases of a stride's dgrad share where pixels are neighbours in memory.
+//
+// In bfloat16 the image that they write: a phase owns every other pixel of a plane, which its
+// product could only write one by one. So the phases write a channels_last image in scratch, and
+// that is transposed to dx. In float and double the weights: a phase picks every other tap of a
+// filter, and could only read them one by one. So the taps are taken apart once, for all phases.
 #pragma once
 
 #include <vector>
@@ -26,6 +29,21 @@ class PhaseImage {
   const ConvProblem& p_;
   int64_t pixel_;           // elements of a pixel, whole vectors
   Buffer<BFloat16> image_;  // [n][pixel][pixel_]
+};
+
+// The weights of one group as [tap][k][c]. Instantiated for float and double.
+template <typename T>
+class PhaseWeights {
+ public:
+  PhaseWeights(const ConvProblem& p, const T* w, const Parallel& pool);
+
+  // dgrad's view of the problem, with these weights.
+  ConvView phase(ConvView view) const;
+  const T* data() const { return weights_.get(); }
+
+ private:
+  const ConvProblem& p_;
+  Buffer<T> weights_;
 };
 
 }  // namespace torchconv::cpu

@@ -135,12 +135,20 @@ void fill_patches(const ConvView& image, const ChannelBand& band, const BFloat16
 
 }  // namespace
 
-bool takes_row_pairs(const ConvView& view) {
-  if (!takes_pairs(view) || view.groups != 1 || view.C % 2 == 0 || view.C > kMostChannels ||
-      view.terms() == 0 || view.terms() > kMostTerms)
+ConvView row_image(const ConvView& view) {
+  ConvView image = view;
+  std::sort(image.taps.begin(), image.taps.end(),
+            [](const ConvTap& a, const ConvTap& b) { return a.h != b.h ? a.h < b.h : a.w < b.w; });
+  return image;
+}
+
+bool takes_row_pairs(const ConvView& any) {
+  if (!takes_pairs(any) || any.groups != 1 || any.C % 2 == 0 || any.C > kMostChannels ||
+      any.terms() == 0 || any.terms() > kMostTerms)
     return false;
   // Channels or pixels are neighbours in memory.
-  if (view.src.c == 1 ? view.src.column != view.C : view.src.column != 1) return false;
+  if (any.src.c == 1 ? any.src.column != any.C : any.src.column != 1) return false;
+  const ConvView view = row_image(any);
   const auto taps = static_cast<int64_t>(view.taps.size());
   const int64_t S = row_taps(view);
   if (S < 2 || taps % S != 0) return false;

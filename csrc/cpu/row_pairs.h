@@ -17,9 +17,13 @@ namespace torchconv::cpu {
 // Whether the products of a bfloat16 view are those. Its taps are whole rows of neighbours.
 bool takes_row_pairs(const ConvView& view);
 
+// The view with its taps in the order of the pixels they read, which dgrad's are against. The
+// functions below take it.
+ConvView row_image(const ConvView& view);
+
 // The view of runs, and the weights in its order.
-ConvView row_view(const ConvView& view);
-void pack_row_weights(const ConvView& view, const BFloat16* w, BFloat16* rows);
+ConvView row_view(const ConvView& image);
+void pack_row_weights(const ConvView& image, const BFloat16* w, BFloat16* rows);
 
 // As fill_pairs of channel_pairs.h, of the runs of an image (takes_row_pairs). view: pairs of its
 // row_view.

@@ -68,6 +68,9 @@ constexpr int64_t kFewestTiles = 6, kMostTiles = 32, kManyBlocks = 8;
 constexpr int64_t kFiltersAtOnce = 64;
 // With at most so many tiles and at least so many weights in a tap, tasks own filters.
 constexpr int64_t kFewTiles = 64, kManyWeights = 256 * 256;
+// U up to this size is transformed by every thread for itself where there are at most so many
+// blocks of tiles: to read what another core has written takes several times as long.
+constexpr int64_t kOwnU = (4 << 20) / sizeof(float), kBlocksOfOwnU = 2;
 
 // The taps along an axis of a kernel that folds, for each phase of a unit; `step` apart in memory.
 // dgrad: the window of a unit ends at the last dz that touches it.
@@ -215,13 +218,12 @@ class Driver {
   int64_t panels_at_once() const { return std::max<int64_t>(1, kFiltersAtOnce / kFilters); }
 
   void by_tiles(const Parallel& pool) {
-    Buffer<float> transformed(u_ == nullptr ? plan_.panels * weights_.panel : 0);
-    const float* u = u_;
-    if (u == nullptr) {
-      transform_all_weights(plan_, w_, transformed.get(), pool);
-      u = transformed.get();
-    }
     const int64_t tiles = plan_.tiles(), blocks = tile_blocks();
+    const int64_t u_size = plan_.panels * weights_.panel;
+    const bool own = u_ == nullptr && blocks <= kBlocksOfOwnU && u_size <= kOwnU;
+    const bool shared = u_ == nullptr && !own;
+    Buffer<float> shared_u(shared ? u_size : 0);
+    if (shared) transform_all_weights(plan_, w_, shared_u.get(), pool);
     const int64_t slots = ceil_div(tiles, blocks);
     const SourceLayout layout(plan_, slots);
     const ProductLayout products(plan_.shape(), slots);
@@ -231,6 +233,13 @@ class Driver {
     const int64_t grain = work_grain(multiplications(slots, plan_.panels));
     parallel_for_with_scratch(pool, 0, blocks, grain, [&](int64_t begin, int64_t end) {
       Buffer<float> v(layout.size(plan_)), m(chunk * products.panel), scratch(scratch_size);
+      Buffer<float> own_u(own ? u_size : 0);
+      for (int64_t i = 0; own && i < plan_.panels * plan_.blocks; ++i) {
+        const int64_t panel = i / plan_.blocks, c = i % plan_.blocks;
+        transform_panel(plan_, w_, panel, c,
+                        own_u.get() + panel * weights_.panel + c * weights_.block, false);
+      }
+      const float* const u = own ? own_u.get() : shared ? shared_u.get() : u_;
       SourcePrefetch ahead;
       for (int64_t b = begin; b < end; ++b) {
         // They differ by one tile at most.
