@@ -16,6 +16,7 @@
 #include "cpu/conv_wgrad.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_columns.h"
+#include "cpu/depthwise_phases.h"
 #include "cpu/depthwise_planes.h"
 #include "cpu/depthwise_winograd.h"
 #include "cpu/direct_gemm.h"
@@ -382,6 +383,7 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
   if (dgrad_at_once(p, &at_once)) {
     if (at_once == ConvAlgorithm::kDepthwisePlanes)
       return depthwise_planes_spread(p, dz, w, dx, pool);
+    if (at_once == ConvAlgorithm::kBandAlongPixels) return depthwise_phases(p, dz, w, dx, pool);
     return depthwise_columns_spread(p, dz, w, dx, pool);
   }
   bool covers_all = false;

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "cpu/channel_pairs.h"
+#include "cpu/unroll.h"
 
 namespace torchconv::cpu {
 
@@ -16,24 +17,61 @@ constexpr int64_t most_elements(int64_t element_size) { return (512 << 10) / ele
 // image.
 constexpr int64_t kPieceFilters = 8, kPieceColumns = 128;
 
-// even[i] = src[first + 2*i] and odd[i] = src[first + 2*i + 1], zero outside [0, W), for i < width.
-// Whole vectors are stored: write rows in ascending order.
-template <typename T>
-TORCHCONV_INLINE void split_padded_row(Wide<T>* even, Wide<T>* odd, const T* src, int64_t first,
-                                       int64_t W, int64_t width) {
+// Columns of larger steps are taken one by one.
+constexpr int64_t kMostStep = 4;
+
+// Rows of an image into the rows of the planes of a step's phases.
+struct SplitRows {
+  int64_t rows, src_row, row, plane, phases;
+  int64_t first, W, width;
+  int64_t ahead;  // elements that follow each at this distance are fetched
+};
+
+// to[phase*plane + i] = src[first + kStep*i + phase], zero outside [0, W), for i < width. Whole
+// vectors are stored, up to a vector past the last row's end.
+template <typename T, int kStep>
+void split_padded_rows(const SplitRows& s, const T* src, Wide<T>* to) {
   using V = WideVec<T>;
+  using Type = typename V::Type;
   constexpr int64_t kL = V::kLanes;
-  constexpr auto kAll = std::make_integer_sequence<int, V::kLanes>();
-  const auto load = [&](int64_t column) {
-    const int64_t begin = std::min(std::max(-column, int64_t{0}), kL);
-    const int64_t end = std::max(std::min(W - column, kL), begin);
-    return begin == 0 && end == kL ? V::load(src + column) : load_lanes(src + column, begin, end);
-  };
-  for (int64_t i = 0; i < width; i += kL) {
-    const auto low = load(first + 2 * i), high = load(first + 2 * i + kL);
-    V::Registers::store(even + i, alternate_lanes<0>(low, high, kAll));
-    V::Registers::store(odd + i, alternate_lanes<1>(low, high, kAll));
+  for (int64_t i = 0; i < s.width; i += kL) {
+    // What follows the last vector of a row is the next row's, which is there already but for the
+    // first vector.
+    const int64_t stored = i == 0 ? kL : std::min(kL, s.width - i);
+    int64_t column[kStep], begin[kStep], end[kStep];
+    unroll<kStep>([&](auto part) TORCHCONV_INLINE_LAMBDA {
+      column[part] = s.first + kStep * i + part * kL;
+      begin[part] = std::min(std::max(-column[part], int64_t{0}), kL);
+      end[part] = std::max(std::min(s.W - column[part], kL), begin[part]);
+    });
+    const T* from = src;
+    Wide<T>* row = to + i;
+    for (int64_t y = 0; y < s.rows; ++y, from += s.src_row, row += s.row) {
+      Type v[kStep];
+      unroll<kStep>([&](auto part) TORCHCONV_INLINE_LAMBDA {
+        const T* p = from + column[part];
+        __builtin_prefetch(p + s.ahead);
+        v[part] =
+            end[part] - begin[part] == kL ? V::load(p) : load_lanes(p, begin[part], end[part]);
+      });
+      unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
+        if (phase >= s.phases) return;
+        const Type lanes = collect_lanes<PhaseLanes<kStep, phase, V::kLanes>, V::kLanes>(v);
+        if (stored == kL)
+          V::Registers::store(row + phase * s.plane, lanes);
+        else
+          V::Registers::store_partial(row + phase * s.plane, lanes, stored);
+      });
+    }
   }
+}
+
+template <typename T>
+void split_padded_rows(int64_t step, const SplitRows& s, const T* src, Wide<T>* to) {
+  if (step == 1) return split_padded_rows<T, 1>(s, src, to);
+  if (step == 2) return split_padded_rows<T, 2>(s, src, to);
+  if (step == 3) return split_padded_rows<T, 3>(s, src, to);
+  split_padded_rows<T, kMostStep>(s, src, to);
 }
 
 // to[l] = from[sources[l]] for the n lanes of a vector, where the sources ascend within one.
@@ -187,6 +225,25 @@ void ConvBand::fill_transposed(const ConvView& view, const T* src, int64_t i0,
 }
 
 template <typename T>
+void ConvBand::fill_split(const ConvView& view, const T* src, int64_t i0, Wide<T>* scratch) const {
+  for (int64_t c = 0; c < view.C; ++c, src += view.src.c)
+    for (int64_t phase = 0; phase < phases_h_; ++phase, scratch += phases_w_ * plane_) {
+      const int64_t h = i0 * view.step_h + first_h_ + phase;
+      const Range inside = valid_range(rows_, view.step_h, h, view.H);
+      if (!inside.empty())
+        split_padded_rows<T>(view.step_w,
+                             {inside.size(), view.step_h * view.src.row, width, plane_, phases_w_,
+                              first_column_[0], view.W, width, next_band_},
+                             src + (h + inside.begin * view.step_h) * view.src.row,
+                             scratch + inside.begin * width);
+      for (int64_t p = 0; p < phases_w_; ++p) {
+        fill_zero(scratch + p * plane_, inside.begin * width);
+        fill_zero(scratch + p * plane_ + inside.end * width, plane_ - inside.end * width);
+      }
+    }
+}
+
+template <typename T>
 void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i0,
                     Wide<T>* scratch) const {
   const int64_t first_lane = block * lanes;  // along channels
@@ -204,6 +261,10 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
     fill_transposed(view, src, i0, scratch);
     return;
   }
+  if (pixels && view.src.column == 1 && step <= kMostStep) {
+    fill_split(view, src, i0, scratch);
+    return;
+  }
   for (int64_t c = 0; c < view.C; ++c, src += view.src.c) {
     // Rows in the order of memory, which is what the hardware prefetches.
     for (int64_t row = 0; row < rows_; ++row) {
@@ -211,11 +272,6 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
         const int64_t h = (i0 + row) * view.step_h + first_h_ + phase_h;
         Wide<T>* dst =
             scratch + (c * phases_h_ + phase_h) * phases_w_ * plane_ + row * width * lanes;
-        if (pixels && step == 2 && phases_w_ == 2 && h >= 0 && h < view.H) {
-          split_padded_row(dst, dst + plane_, src + h * view.src.row, first_column_[0], view.W,
-                           width);
-          continue;
-        }
         for (int64_t phase_w = 0; phase_w < phases_w_; ++phase_w, dst += plane_) {
           const Range range = h < 0 || h >= view.H ? Range{0, 0} : ranges_[phase_w];
           if (range.begin >= range.end) {
@@ -224,11 +280,6 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
           }
           const T* from = src + h * view.src.row + first_column_[phase_w];
           if (pixels) {
-            // Planes are often shorter than a page, at whose end the hardware prefetcher stops.
-            if (phase_w == 0 && step == 1)
-              for (int64_t i = range.begin; i < range.end;
-                   i += 64 / static_cast<int64_t>(sizeof(T)))
-                __builtin_prefetch(from + next_band_ + i);
             copy_padded_row(dst, from, step, range.begin, range.end, width);
             continue;
           }

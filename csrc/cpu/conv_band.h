@@ -75,6 +75,9 @@ struct ConvBand {
   // Along pixels, from channels that are neighbours in memory.
   template <typename T>
   void fill_transposed(const ConvView& view, const T* src, int64_t i0, Wide<T>* scratch) const;
+  // Along pixels that are neighbours, of a small step.
+  template <typename T>
+  void fill_split(const ConvView& view, const T* src, int64_t i0, Wide<T>* scratch) const;
   template <typename T>
   void clear_slack(Wide<T>* scratch) const;
 

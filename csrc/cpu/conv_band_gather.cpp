@@ -215,7 +215,23 @@ class BandGather {
                   term == 0 ? vectors + terms_ * kL : nullptr, std::min(kDepth, terms_ - term), kL,
                   ceil_div(band_.positions(rows, view_.J), kL), kL, kL, 1});
     for (int64_t i = 0; i < rows; ++i)
-      epilogue_.store(out + i * band_.width, view_.J, dst + i * view_.dst.row, view_.dst.column);
+      store_row(out + i * band_.width, view_.J, dst + i * view_.dst.row, view_.dst.column);
+  }
+
+  // A row that has only to be clamped and rounded needs no call, which costs as much as it does.
+  void store_row(A* row, int64_t n, int64_t dst, int64_t stride) const {
+    using V = WideVec<T>;
+    if (stride != 1 || !epilogue_.activates_only() || !epilogue_.clamps_at_most())
+      return epilogue_.store(row, n, dst, stride);
+    T* to = epilogue_.y + dst;
+    for (int64_t i = 0; i < n; i += kL) {
+      auto v = V::Registers::load(row + i);
+      if (epilogue_.clamps()) v = clamped(v, V::broadcast(epilogue_.most()));
+      if (n - i >= kL)
+        V::store(to + i, v);
+      else
+        V::store_partial(to + i, v, n - i);
+    }
   }
 
   void run_channels(const A* source, int64_t channel, int64_t rows, int64_t dst, A* out) const {

@@ -9,6 +9,7 @@
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_columns.h"
+#include "cpu/depthwise_phases.h"
 #include "cpu/depthwise_planes.h"
 #include "cpu/depthwise_winograd.h"
 #include "cpu/direct_gemm.h"
@@ -379,9 +380,12 @@ bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) 
 }
 
 bool dgrad_at_once(const ConvProblem& p, ConvAlgorithm* algorithm) {
-  *algorithm =
-      p.layout == Layout::kNCHW ? Algorithm::kDepthwisePlanes : Algorithm::kDepthwiseColumns;
-  if (p.layout == Layout::kNCHW) return depthwise_planes_spread_applies(p);
+  if (p.layout == Layout::kNCHW) {
+    const bool spreads = depthwise_planes_spread_applies(p);
+    *algorithm = spreads ? Algorithm::kDepthwisePlanes : Algorithm::kBandAlongPixels;
+    return spreads || depthwise_phases_applies(p);
+  }
+  *algorithm = Algorithm::kDepthwiseColumns;
   return p.dtype == DType::kFloat64 ? depthwise_columns_spread_applies<double>(p)
                                     : depthwise_columns_spread_applies<float>(p);
 }

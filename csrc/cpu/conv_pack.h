@@ -49,6 +49,12 @@ TORCHCONV_INLINE typename WideVec<T>::Type load_lanes(const T* p, int64_t begin,
   }
 #endif
   if (begin == 0) return V::load_partial(p, end);
+  if constexpr (kPermutesLanes<Wide<T>>) {
+    // The first lanes turn up at `begin`, and of those that are zero as many before it.
+    using Index = Vec<LaneIndex<Wide<T>>>;
+    const auto turned = Index::iota() - static_cast<LaneIndex<Wide<T>>>(begin);
+    return permute(V::load_partial(p + begin, end - begin), turned & (V::kLanes - 1));
+  }
   Wide<T> lanes[V::kLanes] = {};
   for (int64_t l = 0; l < V::kLanes; ++l)
     if (begin <= l && l < end) lanes[l] = to_wide(p[l]);
@@ -60,6 +66,40 @@ template <int kFirst, typename Type, int... I>
 TORCHCONV_INLINE Type alternate_lanes(Type a, Type b, std::integer_sequence<int, I...>) {
   return shuffle<(2 * I + kFirst)...>(a, b);
 }
+
+// Lane i of the result is lane Map::lane(i) of v[Map::vector(i)]. Vectors from the second on, and
+// lanes, are compared by constants: one shuffle for each vector but the first.
+template <typename Map, int kVector, typename Type, int kN, int... I>
+TORCHCONV_INLINE Type add_collected(Type lanes, const Type (&v)[kN],
+                                    std::integer_sequence<int, I...> all) {
+  if constexpr (kVector == kN) {
+    return lanes;
+  } else {
+    constexpr int kLanes = sizeof...(I);
+    return add_collected<Map, kVector + 1>(
+        shuffle<(Map::vector(I) == kVector             ? kLanes + Map::lane(I)
+                 : kVector == 1 && Map::vector(I) == 0 ? Map::lane(I)
+                                                       : I)...>(lanes, v[kVector]),
+        v, all);
+  }
+}
+template <typename Map, int kLanes, typename Type, int kN>
+TORCHCONV_INLINE Type collect_lanes(const Type (&v)[kN]) {
+  return add_collected<Map, 1>(v[0], v, std::make_integer_sequence<int, kLanes>());
+}
+
+// Lanes kPhase, kPhase + kStep, ... of kStep vectors that follow each other, and vector kPart of
+// those that have the lanes of kStep such phases in turn.
+template <int kStep, int kPhase, int kLanes>
+struct PhaseLanes {
+  static constexpr int vector(int i) { return (i * kStep + kPhase) / kLanes; }
+  static constexpr int lane(int i) { return (i * kStep + kPhase) % kLanes; }
+};
+template <int kStep, int kPart, int kLanes>
+struct InterleavedLanes {
+  static constexpr int vector(int i) { return (kPart * kLanes + i) % kStep; }
+  static constexpr int lane(int i) { return (kPart * kLanes + i) / kStep; }
+};
 
 // load_lanes_strided for any step, to memory.
 template <typename T>
