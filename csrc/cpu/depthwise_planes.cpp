@@ -11,6 +11,7 @@
 #include "cpu/conv_pack.h"
 #include "cpu/depthwise_taps.h"
 #include "cpu/microkernels/plane_rows.h"
+#include "cpu/microkernels/plane_rows_steps.h"
 #include "cpu/microkernels/plane_rows_winograd.h"
 #include "cpu/parallel_range.h"
 
@@ -152,17 +153,23 @@ class DepthwisePlanes {
 
 }  // namespace
 
+bool depthwise_planes_rolls(const ConvView& v) {
+  if (!depthwise_planes_applies(v)) return false;
+  const int64_t R = DepthwiseTaps(v).rows;
+  return (R == 3 || R == 5 || R == 7) && (v.step_h == 1 || (v.step_h == 2 && R < 7));
+}
+
 bool depthwise_planes_applies(const ConvView& v) {
   const DepthwiseTaps taps(v);
-  const bool square = taps.regular && taps.rows == taps.columns;
-  const bool one = v.step_h == 1 && v.step_w == 1;
-  const bool two =
-      taps.rows < 7 && v.step_h == 2 && v.step_w == 2 && taps.gap_h == 1 && taps.gap_w == 1;
+  const int64_t R = taps.rows;
+  const bool square = taps.regular && R == taps.columns;
+  const bool dilated = taps.gap_h > 1 || taps.gap_w > 1;
+  const bool steps = R > 1 && R <= kMostStepsRows && v.step_h == v.step_w && v.step_h <= 4;
+  const bool rolls = (R == 3 || R == 5 || R == 7) && v.step_h == 1 && v.step_w == 1;
   // With channels innermost in the weights, a group's filters are not as far apart as groups are.
   const bool even = v.K == 1 || v.weight_group == v.K * v.weight_k;
   return v.C == 1 && even && v.src.column == 1 && v.src.row == v.W && v.src.c == v.H * v.W &&
-         v.dst_pixels_contiguous() && v.dst.c == v.pixels() && square &&
-         (taps.rows == 3 || taps.rows == 5 || taps.rows == 7) && (one || two);
+         v.dst_pixels_contiguous() && v.dst.c == v.pixels() && square && (dilated ? rolls : steps);
 }
 
 template <typename T>
@@ -190,7 +197,7 @@ void depthwise_planes_gather(const ConvView& v, const T* src, const T* w, const 
 }
 
 bool depthwise_planes_winograd_applies(const ConvView& v) {
-  if (!kFiltersColumns || !depthwise_planes_applies(v) || v.step_h != 1) return false;
+  if (!kFiltersColumns || !depthwise_planes_rolls(v) || v.step_h != 1) return false;
   const DepthwiseTaps taps(v);
   if (taps.rows == 3 || taps.gap_h != 1 || taps.gap_w != 1 || taps.first_w > 0 ||
       taps.first_w <= -taps.rows || v.J + taps.first_w > v.W || v.W > kMostWinogradColumns ||

@@ -1,5 +1,5 @@
-// Depthwise convolution with pixels contiguous (NCHW) by square kernels of 3, 5 and 7 taps, strides
-// of 1 (with any dilation) and 2: straight from the image by the kernels of
+// Depthwise convolution with pixels contiguous (NCHW) by square kernels of 2 to 7 taps, strides of
+// 1 (3, 5 and 7 taps with any dilation) to 4: straight from the image by the kernels of
 // microkernels/plane_rows.h, with no copy but for conversion.
 #pragma once
 
@@ -14,6 +14,8 @@ namespace torchconv::cpu {
 
 // One source channel in a group; any number of filters.
 bool depthwise_planes_applies(const ConvView& view);
+// The same of a kernel whose rows roll on in registers, which wgrad and minimal filtering ask for.
+bool depthwise_planes_rolls(const ConvView& view);
 
 // The view applies and is not empty. bias may be null.
 template <typename T>

@@ -50,7 +50,7 @@ bool depthwise_spreads(const ConvProblem& p);
 // 1 each residue on its own. Source (0, 0) of the shape is that of the row's first tap.
 template <typename F>
 void for_plane_rows(const DepthwiseTaps& taps, const ConvView& v, F&& f) {
-  const PlaneRows::Step step = v.step_h == 2 ? PlaneRows::kTwo : PlaneRows::kOne;
+  const auto step = static_cast<PlaneRows::Step>(v.step_h);
   for (int64_t row = 0; row < std::min(taps.gap_h, v.I); ++row) {
     const int64_t rows = ceil_div(v.I - row, taps.gap_h);
     const Range inside =

@@ -13,12 +13,14 @@
 
 namespace torchconv::cpu {
 
-// Square kernels of R = 3, 5 or 7, and how their taps meet a source plane.
+// Square kernels, and how their taps meet a source plane: R = 3, 5 or 7 with a step of 1 or 2 (the
+// latter not of plane_rows_dot with 7); for plane_rows_sum any R up to 7 and steps up to 4 too,
+// without dilation.
 struct PlaneRows {
   // kSpread is the gradient of a stride of 2: output (h, w) sums the sources ((h + pad_h - r) / 2,
   // (w + pad_w - s) / 2) of the taps where these are whole. Else output (i, j) sums the sources
-  // (i*step + r, j*step + s*dilation), from where src and the borders count, with a step of 1 or 2.
-  enum Step : uint8_t { kOne, kTwo, kSpread };
+  // (i*step + r, j*step + s*dilation), from where src and the borders count.
+  enum Step : uint8_t { kOne = 1, kTwo, kThree, kFour, kSpread };
 
   int64_t R;
   Step step;

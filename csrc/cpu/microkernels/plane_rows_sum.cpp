@@ -1,6 +1,7 @@
 // plane_rows_sum for steps of 1 and 2: rolling sums of up to R output rows.
 #include "cpu/microkernels/plane_rows_impl.h"
 #include "cpu/microkernels/plane_rows_spread.h"
+#include "cpu/microkernels/plane_rows_steps.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -135,7 +136,8 @@ void sum_planes(const PlaneRows& p, const PlaneRowsSum<A>& t) {
 template <typename A, int N>
 void sum(const PlaneRows& p, const PlaneRowsSum<A>& t) {
   if (p.step == PlaneRows::kSpread) return plane_rows_spread<A>(p, t);
-  const bool one = p.step == PlaneRows::kOne;
+  const bool one = p.step == PlaneRows::kOne, rolls = one ? p.R % 2 == 1 : p.R == 3 || p.R == 5;
+  if (!rolls || p.R == 1 || p.step > PlaneRows::kTwo) return plane_rows_steps<A>(p, t);
   if (p.R == 3) return one ? sum_planes<A, N, 3, 1>(p, t) : sum_planes<A, N, 3, 2>(p, t);
   if (p.R == 5) return one ? sum_planes<A, N, 5, 1>(p, t) : sum_planes<A, N, 5, 2>(p, t);
   sum_planes<A, N, 7, 1>(p, t);
