@@ -289,7 +289,7 @@ class BandWgrad {
   int64_t sums_size_, gradient_size_;
 };
 
-// Bands that there should be of all samples, for the threads.
+// Bands that there should be of all samples and blocks, for the threads.
 constexpr int64_t kBandsWanted = 16;
 
 }  // namespace
@@ -298,7 +298,7 @@ ConvBand band_wgrad_band(const ConvView& view, bool along_pixels, int64_t elemen
                          int64_t vector_lanes) {
   const bool packed = !along_pixels && packs_channels(view, vector_lanes);
   const ConvBand band(view, along_pixels, element_size, vector_lanes, 0, packed);
-  const int64_t wanted = std::min(ceil_div(kBandsWanted, view.N), view.I);
+  const int64_t wanted = std::min(ceil_div(kBandsWanted, view.N * band.blocks), view.I);
   if (band.bands >= wanted) return band;
   return ConvBand(view, along_pixels, element_size, vector_lanes, ceil_div(view.I, wanted), packed);
 }

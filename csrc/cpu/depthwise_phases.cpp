@@ -26,27 +26,32 @@ ConvView joined(const ConvProblem& p, const std::vector<ConvView>& phases) {
   return all;
 }
 
-// to[kStep*i + phase] = phases[phase][i], zero where there is no phase, for n elements. Whole
-// vectors are read.
+// to[row*to_row + kStep*i + phase] = phases[phase][row*width + i], zero where there is no phase,
+// for n elements of each row. Whole vectors are read.
 template <typename T, int kStep>
-void interleave_row(const Wide<T>* const* phases, int64_t n, T* to) {
+void interleave_rows(const Wide<T>* const* phases, int64_t width, int64_t rows, int64_t n, T* to,
+                     int64_t to_row) {
   using V = WideVec<T>;
+  using Type = typename V::Type;
   constexpr int64_t kL = V::kLanes;
-  for (int64_t i = 0; i < n; i += kStep * kL) {
-    typename V::Type v[kStep];
-    unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
-      v[phase] = phases[phase] != nullptr ? V::Registers::load(phases[phase] + i / kStep)
-                                          : typename V::Type{};
-    });
-    unroll<kStep>([&](auto part) TORCHCONV_INLINE_LAMBDA {
-      const int64_t at = i + part * kL;
-      const auto lanes = collect_lanes<InterleavedLanes<kStep, part, V::kLanes>, V::kLanes>(v);
-      if (n - at >= kL)
-        V::store(to + at, lanes);
-      else if (n > at)
-        V::store_partial(to + at, lanes, n - at);
-    });
-  }
+  for (int64_t row = 0; row < rows; ++row, to += to_row)
+    for (int64_t i = 0; i < n; i += kStep * kL) {
+      Type v[kStep];
+      unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
+        v[phase] = phases[phase] != nullptr
+                       ? V::Registers::load(phases[phase] + row * width + i / kStep)
+                       : Type{};
+      });
+      unroll<kStep>([&](auto part) TORCHCONV_INLINE_LAMBDA {
+        const int64_t at = i + part * kL;
+        if (n <= at) return;
+        const Type lanes = collect_lanes<InterleavedLanes<kStep, part, V::kLanes>, V::kLanes>(v);
+        if (n - at >= kL)
+          V::store(to + at, lanes);
+        else
+          V::store_partial(to + at, lanes, n - at);
+      });
+    }
 }
 
 template <typename T>
@@ -125,13 +130,10 @@ class DepthwisePhases {
       columns[s] = sums + s * plane_;
       sum_taps(static_cast<size_t>(index), rows, source, weights, sums + s * plane_);
     }
-    constexpr decltype(&interleave_row<T, 1>) kInterleave[kMostStep] = {
-        interleave_row<T, 1>, interleave_row<T, 2>, interleave_row<T, 3>, interleave_row<T, 4>};
-    for (int64_t i = 0; i < rows; ++i) {
-      kInterleave[p_.stride_w - 1](columns, p_.W, plane + (phase + (i0 + i) * p_.stride_h) * p_.W);
-      for (int64_t s = 0; s < p_.stride_w; ++s)
-        if (columns[s] != nullptr) columns[s] += band_.width;
-    }
+    constexpr decltype(&interleave_rows<T, 1>) kInterleave[kMostStep] = {
+        interleave_rows<T, 1>, interleave_rows<T, 2>, interleave_rows<T, 3>, interleave_rows<T, 4>};
+    kInterleave[p_.stride_w - 1](columns, band_.width, rows, p_.W,
+                                 plane + (phase + i0 * p_.stride_h) * p_.W, p_.stride_h * p_.W);
   }
 
   void sum_taps(size_t index, int64_t rows, const A* source, const A* weights, A* out) const {
