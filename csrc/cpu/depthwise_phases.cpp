@@ -1,6 +1,6 @@
 // A task is a band of one channel of dx. The phases are one view with the taps of all, which is
 // what the band of dz is made for (conv_band.h); each phase sums its own taps into a plane of
-// scratch, and the phases of a row of dx are then interleaved, zeros where one has no taps.
+// scratch, but for one that has a single tap, and the phases of a row of dx are then interleaved.
 #include "cpu/depthwise_phases.h"
 
 #include <algorithm>
@@ -26,11 +26,18 @@ ConvView joined(const ConvProblem& p, const std::vector<ConvView>& phases) {
   return all;
 }
 
-// to[row*to_row + kStep*i + phase] = phases[phase][row*width + i], zero where there is no phase,
-// for n elements of each row. Whole vectors are read.
+// A phase of dx's columns as rows of a plane and what they are multiplied by, a vector; or null.
+template <typename A>
+struct PhaseRows {
+  const A* rows;
+  const A* scale;
+};
+
+// to[row*to_row + kStep*i + phase] = phases[phase].rows[row*width + i], scaled, zero where there is
+// no phase, for n elements of each row. Whole vectors are read.
 template <typename T, int kStep>
-void interleave_rows(const Wide<T>* const* phases, int64_t width, int64_t rows, int64_t n, T* to,
-                     int64_t to_row) {
+void interleave_rows(const PhaseRows<Wide<T>>* phases, int64_t width, int64_t rows, int64_t n,
+                     T* to, int64_t to_row) {
   using V = WideVec<T>;
   using Type = typename V::Type;
   constexpr int64_t kL = V::kLanes;
@@ -38,9 +45,10 @@ void interleave_rows(const Wide<T>* const* phases, int64_t width, int64_t rows, 
     for (int64_t i = 0; i < n; i += kStep * kL) {
       Type v[kStep];
       unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
-        v[phase] = phases[phase] != nullptr
-                       ? V::Registers::load(phases[phase] + row * width + i / kStep)
-                       : Type{};
+        const auto& from = phases[phase];
+        v[phase] = from.rows != nullptr ? V::Registers::load(from.rows + row * width + i / kStep) *
+                                              V::Registers::load(from.scale)
+                                        : Type{};
       });
       unroll<kStep>([&](auto part) TORCHCONV_INLINE_LAMBDA {
         const int64_t at = i + part * kL;
@@ -63,22 +71,21 @@ class DepthwisePhases {
   DepthwisePhases(const ConvProblem& p, const std::vector<ConvView>& phases, const T* dz,
                   const T* w, T* dx)
       : p_(p),
-        phases_(phases),
         all_(joined(p, phases)),
         band_(all_, true, sizeof(A), kL),
         dz_(dz),
         w_(w),
         dx_(dx),
         rows_(std::min(p.stride_h, p.H)),
-        plane_(round_up(band_.positions(band_.band, all_.J), kL) + kL),
+        plane_(round_up(band_.band * band_.width, kL) + kL),
         at_(static_cast<size_t>(rows_ * p.stride_w), -1) {
-    // [phase][channel][tap], as a phase sums them.
     const auto taps = static_cast<int64_t>(all_.taps.size());
     int64_t first = 0;
     for (size_t i = 0; i < phases.size(); ++i) {
       const int64_t row = phases[i].dst_offset / p.W, column = phases[i].dst_offset % p.W;
       at_[static_cast<size_t>(row * p.stride_w + column)] = static_cast<int64_t>(i);
       const auto count = static_cast<int64_t>(phases[i].taps.size());
+      sums_.push_back({first * all_.C, count * all_.C, phases[i].J});
       for (int64_t c = 0; c < all_.C; ++c)
         for (int64_t t = first; t < first + count; ++t) {
           offsets_.push_back(band_.offsets[static_cast<size_t>(c * taps + t)]);
@@ -90,7 +97,7 @@ class DepthwisePhases {
 
   void run(const Parallel& pool) const {
     const int64_t band_size = round_up(band_.size, 16), terms = all_.terms();
-    const int64_t slot_size = band_size + (p_.stride_w * plane_) + (terms + 1) * kL;
+    const int64_t slot_size = band_size + p_.stride_w * plane_ + (terms + 2) * kL;
     const WorkSplit split(p_.N * p_.C * band_.bands,
                           static_cast<double>(band_.band * band_.width) *
                               static_cast<double>(terms + 8 * p_.stride_h * p_.stride_w));
@@ -100,6 +107,7 @@ class DepthwisePhases {
       A* const sums = source + band_size;
       A* const weights = sums + p_.stride_w * plane_;
       V::store(weights + terms * kL, typename V::Type{});
+      V::store(weights + (terms + 1) * kL, V::broadcast(A{1}));
       for (int64_t item = begin; item < end; ++item) {
         const int64_t n = item / (p_.C * band_.bands), channel = item / band_.bands % p_.C;
         const int64_t i0 = item % band_.bands * band_.band;
@@ -123,12 +131,21 @@ class DepthwisePhases {
     const int64_t count = (p_.H - 1 - phase) / p_.stride_h + 1;
     const int64_t rows = std::min(band_.band, count - i0);
     if (rows <= 0) return;
-    const A* columns[kMostStep] = {};
+    PhaseRows<A> columns[kMostStep] = {};
     for (int64_t s = 0; s < p_.stride_w; ++s) {
       const int64_t index = at_[static_cast<size_t>(phase * p_.stride_w + s)];
       if (index < 0) continue;
-      columns[s] = sums + s * plane_;
-      sum_taps(static_cast<size_t>(index), rows, source, weights, sums + s * plane_);
+      const PhaseSum& sum = sums_[static_cast<size_t>(index)];
+      if (sum.terms == 1) {
+        columns[s] = {source + offsets_[static_cast<size_t>(sum.first)], weights + sum.first * kL};
+        continue;
+      }
+      columns[s] = {sums + s * plane_, weights + (all_.terms() + 1) * kL};
+      for (int64_t t = 0; t < sum.terms; t += kDepth)
+        tap_sum<A>({source, sums + s * plane_, offsets_.data() + sum.first + t,
+                    weights + (sum.first + t) * kL, t == 0 ? weights + all_.terms() * kL : nullptr,
+                    std::min(kDepth, sum.terms - t), kL, ceil_div(band_.positions(rows, sum.J), kL),
+                    kL, kL, 1});
     }
     constexpr decltype(&interleave_rows<T, 1>) kInterleave[kMostStep] = {
         interleave_rows<T, 1>, interleave_rows<T, 2>, interleave_rows<T, 3>, interleave_rows<T, 4>};
@@ -136,19 +153,12 @@ class DepthwisePhases {
                                  plane + (phase + i0 * p_.stride_h) * p_.W, p_.stride_h * p_.W);
   }
 
-  void sum_taps(size_t index, int64_t rows, const A* source, const A* weights, A* out) const {
-    int64_t first = 0;
-    for (size_t i = 0; i < index; ++i) first += phases_[i].terms();
-    const A* const zero = weights + all_.terms() * kL;
-    const int64_t terms = phases_[index].terms();
-    for (int64_t t = 0; t < terms; t += kDepth)
-      tap_sum<A>({source, out, offsets_.data() + first + t, weights + (first + t) * kL,
-                  t == 0 ? zero : nullptr, std::min(kDepth, terms - t), kL,
-                  ceil_div(band_.positions(rows, phases_[index].J), kL), kL, kL, 1});
-  }
+  // Of a phase, in offsets_ and weights_; J: its columns.
+  struct PhaseSum {
+    int64_t first, terms, J;
+  };
 
   const ConvProblem& p_;
-  const std::vector<ConvView>& phases_;
   ConvView all_;
   ConvBand band_;
   const T* dz_;
@@ -157,7 +167,8 @@ class DepthwisePhases {
   int64_t rows_;             // phases of rows
   int64_t plane_;            // of a phase's sums
   std::vector<int64_t> at_;  // [phase of rows][phase of columns]: index of the phase, or -1
-  std::vector<int64_t> offsets_, weights_;  // [phase][channel][tap]
+  std::vector<int64_t> offsets_, weights_;  // [phase][channel][tap], as a phase sums them
+  std::vector<PhaseSum> sums_;              // [phase]
 };
 
 }  // namespace
