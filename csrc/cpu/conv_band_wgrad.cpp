@@ -163,9 +163,9 @@ class BandWgrad {
   // dz at `positions` in whole vectors, zero where there are no pixels.
   void copy_gradient(const T* dz, int64_t filters, Range positions, A* to) const {
     const int64_t end = positions.begin + round_up(positions.size(), kL);
-    for (int64_t at = positions.begin; at < end;) {
-      const int64_t i = at / band_.width, j = at % band_.width;
-      const int64_t next = std::min((i + 1) * band_.width, end);
+    int64_t i = positions.begin / band_.width, j = positions.begin % band_.width;
+    for (int64_t at = positions.begin; at < end; ++i, j = 0) {
+      const int64_t next = std::min(at + band_.width - j, end);
       const int64_t pixels =
           at < positions.end ? std::max<int64_t>(std::min(view_.J - j, next - at), 0) : 0;
       copy_pixels(dz + i * view_.dst.row + j * view_.dst.column, filters, pixels, next - at, to);

@@ -47,6 +47,7 @@ template <typename A, int... kIndex>
 void sum_tiles(const TapSum<A>& s, std::integer_sequence<int, kIndex...>) {
   using Kernel = void (*)(const TapSum<A>&, int64_t);
   static constexpr Kernel kTable[kMaxTile] = {sum_tile<A, kIndex + 1>...};
+  if (0 < s.count && s.count <= kMaxTile) return kTable[s.count - 1](s, 0);
   const int64_t tiles = (s.count + kMaxTile - 1) / kMaxTile;
   int64_t first = 0;
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -86,6 +87,7 @@ template <typename A, int... kIndex>
 void dot_groups(const TapDot<A>& d, std::integer_sequence<int, kIndex...>) {
   using Kernel = void (*)(const TapDot<A>&, int64_t);
   static constexpr Kernel kTable[kMaxTaps] = {dot_taps<A, kIndex + 1>...};
+  if (0 < d.taps && d.taps <= kMaxTaps) return kTable[d.taps - 1](d, 0);
   const int64_t groups = (d.taps + kMaxTaps - 1) / kMaxTaps;
   int64_t first = 0;
   for (int64_t group = 0; group < groups; ++group) {
