@@ -97,6 +97,25 @@ def test_strips(dtype: torch.dtype, r: int, stride: int, layout: str) -> None:
 
 
 @on_formats
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+@pytest.mark.parametrize("r", [2, 3, 4, 5, 6, 7])
+def test_steps(r: int, stride: int, layout: str) -> None:
+    """Even kernels and all steps, some filters of a channel, rows within and beyond a vector."""
+    cases = (
+        ((2, 18, 8, 9), 1, torch.float32),
+        ((1, 5, 21, 70), 1, torch.float32),
+        ((2, 3, 13, 30), 2, torch.float32),
+        ((1, 4, 15, 14), 3, torch.float64),
+        ((2, 9, 12, 37), 1, torch.bfloat16),
+        ((1, 2, 150, 110), 1, torch.float32),
+    )
+    for (n, c, h, w), multiplier, dtype in cases:
+        x, filters, b = operands(n, c, h, w, r, layout, dtype, multiplier)
+        for padding in (0, r // 2) if n == 2 else (r - 1,):
+            check(x, filters, b, layout, stride=stride, padding=padding)
+
+
+@on_formats
 @pytest.mark.parametrize("padding", [(0, 0), (0, 1), (1, 0), (2, 3), (5, 6)])
 @pytest.mark.parametrize("stride", [1, 2, (1, 2), 3])
 @pytest.mark.parametrize("r", [3, 5])
@@ -229,18 +248,19 @@ def test_bits(r: int, stride: int, layout: str) -> None:
 
 
 @on_formats
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("r", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("r", [2, 3, 4, 7])
 @pytest.mark.parametrize("width, dtype", [(19, torch.float32), (14, torch.float16)], ids=str)
 def test_padding_meets_no_infinity(
-    width: int, dtype: torch.dtype, r: int, stride: int, value: float, layout: str
+    width: int, dtype: torch.dtype, r: int, stride: int, layout: str
 ) -> None:
+    """Nor do columns that no window holds."""
     x, w, b = operands(2, 16, 8, width, r, layout, dtype)
     kwargs = {"stride": stride, "padding": r // 2}
     dz = in_layout(torch.randn_like(F.conv2d(x, w, b, groups=16, **kwargs)), layout)
-    x[0, 3, 0, 0] = x[1, 5, 7, width - 1] = value
-    dz[0, 7, 0, 0] = dz[1, 9, -1, -1] = value
+    x[0, 3, 0, 0], x[1, 5, 7, width - 1] = math.inf, math.nan
+    dz[0, 7, 0, 0], dz[1, 9, -1, -1] = math.nan, math.inf
+    x[0, 2, 4] = math.inf
     found = results(F.conv2d, x, w, b, dz, **kwargs)
 
     def products(x: Tensor, dz: Tensor) -> list[Tensor]:

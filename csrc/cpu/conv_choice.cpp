@@ -311,7 +311,7 @@ constexpr Rule kWgradRules[] = {
     {Algorithm::kDepthwiseColumns, [](const Case& c) { return c.depthwise_columns_undilated(); }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
     {Algorithm::kDepthwisePlanes, [](const Case& c) {
-       return c.grouped() && depthwise_planes_rolls(c.v);
+       return c.grouped() && depthwise_planes_wgrad_applies(c.v);
      }},
     {Algorithm::kPairWgrad, [](const Case& c) {
        return c.wgrad_by_pairs() && (c.v.step_h > 1 || c.grouped() ||

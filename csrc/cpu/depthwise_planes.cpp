@@ -159,6 +159,12 @@ bool depthwise_planes_rolls(const ConvView& v) {
   return (R == 3 || R == 5 || R == 7) && (v.step_h == 1 || (v.step_h == 2 && R < 7));
 }
 
+bool depthwise_planes_wgrad_applies(const ConvView& v) {
+  if (!depthwise_planes_applies(v)) return false;
+  const int64_t R = DepthwiseTaps(v).rows;
+  return depthwise_planes_rolls(v) || R * ceil_div(R, v.step_w) <= kMostStepsTerms;
+}
+
 bool depthwise_planes_applies(const ConvView& v) {
   const DepthwiseTaps taps(v);
   const int64_t R = taps.rows;

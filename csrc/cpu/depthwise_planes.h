@@ -14,7 +14,7 @@ namespace torchconv::cpu {
 
 // One source channel in a group; any number of filters.
 bool depthwise_planes_applies(const ConvView& view);
-// The same of a kernel whose rows roll on in registers, which wgrad and minimal filtering ask for.
+// The same of a kernel whose rows roll on in registers.
 bool depthwise_planes_rolls(const ConvView& view);
 
 // The view applies and is not empty. bias may be null.
@@ -30,8 +30,9 @@ std::vector<int64_t> depthwise_planes_winograd(const ConvView& view, const float
                                                const Epilogue<float>& epilogue,
                                                const Parallel& pool);
 
-// view is fprop's. False where any of the gradient is not finite: padding is multiplied by dz,
-// which infinity and NaN survive.
+// Kernels whose rows roll, and those with few pixels in common. view is fprop's. False where any of
+// the gradient is not finite: padding is multiplied by dz, which infinity and NaN survive.
+bool depthwise_planes_wgrad_applies(const ConvView& view);
 template <typename T>
 bool depthwise_planes_wgrad(const ConvView& view, const T* dz, const T* x, T* dw,
                             const Parallel& pool);

@@ -1,6 +1,7 @@
 // plane_rows_dot: R rolling rows of dz meet every shifted row of the source, with the sums of as
 // many taps in registers as there is room for.
 #include "cpu/microkernels/plane_rows_impl.h"
+#include "cpu/microkernels/plane_rows_steps.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -12,17 +13,6 @@ constexpr int columns_held(int R, int step) {
   while (held < R && R * (held + 1) + rows + 2 * step <= kVectorRegisters + 1) ++held;
   const int passes = (R + held - 1) / held;
   return (R + passes - 1) / passes;
-}
-
-template <typename A, int N>
-TORCHCONV_INLINE A add_lanes(typename Vec<A, N>::Type v) {
-  if constexpr (N == 2) {
-    return v[0] + v[1];
-  } else {
-    typename Vec<A, N / 2>::Type halves[2];
-    std::memcpy(halves, &v, sizeof(v));
-    return add_lanes<A, N / 2>(halves[0] + halves[1]);
-  }
 }
 
 // Columns [kFirst, kEnd) of the kernel.
@@ -85,6 +75,7 @@ void dot(const PlaneRows& p, const PlaneRowsDot<A>& t) {
 template <typename A, int N>
 void dot_planes(const PlaneRows& p, const PlaneRowsDot<A>& t) {
   const bool one = p.step == PlaneRows::kOne;
+  if (p.step > PlaneRows::kTwo || p.R % 2 == 0) return plane_rows_steps_dot<A>(p, t);
   if (p.R == 3) return one ? dot<A, N, 3, 1>(p, t) : dot<A, N, 3, 2>(p, t);
   if (p.R == 5) return one ? dot<A, N, 5, 1>(p, t) : dot<A, N, 5, 2>(p, t);
   dot<A, N, 7, 1>(p, t);

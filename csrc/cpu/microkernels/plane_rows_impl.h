@@ -1,4 +1,5 @@
-// What the kernels of plane_rows.h share: the source vectors that one row gives a strip.
+// What the kernels of plane_rows.h share: the source vectors that one row gives a strip, and the
+// sum of a vector.
 #pragma once
 
 #include "cpu/conv_pack.h"
@@ -22,6 +23,17 @@ inline constexpr int kVectorRegisters = 16;
 template <int kFirst, typename Type, int... I>
 TORCHCONV_INLINE Type consecutive_lanes(Type a, Type b, std::integer_sequence<int, I...>) {
   return shuffle<(kFirst + I)...>(a, b);
+}
+
+template <typename A, int N>
+TORCHCONV_INLINE A add_lanes(typename Vec<A, N>::Type v) {
+  if constexpr (N == 2) {
+    return v[0] + v[1];
+  } else {
+    typename Vec<A, N / 2>::Type halves[2];
+    std::memcpy(halves, &v, sizeof(v));
+    return add_lanes<A, N / 2>(halves[0] + halves[1]);
+  }
 }
 
 // Columns s of the kernel for the N output columns from `first` on. With a step of 2 the row's even
