@@ -72,7 +72,15 @@ SELECT_CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "10x4_s1": ((1, 17, 12, 50), {"kernel_size": (10, 4), "stride": 1}),
     "5x5_s2_p2": ((2, 17, 20, 21), {"kernel_size": 5, "stride": 2, "padding": 2}),
     "4x4_s4": ((2, 3, 16, 140), {"kernel_size": 4, "stride": 4}),
-    "3x3_s3_p1": ((2, 3, 17, 61), {"kernel_size": 3, "stride": 3, "padding": 1}),
+    # Strides above 2, windows that share columns and rows, some wholly in the padding.
+    "5x4_s2x3_d2x4_p2": (
+        (3, 3, 20, 67),
+        {"kernel_size": (5, 4), "stride": (2, 3), "dilation": (2, 4), "padding": 2},
+    ),
+    "7x5_s2x4_p3x2_ceil": (
+        (3, 3, 13, 21),
+        {"kernel_size": (7, 5), "stride": (2, 4), "padding": (3, 2), "ceil_mode": True},
+    ),
     "3x3_s2_p1_narrow_pixels": (
         (3, 3, 20, 40),
         {"kernel_size": 3, "stride": 2, "padding": 1},

@@ -53,7 +53,7 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 @on_formats
 @pytest.mark.parametrize("dtype", (*INTEGERS, torch.bool), ids=str)
-@pytest.mark.parametrize("case", ["2x2_odd_ceil", "3x3_s2_p1", "5x5_s1_p2", "3x3_d2x3_p1"])
+@pytest.mark.parametrize("case", ["2x2_odd_ceil", "7x5_s2x4_p3x2_ceil", "5x5_s1_p2", "3x3_d2x3_p1"])
 @on_selecting
 def test_select_integers_and_bool(op: str, case: str, dtype: torch.dtype, layout: str) -> None:
     size, kwargs = SELECT_CASES[case]
@@ -90,6 +90,7 @@ def test_nan_wins(op: str, dtype: torch.dtype, layout: str) -> None:
         {"kernel_size": 5, "stride": 1, "padding": 2},
         {"kernel_size": 9, "stride": 1, "padding": 4},
         {"kernel_size": (5, 9), "stride": (2, 1), "padding": (2, 4)},
+        {"kernel_size": 5, "stride": (2, 3), "padding": 2},
     ):
         y, indices = getattr(F, op)(x, **kwargs, return_indices=True)
         expected, places = torch_select(op, x, **kwargs)
@@ -111,6 +112,7 @@ def test_all_infinite_window(op: str, dtype: torch.dtype, layout: str) -> None:
         {"kernel_size": 2},
         {"kernel_size": 3, "stride": 1, "padding": 1},
         {"kernel_size": 6, "stride": 1, "padding": 3},
+        {"kernel_size": 5, "stride": 3, "padding": 2},
     ):
         y, indices = getattr(F, op)(x, **kwargs, return_indices=True)
         values, places = scalar_select(op, x.detach().double(), **kwargs)

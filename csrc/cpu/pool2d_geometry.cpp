@@ -8,6 +8,7 @@
 #include "cpu/pool2d_global.h"
 #include "cpu/pool2d_large.h"
 #include "cpu/pool2d_rules.h"
+#include "cpu/pool2d_strided.h"
 #include "cpu/pool_padded_rows.h"
 
 namespace torchconv::cpu {
@@ -68,7 +69,8 @@ RowReach::RowReach(const Axis& axis, int lanes) {
   }
   if (taps.empty()) return;
   origin = axis.start(0) + taps.begin * axis.dilation;
-  // Vectors of outputs are whole where load_strided's are: two elements a lane for stride 2.
+  // Vectors of outputs are whole where they are loaded from the image, two elements a lane for
+  // stride 2.
   const int64_t outputs = axis.stride <= 2 ? round_up(axis.out, lanes) : axis.out;
   length = outputs * axis.stride + (taps.size() - 1) * axis.dilation;
   const int64_t last = axis.start(axis.out - 1) + (taps.end - 1) * axis.dilation;
@@ -133,6 +135,26 @@ LargeWindows::Levels::Levels(int64_t n) {
   while ((run + 1) * (run + 1) <= n) run++;
   runs = n / run;
   rest = n % run;
+}
+
+// ---- Windows of strides above 2.
+
+StridedColumns::StridedColumns(const PoolProblem& p, const RowReach& reach, int lanes)
+    : origin(reach.origin),
+      length((p.Q - 1) * p.stride_w + (reach.taps.size() - 1) * p.dilation_w + 1),
+      line(p.Q + (reach.taps.size() - 1) * p.dilation_w / p.stride_w + lanes),
+      first_tap(reach.taps.begin) {
+  std::vector<int64_t> index(static_cast<size_t>(std::min(p.stride_w, length)), -1);
+  for (int64_t t = 0; t < reach.taps.size(); t++) {
+    const int64_t from = t * p.dilation_w % p.stride_w, shift = t * p.dilation_w / p.stride_w;
+    int64_t& i = index[static_cast<size_t>(from)];
+    if (i < 0) {
+      i = static_cast<int64_t>(phases.size());
+      phases.push_back({from, 0});
+    }
+    phases[static_cast<size_t>(i)].count = p.Q + shift;
+    taps.push_back(i * line + shift);
+  }
 }
 
 // ---- One window.

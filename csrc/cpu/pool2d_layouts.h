@@ -9,6 +9,7 @@
 #include "cpu/pool2d_large.h"
 #include "cpu/pool2d_nchw.h"
 #include "cpu/pool2d_nhwc.h"
+#include "cpu/pool2d_strided.h"
 
 namespace torchconv::cpu {
 
@@ -24,6 +25,8 @@ void pool2d_with(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArra
   }
   if (runs_channels_last(p)) {
     PoolPixels<Rule, kCodes>(p, rule, x, y, selected).run(pool);
+  } else if (PoolStrided<Rule, kCodes>::applies(p)) {
+    PoolStrided<Rule, kCodes>(p, rule, x, y, selected).run(pool);
   } else {
     PoolPlanes<Rule, kCodes>(p, rule, x, y, selected).run(pool);
   }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/buffer.h"
+#include "cpu/pool2d_plane_rows.h"
 #include "cpu/pool2d_rules.h"
 #include "cpu/pool_padded_rows.h"
 
@@ -36,18 +37,14 @@ class PoolPlanes {
       : p_(p),
         rule_(rule),
         x_(x),
-        y_(y),
-        selected_(selected),
+        out_(p, rule, y, selected),
         vertical_(vertical_axis(p)),
         horizontal_(horizontal_axis(p)),
         reach_(horizontal_, kLanes),
-        steps_(CodeSteps::choose<Code>(p, selected.kind)),
         x_end_(x + p.N * p.C * p.H * p.W),
         prefetches_((x_end_ - x_) * static_cast<int64_t>(sizeof(T)) >= Rule::kPrefetchedSize),
-        streams_(W::streams(y, p.N * p.C * p.P * p.Q, p.Q)),
         row_lanes_((ceil_div(p.Q, kLanes) + 1) * kLanes),
         first_codes_(kCodes ? row_lanes_ : 0),
-        empty_(horizontal_.outputs_without_taps()),
         valid_rows_(vertical_.all_valid_taps()) {
     if constexpr (kCodes) {
       for (int64_t q = 0; q < row_lanes_; q++)
@@ -63,7 +60,7 @@ class PoolPlanes {
                               [&](int64_t begin, int64_t end) {
                                 Work work(*this, end);
                                 rows(begin, end, &work);
-                                if (streams_) stream_fence();
+                                if (out_.streams()) stream_fence();
                               });
   }
 
@@ -83,16 +80,6 @@ class PoolPlanes {
     Buffer<Code> codes;
   };
 
-  // Codes of whole output rows that are not stored yet, with room for a vector past the last.
-  struct CodeBuffer {
-    explicit CodeBuffer(int64_t row)
-        : capacity(std::max<int64_t>(row, 2048)), data(kCodes ? capacity + kLanes : 0) {}
-    Code* end() const { return kCodes ? data.get() + held : nullptr; }
-    int64_t capacity;
-    Buffer<Code> data;
-    int64_t held = 0;
-  };
-
   // What one thread works with.
   struct Work {
     Work(const PoolPlanes& k, int64_t end)
@@ -102,13 +89,13 @@ class PoolPlanes {
           padded(k.p_.W, k.p_.H, k.reach_, from_wide<T>(k.rule_.none())),
           divisors(k.p_, k.vertical_, k.horizontal_, k.row_lanes_),
           codes(k.p_.Q),
-          y_end(k.y_ + end * k.p_.Q) {}
+          y_end(k.out_.row(end)) {}
     RowRing ring;
     int64_t slots;
     Folded folded;  // the last row: a window's earlier batches
     PaddedRows<T> padded;
     Divisors divisors;
-    CodeBuffer codes;
+    typename PlaneRows<Rule, kCodes>::CodeBuffer codes;
     const T* y_end;
   };
 
@@ -138,9 +125,9 @@ class PoolPlanes {
   }
 
   // The code of tap s, less what is the same for all taps of an output.
-  Code code_of(int64_t s) const { return static_cast<Code>(steps_.index ? s * p_.dilation_w : s); }
+  Code code_of(int64_t s) const { return static_cast<Code>(out_.index() ? s * p_.dilation_w : s); }
   Code code_of_row(int64_t r, int64_t h) const {
-    return static_cast<Code>(steps_.index ? h * p_.W : r * p_.S);
+    return static_cast<Code>(out_.index() ? h * p_.W : r * p_.S);
   }
 
   // Output rows [begin, end) of the N * C * P.
@@ -159,21 +146,13 @@ class PoolPlanes {
       }
       i += block.size();
     }
-    if (work->codes.held > 0) flush(end, &work->codes);
-  }
-
-  // Makes room for the codes of output row i, and gives it.
-  Code* codes_of(int64_t i, Work* work) const {
-    if (!kCodes || selected_.direct()) return nullptr;
-    if (work->codes.held + p_.Q > work->codes.capacity) flush(i, &work->codes);
-    Code* const codes = work->codes.end();
-    work->codes.held += p_.Q;
-    return codes;
+    out_.flush(end, &work->codes);
   }
 
   void empty_rows(int64_t begin, int64_t end, Work* work) const {
-    for (int64_t i = begin; i < end; i++) empty_row(y_ + i * p_.Q, codes_of(i, work));
-    if (work->codes.held > 0) flush(end, &work->codes);
+    for (int64_t i = begin; i < end; i++)
+      out_.empty_row(out_.row(i), out_.codes_of(i, &work->codes));
+    out_.flush(end, &work->codes);
   }
 
   // ---- Windows of few rows.
@@ -205,11 +184,11 @@ class PoolPlanes {
     }
     for (int64_t out_p = block.begin; out_p < block.end; out_p++) {
       const int64_t i = plane * p_.P + out_p;
-      T* const y = y_ + i * p_.Q;
-      Code* const codes = codes_of(i, work);
+      T* const y = out_.row(i);
+      Code* const codes = out_.codes_of(i, &work->codes);
       const Range taps = valid_rows_[static_cast<size_t>(out_p)];
       if (taps.empty()) {
-        empty_row(y, codes);
+        out_.empty_row(y, codes);
         continue;
       }
       const int64_t h = vertical_.start(out_p) + taps.begin;
@@ -224,7 +203,7 @@ class PoolPlanes {
   TORCHCONV_INLINE void finish_window(const T* from, int64_t pitch, int64_t rows, const T* ahead,
                                       Code add, const Lane* divisors, T* y, const T* y_end,
                                       Code* codes) const {
-    const Code step = static_cast<Code>(steps_.index ? p_.W : p_.S);
+    const Code step = static_cast<Code>(out_.index() ? p_.W : p_.S);
     for (int64_t q = 0; q < p_.Q; q += kLanes, from += kStride * kLanes) {
       V best;
       C code{};
@@ -238,9 +217,9 @@ class PoolPlanes {
         Rule::template fold<kCodes>(&best, &code, candidate, candidate_code);
       }
       if constexpr (kCodes) code += add;
-      store(best, code, q, divisors, y, y_end, codes);
+      out_.store(best, code, q, divisors, y, y_end, codes);
     }
-    for (const int64_t q : empty_) none(q, y, codes);
+    out_.empty_outputs(y, codes);
   }
 
   // What a vector of outputs takes of each of some rows. The hardware prefetches badly where short
@@ -264,7 +243,7 @@ class PoolPlanes {
       const Code at = code_of(reach_.taps.begin + s);
       Rule::template fold<kCodes>(best, code, rule_.prepare(taps[s]), Codes::broadcast(at));
     }
-    finish_codes(q, code);
+    out_.finish_codes(q, code);
   }
 
   // ---- Windows of any size.
@@ -273,11 +252,11 @@ class PoolPlanes {
     work->ring.clear();
     for (int64_t out_p = block.begin; out_p < block.end; out_p++) {
       const int64_t i = plane * p_.P + out_p;
-      T* const y = y_ + i * p_.Q;
-      Code* const codes = codes_of(i, work);
+      T* const y = out_.row(i);
+      Code* const codes = out_.codes_of(i, &work->codes);
       const Range taps = valid_rows_[static_cast<size_t>(out_p)];
       if (taps.empty()) {
-        empty_row(y, codes);
+        out_.empty_row(y, codes);
         continue;
       }
       const Batch last = fold_window_rows(plane, out_p, taps, work);
@@ -316,25 +295,20 @@ class PoolPlanes {
     if (!reach_.inside || x_end_ - from < reach_.length)
       from = work->padded.at(plane, h, p_.dilation_h == 1 ? kCopied : 1);
     const T* const ahead = plane + h * p_.W + std::max(kCopied * p_.W, Rule::kAhead);
-    if (p_.stride_w == 1) {
+    if (!Rule::kStride2 || p_.stride_w == 1) {
       fold_line<1>(from, ahead, values, codes);
-    } else if (Rule::kStride2 && p_.stride_w == 2) {
-      fold_line<Rule::kStride2 ? 2 : 0>(from, ahead, values, codes);
     } else {
-      fold_line<0>(from, ahead, values, codes);
+      fold_line<Rule::kStride2 ? 2 : 1>(from, ahead, values, codes);
     }
   }
 
   template <int kStride>
   void fold_line(const T* from, const T* ahead, Lane* values, Code* codes) const {
-    // Of strides known at run time only the outputs' own elements are there to be read.
-    constexpr bool kPartial = kStride == 0;
-    const int64_t taps = reach_.taps.size(), stride = p_.stride_w, dilation = p_.dilation_w;
+    const int64_t taps = reach_.taps.size(), dilation = p_.dilation_w;
     const Code step = code_of(1), first = code_of(reach_.taps.begin);
-    for (int64_t q = 0; q < p_.Q; q += kLanes, from += kLanes * stride) {
-      const int64_t n = std::min<int64_t>(kLanes, p_.Q - q);
+    for (int64_t q = 0; q < p_.Q; q += kLanes, from += kLanes * kStride) {
       prefetch<kStride>(ahead + q * kStride, 1);
-      V best = rule_.prepare(load_strided<T, kStride, kPartial>(from, stride, n));
+      V best = rule_.prepare(load_strided<T, kStride>(from));
       C code{};
       if constexpr (kCodes) code = Codes::load(first_codes_.get() + q);
       const T* tap = from;
@@ -342,10 +316,10 @@ class PoolPlanes {
       for (int64_t s = 1; s < taps; s++) {
         tap += dilation;
         at += step;
-        const V v = rule_.prepare(load_strided<T, kStride, kPartial>(tap, stride, n));
+        const V v = rule_.prepare(load_strided<T, kStride>(tap));
         Rule::template fold<kCodes>(&best, &code, v, Codes::broadcast(at));
       }
-      finish_codes(q, &code);
+      out_.finish_codes(q, &code);
       Values::store(values + q, best);
       if constexpr (kCodes) Codes::store(codes + q, code);
     }
@@ -359,7 +333,7 @@ class PoolPlanes {
     for (int64_t s = taps.begin; s < taps.end; s++) {
       const int64_t w = horizontal_.start(q) + s * p_.dilation_w;
       const Lane v = rule_.prepare(to_wide<T>(row[w]));
-      const Code at = static_cast<Code>(steps_.index ? w : s);
+      const Code at = static_cast<Code>(out_.index() ? w : s);
       if (s == taps.begin) {
         best = v;
         code = at;
@@ -397,79 +371,21 @@ class PoolPlanes {
       V best;
       C code{};
       fold_rows(batch, q, &best, &code);
-      store(best, code, q, divisors, y, y_end, codes);
+      out_.store(best, code, q, divisors, y, y_end, codes);
     }
-    for (const int64_t q : empty_) none(q, y, codes);
-  }
-
-  // ---- Results.
-
-  // From the first tap's column to the image's: indices only.
-  TORCHCONV_INLINE void finish_codes(int64_t q, C* code) const {
-    if (kCodes && steps_.index) {
-      *code +=
-          Codes::iota() * static_cast<Code>(p_.stride_w) + static_cast<Code>(horizontal_.start(q));
-    }
-  }
-
-  // A row's last vector spills into the next row, which is written after it, but not past y_end.
-  TORCHCONV_INLINE void store(V best, C code, int64_t q, const Lane* divisors, T* y, const T* y_end,
-                              Code* codes) const {
-    best = rule_.finish(best, divisors + q);
-    if (y_end - (y + q) >= kLanes) {
-      W::store(y + q, best, streams_);
-    } else {
-      W::store_partial(y + q, best, p_.Q - q);
-    }
-    if constexpr (kCodes) {
-      if (selected_.direct()) {
-        const int64_t n = y_end - (y + q) >= kLanes ? kLanes : p_.Q - q;
-        selected_.template store_bytes<Code>(y + q - y_, code, n);
-      } else {
-        Codes::store(codes + q, code);
-      }
-    }
-  }
-
-  void empty_row(T* y, Code* codes) const {
-    for (int64_t q = 0; q < p_.Q; q++) none(q, y, codes);
-  }
-
-  // Output q of the row y has no element in the image.
-  void none(int64_t q, T* y, Code* codes) const {
-    y[q] = from_wide<T>(rule_.none());
-    if (kCodes && selected_.direct()) {
-      selected_.bytes()[y + q - y_] = kNoOffset<uint8_t>;
-    } else if (kCodes) {
-      codes[q] = -1;
-    }
-  }
-
-  // Stores the codes of the output rows before row `end`, and empties the buffer.
-  void flush(int64_t end, CodeBuffer* codes) const {
-    const int64_t position = end * p_.Q - codes->held;
-    selected_.store(position, codes->data.get(), codes->held);
-    if (steps_.finish) {
-      int64_t* indices = static_cast<int64_t*>(selected_.data);
-      for (int64_t i = position; i < end * p_.Q; i++)
-        indices[i] = index_from_offset(p_, indices[i], i / p_.Q % p_.P, i % p_.Q);
-    }
-    codes->held = 0;
+    out_.empty_outputs(y, codes);
   }
 
   const PoolProblem& p_;
   Rule rule_;
   const T* x_;
-  T* y_;
-  SelectedArray selected_;
+  PlaneRows<Rule, kCodes> out_;
   Axis vertical_, horizontal_;
   RowReach reach_;
-  CodeSteps steps_;
   const T* x_end_;
-  bool prefetches_, streams_;
+  bool prefetches_;
   int64_t row_lanes_;              // Q and room for a vector past the last
   Buffer<Code> first_codes_;       // of output q: code_of its first tap in the image
-  std::vector<int64_t> empty_;     // outputs with no tap in the image
   std::vector<Range> valid_rows_;  // of the window of output row p
 };
 

@@ -1,5 +1,5 @@
 // What only pooling needs of vectors, beyond simd.h: a maximum that propagates NaN as PyTorch's
-// does, every second or every n-th element of a row, and two phases of a row merged into one.
+// does, every second element of a row, and two phases of a row merged into one.
 // LaneInt is what a lane counts with: selections are carried in integers as wide as the values.
 #pragma once
 
@@ -128,6 +128,19 @@ TORCHCONV_INLINE void take_greater(Vec<double>::Type* best, Vec<int64_t>::Type* 
 }
 #endif
 
+// The candidate, its row and its column in the lanes where it is greater, or equal and of an
+// earlier row, or NaN and the last of several. Candidates come column by column.
+template <typename V, typename C>
+TORCHCONV_INLINE void take_greater(V* best, C* row, C* column, V candidate, C candidate_row,
+                                   C candidate_column) {
+  const auto earlier = (candidate == *best) & (candidate_row < *row);
+  const auto last = (candidate != candidate) & ((*best == *best) | (candidate_row >= *row));
+  const auto better = (candidate > *best) | earlier | last;
+  *best = better ? candidate : *best;
+  *row = better ? candidate_row : *row;
+  *column = better ? candidate_column : *column;
+}
+
 // sum + v in the lanes where a and b are equal.
 template <typename Lane, typename Held, typename V, typename H>
 TORCHCONV_INLINE V add_where_equal(V sum, H a, H b, V v) {
@@ -163,50 +176,25 @@ void convert_run(const From* from, int64_t n, To* to) {
                           n - i);
 }
 
-// Lanes 0 <= i < n of p[i * stride] as Wide<T>; n = kLanes unless kPartial. kStride is 1, 2 or 0
-// for a stride known at run time. kStride 2 also reads p[2 * kLanes - 1] unless kPartial.
-template <typename T, int kStride, bool kPartial>
-TORCHCONV_INLINE typename WideVec<T>::Type load_strided(const T* p, int64_t stride, int64_t n) {
+// Lanes p[i * kStride] as Wide<T>. kStride, 1 or 2, also reads p[kStride * kLanes - 1].
+template <typename T, int kStride>
+TORCHCONV_INLINE typename WideVec<T>::Type load_strided(const T* p) {
   using W = WideVec<T>;
   constexpr int kLanes = W::kLanes;
   if constexpr (kStride == 1) {
-    return kPartial ? W::load_partial(p, n) : W::load(p);
-  } else if constexpr (kStride == 2 && sizeof(T) == sizeof(Wide<T>)) {
-    using V = Vec<T>;
-    const int64_t count = 2 * n - 1;
-    const auto a = kPartial ? V::load_partial(p, count < kLanes ? count : kLanes) : V::load(p);
-    const auto b = kPartial ? V::load_partial(p + kLanes, count < kLanes ? 0 : count - kLanes)
-                            : V::load(p + kLanes);
-    return even_lanes(a, b, std::make_integer_sequence<int, kLanes>());
-  } else if constexpr (kStride == 2) {
+    return W::load(p);
+  } else if constexpr (sizeof(T) == sizeof(Wide<T>)) {
+    return even_lanes(W::load(p), W::load(p + kLanes), std::make_integer_sequence<int, kLanes>());
+  } else {
     // Two elements a lane; dropping the upper one leaves every second.
-    using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint8_t>;
-    using Pair = std::conditional_t<sizeof(T) == 2, uint32_t, uint16_t>;
-    using Flat = Vec<Bits, 2 * kLanes>;
-    const auto flat = kPartial ? Flat::load_partial(p, 2 * n - 1) : Flat::load(p);
-    const auto pairs = bit_cast<typename Vec<Pair, kLanes>::Type>(flat);
+    const auto pairs = Vec<uint32_t, kLanes>::load(p);
     if constexpr (std::is_same_v<T, BFloat16>) {
       return float_from_bfloat16<typename W::Type>(pairs);
     } else {
       T even[kLanes];
-      Vec<Bits, kLanes>::store(even, convert<Bits, Pair, kLanes>(pairs));
+      Vec<uint16_t, kLanes>::store(even, convert<uint16_t, uint32_t, kLanes>(pairs));
       return W::load(even);
     }
-  } else {
-#if defined(TORCHCONV_MASKED_MOVES) && defined(__AVX512F__)
-    // Loading elements one by one, a vector would wait for all of them to reach the cache.
-    if (std::is_same_v<T, float> && stride < (1 << 26)) {
-      const __m512i index = _mm512_mullo_epi32(bit_cast<__m512i>(Vec<int32_t>::iota()),
-                                               _mm512_set1_epi32(static_cast<int>(stride)));
-      const auto lanes = static_cast<__mmask16>(kPartial ? (1u << n) - 1 : 0xffffu);
-      return bit_cast<typename W::Type>(
-          _mm512_mask_i32gather_ps(_mm512_setzero_ps(), lanes, index, p, 4));
-    }
-#endif
-    T picked[kLanes] = {};
-    const int64_t count = kPartial ? n : kLanes;
-    for (int64_t i = 0; i < count; i++) picked[i] = p[i * stride];
-    return W::load(picked);
   }
 }
 
@@ -231,10 +219,10 @@ TORCHCONV_INLINE void load_taps(const T* p, typename WideVec<T>::Type* taps) {
     taps[0] = float_from_bfloat16<V>(pairs);
     taps[1] = bit_cast<V>(pairs & 0xffff0000u);
   } else {
-    taps[0] = load_strided<T, 2, false>(p, 2, kLanes);
-    taps[1] = load_strided<T, 2, false>(p + 1, 2, kLanes);
+    taps[0] = load_strided<T, 2>(p);
+    taps[1] = load_strided<T, 2>(p + 1);
   }
-  if constexpr (kTaps == 3) taps[2] = load_strided<T, 2, false>(p + 2, 2, kLanes);
+  if constexpr (kTaps == 3) taps[2] = load_strided<T, 2>(p + 2);
 }
 
 // What a lane of T's computation counts with: an integer as wide as the lane.
