@@ -24,7 +24,8 @@ void dot_columns(const PlaneRows p, const PlaneRowsDot<A> t) {
   StripSource<A, N, R, kStep> source(p, t.begin * N);
   for (int64_t channel = 0; channel < t.channels; ++channel) {
     Type sum[R][kHeld];
-    unroll<R * kHeld>([&](auto i) TORCHCONV_INLINE_LAMBDA { sum[i / kHeld][i % kHeld] = Type{}; });
+#pragma GCC unroll 32
+    for (int i = 0; i < R * kHeld; ++i) sum[i / kHeld][i % kHeld] = Type{};
     for (int64_t strip = t.begin; strip < t.end; ++strip) {
       if (t.end - t.begin > 1) source = StripSource<A, N, R, kStep>(p, strip * N);
       const auto lanes = LaneRange<A, N>::of(0, p.columns - strip * N);
@@ -34,11 +35,11 @@ void dot_columns(const PlaneRows p, const PlaneRowsDot<A> t) {
         const A* dz =
             t.dz + channel * t.dz_channel + plane * t.dz_plane + strip * N + t.first * t.dz_pitch;
         Type gradient[kRows];
-        unroll<kRows>([&](auto m) TORCHCONV_INLINE_LAMBDA { gradient[m] = Type{}; });
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m) gradient[m] = Type{};
         for (int64_t left = t.last - t.first; left > 1 - kRows; --left, dz += t.dz_pitch) {
-          unroll<kRows - 1>([&](auto m) TORCHCONV_INLINE_LAMBDA {
-            gradient[kRows - 1 - m] = gradient[kRows - 2 - m];
-          });
+#pragma GCC unroll 16
+          for (int m = kRows - 1; m > 0; --m) gradient[m] = gradient[m - 1];
           gradient[0] = left > 0 ? lanes.load(dz) : Type{};
           unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
             if (y >= p.top && y < p.bottom) {
@@ -58,10 +59,10 @@ void dot_columns(const PlaneRows p, const PlaneRowsDot<A> t) {
       }
     }
     double* totals = t.totals + channel * R * R + kFirst;
-    unroll<R * kHeld>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+#pragma GCC unroll 32
+    for (int i = 0; i < R * kHeld; ++i)
       totals[i / kHeld * R + i % kHeld] +=
           static_cast<double>(add_lanes<A, N>(sum[i / kHeld][i % kHeld]));
-    });
   }
 }
 

@@ -24,19 +24,24 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
   const auto rows_there = static_cast<uint64_t>(std::max<int64_t>(p.bottom - p.top, 0));
   const auto there = LaneRange<A, N>::of(0, p.columns);
   Source source[kStrips];
-  unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA { source[k] = Source(p, first[k]); });
+  for (int k = 0; k < kStrips; ++k) source[k] = Source(p, first[k]);
   for (const int64_t end = plane + planes; plane < end; ++plane) {
     const A* w = t.weights + plane * t.weight_plane;
     A weights[R * R];
     Type held[kHeld ? R * R : 1];
-    unroll<R * R>([&](auto i) TORCHCONV_INLINE_LAMBDA {
-      weights[i] = w[i / R * t.weight_row + i % R * t.weight_column];
-      if constexpr (kHeld) held[i] = V::broadcast(weights[i]);
-    });
+#pragma GCC unroll 7
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 7
+      for (int s = 0; s < R; ++s) {
+        weights[r * R + s] = w[r * t.weight_row + s * t.weight_column];
+        if constexpr (kHeld) held[r * R + s] = V::broadcast(weights[r * R + s]);
+      }
+    }
     const Type start = V::broadcast(t.bias != nullptr ? t.bias[plane] : A{0});
     Type sum[kRows][kStrips];
-    unroll<kRows * kStrips>([&](auto i)
-                                TORCHCONV_INLINE_LAMBDA { sum[i / kStrips][i % kStrips] = start; });
+#pragma GCC unroll 7
+    for (int m = 0; m < kRows; ++m)
+      for (int k = 0; k < kStrips; ++k) sum[m][k] = start;
     const A* row = t.src + plane * t.src_plane + t.first * kStep * p.pitch;
     auto y = static_cast<uint64_t>(t.first * kStep - p.top);  // of the rows that are there
     A* out = t.out + plane * t.out_plane + (t.first - (kRows - 1)) * t.out_pitch;
@@ -69,11 +74,12 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
             there.store(out + first[k], y);
         });
       }
-      unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
-        unroll<kRows - 1>(
-            [&](auto m) TORCHCONV_INLINE_LAMBDA { sum[kRows - 1 - m][k] = sum[kRows - 2 - m][k]; });
+#pragma GCC unroll 2
+      for (int k = 0; k < kStrips; ++k) {
+#pragma GCC unroll 6
+        for (int m = kRows - 1; m > 0; --m) sum[m][k] = sum[m - 1][k];
         sum[0][k] = start;
-      });
+      }
     }
   }
 }
@@ -90,12 +96,16 @@ void sum_small_planes(const PlaneRows p, const PlaneRowsSum<A> t) {
   for (int64_t plane = 0; plane < t.planes; ++plane) {
     const A* w = t.weights + plane * t.weight_plane;
     Type weights[R * R];
-    unroll<R * R>([&](auto i) TORCHCONV_INLINE_LAMBDA {
-      weights[i] = V::broadcast(w[i / R * t.weight_row + i % R * t.weight_column]);
-    });
+#pragma GCC unroll 7
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 7
+      for (int s = 0; s < R; ++s)
+        weights[r * R + s] = V::broadcast(w[r * t.weight_row + s * t.weight_column]);
+    }
     Type sum[kRows];
     const Type start = V::broadcast(t.bias != nullptr ? t.bias[plane] : A{0});
-    unroll<kRows>([&](auto i) TORCHCONV_INLINE_LAMBDA { sum[i] = start; });
+#pragma GCC unroll 7
+    for (int i = 0; i < kRows; ++i) sum[i] = start;
     const A* src = t.src + plane * t.src_plane + t.first * p.pitch;
     unroll<kRows + R - 1>([&](auto y) TORCHCONV_INLINE_LAMBDA {
       if (t.first + y < p.top || t.first + y >= p.bottom) return;
