@@ -212,6 +212,7 @@ class PoolStrided {
       take_greater(best, &row, &column, Values::load(values + columns_.taps[t]),
                    Codes::load(rows + columns_.taps[t]), Codes::broadcast(at));
     }
+    row = row == Codes::broadcast(kNoRow) ? C{} : row;  // of outputs that meet padding alone
     return row * static_cast<Code>(out_.index() ? p_.dilation_h * p_.W : p_.S) + column;
   }
 
