@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "core/buffer.h"
-#include "cpu/pool2d_plane_rows.h"
 #include "cpu/pool2d_rules.h"
 #include "cpu/pool_padded_rows.h"
+#include "cpu/pooled_rows.h"
 
 namespace torchconv::cpu {
 
@@ -95,7 +95,7 @@ class PoolPlanes {
     Folded folded;  // the last row: a window's earlier batches
     PaddedRows<T> padded;
     Divisors divisors;
-    typename PlaneRows<Rule, kCodes>::CodeBuffer codes;
+    typename PooledRows<Rule, kCodes>::CodeBuffer codes;
     const T* y_end;
   };
 
@@ -379,7 +379,7 @@ class PoolPlanes {
   const PoolProblem& p_;
   Rule rule_;
   const T* x_;
-  PlaneRows<Rule, kCodes> out_;
+  PooledRows<Rule, kCodes> out_;
   Axis vertical_, horizontal_;
   RowReach reach_;
   const T* x_end_;

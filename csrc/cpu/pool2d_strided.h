@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "core/buffer.h"
-#include "cpu/pool2d_plane_rows.h"
 #include "cpu/pool2d_rules.h"
 #include "cpu/pool_padded_rows.h"
+#include "cpu/pooled_rows.h"
 
 namespace torchconv::cpu {
 
@@ -103,7 +103,7 @@ class PoolStrided {
           y_end(k.out_.row(end)) {}
     Lines folded, phases;
     Divisors divisors;
-    typename PlaneRows<Rule, kCodes>::CodeBuffer codes;
+    typename PooledRows<Rule, kCodes>::CodeBuffer codes;
     const T* y_end;
   };
 
@@ -219,7 +219,7 @@ class PoolStrided {
   const PoolProblem& p_;
   Rule rule_;
   const T* x_;
-  PlaneRows<Rule, kCodes> out_;
+  PooledRows<Rule, kCodes> out_;
   StridedColumns columns_;
   std::vector<Range> valid_rows_;  // of the window of output row p
   int64_t block_;                  // output rows at once

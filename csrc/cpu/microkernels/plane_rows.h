@@ -14,8 +14,9 @@
 namespace torchconv::cpu {
 
 // Square kernels, and how their taps meet a source plane: R = 3, 5 or 7 with a step of 1 or 2 (the
-// latter not of plane_rows_dot with 7); for plane_rows_sum any R up to 7 and steps up to 4 too,
-// without dilation.
+// latter not of plane_rows_dot with 7). Without dilation plane_rows_steps has the others up to 7,
+// and steps up to 4: for plane_rows_dot where a row of the kernel takes few steps
+// (kMostStepsTerms).
 struct PlaneRows {
   // kSpread is the gradient of a stride of 2: output (h, w) sums the sources ((h + pad_h - r) / 2,
   // (w + pad_w - s) / 2) of the taps where these are whole. Else output (i, j) sums the sources

@@ -12,7 +12,7 @@
 namespace torchconv::cpu {
 
 template <typename Rule, bool kCodes>
-class PlaneRows {
+class PooledRows {
   using T = typename Rule::Element;
   using W = WideVec<T>;
   using Lane = typename Rule::Lane;
@@ -23,7 +23,7 @@ class PlaneRows {
   static constexpr int kLanes = Rule::kLanes;
 
  public:
-  PlaneRows(const PoolProblem& p, Rule rule, T* y, SelectedArray selected)
+  PooledRows(const PoolProblem& p, Rule rule, T* y, SelectedArray selected)
       : p_(p),
         rule_(rule),
         y_(y),
