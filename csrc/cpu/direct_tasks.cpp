@@ -77,7 +77,7 @@ DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const Dir
       blocks_i_(ceil_div(view.I, plan.rows)),
       blocks_j_(ceil_div(view.J, plan.columns)),
       blocks_n_(ceil_div(view.N, plan.samples)),
-      // A half where two threads would share an odd number of them.
+      // A vector where two threads would share an odd number of panels.
       unit_(cuts_panels && blocks() * view.groups * ceil_div(view.K, panel) % 2 == 1
                 ? panel / kMaxVectors
                 : panel),
