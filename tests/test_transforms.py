@@ -7,11 +7,13 @@ operators; compiled graphs without breaks, bit for bit what eager mode computes,
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -20,6 +22,7 @@ from torch.nn import functional as torch_F
 import torchconv
 import torchconv.functional as F
 from conftest import assert_accurate, assert_same, everywhere, in_layout
+from dispatch_log import DispatchLog
 from operator_samples import ACTIVATIONS, FORMATS
 
 pytestmark = everywhere
@@ -216,6 +219,28 @@ def test_compile_activations(activation: str | None) -> None:
     got = torch.autograd.grad(compiled(x, w), (x, w))
     for gradient, value in zip(got, torch.autograd.grad(loss(x, w), (x, w)), strict=True):
         assert_same(gradient, value)
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["short", "watched"])
+def test_compiled_autograd(watched: bool) -> None:
+    """Its graph of one call is not taken for a call of the same sizes and other settings."""
+
+    def gradients(padding: int) -> tuple[Tensor, ...]:
+        leaves = [t.clone().requires_grad_() for t in (x, w)]
+        with DispatchLog() if watched else nullcontext():
+            y = F.conv2d(*leaves, None, 1, padding, padding)
+            y = F.max_pool2d(y, 2) + F.avg_pool2d(y, 2 * padding + 1, 2, padding)
+            y = F.adaptive_max_pool2d(y, 3) * F.adaptive_avg_pool2d(y, 3)
+        return torch.autograd.grad(y.square().sum(), leaves)
+
+    torch._dynamo.reset()
+    x, w = torch.randn(2, 4, 10, 10), torch.randn(6, 4, 3, 3)
+    expected = [gradients(padding) for padding in (1, 2)]
+    with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        got = [gradients(padding) for padding in (1, 2)]
+    for ours, theirs in zip(got, expected, strict=True):
+        for gradient, value in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(gradient, value)
 
 
 def test_compile_with_inductor() -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad as fwAD
-from torch.autograd.function import _SingleLevelFunction
 from torch.autograd.graph import increment_version
 
 from torchconv._autograd_adaptive import (
@@ -29,6 +28,7 @@ from torchconv._autograd_norm import (
     batch_norm_backward_derivative,
 )
 from torchconv._schemas import LIBRARY, defaults
+from torchconv._single_level import SingleLevelFunction
 from torchconv.autograd import (
     NEEDS_PREACTIVATION,
     AvgPool2dBackwardFunction,
@@ -86,7 +86,7 @@ def _applier(function: type[Function]) -> Callable[..., Any]:
     names = ("forward", "setup_context", "backward")
     members = {n: staticmethod(getattr(function, n)) for n in names}
     members["jvp"] = staticmethod(jvp)
-    single_level: Any = type(function.__name__, (_SingleLevelFunction,), members)
+    single_level: Any = type(function.__name__, (SingleLevelFunction,), members)
 
     applied = single_level.apply
 

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.autograd.function import _SingleLevelFunction
 
 from torchconv._dispatch import Operator, operator, unrecorded
 from torchconv._fake import is_channels_last
+from torchconv._single_level import SingleLevelFunction
 from torchconv._wanted import wanted_gradients
 from torchconv.autograd import NEEDS_PREACTIVATION, conv2d_gradients, saved_for_derivative
 
@@ -26,7 +26,7 @@ _conv2d = operator("conv2d")
 _conv2d_with_preactivation = operator("conv2d_with_preactivation")
 
 
-class _Conv2d(_SingleLevelFunction):
+class _Conv2d(SingleLevelFunction):
     """``conv2d``, with the settings of the call last."""
 
     @staticmethod
@@ -60,7 +60,7 @@ class _Conv2d(_SingleLevelFunction):
         )
 
 
-class _Pool2d(_SingleLevelFunction):
+class _Pool2d(SingleLevelFunction):
     """A pooling of the input by `op`, whose second result, where it has one, is what it selected.
 
     Of the arguments of the pooling, backward_op takes the first `taken`.

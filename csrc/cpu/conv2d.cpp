@@ -210,6 +210,7 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
     case ConvAlgorithm::kBandProduct:
       return band_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kStridedWinograd:
+    case ConvAlgorithm::kDepthwisePhases:
     case ConvAlgorithm::kWgradProduct:
     case ConvAlgorithm::kPairWgrad:
       return;  // of a problem, not of a view, and of no gather
@@ -379,11 +380,10 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
                             });
     }
   }
-  ConvAlgorithm at_once;
-  if (dgrad_at_once(p, &at_once)) {
+  if (const std::optional<ConvAlgorithm> at_once = dgrad_at_once(p)) {
     if (at_once == ConvAlgorithm::kDepthwisePlanes)
       return depthwise_planes_spread(p, dz, w, dx, pool);
-    if (at_once == ConvAlgorithm::kBandAlongPixels) return depthwise_phases(p, dz, w, dx, pool);
+    if (at_once == ConvAlgorithm::kDepthwisePhases) return depthwise_phases(p, dz, w, dx, pool);
     return depthwise_columns_spread(p, dz, w, dx, pool);
   }
   bool covers_all = false;

@@ -17,9 +17,6 @@ constexpr int64_t most_elements(int64_t element_size) { return (512 << 10) / ele
 // image.
 constexpr int64_t kPieceFilters = 8, kPieceColumns = 128;
 
-// Columns of larger steps are taken one by one.
-constexpr int64_t kMostStep = 4;
-
 // Rows of an image into the rows of the planes of a step's phases.
 struct SplitRows {
   int64_t rows, src_row, row, plane, phases;
@@ -71,7 +68,7 @@ void split_padded_rows(int64_t step, const SplitRows& s, const T* src, Wide<T>* 
   if (step == 1) return split_padded_rows<T, 1>(s, src, to);
   if (step == 2) return split_padded_rows<T, 2>(s, src, to);
   if (step == 3) return split_padded_rows<T, 3>(s, src, to);
-  split_padded_rows<T, kMostStep>(s, src, to);
+  split_padded_rows<T, kMostLaneStep>(s, src, to);
 }
 
 // to[l] = from[sources[l]] for the n lanes of a vector, where the sources ascend within one.
@@ -261,7 +258,8 @@ void ConvBand::fill(const ConvView& view, const T* src, int64_t block, int64_t i
     fill_transposed(view, src, i0, scratch);
     return;
   }
-  if (pixels && view.src.column == 1 && step <= kMostStep) {
+  // Columns of larger steps are taken one by one.
+  if (pixels && view.src.column == 1 && step <= kMostLaneStep) {
     fill_split(view, src, i0, scratch);
     return;
   }

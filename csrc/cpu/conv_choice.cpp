@@ -379,15 +379,15 @@ bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) 
          direct >= saving * static_cast<double>(strided_winograd_products(p, pass));
 }
 
-bool dgrad_at_once(const ConvProblem& p, ConvAlgorithm* algorithm) {
+std::optional<ConvAlgorithm> dgrad_at_once(const ConvProblem& p) {
   if (p.layout == Layout::kNCHW) {
-    const bool spreads = depthwise_planes_spread_applies(p);
-    *algorithm = spreads ? Algorithm::kDepthwisePlanes : Algorithm::kBandAlongPixels;
-    return spreads || depthwise_phases_applies(p);
+    if (depthwise_planes_spread_applies(p)) return Algorithm::kDepthwisePlanes;
+    if (depthwise_phases_applies(p)) return Algorithm::kDepthwisePhases;
+    return std::nullopt;
   }
-  *algorithm = Algorithm::kDepthwiseColumns;
-  return p.dtype == DType::kFloat64 ? depthwise_columns_spread_applies<double>(p)
-                                    : depthwise_columns_spread_applies<float>(p);
+  const bool spreads = p.dtype == DType::kFloat64 ? depthwise_columns_spread_applies<double>(p)
+                                                  : depthwise_columns_spread_applies<float>(p);
+  return spreads ? std::optional(Algorithm::kDepthwiseColumns) : std::nullopt;
 }
 
 bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views) {

@@ -3,6 +3,8 @@
 // instruction set and the switch here, never on the batch or the threads.
 #pragma once
 
+#include <optional>
+
 #include "core/conv_problem.h"
 #include "cpu/conv_view.h"
 #include "cpu/winograd_strided.h"
@@ -18,6 +20,7 @@ enum class ConvAlgorithm : uint8_t {
   kDepthwiseColumns,   // depthwise_columns.h
   kDepthwisePlanes,    // depthwise_planes.h
   kPlanesWinograd,     // the same, minimal filtering
+  kDepthwisePhases,    // depthwise_phases.h
   kGroupWinograd,      // group_winograd.h, group_wgrad.h
   kGroupTiles,         // group_gather.h, group_wgrad.h
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
@@ -51,8 +54,8 @@ bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd);
 
 // Whether dgrad of a stride goes by group_dgrad (group_gather.h), all views at once. They cover dx.
 bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views);
-// Whether dgrad of a stride above 1 goes by one algorithm for all residues, and by which.
-bool dgrad_at_once(const ConvProblem& p, ConvAlgorithm* algorithm);
+// What computes all residues of dgrad of a stride above 1 at once, where there is such a thing.
+std::optional<ConvAlgorithm> dgrad_at_once(const ConvProblem& p);
 
 // Whether dgrad of a stride in bfloat16 goes by way of a channels_last image, see phase_image.h.
 // The views cover dx.

@@ -60,9 +60,11 @@ const char* name_of(ConvAlgorithm algorithm) {
     case ConvAlgorithm::kDepthwiseColumns:
       return "depthwise rolling columns, vectors along channels";
     case ConvAlgorithm::kDepthwisePlanes:
-      return "depthwise rolling rows, vectors along pixels";
+      return "depthwise rows, vectors along pixels";
     case ConvAlgorithm::kPlanesWinograd:
       return "depthwise minimal filtering, vectors along pixels";
+    case ConvAlgorithm::kDepthwisePhases:
+      return "depthwise phases of bands of rows, vectors along pixels";
     case ConvAlgorithm::kGroupWinograd:
       return "Winograd, groups side by side in vectors";
     case ConvAlgorithm::kGroupTiles:
@@ -197,6 +199,7 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
       return text("register tiles of %lld x %lld, sums of at most %lld pixels", kMaxRows,
                   kMaxVectors * lanes, kPairWgradPixels);
     case ConvAlgorithm::kStridedWinograd:
+    case ConvAlgorithm::kDepthwisePhases:
       break;  // of a problem, not of a view
   }
   return "";
@@ -332,11 +335,10 @@ std::string conv2d_explain(const ConvProblem& problem) {
                             words(unfolds_x) + gather_blocking(view, p.dtype, fprop), direct,
                             gather_operations(view, fprop), bytes});
 
-  ConvAlgorithm at_once;
   if (views.empty()) {
     lines += zeros("dgrad", bytes);
-  } else if (dgrad_at_once(q, &at_once)) {
-    lines += formatted({"dgrad", at_once, "",
+  } else if (const std::optional<ConvAlgorithm> at_once = dgrad_at_once(q)) {
+    lines += formatted({"dgrad", *at_once, "",
                         text("all %lld phases of the stride at once, %lld rows of %lld pixels",
                              static_cast<int64_t>(views.size()), p.H, p.W),
                         direct, direct, bytes});

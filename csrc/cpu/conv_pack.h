@@ -88,6 +88,8 @@ TORCHCONV_INLINE Type collect_lanes(const Type (&v)[kN]) {
   return add_collected<Map, 1>(v[0], v, std::make_integer_sequence<int, kLanes>());
 }
 
+// The largest step by which rows are taken apart, and put together, in registers.
+inline constexpr int64_t kMostLaneStep = 4;
 // Lanes kPhase, kPhase + kStep, ... of kStep vectors that follow each other, and vector kPart of
 // those that have the lanes of kStep such phases in turn.
 template <int kStep, int kPhase, int kLanes>

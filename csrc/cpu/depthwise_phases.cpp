@@ -14,8 +14,6 @@
 namespace torchconv::cpu {
 namespace {
 
-constexpr int64_t kMostStep = 4;
-
 // The phases as one view; without taps where none reaches the image.
 ConvView joined(const ConvProblem& p, const std::vector<ConvView>& phases) {
   ConvView all = phases[0];
@@ -131,7 +129,7 @@ class DepthwisePhases {
     const int64_t count = (p_.H - 1 - phase) / p_.stride_h + 1;
     const int64_t rows = std::min(band_.band, count - i0);
     if (rows <= 0) return;
-    PhaseRows<A> columns[kMostStep] = {};
+    PhaseRows<A> columns[kMostLaneStep] = {};
     for (int64_t s = 0; s < p_.stride_w; ++s) {
       const int64_t index = at_[static_cast<size_t>(phase * p_.stride_w + s)];
       if (index < 0) continue;
@@ -147,7 +145,7 @@ class DepthwisePhases {
                     std::min(kDepth, sum.terms - t), kL, ceil_div(band_.positions(rows, sum.J), kL),
                     kL, kL, 1});
     }
-    constexpr decltype(&interleave_rows<T, 1>) kInterleave[kMostStep] = {
+    constexpr decltype(&interleave_rows<T, 1>) kInterleave[kMostLaneStep] = {
         interleave_rows<T, 1>, interleave_rows<T, 2>, interleave_rows<T, 3>, interleave_rows<T, 4>};
     kInterleave[p_.stride_w - 1](columns, band_.width, rows, p_.W,
                                  plane + (phase + i0 * p_.stride_h) * p_.W, p_.stride_h * p_.W);
@@ -175,7 +173,7 @@ class DepthwisePhases {
 
 bool depthwise_phases_applies(const ConvProblem& p) {
   if (p.layout != Layout::kNCHW || p.groups != p.C || p.C == 1 || p.N == 0 ||
-      (p.stride_h == 1 && p.stride_w == 1) || p.stride_w > kMostStep)
+      (p.stride_h == 1 && p.stride_w == 1) || p.stride_w > kMostLaneStep)
     return false;
   bool covers_all;
   const std::vector<ConvView> phases = dgrad_views(p, &covers_all);

@@ -170,7 +170,8 @@ bool depthwise_planes_applies(const ConvView& v) {
   const int64_t R = taps.rows;
   const bool square = taps.regular && R == taps.columns;
   const bool dilated = taps.gap_h > 1 || taps.gap_w > 1;
-  const bool steps = R > 1 && R <= kMostStepsRows && v.step_h == v.step_w && v.step_h <= 4;
+  const bool steps =
+      R > 1 && R <= kMostStepsRows && v.step_h == v.step_w && v.step_h <= kMostLaneStep;
   const bool rolls = (R == 3 || R == 5 || R == 7) && v.step_h == 1 && v.step_w == 1;
   // With channels innermost in the weights, a group's filters are not as far apart as groups are.
   const bool even = v.K == 1 || v.weight_group == v.K * v.weight_k;
