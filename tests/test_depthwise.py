@@ -342,3 +342,11 @@ def test_explained(layout: str, along: str) -> None:
         x, w, _ = operands(1, 32, 12, 12, 3, layout, torch.float32)
         fprop = explain(x, w, None, 1, dilation, dilation, 32, peak=100.0, bandwidth=10.0).passes[0]
         assert fprop.algorithm.startswith(f"depthwise {direct}")
+
+
+def test_phases_explained() -> None:
+    """An input gradient of a stride that no rolling rows spread, all residues at once."""
+    x, w, _ = operands(1, 32, 12, 12, 3, "contiguous", torch.float32)
+    passes = explain(x, w, None, 3, 1, groups=32, peak=100.0, bandwidth=10.0).passes
+    by_phases = [each.name for each in passes if each.algorithm.startswith("depthwise phases")]
+    assert by_phases == ["dgrad"]
