@@ -288,6 +288,32 @@ def test_tiles_of_turing(gpu: Caller) -> None:
         assert_accurate(gradient, truth)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kernel, width", [(3, 9), (3, 10), (3, 21), (5, 13), (7, 7), (7, 18)])
+def test_depthwise_on_tensor_cores(
+    gpu: Caller, kernel: int, width: int, dtype: torch.dtype
+) -> None:
+    """Also where zero factors meet infinity and NaN, which only their own windows may see."""
+    channels, pad = 40, kernel // 2
+    size = (3, channels, 11, width)
+    x, dz = [in_layout(torch.randn(size).to(dtype), "channels_last") for _ in range(2)]
+    w, b = torch.randn(channels, 1, kernel, kernel).to(dtype), torch.randn(channels).to(dtype)
+    common = [[1, 1], [pad] * 4, [1, 1], channels]
+    for special in (False, True):
+        if special:
+            x[1, 5, 4, 3] = dz[1, 5, 4, 3] = float("inf")
+            x[2, 17, 10, width - 1] = dz[2, 17, 10, width - 1] = float("nan")
+        fprop = [x, w, b, *common, "relu6", False]
+        dgrad = [dz, x, w, None, *common, "none", False, [True, False, False]]
+        y, dx = gpu("conv2d", *fprop), gpu("conv2d_backward", *dgrad)[0]
+        y_truth = OPS.conv2d(*wide(fprop))
+        for result, truth in ((y, y_truth), (dx, OPS.conv2d_backward(*wide(dgrad))[0])):
+            assert torch.equal(result.isnan(), truth.isnan())
+            finite = truth.isfinite()
+            assert torch.equal(result.isfinite(), finite)
+            assert_accurate(result.where(finite, 0), truth.where(finite, 0))
+
+
 def test_many_filters_of_a_channel(gpu: Caller) -> None:
     """The input gradient's sums of 18432 terms each."""
     x, w, dz = torch.randn(1, 2, 4, 4), torch.rand(4096, 1, 3, 3), torch.rand(1, 4096, 4, 4)

@@ -37,6 +37,9 @@ SPILL_BUDGET = {
     ("pool_large_windows", "sm_80"): 24,
     # 64 sums of 128 registers; inside the loop it is one word for eight steps.
     ("simt_wgrad_slices", "sm_80"): 48,
+    # 7x7 alone: the weights take most of the 168 registers that three blocks leave a thread.
+    ("depthwise_channel_mma_kernel", "sm_90a"): 16,
+    ("depthwise_channel_mma_kernel", "sm_80"): 112,
     # Their launch bounds are for Hopper, where none of them spills; a few instances of each.
     ("pool_bands", "sm_80"): 48,
     ("depthwise_channels_kernel", "sm_80"): 16,
@@ -62,6 +65,8 @@ RULES = (
     Rule("mma_*.cu", "mma_*", "sm_80", r"[HI]MMA\..*", True, "mma"),
     Rule("mma_*.cu", "mma_*", "sm_90a", r"[HI]MMA\..*", True, "mma"),
     Rule("grouped_mma_*.cu", "grouped_*", "sm_90a", r"[HI]MMA\..*", True, "mma"),
+    Rule("depthwise_channel_mma.cu", "*", "sm_80", r"HMMA\..*", True, "mma"),
+    Rule("depthwise_channel_mma.cu", "*", "sm_90a", r"HMMA\..*", True, "mma"),
     Rule("*pool2d*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("depthwise_*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("conv_layout*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),

@@ -1,5 +1,5 @@
 // Which kernel computes a pass of a depthwise convolution.
-#include "cuda/depthwise.h"
+#include "cuda/depthwise_lines.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -21,8 +21,10 @@ void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, cons
       depthwise_planes(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation, activation,
                        queue);
   } else if ((preactivation != nullptr ||
-              !depthwise_channel_strips(p.dtype, p.R, sampling, g, in, w, bias, out, activation,
-                                        queue)) &&
+              (!depthwise_channel_mma(p.dtype, p.R, sampling, g, in, w, bias, out, activation,
+                                      queue) &&
+               !depthwise_channel_strips(p.dtype, p.R, sampling, g, in, w, bias, out, activation,
+                                         queue))) &&
              !depthwise_channels(p.dtype, p.R, sampling, g, in, w, bias, out, preactivation,
                                  activation, queue))
     depthwise_taps(p, pass, in, w, bias, nullptr, out, preactivation, queue);
