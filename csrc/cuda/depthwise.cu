@@ -2,6 +2,7 @@
 #include "cuda/depthwise_lines.h"
 
 namespace torchconv::cuda {
+
 namespace {
 
 bool pixels_contiguous(const ConvProblem& p) {
@@ -58,7 +59,8 @@ void depthwise_wgrad(const ConvProblem& p, const void* dz, const void* x, void* 
   if (pixels_contiguous(p)) {
     if (!depthwise_strips_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue))
       depthwise_planes_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue);
-  } else if (!depthwise_channel_strips_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue) &&
+  } else if (!depthwise_mma_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue) &&
+             !depthwise_channel_strips_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue) &&
              !depthwise_channels_wgrad(p.dtype, p.R, sampling, g, dz, x, dw, queue)) {
     depthwise_taps_wgrad(p, dz, x, dw, queue);
   }

@@ -92,6 +92,8 @@ bool depthwise_channels_wgrad(DType dtype, int64_t R, Sampling sampling, const G
                               const void* dz, const void* x, void* dw, const Queue& queue);
 bool depthwise_channel_strips_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g,
                                     const void* dz, const void* x, void* dw, const Queue& queue);
+bool depthwise_mma_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g, const void* dz,
+                         const void* x, void* dw, const Queue& queue);
 void depthwise_taps_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
                           const Queue& queue);
 
