@@ -2,7 +2,8 @@
 #include "cuda/adaptive_pool2d.h"
 #include "cuda/pool2d.h"
 #include "cuda/pool_backward_bands.h"
-#include "cuda/pool_bands.h"
+#include "cuda/pool_pairs.h"
+#include "cuda/pool_patches.h"
 #include "cuda/pool_planes.h"
 #include "cuda/pool_strips.h"
 #include "cuda/pool_windows.h"
@@ -34,7 +35,9 @@ void backward(const PoolShape& s, const T* dy, T* dx, const Queue& queue) {
     T* to = dx + first * in;
     if constexpr (sizeof(I) == 4) {
       if constexpr (sizeof(T) < 8)
-        if (run_spread_strips(s, images, from, to, queue)) return;
+        if (run_spread_pairs<T, 1>(s, images, from, to, queue) ||
+            run_spread_strips(s, images, from, to, queue))
+          return;
       if (run_spread_planes<T, false>(s, images, from, {Selected::kOffset8, nullptr}, to, queue) ||
           run_spread_tiles(s, images, from, to, queue) ||
           (vectors && run_spread_channels(s, images, from, to, queue)))

@@ -146,6 +146,50 @@ struct BandDivision {
   }
 };
 
+// Stores n outputs of row p, and their codes, from `column` or its channels on; S: taps of a row.
+template <bool kPlanes, bool kCodes, int S, typename T, typename Output, typename Code>
+__device__ __forceinline__ void store_band(const PoolBands& b, T* y, const SelectedOutput& selected,
+                                           int32_t position, int32_t p, int32_t column,
+                                           Output&& output, Code&& code) {
+  constexpr int n = kLanes<T>;
+  const auto index = [&](int i) {
+    return b.v.index_of(code(i), S, p, kPlanes ? column + i : column);
+  };
+  // A window this small has byte offsets.
+  auto* const offsets = static_cast<uint8_t*>(selected.data) + position;
+  auto* const indices = static_cast<int64_t*>(selected.data) + position;
+  const bool bytes = selected.kind == Selected::kOffset8;
+  if (!kPlanes || b.vector_outputs) {
+    store_all<T, n>(y + position, output);
+    if (kCodes && bytes)
+      store_all<uint8_t, n>(offsets, [&](int i) { return static_cast<uint8_t>(code(i)); });
+    else if (kCodes)
+      store_all<int64_t, n>(indices, index);
+  } else if (b.half_outputs) {
+    constexpr int m = n / 2;
+#pragma unroll
+    for (int from = 0; from < n; from += m) {
+      if (column + from >= b.v.w.out) continue;
+      store_all<T, m>(y + position + from, [&](int i) { return output(from + i); });
+      if (kCodes && bytes)
+        store_all<uint8_t, m>(offsets + from,
+                              [&](int i) { return static_cast<uint8_t>(code(from + i)); });
+      else if (kCodes)
+        store_all<int64_t, m>(indices + from, [&](int i) { return index(from + i); });
+    }
+  } else {
+    const int count = b.v.w.out - column;
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+      if (i < count) {
+        y[position + i] = output(i);
+        if (kCodes && bytes) offsets[i] = static_cast<uint8_t>(code(i));
+        if (kCodes && !bytes) indices[i] = index(i);
+      }
+    }
+  }
+}
+
 template <typename Rule, int R, int S, int kStep, bool kPlanes, bool kCodes>
 __global__ void __launch_bounds__(kPoolThreads,
                                   kPlanes && sizeof(typename Rule::Element) == 2 ? 3 : 1)
@@ -228,40 +272,7 @@ __global__ void __launch_bounds__(kPoolThreads,
       else
         return uint32_t{0};
     };
-    const auto index = [&](int i) { return b.v.index_of(code(i), S, p, q(i)); };
-    // A window this small has byte offsets.
-    auto* const offsets = static_cast<uint8_t*>(selected.data) + position;
-    auto* const indices = static_cast<int64_t*>(selected.data) + position;
-    const bool bytes = selected.kind == Selected::kOffset8;
-    if (!kPlanes || b.vector_outputs) {
-      store_all<T, n>(y + position, output);
-      if (kCodes && bytes)
-        store_all<uint8_t, n>(offsets, [&](int i) { return static_cast<uint8_t>(code(i)); });
-      else if (kCodes)
-        store_all<int64_t, n>(indices, index);
-    } else if (b.half_outputs) {
-      constexpr int m = n / 2;
-#pragma unroll
-      for (int from = 0; from < n; from += m) {
-        if (column + from >= b.v.w.out) continue;
-        store_all<T, m>(y + position + from, [&](int i) { return output(from + i); });
-        if (kCodes && bytes)
-          store_all<uint8_t, m>(offsets + from,
-                                [&](int i) { return static_cast<uint8_t>(code(from + i)); });
-        else if (kCodes)
-          store_all<int64_t, m>(indices + from, [&](int i) { return index(from + i); });
-      }
-    } else {
-      const int count = b.v.w.out - column;
-#pragma unroll
-      for (int i = 0; i < n; i++) {
-        if (i < count) {
-          y[position + i] = output(i);
-          if (kCodes && bytes) offsets[i] = static_cast<uint8_t>(code(i));
-          if (kCodes && !bytes) indices[i] = index(i);
-        }
-      }
-    }
+    store_band<kPlanes, kCodes, S, T>(b, y, selected, position, p, column, output, code);
 #pragma unroll
     for (int r = 0; r < kKept; r++) {
 #pragma unroll
@@ -277,28 +288,36 @@ inline int64_t band_rows(int64_t threads_per_row, int64_t rows, const Queue& que
                              std::min<int64_t>(rows, 16));
 }
 
+// Bands of `rows` rows of outputs.
+template <typename T>
+PoolBands pool_bands_of(const PoolShape& s, int64_t images, int64_t rows, const T* x, const T* y,
+                        const SelectedOutput& selected) {
+  constexpr int n = kLanes<T>, m = n / 2;
+  const bool planes = s.channels == 1;
+  const int64_t groups = planes ? ceil_div(s.w.out, n) : s.channels / n;
+  const int64_t columns = planes ? 1 : s.w.out, bands = ceil_div(s.h.out, rows);
+  return {PoolView<int32_t>(s, images, n, true),
+          static_cast<int32_t>(groups * columns * bands * images),
+          static_cast<int32_t>(rows),
+          s.w.size % n == 0 && aligned<T>(x, n),
+          s.w.out % n == 0 && aligned<T>(y, n) && aligned_codes(selected.kind, selected.data, n),
+          s.w.size % m == 0 && aligned<T>(x, m),
+          s.w.out % m == 0 && aligned<T>(y, m) && aligned_codes(selected.kind, selected.data, m),
+          Quotient<int32_t>(groups),
+          Quotient<int32_t>(columns),
+          Quotient<int32_t>(bands)};
+}
+
 template <typename Rule, int R, int S, int kStep, bool kCodes>
 void launch_pool_bands(const PoolShape& s, int64_t images, const typename Rule::Element* x,
                        typename Rule::Element* y, const SelectedOutput& selected,
                        const Queue& queue) {
   using T = typename Rule::Element;
-  constexpr int n = kLanes<T>, m = n / 2;
+  constexpr int n = kLanes<T>;
   const bool planes = s.channels == 1;
-  const int64_t groups = planes ? ceil_div(s.w.out, n) : s.channels / n;
-  const int64_t columns = planes ? 1 : s.w.out;
-  const int64_t rows = band_rows(groups * columns * images, s.h.out, queue);
-  const int64_t bands = ceil_div(s.h.out, rows);
-  const PoolBands b{
-      PoolView<int32_t>(s, images, n, true),
-      static_cast<int32_t>(groups * columns * bands * images),
-      static_cast<int32_t>(rows),
-      s.w.size % n == 0 && aligned<T>(x, n),
-      s.w.out % n == 0 && aligned<T>(y, n) && aligned_codes(selected.kind, selected.data, n),
-      s.w.size % m == 0 && aligned<T>(x, m),
-      s.w.out % m == 0 && aligned<T>(y, m) && aligned_codes(selected.kind, selected.data, m),
-      Quotient<int32_t>(groups),
-      Quotient<int32_t>(columns),
-      Quotient<int32_t>(bands)};
+  const int64_t per_row = planes ? ceil_div(s.w.out, n) : s.channels / n * s.w.out;
+  const PoolBands b =
+      pool_bands_of<T>(s, images, band_rows(per_row * images, s.h.out, queue), x, y, selected);
   const auto kernel = planes ? pool_bands<Rule, R, S, kStep, true, kCodes>
                              : pool_bands<Rule, R, S, kStep, false, kCodes>;
   launch(kernel, pool_grid(b.threads), dim3(kPoolThreads), 0, queue, b, x, y, selected);
@@ -322,31 +341,6 @@ BandWindow band_window(const PoolShape& s, bool aligned_channels) {
          : is(3, 2) ? BandWindow::k3x3Stride2
          : is(3, 1) ? BandWindow::k3x3Stride1
                     : BandWindow::kNone;
-}
-
-// Runs pool_bands where there is an instance for the problem, and says whether.
-template <typename Rule, bool kCodes>
-bool run_pool_bands(const PoolShape& s, int64_t images, const typename Rule::Element* x,
-                    typename Rule::Element* y, const SelectedOutput& selected, const Queue& queue) {
-  using T = typename Rule::Element;
-  if constexpr (sizeof(T) < 8) {
-    constexpr int n = kLanes<T>;
-    switch (band_window<T>(s, aligned<T>(x, n) && aligned<T>(y, n) &&
-                                  aligned_codes(selected.kind, selected.data, n))) {
-      case BandWindow::k2x2Stride2:
-        launch_pool_bands<Rule, 2, 2, 2, kCodes>(s, images, x, y, selected, queue);
-        return true;
-      case BandWindow::k3x3Stride2:
-        launch_pool_bands<Rule, 3, 3, 2, kCodes>(s, images, x, y, selected, queue);
-        return true;
-      case BandWindow::k3x3Stride1:
-        launch_pool_bands<Rule, 3, 3, 1, kCodes>(s, images, x, y, selected, queue);
-        return true;
-      case BandWindow::kNone:
-        break;
-    }
-  }
-  return false;
 }
 
 }  // namespace torchconv::cuda

@@ -7,6 +7,7 @@
 // vector of channels of every few pixels.
 #pragma once
 
+#include "cuda/plane_runs.cuh"
 #include "cuda/pool_geometry.h"
 #include "cuda/pool_rules.h"
 
@@ -31,23 +32,30 @@ __device__ __forceinline__ uint32_t plane_code(const PoolView<int32_t>& v, uint3
 template <typename Rule>
 __global__ void __launch_bounds__(kPoolThreads)
     fold_planes(PoolView<int32_t> v, Rule rule, typename Rule::Value divisor, int32_t area,
-                int sharers, bool vectors, const typename Rule::Element* __restrict__ x,
+                int sharers, bool vectors, bool waits, const typename Rule::Element* __restrict__ x,
                 typename Rule::Element* __restrict__ y, SelectedOutput selected) {
   using T = typename Rule::Element;
   using State = typename Rule::State;
   constexpr int n = kLanes<T>;
-  T* const copy = dynamic_shared<T>();
+  T* copy = dynamic_shared<T>();
   const int id = static_cast<int>(threadIdx.x), planes = kPoolThreads / sharers;
   const int32_t first = static_cast<int32_t>(blockIdx.x) * planes;
   const int32_t rest = v.threads - first;
   const int32_t count = (rest < planes ? rest : planes) * area;
   const T* const from = x + first * area;
-  const int32_t whole = vectors ? count / n : 0;
+  if (!waits) {
+    load_run(copy, from, count);
+    copy_async_commit();
+    copy_async_wait<0>();
+    copy += lead_of(from);
+  } else {
+    const int32_t whole = vectors ? count / n : 0;
 #pragma unroll 4
-  for (int32_t i = id; i < whole; i += kPoolThreads)
-    reinterpret_cast<Vector<T, n>*>(copy)[i] = reinterpret_cast<const Vector<T, n>*>(from)[i];
+    for (int32_t i = id; i < whole; i += kPoolThreads)
+      reinterpret_cast<Vector<T, n>*>(copy)[i] = reinterpret_cast<const Vector<T, n>*>(from)[i];
 #pragma unroll 4
-  for (int32_t i = whole * n + id; i < count; i += kPoolThreads) copy[i] = from[i];
+    for (int32_t i = whole * n + id; i < count; i += kPoolThreads) copy[i] = from[i];
+  }
   __syncthreads();
 
   const int own = id / sharers, turn = id % sharers;
@@ -88,15 +96,17 @@ bool run_fold_planes(const PoolShape& s, int64_t planes, const Rule& rule,
   constexpr int64_t kMost = 1024;
   const int64_t area = s.h.size * s.w.size;
   if (!covers_plane(s) || area > kMost) return false;
+  const bool waits = queue.capability < 80;  // no asynchronous copies
   const int sharers = area <= 64 ? (sizeof(T) == 8 ? 4 : 2) : area <= 256 ? 8 : 32;
   const int64_t block = kPoolThreads / sharers;
   const PoolView<int32_t> view(s, planes, 1, true);
   using Value = typename Rule::Value;
   const Value divisor = Rule::kSelects ? Value{1} : view.template divisor_of<Value>(0, 0);
   launch(fold_planes<Rule>, dim3(static_cast<unsigned>(ceil_div(planes, block))),
-         dim3(kPoolThreads), static_cast<int>(block * area * static_cast<int64_t>(sizeof(T))),
+         dim3(kPoolThreads),
+         static_cast<int>(run_elements<T>(1, 1, block, area) * static_cast<int64_t>(sizeof(T))),
          queue, view, rule, divisor, static_cast<int32_t>(area), sharers, aligned<T>(x, kLanes<T>),
-         x, y, selected);
+         waits, x, y, selected);
   return true;
 }
 

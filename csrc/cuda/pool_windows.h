@@ -8,9 +8,12 @@
 // the window and the layout alone.
 #pragma once
 
+#include "cuda/pool_channel_windows.h"
 #include "cuda/pool_geometry.h"
+#include "cuda/pool_pairs.h"
 #include "cuda/pool_planes.h"
 #include "cuda/pool_rules.h"
+#include "cuda/pool_select_tiles.h"
 #include "cuda/pool_strips.h"
 #include "cuda/pool_tiles.h"
 
@@ -183,6 +186,10 @@ void run_pool_windows(const PoolShape& s, const Rule& rule, const void* x, void*
       if constexpr (!std::is_integral_v<T>)
         if (run_fold_planes(s, images, rule, from, to, codes, queue)) return;
       if constexpr (!Rule::kSelects && sizeof(T) < 8)
+        if (run_average_pairs<T, 4>(s, images, from, to, queue)) return;
+      if constexpr (Rule::kSelects && !std::is_integral_v<T>)
+        if (run_select_tiles(s, images, rule, from, to, codes, queue)) return;
+      if constexpr (!Rule::kSelects && sizeof(T) < 8)
         if (run_average_strips(s, images, from, to, queue)) return;
       if constexpr (!std::is_integral_v<T>)
         if (run_pool_tiles(s, images, rule, from, to, codes, queue)) return;
@@ -192,6 +199,12 @@ void run_pool_windows(const PoolShape& s, const Rule& rule, const void* x, void*
         const PoolView<I> view(s, images, n, true);
         const dim3 grid(static_cast<unsigned>(ceil_div(view.threads, kPoolThreads / splits)));
         const dim3 block(kPoolThreads);
+        if constexpr (Rule::kSelects && !std::is_integral_v<T> && sizeof(T) < 8 && n == kLanes<T>)
+          if (splits == 8 && s.channels > 1)
+            return launch(pool_channel_windows<Rule>,
+                          dim3(static_cast<unsigned>(ceil_div(view.threads, kWindowVectors))),
+                          dim3(kWindowSplits * kWindowVectors), 0, queue, view, rule, from, to,
+                          codes);
         if (splits > 1)
           launch(pool_large_windows<Rule, n>, grid, block, 0, queue, view, rule, from, to, codes,
                  splits);

@@ -1,7 +1,7 @@
 // Max and min pooling's forward: which kernel runs.
 #include "cuda/adaptive_pool2d.h"
 #include "cuda/pool2d.h"
-#include "cuda/pool_bands.h"
+#include "cuda/pool_patches.h"
 #include "cuda/pool_windows.h"
 
 namespace torchconv::cuda {

@@ -3,6 +3,8 @@
 #include "cuda/pool2d.h"
 #include "cuda/pool_backward_bands.h"
 #include "cuda/pool_planes.h"
+#include "cuda/pool_quads.h"
+#include "cuda/pool_scatter.h"
 #include "cuda/pool_tiles.h"
 
 namespace torchconv::cuda {
@@ -23,14 +25,17 @@ void run(const PoolShape& s, Selected kind, const T* dy, const void* selected, T
     T* to = dx + first * in;
     if constexpr (sizeof(I) == 4) {
       if (run_spread_planes<T, true>(s, images, from, codes, to, queue) ||
+          run_scatter_windows(s, images, from, codes, to, queue) ||
           run_scatter_tiles(s, images, from, codes, to, queue))
         return;
       if constexpr (sizeof(T) < 8) {
         const auto* offsets = static_cast<const uint8_t*>(codes.data);
         switch (kind == Selected::kOffset8 ? band_window<T>(s, vectors) : BandWindow::kNone) {
           case BandWindow::k2x2Stride2:
+            if (run_select_quads<T, 2>(s, images, from, offsets, to, queue)) return;
             return launch_backward_bands<T, true, 2, 2, 2>(s, images, from, offsets, to, queue);
           case BandWindow::k3x3Stride2:
+            if (run_select_quads<T, 3>(s, images, from, offsets, to, queue)) return;
             return launch_backward_bands<T, true, 3, 3, 2>(s, images, from, offsets, to, queue);
           case BandWindow::k3x3Stride1:
             return launch_backward_bands<T, true, 3, 3, 1>(s, images, from, offsets, to, queue);
