@@ -9,6 +9,7 @@
 #include "cuda/conv_layout.h"
 #include "cuda/conv_passes.h"
 #include "cuda/grouped_mma_plan.h"
+#include "cuda/grouped_mma_rows.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -50,6 +51,25 @@ GroupedGather gather_of(const ConvProblem& p, bool backward) {
   g.h = axis_of(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, backward);
   g.w = axis_of(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, backward);
   g.backward = backward;
+  return g;
+}
+
+GroupedRows rows_of(const ConvProblem& p, bool backward) {
+  GroupedRows g{};
+  g.c = channels_of(p);
+  g.batch = static_cast<int32_t>(p.N);
+  g.h = axis_of(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, backward);
+  g.w = axis_of(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, backward);
+  g.backward = backward;
+  return g;
+}
+
+GroupedRowsWgrad rows_wgrad_of(const ConvProblem& p) {
+  GroupedRowsWgrad g{};
+  g.c = channels_of(p);
+  g.batch = static_cast<int32_t>(p.N);
+  g.h = axis_of(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, false);
+  g.w = axis_of(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, false);
   return g;
 }
 
@@ -112,6 +132,13 @@ bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   if (p.N * p.C * p.H * p.W >= kMost || p.N * p.K * p.P * p.Q >= kMost ||
       p.K * p.R * p.S * group >= kMost / 64)
     return false;
+  if (pass == Pass::kWgrad) {
+    GroupedRowsWgrad g = rows_wgrad_of(p);
+    if (plan_grouped_rows_wgrad(g, queue)) return true;
+  } else {
+    GroupedRows g = rows_of(p, pass == Pass::kDgrad);
+    if (plan_grouped_rows(g, queue)) return true;
+  }
   // Filters of wide groups leave room for one block of the forward pass, whose pixels are many.
   if (pass == Pass::kFprop && group > 32) return false;
   if (pass == Pass::kWgrad) {
@@ -124,19 +151,23 @@ bool grouped_mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
 
 void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
                        const void* residual, void* y, void* preactivation, const Queue& queue) {
+  GroupedRows rows = rows_of(p, false);
+  const bool by_rows = plan_grouped_rows(rows, queue);
   GroupedGather g = gather_of(p, false);
-  plan_grouped_gather(g, queue);
-  g.image = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
-  g.filters = to_vectors(p, w, p.K * p.R * p.S * g.c.group, queue);
+  if (!by_rows) plan_grouped_gather(g, queue);
+  g.image = rows.image = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
+  g.filters = rows.filters = to_vectors(p, w, p.K * p.R * p.S * g.c.group, queue);
   with_half_type(p.dtype, [&](auto element) {
     using T = decltype(element);
     const int64_t count = p.N * p.K * p.P * p.Q;
     const VectorOutput<T> out(p, y, count, queue), z(p, preactivation, count, queue);
     const void* added = residual == nullptr ? nullptr : to_vectors(p, residual, count, queue);
-    run_grouped_gather(g,
-                       Epilogue<T>{static_cast<const T*>(bias), out.data(), z.data(), p.activation,
-                                   static_cast<const T*>(added)},
-                       queue);
+    const Epilogue<T> epilogue{static_cast<const T*>(bias), out.data(), z.data(), p.activation,
+                               static_cast<const T*>(added)};
+    if (by_rows)
+      run_grouped_rows(rows, epilogue, queue);
+    else
+      run_grouped_gather(g, epilogue, queue);
     out.finish();
     z.finish();
   });
@@ -144,24 +175,38 @@ void grouped_mma_fprop(const ConvProblem& p, const void* x, const void* w, const
 
 void grouped_mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
                        const Queue& queue) {
+  GroupedRows rows = rows_of(p, true);
+  const bool by_rows = plan_grouped_rows(rows, queue);
   GroupedGather g = gather_of(p, true);
-  plan_grouped_gather(g, queue);
-  g.image = to_vectors(p, dz, p.N * p.K * p.P * p.Q, queue);
-  g.filters = to_vectors(p, w, p.K * p.R * p.S * g.c.group, queue);
+  if (!by_rows) plan_grouped_gather(g, queue);
+  g.image = rows.image = to_vectors(p, dz, p.N * p.K * p.P * p.Q, queue);
+  g.filters = rows.filters = to_vectors(p, w, p.K * p.R * p.S * g.c.group, queue);
   with_half_type(p.dtype, [&](auto element) {
     using T = decltype(element);
     const VectorOutput<T> out(p, dx, p.N * p.C * p.H * p.W, queue);
-    run_grouped_gather(g, Epilogue<T>{nullptr, out.data(), nullptr, Activation::kNone}, queue);
+    const Epilogue<T> epilogue{nullptr, out.data(), nullptr, Activation::kNone};
+    if (by_rows)
+      run_grouped_rows(rows, epilogue, queue);
+    else
+      run_grouped_gather(g, epilogue, queue);
     out.finish();
   });
 }
 
 void grouped_mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
                        const Queue& queue) {
+  GroupedRowsWgrad rows = rows_wgrad_of(p);
+  const bool by_rows = plan_grouped_rows_wgrad(rows, queue);
   GroupedWgrad g = wgrad_of(p);
-  plan_grouped_wgrad(g, queue);
-  g.dz = to_vectors(p, dz, p.N * p.K * p.P * p.Q, queue);
-  g.x = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
+  if (!by_rows) plan_grouped_wgrad(g, queue);
+  g.dz = rows.dz = to_vectors(p, dz, p.N * p.K * p.P * p.Q, queue);
+  g.x = rows.x = to_vectors(p, x, p.N * p.C * p.H * p.W, queue);
+  if (by_rows) {
+    rows.dw = dw;
+    with_half_type(p.dtype,
+                   [&](auto element) { run_grouped_rows_wgrad<decltype(element)>(rows, queue); });
+    return;
+  }
   g.dw = dw;
   with_half_type(p.dtype, [&](auto element) { run_grouped_wgrad<decltype(element)>(g, queue); });
 }

@@ -29,39 +29,6 @@ __host__ __device__ __forceinline__ int piece_of(int round, int warp, int abreas
   return round * abreast + (round % 2 == 0 ? warp : abreast - 1 - warp);
 }
 
-// Stages the filters of `units` units of outputs from first_unit on.
-template <typename T>
-__device__ __forceinline__ void stage_filters(const GroupedGather& p, int first_unit, int units,
-                                              unsigned char* to) {
-  const int taps = p.h.taps * p.w.taps, group = p.c.group;
-  const int cells = taps * p.c.group_units;  // of 16 bytes, of a filter
-  const uint16_t* filters =
-      static_cast<const uint16_t*>(p.filters) + int64_t{first_unit} * kUnitChannels * taps * group;
-#pragma unroll 2
-  for (int i = static_cast<int>(threadIdx.x); i < units * kUnitChannels * cells;
-       i += kGroupedThreads) {
-    const int filter = quotient(i, p.by_cells);
-    unsigned char* const own = to + filter * p.filter_bytes + (i - filter * cells) * kUnitBytes;
-    if (group >= kUnitChannels) {
-      copy_async<16>(shared_address(own), filters + i * kUnitChannels, true);
-      continue;
-    }
-    const uint16_t* const weights = filters + i * group;
-    uint64_t own_weights;
-    if (group == 4) {
-      own_weights = *reinterpret_cast<const uint64_t*>(weights);
-    } else if (group == 2) {
-      own_weights = *reinterpret_cast<const uint32_t*>(weights);
-    } else {
-      own_weights = *weights;
-    }
-    const int before = filter & (kUnitChannels - 1) & -group;  // channels of earlier groups
-    own_weights <<= before % 4 * 16;
-    *reinterpret_cast<Vector<uint64_t, 2>*>(own) = {
-        {before < 4 ? own_weights : 0, before < 4 ? 0 : own_weights}};
-  }
-}
-
 // The tables of outputs, of where each finds its pixel in a buffer, in bytes, and of halves; those
 // of halos are grouped_mma_tile.h's.
 __device__ __forceinline__ void list_outputs(const GroupedGather& p, StoredPixel* stored,
@@ -236,7 +203,7 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroupedBlocks<Tiles>)
                                   at.column * p.halo.step_w + p.halo.first_w, buffer(tile));
     copy_async_commit();
   };
-  stage_filters<T>(p, first_unit, units, filters);
+  stage_filters<kGroupedThreads>(p, first_unit, units, filters);
   list_halo<kGroupedThreads>(p.halo, p.tile.images, source, p.c.channels, staged);
   __syncthreads();
   TilePlace at = place_of(p.tiles, begin);

@@ -10,13 +10,13 @@
 #include "cuda/mma_gather_kernel.h"
 
 namespace torchconv::cuda {
-namespace {
 
-// Shared memory that a block may have, in bytes; a multiprocessor has 1 KB more.
 int shared_of_block(int capability) {
   if (capability == 80 || capability == 87) return 163 * 1024;
   return capability >= 90 && capability < 120 ? 227 * 1024 : 99 * 1024;
 }
+
+namespace {
 
 struct Reach {
   int64_t first, extent;

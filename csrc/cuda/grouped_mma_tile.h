@@ -136,4 +136,36 @@ __device__ __forceinline__ void stage_pixels(const StagedPixel* table, int count
   }
 }
 
+// Stages the filters of `units` units of outputs from first_unit on.
+template <int Threads, typename Problem>
+__device__ __forceinline__ void stage_filters(const Problem& p, int first_unit, int units,
+                                              unsigned char* to) {
+  const int taps = p.h.taps * p.w.taps, group = p.c.group;
+  const int cells = taps * p.c.group_units;  // of 16 bytes, of a filter
+  const uint16_t* filters =
+      static_cast<const uint16_t*>(p.filters) + int64_t{first_unit} * kUnitChannels * taps * group;
+#pragma unroll 2
+  for (int i = static_cast<int>(threadIdx.x); i < units * kUnitChannels * cells; i += Threads) {
+    const int filter = quotient(i, p.by_cells);
+    unsigned char* const own = to + filter * p.filter_bytes + (i - filter * cells) * kUnitBytes;
+    if (group >= kUnitChannels) {
+      copy_async<16>(shared_address(own), filters + i * kUnitChannels, true);
+      continue;
+    }
+    const uint16_t* const weights = filters + i * group;
+    uint64_t own_weights;
+    if (group == 4) {
+      own_weights = *reinterpret_cast<const uint64_t*>(weights);
+    } else if (group == 2) {
+      own_weights = *reinterpret_cast<const uint32_t*>(weights);
+    } else {
+      own_weights = *weights;
+    }
+    const int before = filter & (kUnitChannels - 1) & -group;  // channels of earlier groups
+    own_weights <<= before % 4 * 16;
+    *reinterpret_cast<Vector<uint64_t, 2>*>(own) = {
+        {before < 4 ? own_weights : 0, before < 4 ? 0 : own_weights}};
+  }
+}
+
 }  // namespace torchconv::cuda

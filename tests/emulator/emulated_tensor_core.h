@@ -174,4 +174,9 @@ void mma(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   std::memcpy(sums, mine.sums, sizeof sums);
 }
 
+template <typename T>
+void mma_of_8(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  mma<T>(sums, {a0, a1, 0, 0}, b, 0);
+}
+
 }  // namespace torchconv::cuda

@@ -1,0 +1,117 @@
+// How the problems of grouped_mma_rows.h are cut into items and blocks.
+#include <algorithm>
+
+#include "core/range.h"
+#include "cuda/grouped_mma_plan.h"
+#include "cuda/grouped_mma_rows.h"
+#include "cuda/grouped_mma_rows_kernel.h"
+#include "cuda/grouped_mma_rows_wgrad_kernel.h"
+
+namespace torchconv::cuda {
+namespace {
+
+bool takes(const MmaAxis& h, const MmaAxis& w, bool backward) {
+  const auto axis = [&](const MmaAxis& a) {
+    return a.taps == 3 && a.dilation == 1 && a.stride <= 2 &&
+           (!backward || a.stride == 1 || a.pad == 1);
+  };
+  return axis(h) && axis(w) && h.stride == w.stride;
+}
+
+// Of the source, for the first output.
+int first_of(const MmaAxis& a, bool backward) {
+  if (!backward) return -a.pad;
+  return a.stride == 1 ? a.pad - 2 : 0;
+}
+
+// Columns of an item, of at most `most`, and images, of at most so many staged pixels a row; a row
+// of an item is `scale` times as many pixels and `more`.
+void cut_columns(RowsCut& cut, int64_t batch, int most, int staged, int scale, int more) {
+  most = std::min(most, (staged - more) / scale);
+  cut.tiles = static_cast<int32_t>(ceil_div(cut.all_columns, most));
+  cut.columns = static_cast<int32_t>(ceil_div(cut.all_columns, cut.tiles));
+  cut.tiles = static_cast<int32_t>(ceil_div(cut.all_columns, cut.columns));
+  cut.line = scale * cut.columns + more;
+  const int images = cut.tiles > 1 ? 1 : std::min(most / cut.columns, staged / cut.line);
+  cut.images = static_cast<int32_t>(ceil_div(batch, ceil_div(batch, images)));
+  cut.row_bytes = cut.images * cut.line * kPixelBytes;
+  cut.by_line = Divisor(cut.line), cut.by_columns = Divisor(cut.columns);
+  cut.by_tiles = Divisor(cut.tiles);
+}
+
+// Rows are cut where that keeps more blocks busy: an item costs what surrounds it, besides what the
+// first takes to come. chain: rows that a part may have at most, or 0.
+void cut_rows(RowsCut& cut, int64_t batch, int64_t slots, int more_steps, int first_steps,
+              int64_t chain) {
+  constexpr int64_t kMostParts = 65535;
+  const int64_t columns = ceil_div(batch, cut.images) * cut.tiles;
+  int64_t best = 0;
+  for (int segments = 1; segments <= 64 && segments <= std::max(cut.all_rows / 4, 1); ++segments) {
+    const int64_t rows = ceil_div(cut.all_rows, segments), of_rows = ceil_div(cut.all_rows, rows);
+    const int64_t items = columns * of_rows;
+    int64_t parts = std::max<int64_t>(slots, 1);
+    if (chain > 0) parts = std::max(parts, ceil_div(items * rows, chain));
+    parts = std::min({parts, items, kMostParts});
+    const int64_t turns = ceil_div(items, parts),
+                  waves = ceil_div(parts, std::max<int64_t>(slots, 1));
+    const int64_t cost = waves * (turns * (rows + more_steps) + first_steps);
+    if (best != 0 && cost >= best) continue;
+    best = cost;
+    cut.rows = static_cast<int32_t>(rows), cut.segments = static_cast<int32_t>(of_rows);
+    cut.parts = static_cast<int32_t>(parts);
+    cut.least = static_cast<int32_t>(items / parts),
+    cut.longer = static_cast<int32_t>(items % parts);
+  }
+  cut.by_segments = Divisor(cut.segments);
+}
+
+}  // namespace
+
+bool plan_grouped_rows(GroupedRows& p, const Queue& queue) {
+  const int units = p.c.group_units;
+  if (!takes(p.h, p.w, p.backward) || (units != 1 && units != 2 && units != 4 && units != 8))
+    return false;
+  return with_rows_shape(p, [&](auto shape, auto walk, auto) {
+    using Shape = decltype(shape);
+    const bool doubled = walk.value == RowWalk::kDoubled;
+    const int64_t cells = 9 * p.c.group_units;
+    p.filter_bytes = static_cast<int32_t>(cells | 1) * kUnitBytes;
+    p.by_cells = Divisor(cells);
+    p.cut.all_rows = static_cast<int32_t>(ceil_div(p.h.outputs, doubled ? 2 : 1));
+    p.cut.all_columns = static_cast<int32_t>(ceil_div(p.w.outputs, doubled ? 2 : 1));
+    p.first_h = first_of(p.h, p.backward), p.first_w = first_of(p.w, p.backward);
+    cut_columns(p.cut, p.batch, Shape::kColumns, Shape::kStaged, Shape::kStepRows,
+                walk.value == RowWalk::kSame ? 2 : 1);
+    p.cut.slot_bytes = Shape::kStepRows * p.cut.row_bytes;
+    const int bytes = Shape::kSteps * p.cut.slot_bytes + filters_bytes(p);
+    const int most = shared_of_block(queue.capability);
+    if (bytes > most) return false;
+    const int blocks = std::min(Shape::kBlocks, (most + 1024) / (bytes + 1024));
+    cut_rows(p.cut, p.batch, int64_t{queue.multiprocessors} * blocks / p.c.slabs, Shape::kMoreSteps,
+             Shape::kSteps, 0);
+    return true;
+  });
+}
+
+bool plan_grouped_rows_wgrad(GroupedRowsWgrad& p, const Queue& queue) {
+  // Of wider groups products count, of which the tiles of grouped_mma_wgrad_kernel.h waste fewer.
+  if (!takes(p.h, p.w, false) || p.c.group_units > 2) return false;
+  return with_rows_wgrad_shape(p, [&](auto stride, auto units) {
+    using Shape = RowsWgradShape<stride.value, units.value>;
+    p.cut.all_rows = p.h.outputs, p.cut.all_columns = p.w.outputs;
+    p.by_group = Divisor(p.c.group);
+    cut_columns(p.cut, p.batch, Shape::kColumns, Shape::kStaged, stride.value, 3 - stride.value);
+    p.dz_at = stride.value * p.cut.row_bytes;
+    p.cut.slot_bytes = p.dz_at + p.cut.images * p.cut.columns * kPixelBytes;
+    // By the shape alone, for a large device.
+    if (rows_wgrad_bytes<Shape>(p) > shared_of_block(queue.capability)) return false;
+    constexpr int kMost = 227 * 1024;
+    const int blocks =
+        std::min(Shape::kBlocks, (kMost + 1024) / (rows_wgrad_bytes<Shape>(p) + 1024));
+    const int64_t chain = std::max(kRowsChainPixels / (16 * Shape::kStrips), 1);
+    cut_rows(p.cut, p.batch, 132 * blocks / p.c.slabs, Shape::kMoreSteps, Shape::kSteps, chain);
+    return true;
+  });
+}
+
+}  // namespace torchconv::cuda

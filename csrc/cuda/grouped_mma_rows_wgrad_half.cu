@@ -1,0 +1,9 @@
+// Grouped convolution of 3 x 3 taps on tensor cores, the gradient by the weights, for float16: see
+// grouped_mma_rows.h.
+#include "cuda/grouped_mma_rows_wgrad_kernel.h"
+
+namespace torchconv::cuda {
+
+template void run_grouped_rows_wgrad<Half>(GroupedRowsWgrad, const Queue&);
+
+}  // namespace torchconv::cuda
