@@ -58,8 +58,9 @@ bool gather(const sm90::Gather& g, const double* image, const double* filters, d
 
 extern "C" {
 
-int takes(const int64_t* v, int pass, int preactivation, int capability) {
-  return sm90::takes(problem(v), static_cast<Pass>(pass), preactivation != 0, capability);
+int takes(const int64_t* v, int pass, int preactivation, int residual, int capability) {
+  return sm90::takes(problem(v), static_cast<Pass>(pass), preactivation != 0, residual != 0,
+                     capability);
 }
 
 int fprop(const int64_t* v, const double* x, const double* w, double* y) {
@@ -100,7 +101,7 @@ int parts(const int64_t* v, int64_t multiprocessors, int64_t* out) {
       sm90::gather_parts(sm90::fprop_gather(p), sm90::bytes_of(p.dtype), multiprocessors);
   for (int i = 0; i < parts.count; ++i) {
     const sm90::GatherPart& part = parts.part[i];
-    *out++ = part.filters, *out++ = part.first, *out++ = part.rows;
+    *out++ = sm90::kGatherTiles[part.tile].filters, *out++ = part.first, *out++ = part.runs;
   }
   return parts.count;
 }

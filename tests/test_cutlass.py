@@ -57,6 +57,12 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "wide_padding": ((2, 64, 6, 5), 64, (3, 3), {"padding": (4, 3)}),
     "uneven": ((2, 64, 9, 10), 64, (4, 4), {"padding": "same"}),
     "pixel": ((5, 256, 1, 1), 128, (1, 1), {}),
+    # Few channels in rows of outputs, loaded with a halo: a last tile of one row, and of few columns.
+    "halo": ((3, 64, 57, 56), 64, (3, 3), {"padding": 1}),
+    "halo_few": ((2, 48, 30, 31), 56, (3, 2), {"padding": (1, 0)}),
+    # Of wgrad in TF32: columns turned in shared memory, channels and filters of them.
+    "1x1_few": ((3, 48, 19, 23), 200, (1, 1), {}),
+    "1x1_to_few": ((3, 328, 19, 23), 64, (1, 1), {"stride": 2}),
     "many": ((64, 64, 16, 16), 64, (3, 3), {"padding": 1}),
     "long": ((8, 64, 96, 96), 64, (3, 3), {"padding": 1}),
     # Tiles of 256 filters, one round, and two with a rest in other tiles; of 128; sums of wgrad
@@ -126,7 +132,18 @@ def test_activation(activation: str, dtype: torch.dtype) -> None:
     assert_accurate(y, getattr(torch_F, activation)(z).cuda())
 
 
-@pytest.mark.parametrize("case", ["3x3", "3x3_wide", "3x3_s2"])
+@on_dtypes
+@pytest.mark.parametrize("case", ["1x1_wide", "3x3_wide", "3x3_s2", "tiles_256"])
+def test_residual(case: str, dtype: torch.dtype) -> None:
+    x, w, b = _operands(case, dtype)
+    kwargs = CASES[case][3]
+    residual = torch.randn_like(F.conv2d(x, w, b, **kwargs))
+    y = F.conv2d(x, w, b, **kwargs, residual=residual, activation="relu")
+    z = torch_F.conv2d(*(t.double().cpu() for t in (x, w, b)), **kwargs) + residual.double().cpu()
+    assert_accurate(y, torch_F.relu(z).cuda())
+
+
+@pytest.mark.parametrize("case", ["3x3", "3x3_wide", "3x3_s2", "halo"])
 def test_a_sample_does_not_depend_on_its_batch(case: str) -> None:
     x, w, b = _operands(case, torch.float16)
     many = x.repeat(200, 1, 1, 1)

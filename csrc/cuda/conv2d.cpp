@@ -204,7 +204,7 @@ void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const Weig
       mma_fprop(q, image, weights, bias, added, out.data(), z.data(), queue);
       break;
     case ConvAlgorithm::kCutlass:
-      cutlass_fprop(q, image, weights, bias, out.data(), queue);
+      cutlass_fprop(q, image, weights, bias, added, out.data(), queue);
       break;
   }
   out.finish();

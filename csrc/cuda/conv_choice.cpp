@@ -9,9 +9,9 @@
 //                                                  takes 1x1 over NCHW as it lies
 //   the rest                                       SIMT
 //
-// CUTLASS's kernels and the direct ones of groups store sums that have had their bias, and
-// activation, alone: where a residual is added before it, the next in line computes them (of
-// groups == C, the depthwise kernel for any taps).
+// The direct kernels of groups store sums that have had their bias, and activation, alone: where a
+// residual is added before it, the next in line computes them (of groups == C, the depthwise kernel
+// for any taps).
 #include "cuda/conv_choice.h"
 
 namespace torchconv::cuda {
@@ -51,7 +51,7 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, const Extras& extras, const 
   ConvProblem dense = p;
   dense.layout = dense.weight_layout = Layout::kNHWC;
   dense.flip = false;
-  if (!extras.residual && cutlass_takes(dense, pass, extras.preactivation, queue))
+  if (cutlass_takes(dense, pass, extras.preactivation, extras.residual, queue))
     return {ConvAlgorithm::kCutlass, dense};
   if (mma_takes(dense, pass, queue)) return {ConvAlgorithm::kMma, dense};
   return {ConvAlgorithm::kSimt, p};

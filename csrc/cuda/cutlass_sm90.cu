@@ -9,9 +9,12 @@
 
 #include <limits>
 
+#include "cuda/block_sums.cuh"
+#include "cuda/conv_choice.h"
 #include "cuda/conv_layout.h"
 #include "cuda/cutlass_sm90_limits.h"
 #include "cuda/cutlass_sm90_passes.h"
+#include "cuda/launch_early.h"
 #include "cuda/transpose_kernel.h"
 
 namespace torchconv::cuda {
@@ -56,6 +59,7 @@ struct TurnedRows {
 };
 
 __global__ void fill_with_zeros(uint4* target, int64_t count) {
+  begin_early();
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += stride)
@@ -72,12 +76,13 @@ constexpr int kLanesOfSum = 32, kRowsOfSum = 8;
 // dw = the sums of the parts, four channels a thread, of which 32 have neighbours; a block's are
 // all of one result and one tap. Of few parts a thread adds those of kVectors filters; of many, a
 // row of threads adds every kRowsOfSum-th, and the first row adds the rows.
-template <typename T, bool kMany>
+template <typename T, bool kMany, int kVectors>
 __global__ void __launch_bounds__(kLanesOfSum* kRowsOfSum, 4)
     add_parts(const __grid_constant__ PartSums p, const float4* sums, Vector<T, 4>* dw) {
   using Sum = std::conditional_t<kMany, double, float>;
-  constexpr int kVectors = kMany ? 1 : 4, kShares = kMany ? kRowsOfSum : 1;
+  constexpr int kShares = kMany ? kRowsOfSum : 1;
   __shared__ int parts;
+  begin_early();
   const uint32_t lanes = static_cast<uint32_t>(p.shares.tile_c / 4);  // of a filter
   const uint32_t of_lanes = kLanesOfSum / lanes;                      // filters
   const uint32_t of_rows = of_lanes * (kMany ? 1 : kRowsOfSum);
@@ -94,7 +99,7 @@ __global__ void __launch_bounds__(kLanesOfSum* kRowsOfSum, 4)
   const int64_t first = k * filter + tap * p.columns + column;
   const bool inside = column < p.columns;
   Sum total[kVectors][4] = {};
-#pragma unroll 2
+#pragma unroll(kVectors == 1 ? 8 : 2)
   for (int part = kMany ? threadIdx.y : 0; part < parts; part += kShares)
 #pragma unroll
     for (int i = 0; i < kVectors; ++i)
@@ -130,15 +135,42 @@ void wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const 
   const PartSums sizes{s, static_cast<uint32_t>(p.K), static_cast<uint32_t>(taps),
                        static_cast<uint32_t>(p.C / 4), static_cast<uint32_t>(tiles)};
   const int64_t of_lanes = 4 * kLanesOfSum / s.tile_c;
-  const int64_t blocks = ceil_div(p.K, 4 * kRowsOfSum * of_lanes) * taps * tiles;
+  const auto blocks = [&](int64_t filters) { return ceil_div(p.K, filters) * taps * tiles; };
   const auto add = [&](auto kernel, int64_t count) {
-    launch(kernel, dim3(static_cast<unsigned>(count)), dim3(kLanesOfSum, kRowsOfSum), 0, queue,
-           sizes, reinterpret_cast<const float4*>(sums), static_cast<Vector<T, 4>*>(dw));
+    launch_early(kernel, dim3(static_cast<unsigned>(count)), dim3(kLanesOfSum, kRowsOfSum), 0,
+                 queue, sizes, reinterpret_cast<const float4*>(sums),
+                 static_cast<Vector<T, 4>*>(dw));
   };
-  if (s.splits > 66 || (s.splits > 4 && blocks < 132))
-    add(add_parts<T, true>, ceil_div(p.K, of_lanes) * taps * tiles);
+  const int64_t of_block = kRowsOfSum * of_lanes;
+  if (s.splits <= 16 && blocks(4 * of_block) < 264)
+    add(add_parts<T, false, 1>, blocks(of_block));
+  else if (s.splits > 66 || (s.splits > 4 && blocks(4 * of_block) < 132))
+    add(add_parts<T, true, 1>, blocks(of_lanes));
   else
-    add(add_parts<T, false>, blocks);
+    add(add_parts<T, false, 4>, blocks(4 * of_block));
+}
+
+// dz transposed, K rows of a pitch.
+struct PitchedRows {
+  int64_t pitch;
+  __device__ __forceinline__ int64_t operator()(int64_t, int64_t k) const { return k * pitch; }
+};
+
+void wgrad_tf32(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue) {
+  const sm90::WgradTf32Shares s = sm90::wgrad_tf32_shares(p);
+  const int64_t weights = p.R * p.S * p.C;
+  const void* gradient = dz;
+  if (!s.turns) {
+    uint32_t* turned = queue.scratch<uint32_t>(p.K * s.pitch);
+    // K and the pitch are whole vectors.
+    launch_transpose<uint32_t, true, true>(static_cast<const uint32_t*>(dz), turned, 1,
+                                           p.N * p.P * p.Q, p.K, PitchedRows{s.pitch}, queue);
+    gradient = turned;
+  }
+  const SliceSums<float> sums = slice_sums(static_cast<float*>(dw), s.parts, p.K * weights, queue);
+  sm90::wgrad_tf32_parts(p, s, gradient, x, sums.partial == nullptr ? sums.result : sums.partial,
+                         queue);
+  add_slices(sums, s.parts, queue);
 }
 
 // The library may have been built for other GPUs alone.
@@ -164,18 +196,26 @@ const char* turned_filters(const ConvProblem& p, const void* w, const Queue& que
 
 }  // namespace
 
-bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, const Queue& queue) {
-  return built_for_hopper() && sm90::takes(p, pass, preactivation, queue.capability);
+bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, bool residual,
+                   const Queue& queue) {
+  return built_for_hopper() && sm90::takes(p, pass, preactivation, residual, queue.capability);
 }
 
-void cutlass_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
-                   const Queue& queue) {
+void cutlass_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                   const void* residual, void* y, const Queue& queue) {
   const float low = p.activation == Activation::kNone ? -kInfinity : 0.f;
   const float high = p.activation == Activation::kReLU6 ? 6.f : kInfinity;
   const void* image = aligned_input(p.dtype, x, p.N * p.H * p.W * p.C, queue);
   const void* filters = aligned_input(p.dtype, w, p.K * p.R * p.S * p.C, queue);
-  with_aligned_output(p.dtype, y, p.N * p.P * p.Q * p.K, queue, [&](void* output) {
-    sm90::gather(p.dtype, sm90::fprop_gather(p), {image, filters, bias, output, low, high}, queue);
+  const int64_t size = p.N * p.P * p.Q * p.K;
+  const void* added = residual == nullptr ? nullptr : aligned_input(p.dtype, residual, size, queue);
+  with_aligned_output(p.dtype, y, size, queue, [&](void* output) {
+    const sm90::Gather g = sm90::fprop_gather(p);
+    const sm90::GatherTensors tensors{image, filters, bias, added, output, low, high};
+    if (added == nullptr && sm90::takes_halo(g, sm90::bytes_of(p.dtype)))
+      sm90::gather_with_halo(p.dtype, g, tensors, queue);
+    else
+      sm90::gather(p.dtype, g, tensors, queue);
   });
 }
 
@@ -190,10 +230,10 @@ void cutlass_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx
     // Phases that no tap reaches leave zeros.
     if (sm90::has_zero_phase(p)) {
       const int64_t vectors = size * bytes / 16;
-      launch(fill_with_zeros,
-             dim3(static_cast<unsigned>(
-                 std::min<int64_t>(ceil_div(vectors, 256), queue.multiprocessors * 8))),
-             dim3(256), 0, queue, static_cast<uint4*>(output), vectors);
+      launch_early(fill_with_zeros,
+                   dim3(static_cast<unsigned>(
+                       std::min<int64_t>(ceil_div(vectors, 256), queue.multiprocessors * 8))),
+                   dim3(256), 0, queue, static_cast<uint4*>(output), vectors);
     }
     for (int64_t h = 0; h < p.stride_h; ++h)
       for (int64_t w_ = 0; w_ < p.stride_w; ++w_) {
@@ -201,7 +241,7 @@ void cutlass_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx
         if (phase.empty() || phase.zero()) continue;
         const char* phase_filters = filters + turned.before(h, w_) * p.C * p.K * bytes;
         sm90::gather(p.dtype, phase.gather,
-                     {image, phase_filters, nullptr,
+                     {image, phase_filters, nullptr, nullptr,
                       static_cast<char*>(output) + phase.offset * bytes, -kInfinity, kInfinity},
                      queue);
       }
@@ -212,6 +252,7 @@ void cutlass_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw
                    const Queue& queue) {
   const void* a = aligned_input(p.dtype, dz, p.N * p.P * p.Q * p.K, queue);
   const void* b = aligned_input(p.dtype, x, p.N * p.H * p.W * p.C, queue);
+  if (p.dtype == DType::kFloat32) return wgrad_tf32(p, a, b, dw, queue);
   with_aligned_output(p.dtype, dw, p.K * p.R * p.S * p.C, queue, [&](void* output) {
     if (p.dtype == DType::kFloat16)
       wgrad<Half>(p, a, b, output, queue);
@@ -226,11 +267,14 @@ void cutlass_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw
 
 #include <stdexcept>
 
+#include "cuda/conv_choice.h"
+
 namespace torchconv::cuda {
 
-bool cutlass_takes(const ConvProblem&, Pass, bool, const Queue&) { return false; }
+bool cutlass_takes(const ConvProblem&, Pass, bool, bool, const Queue&) { return false; }
 
-void cutlass_fprop(const ConvProblem&, const void*, const void*, const void*, void*, const Queue&) {
+void cutlass_fprop(const ConvProblem&, const void*, const void*, const void*, const void*, void*,
+                   const Queue&) {
   throw std::logic_error("torchconv was built without CUTLASS");
 }
 

@@ -7,14 +7,14 @@
 //
 // A block computes tile after tile of the product: one or two warpgroups multiply (wgmma), convert
 // and store, one more warp loads, and runs ahead into the next tile while the last one is stored.
-// Blocks of one cluster have neighbouring tiles of M and share what they load of B. Tiles of N
-// follow each other, so that blocks which run together find A in the cache. The order of an
-// output's additions is that of the sum, whatever the tile. wgrad's sums are long and divided into
-// parts, as WgradShares says: each has a result of its own.
+// Blocks of one cluster have neighbouring tiles: those in M share what they load of B, those in N
+// what they load of A. Clusters of N follow each other, so that blocks which run together find A in
+// the cache. The order of an output's additions is that of the sum, whatever the tile. wgrad's sums
+// are long and divided into parts, as WgradShares says: each has a result of its own.
 #pragma once
 
 #include "cuda/cutlass_sm90_limits.h"
-#include "cuda/launch.h"
+#include "cuda/launch_early.h"
 
 // clang-format off
 #include "cutlass/cutlass.h"
@@ -50,22 +50,24 @@ ProblemShape<kOperator> problem_shape(const Gather& g) {
 }
 
 // Loads and products, and the way of the sums to memory, for tiles of Tile with operands of Element
-// and results of Output in the layout of OutputTag, what Fusion, a visitor tree, makes of the sums.
+// and results of Output in the layout of OutputTag, what Fusion, a visitor tree, makes of the sums
+// and, where Source is not void, another tensor that lies as the results do.
 template <Operator kOperator, class Element, class Output, class OutputTag, class Tile_,
-          class Cluster, int kStages, int kWarpgroups, int kBlocks_, class Fusion>
+          class Cluster, int kStages, int kWarpgroups, int kBlocks_, class Fusion, class Source>
 struct Configuration {
-  static constexpr int kBlocks = kBlocks_;                // on a multiprocessor
-  static constexpr bool kCooperative = kWarpgroups == 2;  // they share the tile's rows
+  static constexpr int kBlocks = kBlocks_;               // on a multiprocessor
+  static constexpr bool kCooperative = kWarpgroups > 1;  // they share the tile's rows
+  static constexpr int kThreads = 128 * kWarpgroups;
   static constexpr int kAlignment = 16 / static_cast<int>(sizeof(Element));
   static constexpr int kOutputAlignment = 16 / static_cast<int>(sizeof(Output));
   using Tag = cutlass::layout::TensorNHWC;
   // Rows of 128 bytes for the stores.
-  using EpilogueTile =
-      std::conditional_t<kCooperative && sizeof(Output) == 2, cute::Shape<cute::_128, cute::_64>,
-                         cutlass::epilogue::collective::EpilogueTileAuto>;
+  using EpilogueTile = std::conditional_t<kCooperative && sizeof(Output) == 2,
+                                          cute::Shape<cute::Int<64 * kWarpgroups>, cute::_64>,
+                                          cutlass::epilogue::collective::EpilogueTileAuto>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile_, Cluster, EpilogueTile, float,
-      float, void, OutputTag, kOutputAlignment, Output, OutputTag, kOutputAlignment,
+      float, Source, OutputTag, kOutputAlignment, Output, OutputTag, kOutputAlignment,
       std::conditional_t<kCooperative, cutlass::epilogue::TmaWarpSpecializedCooperative,
                          cutlass::epilogue::TmaWarpSpecialized>,
       Fusion>::CollectiveOp;
@@ -97,12 +99,14 @@ struct Kernel {
   static constexpr bool kParts = Problem::ConvOp == Operator::kWgrad;
   static constexpr int kBlocks = Configuration::kBlocks;
   static constexpr int kMultipliers = CUTE_STATIC_V(cute::size(TiledMma{}));
-  static constexpr int kClusterSize = CUTE_STATIC_V(cute::size(Cluster{}));
-  static_assert(kMultipliers == 128 * (Configuration::kCooperative ? 2 : 1));
-  static_assert(CUTE_STATIC_V(cute::size<0>(Cluster{})) == kClusterSize, "neighbours in M");
+  static constexpr int kClusterM = CUTE_STATIC_V(cute::size<0>(Cluster{}));
+  static constexpr int kClusterN = CUTE_STATIC_V(cute::size<1>(Cluster{}));
+  static constexpr int kClusterSize = kClusterM * kClusterN;
+  static_assert(kMultipliers == Configuration::kThreads);
 
   // device_kernel's launch bounds.
-  static constexpr uint32_t MaxThreadsPerBlock = kMultipliers + 32;
+  static constexpr bool kSource = !std::is_void_v<typename Epilogue::ElementC>;
+  static constexpr uint32_t MaxThreadsPerBlock = kMultipliers + (kSource ? 64 : 32);
   static constexpr uint32_t MinBlocksPerMultiprocessor = kBlocks;
 
   struct SharedStorage {
@@ -130,7 +134,7 @@ struct Kernel {
     typename Mainloop::Params mainloop;
     typename Epilogue::Params epilogue;
     Division division;
-    int tiles_n;
+    int clusters_n;
     int shares;
   };
 
@@ -144,19 +148,22 @@ struct Kernel {
   // f(unit) for each of a block's units; K has `tiles`.
   template <class F>
   CUTLASS_DEVICE static void for_each_unit(const Params& params, int tiles, F&& f) {
-    const int rank = static_cast<int>(blockIdx.x) % kClusterSize;
-    const int step = static_cast<int>(gridDim.x) / kClusterSize;
-    for (int share = static_cast<int>(blockIdx.x) / kClusterSize; share < params.shares;
+    // The grid is a row of clusters.
+    const int rank_m = static_cast<int>(blockIdx.x) % kClusterM;
+    const int rank_n = static_cast<int>(blockIdx.y);
+    const int step = static_cast<int>(gridDim.x) / kClusterM;
+    for (int share = static_cast<int>(blockIdx.x) / kClusterM; share < params.shares;
          share += step) {
       if constexpr (kParts) {
         const WgradPart part = params.division.part(share);
         const int result = static_cast<int>(part.result);
-        f(Unit{result / params.tiles_n * kClusterSize + rank, result % params.tiles_n,
-               static_cast<int>(part.slot), static_cast<int>(part.first),
-               static_cast<int>(part.count)});
+        f(Unit{result / params.clusters_n * kClusterM + rank_m,
+               result % params.clusters_n * kClusterN + rank_n, static_cast<int>(part.slot),
+               static_cast<int>(part.first), static_cast<int>(part.count)});
       } else {
-        const int row = static_cast<int>(params.division.first) + share / params.tiles_n;
-        f(Unit{row * kClusterSize + rank, share % params.tiles_n, 0, 0, tiles});
+        const int row = static_cast<int>(params.division.first) + share / params.clusters_n;
+        f(Unit{row * kClusterM + rank_m, share % params.clusters_n * kClusterN + rank_n, 0, 0,
+               tiles});
       }
     }
   }
@@ -169,7 +176,7 @@ struct Kernel {
     SharedStorage& storage = *reinterpret_cast<SharedStorage*>(shared);
     const int thread = static_cast<int>(threadIdx.x);
     const int warp = cutlass::canonical_warp_idx_sync();
-    const bool loads = warp == kMultipliers / 32;
+    const bool loads = warp == kMultipliers / 32, loads_source = warp > kMultipliers / 32;
     if (warp == 0 && elect_one_sync()) {
       Mainloop::prefetch_tma_descriptors(params.mainloop);
       Epilogue::prefetch_tma_descriptors(params.epilogue);
@@ -177,12 +184,28 @@ struct Kernel {
 
     using Pipeline = typename Mainloop::MainloopPipeline;
     typename Pipeline::Params pipeline_params;
-    pipeline_params.role =
-        loads ? Pipeline::ThreadCategory::Producer : Pipeline::ThreadCategory::Consumer;
+    pipeline_params.role = loads          ? Pipeline::ThreadCategory::Producer
+                           : loads_source ? Pipeline::ThreadCategory::NonParticipant
+                                          : Pipeline::ThreadCategory::Consumer;
     pipeline_params.is_leader = thread == kMultipliers;
     pipeline_params.num_consumers = kMultipliers;
     pipeline_params.transaction_bytes = params.mainloop.tma_transaction_bytes;
     Pipeline pipeline(storage.mainloop_pipeline, pipeline_params, Cluster{});
+
+    // Of the source's tiles; of no use where there is none.
+    using LoadPipeline = typename Epilogue::LoadPipeline;
+    typename LoadPipeline::Params load_params;
+    if constexpr (kSource) {
+      load_params.role = loads_source ? LoadPipeline::ThreadCategory::Producer
+                         : loads      ? LoadPipeline::ThreadCategory::NonParticipant
+                                      : LoadPipeline::ThreadCategory::Consumer;
+      load_params.dst_blockid = block_rank_in_cluster();
+      load_params.producer_arv_count = 32;
+      load_params.consumer_arv_count = kMultipliers;
+      load_params.transaction_bytes = params.epilogue.tma_transaction_bytes;
+    }
+    LoadPipeline load_pipeline(storage.epilogue_pipeline, load_params,
+                               cute::bool_constant<kSource>{});
     // The barriers must be there before a block of the cluster signals on them.
     if constexpr (kClusterSize > 1) {
       cluster_arrive_relaxed();
@@ -190,6 +213,7 @@ struct Kernel {
     } else {
       __syncthreads();
     }
+    begin_early();
 
     Mainloop mainloop;
     const auto inputs = mainloop.load_init(params.shape, params.mainloop);
@@ -217,17 +241,25 @@ struct Kernel {
       return;
     }
 
-    // The epilogue loads nothing, so that its pipeline of loads is never used.
-    using LoadPipeline = typename Epilogue::LoadPipeline;
+    Epilogue epilogue(params.epilogue, storage.epilogue);
+    if constexpr (kSource) {
+      if (loads_source) {
+        auto state = cutlass::make_producer_start_state<LoadPipeline>();
+        for_each_unit(params, tiles_of_sum, [&](const Unit& u) {
+          state = epilogue.load(load_pipeline, state, params.shape, Tile{}, tile_of(u), TiledMma{},
+                                thread % 32, storage.epilogue);
+        });
+        epilogue.load_tail(load_pipeline, state);
+        return;
+      }
+    }
+
     using StorePipeline = typename Epilogue::StorePipeline;
-    typename LoadPipeline::Params load_params;
-    LoadPipeline load_pipeline(storage.epilogue_pipeline, load_params, cute::false_type{});
     typename Epilogue::LoadPipelineState load_state;
     typename StorePipeline::Params store_params;
     store_params.always_wait = true;
     StorePipeline store_pipeline(store_params);
     auto store_state = cutlass::make_producer_start_state<StorePipeline>();
-    Epilogue epilogue(params.epilogue, storage.epilogue);
 
     typename Pipeline::PipelineState state;
     for_each_unit(params, tiles_of_sum, [&](const Unit& u) {
@@ -284,37 +316,40 @@ template <class Kernel>
 void launch_kernel(const typename Kernel::Problem& problem,
                    const typename Kernel::Mainloop::Arguments& mainloop,
                    const typename Kernel::Epilogue::Arguments& epilogue,
-                   const typename Kernel::Division& division, int shares, int slots,
+                   const typename Kernel::Division& division, int shares, int slots, bool early,
                    const Queue& queue) {
   const auto shape = Kernel::linear_shape(problem, slots);
   const int tiles_n = static_cast<int>(
       cute::size(cute::ceil_div(cute::shape<1>(shape), cute::shape<1>(typename Kernel::Tile{}))));
-  constexpr int kCluster = Kernel::kClusterSize;
   const typename Kernel::Params params{
       shape,
       Kernel::Mainloop::to_underlying_arguments(problem, mainloop, nullptr),
       Kernel::Epilogue::to_underlying_arguments(Kernel::nested_shape(problem, slots), epilogue,
                                                 nullptr),
       division,
-      tiles_n,
+      static_cast<int>(ceil_div(tiles_n, Kernel::kClusterN)),
       shares};
 
   const auto function = &cutlass::device_kernel<Kernel>;
   constexpr int kShared = sizeof(typename Kernel::SharedStorage);
   allow_shared_memory(reinterpret_cast<const void*>(function), kShared);
-  cudaLaunchAttribute cluster{};
+  cudaLaunchAttribute attributes[2] = {starts_early(), {}};
+  cudaLaunchAttribute& cluster = attributes[1];
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = kCluster;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cluster.val.clusterDim.x = Kernel::kClusterM;
+  cluster.val.clusterDim.y = Kernel::kClusterN;
+  cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  const int resident =
-      std::max(1, queue.multiprocessors * static_cast<int>(Kernel::kBlocks) / kCluster);
-  config.gridDim = dim3(static_cast<unsigned>(std::min(shares, resident) * kCluster));
+  const int resident = static_cast<int>(
+      resident_clusters(queue.multiprocessors, Kernel::kClusterSize) * Kernel::kBlocks);
+  config.gridDim = dim3(static_cast<unsigned>(std::min(shares, resident) * Kernel::kClusterM),
+                        Kernel::kClusterN);
   config.blockDim = dim3(Kernel::MaxThreadsPerBlock);
   config.dynamicSmemBytes = kShared;
   config.stream = static_cast<cudaStream_t>(queue.stream);
-  config.attrs = &cluster;
-  config.numAttrs = kCluster > 1 ? 1 : 0;
+  const int first = early && may_start_early(queue) ? 0 : 1;
+  config.attrs = attributes + first;
+  config.numAttrs = static_cast<unsigned>((Kernel::kClusterSize > 1 ? 2 : 1) - first);
   check(cudaLaunchKernelEx(&config, function, params), "launch");
 }
 

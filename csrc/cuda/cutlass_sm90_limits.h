@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <numeric>
 
 #include "core/conv_problem.h"
@@ -192,6 +191,12 @@ inline bool gather_fits(const Gather& g, int64_t bytes) {
          ceil_div(positions, 128) * ceil_div(g.K, 64) < INT32_MAX / 4;
 }
 
+// Whether kernels start while the one before them ends: it costs more than it saves where windows
+// of several taps have few channels and filters.
+inline bool gains_by_early_start(int64_t C, int64_t K, int64_t taps) {
+  return C > 64 || K > 64 || taps == 1;
+}
+
 // The share of a dimension's tiles that is not padding.
 inline double filled(int64_t size, int64_t tile) {
   return static_cast<double>(size) / static_cast<double>(round_up(size, tile));
@@ -208,18 +213,40 @@ inline int64_t rounds_cost(int64_t units, int64_t resident, int64_t steps, const
   return ceil_div(units, std::max<int64_t>(resident, 1)) * (steps * cost.step + cost.rest);
 }
 
-// Tiles of the gather, 128 positions each: wide ones need the least memory traffic, narrow ones
-// fill more multiprocessors. Two of narrow tiles run at a time, at half the speed.
-constexpr int64_t kGatherCluster = 2;
-constexpr struct {
-  int64_t filters;
-  TileCost cost;
-} kGatherTiles[] = {{256, {1100, 3000}}, {128, {680, 1800}}, {64, {400, 900}}};
+// Clusters of blocks, one on a multiprocessor, that run at a time: each in one part of the device,
+// of 16 or 18 multiprocessors.
+inline int64_t resident_clusters(int64_t multiprocessors, int64_t size) {
+  const int64_t usable = size > 2 ? multiprocessors / 16 * 16 : multiprocessors;
+  return std::max<int64_t>(usable / size, 1);
+}
 
-// A run of the gather's positions that one launch computes: `rows` clusters of 128 positions a
-// block from `first` on, in tiles of `filters`.
+// Tiles of the gather, positions by filters: wide ones need the least memory traffic, narrow ones
+// fill more multiprocessors. Two of the narrowest run at a time, at half the speed. Clusters are of
+// neighbours in positions and in filters.
+struct GatherTile {
+  int64_t positions, filters;
+  int64_t cluster_m, cluster_n;
+  TileCost cost;
+
+  int64_t units(int64_t runs, int64_t K) const { return runs * ceil_div(K, filters * cluster_n); }
+};
+constexpr GatherTile kGatherTiles[] = {
+    {128, 256, 2, 1, {1100, 3000}},
+    {128, 128, 2, 1, {680, 1800}},
+    {128, 64, 2, 1, {400, 900}},
+    {128, 128, 2, 2, {560, 1800}},
+};
+constexpr int kGatherTileCount = 4;
+constexpr int64_t kGatherRun = 256;  // positions of a cluster, in all of them
+
+// What stands for the tile where a residual is loaded, too.
+constexpr int kResidualTile = 1;
+
+// A part of the gather's positions that one launch computes: `runs` clusters of kGatherRun from
+// `first` on.
 struct GatherPart {
-  int64_t filters, first, rows;
+  int tile;
+  int64_t first, runs;
 };
 struct GatherParts {
   GatherPart part[2];
@@ -230,28 +257,63 @@ struct GatherParts {
 // without work in the end, one for whole rounds of them and another for the rest.
 inline GatherParts gather_parts(const Gather& g, int64_t bytes, int64_t multiprocessors) {
   constexpr int64_t kLaunch = 3000;
-  const int64_t rows = ceil_div(g.N * g.h.outputs * g.w.outputs, 128 * kGatherCluster);
+  const int64_t positions = g.N * g.h.outputs * g.w.outputs;
   const int64_t steps = g.h.taps * g.w.taps * ceil_div(g.C, 128 / bytes);
-  const int64_t resident = std::max<int64_t>(multiprocessors / kGatherCluster, 1);
   GatherParts best{};
   int64_t best_cost = 0;
   const auto consider = [&](const GatherParts& parts, int64_t cost) {
     if (best.count == 0 || cost < best_cost) best = parts, best_cost = cost;
   };
-  const auto cost_of = [&](const auto& tile, int64_t these) {
-    return rounds_cost(these * ceil_div(g.K, tile.filters), resident, steps, tile.cost);
+  const auto resident = [&](const GatherTile& tile) {
+    return resident_clusters(multiprocessors, tile.cluster_m * tile.cluster_n);
   };
-  for (const auto& tile : kGatherTiles)
-    consider({{{tile.filters, 0, rows}, {}}, 1}, cost_of(tile, rows));
-  for (const auto& tile : kGatherTiles) {
-    const int64_t tiles_n = ceil_div(g.K, tile.filters);
-    const int64_t whole = rows * tiles_n / resident * resident / tiles_n;  // in whole rounds
-    if (whole == 0 || whole == rows) continue;
-    for (const auto& other : kGatherTiles)
-      consider({{{tile.filters, 0, whole}, {other.filters, whole, rows - whole}}, 2},
-               cost_of(tile, whole) + cost_of(other, rows - whole) + kLaunch);
+  const auto cost_of = [&](const GatherTile& tile, int64_t runs) {
+    return rounds_cost(tile.units(runs, g.K), resident(tile), steps, tile.cost);
+  };
+  const int64_t runs = ceil_div(positions, kGatherRun);
+  for (int i = 0; i < kGatherTileCount; ++i)
+    consider({{{i, 0, runs}, {}}, 1}, cost_of(kGatherTiles[i], runs));
+  for (int i = 0; i < kGatherTileCount; ++i) {
+    const GatherTile& tile = kGatherTiles[i];
+    const int64_t units_of_run = tile.units(1, g.K);
+    // In whole rounds.
+    const int64_t whole = runs * units_of_run / resident(tile) * resident(tile) / units_of_run;
+    if (whole == 0 || whole == runs) continue;
+    for (int j = 0; j < kGatherTileCount; ++j) {
+      const GatherTile& other = kGatherTiles[j];
+      consider({{{i, 0, whole}, {j, whole, runs - whole}}, 2},
+               cost_of(tile, whole) + cost_of(other, runs - whole) + kLaunch);
+    }
   }
   return best;
+}
+
+// A gather of few channels whose pixels are loaded once for all taps, with a halo (see
+// cutlass_sm90_halo.cu), in tiles of whole rows of outputs.
+constexpr int kHaloTaps = 9, kHaloOutputs = 256, kHaloPixels = 352;
+
+struct HaloTile {
+  int64_t rows, columns;  // of outputs, and of pixels a row in shared memory
+};
+
+inline HaloTile halo_tile(const Gather& g) {
+  const int64_t columns = g.w.outputs + g.w.taps - 1;
+  return {std::min(kHaloOutputs / columns, g.h.outputs), columns};
+}
+
+// By a sample's shape alone.
+inline bool takes_halo(const Gather& g, int64_t bytes) {
+  constexpr double kFilled = 0.75;
+  if (bytes != 2 || g.C > 64 || g.K > 64 || g.h.stride != 1 || g.w.stride != 1) return false;
+  if ((g.h.taps > 1 && g.h.dilation != 1) || (g.w.taps > 1 && g.w.dilation != 1)) return false;
+  if (g.h.taps * g.w.taps < 4 || g.h.taps * g.w.taps > kHaloTaps) return false;
+  const bool dense =
+      g.out_q == g.K && g.out_p == g.K * g.w.outputs && g.out_n == g.K * g.w.outputs * g.h.outputs;
+  if (!dense || g.w.outputs + g.w.taps - 1 > kHaloOutputs) return false;
+  const HaloTile tile = halo_tile(g);
+  const int64_t tiles = ceil_div(g.h.outputs, tile.rows);
+  return (tile.rows + g.h.taps - 1) * tile.columns <= kHaloPixels && g.N * tiles < INT32_MAX / 4 &&
+         static_cast<double>(g.h.outputs * g.w.outputs) >= kFilled * kHaloOutputs * tiles;
 }
 
 // wgrad: clusters of tiles of the result, each a sum over `tiles` tiles of 64 positions. A share is
@@ -273,7 +335,7 @@ struct WgradPart {
 
 struct WgradShares {
   int64_t tile_k, tile_c;  // of a block
-  int64_t cluster;         // tiles of K that share what they load of x
+  int64_t cluster;         // tiles in K that share what they load of x
   int64_t results, tiles;
   int64_t whole;  // results that are one share each
   int64_t splits, steps;
@@ -294,11 +356,13 @@ inline WgradShares wgrad_shares(const ConvProblem& p) {
   constexpr int64_t kMostBytes = int64_t{256} << 20;  // of all parts, if it may be
   const bool wide = p.K > 64 && p.C > 64;
   const int64_t tile = wide ? 128 : 64, cluster = p.K > 128 && wide ? 2 : 1;
+  const int64_t tiles_c = ceil_div(p.C, tile) * p.R * p.S;  // in turn with the taps
   const TileCost cost = !wide          ? TileCost{1200, 4000}
                         : cluster == 2 ? TileCost{680, 2500}
                                        : TileCost{820, 2500};
-  const int64_t resident = wide ? kMultiprocessors / cluster : 3 * kMultiprocessors;
-  const int64_t results = ceil_div(ceil_div(p.K, tile), cluster) * ceil_div(p.C, tile) * p.R * p.S;
+  const int64_t resident =
+      wide ? resident_clusters(kMultiprocessors, cluster) : 3 * kMultiprocessors;
+  const int64_t results = ceil_div(p.K, tile * cluster) * tiles_c;
   const int64_t tiles = ceil_div(p.N * p.P * p.Q, 64);
   const int64_t bytes = p.K * p.R * p.S * p.C * 4;
   const int64_t least = ceil_div(tiles, kMostSteps);
@@ -321,11 +385,56 @@ inline WgradShares wgrad_shares(const ConvProblem& p) {
   return best;
 }
 
+// wgrad in TF32: tiles of (r, s, c) in slabs of 32 channels, 4 a block, 8 a cluster, by `filters`.
+// The sum over pixels, 32 a step, is divided into parts of `steps` steps, which fill the
+// multiprocessors of an H100 best; another kernel adds the parts.
+struct WgradTf32Shares {
+  bool turns;  // columns are turned in shared memory, instead of dz transposed before
+  bool swaps;  // rows are filters, and columns channels
+  int64_t filters, clusters_m;
+  int64_t parts, steps;
+  int64_t pitch;  // of the transposed dz, in elements
+};
+
+inline WgradTf32Shares wgrad_tf32_shares(const ConvProblem& p) {
+  // Products that are added by tensor cores one after the other, and the fewest worth a part.
+  constexpr int64_t kMostSteps = 256, kFewestSteps = 16;
+  constexpr int64_t kMultiprocessors = 132, kRounds = 8, kBytesOfCycle = 3000;
+  const bool turns = p.R * p.S == 1 && std::min(p.C, p.K) <= 64;
+  const bool swaps = turns && p.C < p.K;
+  const int64_t rows = swaps ? p.K : p.R * p.S * round_up(p.C, 32), columns = swaps ? p.C : p.K;
+  const int64_t pixels = p.N * p.P * p.Q, steps = ceil_div(pixels, 32);
+  const int64_t filters = columns > 128 ? 256 : columns > 64 ? 128 : 64;
+  // Two of narrow tiles run at a time.
+  const TileCost cost = filters == 256   ? TileCost{1150, 7000}
+                        : filters == 128 ? TileCost{700, 5000}
+                                         : TileCost{1000, 7000};
+  const int64_t clusters_m = ceil_div(rows, 256);
+  const int64_t tiles = clusters_m * ceil_div(columns, filters);
+  const int64_t resident = kMultiprocessors / (filters == 64 ? 1 : 2);
+  const int64_t least = ceil_div(steps, kMostSteps);
+  const int64_t most = std::max(least, steps / kFewestSteps);
+  WgradTf32Shares best{};
+  int64_t best_cost = 0;
+  for (int64_t rounds = 1; rounds <= kRounds; ++rounds) {
+    const int64_t of_part = ceil_div(steps, std::clamp(rounds * resident / tiles, least, most));
+    const int64_t parts = ceil_div(steps, of_part);
+    // A part is written, and read to be added.
+    const int64_t total = rounds_cost(parts * tiles, resident, of_part, cost) +
+                          parts * p.K * p.R * p.S * p.C * 8 / kBytesOfCycle;
+    if (best_cost != 0 && total >= best_cost) continue;
+    best = {turns, swaps, filters, clusters_m, parts, of_part, round_up(pixels, 4)};
+    best_cost = total;
+  }
+  return best;
+}
+
 // Whether the pass is one of ours, and uses the multiplications well: fprop is judged by a sample's
 // shape alone.
-inline bool takes(const ConvProblem& p, Pass pass, bool preactivation, int capability) {
+inline bool takes(const ConvProblem& p, Pass pass, bool preactivation, bool residual,
+                  int capability) {
   const bool half = p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16;
-  const bool tf32 = p.dtype == DType::kFloat32 && pass != Pass::kWgrad;
+  const bool tf32 = p.dtype == DType::kFloat32;
   const int64_t bytes = bytes_of(p.dtype), lanes = 16 / bytes;
   if (capability != 90 || !(half || tf32)) return false;
   if (p.groups != 1 || p.flip || p.layout != Layout::kNHWC || p.weight_layout != Layout::kNHWC)
@@ -343,7 +452,9 @@ inline bool takes(const ConvProblem& p, Pass pass, bool preactivation, int capab
       const bool clamps = p.activation == Activation::kNone || p.activation == Activation::kReLU ||
                           p.activation == Activation::kReLU6;
       return clamps && !preactivation && gather_fits(fprop_gather(p), bytes) &&
-             filled(p.C, tile_of_sum) * filled(p.K, 64) >= kFilled;
+             filled(p.C, tile_of_sum) *
+                     filled(p.K, residual ? kGatherTiles[kResidualTile].filters : 64) >=
+                 kFilled;
     }
     case Pass::kDgrad: {
       if (p.stride_h * p.stride_w > kMostPhases || p.N * p.H * p.W > INT32_MAX) return false;
@@ -358,6 +469,17 @@ inline bool takes(const ConvProblem& p, Pass pass, bool preactivation, int capab
       return filled(p.K, tile_of_sum) * filled(p.C, 64) >= kFilled;
     }
     case Pass::kWgrad: {
+      if (!half) {
+        // Transposing dz takes as long as so many products of each of its elements.
+        constexpr int64_t kLeastWeights = 512, kLeastColumns = 48, kLeastRows = 192;
+        const WgradTf32Shares s = wgrad_tf32_shares(p);
+        const bool worth =
+            s.turns ? std::min(p.K, p.C) >= kLeastColumns && std::max(p.K, p.C) >= kLeastRows
+                    : p.K >= kLeastColumns && p.R * p.S * p.C >= kLeastWeights &&
+                          filled(p.K, s.filters) * filled(p.C, 32) >= kFilled;
+        return worth && gather_fits(fprop_gather(p), bytes) && p.K * p.R * p.S * p.C <= INT32_MAX &&
+               2 * s.clusters_m * s.parts * ceil_div(p.K, s.filters) <= INT32_MAX;
+      }
       const WgradShares s = wgrad_shares(p);
       // What is added four at a time counts in 31 bits.
       return gather_fits(fprop_gather(p), bytes) && p.K * p.R * p.S * (p.C / 4) <= INT32_MAX &&

@@ -6,6 +6,7 @@
 
 #include "core/range.h"
 #include "cuda/element.h"
+#include "cuda/launch_early.h"
 
 namespace torchconv::cuda {
 
@@ -50,6 +51,7 @@ __global__ void __launch_bounds__(kTransposeThreads)
   // One word more, so that a column meets all banks.
   __shared__ Word<T> tile[kRows][kEnd + 1];
   __shared__ int64_t row_of[kEnd];
+  begin_early();
   unsigned rest = blockIdx.x;
   const int64_t b0 = int64_t{rest % p.b_tiles} * kEnd;
   rest /= p.b_tiles;
@@ -102,9 +104,9 @@ void launch_transpose(const T* source, T* target, int64_t N, int64_t A, int64_t 
                       const Queue& queue) {
   const Transpose p{A, B, static_cast<unsigned>(ceil_div(A, kSide<T>)),
                     static_cast<unsigned>(ceil_div(B, kSide<T>))};
-  launch(transpose_tiles<T, kWideReads, kWideWrites, Rows>,
-         dim3(static_cast<unsigned>(N * p.a_tiles * p.b_tiles)), dim3(kTransposeThreads), 0, queue,
-         p, rows, source, target);
+  launch_early(transpose_tiles<T, kWideReads, kWideWrites, Rows>,
+               dim3(static_cast<unsigned>(N * p.a_tiles * p.b_tiles)), dim3(kTransposeThreads), 0,
+               queue, p, rows, source, target);
 }
 
 }  // namespace torchconv::cuda

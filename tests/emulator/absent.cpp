@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cuda/adaptive_pool2d.h"
+#include "cuda/conv_choice.h"
 #include "cuda/conv_layout.h"
 #include "cuda/conv_passes.h"
 #include "cuda/pool2d.h"
@@ -36,8 +37,8 @@ ABSENT_ALGORITHM(depthwise)
 ABSENT_ALGORITHM(grouped)
 ABSENT_ALGORITHM(grouped_mma)
 ABSENT_ALGORITHM(mma)
-WEAK void cutlass_fprop(const ConvProblem&, const void*, const void*, const void*, void*,
-                        const Queue&) {
+WEAK void cutlass_fprop(const ConvProblem&, const void*, const void*, const void*, const void*,
+                        void*, const Queue&) {
   absent("cutlass_fprop");
 }
 WEAK void cutlass_dgrad(const ConvProblem&, const void*, const void*, void*, const Queue&) {
@@ -50,7 +51,7 @@ WEAK bool depthwise_takes(const ConvProblem&, Pass) { return false; }
 WEAK bool grouped_takes(const ConvProblem&, Pass) { return false; }
 WEAK bool grouped_mma_takes(const ConvProblem&, Pass, const Queue&) { return false; }
 WEAK bool mma_takes(const ConvProblem&, Pass, const Queue&) { return false; }
-WEAK bool cutlass_takes(const ConvProblem&, Pass, bool, const Queue&) { return false; }
+WEAK bool cutlass_takes(const ConvProblem&, Pass, bool, bool, const Queue&) { return false; }
 WEAK void activation_backward(const ConvProblem&, const void*, const void*, void*, void*,
                               const Queue&) {
   absent("activation_backward");

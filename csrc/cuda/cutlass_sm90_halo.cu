@@ -1,0 +1,266 @@
+// The gather of few channels, 64 of 16 bits, for windows of several taps at stride 1. There each
+// tap of a tile reads nearly what the tap before it read, and few filters make little of it: the
+// cache's bandwidth would be the bound. Here a block loads the pixels that its rows of outputs need
+// once, a halo around them, and keeps all filters in shared memory. Bound: the tensor cores.
+//
+// Pixels lie in shared memory row after row, Q + S - 1 of them a row, with zeros outside the image:
+// the operand of a tap is the same memory from a later pixel on. Sums at the last S - 1 positions
+// of a row are of no output, and what stores a tile leaves them out.
+//
+// Two warpgroups compute a tile each, in turn with each other, so that one multiplies while the
+// other stores; a thread of a third, which gives them its registers, loads.
+#ifdef TORCHCONV_CUTLASS
+#include "cuda/cutlass_sm90_limits.h"
+#include "cuda/cutlass_sm90_passes.h"
+#include "cuda/divmod.h"
+#include "cuda/launch.h"
+
+// clang-format off
+#include "cutlass/cutlass.h"
+#include "cutlass/cuda_host_adapter.hpp"
+#include "cuda/cutlass_sm90_tensor_map.h"  // before what makes tensor maps
+#include "cute/tensor.hpp"
+#include "cute/arch/copy_sm90_tma.hpp"
+#include "cute/arch/mma_sm90_gmma.hpp"
+#include "cutlass/arch/barrier.h"
+#include "cutlass/arch/reg_reconfig.h"
+// clang-format on
+
+namespace torchconv::cuda::sm90 {
+namespace {
+
+constexpr int kFilters = 64, kRowBytes = 128;
+constexpr int kWarpgroups = 2, kThreads = 128 * (kWarpgroups + 1);
+constexpr int kFilterBytes = kFilters * kRowBytes;  // of a tap
+constexpr int kPatchBytes = kHaloPixels * kRowBytes;
+constexpr int kOutputBytes = kHaloOutputs * kRowBytes;
+constexpr int kFragments = kHaloOutputs / 64;
+constexpr int kShared =
+    1024 + kHaloTaps * kFilterBytes + kWarpgroups * (kPatchBytes + kOutputBytes);
+static_assert(kShared + 1024 <= 227 * 1024);
+
+struct Params {
+  CUtensorMap image;    // (c, w, h, n)
+  CUtensorMap filters;  // (c, tap, k)
+  CUtensorMap output;   // (k, q, p, n)
+  const void* bias;
+  float low, high;
+  int tiles, taps, taps_w, K;
+  int columns, rows;  // of a tile in shared memory, and of its outputs
+  int patch_bytes;
+  int pad_top, pad_left;
+  Divisor tiles_of_image;
+};
+
+template <class Element>
+using Product =
+    std::conditional_t<std::is_same_v<Element, __half>,
+                       cute::SM90::GMMA::MMA_64x64x16_F32F16F16_SS<cute::SM90::GMMA::Major::K,
+                                                                   cute::SM90::GMMA::Major::K>,
+                       cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_SS<cute::SM90::GMMA::Major::K,
+                                                                     cute::SM90::GMMA::Major::K>>;
+
+template <class Element, size_t... i>
+__device__ __forceinline__ void multiply(uint64_t a, uint64_t b, float (&sums)[32],
+                                         std::index_sequence<i...>) {
+  Product<Element>::fma(a, b, sums[i]...);
+}
+
+// Rows of 128 bytes, the swizzle of 128 bytes, eight rows after eight.
+__device__ __forceinline__ uint64_t operand(uint32_t address) {
+  return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 16) | (address >> 4);
+}
+
+__device__ __forceinline__ uint32_t rounded(float first, float second, __half) {
+  const __half2 pair = __floats2half2_rn(first, second);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+__device__ __forceinline__ uint32_t rounded(float first, float second, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+template <class Element>
+__global__ void __launch_bounds__(kThreads, 1) halo_kernel(const __grid_constant__ Params p) {
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  __trap();  // cutlass_takes refuses every device that runs this
+#else
+  using Full = cutlass::arch::ClusterTransactionBarrier;
+  using Empty = cutlass::arch::ClusterBarrier;
+  extern __shared__ __align__(1024) unsigned char halo_memory[];
+  __shared__ alignas(8) uint64_t filters_there, full[kWarpgroups], empty[kWarpgroups];
+  const uint32_t from = cute::cast_smem_ptr_to_uint(halo_memory);
+  unsigned char* filters = halo_memory + (-from & 1023u);
+  unsigned char* patches = filters + kHaloTaps * kFilterBytes;
+  unsigned char* outputs = patches + kWarpgroups * kPatchBytes;
+
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    Full::init(&filters_there, 1);
+    for (int i = 0; i < kWarpgroups; ++i) Full::init(&full[i], 1), Empty::init(&empty[i], 128);
+    cutlass::arch::fence_barrier_init();
+  }
+  __syncthreads();
+
+  const int group = thread / 128;
+  const auto image_of = [&](int tile, int& row) {
+    uint32_t n = static_cast<uint32_t>(tile);
+    row = static_cast<int>(p.tiles_of_image.split(n)) * p.rows;
+    return static_cast<int>(n);
+  };
+  if (group == kWarpgroups) {
+    cutlass::arch::warpgroup_reg_dealloc<40>();
+    if (thread != 128 * kWarpgroups) return;
+    const uint64_t hint = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
+    Full::arrive_and_expect_tx(&filters_there, static_cast<uint32_t>(p.taps * kFilterBytes));
+    for (int tap = 0; tap < p.taps; ++tap)
+      cute::SM90_TMA_LOAD_3D::copy(&p.filters, &filters_there, hint, filters + tap * kFilterBytes,
+                                   0, tap, 0);
+    int count = 0;
+    for (int tile = static_cast<int>(blockIdx.x); tile < p.tiles;
+         tile += static_cast<int>(gridDim.x), ++count) {
+      const int to = count % kWarpgroups;
+      Empty::wait(&empty[to], static_cast<uint32_t>(count / kWarpgroups % 2 ^ 1));
+      Full::arrive_and_expect_tx(&full[to], static_cast<uint32_t>(p.patch_bytes));
+      int row;
+      const int n = image_of(tile, row);
+      cute::SM90_TMA_LOAD_4D::copy(&p.image, &full[to], hint, patches + to * kPatchBytes, 0,
+                                   -p.pad_left, row - p.pad_top, n);
+    }
+    return;
+  }
+
+  cutlass::arch::warpgroup_reg_alloc<232>();
+
+  const int lane = thread % 32, warp = thread / 32 % 4, g = lane / 4, t = lane % 4;
+  float bias[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const int k = i / 2 * 8 + 2 * t + i % 2;
+    bias[i] = p.bias == nullptr || k >= p.K
+                  ? 0.f
+                  : static_cast<float>(static_cast<const Element*>(p.bias)[k]);
+  }
+  const uint32_t patch = cute::cast_smem_ptr_to_uint(patches + group * kPatchBytes);
+  const uint32_t filters_at = cute::cast_smem_ptr_to_uint(filters);
+  unsigned char* output = outputs + group * kOutputBytes;
+  const auto meet = [&] { asm volatile("bar.sync %0, 128;\n" ::"r"(1 + group) : "memory"); };
+  Full::wait(&filters_there, 0);
+  int phase = 0;
+  for (int tile = static_cast<int>(blockIdx.x) + group * static_cast<int>(gridDim.x);
+       tile < p.tiles; tile += kWarpgroups * static_cast<int>(gridDim.x), phase ^= 1) {
+    float sums[kFragments][32] = {};
+    Full::wait(&full[group], static_cast<uint32_t>(phase));
+    int r = 0, s = 0;
+    for (int tap = 0; tap < p.taps; ++tap) {
+      const uint64_t a = operand(patch + static_cast<uint32_t>((r * p.columns + s) * kRowBytes));
+      const uint64_t b = operand(filters_at + static_cast<uint32_t>(tap * kFilterBytes));
+      if (++s == p.taps_w) s = 0, ++r;
+      for (auto& fragment : sums)
+        for (auto& sum : fragment) cute::warpgroup_fence_operand(sum);
+      cute::warpgroup_arrive();
+#pragma unroll
+      for (int step = 0; step < 4; ++step)
+#pragma unroll
+        for (int i = 0; i < kFragments; ++i)
+          multiply<Element>(a + static_cast<uint64_t>(i * (64 * kRowBytes / 16) + 2 * step),
+                            b + static_cast<uint64_t>(2 * step), sums[i],
+                            std::make_index_sequence<32>{});
+      cute::warpgroup_commit_batch();
+    }
+    cute::warpgroup_wait<0>();
+    for (auto& fragment : sums)
+      for (auto& sum : fragment) cute::warpgroup_fence_operand(sum);
+    Empty::arrive(&empty[group]);
+
+    // What was stored before has been read.
+    if (thread % 128 == 0) cute::tma_store_wait<0>();
+    meet();
+#pragma unroll
+    for (int i = 0; i < kFragments; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = 64 * i + 16 * warp + g + 8 * half;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          float z[2];
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const float sum = sums[i][4 * j + 2 * half + e] + bias[2 * j + e];
+            const float raised = sum < p.low ? p.low : sum;
+            z[e] = raised > p.high ? p.high : raised;
+          }
+          *reinterpret_cast<uint32_t*>(output + row * kRowBytes + ((j ^ (row & 7)) << 4) + 4 * t) =
+              rounded(z[0], z[1], Element{});
+        }
+      }
+    cute::tma_store_fence();
+    meet();
+    if (thread % 128 == 0) {
+      int row;
+      const int n = image_of(tile, row);
+      cute::SM90_TMA_STORE_4D::copy(&p.output, output, 0, 0, row, n);
+      cute::tma_store_arrive();
+    }
+  }
+  if (thread % 128 == 0) cute::tma_store_wait<0>();
+#endif
+}
+
+// A dense tensor, innermost size first, in boxes with the swizzle of 128 bytes.
+template <int kRank>
+CUtensorMap tensor_map(CUtensorMapDataType type, const void* data, const int64_t (&sizes)[kRank],
+                       const int64_t (&box)[kRank]) {
+  CUtensorMap map;
+  cuuint64_t extents[kRank], strides[kRank - 1], stride = 2;
+  cuuint32_t boxes[kRank], steps[kRank];
+  for (int i = 0; i < kRank; ++i) {
+    extents[i] = static_cast<cuuint64_t>(sizes[i]);
+    boxes[i] = static_cast<cuuint32_t>(box[i]);
+    steps[i] = 1;
+    stride *= extents[i];
+    if (i + 1 < kRank) strides[i] = stride;
+  }
+  CUTLASS_CUDA_DRIVER_WRAPPER_CALL(cuTensorMapEncodeTiled)
+  (&map, type, static_cast<cuuint32_t>(kRank), const_cast<void*>(data), &extents[0], &strides[0],
+   &boxes[0], &steps[0], CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+   CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return map;
+}
+
+}  // namespace
+
+void gather_with_halo(DType dtype, const Gather& g, const GatherTensors& tensors,
+                      const Queue& queue) {
+  const bool half = dtype == DType::kFloat16;
+  const auto type = half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const auto narrow = [](int64_t v) { return static_cast<int>(v); };
+  const HaloTile tile = halo_tile(g);
+  const int64_t taps = g.h.taps * g.w.taps, P = g.h.outputs, Q = g.w.outputs;
+  const int64_t tiles_of_image = ceil_div(P, tile.rows);
+  Params p{};
+  p.image = tensor_map<4>(type, tensors.image, {g.C, g.w.image, g.h.image, g.N},
+                          {64, tile.columns, tile.rows + g.h.taps - 1, 1});
+  p.filters = tensor_map<3>(type, tensors.filters, {g.C, taps, g.K}, {64, 1, kFilters});
+  p.output =
+      tensor_map<4>(type, tensors.output, {g.K, Q, P, g.N}, {kFilters, tile.columns, tile.rows, 1});
+  p.bias = tensors.bias;
+  p.low = tensors.low;
+  p.high = tensors.high;
+  p.tiles = narrow(g.N * tiles_of_image);
+  p.taps = narrow(taps);
+  p.taps_w = narrow(g.w.taps);
+  p.K = narrow(g.K);
+  p.columns = narrow(tile.columns);
+  p.rows = narrow(tile.rows);
+  p.patch_bytes = narrow((tile.rows + g.h.taps - 1) * tile.columns * kRowBytes);
+  p.pad_top = narrow(g.h.pad);
+  p.pad_left = narrow(g.w.pad);
+  p.tiles_of_image = Divisor(tiles_of_image);
+  launch(half ? halo_kernel<__half> : halo_kernel<__nv_bfloat16>,
+         dim3(static_cast<unsigned>(std::min(p.tiles, queue.multiprocessors))), dim3(kThreads),
+         kShared, queue, p);
+}
+
+}  // namespace torchconv::cuda::sm90
+#endif
