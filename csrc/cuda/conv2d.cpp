@@ -4,6 +4,7 @@
 
 #include "cuda/conv_choice.h"
 #include "cuda/conv_layout.h"
+#include "cuda/conv_planes.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -33,13 +34,13 @@ bool same_memory(Layout a, Layout b, int64_t C, int64_t pixels) {
   return a == b || C == 1 || pixels == 1;
 }
 
-// x in the layout `wanted`: itself or a copy.
+// x in the layout `wanted`: itself, or a copy that `copies` makes.
 const void* in_layout(const void* x, DType dtype, Layout layout, Layout wanted, int64_t N,
-                      int64_t C, int64_t pixels, const Queue& queue) {
+                      int64_t C, int64_t pixels, Copies& copies, const Queue& queue) {
   if (same_memory(layout, wanted, C, pixels)) return x;
   void* copy = scratch_of(dtype, N * C * pixels, queue);
   const bool to_nhwc = wanted == Layout::kNHWC;
-  transpose(dtype, x, copy, N, to_nhwc ? C : pixels, to_nhwc ? pixels : C, queue);
+  copies.transpose(x, copy, N, to_nhwc ? C : pixels, to_nhwc ? pixels : C);
   return copy;
 }
 
@@ -48,30 +49,21 @@ class OutputImage {
  public:
   OutputImage(void* target, DType dtype, Layout layout, Layout written, int64_t N, int64_t C,
               int64_t pixels, const Queue& queue)
-      : target_(target),
-        dtype_(dtype),
-        written_(written),
-        N_(N),
-        C_(C),
-        pixels_(pixels),
-        queue_(queue) {
+      : target_(target), written_(written), N_(N), C_(C), pixels_(pixels) {
     copies_ = target != nullptr && !same_memory(layout, written, C, pixels);
     data_ = copies_ ? scratch_of(dtype, N * C * pixels, queue) : target;
   }
   void* data() const { return data_; }
-  void finish() const {
+  void finish(Copies& copies) const {
     if (!copies_) return;
     const bool from_nhwc = written_ == Layout::kNHWC;
-    transpose(dtype_, data_, target_, N_, from_nhwc ? pixels_ : C_, from_nhwc ? C_ : pixels_,
-              queue_);
+    copies.transpose(data_, target_, N_, from_nhwc ? pixels_ : C_, from_nhwc ? C_ : pixels_);
   }
 
  private:
   void* target_;
-  DType dtype_;
   Layout written_;
   int64_t N_, C_, pixels_;
-  const Queue& queue_;
   bool copies_;
   void* data_;
 };
@@ -83,92 +75,100 @@ bool repacks(const ConvProblem& p, const ConvProblem& plan) {
 }
 
 const void* weights_for(const ConvProblem& p, const ConvProblem& plan, const void* w,
-                        const Queue& queue) {
+                        Copies& copies, const Queue& queue) {
   if (!repacks(p, plan)) return w;
   const int64_t C = p.C / p.groups;
   void* packed = scratch_of(p.dtype, p.K * C * p.R * p.S, queue);
-  pack_weights(p.dtype, w, p.weight_layout, p.flip, packed, p.K, C, p.R, p.S, queue);
+  copies.pack_weights(w, p.weight_layout, p.flip, packed, p.K, C, p.R, p.S);
   return packed;
 }
 
-// dz in the layout of a plan; a copy is made once for both gradients.
-class Gradient {
- public:
-  Gradient(const ConvProblem& p, const void* dz, const Queue& queue)
-      : p_(p), dz_(dz), queue_(queue) {}
-  const void* in(Layout layout) {
-    if (layout == p_.layout) return dz_;
-    if (copy_ == nullptr)
-      copy_ = in_layout(dz_, p_.dtype, p_.layout, layout, p_.N, p_.K, p_.P * p_.Q, queue_);
-    return copy_;
-  }
-
- private:
-  const ConvProblem& p_;
-  const void* dz_;
-  const Queue& queue_;
-  const void* copy_ = nullptr;
-};
-
-void dgrad(const ConvProblem& p, Gradient& dz, const void* w, void* dx, const Queue& queue) {
-  const ConvPlan plan = plan_conv(p, Pass::kDgrad, {}, queue);
-  const ConvProblem& q = plan.problem;
-  const void* gradient = dz.in(q.layout);
-  const void* weights = weights_for(p, q, w, queue);
-  const OutputImage image(dx, p.dtype, p.layout, q.layout, p.N, p.C, p.H * p.W, queue);
+void run_dgrad(const ConvPlan& plan, const void* dz, const void* w, void* dx, const Queue& queue) {
+  const ConvProblem& p = plan.problem;
   switch (plan.algorithm) {
     case ConvAlgorithm::kSimt:
-      simt_dgrad(q, gradient, weights, image.data(), queue);
-      break;
+      return simt_dgrad(p, dz, w, dx, queue);
     case ConvAlgorithm::kDepthwise:
-      depthwise_dgrad(q, gradient, weights, image.data(), queue);
-      break;
+      return depthwise_dgrad(p, dz, w, dx, queue);
     case ConvAlgorithm::kGrouped:
-      grouped_dgrad(q, gradient, weights, image.data(), queue);
-      break;
+      return grouped_dgrad(p, dz, w, dx, queue);
     case ConvAlgorithm::kGroupedMma:
-      grouped_mma_dgrad(q, gradient, weights, image.data(), queue);
-      break;
+      return grouped_mma_dgrad(p, dz, w, dx, queue);
     case ConvAlgorithm::kMma:
-      mma_dgrad(q, gradient, weights, image.data(), queue);
-      break;
+      return mma_dgrad(p, dz, w, dx, queue);
     case ConvAlgorithm::kCutlass:
-      cutlass_dgrad(q, gradient, weights, image.data(), queue);
-      break;
+      return cutlass_dgrad(p, dz, w, dx, queue);
   }
-  image.finish();
 }
 
-void wgrad(const ConvProblem& p, Gradient& dz, const void* x, void* dw, const Queue& queue) {
-  const ConvPlan plan = plan_conv(p, Pass::kWgrad, {}, queue);
-  const ConvProblem& q = plan.problem;
-  const void* gradient = dz.in(q.layout);
-  const void* image = in_layout(x, p.dtype, p.layout, q.layout, p.N, p.C, p.H * p.W, queue);
-  const int64_t C = p.C / p.groups;
-  const bool unpacks = repacks(p, q);
-  void* weights = unpacks ? scratch_of(p.dtype, p.K * C * p.R * p.S, queue) : dw;
+void run_wgrad(const ConvPlan& plan, const void* dz, const void* x, void* dw, const Queue& queue) {
+  const ConvProblem& p = plan.problem;
   switch (plan.algorithm) {
     case ConvAlgorithm::kSimt:
-      simt_wgrad(q, gradient, image, weights, queue);
-      break;
+      return simt_wgrad(p, dz, x, dw, queue);
     case ConvAlgorithm::kDepthwise:
-      depthwise_wgrad(q, gradient, image, weights, queue);
-      break;
+      return depthwise_wgrad(p, dz, x, dw, queue);
     case ConvAlgorithm::kGrouped:
-      grouped_wgrad(q, gradient, image, weights, queue);
-      break;
+      return grouped_wgrad(p, dz, x, dw, queue);
     case ConvAlgorithm::kGroupedMma:
-      grouped_mma_wgrad(q, gradient, image, weights, queue);
-      break;
+      return grouped_mma_wgrad(p, dz, x, dw, queue);
     case ConvAlgorithm::kMma:
-      mma_wgrad(q, gradient, image, weights, queue);
-      break;
+      return mma_wgrad(p, dz, x, dw, queue);
     case ConvAlgorithm::kCutlass:
-      cutlass_wgrad(q, gradient, image, weights, queue);
-      break;
+      return cutlass_wgrad(p, dz, x, dw, queue);
   }
-  if (unpacks)
-    unpack_weights(p.dtype, weights, dw, p.weight_layout, p.flip, p.K, C, p.R, p.S, queue);
+}
+
+// dx and dw, either of which may be null, from dz.
+void gradients(const ConvProblem& p, const void* dz, const void* x, const void* w, void* dx,
+               void* dw, const Queue& queue) {
+  const ConvPlan dgrad = plan_conv(p, Pass::kDgrad, {}, queue);
+  const ConvPlan wgrad = plan_conv(p, Pass::kWgrad, {}, queue);
+  const bool wants_dx = dx != nullptr, wants_dw = dw != nullptr;
+  if (wants_dx && wants_dw) {
+    const auto as_it_lies = [&](const ConvPlan& plan) {
+      return plan.algorithm == ConvAlgorithm::kMma && plan.problem.layout == p.layout;
+    };
+    if (as_it_lies(dgrad) && as_it_lies(wgrad) && planes_gradients_take(p, queue))
+      return planes_gradients(p, dz, x, w, dx, dw, queue);
+  }
+  Copies before(p.dtype, queue), after(p.dtype, queue);
+  const int64_t C = p.C / p.groups, weights = p.K * C * p.R * p.S, outputs = p.P * p.Q;
+  // Both passes read the same copy of dz.
+  const void* copy = nullptr;
+  const auto gradient_for = [&](const ConvProblem& plan) {
+    if (same_memory(p.layout, plan.layout, p.K, outputs)) return dz;
+    if (copy == nullptr)
+      copy = in_layout(dz, p.dtype, p.layout, plan.layout, p.N, p.K, outputs, before, queue);
+    return copy;
+  };
+  const void* image = nullptr;
+  const auto find_image = [&] {
+    if (image == nullptr)
+      image =
+          in_layout(x, p.dtype, p.layout, wgrad.problem.layout, p.N, p.C, p.H * p.W, before, queue);
+  };
+  if (wants_dx) {
+    const void* gradient = gradient_for(dgrad.problem);
+    // Large copies are made just before they are read, which finds them in the cache.
+    if (wants_dw && before.waiting()) find_image();
+    const void* filters = weights_for(p, dgrad.problem, w, before, queue);
+    before.run();
+    const OutputImage to_dx(dx, p.dtype, p.layout, dgrad.problem.layout, p.N, p.C, p.H * p.W,
+                            queue);
+    run_dgrad(dgrad, gradient, filters, to_dx.data(), queue);
+    to_dx.finish(after);
+  }
+  if (wants_dw) {
+    const void* gradient = gradient_for(wgrad.problem);
+    find_image();
+    before.run();
+    const bool unpacks = repacks(p, wgrad.problem);
+    void* to_dw = unpacks ? scratch_of(p.dtype, weights, queue) : dw;
+    run_wgrad(wgrad, gradient, image, to_dw, queue);
+    if (unpacks) after.unpack_weights(to_dw, dw, p.weight_layout, p.flip, p.K, C, p.R, p.S);
+  }
+  after.run();
 }
 
 }  // namespace
@@ -180,11 +180,13 @@ void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const Weig
   const ConvPlan plan =
       plan_conv(p, Pass::kFprop, {preactivation != nullptr, residual != nullptr}, queue);
   const ConvProblem& q = plan.problem;
-  const void* image = in_layout(x, p.dtype, p.layout, q.layout, p.N, p.C, p.H * p.W, queue);
-  const void* weights = weights_for(p, q, w, queue);
+  Copies before(p.dtype, queue), after(p.dtype, queue);
+  const void* image = in_layout(x, p.dtype, p.layout, q.layout, p.N, p.C, p.H * p.W, before, queue);
+  const void* weights = weights_for(p, q, w, before, queue);
   const void* added = residual == nullptr ? nullptr
                                           : in_layout(residual, p.dtype, p.layout, q.layout, p.N,
-                                                      p.K, p.P * p.Q, queue);
+                                                      p.K, p.P * p.Q, before, queue);
+  before.run();
   const OutputImage out(y, p.dtype, p.layout, q.layout, p.N, p.K, p.P * p.Q, queue);
   const OutputImage z(preactivation, p.dtype, p.layout, q.layout, p.N, p.K, p.P * p.Q, queue);
   switch (plan.algorithm) {
@@ -207,8 +209,9 @@ void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const Weig
       cutlass_fprop(q, image, weights, bias, added, out.data(), queue);
       break;
   }
-  out.finish();
-  z.finish();
+  out.finish(after);
+  z.finish(after);
+  after.run();
 }
 
 void conv2d_backward(const ConvProblem& p, const void* dy, const void* saved, const void* x,
@@ -218,9 +221,7 @@ void conv2d_backward(const ConvProblem& p, const void* dy, const void* saved, co
   if (p.activation != Activation::kNone && (dx != nullptr || dw != nullptr))
     dz = own_dz = scratch_of(p.dtype, p.N * p.K * p.P * p.Q, queue);
   if (own_dz != nullptr || db != nullptr) activation_backward(p, dy, saved, own_dz, db, queue);
-  Gradient gradient(p, dz, queue);
-  if (dx != nullptr) dgrad(p, gradient, w, dx, queue);
-  if (dw != nullptr) wgrad(p, gradient, x, dw, queue);
+  if (dx != nullptr || dw != nullptr) gradients(p, dz, x, w, dx, dw, queue);
 }
 
 }  // namespace torchconv::cuda

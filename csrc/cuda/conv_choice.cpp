@@ -14,6 +14,7 @@
 // for any taps).
 #include "cuda/conv_choice.h"
 
+
 namespace torchconv::cuda {
 namespace {
 
@@ -47,9 +48,16 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, const Extras& extras, const 
   if (queue.capability < 80 || p.K < kLeastFilters || p.C * p.R * p.S < kLeastTerms ||
       !rounds_factors(p, queue))
     return {ConvAlgorithm::kSimt, p};
-  if (p.layout == Layout::kNCHW && mma_takes(p, pass, queue)) return {ConvAlgorithm::kMma, p};
+  // Of several taps the kernels over NCHW add no residual.
+  if (p.layout == Layout::kNCHW && (!extras.residual || p.R * p.S == 1) &&
+      mma_takes(p, pass, queue))
+    return {ConvAlgorithm::kMma, p};
   ConvProblem dense = p;
-  dense.layout = dense.weight_layout = Layout::kNHWC;
+  dense.layout = Layout::kNHWC;
+  // Of dgrad it turns the filters from where they lie.
+  if (pass == Pass::kDgrad && cutlass_takes(dense, pass, false, false, queue))
+    return {ConvAlgorithm::kCutlass, dense};
+  dense.weight_layout = Layout::kNHWC;
   dense.flip = false;
   if (cutlass_takes(dense, pass, extras.preactivation, extras.residual, queue))
     return {ConvAlgorithm::kCutlass, dense};

@@ -1,5 +1,8 @@
 // Copies in another layout, bound by memory: where rows become columns a block moves a tile through
 // shared memory, so that its reads run along the source and its writes along the target.
+#include <algorithm>
+#include <numeric>
+
 #include "cuda/conv_layout.h"
 #include "cuda/divmod.h"
 #include "cuda/transpose_kernel.h"
@@ -115,6 +118,94 @@ void transpose_bits(const T* source, T* target, int64_t N, int64_t A, int64_t B,
     launch_transpose<T, false, false>(source, target, N, A, B, rows, queue);
 }
 
+// SmallMatrices: a block moves whole rows of A x B, one run of memory, through shared memory, where
+// they lie as there. Blocks of the first copy come first.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    transpose_small(const __grid_constant__ SmallCopies copies) {
+  constexpr int kWide = kLanes<T>;
+  using Unit = Vector<T, kWide>;
+  unsigned block = blockIdx.x;
+  int number = 0;
+  while (block >= copies.copy[number].blocks) block -= copies.copy[number++].blocks;
+  const SmallMatrices& p = copies.copy[number];
+  const T* source = static_cast<const T*>(p.source);
+  T* target = static_cast<T*>(p.target);
+  T* run = dynamic_shared<T>();
+  const int64_t n0 = int64_t{block / static_cast<unsigned>(p.pieces)} * p.matrices;
+  const int64_t a0 = int64_t{block % static_cast<unsigned>(p.pieces)} * p.rows;
+  const int rows = static_cast<int>(min(int64_t{p.rows}, p.A - a0));
+  const int matrices = static_cast<int>(min(int64_t{p.matrices}, p.N - n0));
+  const int lines = matrices * p.B, units = lines * rows / kWide;
+  const int64_t first = (n0 * p.A + a0) * p.B;
+  // f(element in B x A, element in the run) of each unit of B x A. A warp has a few units of each
+  // of several lines: those of one line are far apart in the run, but next to the other lines'.
+  const auto for_each_unit = [&](auto&& f) {
+    for (int unit = static_cast<int>(threadIdx.x); unit < units; unit += kThreads) {
+      const int pair = unit / p.together, group = pair / lines, line = pair - group * lines;
+      const int a = (group * p.together + unit - pair * p.together) * kWide;
+      const int n = line / p.B, b = line - n * p.B;
+      f(((n0 + n) * p.B + b) * p.A + a0 + a, (n * rows + a) * p.B + (p.flip ? p.B - 1 - b : b));
+    }
+  };
+  const auto copy_run = [&](T* to, const T* from) {
+#pragma unroll 4
+    for (int unit = static_cast<int>(threadIdx.x); unit < units; unit += kThreads)
+      *reinterpret_cast<Unit*>(to + unit * kWide) =
+          *reinterpret_cast<const Unit*>(from + unit * kWide);
+  };
+  if (p.forth) {
+    copy_run(run, source + first);
+    __syncthreads();
+    for_each_unit([&](int64_t to, int from) {
+      Unit unit;
+#pragma unroll
+      for (int e = 0; e < kWide; ++e) unit.element[e] = run[from + e * p.B];
+      *reinterpret_cast<Unit*>(target + to) = unit;
+    });
+  } else {
+    for_each_unit([&](int64_t from, int to) {
+      const Unit unit = *reinterpret_cast<const Unit*>(source + from);
+#pragma unroll
+      for (int e = 0; e < kWide; ++e) run[to + e * p.B] = unit.element[e];
+    });
+    __syncthreads();
+    copy_run(target + first, run);
+  }
+}
+
+// Whether the copy can be one of SmallMatrices.
+template <typename T>
+bool set_small(SmallMatrices& small, const void* source, void* target, int64_t N, int64_t A,
+               int64_t B, bool flip, bool forth) {
+  constexpr int64_t kWide = kLanes<T>, kSize = sizeof(T), kMost = 16 * 1024 / kSize;
+  constexpr int64_t kWanted = kThreads * kWide, kRows = 4 * kWide;
+  if (A % kWide != 0 || B * kWide > kMost || !aligned<T>(source, kWide) ||
+      !aligned<T>(target, kWide))
+    return false;
+  const int64_t most = kMost / B, step = most < kRows ? kWide : kRows;
+  const int64_t rows = std::min(round_up(ceil_div(A, ceil_div(A, most / step * step)), step), A);
+  const int64_t pieces = ceil_div(A, rows);
+  const int64_t matrices = std::max<int64_t>(pieces == 1 ? kWanted / (A * B) : 1, 1);
+  const int64_t together = std::gcd(int64_t{4}, std::gcd(A / kWide, rows / kWide));
+  const int64_t blocks = ceil_div(N, matrices) * pieces;
+  if (blocks >= 1 << 29) return false;
+  small = {source,
+           target,
+           N,
+           A,
+           static_cast<int>(B),
+           static_cast<int>(matrices),
+           static_cast<int>(rows),
+           static_cast<int>(pieces),
+           static_cast<int>(together),
+           flip,
+           forth,
+           static_cast<unsigned>(blocks),
+           static_cast<int>(matrices * rows * B * kSize)};
+  return true;
+}
+
 // A filter's C x R*S and R*S x C, one of them in `packed` with the taps in turn from the last on
 // with flip: a thread for each element of K x R x S x C, through shared memory unless both lie
 // alike.
@@ -205,13 +296,61 @@ void repack(DType dtype, const void* source, Layout layout, bool flip, bool pack
 
 }  // namespace
 
+bool Copies::takes(const void* source, void* target, int64_t N, int64_t A, int64_t B, bool flip,
+                   bool forth) {
+  bool taken = false;
+  with_float(dtype_, [&](auto zero) {
+    using T = Bits<sizeof(zero)>;
+    taken = set_small<T>(small_.copy[count_], source, target, N, A, B, flip, forth);
+  });
+  if (taken && ++count_ == SmallCopies::kMost) run();
+  return taken;
+}
+
+void Copies::run() {
+  unsigned blocks = 0;
+  int bytes = 0;
+  for (int i = 0; i < count_; ++i) {
+    blocks += small_.copy[i].blocks;
+    bytes = std::max(bytes, small_.copy[i].bytes);
+  }
+  count_ = 0;
+  with_float(dtype_, [&](auto zero) {
+    launch(transpose_small<Bits<sizeof(zero)>>, dim3(blocks), kThreads, bytes, queue_, small_);
+  });
+}
+
+void Copies::transpose(const void* source, void* target, int64_t N, int64_t A, int64_t B) {
+  if (N * A * B == 0) return;
+  with_float(dtype_, [&](auto zero) {
+    using T = Bits<sizeof(zero)>;
+    // Of planes whose rows are whole vectors tiles are as fast, whatever their size.
+    if (B % kLanes<T> != 0 && takes(source, target, N, A, B, false, true)) return;
+    if (A % kLanes<T> != 0 && takes(source, target, N, B, A, false, false)) return;
+    transpose_bits(static_cast<const T*>(source), static_cast<T*>(target), N, A, B, queue_);
+  });
+}
+
+void Copies::pack_weights(const void* w, Layout layout, bool flip, void* packed, int64_t K,
+                          int64_t C, int64_t R, int64_t S) {
+  if (K * C * R * S == 0) return;
+  if (layout == Layout::kNHWC || R * S == 1 || C == 1 || !takes(w, packed, K, C, R * S, flip, true))
+    repack(dtype_, w, layout, flip, true, packed, K, C, R * S, queue_);
+}
+
+void Copies::unpack_weights(const void* packed, void* w, Layout layout, bool flip, int64_t K,
+                            int64_t C, int64_t R, int64_t S) {
+  if (K * C * R * S == 0) return;
+  if (layout == Layout::kNHWC || R * S == 1 || C == 1 ||
+      !takes(packed, w, K, C, R * S, flip, false))
+    repack(dtype_, packed, layout, flip, false, w, K, C, R * S, queue_);
+}
+
 void transpose(DType dtype, const void* source, void* target, int64_t N, int64_t A, int64_t B,
                const Queue& queue) {
-  if (N * A * B == 0) return;
-  with_float(dtype, [&](auto zero) {
-    using T = Bits<sizeof(zero)>;
-    transpose_bits(static_cast<const T*>(source), static_cast<T*>(target), N, A, B, queue);
-  });
+  Copies copies(dtype, queue);
+  copies.transpose(source, target, N, A, B);
+  copies.run();
 }
 
 void resize_rows(DType dtype, const void* source, void* target, int64_t rows, int64_t from,
@@ -229,12 +368,16 @@ void resize_rows(DType dtype, const void* source, void* target, int64_t rows, in
 
 void pack_weights(DType dtype, const void* w, Layout layout, bool flip, void* packed, int64_t K,
                   int64_t C, int64_t R, int64_t S, const Queue& queue) {
-  repack(dtype, w, layout, flip, true, packed, K, C, R * S, queue);
+  Copies copies(dtype, queue);
+  copies.pack_weights(w, layout, flip, packed, K, C, R, S);
+  copies.run();
 }
 
 void unpack_weights(DType dtype, const void* packed, void* w, Layout layout, bool flip, int64_t K,
                     int64_t C, int64_t R, int64_t S, const Queue& queue) {
-  repack(dtype, packed, layout, flip, false, w, K, C, R * S, queue);
+  Copies copies(dtype, queue);
+  copies.unpack_weights(packed, w, layout, flip, K, C, R, S);
+  copies.run();
 }
 
 }  // namespace torchconv::cuda

@@ -44,15 +44,18 @@ void with_aligned_output(DType dtype, void* target, int64_t count, const Queue& 
   transpose(dtype, scratch, target, 1, 1, count, queue);
 }
 
-// Of the filters w as a matrix of K by R * S * C, where each column goes: C x R' x S' x K for each
-// phase of the stride, one after the other.
+// Of the filters w as a matrix of K rows, R x S x C or C x R x S, where each column goes: C x R' x
+// S' x K for each phase of the stride, one after the other.
 struct TurnedRows {
   sm90::TurnedFilters filters;
   int64_t C, K;
-  int S;
+  int S, taps;
+  bool channels_last;
   __device__ __forceinline__ int64_t operator()(int64_t, int64_t column) const {
-    const int64_t taps = column / C, c = column - taps * C;
-    const int at = static_cast<int>(taps), r = at / S;
+    const int64_t row = column / (channels_last ? C : taps);
+    const int64_t rest = column - row * (channels_last ? C : taps);
+    const int64_t c = channels_last ? rest : row;
+    const int at = static_cast<int>(channels_last ? row : rest), r = at / S;
     const sm90::TurnedTap t = filters.tap(r, at - r * S);
     return (t.before * C + c * t.taps + t.tap) * K;
   }
@@ -184,7 +187,9 @@ template <typename T>
 const char* turned_filters(const ConvProblem& p, const void* w, const Queue& queue) {
   const int64_t columns = p.R * p.S * p.C;
   T* turned = queue.scratch<T>(p.K * columns);
-  const TurnedRows rows{sm90::turned_filters(p), p.C, p.K, static_cast<int>(p.S)};
+  const TurnedRows rows{
+      sm90::turned_filters(p),         p.C, p.K, static_cast<int>(p.S), static_cast<int>(p.R * p.S),
+      p.weight_layout == Layout::kNHWC};
   const T* filters = static_cast<const T*>(w);
   // K and C are whole vectors.
   if (aligned<T>(w, kLanes<T>))
@@ -198,7 +203,9 @@ const char* turned_filters(const ConvProblem& p, const void* w, const Queue& que
 
 bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, bool residual,
                    const Queue& queue) {
-  return built_for_hopper() && sm90::takes(p, pass, preactivation, residual, queue.capability);
+  ConvProblem q = p;
+  if (pass == Pass::kDgrad) q.weight_layout = Layout::kNHWC;  // they are turned from either
+  return built_for_hopper() && sm90::takes(q, pass, preactivation, residual, queue.capability);
 }
 
 void cutlass_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,

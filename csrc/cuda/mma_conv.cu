@@ -91,8 +91,9 @@ bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
       p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat32;
   if (queue.capability < 80 || !type) return false;
   if (p.groups != 1 && (pass == Pass::kWgrad || !wide_groups(p))) return false;
-  if (p.layout == Layout::kNHWC ? p.weight_layout != Layout::kNHWC || p.flip
-                                : !planes_take(p, pass))
+  if (p.layout == Layout::kNHWC
+          ? p.weight_layout != Layout::kNHWC || p.flip
+          : !planes_take(p, pass) && (pass != Pass::kFprop || !patch_takes(p)))
     return false;
   for (const int64_t size : {p.N, p.C, p.K, p.P, p.Q})
     if (size <= 0) return false;
@@ -113,7 +114,7 @@ bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
 
 void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
                const void* residual, void* y, void* preactivation, const Queue& queue) {
-  if (p.layout == Layout::kNCHW)
+  if (p.layout == Layout::kNCHW && planes_take(p, Pass::kFprop))
     return planes_fprop(p, x, w, bias, residual, y, preactivation, queue);
   if (residual == nullptr && patch_takes(p))
     return with_tensor_core_type(p.dtype, [&](auto element) {

@@ -34,7 +34,7 @@ const T* on_16_bytes(DType dtype, const T* source, int64_t count, const Queue& q
 // Whether the kernel takes fprop: by the problem of one sample.
 bool patch_takes(const ConvProblem& p);
 
-// x and y NHWC, w K x R x S x C.
+// x and y in either layout, and w.
 template <typename T>
 void run_patch(const ConvProblem& p, const T* x, const T* w, const Epilogue<T>& epilogue,
                const Queue& queue);

@@ -27,6 +27,7 @@ struct PatchProblem {
   int copy;          // chunks to the copy whose chunks have one pixel, 0 where there is none
   Divisor tiles_p, tiles_q;
   int64_t tiles;
+  int64_t filter_tap, filter_channel;  // steps of the filters in memory, fprop's
   bool vector_outputs;
 
   __host__ __device__ int line() const { return apart * run; }      // chunks of a row of the patch
@@ -89,8 +90,9 @@ __device__ __forceinline__ int place_of_term(const PatchProblem& p, int term) {
   return u == (p.tap_chunks - 1) * p.tap_step ? place + p.copy : place;
 }
 
-// What one thread loads of each patch, and holds until the patch before it is done with.
-template <typename T, int kPixels>
+// What one thread loads of each patch, and holds until the patch before it is done with: from NHWC,
+// or from planes.
+template <typename T, int kPixels, bool kPlanes = false>
 class PatchLoader {
  public:
   __device__ __forceinline__ PatchLoader(const PatchProblem& p, int thread) {
@@ -111,13 +113,16 @@ class PatchLoader {
     for (int i = 0; i < kCount; ++i) {
       const int h = h0 + (places_[i] >> 16), w = w0 + (places_[i] & 0xFFFF);
       const bool row = all_of(thread + i * kPatchThreads < p.chunks(), within(h, p.H));
-      const T* from = x + ((corner.n * p.H + h) * p.W + w) * p.C;
+      const int64_t plane = int64_t{p.H} * p.W;
+      const T* from = x + (kPlanes ? corner.n * p.C * plane + int64_t{h} * p.W + w
+                                   : ((corner.n * p.H + h) * p.W + w) * p.C);
 #pragma unroll
       for (int j = 0; j < kPixels; ++j) {
         const bool inside = all_of(row, within(w + j, p.W));
 #pragma unroll
         for (int c = 0; c < kPatchChannels; ++c)
-          loaded_[i][j][c] = inside && c < p.C ? from[j * p.C + c] : from_wide<T>(0.0f);
+          loaded_[i][j][c] =
+              inside && c < p.C ? from[kPlanes ? c * plane + j : j * p.C + c] : from_wide<T>(0.0f);
       }
     }
   }
@@ -168,15 +173,17 @@ inline PatchProblem patch_problem(const ConvProblem& p) {
   g.tiles_p = Divisor(ceil_div(p.P, kPatchRows));
   g.tiles_q = Divisor(ceil_div(p.Q, kPatchColumns));
   g.tiles = p.N * g.tiles_p.value() * g.tiles_q.value();
+  const bool channels_last = p.weight_layout == Layout::kNHWC;
+  g.filter_tap = channels_last ? p.C : 1;
+  g.filter_channel = channels_last ? 1 : p.R * p.S;
   return g;
 }
 
-// Whether patches of a pass are right for the kernels: half types' and floats' alike.
+// Whether patches of a pass are right for the kernels, in any layout: half types' and floats'
+// alike.
 inline bool patch_fits(const ConvProblem& p) {
   // Of fewer channels most of a chunk would be zeros.
-  if (p.C < 3 || p.C > kPatchChannels || p.groups != 1 || p.flip || p.layout != Layout::kNHWC ||
-      p.weight_layout != Layout::kNHWC)
-    return false;
+  if (p.C < 3 || p.C > kPatchChannels || p.groups != 1 || p.flip) return false;
   constexpr int64_t kMost = 64;  // a patch of more does not fit
   for (const int64_t size : {p.R, p.S, p.stride_h, p.stride_w, p.dilation_h, p.dilation_w})
     if (size > kMost) return false;

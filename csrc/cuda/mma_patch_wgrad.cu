@@ -217,7 +217,8 @@ bool fits(const ConvProblem& p) {
 }  // namespace
 
 bool patch_wgrad_takes(const ConvProblem& p) {
-  return patch_fits(p) && (p.dtype == DType::kFloat32 ? fits<float>(p) : fits<Half>(p));
+  return p.layout == Layout::kNHWC && p.weight_layout == Layout::kNHWC && patch_fits(p) &&
+         (p.dtype == DType::kFloat32 ? fits<float>(p) : fits<Half>(p));
 }
 
 template <typename T>

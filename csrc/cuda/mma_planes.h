@@ -57,6 +57,22 @@ extern template void run_planes(PlanesProblem, const Epilogue<Half>&, const Queu
 extern template void run_planes(PlanesProblem, const Epilogue<BFloat16>&, const Queue&);
 extern template void run_planes(PlanesProblem, const Epilogue<float>&, const Queue&);
 
+// dw as run_planes_wgrad has it; the epilogue writes dx, if it is wanted.
+struct PlanesGradients {
+  WgradProblem dw;
+  const void* w;  // filters x channels
+};
+template <typename T>
+bool run_resident(const PlanesProblem& p, bool turned, const Epilogue<T>& epilogue,
+                  const Queue& queue);
+extern template bool run_resident(const PlanesProblem&, bool, const Epilogue<Half>&, const Queue&);
+extern template bool run_resident(const PlanesProblem&, bool, const Epilogue<BFloat16>&,
+                                  const Queue&);
+template <typename T>
+void run_planes_gradients(PlanesGradients p, const Epilogue<T>& to_dx, const Queue& queue);
+extern template void run_planes_gradients(PlanesGradients, const Epilogue<Half>&, const Queue&);
+extern template void run_planes_gradients(PlanesGradients, const Epilogue<BFloat16>&, const Queue&);
+
 // Of a WgradProblem it reads dz (N x filters x plane), x (N x channels x plane), dw, pixels,
 // filters, channels, weights (the same number) and plane.
 template <typename T>

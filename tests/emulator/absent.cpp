@@ -10,17 +10,17 @@
 #include "cuda/pool2d.h"
 
 #define WEAK __attribute__((weak))
-// An algorithm of three passes.
-#define ABSENT_ALGORITHM(name)                                                                    \
-  WEAK void name##_fprop(const ConvProblem&, const void*, const void*, const void*, void*, void*, \
-                         const Queue&) {                                                          \
-    absent(#name "_fprop");                                                                       \
-  }                                                                                               \
-  WEAK void name##_dgrad(const ConvProblem&, const void*, const void*, void*, const Queue&) {     \
-    absent(#name "_dgrad");                                                                       \
-  }                                                                                               \
-  WEAK void name##_wgrad(const ConvProblem&, const void*, const void*, void*, const Queue&) {     \
-    absent(#name "_wgrad");                                                                       \
+// An algorithm of three passes, the first of which adds a residual.
+#define ABSENT_ALGORITHM(name)                                                                   \
+  WEAK void name##_fprop(const ConvProblem&, const void*, const void*, const void*, const void*, \
+                         void*, void*, const Queue&) {                                           \
+    absent(#name "_fprop");                                                                      \
+  }                                                                                              \
+  WEAK void name##_dgrad(const ConvProblem&, const void*, const void*, void*, const Queue&) {    \
+    absent(#name "_dgrad");                                                                      \
+  }                                                                                              \
+  WEAK void name##_wgrad(const ConvProblem&, const void*, const void*, void*, const Queue&) {    \
+    absent(#name "_wgrad");                                                                      \
   }
 
 namespace torchconv::cuda {
@@ -37,6 +37,10 @@ ABSENT_ALGORITHM(depthwise)
 ABSENT_ALGORITHM(grouped)
 ABSENT_ALGORITHM(grouped_mma)
 ABSENT_ALGORITHM(mma)
+WEAK void grouped_fprop(const ConvProblem&, const void*, const void*, const void*, void*, void*,
+                        const Queue&) {
+  absent("grouped_fprop");
+}
 WEAK void cutlass_fprop(const ConvProblem&, const void*, const void*, const void*, const void*,
                         void*, const Queue&) {
   absent("cutlass_fprop");
