@@ -252,6 +252,130 @@ def test_conv2d_backward(
         assert torch.equal(dx[0], gradients[0][-1:]), "a sample's gradient depends on its batch"
 
 
+# Of Winograd's algorithm, which the CPU has too.
+WINOGRAD_BOUND = 2e-6
+
+
+def winograd_problem(rng: random.Random) -> dict[str, Any]:
+    """3x3 of step 1: tiles of four and three outputs, and images of more tiles than a piece has."""
+    wide = rng.random() < 0.2
+    size = [rng.randint(5, 19), rng.randint(5, 24)]
+    if wide:
+        size[rng.randint(0, 1)] += rng.choice([40, 90])
+    sides = rng.choice([[1] * 4, [1] * 4, [0] * 4, [rng.randint(-1, 4) for _ in range(4)]])
+    sides[0] = max(sides[0], 6 - size[1] - sides[1])
+    sides[2] = max(sides[2], 6 - size[0] - sides[3])
+    return {
+        "x": (rng.choice([1, 2, 3, 5]), rng.choice([32, 33, 36, 47, 64, 72]), *size),
+        "w": (rng.choice([32, 34, 36, 63, 64, 65, 136]), 0, 3, 3),
+        "arguments": [[1, 1], sides, [1, 1], 1],
+        "flip": rng.random() < 0.25,
+        "layouts": [rng.choice(LAYOUTS) for _ in range(3)],
+        "bias": rng.random() < 0.75,
+    }
+
+
+def assert_winograd(out: Tensor, truth: Tensor) -> None:
+    error = torch.linalg.vector_norm(out.double() - truth) / torch.linalg.vector_norm(truth)
+    assert error <= WINOGRAD_BOUND, f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("seed", range(2 * SEEDS))
+def test_winograd(gpu: Caller, seed: int) -> None:
+    rng = random.Random(f"winograd {seed}")
+    for _ in range(3):
+        p = winograd_problem(rng)
+        p["w"] = (p["w"][0], p["x"][1], 3, 3)
+        x, w, b = conv_tensors(p, torch.float32)
+        activation = rng.choice(["none", "relu", *ACTIVATIONS])
+        arguments = [*p["arguments"], activation, p["flip"]]
+        assert "Winograd" in gpu("explain_conv2d", x, w, *p["arguments"], p["flip"], runs=RUNS[:1])
+        z = OPS.conv2d(*wide([x, w, b]), *p["arguments"], "none", p["flip"])
+        residual = None
+        if rng.random() < 0.3:
+            residual = in_layout(torch.randn_like(z).float(), p["layouts"][2])
+        y = gpu("conv2d", x, w, b, *arguments, residual)
+        assert_winograd(y, OPS.conv2d(*wide([x, w, b]), *arguments, *wide([residual])))
+        on: dict[str, Any] = {"runs": RUNS[:1]}
+        same, kept = gpu("conv2d_with_preactivation", x, w, b, *arguments, residual, **on)
+        assert_same(same, y)
+        assert_winograd(kept, z if residual is None else z + residual.double())
+        last = None if residual is None else residual[-1:]
+        assert torch.equal(gpu("conv2d", x[-1:], w, b, *arguments, last, **on), y[-1:])
+
+        dz = in_layout(torch.randn_like(z).float(), p["layouts"][2])
+        backward = [dz, x, w, None, *p["arguments"], "none", p["flip"], [True] * 3]
+        gradients = gpu("conv2d_backward", *backward)
+        for gradient, truth in zip(gradients, OPS.conv2d_backward(*wide(backward)), strict=True):
+            assert_winograd(gradient, truth)
+        one = [dz[-1:], x[-1:], *backward[2:-1], [True, False, False]]
+        assert torch.equal(gpu("conv2d_backward", *one, **on)[0], gradients[0][-1:])
+
+
+def assert_specials(out: Tensor, truth: Tensor) -> None:
+    """NaN and each infinity in the same places, and the numbers accurate."""
+    truth = truth.float()
+    assert torch.equal(out.isnan(), truth.isnan())
+    assert torch.equal(out.isposinf(), truth.isposinf())
+    assert torch.equal(out.isneginf(), truth.isneginf())
+    numbers = truth.isfinite()
+    assert_winograd(out[numbers], truth[numbers].double())
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf"), 3e38], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_winograd_spreads_no_special_value(gpu: Caller, layout: str, special: float) -> None:
+    """A sample with one is computed in another way, as a weight gradient is; the others are not."""
+    scale = 1.0 if special != 3e38 else 1e-3
+    x, w = torch.randn(3, 33, 9, 11), torch.randn(36, 33, 3, 3) * scale
+    usual = gpu("conv2d", in_layout(x, layout), w, None, [1, 1], [1] * 4, [1, 1], 1, "relu", False)
+    x[1, 5, 3, 4] = special
+    x = in_layout(x, layout)
+    arguments = [w, None, [1, 1], [1] * 4, [1, 1], 1, "none", False]
+    y = gpu("conv2d", x, *arguments)
+    direct = gpu("conv2d", x, *arguments, capability=75, runs=RUNS[:1])
+    truth = OPS.conv2d(*wide([x, *arguments]))
+    assert_specials(y, truth)
+    assert_same(y[1], direct[1])
+    for n in (0, 2):
+        assert_same(y[n].relu(), usual[n])
+    dz = in_layout(torch.randn_like(y), layout)
+    dz[1, 7, 2, 2] = special
+    backward = [dz, x, w, None, [1, 1], [1] * 4, [1, 1], 1, "none", False, [True, True, False]]
+    dx, dw, _ = gpu("conv2d_backward", *backward)
+    direct_dx, direct_dw, _ = gpu("conv2d_backward", *backward, capability=75, runs=RUNS[:1])
+    assert_specials(dx, OPS.conv2d_backward(*wide(backward))[0])
+    assert_same(dx[1], direct_dx[1])
+    assert_same(dw, direct_dw)
+
+
+@on_seeds
+def test_gradient_of_few_channels(gpu: Caller, seed: int) -> None:
+    """Of an image, in exact float32, with strides of 1 and 2."""
+    rng = random.Random(f"few channels {seed}")
+    for _ in range(SHAPES):
+        kernel = rng.choice([(3, 3), (7, 7), (5, 5), (1, 1), (2, 2), (4, 2), (11, 11)])
+        stride = rng.choice([1, 2])
+        sides = [rng.randint(0, kernel[1] // 2 + 1) for _ in range(2)]
+        sides += [rng.randint(0, kernel[0] // 2 + 1) for _ in range(2)]
+        size = [rng.randint(kernel[0], 26), rng.randint(kernel[1], 30)]
+        layout = rng.choice(LAYOUTS)
+        x = in_layout(torch.randn(rng.choice([1, 3]), rng.choice([1, 2, 3, 3, 4]), *size), layout)
+        w = torch.randn(rng.choice([1, 8, 33, 64]), x.shape[1], *kernel)
+        w = in_layout(w, rng.choice(LAYOUTS))
+        arguments = [[stride] * 2, sides, [1, 1], 1, "none", rng.random() < 0.25]
+        z = OPS.conv2d(*wide([x, w]), None, *arguments)
+        dz = in_layout(torch.randn_like(z).float(), layout)
+        backward = [dz, x, w, None, *arguments, [True, False, False]]
+        dx = gpu("conv2d_backward", *backward)[0]
+        assert_accurate(dx, OPS.conv2d_backward(*wide(backward))[0])
+        one = gpu("conv2d_backward", dz[-1:], x[-1:], *backward[2:], runs=RUNS[:1])[0]
+        assert torch.equal(one, dx[-1:])
+        dz[0, 0, 0, 0] = float("inf")
+        special = gpu("conv2d_backward", *backward, runs=RUNS[:1])[0]
+        assert torch.equal(special.isfinite(), OPS.conv2d_backward(*wide(backward))[0].isfinite())
+
+
 @pytest.mark.parametrize(
     "size, groups, dtype, capability, tf32, algorithm",
     [

@@ -5,6 +5,7 @@
 #include "cuda/conv_choice.h"
 #include "cuda/conv_layout.h"
 #include "cuda/conv_planes.h"
+#include "cuda/winograd.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -88,6 +89,8 @@ void run_dgrad(const ConvPlan& plan, const void* dz, const void* w, void* dx, co
   switch (plan.algorithm) {
     case ConvAlgorithm::kSimt:
       return simt_dgrad(p, dz, w, dx, queue);
+    case ConvAlgorithm::kWinograd:
+      return winograd_dgrad(p, dz, w, dx, queue);
     case ConvAlgorithm::kDepthwise:
       return depthwise_dgrad(p, dz, w, dx, queue);
     case ConvAlgorithm::kGrouped:
@@ -106,6 +109,8 @@ void run_wgrad(const ConvPlan& plan, const void* dz, const void* x, void* dw, co
   switch (plan.algorithm) {
     case ConvAlgorithm::kSimt:
       return simt_wgrad(p, dz, x, dw, queue);
+    case ConvAlgorithm::kWinograd:
+      return winograd_wgrad(p, dz, x, dw, queue);
     case ConvAlgorithm::kDepthwise:
       return depthwise_wgrad(p, dz, x, dw, queue);
     case ConvAlgorithm::kGrouped:
@@ -192,6 +197,9 @@ void conv2d_fprop(const ConvProblem& p, const void* x, const void* w, const Weig
   switch (plan.algorithm) {
     case ConvAlgorithm::kSimt:
       simt_fprop(q, image, weights, bias, added, out.data(), z.data(), queue);
+      break;
+    case ConvAlgorithm::kWinograd:
+      winograd_fprop(q, image, weights, bias, added, out.data(), z.data(), queue);
       break;
     case ConvAlgorithm::kDepthwise:
       depthwise_fprop(q, image, weights, bias, added, out.data(), z.data(), queue);

@@ -7,13 +7,18 @@
 //   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
 //   products long and wide enough for a tile       else mma.sync (Ampere and later), which
 //                                                  takes 1x1 over NCHW as it lies
-//   the rest                                       SIMT
+//   float32 where TF32 may not be, 3x3, stride 1   Winograd (Ampere and later)
+//   and 32 channels or more on both sides
+//   the rest                                       SIMT; dgrad of at most four channels over NCHW
+//                                                  alone where simt_few_dgrad.cu takes it
 //
 // The direct kernels of groups store sums that have had their bias, and activation, alone: where a
 // residual is added before it, the next in line computes them (of groups == C, the depthwise kernel
 // for any taps).
 #include "cuda/conv_choice.h"
 
+#include "cuda/simt_few_dgrad.h"
+#include "cuda/winograd.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -44,6 +49,12 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, const Extras& extras, const 
     if (mma_takes(channels_last, pass, queue)) return {ConvAlgorithm::kMma, channels_last};
     if (!extras.residual && grouped_takes(p, pass)) return {ConvAlgorithm::kGrouped, p};
     return {ConvAlgorithm::kSimt, p};
+  }
+  if (!rounds_factors(p, queue)) {
+    if (winograd_takes(p, pass, queue)) return {ConvAlgorithm::kWinograd, p};
+    ConvProblem planes = p;
+    planes.layout = Layout::kNCHW;
+    if (pass == Pass::kDgrad && simt_few_dgrad_takes(planes)) return {ConvAlgorithm::kSimt, planes};
   }
   if (queue.capability < 80 || p.K < kLeastFilters || p.C * p.R * p.S < kLeastTerms ||
       !rounds_factors(p, queue))

@@ -7,7 +7,15 @@
 
 namespace torchconv::cuda {
 
-enum class ConvAlgorithm : uint8_t { kSimt, kDepthwise, kGrouped, kGroupedMma, kMma, kCutlass };
+enum class ConvAlgorithm : uint8_t {
+  kSimt,
+  kWinograd,
+  kDepthwise,
+  kGrouped,
+  kGroupedMma,
+  kMma,
+  kCutlass
+};
 
 struct ConvPlan {
   ConvAlgorithm algorithm;

@@ -332,8 +332,8 @@ void launch_mma_wgrad(const Gather& g, const void* dz, const void* x, void* dw,
       ceil_div(g.h.in + (S::kStride == 2 ? g.h.origin & 1 : 0), static_cast<int64_t>(S::kStepRows));
   const int64_t most_warps = queue.capability >= 90 ? kMostWarps : 4;
   const WarpStrips plan =
-      warp_strips(g.N * parts, steps, tiles, 132,
-                  S::kStepRows + S::kStepAdvance, S::kAgain, most_warps, kMostSteps);
+      warp_strips(g.N * parts, steps, tiles, 132, S::kStepRows + S::kStepAdvance, S::kAgain,
+                  most_warps, kMostSteps);
   const int64_t slices = plan.slices, warps = plan.warps;
   p.set_steps = static_cast<int>(plan.set_steps);
   p.set_rows = static_cast<int>(plan.set_steps * S::kStepRows);

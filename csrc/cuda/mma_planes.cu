@@ -88,8 +88,8 @@ WgradProblem wgrad_problem(const ConvProblem& p, void* dw) {
 bool planes_gradients_take(const ConvProblem& p, const Queue& queue) {
   constexpr int64_t kMostPixels = (int64_t{1} << 31) - (1 << 20);
   const auto few = [](int64_t size) { return size <= 64; };
-  return (queue.capability == 90 || queue.capability == 100) &&
-         p.dtype != DType::kFloat32 && p.layout == Layout::kNCHW && planes_take(p, Pass::kDgrad) &&
+  return (queue.capability == 90 || queue.capability == 100) && p.dtype != DType::kFloat32 &&
+         p.layout == Layout::kNCHW && planes_take(p, Pass::kDgrad) &&
          planes_take(p, Pass::kWgrad) && p.H * p.W % 8 == 0 && p.C % 8 == 0 &&
          p.N * p.H * p.W <= kMostPixels && few(p.K) != few(p.C) && std::max(p.K, p.C) <= 256;
 }

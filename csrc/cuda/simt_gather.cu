@@ -7,7 +7,9 @@
 #include "core/range.h"
 #include "cuda/conv_passes.h"
 #include "cuda/simt_direct.h"
+#include "cuda/simt_few_dgrad.h"
 #include "cuda/simt_gather_kernel.h"
+#include "cuda/simt_masked.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -115,7 +117,8 @@ void run(SimtGather<T>& p, const Grid& grid, bool quads, const T* w, const Queue
   p.m_tiles = static_cast<unsigned>(ceil_div(p.view.M, Tile::kM));
   p.n_tiles = static_cast<unsigned>(ceil_div(grid.pixels, Tile::kN));
   p.most_chunks = static_cast<int>(grid.most_chunks);
-  const int slices = plan_slices<Tile>(p.view, grid, queue.multiprocessors).slices;
+  const int slices =
+      p.samples != nullptr ? 1 : plan_slices<Tile>(p.view, grid, queue.multiprocessors).slices;
   p.chunks_a_slice = static_cast<int>(ceil_div(std::max<int64_t>(grid.most_chunks, 1), slices));
   p.chunk_sums =
       slices > 1 ? queue.scratch<Wide<T>>(tiles * grid.most_chunks * tile_sums) : nullptr;
@@ -132,11 +135,12 @@ void run(SimtGather<T>& p, const Grid& grid, bool quads, const T* w, const Queue
 
 template <typename T>
 void gather(const SimtView& v, const T* source, const T* w, const Epilogue<T>& epilogue,
-            const Queue& queue) {
+            const Queue& queue, const int* samples = nullptr) {
   SimtGather<T> p{};
   p.view = v;
   p.source = source;
   p.epilogue = epilogue;
+  p.samples = samples;
 
   const bool one_phase = v.rows.phases * v.columns.phases == 1;
   const int64_t plane = int64_t{v.rows.most_grid} * v.columns.most_grid;
@@ -201,6 +205,7 @@ void simt_fprop(const ConvProblem& p, const void* x, const void* w, const void* 
 
 void simt_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, const Queue& queue) {
   if (p.N * p.C == 0) return;
+  if (p.K > 0 && simt_few_dgrad_takes(p)) return simt_few_dgrad(p, dz, w, dx, queue);
   const int64_t row_phases = std::min(p.stride_h, p.H), column_phases = std::min(p.stride_w, p.W);
   const int64_t most = int64_t{SimtAxis::kPhases} * SimtAxis::kPhases * 16;
   if (!tiles_fit(p, p.C / p.groups, p.K / p.groups) || row_phases > most / column_phases)
@@ -212,6 +217,22 @@ void simt_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, c
         gather<T>(dgrad_view(p, a, b), static_cast<const T*>(dz), static_cast<const T*>(w),
                   {nullptr, static_cast<T*>(dx), nullptr, Activation::kNone}, queue);
   });
+}
+
+void simt_fprop_of(const int* samples, const ConvProblem& p, const void* x, const void* w,
+                   const void* bias, const void* residual, void* y, void* preactivation,
+                   const Queue& queue) {
+  gather<float>(
+      fprop_view(p), static_cast<const float*>(x), static_cast<const float*>(w),
+      {static_cast<const float*>(bias), static_cast<float*>(y), static_cast<float*>(preactivation),
+       p.activation, static_cast<const float*>(residual)},
+      queue, samples);
+}
+
+void simt_dgrad_of(const int* samples, const ConvProblem& p, const void* dz, const void* w,
+                   void* dx, const Queue& queue) {
+  gather<float>(dgrad_view(p, 0, 0), static_cast<const float*>(dz), static_cast<const float*>(w),
+                {nullptr, static_cast<float*>(dx), nullptr, Activation::kNone}, queue, samples);
 }
 
 }  // namespace torchconv::cuda

@@ -31,6 +31,14 @@ struct SimtGather {
   int chunks_a_slice;   // of what a block adds up; all where the tiles are not split
   int most_chunks;      // of a phase
   Wide<T>* chunk_sums;  // of split tiles, else null
+  const int* samples;   // where not null, those to compute are not zero: of a dense target alone
+
+  __device__ __forceinline__ bool leaves(int64_t pixel) const {
+    if (samples == nullptr) return false;
+    uint32_t sample = static_cast<uint32_t>(pixel);
+    plane.split(sample);
+    return samples[sample] == 0;
+  }
 };
 
 // What a block computes.
@@ -63,9 +71,19 @@ struct SimtGatherBlock {
       at.chunks.first = static_cast<int>(blockIdx.y) * p.chunks_a_slice;
       at.chunks.current = at.chunks.first - 1;
       at.chunks.last = min(at.chunks.first + p.chunks_a_slice, SimtGatherBlock{p, at}.all_chunks());
+      if (p.samples != nullptr && none_wanted(p, at)) at.pixels = 0;
     }
     __syncthreads();
     return at.first_pixel < at.pixels;
+  }
+
+  static __device__ __forceinline__ bool none_wanted(const SimtGather<T>& p, const SimtPlace& at) {
+    uint32_t sample = static_cast<uint32_t>(at.first_pixel);
+    uint32_t last = static_cast<uint32_t>(min(at.first_pixel + Tile::kN, at.pixels) - 1);
+    p.plane.split(sample), p.plane.split(last);
+    for (; sample <= last; ++sample)
+      if (p.samples[sample] != 0) return false;
+    return true;
   }
 
   __device__ __forceinline__ const SimtPhase& row() const {
@@ -113,7 +131,9 @@ struct SimtGatherBlock {
            (column().target + int64_t{j} * p.view.columns.target_step) * t.column;
   }
 
-  // Four sums of neighbouring pixels, or channels, become elements of the target.
+  // Four sums of neighbouring pixels, or channels, become elements of the target. kMasked: there
+  // may be samples to leave out.
+  template <bool kMasked>
   __device__ __forceinline__ void store(int slot, const typename Tile::Quad& sums) const {
     const int m = at.first_m + Tile::slot_m(slot, p.along_m);
     const int64_t pixel = at.first_pixel + Tile::slot_n(slot, p.along_m);
@@ -122,6 +142,7 @@ struct SimtGatherBlock {
     const Epilogue<T>& e = p.epilogue;
     const int64_t offset = target_offset(pixel) + channel * p.view.target.c;
     if (p.store_quads) {
+      if (kMasked && p.leaves(pixel)) return;
       Vector<T, 4> z, y, residual{};
       if (e.residual != nullptr)
         residual = *reinterpret_cast<const Vector<T, 4>*>(e.residual + offset);
@@ -143,8 +164,9 @@ struct SimtGatherBlock {
       const Wide<T> sum = q < 2 ? (q == 0 ? sums.element[0] : sums.element[1])
                                 : (q == 2 ? sums.element[2] : sums.element[3]);
       if (p.along_m) {
-        if (m + q < p.view.M) e.store(sum + e.bias_of(channel + q), offset + q);
-      } else if (pixel + q < at.pixels) {
+        if (m + q < p.view.M && !(kMasked && p.leaves(pixel)))
+          e.store(sum + e.bias_of(channel + q), offset + q);
+      } else if (pixel + q < at.pixels && !(kMasked && p.leaves(pixel + q))) {
         e.store(sum + e.bias_of(channel), target_offset(pixel + q) + channel * p.view.target.c);
       }
     }
@@ -277,7 +299,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   auto& shared = *dynamic_shared<typename Tile::Shared>();
   SimtGatherLoader<T, Tile, kQuads> loader(block, shared);
   typename Tile::Sums sums;
-  Tile::template run<kApart>(shared, loader, place.chunks, sums, [&](int chunk) {
+  Tile::template run<kApart, true>(shared, loader, place.chunks, sums, [&](int chunk) {
     auto* slots = reinterpret_cast<typename Tile::Quad*>(p.chunk_sums) +
                   (int64_t{blockIdx.x} * p.most_chunks + chunk) * (Tile::kSlots * Tile::kThreads) +
                   threadIdx.x;
@@ -288,7 +310,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     typename Tile::Quad* own = &shared.sums[0][threadIdx.x];
     sums.write(own, p.along_m);
 #pragma unroll 1
-    for (int slot = 0; slot < Tile::kSlots; ++slot) block.store(slot, own[slot * Tile::kThreads]);
+    for (int slot = 0; slot < Tile::kSlots; ++slot) {
+      block.template store<true>(slot, own[slot * Tile::kThreads]);
+    }
   }
 }
 
@@ -310,7 +334,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
 #pragma unroll
     for (int q = 0; q < 4; ++q) total.element[q] += sum.element[q];
   }
-  block.store(slot, total);
+  block.template store<false>(slot, total);
 }
 
 }  // namespace torchconv::cuda

@@ -79,7 +79,9 @@ struct SimtTile {
         for (int j = 0; j < ThreadN; ++j) at[i][j] = W{0};
     }
 
-    // Eight terms more.
+    // Eight terms more. kTurns: row after row there and back, so that an FMA reads one factor that
+    // the one before it has read: registers have no bandwidth for three.
+    template <bool kTurns>
     __device__ __forceinline__ void multiply(const Shared& shared, int buffer) {
       const int m = first_m(), n = first_n();
 #pragma unroll
@@ -96,8 +98,10 @@ struct SimtTile {
 #pragma unroll
         for (int i = 0; i < ThreadM; ++i)
 #pragma unroll
-          for (int j = 0; j < ThreadN; ++j)
+          for (int step = 0; step < ThreadN; ++step) {
+            const int j = kTurns && i % 2 != 0 ? ThreadN - 1 - step : step;
             at[i][j] = fma(a[i / 4].element[i % 4], b[j / 4].element[j % 4], at[i][j]);
+          }
       }
     }
 
@@ -143,7 +147,7 @@ struct SimtTile {
   // returns the chunk's number of terms; load(s) fetches step s of it to registers, and
   // store(buffer) writes those to the panels. A chunk's sums are added to those before it, or with
   // kApart they are what `sums` holds when keep(chunk) is called, and shared.sums is not there.
-  template <bool kApart, typename Loader, typename Keep>
+  template <bool kApart, bool kTurns, typename Loader, typename Keep>
   static __device__ __forceinline__ void run(Shared& shared, Loader& loader, SimtChunks& chunks,
                                              Sums& sums, Keep&& keep) {
     sums.clear();
@@ -158,7 +162,7 @@ struct SimtTile {
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
         if (step + 1 < steps) loader.load(shared, step + 1);
-        sums.multiply(shared, step % 2);
+        sums.template multiply<kTurns>(shared, step % 2);
         if (step + 1 < steps) loader.store(shared, (step + 1) % 2);
         __syncthreads();
       }

@@ -8,6 +8,7 @@
 #include "core/range.h"
 #include "cuda/conv_passes.h"
 #include "cuda/simt_direct.h"
+#include "cuda/simt_masked.h"
 #include "cuda/simt_tile.h"
 #include "cuda/simt_view.h"
 
@@ -25,7 +26,8 @@ struct Wgrad {
   int M, C, columns, width;  // of a group: filters, channels, C*R*S, that in whole quads
   TermOrder order;           // of the columns
   unsigned m_tiles, n_tiles, groups;
-  Wide<T>* slices;  // [slice][group][filter][width]
+  Wide<T>* slices;    // [slice][group][filter][width]
+  const int* wanted;  // where not null, whether anything is
 };
 
 // The n, i, j of a pixel.
@@ -163,6 +165,7 @@ class WgradLoader {
 template <typename T, typename Tile, bool kQuads>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     simt_wgrad_slices(const __grid_constant__ Wgrad<T> p) {
+  if (p.wanted != nullptr && *p.wanted == 0) return;
   __shared__ int64_t offsets[Tile::kChunk];
   __shared__ Reach columns[Tile::kN];
   __shared__ SimtChunks chunks;
@@ -178,7 +181,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   WgradLoader<T, Tile, kQuads> loader(p, offsets, columns, group, first_m, first_n);
   __syncthreads();
   typename Tile::Sums sums;
-  Tile::template run<false>(shared, loader, chunks, sums, [](int) {});
+  Tile::template run<false, (Tile::kM < 128)>(shared, loader, chunks, sums, [](int) {});
   Wide<T>* target = p.slices + (int64_t{blockIdx.y} * p.groups + group) * p.M * p.width + first_n;
   sums.each_slot(false, [&](int slot, Wide<T> a, Wide<T> b, Wide<T> c, Wide<T> d) {
     const int m = first_m + Tile::slot_m(slot, false), n = Tile::slot_n(slot, false);
@@ -193,6 +196,7 @@ struct WgradSum {
   int slices, R, S, columns, width;
   bool flip;
   TermOrder order;
+  const int* wanted;
 };
 
 // 32 weights a block, and eight threads for each, which take every eighth slice.
@@ -200,6 +204,7 @@ template <typename T>
 __global__ void __launch_bounds__(256)
     simt_wgrad_sum(const __grid_constant__ WgradSum p, const Wide<T>* slices, T* dw) {
   __shared__ double sums[8][32];
+  if (p.wanted != nullptr && *p.wanted == 0) return;
   const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
   const int64_t at = int64_t{blockIdx.x} * 32 + lane;
   double sum = 0;
@@ -269,13 +274,16 @@ void run(const ConvProblem& p, Wgrad<T>& q, bool quads, T* dw, const Queue& queu
   sum.columns = q.columns, sum.width = q.width;
   sum.flip = p.flip;
   sum.order = q.order;
+  sum.wanted = q.wanted;
   launch(simt_wgrad_sum<T>, dim3(static_cast<unsigned>(ceil_div(sum.outputs, 32))), 256, 0, queue,
          sum, q.slices, dw);
 }
 
 template <typename T>
-void wgrad(const ConvProblem& p, const T* dz, const T* x, T* dw, const Queue& queue) {
+void wgrad(const ConvProblem& p, const T* dz, const T* x, T* dw, const Queue& queue,
+           const int* wanted = nullptr) {
   Wgrad<T> q{};
+  q.wanted = wanted;
   q.x = image_strides(p.layout, p.C, p.H, p.W);
   q.z = image_strides(p.layout, p.K, p.P, p.Q);
   q.image = x, q.gradient = dz;
@@ -322,6 +330,12 @@ void simt_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, c
     using T = decltype(zero);
     wgrad<T>(p, static_cast<const T*>(dz), static_cast<const T*>(x), static_cast<T*>(dw), queue);
   });
+}
+
+void simt_wgrad_if(const int* wanted, const ConvProblem& p, const void* dz, const void* x, void* dw,
+                   const Queue& queue) {
+  wgrad<float>(p, static_cast<const float*>(dz), static_cast<const float*>(x),
+               static_cast<float*>(dw), queue, wanted);
 }
 
 }  // namespace torchconv::cuda

@@ -1,0 +1,281 @@
+// The batched product of winograd_gemm.h. A block owns a tile of one point's product. Both
+// operands' rows are terms, so that panels of sixteen terms come to shared memory as they lie, by
+// cp.async in three stages, and a thread's reads of a panel are 16 bytes.
+//
+// A warp is 4 x 8 threads of 8 x 8 sums. Neighbouring lanes are of one column and two rows: a read
+// of 16 bytes by a warp is two passes through the banks where neighbours, or every second lane,
+// read the same, and else four. Bound by the FMA units.
+//
+// A sum is taken in chunks of kChunk terms whose sums are added, as in simt_tile.h.
+#include <algorithm>
+#include <cstddef>
+
+#include "core/range.h"
+#include "cuda/element.h"
+#include "cuda/tensor_core.h"
+#include "cuda/winograd_gemm.h"
+#include "cuda/winograd_transforms.h"
+
+namespace torchconv::cuda::winograd {
+namespace {
+
+using Quad = Vector<float, 4>;
+
+constexpr int kTerms = 16, kStages = 3, kChunk = 128;
+constexpr int kSide = 8;                   // sums of a thread along each axis
+constexpr int kSlots = kSide * kSide / 4;  // quads of them
+
+template <int M, int N>
+struct Tile {
+  static constexpr int kM = M, kN = N;
+  static constexpr int kThreads = (M / kSide) * (N / kSide);
+  static constexpr int kBlocks = 512 / kThreads;  // that a multiprocessor is meant to hold
+  static constexpr int kWarpsN = N / kSide / 8;
+
+  struct Shared {
+    float a[kStages][kTerms][M];
+    float b[kStages][kTerms][N];
+    Quad sums[kSlots][kThreads];  // of the chunks before, where there are several
+  };
+
+  // The position in the tile of a thread's first quads; the second ones are half a tile further.
+  static __device__ __forceinline__ int first_m() {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    return (warp / kWarpsN * 4 + lane / 16 * 2 + lane % 2) * 4;
+  }
+  static __device__ __forceinline__ int first_n() {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    return (warp % kWarpsN * 8 + lane / 2 % 8) * 4;
+  }
+};
+
+// A row of both panels, as far as a thread multiplies it.
+struct Fragment {
+  Quad a[2], b[2];
+};
+
+template <typename T>
+__device__ __forceinline__ void read(const float* a, const float* b, int term, Fragment& f) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    f.a[i] = *reinterpret_cast<const Quad*>(a + term * T::kM + i * (T::kM / 2));
+    f.b[i] = *reinterpret_cast<const Quad*>(b + term * T::kN + i * (T::kN / 2));
+  }
+}
+
+// Row after row, there and back: an FMA then reads one factor that the one before it has read, and
+// registers have no bandwidth for three.
+__device__ __forceinline__ void add_products(const Fragment& f, float (&sums)[kSide][kSide]) {
+#pragma unroll
+  for (int i = 0; i < kSide; ++i)
+#pragma unroll
+    for (int step = 0; step < kSide; ++step) {
+      const int j = i % 2 == 0 ? step : kSide - 1 - step;
+      sums[i][j] = fmaf(f.a[i / 4].element[i % 4], f.b[j / 4].element[j % 4], sums[i][j]);
+    }
+}
+
+// What leaves the registers of sums does so in quads whose pairs are turned: then ptxas keeps sums
+// of even columns in odd registers, and the other way round, and an FMA, whose factor of that
+// column came in a quad, reads both at once: a multiprocessor's registers have two banks.
+__device__ __forceinline__ Quad to_slot(const float (&sums)[kSide][kSide], int slot) {
+  const int i = slot / 2, j = slot % 2 * 4;
+  return {{sums[i][j + 1], sums[i][j], sums[i][j + 3], sums[i][j + 2]}};
+}
+__device__ __forceinline__ Quad from_slot(const Quad& q) {
+  return {{q.element[1], q.element[0], q.element[3], q.element[2]}};
+}
+
+template <typename T>
+__device__ __forceinline__ void add_slots(const Quad* slots, float (&sums)[kSide][kSide]) {
+#pragma unroll
+  for (int slot = 0; slot < kSlots; ++slot) {
+    const Quad q = from_slot(slots[slot * T::kThreads]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[slot / 2][slot % 2 * 4 + i] += q.element[i];
+  }
+}
+
+__device__ __forceinline__ void clear(float (&sums)[kSide][kSide]) {
+#pragma unroll
+  for (int i = 0; i < kSide; ++i)
+#pragma unroll
+    for (int j = 0; j < kSide; ++j) sums[i][j] = 0;
+}
+
+__host__ __device__ __forceinline__ int terms_a_slice(int terms, int slices) {
+  return ((terms + slices - 1) / slices + kTerms - 1) / kTerms * kTerms;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(T::kThreads, T::kBlocks)
+    winograd_multiply(const __grid_constant__ Gemm p) {
+  auto& shared = *dynamic_shared<typename T::Shared>();
+  const int thread = static_cast<int>(threadIdx.x);
+  const unsigned m_tiles = static_cast<unsigned>((p.M + T::kM - 1) / T::kM);
+  const int m0 = static_cast<int>(blockIdx.x % m_tiles) * T::kM;
+  int n0 = static_cast<int>(blockIdx.x / m_tiles) * T::kN, end = p.N;
+  const int point = static_cast<int>(blockIdx.y), slice = static_cast<int>(blockIdx.z);
+  int first_term = 0, terms = p.terms;
+  if (p.tiles_are_terms) {
+    const int begin = p.tiles.begin(point), all = p.tiles.end(point) - begin;
+    const int each = terms_a_slice(all, p.slices);
+    first_term = begin + slice * each;
+    terms = max(min(each, all - slice * each), 0);
+  } else {
+    n0 += p.tiles.begin(point) / 4 * 4;
+    end = p.tiles.end(point);
+    if (n0 >= end) return;
+  }
+  const int steps = (terms + kTerms - 1) / kTerms;
+
+  // A thread copies the same columns of every few rows.
+  constexpr int kRowsA = T::kThreads / (T::kM / 4), kRowsB = T::kThreads / (T::kN / 4);
+  const int row_a = thread / (T::kM / 4), column_a = thread % (T::kM / 4) * 4;
+  const int row_b = thread / (T::kN / 4), column_b = thread % (T::kN / 4) * 4;
+  const bool inside_a = m0 + column_a < p.a_width, inside_b = n0 + column_b < p.b_width;
+  const float* from_a =
+      p.a + point * p.a_point + int64_t{first_term + row_a} * p.a_width + m0 + column_a;
+  const float* from_b =
+      p.b + point * p.b_point + int64_t{first_term + row_b} * p.b_width + n0 + column_b;
+  const SharedAddress to_a = shared_address(&shared.a[0][row_a][column_a]);
+  const SharedAddress to_b = shared_address(&shared.b[0][row_b][column_b]);
+  constexpr int kFloat = static_cast<int>(sizeof(float));
+  const auto load = [&](int step, int stage) {
+    const int rest = terms - step * kTerms;
+#pragma unroll
+    for (int row = 0; row < kTerms; row += kRowsA)
+      copy_async<16>(to_a + static_cast<SharedAddress>((stage * kTerms + row) * T::kM * kFloat),
+                     from_a + int64_t{row} * p.a_width, inside_a && row_a + row < rest);
+#pragma unroll
+    for (int row = 0; row < kTerms; row += kRowsB)
+      copy_async<16>(to_b + static_cast<SharedAddress>((stage * kTerms + row) * T::kN * kFloat),
+                     from_b + int64_t{row} * p.b_width, inside_b && row_b + row < rest);
+    from_a += int64_t{kTerms} * p.a_width;
+    from_b += int64_t{kTerms} * p.b_width;
+  };
+
+  float sums[kSide][kSide];
+  clear(sums);
+  Quad* before = &shared.sums[0][thread];
+
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) {
+    if (stage < steps) load(stage, stage);
+    copy_async_commit();
+  }
+  int stage = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();
+    if (step > 0 && step % (kChunk / kTerms) == 0) {
+      if (step > kChunk / kTerms) add_slots<T>(before, sums);
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) before[slot * T::kThreads] = to_slot(sums, slot);
+      clear(sums);
+    }
+    const int free_stage = stage == 0 ? kStages - 1 : stage - 1;
+    if (step + kStages - 1 < steps) load(step + kStages - 1, free_stage);
+    copy_async_commit();
+    const float* a = &shared.a[stage][0][T::first_m()];
+    const float* b = &shared.b[stage][0][T::first_n()];
+    Fragment fragments[2];
+    read<T>(a, b, 0, fragments[0]);
+#pragma unroll
+    for (int term = 0; term < kTerms; ++term) {
+      if (term + 1 < kTerms) read<T>(a, b, term + 1, fragments[(term + 1) % 2]);
+      add_products(fragments[term % 2], sums);
+    }
+    stage = stage == kStages - 1 ? 0 : stage + 1;
+  }
+  if (steps > kChunk / kTerms) add_slots<T>(before, sums);
+
+  // Through the thread's own shared memory, four rows at a time, where the panels were.
+  __syncthreads();
+  Quad* own = reinterpret_cast<Quad*>(&shared.a[0][0][0]) + thread;
+  static_assert(kSlots / 2 * T::kThreads * sizeof(Quad) <= offsetof(typename T::Shared, sums));
+  float* out = p.out + slice * p.out_slice + point * p.out_point;
+  const int m = m0 + T::first_m(), n = n0 + T::first_n();
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int slot = 0; slot < kSlots / 2; ++slot)
+      own[slot * T::kThreads] = to_slot(sums, half * (kSlots / 2) + slot);
+    __syncwarp();
+    const int row = m + half * (T::kM / 2);
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const int column = n + part * (T::kN / 2);
+      Quad rows[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) rows[i] = from_slot(own[(2 * i + part) * T::kThreads]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (p.along_m) {
+          if (column + i < end && row < p.out_width)
+            *reinterpret_cast<Quad*>(out + int64_t{column + i} * p.out_width + row) = {
+                {rows[0].element[i], rows[1].element[i], rows[2].element[i], rows[3].element[i]}};
+        } else if (row + i < p.M && column < p.out_width) {
+          *reinterpret_cast<Quad*>(out + int64_t{row + i} * p.out_width + column) = rows[i];
+        }
+      }
+    }
+    __syncwarp();
+  }
+}
+
+// The tile of the least cost by the sums that it has and the product has not: of one side of 64 a
+// block reads more for an FMA.
+template <typename F>
+auto with_tile(int64_t M, int64_t N, F&& f) {
+  const auto area = [&](int64_t m, int64_t n, double share) {
+    return static_cast<double>(ceil_div(M, m) * m * (ceil_div(N, n) * n)) / share;
+  };
+  const double large = area(128, 128, 1.0), medium = area(64, 128, 0.95);
+  const double small = area(64, 64, 0.85);
+  if (large <= std::min(medium, small)) return f(Tile<128, 128>{});
+  if (medium <= small) return f(Tile<64, 128>{});
+  return f(Tile<64, 64>{});
+}
+
+}  // namespace
+
+void multiply(const Gemm& gemm, const Queue& queue) {
+  with_tile(gemm.M, gemm.N, [&](auto tile) {
+    using T = decltype(tile);
+    const int64_t tiles = ceil_div(gemm.M, T::kM) * ceil_div(gemm.N, T::kN);
+    const int slices = gemm.tiles_are_terms ? gemm.slices : 1;
+    const int terms = gemm.tiles_are_terms ? terms_a_slice(gemm.tiles.count, slices) : gemm.terms;
+    launch(winograd_multiply<T>,
+           dim3(static_cast<unsigned>(tiles), kProducts, static_cast<unsigned>(slices)),
+           T::kThreads,
+           static_cast<int>(terms > kChunk ? sizeof(typename T::Shared)
+                                           : offsetof(typename T::Shared, sums)),
+           queue, gemm);
+  });
+}
+
+int64_t slices_of(int64_t M, int64_t N, int64_t terms) {
+  constexpr int64_t kMultiprocessors = 132, kLeastTerms = 128, kMostSlices = 64;
+  return with_tile(M, N, [&](auto tile) {
+    using T = decltype(tile);
+    const int64_t tiles = ceil_div(M, T::kM) * ceil_div(N, T::kN) * kProducts;
+    const int64_t most = std::clamp<int64_t>(terms / kLeastTerms, 1, kMostSlices);
+    int64_t best = 1;
+    double least = 0;
+    for (int64_t slices = 1; slices <= most; ++slices) {
+      // In terms of a tile: the rounds of blocks, and what writing and reading a slice's sums
+      // takes.
+      const int64_t rounds = ceil_div(tiles * slices, kMultiprocessors * T::kBlocks);
+      const double each = static_cast<double>(ceil_div(terms, slices)) + 16;
+      const double cost =
+          static_cast<double>(rounds) * each +
+          T::kM * T::kN / 1024.0 * static_cast<double>(tiles * slices) / kMultiprocessors;
+      if (slices == 1 || cost < least) best = slices, least = cost;
+    }
+    return best;
+  });
+}
+
+}  // namespace torchconv::cuda::winograd
