@@ -133,7 +133,7 @@ __device__ float sum_of_pixels(const MmaStrips& p, const typename S::T* dz, cons
   return total;
 }
 
-template <typename S, int kMostWarps>
+template <typename S>
 __global__ void __launch_bounds__(kMostWarps * 32, 1)
     depthwise_mma_wgrad_kernel(const __grid_constant__ MmaStrips p, const typename S::T* dz,
                                const typename S::T* x, const SliceSums<typename S::T> sums) {
