@@ -32,9 +32,4 @@ struct Extras {
 
 ConvPlan plan_conv(const ConvProblem& p, Pass pass, const Extras& extras, const Queue& queue);
 
-bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, bool residual,
-                   const Queue& queue);
-void cutlass_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
-                   const void* residual, void* y, const Queue& queue);
-
 }  // namespace torchconv::cuda

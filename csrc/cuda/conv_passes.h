@@ -61,9 +61,10 @@ void mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, co
 
 // --- cutlass_sm90_*.cu: CUTLASS 3.x, TMA and wgmma (compute capability 9.0). As mma_*, for what
 // the hardware's im2col takes. Absent (takes nothing) where CUTLASS was not there at build time.
-bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, const Queue& queue);
-void cutlass_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias, void* y,
+bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, bool residual,
                    const Queue& queue);
+void cutlass_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
+                   const void* residual, void* y, const Queue& queue);
 void cutlass_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
                    const Queue& queue);
 void cutlass_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,

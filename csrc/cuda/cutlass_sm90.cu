@@ -10,11 +10,10 @@
 #include <limits>
 
 #include "cuda/block_sums.cuh"
-#include "cuda/conv_choice.h"
 #include "cuda/conv_layout.h"
 #include "cuda/cutlass_sm90_limits.h"
 #include "cuda/cutlass_sm90_passes.h"
-#include "cuda/launch_early.h"
+#include "cuda/early_launch.h"
 #include "cuda/transpose_kernel.h"
 
 namespace torchconv::cuda {
@@ -273,8 +272,6 @@ void cutlass_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw
 #else
 
 #include <stdexcept>
-
-#include "cuda/conv_choice.h"
 
 namespace torchconv::cuda {
 

@@ -14,7 +14,7 @@
 #pragma once
 
 #include "cuda/cutlass_sm90_limits.h"
-#include "cuda/launch_early.h"
+#include "cuda/early_launch.h"
 
 // clang-format off
 #include "cutlass/cutlass.h"

@@ -19,7 +19,7 @@
 #include "cuda/cutlass_sm90_limits.h"
 #include "cuda/cutlass_sm90_passes.h"
 #include "cuda/divmod.h"
-#include "cuda/launch_early.h"
+#include "cuda/early_launch.h"
 
 // clang-format off
 #include "cutlass/cutlass.h"

@@ -1,49 +1,71 @@
-// Kernels that start while the one before them on the stream ends, from Hopper on.
+// Launches that overlap: from Hopper on, a kernel starts while the one before it in the stream
+// ends, in the places that its blocks leave, and waits there until its results can be seen. That
+// saves what the start of a kernel takes, a large part of a short one's time.
 #pragma once
 
 #include "cuda/launch.h"
 
 namespace torchconv::cuda {
 
-// In a kernel of launch_early: waits until what the kernel before it wrote can be read. Before
-// that it touches no memory of others.
+// In a kernel of launch_early, by each thread, before it reads or writes what other kernels do:
+// waits until the kernel before has ended.
 __device__ __forceinline__ void wait_for_previous() {
 #if !defined(TORCHCONV_EMULATE_CUDA) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// In the kernel before it: blocks of the next one may start once all of this one's blocks say so.
+// The next kernel may start once all blocks of this one have said so, or ended.
 __device__ __forceinline__ void let_next_start() {
 #if !defined(TORCHCONV_EMULATE_CUDA) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// launch() for kernels of at most 16 KB of shared memory, or whose limit launch() has raised.
+// Both, for kernels in a row.
+__device__ __forceinline__ void begin_early() {
+  let_next_start();
+  wait_for_previous();
+}
+
+#ifdef TORCHCONV_EMULATE_CUDA
+
+// Kernels run one after another.
 template <typename... Parameters, typename... Arguments>
 void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,
                   const Queue& queue, const Arguments&... arguments) {
-#ifndef TORCHCONV_EMULATE_CUDA
-  if (queue.capability >= 90) {
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-    if (shared_bytes > 16 * 1024)
-      allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-    config.stream = static_cast<cudaStream_t>(queue.stream);
-    config.attrs = &early;
-    config.numAttrs = 1;
-    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "launch");
-    return;
-  }
-#endif
   launch(kernel, grid, block, shared_bytes, queue, arguments...);
 }
+
+#else
+
+inline bool may_start_early(const Queue& queue) { return queue.capability >= 90; }
+
+inline cudaLaunchAttribute starts_early() {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return attribute;
+}
+
+// As launch(), of a kernel that calls wait_for_previous() first.
+template <typename... Parameters, typename... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,
+                  const Queue& queue, const Arguments&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared_bytes > 16 * 1024)
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
+  cudaLaunchAttribute attribute = starts_early();
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = static_cast<cudaStream_t>(queue.stream);
+  config.attrs = &attribute;
+  config.numAttrs = may_start_early(queue) ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "launch");
+}
+
+#endif
 
 }  // namespace torchconv::cuda

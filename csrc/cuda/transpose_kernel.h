@@ -6,7 +6,7 @@
 
 #include "core/range.h"
 #include "cuda/element.h"
-#include "cuda/launch_early.h"
+#include "cuda/early_launch.h"
 
 namespace torchconv::cuda {
 
