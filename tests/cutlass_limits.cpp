@@ -94,14 +94,18 @@ int dgrad(const int64_t* v, const double* dz, const double* w, double* dx) {
   return 1;
 }
 
-// filters, first and rows of each part; how many there are.
+// Positions and filters of each part's tile, its cluster, the part's first position and how many;
+// the number of parts.
 int parts(const int64_t* v, int64_t multiprocessors, int64_t* out) {
   const ConvProblem p = problem(v);
   const sm90::GatherParts parts =
       sm90::gather_parts(sm90::fprop_gather(p), sm90::bytes_of(p.dtype), multiprocessors);
   for (int i = 0; i < parts.count; ++i) {
     const sm90::GatherPart& part = parts.part[i];
-    *out++ = sm90::kGatherTiles[part.tile].filters, *out++ = part.first, *out++ = part.runs;
+    const sm90::GatherTile& tile = sm90::kGatherTiles[part.tile];
+    for (const int64_t each : {tile.positions, tile.filters, tile.cluster_m * tile.cluster_n,
+                               part.first * tile.run(), part.runs * tile.run()})
+      *out++ = each;
   }
   return parts.count;
 }

@@ -65,10 +65,12 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "1x1_to_few": ((3, 328, 19, 23), 64, (1, 1), {"stride": 2}),
     "many": ((64, 64, 16, 16), 64, (3, 3), {"padding": 1}),
     "long": ((8, 64, 96, 96), 64, (3, 3), {"padding": 1}),
-    # Tiles of 256 filters, one round, and two with a rest in other tiles; of 128; sums of wgrad
-    # in parts.
+    # Tiles of 256 filters, one round, and two with a rest in other tiles; of 128, three warpgroups,
+    # or clusters of four; sums of wgrad in parts.
     "tiles_256": ((13, 64, 31, 33), 248, (3, 3), {"padding": 1}),
-    "rounds_256": ((36, 264, 31, 33), 248, (1, 1), {}),
+    "rounds_256": ((20, 264, 31, 33), 504, (1, 1), {}),
+    "tiles_192": ((36, 264, 31, 33), 248, (1, 1), {}),
+    "clusters_4": ((4, 136, 31, 33), 504, (1, 1), {}),
     "rounds_128": ((32, 64, 32, 32), 120, (3, 3), {"padding": 1}),
     "parts": ((13, 248, 31, 33), 248, (3, 3), {"padding": 1}),
 }
@@ -133,7 +135,7 @@ def test_activation(activation: str, dtype: torch.dtype) -> None:
 
 
 @on_dtypes
-@pytest.mark.parametrize("case", ["1x1_wide", "3x3_wide", "3x3_s2", "tiles_256"])
+@pytest.mark.parametrize("case", ["1x1_wide", "3x3_wide", "3x3_s2", "tiles_192"])
 def test_residual(case: str, dtype: torch.dtype) -> None:
     x, w, b = _operands(case, dtype)
     kwargs = CASES[case][3]

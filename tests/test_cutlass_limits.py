@@ -229,15 +229,17 @@ def test_shares_cover_the_sums(
 @pytest.mark.parametrize(
     ("n", "c", "size", "k", "taps", "tiles"),
     [
-        (64, 256, (56, 56), 256, 3, [256]),
-        (64, 512, (14, 14), 512, 3, [256, 128]),  # whole rounds of wide tiles, and a rest
-        (64, 512, (7, 7), 512, 3, [128]),
-        (64, 64, (56, 56), 64, 3, [64]),
-        (1, 64, (7, 7), 512, 3, [64]),
+        (64, 256, (56, 56), 256, 3, [(128, 256, 2)]),
+        (64, 512, (7, 7), 512, 3, [(128, 128, 4)]),
+        (64, 512, (14, 14), 512, 3, [(192, 128, 2)]),
+        (64, 64, (56, 56), 64, 3, [(128, 64, 2)]),
+        (1, 64, (7, 7), 512, 3, [(128, 64, 2)]),
         # The layers of test_cutlass.py that are there for their tiles.
-        (13, 64, (31, 33), 248, 3, [256]),
-        (36, 264, (31, 33), 248, 1, [256, 64]),
-        (32, 64, (32, 32), 120, 3, [128]),
+        (13, 64, (31, 33), 248, 3, [(128, 256, 2)]),
+        (20, 264, (31, 33), 504, 1, [(128, 256, 2), (128, 128, 2)]),  # whole rounds, and a rest
+        (36, 264, (31, 33), 248, 1, [(192, 128, 2)]),
+        (4, 136, (31, 33), 504, 1, [(128, 128, 4)]),
+        (32, 64, (32, 32), 120, 3, [(128, 128, 2)]),
     ],
 )
 def test_tiles(
@@ -247,7 +249,7 @@ def test_tiles(
     size: tuple[int, int],
     k: int,
     taps: int,
-    tiles: list[int],
+    tiles: list[tuple[int, int, int]],
 ) -> None:
     pad = (taps // 2,) * 4
     v = _problem(n=n, c=c, k=k, size=size, taps=(taps, taps), padding=pad)
@@ -256,11 +258,12 @@ def test_tiles(
 
 def _parts(
     limits: ctypes.CDLL, v: ctypes.Array[ctypes.c_int64], multiprocessors: int
-) -> list[tuple[int, int, int]]:
-    """Filters of a tile, first row and rows."""
-    out = (ctypes.c_int64 * 6)()
+) -> list[tuple[tuple[int, int, int], int, int]]:
+    """The tile (positions, filters, blocks of a cluster), the first position and how many."""
+    out = (ctypes.c_int64 * 10)()
     count = limits.parts(v, ctypes.c_int64(multiprocessors), out)
-    return [(out[3 * i], out[3 * i + 1], out[3 * i + 2]) for i in range(count)]
+    parts = [out[5 * i : 5 * i + 5] for i in range(count)]
+    return [((part[0], part[1], part[2]), part[3], part[4]) for part in parts]
 
 
 @given(
@@ -274,8 +277,8 @@ def test_parts_cover_the_positions(
     limits: ctypes.CDLL, n: int, c: int, k: int, size: int, multiprocessors: int
 ) -> None:
     v = _problem(n=n, c=c, k=k, size=(size, size))
-    rows = 0
-    for _, first, more in _parts(limits, v, multiprocessors):
-        assert first == rows and more > 0
-        rows += more
-    assert rows == -(-n * v[7] * v[8] // 256)
+    reached, run = 0, 0
+    for (positions, _, _), first, more in _parts(limits, v, multiprocessors):
+        assert first == reached and more > 0
+        reached, run = reached + more, 2 * positions
+    assert n * v[7] * v[8] <= reached < n * v[7] * v[8] + run

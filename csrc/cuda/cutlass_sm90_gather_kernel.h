@@ -62,7 +62,8 @@ void gather_in_tiles(const Gather& g, const GatherTensors& tensors, const Gather
 template <class Element>
 void gather_of(const Gather& g, const GatherTensors& tensors, const Queue& queue) {
   if (tensors.residual != nullptr) {
-    const GatherPart all{kResidualTile, 0, ceil_div(g.N * g.h.outputs * g.w.outputs, kGatherRun)};
+    const int64_t positions = g.N * g.h.outputs * g.w.outputs;
+    const GatherPart all{kResidualTile, 0, ceil_div(positions, kGatherTiles[kResidualTile].run())};
     // What is loaded of the residual leaves room for fewer stages.
     return gather_in_tiles<Element, kResidualTile, 5, 2, 1, true>(g, tensors, all, queue);
   }
@@ -80,8 +81,11 @@ void gather_of(const Gather& g, const GatherTensors& tensors, const Queue& queue
         // What float32 stores leaves room for fewer stages.
         gather_in_tiles<Element, 2, sizeof(Element) == 4 ? 3 : 4, 1, 2>(g, tensors, part, queue);
         break;
-      default:
+      case 3:
         gather_in_tiles<Element, 3, 6, 2, 1>(g, tensors, part, queue);
+        break;
+      default:
+        gather_in_tiles<Element, 4, 4, 3, 1>(g, tensors, part, queue);
     }
   }
 }

@@ -49,6 +49,26 @@ ProblemShape<kOperator> problem_shape(const Gather& g) {
           1};
 }
 
+// The builder makes epilogues for tiles of one warpgroup or two; this is the same for Tile, whose
+// rows each warpgroup has 64 of. A thread takes its sums of an epilogue tile at once.
+template <class Epilogue, class Tile, int kWarpgroups>
+struct EpilogueOf;
+template <int kStagesC, int kStagesD, int kSums, bool kReuse, bool kDelay, class BuiltTile,
+          class BuiltEpilogueTile, class... Others, class Tile, int kWarpgroups>
+struct EpilogueOf<
+    cutlass::epilogue::collective::CollectiveEpilogue<
+        cutlass::epilogue::Sm90TmaWarpSpecialized<kStagesC, kStagesD, kSums, kReuse, kDelay>,
+        BuiltTile, BuiltEpilogueTile, Others...>,
+    Tile, kWarpgroups> {
+  using EpilogueTile =
+      cute::Shape<cute::Int<64 * kWarpgroups>, decltype(cute::size<1>(BuiltEpilogueTile{}))>;
+  static constexpr int kSumsOfThread =
+      static_cast<int>(cute::size(EpilogueTile{})) / (128 * kWarpgroups);
+  using Type = cutlass::epilogue::collective::CollectiveEpilogue<
+      cutlass::epilogue::Sm90TmaWarpSpecialized<kStagesC, kStagesD, kSumsOfThread, kReuse, kDelay>,
+      Tile, EpilogueTile, Others...>;
+};
+
 // Loads and products, and the way of the sums to memory, for tiles of Tile with operands of Element
 // and results of Output in the layout of OutputTag, what Fusion, a visitor tree, makes of the sums
 // and, where Source is not void, another tensor that lies as the results do.
@@ -61,16 +81,19 @@ struct Configuration {
   static constexpr int kAlignment = 16 / static_cast<int>(sizeof(Element));
   static constexpr int kOutputAlignment = 16 / static_cast<int>(sizeof(Output));
   using Tag = cutlass::layout::TensorNHWC;
+  using BuiltTile = decltype(cute::replace<0>(Tile_{}, cute::Int<kCooperative ? 128 : 64>{}));
   // Rows of 128 bytes for the stores.
-  using EpilogueTile = std::conditional_t<kCooperative && sizeof(Output) == 2,
-                                          cute::Shape<cute::Int<64 * kWarpgroups>, cute::_64>,
-                                          cutlass::epilogue::collective::EpilogueTileAuto>;
-  using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile_, Cluster, EpilogueTile, float,
+  using EpilogueTile =
+      std::conditional_t<kCooperative && sizeof(Output) == 2, cute::Shape<cute::_128, cute::_64>,
+                         cutlass::epilogue::collective::EpilogueTileAuto>;
+  using EpilogueBuilder = cutlass::epilogue::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, BuiltTile, Cluster, EpilogueTile, float,
       float, Source, OutputTag, kOutputAlignment, Output, OutputTag, kOutputAlignment,
       std::conditional_t<kCooperative, cutlass::epilogue::TmaWarpSpecializedCooperative,
                          cutlass::epilogue::TmaWarpSpecialized>,
-      Fusion>::CollectiveOp;
+      Fusion>;
+  using Epilogue =
+      typename EpilogueOf<typename EpilogueBuilder::CollectiveOp, Tile_, kWarpgroups>::Type;
   // The builder makes mainloops for one warpgroup; the collective itself takes any number.
   using Builder = cutlass::conv::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, kOperator, Element, Tag, kAlignment,

@@ -222,7 +222,7 @@ inline int64_t resident_clusters(int64_t multiprocessors, int64_t size) {
 
 // Tiles of the gather, positions by filters: wide ones need the least memory traffic, narrow ones
 // fill more multiprocessors. Two of the narrowest run at a time, at half the speed. Clusters are of
-// neighbours in positions and in filters; those of four are for a gather that needs no second round
+// neighbours in positions and in filters. Those of four are for a gather that needs no second round
 // of them (measured: 512 channels and filters, 3x3, 64 x 7x7 take 0.86 of the time of clusters of
 // two, 64 x 14x14 in more rounds 1.2).
 struct GatherTile {
@@ -230,23 +230,21 @@ struct GatherTile {
   int64_t cluster_m, cluster_n;
   TileCost cost;
 
+  // What one launch computes is counted in runs: the positions of a cluster.
+  int64_t run() const { return positions * cluster_m; }
   int64_t units(int64_t runs, int64_t K) const { return runs * ceil_div(K, filters * cluster_n); }
   bool of_one_round() const { return cluster_n > 1; }
 };
 constexpr GatherTile kGatherTiles[] = {
-    {128, 256, 2, 1, {1100, 3000}},
-    {128, 128, 2, 1, {680, 1800}},
-    {128, 64, 2, 1, {400, 900}},
-    {128, 128, 2, 2, {560, 1800}},
+    {128, 256, 2, 1, {1100, 3000}}, {128, 128, 2, 1, {680, 1800}}, {128, 64, 2, 1, {400, 900}},
+    {128, 128, 2, 2, {560, 1800}},  {192, 128, 2, 1, {880, 2400}},
 };
-constexpr int kGatherTileCount = 4;
-constexpr int64_t kGatherRun = 256;  // positions of a cluster, in all of them
+constexpr int kGatherTileCount = 5;
 
 // What stands for the tile where a residual is loaded, too.
 constexpr int kResidualTile = 1;
 
-// A part of the gather's positions that one launch computes: `runs` clusters of kGatherRun from
-// `first` on.
+// A part of the gather's positions that one launch computes: `runs` of the tile's from `first` on.
 struct GatherPart {
   int tile;
   int64_t first, runs;
@@ -273,22 +271,22 @@ inline GatherParts gather_parts(const Gather& g, int64_t bytes, int64_t multipro
   const auto cost_of = [&](const GatherTile& tile, int64_t runs) {
     return rounds_cost(tile.units(runs, g.K), resident(tile), steps, tile.cost);
   };
-  const int64_t runs = ceil_div(positions, kGatherRun);
   for (int i = 0; i < kGatherTileCount; ++i) {
     const GatherTile& tile = kGatherTiles[i];
+    const int64_t runs = ceil_div(positions, tile.run());
     if (tile.of_one_round() && tile.units(runs, g.K) > resident(tile)) continue;
     consider({{{i, 0, runs}, {}}, 1}, cost_of(tile, runs));
   }
   for (int i = 0; i < kGatherTileCount; ++i) {
     const GatherTile& tile = kGatherTiles[i];
     if (tile.of_one_round()) continue;
-    const int64_t units_of_run = tile.units(1, g.K);
+    const int64_t runs = ceil_div(positions, tile.run()), units_of_run = tile.units(1, g.K);
     // In whole rounds.
     const int64_t whole = runs * units_of_run / resident(tile) * resident(tile) / units_of_run;
     if (whole == 0 || whole == runs) continue;
     for (int j = 0; j < kGatherTileCount; ++j) {
       const GatherTile& other = kGatherTiles[j];
-      if (other.of_one_round()) continue;
+      if (other.of_one_round() || other.run() != tile.run()) continue;
       consider({{{i, 0, whole}, {j, whole, runs - whole}}, 2},
                cost_of(tile, whole) + cost_of(other, runs - whole) + kLaunch);
     }
