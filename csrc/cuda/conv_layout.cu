@@ -1,103 +1,16 @@
-// Copies in another layout, bound by memory: where rows become columns a block moves a tile through
-// shared memory, so that its reads run along the source and its writes along the target.
+// Copies in another layout, bound by memory. Where rows become columns a block moves a tile through
+// shared memory, so that its reads run along the source and its writes along the target; or, where
+// rows have no whole vectors, a run of them as it is, whose columns it gathers.
 #include <algorithm>
 #include <numeric>
 
 #include "cuda/conv_layout.h"
-#include "cuda/divmod.h"
 #include "cuda/transpose_kernel.h"
 
 namespace torchconv::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// Rows of pixels that no 16 bytes fit evenly, N matrices of C x B, and matrices of B x C: as long
-// as C is whole vectors, some rows of all matrices are memory in one piece, which a block copies to
-// shared memory as it is, and its columns are gathered 16 bytes a thread; or the way back.
-struct Planes {
-  int64_t rows, C, B;   // rows: N * C
-  int32_t block_rows;   // of a block, a power of two, of vectors too
-  int32_t lane_pixels;  // of a warp: the rest of its lanes are other vectors
-  Divisor by_channels;
-};
-
-constexpr int kMostPlaneBytes = 32 * 1024;
-
-template <typename T, bool kGather>
-__global__ void __launch_bounds__(kThreads)
-    transpose_planes(const __grid_constant__ Planes p, const T* source, T* target) {
-  constexpr int kLane = kLanes<T>;
-  using Elements = Vector<T, kLane>;
-  T* const chunk = dynamic_shared<T>();
-  const int pixels = static_cast<int>(p.B), thread = static_cast<int>(threadIdx.x);
-  const int64_t first = int64_t{blockIdx.x} * p.block_rows;
-  const int64_t left = p.rows - first;
-  const int rows = left < p.block_rows ? static_cast<int>(left) : p.block_rows;
-  const auto copy = [&](const T* from, T* to) {
-    const int units = rows * pixels / kLane;
-#pragma unroll 4
-    for (int i = thread; i < units; i += kThreads)
-      reinterpret_cast<Elements*>(to)[i] = reinterpret_cast<const Elements*>(from)[i];
-  };
-  // Calls f(pixel of the chunk's first row of a vector, the vector outside the chunk).
-  const auto each_vector = [&](auto&& f) {
-    const int lane = thread % 32, lane_vectors = 32 / p.lane_pixels;
-    const int across = p.block_rows / kLane / lane_vectors;  // of warps, a power of two
-    const int tasks = (pixels + p.lane_pixels - 1) / p.lane_pixels * across;
-    const int shift = 31 - __clz(across);
-#pragma unroll 2
-    for (int task = thread / 32; task < tasks; task += kThreads / 32) {
-      const int pixel = (task >> shift) * p.lane_pixels + lane / lane_vectors;
-      const int row = ((task & (across - 1)) * lane_vectors + lane % lane_vectors) * kLane;
-      if (pixel >= pixels || row >= rows) continue;
-      uint32_t matrix = static_cast<uint32_t>(first + row);
-      const int64_t channel = p.by_channels.split(matrix);
-      f(chunk + row * pixels + pixel, (matrix * p.B + pixel) * p.C + channel);
-    }
-  };
-  if constexpr (kGather) {
-    copy(source + first * p.B, chunk);
-    __syncthreads();
-    each_vector([&](const T* from, int64_t to) {
-      Elements elements;
-#pragma unroll
-      for (int i = 0; i < kLane; ++i) elements.element[i] = from[i * pixels];
-      *reinterpret_cast<Elements*>(target + to) = elements;
-    });
-  } else {
-    each_vector([&](T* to, int64_t from) {
-      const Elements elements = *reinterpret_cast<const Elements*>(source + from);
-#pragma unroll
-      for (int i = 0; i < kLane; ++i) to[i * pixels] = elements.element[i];
-    });
-    __syncthreads();
-    copy(chunk, target + first * p.B);
-  }
-}
-
-// gather: from N x C x B to N x B x C, else back. False where it does not take the sizes.
-template <typename T>
-bool transpose_as_planes(bool gather, const T* source, T* target, int64_t N, int64_t C, int64_t B,
-                         const Queue& queue) {
-  constexpr int kLane = kLanes<T>;
-  if (C % kLane != 0 || !aligned<T>(source, kLane) || !aligned<T>(target, kLane) ||
-      N * C >= (int64_t{1} << 31) || B * kLane * static_cast<int64_t>(sizeof(T)) > kMostPlaneBytes)
-    return false;
-  // Vectors are 4 * B words apart: that many pixels of so many vectors meet all banks.
-  int lane_pixels = 4;
-  while (lane_pixels < 16 && B % (lane_pixels / 2) == 0) lane_pixels *= 2;
-  // As many rows as a warp has vectors, and more while a block has few elements.
-  int64_t rows = 64;
-  while (rows * B < 2048) rows *= 2;
-  while (rows * B * static_cast<int64_t>(sizeof(T)) > kMostPlaneBytes) rows /= 2;
-  while (rows < int64_t{kLane} * (32 / lane_pixels)) lane_pixels *= 2;
-  const Planes p{N * C, C, B, static_cast<int32_t>(rows), lane_pixels, Divisor(C)};
-  launch(gather ? transpose_planes<T, true> : transpose_planes<T, false>,
-         dim3(static_cast<unsigned>(ceil_div(p.rows, rows))), kThreads,
-         static_cast<int>(rows * B * static_cast<int64_t>(sizeof(T))), queue, p, source, target);
-  return true;
-}
 
 template <typename T>
 void transpose_bits(const T* source, T* target, int64_t N, int64_t A, int64_t B,
@@ -106,8 +19,6 @@ void transpose_bits(const T* source, T* target, int64_t N, int64_t A, int64_t B,
   const bool reads = B % kWide == 0 && aligned<T>(source, kWide);
   const bool writes = A % kWide == 0 && aligned<T>(target, kWide);
   const RowsInTurn rows{A, B};
-  if (!reads && transpose_as_planes(true, source, target, N, A, B, queue)) return;
-  if (!writes && transpose_as_planes(false, source, target, N, B, A, queue)) return;
   if (reads && writes)
     launch_transpose<T, true, true>(source, target, N, A, B, rows, queue);
   else if (reads)
@@ -178,12 +89,13 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 bool set_small(SmallMatrices& small, const void* source, void* target, int64_t N, int64_t A,
                int64_t B, bool flip, bool forth) {
-  constexpr int64_t kWide = kLanes<T>, kSize = sizeof(T), kMost = 16 * 1024 / kSize;
+  constexpr int64_t kWide = kLanes<T>, kSize = sizeof(T), kRun = 16 * 1024 / kSize;
   constexpr int64_t kWanted = kThreads * kWide, kRows = 4 * kWide;
-  if (A % kWide != 0 || B * kWide > kMost || !aligned<T>(source, kWide) ||
+  // Of long rows a run of the fewest may be twice as long.
+  if (A % kWide != 0 || B * kWide > 2 * kRun || !aligned<T>(source, kWide) ||
       !aligned<T>(target, kWide))
     return false;
-  const int64_t most = kMost / B, step = most < kRows ? kWide : kRows;
+  const int64_t most = std::max(kRun / B, kWide), step = most < kRows ? kWide : kRows;
   const int64_t rows = std::min(round_up(ceil_div(A, ceil_div(A, most / step * step)), step), A);
   const int64_t pieces = ceil_div(A, rows);
   const int64_t matrices = std::max<int64_t>(pieces == 1 ? kWanted / (A * B) : 1, 1);
@@ -282,7 +194,6 @@ void repack(DType dtype, const void* source, Layout layout, bool flip, bool pack
              0, queue, elements, C, taps, flip, from, to);
       return;
     }
-    if (!flip && transpose_as_planes(packing, from, to, K, C, taps, queue)) return;
     const Filters p{C,
                     taps,
                     static_cast<unsigned>(ceil_div(C, 32)),
@@ -324,7 +235,7 @@ void Copies::transpose(const void* source, void* target, int64_t N, int64_t A, i
   if (N * A * B == 0) return;
   with_float(dtype_, [&](auto zero) {
     using T = Bits<sizeof(zero)>;
-    // Of planes whose rows are whole vectors tiles are as fast, whatever their size.
+    // Of rows of whole vectors tiles are as fast.
     if (B % kLanes<T> != 0 && takes(source, target, N, A, B, false, true)) return;
     if (A % kLanes<T> != 0 && takes(source, target, N, B, A, false, false)) return;
     transpose_bits(static_cast<const T*>(source), static_cast<T*>(target), N, A, B, queue_);
@@ -370,13 +281,6 @@ void pack_weights(DType dtype, const void* w, Layout layout, bool flip, void* pa
                   int64_t C, int64_t R, int64_t S, const Queue& queue) {
   Copies copies(dtype, queue);
   copies.pack_weights(w, layout, flip, packed, K, C, R, S);
-  copies.run();
-}
-
-void unpack_weights(DType dtype, const void* packed, void* w, Layout layout, bool flip, int64_t K,
-                    int64_t C, int64_t R, int64_t S, const Queue& queue) {
-  Copies copies(dtype, queue);
-  copies.unpack_weights(packed, w, layout, flip, K, C, R, S);
   copies.run();
 }
 

@@ -21,7 +21,7 @@
 #include "cuda/block_sums.cuh"
 #include "cuda/depthwise.h"
 #include "cuda/early_launch.h"
-#include "cuda/tensor_core.h"
+#include "cuda/tensor_core_of_8.h"
 #include "cuda/warp_strips.h"
 
 namespace torchconv::cuda {
@@ -82,27 +82,6 @@ struct MmaStrip {
     return set * p.set_rows - (kStride == 2 ? p.g.h.origin & 1 : 0);
   }
 };
-
-// sums += A * B with sums over 8 elements alone: words 0, 1 and 0 of the fragments of mma().
-template <typename T>
-__device__ __forceinline__ void mma_of_8(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-#ifdef TORCHCONV_EMULATE_CUDA
-  mma<T>(sums, {a0, a1, 0, 0}, b, 0);
-#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  if constexpr (std::is_same_v<T, Half>)
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a0), "r"(a1), "r"(b));
-  else
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-        : "r"(a0), "r"(a1), "r"(b));
-#else
-  __trap();
-#endif
-}
 
 struct alignas(16) Words {
   uint32_t word[4];

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
   const int thread = static_cast<int>(threadIdx.x);
   const unsigned m_tiles = static_cast<unsigned>((p.M + T::kM - 1) / T::kM);
   const int m0 = static_cast<int>(blockIdx.x % m_tiles) * T::kM;
-  int n0 = static_cast<int>(blockIdx.x / m_tiles) * T::kN, end = p.N;
+  int n0 = static_cast<int>(blockIdx.x / m_tiles) * T::kN;
   const int point = static_cast<int>(blockIdx.y), slice = static_cast<int>(blockIdx.z);
   int first_term = 0, terms = p.terms;
   if (p.tiles_are_terms) {
@@ -124,8 +124,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
     terms = max(min(each, all - slice * each), 0);
   } else {
     n0 += p.tiles.begin(point) / 4 * 4;
-    end = p.tiles.end(point);
-    if (n0 >= end) return;
+    if (n0 >= p.tiles.end(point)) return;
   }
   const int steps = (terms + kTerms - 1) / kTerms;
 
@@ -197,6 +196,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
   static_assert(kSlots / 2 * T::kThreads * sizeof(Quad) <= offsetof(typename T::Shared, sums));
   float* out = p.out + slice * p.out_slice + point * p.out_point;
   const int m = m0 + T::first_m(), n = n0 + T::first_n();
+  const int end = p.tiles_are_terms ? p.N : p.tiles.end(point);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll

@@ -68,10 +68,6 @@ WEAK void pack_weights(DType, const void*, Layout, bool, void*, int64_t, int64_t
                        const Queue&) {
   absent("pack_weights");
 }
-WEAK void unpack_weights(DType, const void*, void*, Layout, bool, int64_t, int64_t, int64_t,
-                         int64_t, const Queue&) {
-  absent("unpack_weights");
-}
 
 WEAK void select_pool2d(const PoolProblem&, Select, const void*, void*, void*, int64_t*,
                         const Queue&) {
