@@ -268,6 +268,18 @@ def test_tf32_only_where_it_is_allowed(size: int, layout: str) -> None:
     assert 5e-5 <= max(errors[1]) <= 1e-3
 
 
+def test_winograd_only_where_it_is_allowed() -> None:
+    """torchconv.backends.allow_winograd, at every call."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("not used on this GPU")
+    x, w = torch.randn(2, 64, 14, 14, device="cuda"), torch.randn(64, 64, 3, 3, device="cuda")
+    used = []
+    for allowed in (True, False, True):
+        with torchconv.backends.allow_winograd(allowed):
+            used.append("Winograd" in str(torchconv.explain(x, w, padding=1)))
+    assert used == [True, False, True]
+
+
 # --- devices -------------------------------------------------------------------------------------
 
 

@@ -62,12 +62,14 @@ class Caller:
         *arguments: Any,
         capability: int = 90,
         tf32: bool = False,
+        winograd: bool = True,
         runs: Sequence[dict[str, str]] = RUNS,
     ) -> Any:
         """The operator's result, which every run must give."""
         device = {
             "TORCHCONV_EMULATED_CAPABILITY": str(capability),
             "TORCHCONV_EMULATED_TF32": str(int(tf32)),
+            "TORCHCONV_EMULATED_WINOGRAD": str(int(winograd)),
         }
         results = self._gpu(name, arguments, [{**run, **device} for run in runs])
         for run, result in zip(runs[1:], results[1:], strict=True):
@@ -310,6 +312,13 @@ def test_winograd(gpu: Caller, seed: int) -> None:
             assert_winograd(gradient, truth)
         one = [dz[-1:], x[-1:], *backward[2:-1], [True, False, False]]
         assert torch.equal(gpu("conv2d_backward", *one, **on)[0], gradients[0][-1:])
+
+
+def test_winograd_is_not_used_where_it_is_forbidden(gpu: Caller) -> None:
+    x, w = torch.randn(2, 32, 9, 9), torch.randn(32, 32, 3, 3)
+    arguments = [x, w, [1, 1], [1] * 4, [1, 1], 1, False]
+    text = gpu("explain_conv2d", *arguments, winograd=False, runs=RUNS[:1])
+    assert "implicit matrix product" in text and "Winograd" not in text
 
 
 def assert_specials(out: Tensor, truth: Tensor) -> None:

@@ -211,6 +211,7 @@ def _open_library(path: Path, name: str) -> None:
     if name == _build.CUDA:
         library = ctypes.CDLL(str(path))
         library.torchconv_set_tf32_switch(_allows_tf32)
+        library.torchconv_set_winograd_switch(ctypes.CDLL(str(load())).torchconv_winograd_allowed)
         # Whoever still convolves while Python ends must not call it.
         atexit.register(library.torchconv_set_tf32_switch, None)
         return

@@ -72,8 +72,8 @@ class allow_winograd(_Switch):
     with an infinite or NaN output is computed again without it, so both stay where they belong; so
     is a weight gradient.
 
-    The switch is the CPU's alone: on a GPU, 3x3 convolutions of stride 1 in float32 use the
-    algorithm wherever TF32 is not allowed and there are 32 channels or more on both sides.
+    On a GPU it is used for 3x3 convolutions of stride 1 in float32, where TF32 is not allowed and
+    there are 32 channels or more on both sides.
 
     Args:
         enabled: allowed (the default of the process) or not.

@@ -7,7 +7,7 @@
 //   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
 //   products long and wide enough for a tile       else mma.sync (Ampere and later), which
 //                                                  takes 1x1 over NCHW as it lies
-//   float32 where TF32 may not be, 3x3, stride 1   Winograd (Ampere and later)
+//   float32 where TF32 may not be, 3x3, stride 1   Winograd (Ampere and later) where it is allowed
 //   and 32 channels or more on both sides
 //   the rest                                       SIMT; dgrad of at most four channels over NCHW
 //                                                  alone where simt_few_dgrad.cu takes it
@@ -51,7 +51,8 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, const Extras& extras, const 
     return {ConvAlgorithm::kSimt, p};
   }
   if (!rounds_factors(p, queue)) {
-    if (winograd_takes(p, pass, queue)) return {ConvAlgorithm::kWinograd, p};
+    if (queue.allow_winograd() && winograd_takes(p, pass, queue))
+      return {ConvAlgorithm::kWinograd, p};
     ConvProblem planes = p;
     planes.layout = Layout::kNCHW;
     if (pass == Pass::kDgrad && simt_few_dgrad_takes(planes)) return {ConvAlgorithm::kSimt, planes};

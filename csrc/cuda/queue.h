@@ -14,6 +14,8 @@ struct Queue {
 
   // Whether float32 convolution may round its factors to TF32, by PyTorch's own switch.
   bool (*allow_tf32)();
+  // Whether convolution may use Winograd's algorithm, by torchconv.backends' switch.
+  bool (*allow_winograd)();
 
   // Uninitialised device memory, aligned to 256 bytes, which is ours until the work that this call
   // has queued is done. Throws where there is none left.

@@ -1,5 +1,6 @@
 // A call's place on the emulated GPU: the calling thread, with scratch memory that the sanitizers
-// watch. TORCHCONV_EMULATED_CAPABILITY, _MULTIPROCESSORS and _TF32 say what GPU it is.
+// watch. TORCHCONV_EMULATED_CAPABILITY, _MULTIPROCESSORS, _TF32 and _WINOGRAD say what GPU it
+// is, and what may be used there.
 
 #include "ops/execution.h"
 
@@ -12,8 +13,8 @@
 namespace torchconv::ops {
 namespace {
 
-bool allow_tf32() {
-  const char* value = std::getenv("TORCHCONV_EMULATED_TF32");
+bool allowed(const char* variable) {
+  const char* value = std::getenv(variable);
   return value != nullptr && std::atoi(value) != 0;
 }
 
@@ -23,7 +24,8 @@ struct Execution::State {
   State() {
     queue.capability = cuda::emulator::capability();
     queue.multiprocessors = cuda::emulator::multiprocessors();
-    queue.allow_tf32 = allow_tf32;
+    queue.allow_tf32 = [] { return allowed("TORCHCONV_EMULATED_TF32"); };
+    queue.allow_winograd = [] { return allowed("TORCHCONV_EMULATED_WINOGRAD"); };
     queue.allocate = [](void* context, int64_t bytes) {
       const size_t size = static_cast<size_t>(bytes);
       void* memory = nullptr;

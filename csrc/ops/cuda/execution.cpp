@@ -54,14 +54,17 @@ const DeviceProperties& properties_of(int device) {
   return p;
 }
 
-std::atomic<bool (*)()> tf32_switch{nullptr};
+std::atomic<bool (*)()> tf32_switch{nullptr}, winograd_switch{nullptr};
 
 }  // namespace
 
-// For torchconv/_load.py, through ctypes: what asks PyTorch whether TF32 is allowed.
-extern "C" __attribute__((visibility("default"))) void torchconv_set_tf32_switch(
-    bool (*function)()) {
-  tf32_switch = function;
+// For torchconv/_load.py, through ctypes: what asks PyTorch whether TF32 is allowed, and what knows
+// the switch of Winograd's algorithm, which is in the CPU's library.
+#define TORCHCONV_EXPORT extern "C" __attribute__((visibility("default")))
+
+TORCHCONV_EXPORT void torchconv_set_tf32_switch(bool (*function)()) { tf32_switch = function; }
+TORCHCONV_EXPORT void torchconv_set_winograd_switch(bool (*function)()) {
+  winograd_switch = function;
 }
 
 struct Execution::State {
@@ -74,6 +77,10 @@ struct Execution::State {
     queue.allow_tf32 = [] {
       const auto allowed = tf32_switch.load();
       return allowed != nullptr && allowed();
+    };
+    queue.allow_winograd = [] {
+      const auto allowed = winograd_switch.load();
+      return allowed == nullptr || allowed();
     };
     queue.allocate = [](void* context, int64_t bytes) {
       State& state = *static_cast<State*>(context);
