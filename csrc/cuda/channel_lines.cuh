@@ -1,7 +1,7 @@
-// Depthwise gathers with channels contiguous (NHWC) whose warps have rows of input copied into
-// shared memory: what they share.
+// How the warps of depthwise_channel_mma.cu share the problem, and how rows of input come into
+// shared memory.
 //
-// A span is some neighbouring output columns. A warp has a slab of channels of a few spans, of one
+// A span is some neighbouring output columns. A warp has a slab of channels of some spans, of one
 // or several images, and rolls them down over the rows of its set. Rows come through a ring of the
 // warp's own, by copies that no register waits for, and no warp waits for another. The padded rows
 // of all images, one after another, make a line in which the window of every span has its place.
@@ -19,64 +19,65 @@ struct ChannelLines {
   int channels;
   Divisor slabs, sets;        // of a pixel's channels; of an image's rows
   Divisor spans, line;        // of an image's row of outputs; pixels of a row with its padding
-  int tile, set;              // spans of a warp; row groups of a set
+  int tile, set;              // spans of a warp; rows of a set
   int row_bytes;              // of a warp's row in shared memory
   uint32_t positions, warps;  // spans of all images; warps with work
 };
 
 inline constexpr int kLineWarps = 4;  // of a block
 
-// kSpans spans of kSpan columns, whose windows are kWindow columns, and kChannels channels.
-template <typename T_, typename Tap_, int kSpans_, int kSpan_, int kWindow_, int kChannels_,
-          int kDepth_, int kBlocks_>
+// Spans of kSpan columns by an R x R kernel of stride 1; kWords: pairs of channels of a lane. A
+// span's columns of outputs lie side by side in the eight columns of an mma, and a unit of its
+// window's columns, as many, in eight of its sixteen terms.
+template <typename T_, int R_, int kSpan_, int kWords_, int kBlocks_>
 struct LineTile {
   using T = T_;
-  using Tap = Tap_;
-  static constexpr int kSpans = kSpans_, kSpan = kSpan_, kChannels = kChannels_;
-  static constexpr int kStep = Tap::kSpread ? kSpan / 2 : Tap::kStride * kSpan;  // between spans
-  static constexpr int kWindow = kWindow_, kHalo = kWindow - kStep;
-  // Output rows that a row of input meets together, and input rows between such groups.
-  static constexpr int kRows = Tap::kSpread ? 2 : 1, kRowStep = Tap::kSpread ? 1 : Tap::kStride;
-  static constexpr int kWindowRows = Tap::window(kRows);
-  static constexpr int kSlots = (kWindowRows + kRowStep - 1) / kRowStep;  // groups that a row meets
-  static constexpr int kUnroll = kSlots * kRowStep;
+  static constexpr int R = R_, kSpans = 16, kSpan = kSpan_;
+  static constexpr int kWords = kWords_, kVector = 2 * kWords;
+  static constexpr int kPairs = 4 / kSpan;  // lanes along the channels
+  static constexpr int kChannels = kPairs * kVector;
+  static constexpr int kUnits = (kSpan - 1 + R + kSpan - 1) / kSpan;
+  static constexpr int kWindow = kUnits * kSpan, kHalo = kWindow - kSpan;
   // Rows of the ring, all but one of which are under way; blocks of a multiprocessor.
-  static constexpr int kDepth = kDepth_, kBlocks = kBlocks_;
+  static constexpr int kDepth = 6, kBlocks = kBlocks_;
   static constexpr int kBytes = static_cast<int>(sizeof(T));
   static constexpr int kPixel = kChannels * kBytes, kChunks = kPixel / 16;
   // Copies of 16 bytes that a lane makes of a row: there is room for a few images' padding.
-  static constexpr int kImages = std::min(kSpans, 4);
+  static constexpr int kImages = 4;
   static constexpr int kCopies =
-      (((kSpans - 1) * kStep + kWindow + (kImages - 1) * kHalo) * kChunks + 31) / 32;
+      (((kSpans - 1) * kSpan + kWindow + (kImages - 1) * kHalo) * kChunks + 31) / 32;
+  // About how many cycles a row of a warp keeps a multiprocessor's units busy: each of the four
+  // processors has a quarter of the products.
+  static constexpr int64_t kClocks = R * kUnits * kWords * 4 / 5;
 
   // Pixels that the windows of `tile` neighbouring spans take, of which a row has `spans`.
   static int64_t pixels(int64_t tile, int64_t spans) {
-    return (tile - 1) * kStep + kWindow + ceil_div(tile - 1, spans) * kHalo;
+    return (tile - 1) * kSpan + kWindow + ceil_div(tile - 1, spans) * kHalo;
   }
   // Where a span's window begins in the line.
   static __device__ __forceinline__ int begin(const ChannelLines& p, uint32_t span) {
     const uint32_t column = p.spans.split(span);
-    return static_cast<int>(span * p.line.value() + column * kStep);
+    return static_cast<int>(span * p.line.value() + column * kSpan);
   }
 };
 
 // A warp's part of the problem.
 template <typename S>
 struct LineWarp {
-  int channel0, group0, groups;  // row groups
+  int channel0, row0, rows;
   uint32_t span0;
   int spans, line0;
   int h0, steps;  // rows of input
 
   __device__ __forceinline__ LineWarp(const ChannelLines& p, uint32_t number) {
     channel0 = static_cast<int>(p.slabs.split(number)) * S::kChannels;
-    group0 = static_cast<int>(p.sets.split(number)) * p.set;
-    groups = min(p.set, (p.g.h.out + S::kRows - 1) / S::kRows - group0);
+    row0 = static_cast<int>(p.sets.split(number)) * p.set;
+    rows = min(p.set, p.g.h.out - row0);
     span0 = number * static_cast<uint32_t>(p.tile);
     spans = static_cast<int>(min(static_cast<uint32_t>(p.tile), p.positions - span0));
     line0 = S::begin(p, span0);
-    h0 = group0 * S::kRowStep + p.g.h.origin;
-    steps = (groups - 1) * S::kRowStep + S::kWindowRows;
+    h0 = row0 + p.g.h.origin;
+    steps = rows - 1 + S::R;
   }
 };
 
@@ -141,42 +142,39 @@ struct LineRing {
   }
 };
 
-// Row groups of a set: few are worked on twice, but there are warps enough for a large device.
-// `clocks`: about how many cycles a row of a warp keeps a multiprocessor's units busy.
+// Rows of a set: few are worked on twice, but there are warps enough for a large device.
 // `warps`: of a multiprocessor, as few as which there are to be; 0 leaves it to an estimate.
 template <typename S>
-int64_t groups_of_set(const ChannelLines& p, int64_t columns_of_warps, int64_t clocks,
-                      int64_t warps) {
+int64_t rows_of_set(const ChannelLines& p, int64_t columns_of_warps, int64_t warps) {
   constexpr int64_t kLatency = 1000, kStart = 2000, kDevice = 132;
-  const int64_t all = ceil_div(p.g.h.out, S::kRows);
-  const int64_t out_bytes = S::kSpans * S::kSpan * S::kPixel * S::kRows / S::kRowStep;
-  const int64_t each_row = std::max(clocks, (p.row_bytes + out_bytes) / 20);
+  const int64_t all = p.g.h.out, out_bytes = S::kSpans * S::kSpan * S::kPixel;
+  const int64_t each_row = std::max(S::kClocks, (p.row_bytes + out_bytes) / 20);
   const int64_t resident =
       kLineWarps *
       std::min<int64_t>(S::kBlocks, 220 * 1024 / (kLineWarps * S::kDepth * p.row_bytes));
   int64_t best = all, least = 0;
   for (int64_t sets = 1; sets <= all; ++sets) {
-    const int64_t groups = ceil_div(all, sets);
-    if (ceil_div(all, groups) != sets) continue;
-    const int64_t steps = (groups - 1) * S::kRowStep + S::kWindowRows;
+    const int64_t rows = ceil_div(all, sets);
+    if (ceil_div(all, rows) != sets) continue;
     const int64_t each = ceil_div(columns_of_warps * sets, kDevice);
     if (warps > 0) {
-      best = groups;
+      best = rows;
       if (each >= warps) break;
       continue;
     }
     const int64_t held = std::min(each, resident);
     const int64_t cost =
-        (kStart + steps * std::max(kLatency / (S::kDepth - 1), held * each_row)) * each / held;
-    if (least == 0 || cost < least) best = groups, least = cost;
+        (kStart + (rows - 1 + S::R) * std::max(kLatency / (S::kDepth - 1), held * each_row)) *
+        each / held;
+    if (least == 0 || cost < least) best = rows, least = cost;
   }
   return best;
 }
 
 // The problem cut into tiles; false where there are too many of anything.
 template <typename S>
-bool channel_lines(const Gather& g, int64_t clocks, int64_t warps, ChannelLines& p) {
-  const int64_t spans = ceil_div(g.w.out, S::kSpan), line = spans * S::kStep + S::kHalo;
+bool channel_lines(const Gather& g, int64_t warps, ChannelLines& p) {
+  const int64_t spans = ceil_div(g.w.out, S::kSpan), line = spans * S::kSpan + S::kHalo;
   if (g.N * line >= int64_t{1} << 30) return false;
   p.g = g;
   p.channels = g.groups;
@@ -189,8 +187,8 @@ bool channel_lines(const Gather& g, int64_t clocks, int64_t warps, ChannelLines&
   const int64_t images = ceil_div(tile - 1, spans) + 1;
   if (images * g.h.in * g.w.in >= (int64_t{1} << 31) / (S::kBytes * g.groups) - 64) return false;
   const int64_t slabs = ceil_div(g.groups, S::kChannels), tiles = ceil_div(p.positions, tile);
-  const int64_t set = groups_of_set<S>(p, slabs * tiles, clocks, warps);
-  const int64_t sets = ceil_div(ceil_div(g.h.out, S::kRows), set);
+  const int64_t set = rows_of_set<S>(p, slabs * tiles, warps);
+  const int64_t sets = ceil_div(g.h.out, set);
   if (slabs * tiles * sets >= int64_t{1} << 30) return false;
   p.slabs = Divisor(slabs), p.sets = Divisor(sets);
   p.spans = Divisor(spans), p.line = Divisor(line);

@@ -1,8 +1,7 @@
 // Which kernel computes a pass of a depthwise convolution.
-#include "cuda/depthwise_lines.h"
+#include "cuda/depthwise.h"
 
 namespace torchconv::cuda {
-
 namespace {
 
 bool pixels_contiguous(const ConvProblem& p) {

@@ -78,6 +78,13 @@ bool depthwise_channel_strips(DType dtype, int64_t R, Sampling sampling, const G
                               const void* in, const void* w, const void* bias, void* out,
                               Activation activation, const Queue& queue);
 
+// The same of stride 1 on tensor cores, sm_80 and later. False, and nothing done, where channels or
+// pointers are no multiples of 16 bytes, a channel has several filters, or the activation is more
+// than a comparison.
+bool depthwise_channel_mma(DType dtype, int64_t R, Sampling sampling, const Gather& g,
+                           const void* in, const void* w, const void* bias, void* out,
+                           Activation activation, const Queue& queue);
+
 // fprop and dgrad of any kernel, stride and layout, and what takes a residual.
 void depthwise_taps(const ConvProblem& p, Pass pass, const void* in, const void* w,
                     const void* bias, const void* residual, void* out, void* preactivation,
