@@ -22,7 +22,6 @@
 #include "cuda/depthwise.h"
 #include "cuda/early_launch.h"
 #include "cuda/tensor_core_of_8.h"
-#include "cuda/warp_strips.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -295,12 +294,40 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   }
 }
 
+// A strip, one of `strips` of the batch for each tile of channels, is cut into sets of set_steps
+// steps. A warp takes `each` sets, a block `warps` times as many, which is a slice.
+struct StripsPlan {
+  int64_t sets, set_steps, each, warps, slices;
+};
+
+// The slices of all tiles are at most as many blocks as fill a large device, but a warp takes at
+// most so many steps that truncation of its sums does not show.
+template <typename S>
+StripsPlan plan_strips(int64_t strips, int64_t steps, int64_t tiles, int64_t most_warps) {
+  constexpr int64_t kMostSteps = 128, kBlocks = 132;
+  const int64_t most_slices = std::max<int64_t>(kBlocks / tiles, 1);
+  StripsPlan best{};
+  int64_t least = 0;
+  for (int64_t sets = 1; sets <= steps; ++sets) {
+    const int64_t set_steps = ceil_div(steps, sets);
+    if (ceil_div(steps, set_steps) != sets) continue;
+    const int64_t share = ceil_div(strips * sets, most_slices);
+    const int64_t rounds = ceil_div(share, most_warps);
+    // In rows that a warp loads, of both images.
+    const int64_t cost = rounds * (set_steps * (S::kStepRows + S::kStepAdvance) + S::kAgain);
+    if (least != 0 && cost >= least) continue;
+    least = cost;
+    const int64_t each = std::min(rounds, std::max<int64_t>(kMostSteps / set_steps, 1));
+    const int64_t warps = std::min(ceil_div(share, each), most_warps);
+    best = {sets, set_steps, each, warps, ceil_div(strips * sets, warps * each)};
+  }
+  return best;
+}
+
 template <typename S>
 void launch_mma_wgrad(const Gather& g, const void* dz, const void* x, void* dw,
                       const Queue& queue) {
   using T = typename S::T;
-  // Of which sums are so long that truncation does not show.
-  constexpr int64_t kMostSteps = 128;
   MmaStrips p{};
   p.g = g;
   p.channels = g.groups;
@@ -310,9 +337,7 @@ void launch_mma_wgrad(const Gather& g, const void* dz, const void* x, void* dw,
   const int64_t steps =
       ceil_div(g.h.in + (S::kStride == 2 ? g.h.origin & 1 : 0), static_cast<int64_t>(S::kStepRows));
   const int64_t most_warps = queue.capability >= 90 ? kMostWarps : 4;
-  const WarpStrips plan =
-      warp_strips(g.N * parts, steps, tiles, 132, S::kStepRows + S::kStepAdvance, S::kAgain,
-                  most_warps, kMostSteps);
+  const StripsPlan plan = plan_strips<S>(g.N * parts, steps, tiles, most_warps);
   const int64_t slices = plan.slices, warps = plan.warps;
   p.set_steps = static_cast<int>(plan.set_steps);
   p.set_rows = static_cast<int>(plan.set_steps * S::kStepRows);
