@@ -5,7 +5,6 @@
 #include "cuda/pool_pairs.h"
 #include "cuda/pool_patches.h"
 #include "cuda/pool_planes.h"
-#include "cuda/pool_strips.h"
 #include "cuda/pool_windows.h"
 
 namespace torchconv::cuda {
@@ -23,6 +22,18 @@ void forward(const PoolShape& s, const void* x, void* y, const Queue& queue) {
                    });
 }
 
+// Runs the first of these kernels that takes the problem, where a part of the images can be counted
+// in int32_t:
+//
+//   spread_pairs         NCHW  disjoint 2x2 that cover the plane, rows no whole vectors; no float64
+//   spread_planes        NCHW  one window over the whole plane
+//   spread_tiles         NCHW  windows without gaps in small planes, which bands do not read and
+//                              write in vectors
+//   spread_channels      NHWC  one window over the whole image
+//   pool_backward_bands  both  2x2 and 3x3 two apart; no float64
+//   pool_backward        both  all others
+//
+// Windows one apart, but for the whole plane's, are averages of dy: see below.
 template <typename T>
 void backward(const PoolShape& s, const T* dy, T* dx, const Queue& queue) {
   constexpr int n = kLanes<T>;
@@ -35,9 +46,7 @@ void backward(const PoolShape& s, const T* dy, T* dx, const Queue& queue) {
     T* to = dx + first * in;
     if constexpr (sizeof(I) == 4) {
       if constexpr (sizeof(T) < 8)
-        if (run_spread_pairs<T, 1>(s, images, from, to, queue) ||
-            run_spread_strips(s, images, from, to, queue))
-          return;
+        if (run_spread_pairs(s, images, from, to, queue)) return;
       if (run_spread_planes<T, false>(s, images, from, {Selected::kOffset8, nullptr}, to, queue) ||
           run_spread_tiles(s, images, from, to, queue) ||
           (vectors && run_spread_channels(s, images, from, to, queue)))
@@ -45,9 +54,9 @@ void backward(const PoolShape& s, const T* dy, T* dx, const Queue& queue) {
       if constexpr (sizeof(T) < 8) {
         const BandWindow window = band_window<T>(s, vectors);
         if (window == BandWindow::k2x2Stride2)
-          return launch_backward_bands<T, false, 2, 2, 2>(s, images, from, nullptr, to, queue);
+          return run_backward_bands<T, false, 2, 2, 2>(s, images, from, nullptr, to, queue);
         if (window == BandWindow::k3x3Stride2)
-          return launch_backward_bands<T, false, 3, 3, 2>(s, images, from, nullptr, to, queue);
+          return run_backward_bands<T, false, 3, 3, 2>(s, images, from, nullptr, to, queue);
       }
       if (vectors) return launch_pool_backward<n, I>(s, images, AddAverage<T>{from}, to, queue);
     }

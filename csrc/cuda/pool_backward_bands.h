@@ -222,13 +222,12 @@ __global__ void __launch_bounds__(kPoolThreads)
   }
 }
 
-template <typename T, bool kSelects, int R, int S, int kStep>
+template <typename T, bool kSelects, int R, int S, int kStep, bool kPlanes>
 void launch_backward_bands(const PoolShape& s, int64_t images, const T* dy, const uint8_t* selected,
                            T* dx, const Queue& queue) {
   constexpr int n = kLanes<T>, kMiddle = n / kStep;
-  const bool planes = s.channels == 1;
-  const int64_t groups = planes ? ceil_div(s.w.size, n) : s.channels / n;
-  const int64_t columns = planes ? 1 : s.w.size;
+  const int64_t groups = kPlanes ? ceil_div(s.w.size, n) : s.channels / n;
+  const int64_t columns = kPlanes ? 1 : s.w.size;
   // The output row, which need not exist, after which row h is stored begins there or just above.
   const int64_t first_p = s.h.pad / kStep, end_p = (s.h.size - 1 + s.h.pad) / kStep + 1;
   const int64_t rows = band_rows(groups * columns * images, end_p - first_p, queue);
@@ -244,9 +243,17 @@ void launch_backward_bands(const PoolShape& s, int64_t images, const T* dy, cons
                         Quotient<int32_t>(groups),
                         Quotient<int32_t>(columns),
                         Quotient<int32_t>(bands)};
-  const auto kernel = planes ? pool_backward_bands<T, kSelects, R, S, kStep, true>
-                             : pool_backward_bands<T, kSelects, R, S, kStep, false>;
-  launch(kernel, pool_grid(b.threads), dim3(kPoolThreads), 0, queue, b, dy, selected, dx);
+  launch(pool_backward_bands<T, kSelects, R, S, kStep, kPlanes>, pool_grid(b.threads),
+         dim3(kPoolThreads), 0, queue, b, dy, selected, dx);
+}
+
+template <typename T, bool kSelects, int R, int S, int kStep>
+void run_backward_bands(const PoolShape& s, int64_t images, const T* dy, const uint8_t* selected,
+                        T* dx, const Queue& queue) {
+  if (s.channels == 1)
+    launch_backward_bands<T, kSelects, R, S, kStep, true>(s, images, dy, selected, dx, queue);
+  else
+    launch_backward_bands<T, kSelects, R, S, kStep, false>(s, images, dy, selected, dx, queue);
 }
 
 }  // namespace torchconv::cuda

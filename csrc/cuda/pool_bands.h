@@ -308,19 +308,17 @@ PoolBands pool_bands_of(const PoolShape& s, int64_t images, int64_t rows, const 
           Quotient<int32_t>(bands)};
 }
 
-template <typename Rule, int R, int S, int kStep, bool kCodes>
+template <typename Rule, int R, int S, int kStep, bool kPlanes, bool kCodes>
 void launch_pool_bands(const PoolShape& s, int64_t images, const typename Rule::Element* x,
                        typename Rule::Element* y, const SelectedOutput& selected,
                        const Queue& queue) {
   using T = typename Rule::Element;
   constexpr int n = kLanes<T>;
-  const bool planes = s.channels == 1;
-  const int64_t per_row = planes ? ceil_div(s.w.out, n) : s.channels / n * s.w.out;
+  const int64_t per_row = kPlanes ? ceil_div(s.w.out, n) : s.channels / n * s.w.out;
   const PoolBands b =
       pool_bands_of<T>(s, images, band_rows(per_row * images, s.h.out, queue), x, y, selected);
-  const auto kernel = planes ? pool_bands<Rule, R, S, kStep, true, kCodes>
-                             : pool_bands<Rule, R, S, kStep, false, kCodes>;
-  launch(kernel, pool_grid(b.threads), dim3(kPoolThreads), 0, queue, b, x, y, selected);
+  launch(pool_bands<Rule, R, S, kStep, kPlanes, kCodes>, pool_grid(b.threads), dim3(kPoolThreads),
+         0, queue, b, x, y, selected);
 }
 
 // The windows that there are instances for.

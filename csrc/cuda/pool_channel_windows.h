@@ -1,4 +1,4 @@
-// Pooling's forward for large windows in NHWC: kWindowSplits threads share the taps of a window of
+// Maxima and minima of large windows in NHWC: kWindowSplits threads share the taps of a window of
 // 16 bytes of channels, each a run of them in their order, and have several loads under way. The
 // parts are then folded in that order, by a thread for each channel. Bound: bytes moved.
 #pragma once
@@ -9,17 +9,15 @@
 namespace torchconv::cuda {
 
 inline constexpr int kWindowSplits = 8, kWindowVectors = 16;
+inline constexpr int kWindowThreads = kWindowSplits * kWindowVectors;
 
-template <typename Rule>
-__global__ void __launch_bounds__(kWindowSplits* kWindowVectors,
-                                  sizeof(typename Rule::Element) == 2 ? 8 : 9)
-    pool_channel_windows(PoolView<int32_t> v, Rule rule,
-                         const typename Rule::Element* __restrict__ x,
-                         typename Rule::Element* __restrict__ y, SelectedOutput selected) {
-  using T = typename Rule::Element;
-  using State = typename Rule::State;
-  using Value = typename Rule::Value;
-  constexpr int n = kLanes<T>, kBatch = 5, kOutputs = kWindowVectors * n;  // loads under way
+template <typename T>
+__global__ void __launch_bounds__(kWindowThreads, sizeof(T) == 2 ? 8 : 9)
+    select_channel_windows(PoolView<int32_t> v, Selection<T> rule, const T* __restrict__ x,
+                           T* __restrict__ y, SelectedOutput selected) {
+  using State = typename Selection<T>::State;
+  constexpr int n = kLanes<T>, kOutputs = kWindowVectors * n;
+  constexpr int kBatch = 5;  // loads under way
   __shared__ State parts[kWindowSplits][kOutputs];
   const int id = static_cast<int>(threadIdx.x);
   const int split = id / kWindowVectors, own = id % kWindowVectors;
@@ -31,7 +29,8 @@ __global__ void __launch_bounds__(kWindowSplits* kWindowVectors,
     const auto first_code = static_cast<uint32_t>(rows.tap * v.row_codes + columns.tap);
     State total[n];
 #pragma unroll
-    for (int i = 0; i < n; i++) total[i] = Rule::start(count == 0 ? ~uint32_t{0} : first_code);
+    for (int i = 0; i < n; i++)
+      total[i] = Selection<T>::start(count == 0 ? ~uint32_t{0} : first_code);
     const int32_t share = (count + kWindowSplits - 1) / kWindowSplits;
     int32_t tap = split * share;
     const int32_t end = min(tap + share, count);
@@ -46,61 +45,55 @@ __global__ void __launch_bounds__(kWindowSplits* kWindowVectors,
                       at.c;
       uint32_t code = first_code + static_cast<uint32_t>(r * v.row_codes + s);
       for (; tap < end; tap += kBatch) {
-        Vector<uint32_t, 4> batch[kBatch];
+        Pack<T> batch[kBatch];
         uint32_t codes[kBatch];
 #pragma unroll
         for (int k = 0; k < kBatch; k++) {
           codes[k] = code;
-          if (tap + k < end) batch[k] = *reinterpret_cast<const Vector<uint32_t, 4>*>(from);
+          if (tap + k < end) batch[k] = Pack<T>::load(from);
           from += step, s++, code++;
           if (s == width)
             s = 0, from += next_row, code += static_cast<uint32_t>(v.row_codes - width);
         }
-        State state[n];
-#pragma unroll
-        for (int i = 0; i < n; i++) state[i] = Rule::begin_row(total[i]);
 #pragma unroll
         for (int k = 0; k < kBatch; k++) {
           if (tap + k >= end) break;
 #pragma unroll
-          for (int i = 0; i < n; i++) {
-            T element;
-            if constexpr (sizeof(T) == 2) {
-              const auto bits = static_cast<uint16_t>(batch[k].element[i / 2] >> (i % 2 * 16));
-              memcpy(&element, &bits, sizeof(T));
-            } else {
-              memcpy(&element, &batch[k].element[i * static_cast<int>(sizeof(T)) / 4], sizeof(T));
-            }
-            Rule::fold(state[i], rule.prepare(element), codes[k]);
-          }
+          for (int i = 0; i < n; i++)
+            Selection<T>::fold(total[i], rule.mirror(batch[k].at(i)), codes[k]);
         }
-#pragma unroll
-        for (int i = 0; i < n; i++) Rule::end_row(total[i], state[i]);
       }
     }
 #pragma unroll
     for (int i = 0; i < n; i++) parts[split][own * n + i] = total[i];
   }
   __syncthreads();
-  for (int output = id; output < kOutputs; output += kWindowSplits * kWindowVectors) {
+  for (int output = id; output < kOutputs; output += kWindowThreads) {
     const int32_t vector = first + output / n;
     if (vector >= v.threads) break;
     State total = parts[0][output];
 #pragma unroll
-    for (int k = 1; k < kWindowSplits; k++) Rule::join(total, parts[k][output], 0);
-    const PoolPlace<int32_t> at(v, vector, n);
+    for (int k = 1; k < kWindowSplits; k++) Selection<T>::join(total, parts[k][output], 0);
     const int32_t position = vector * n + output % n;
-    const Division<Value> over(Rule::kSelects ? Value{1}
-                                              : v.template divisor_of<Value>(at.row, at.column));
-    y[position] = rule.finish(total, over);
-    if constexpr (Rule::kSelects)
-      if (selected.data != nullptr)
-        store_codes<1>(
-            selected, position, [&](int) { return total.code; },
-            [&](int) {
-              return v.index_of(total.code, static_cast<uint32_t>(v.row_codes), at.row, at.column);
-            });
+    y[position] = from_wide<T>(rule.mirror(total.value));
+    if (selected.data == nullptr) continue;
+    const PoolPlace<int32_t> at(v, vector, n);
+    store_codes<1>(
+        selected, position, [&](int) { return total.code; },
+        [&](int) {
+          return v.index_of(total.code, static_cast<uint32_t>(v.row_codes), at.row, at.column);
+        });
   }
+}
+
+template <typename T>
+void launch_select_channel_windows(const PoolShape& s, int64_t images, const Selection<T>& rule,
+                                   const T* x, T* y, const SelectedOutput& selected,
+                                   const Queue& queue) {
+  const PoolView<int32_t> view(s, images, kLanes<T>, true);
+  launch(select_channel_windows<T>,
+         dim3(static_cast<unsigned>(ceil_div(view.threads, kWindowVectors))), dim3(kWindowThreads),
+         0, queue, view, rule, x, y, selected);
 }
 
 }  // namespace torchconv::cuda

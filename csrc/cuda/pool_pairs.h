@@ -12,17 +12,18 @@
 namespace torchconv::cuda {
 
 inline constexpr int kPairThreads = 128;
+inline constexpr int kPairOutputs = 4;  // of a thread
 
-template <typename T, int kEach>
+template <typename T>
 __global__ void __launch_bounds__(kPairThreads)
     average_pairs(Quotient<int32_t> by_width, int32_t width, int32_t outputs, Wide<T> divisor,
                   const T* __restrict__ x, T* __restrict__ y) {
   using V = Vector<T, 2>;
-  const int32_t first =
-      static_cast<int32_t>(blockIdx.x) * (kPairThreads * kEach) + static_cast<int32_t>(threadIdx.x);
-  V upper[kEach], lower[kEach];
+  const int32_t first = static_cast<int32_t>(blockIdx.x) * (kPairThreads * kPairOutputs) +
+                        static_cast<int32_t>(threadIdx.x);
+  V upper[kPairOutputs], lower[kPairOutputs];
 #pragma unroll
-  for (int i = 0; i < kEach; i++) {
+  for (int i = 0; i < kPairOutputs; i++) {
     const int32_t output = min(first + i * kPairThreads, outputs - 1);
     const T* const from = x + 2 * (output + by_width.of(output) * width);
     upper[i] = *reinterpret_cast<const V*>(from);
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kPairThreads)
   }
   const Division<Wide<T>> over(divisor);
 #pragma unroll
-  for (int i = 0; i < kEach; i++) {
+  for (int i = 0; i < kPairOutputs; i++) {
     const int32_t output = first + i * kPairThreads;
     if (output >= outputs) break;
     y[output] = from_wide<T>(over((to_wide(upper[i].element[0]) + to_wide(upper[i].element[1])) +
@@ -39,34 +40,26 @@ __global__ void __launch_bounds__(kPairThreads)
 }
 
 // `width` outputs a row; `vectors` of dx.
-template <typename T, int kEach>
+template <typename T>
 __global__ void __launch_bounds__(kPairThreads)
     spread_pairs(Quotient<int32_t> by_width, int32_t width, int32_t vectors, Wide<T> divisor,
                  const T* __restrict__ dy, T* __restrict__ dx) {
   constexpr int n = kLanes<T>;
-  const int32_t first =
-      static_cast<int32_t>(blockIdx.x) * (kPairThreads * kEach) + static_cast<int32_t>(threadIdx.x);
-  T value[kEach][n / 2];
+  const int32_t vector =
+      static_cast<int32_t>(blockIdx.x) * kPairThreads + static_cast<int32_t>(threadIdx.x);
+  if (vector >= vectors) return;
+  int32_t row = vector * (n / 2);  // of dx; at first the number of a pair
+  int32_t column = by_width.split(row);
+  T value[n / 2];
 #pragma unroll
-  for (int i = 0; i < kEach; i++) {
-    int32_t row = min(first + i * kPairThreads, vectors - 1) * (n / 2);  // of dx; the pair's number
-    int32_t column = by_width.split(row);
-#pragma unroll
-    for (int j = 0; j < n / 2; j++) {
-      value[i][j] = dy[row / 2 * width + column];
-      if (++column == width) column = 0, ++row;
-    }
+  for (int j = 0; j < n / 2; j++) {
+    value[j] = dy[row / 2 * width + column];
+    if (++column == width) column = 0, ++row;
   }
   const Division<Wide<T>> over(divisor);
 #pragma unroll
-  for (int i = 0; i < kEach; i++) {
-    const int32_t vector = first + i * kPairThreads;
-    if (vector >= vectors) break;
-    T each[n / 2];
-#pragma unroll
-    for (int j = 0; j < n / 2; j++) each[j] = from_wide<T>(over(to_wide(value[i][j])));
-    store_all<T, n>(dx + vector * n, [&](int k) { return each[k / 2]; });
-  }
+  for (int j = 0; j < n / 2; j++) value[j] = from_wide<T>(over(to_wide(value[j])));
+  store_all<T, n>(dx + vector * n, [&](int k) { return value[k / 2]; });
 }
 
 // Whether averages are of disjoint 2x2 windows that cover the image, in NCHW, and rows are no whole
@@ -80,26 +73,25 @@ bool pairs_cover(const PoolShape& s) {
 }
 
 // Each runs its kernel where it takes the problem, and says whether.
-template <typename T, int kEach>
+template <typename T>
 bool run_average_pairs(const PoolShape& s, int64_t planes, const T* x, T* y, const Queue& queue) {
   if (!pairs_cover<T>(s) || !aligned<T>(x, 2)) return false;
   const int64_t outputs = planes * s.h.out * s.w.out;
   const Wide<T> divisor = s.divisor != 0 ? static_cast<Wide<T>>(s.divisor) : Wide<T>{4};
-  launch(average_pairs<T, kEach>,
-         dim3(static_cast<unsigned>(ceil_div(outputs, int64_t{kPairThreads * kEach}))),
+  launch(average_pairs<T>,
+         dim3(static_cast<unsigned>(ceil_div(outputs, int64_t{kPairThreads * kPairOutputs}))),
          dim3(kPairThreads), 0, queue, Quotient<int32_t>(s.w.out), static_cast<int32_t>(s.w.out),
          static_cast<int32_t>(outputs), divisor, x, y);
   return true;
 }
 
-template <typename T, int kEach>
+template <typename T>
 bool run_spread_pairs(const PoolShape& s, int64_t planes, const T* dy, T* dx, const Queue& queue) {
   constexpr int n = kLanes<T>;
   const int64_t total = planes * s.h.size * s.w.size;
   if (!pairs_cover<T>(s) || !aligned<T>(dx, n) || total % n != 0) return false;
   const Wide<T> divisor = s.divisor != 0 ? static_cast<Wide<T>>(s.divisor) : Wide<T>{4};
-  launch(spread_pairs<T, kEach>,
-         dim3(static_cast<unsigned>(ceil_div(total / n, int64_t{kPairThreads * kEach}))),
+  launch(spread_pairs<T>, dim3(static_cast<unsigned>(ceil_div(total / n, int64_t{kPairThreads}))),
          dim3(kPairThreads), 0, queue, Quotient<int32_t>(s.w.out), static_cast<int32_t>(s.w.out),
          static_cast<int32_t>(total / n), divisor, dy, dx);
   return true;

@@ -2,7 +2,8 @@
 // of outputs, loads all that they need before it folds anything, and is done: many short blocks,
 // whose loads are under way all the time. Bound: bytes moved.
 //
-// Selections of the half types are made for two elements at once.
+// Of selections values alone: with codes, threads would have too much to keep. Those of the half
+// types are made for two elements at once.
 #pragma once
 
 #include "cuda/element_pairs.h"
@@ -12,16 +13,19 @@ namespace torchconv::cuda {
 
 inline constexpr int kPatchThreads = 128;
 
-// Columns i and i + 1 of outputs, i = 2 * k: what they have at tap s.
+// Outputs i and i + 1 of a thread, i = 2 * k: what they have at tap s.
 template <typename Rule, int S, int kStep>
-__device__ __forceinline__ uint32_t tap_pair(const typename ChannelRows<Rule, S, kStep>::Raw& raw,
-                                             int k, int s, ChannelRows<Rule, S, kStep>*) {
+__device__ __forceinline__ uint32_t tap_pair(const ChannelRows<Rule, S, kStep>&,
+                                             const typename ChannelRows<Rule, S, kStep>::Raw& raw,
+                                             int k, int s) {
   return raw.tap[s].word[k];
 }
 template <typename Rule, int S, int kStep>
-__device__ __forceinline__ uint32_t tap_pair(const typename PlaneRows<Rule, S, kStep>::Raw& raw,
-                                             int k, int s, PlaneRows<Rule, S, kStep>*) {
+__device__ __forceinline__ uint32_t tap_pair(const PlaneRows<Rule, S, kStep>&,
+                                             const typename PlaneRows<Rule, S, kStep>::Raw& raw,
+                                             int k, int s) {
   using Rows = PlaneRows<Rule, S, kStep>;
+  static_assert(kStep == 2, "no pair of columns is a word");
   const auto word = [&](int at) -> uint32_t {
     if (at < 0) return pair_of(raw.before[at + Rows::kPad], raw.before[at + Rows::kPad]);
     if (at >= Rows::kMiddle)
@@ -29,51 +33,50 @@ __device__ __forceinline__ uint32_t tap_pair(const typename PlaneRows<Rule, S, k
     return raw.middle[at / Rows::n].word[at % Rows::n / 2];
   };
   const int low = 2 * k * kStep + s - Rows::kPad, high = low + kStep;
-  const bool inside = low >= 0 && high < Rows::kMiddle;
-  if (inside && low % 2 == 0 && high == low + 1) return word(low);
   const int odd_low = low < 0 ? 0 : low % 2, odd_high = high >= Rows::kMiddle ? 0 : high % 2;
   return pick(word(low), odd_low, word(high), odd_high);
 }
 
-// What two neighbouring windows select, as pairs; their taps from `first_row` and below are folded
-// in ascending order.
-template <typename T, int R, int S, bool kCodes, typename Tap>
-__device__ __forceinline__ void select_pair(Tap&& tap, uint32_t first_codes, uint32_t& best,
-                                            uint32_t& codes) {
+// What two neighbouring windows of R x R taps select, as a pair.
+template <typename T, int R, typename Tap>
+__device__ __forceinline__ uint32_t select_pair(Tap&& tap) {
   const uint32_t none = pair_of(from_wide<T>(lowest<T>()), from_wide<T>(lowest<T>()));
-  uint32_t sum = 0;  // NaN where an element is
-  best = none, codes = first_codes;
+  uint32_t best = none, sum = 0;  // NaN where an element is
 #pragma unroll
   for (int r = 0; r < R; r++) {
 #pragma unroll
-    for (int s = 0; s < S; s++) {
-      const uint32_t x = tap(r, s), better = greater<T>(x, best);
+    for (int s = 0; s < R; s++) {
+      const uint32_t x = tap(r, s);
       sum = r == 0 && s == 0 ? x : add<T>(sum, x);
-      best = choose(better, x, best);
-      if constexpr (kCodes) codes = choose(better, (r * S + s) * 0x00010001u, codes);
+      best = choose(greater<T>(x, best), x, best);
     }
   }
-  if (differ<T>(sum, sum) == 0) return;
-  best = none, codes = first_codes;
+  if (differ<T>(sum, sum) == 0) return best;
+  best = none;
 #pragma unroll
   for (int r = 0; r < R; r++) {
 #pragma unroll
-    for (int s = 0; s < S; s++) {
-      const uint32_t x = tap(r, s), better = greater<T>(x, best) | differ<T>(x, x);
-      best = choose(better, x, best);
-      if constexpr (kCodes) codes = choose(better, (r * S + s) * 0x00010001u, codes);
+    for (int s = 0; s < R; s++) {
+      const uint32_t x = tap(r, s);
+      best = choose(greater<T>(x, best) | differ<T>(x, x), x, best);
     }
   }
+  return best;
 }
 
-template <typename Rule, int R, int S, int kStep, int kRows, bool kPlanes, bool kCodes>
+// Rows of outputs that a thread has.
+template <bool kPlanes>
+inline constexpr int kPatchRows = kPlanes ? 1 : 2;
+
+// Windows of R x R taps.
+template <typename Rule, int R, int kStep, bool kPlanes>
 __global__ void __launch_bounds__(kPatchThreads)
     pool_patches(PoolBands b, const typename Rule::Element* __restrict__ x,
-                 typename Rule::Element* __restrict__ y, SelectedOutput selected) {
+                 typename Rule::Element* __restrict__ y) {
   using T = typename Rule::Element;
   using State = typename Rule::State;
-  using Rows = std::conditional_t<kPlanes, PlaneRows<Rule, S, kStep>, ChannelRows<Rule, S, kStep>>;
-  constexpr int n = kLanes<T>, kIn = (kRows - 1) * kStep + R;
+  using Rows = std::conditional_t<kPlanes, PlaneRows<Rule, R, kStep>, ChannelRows<Rule, R, kStep>>;
+  constexpr int n = kLanes<T>, kRows = kPatchRows<kPlanes>, kIn = (kRows - 1) * kStep + R;
   constexpr bool kPairs = Rule::kSelects && sizeof(T) == 2;
   int32_t rest =
       static_cast<int32_t>(blockIdx.x) * kPatchThreads + static_cast<int32_t>(threadIdx.x);
@@ -96,40 +99,28 @@ __global__ void __launch_bounds__(kPatchThreads)
       for (int i = 0; i < n; i++) {
         folded[r][i] = Rule::first(Rows::value(raw[r], i, 0));
 #pragma unroll
-        for (int s = 1; s < S; s++) Rule::fold(folded[r][i], Rows::value(raw[r], i, s), s);
+        for (int s = 1; s < R; s++) Rule::fold(folded[r][i], Rows::value(raw[r], i, s), s);
       }
     }
   }
-  const BandDivision<R, S> divisors(b.v);
-  const auto q = [&](int i) { return kPlanes ? column + i : column; };
+  const BandDivision<R, R> divisors(b.v);
 #pragma unroll
   for (int row = 0; row < kRows; row++) {
     const int32_t p = first_p + row, top = first_top + row * kStep;
     if (p >= b.v.h.out) break;
-    const int32_t first_row = top < 0 ? -top * S : 0;
-    const auto first_tap = [&](int i) {
-      const int32_t left = q(i) * kStep - b.v.w.pad;
-      return static_cast<uint32_t>(first_row + (left < 0 ? -left : 0));
-    };
-    uint32_t best[kPairs ? n / 2 : 1], codes[kPairs ? n / 2 : 1];
+    uint32_t best[kPairs ? n / 2 : 1];
     State total[kPairs ? 1 : n];
     if constexpr (kPairs) {
 #pragma unroll
       for (int k = 0; k < n / 2; k++)
-        select_pair<T, R, S, kCodes>(
-            [&](int r, int s) {
-              return tap_pair<Rule, S, kStep>(raw[row * kStep + r], k, s,
-                                              static_cast<Rows*>(nullptr));
-            },
-            kCodes ? first_tap(2 * k) | first_tap(2 * k + 1) << 16 : 0, best[k], codes[k]);
+        best[k] = select_pair<T, R>(
+            [&](int r, int s) { return tap_pair(rows, raw[row * kStep + r], k, s); });
     } else {
 #pragma unroll
       for (int i = 0; i < n; i++) {
         total[i] = folded[row * kStep][i];
 #pragma unroll
-        for (int r = 1; r < R; r++) Rule::join(total[i], folded[row * kStep + r][i], r * S);
-        if constexpr (kCodes)
-          if (total[i].value == Rule::none()) total[i].code = first_tap(i);
+        for (int r = 1; r < R; r++) Rule::join(total[i], folded[row * kStep + r][i], r * R);
       }
     }
     [[maybe_unused]] const int32_t row_factor = Rule::kSelects ? 1 : divisors.row_factor(top);
@@ -139,29 +130,22 @@ __global__ void __launch_bounds__(kPatchThreads)
       else if constexpr (Rule::kSelects)
         return from_wide<T>(total[i].value);
       else
-        return Rule::finish(total[i], divisors.of(row_factor, q(i) * kStep - b.v.w.pad));
-    };
-    const auto code = [&](int i) {
-      if constexpr (kPairs)
-        return codes[i / 2] >> (i % 2 * 16) & 0xffffu;
-      else if constexpr (Rule::kSelects)
-        return total[i].code;
-      else
-        return uint32_t{0};
+        return Rule::finish(
+            total[i], divisors.of(row_factor, (kPlanes ? column + i : column) * kStep - b.v.w.pad));
     };
     const int32_t position = ((image * b.v.h.out + p) * b.v.w.out + column) * b.v.channels + c;
-    store_band<kPlanes, kCodes, S, T>(b, y, selected, position, p, column, output, code);
+    store_band<kPlanes, false, R, T>(b, y, {}, position, p, column, output,
+                                     [](int) { return uint32_t{0}; });
   }
 }
 
-template <typename Rule, int R, int S, int kStep, int kRows, bool kPlanes, bool kCodes>
+template <typename Rule, int R, int kStep, bool kPlanes>
 void launch_pool_patches(const PoolShape& s, int64_t images, const typename Rule::Element* x,
-                         typename Rule::Element* y, const SelectedOutput& selected,
-                         const Queue& queue) {
-  const PoolBands b = pool_bands_of<typename Rule::Element>(s, images, kRows, x, y, selected);
+                         typename Rule::Element* y, const Queue& queue) {
+  const PoolBands b =
+      pool_bands_of<typename Rule::Element>(s, images, kPatchRows<kPlanes>, x, y, {});
   const dim3 grid(static_cast<unsigned>(ceil_div(int64_t{b.threads}, int64_t{kPatchThreads})));
-  launch(pool_patches<Rule, R, S, kStep, kRows, kPlanes, kCodes>, grid, dim3(kPatchThreads), 0,
-         queue, b, x, y, selected);
+  launch(pool_patches<Rule, R, kStep, kPlanes>, grid, dim3(kPatchThreads), 0, queue, b, x, y);
 }
 
 // Runs pool_patches or pool_bands where there is an instance for the problem, and says whether.
@@ -173,16 +157,18 @@ bool run_pool_bands(const PoolShape& s, int64_t images, const typename Rule::Ele
     constexpr int n = kLanes<T>;
     const auto run = [&](auto taps, auto step) {
       constexpr int R = decltype(taps)::value, kStep = decltype(step)::value;
-      // With codes, threads have too much to keep; averages of planes have rows in common.
-      if constexpr (!kCodes && kStep == (Rule::kSelects ? 2 : 1)) {
-        if (s.channels > 1)
-          return launch_pool_patches<Rule, R, R, kStep, 2, false, kCodes>(s, images, x, y, selected,
-                                                                          queue);
-        if constexpr (Rule::kSelects)
-          return launch_pool_patches<Rule, R, R, kStep, 1, true, kCodes>(s, images, x, y, selected,
-                                                                         queue);
+      constexpr bool kPatches = !kCodes && kStep == (Rule::kSelects ? 2 : 1);
+      if (s.channels > 1) {
+        if constexpr (kPatches)
+          launch_pool_patches<Rule, R, kStep, false>(s, images, x, y, queue);
+        else
+          launch_pool_bands<Rule, R, R, kStep, false, kCodes>(s, images, x, y, selected, queue);
+      } else {
+        if constexpr (kPatches && Rule::kSelects)  // averages of planes have rows in common
+          launch_pool_patches<Rule, R, kStep, true>(s, images, x, y, queue);
+        else
+          launch_pool_bands<Rule, R, R, kStep, true, kCodes>(s, images, x, y, selected, queue);
       }
-      launch_pool_bands<Rule, R, R, kStep, kCodes>(s, images, x, y, selected, queue);
     };
     constexpr std::integral_constant<int, 1> one{};
     constexpr std::integral_constant<int, 2> two{};

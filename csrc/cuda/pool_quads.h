@@ -1,10 +1,10 @@
 // The backward pass of maxima over 2x2 or 3x3 windows that are 2 apart, by byte offsets.
 //
 // A thread writes 2 x 2 elements of dx for 16 bytes of channels (NHWC), or 2 rows of 16 bytes of a
-// plane (NCHW): it loads the windows that hold them, at most four
-// around each element, before it adds anything. Terms are added in ascending order of the windows.
-// Elements of the half types are chosen for two at once, by masks; where there are more than two
-// terms, floats add them. Bound: bytes moved.
+// plane (NCHW): it loads the windows that hold them, at most four for each element, before it adds
+// anything. Terms are added in ascending order of the windows. Elements of the half types are
+// chosen for two at once, by masks; where there are more than two terms, floats add them. Bound:
+// bytes moved.
 #pragma once
 
 #include "cuda/element_pairs.h"
@@ -14,7 +14,7 @@ namespace torchconv::cuda {
 
 inline constexpr int kQuadThreads = 128;
 
-// a + b, rounded once; two are exact in floats.
+// Of four pairs, whose sums are rounded once.
 template <typename T>
 __device__ __forceinline__ uint32_t add_pairs(const uint32_t (&term)[4]) {
   const auto sum = [&](auto part) {
@@ -193,22 +193,23 @@ __global__ void __launch_bounds__(kQuadThreads)
     const int32_t h = first_p * 2 - b.v.h.pad + r;
     if (static_cast<uint32_t>(h) >= static_cast<uint32_t>(b.v.h.size)) continue;
     const bool above = kBefore == 1 && r == 0;
-    // Columns 2 * j, of window j alone, and 2 * j + 1, which for 3x3 is in window j + 1 too.
-    constexpr int kFirst = R > 2 ? 1 : 0;  // tap of the even column
-    const auto element = [&](int j, bool odd) {
-      float sum = 0;
-#pragma unroll
-      for (int up = above ? 1 : 0; up >= 0; up--) {
-        const Source& from = source[kBefore - up];
-        const auto row = static_cast<uint32_t>((r + 2 * up) * R);
-        if (from.code_of(j) == row + kFirst + (odd ? 1 : 0)) sum += to_wide(from.dy_of(j));
-        if (odd && kBefore == 1 && from.code_of(j + 1) == row) sum += to_wide(from.dy_of(j + 1));
-      }
-      return from_wide<T>(sum);
-    };
     const int32_t at = (image * b.v.h.size + h) * b.v.w.size + 2 * first;
+    // Columns 2 * j, of window j alone, and 2 * j + 1, which for 3x3 is in window j + 1 too.
+    constexpr int kFirst = kBefore;  // tap of the even column
     if constexpr (sizeof(T) == 4) {
-      store_all<T, n>(dx + at, [&](int k) { return element(k / 2, k % 2 != 0); });
+      store_all<T, n>(dx + at, [&](int k) {
+        const int j = k / 2;
+        const bool odd = k % 2 != 0;
+        float sum = 0;
+#pragma unroll
+        for (int up = above ? 1 : 0; up >= 0; up--) {
+          const Source& from = source[kBefore - up];
+          const auto row = static_cast<uint32_t>((r + 2 * up) * R);
+          if (from.code_of(j) == row + kFirst + (odd ? 1 : 0)) sum += from.dy_of(j);
+          if (odd && kBefore == 1 && from.code_of(j + 1) == row) sum += from.dy_of(j + 1);
+        }
+        return sum;
+      });
     } else {
       Vector<uint32_t, n / 2> sums;
 #pragma unroll
@@ -239,15 +240,16 @@ __global__ void __launch_bounds__(kQuadThreads)
   }
 }
 
-// Runs a kernel for R x R windows where it takes the problem, and says whether.
+// Of R x R windows. In planes whose rows are not twice as long as those of dy, or not whole
+// vectors, it is pool_backward_bands.
 template <typename T, int R>
-bool run_select_quads(const PoolShape& s, int64_t images, const T* dy, const uint8_t* selected,
+void run_select_quads(const PoolShape& s, int64_t images, const T* dy, const uint8_t* selected,
                       T* dx, const Queue& queue) {
   constexpr int n = kLanes<T>;
   const bool planes = s.channels == 1;
   if (planes && !(s.w.size % n == 0 && s.w.size == 2 * s.w.out && aligned<T>(dx, n) &&
                   aligned<T>(dy, n / 2) && reinterpret_cast<uintptr_t>(selected) % (n / 2) == 0))
-    return false;
+    return launch_backward_bands<T, true, R, R, 2, true>(s, images, dy, selected, dx, queue);
   const int64_t first_p = s.h.pad / 2, end_p = (s.h.size - 1 + s.h.pad) / 2 + 1;
   const int64_t first_q = s.w.pad / 2, end_q = (s.w.size - 1 + s.w.pad) / 2 + 1;
   const int64_t groups = planes ? s.w.size / n : s.channels / n;
@@ -262,7 +264,6 @@ bool run_select_quads(const PoolShape& s, int64_t images, const T* dy, const uin
   const dim3 grid(static_cast<unsigned>(ceil_div(int64_t{b.threads}, int64_t{kQuadThreads})));
   launch(planes ? select_plane_quads<T, R> : select_channel_quads<T, R>, grid, dim3(kQuadThreads),
          0, queue, b, dy, selected, dx);
-  return true;
 }
 
 }  // namespace torchconv::cuda

@@ -12,6 +12,8 @@
 
 namespace torchconv::cuda {
 
+inline constexpr int kScatterThreads = 128;
+
 struct ScatterTasks {
   PoolView<int32_t> v;
   int32_t lanes;        // planes of a block, or channels
@@ -25,7 +27,7 @@ struct ScatterTasks {
 };
 
 template <typename T, bool kPlanes>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kScatterThreads)
     scatter_windows(ScatterTasks b, const T* __restrict__ dy, SelectedArray selected, T* dx) {
   constexpr int n = kLanes<T>;
   using V = Vector<T, n>;
@@ -41,9 +43,8 @@ __global__ void __launch_bounds__(kPoolThreads)
     first_task = plane * b.out_area;
     to = dx + plane * b.in_area;
     const int32_t total = lanes * b.in_area, whole = b.vectors ? total / n : 0;
-    for (int32_t i = id; i < whole; i += static_cast<int32_t>(blockDim.x))
-      reinterpret_cast<V*>(to)[i] = V{};
-    for (int32_t i = whole * n + id; i < total; i += static_cast<int32_t>(blockDim.x))
+    for (int32_t i = id; i < whole; i += kScatterThreads) reinterpret_cast<V*>(to)[i] = V{};
+    for (int32_t i = whole * n + id; i < total; i += kScatterThreads)
       to[i] = from_wide<T>(Wide<T>{0});
   } else {
     const int32_t c = block % b.chunks * b.lanes;
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kPoolThreads)
     const int32_t vectors = lanes / n;  // a power of two
     V* const vector = reinterpret_cast<V*>(to) + id % vectors;
     for (int32_t pixel = first_row * v.w.size + id / vectors; pixel < end_row * v.w.size;
-         pixel += static_cast<int32_t>(blockDim.x) / vectors)
+         pixel += kScatterThreads / vectors)
       vector[pixel * (v.channels / n)] = V{};
   }
   const int32_t tasks = b.out_area * lanes;
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kPoolThreads)
     q = v.w.by_out.split(task), p = v.h.by_out.split(task);
     return kPlanes ? task : lane;
   };
-  for (int32_t task = id; task < tasks; task += static_cast<int32_t>(blockDim.x)) {
+  for (int32_t task = id; task < tasks; task += kScatterThreads) {
     int32_t p, q;
     const int32_t lane = locate(task, p, q);
     const int32_t at = first_task + (kPlanes ? task : (p * v.w.out + q) * v.channels + lane);
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(kPoolThreads)
   }
   __syncthreads();
   const int32_t step = kPlanes ? 1 : lanes;  // to the next window
-  for (int32_t task = id; task < tasks; task += static_cast<int32_t>(blockDim.x)) {
+  for (int32_t task = id; task < tasks; task += kScatterThreads) {
     const int32_t target = targets[task];
     if (target < 0) continue;
     int32_t p, q;
@@ -104,12 +105,7 @@ bool run_scatter_windows(const PoolShape& s, int64_t images, const T* dy,
   constexpr int n = kLanes<T>;
   const int64_t in = s.h.size * s.w.size, out = s.h.out * s.w.out;
   const bool planes = s.channels == 1;
-  // Of adaptive windows neighbours share elements, where none repeats one.
-  const auto distance = [&](const PoolAxis& a) {
-    return s.adaptive ? (a.out <= a.size ? 1 : int64_t{256})
-                      : std::min((a.taps - 1) * a.dilation / a.stride, a.out);
-  };
-  const int64_t down = distance(s.h), right = distance(s.w);
+  const int64_t down = windows_apart(s, s.h), right = windows_apart(s, s.w);
   if (in < 16 * out || (2 * down + 1) * (2 * right + 1) > 49) return false;
   constexpr int64_t kBytes = 12 * 1024, kLine = 128 / static_cast<int64_t>(sizeof(T));
   int64_t lanes = kLine, chunks = 1, bands = 1, blocks;
@@ -141,8 +137,8 @@ bool run_scatter_windows(const PoolShape& s, int64_t images, const T* dy,
                        planes && lanes * in % n == 0 && aligned<T>(dx, n),
                        Quotient<int32_t>(lanes)};
   launch(planes ? scatter_windows<T, true> : scatter_windows<T, false>,
-         dim3(static_cast<unsigned>(blocks)), dim3(128), static_cast<int>(bytes), queue, b, dy,
-         selected, dx);
+         dim3(static_cast<unsigned>(blocks)), dim3(kScatterThreads), static_cast<int>(bytes), queue,
+         b, dy, selected, dx);
   return true;
 }
 

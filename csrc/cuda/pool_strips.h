@@ -1,9 +1,8 @@
 // Average pooling in NCHW by strips of plane_runs.cuh, where rows of a plane are not whole vectors:
-// 3x3 windows one element apart, and 2x2 ones that are disjoint, with the latter's gradient.
+// 3x3 windows one element apart, and 2x2 ones that are disjoint.
 //
-// Forward: a thread folds each row of its strip's windows once and keeps the rows that the next
-// output needs again. Backward: it has neighbouring windows, and writes each one's four elements.
-// Bound: bytes moved.
+// A thread folds each row of its strip's windows once and keeps the rows that the next output needs
+// again. Bound: bytes moved.
 #pragma once
 
 #include "cuda/plane_runs.cuh"
@@ -126,68 +125,22 @@ __global__ void __launch_bounds__(kStripThreads, 4)
   store_run(outputs, target, (task.planes - 1) * out_plane + run.rows * g.w.out);
 }
 
-// dx of disjoint 2x2 windows that cover the image; g is that of dy alone.
+// False where a row is too long.
 template <typename S>
-__global__ void __launch_bounds__(kStripThreads)
-    spread_strips(const __grid_constant__ PoolStrips p, const typename S::T* dy,
-                  typename S::T* dx) {
-  using T = typename S::T;
-  using A = Wide<T>;
-  constexpr int kColumns = S::kColumns;
-  const Gather& g = p.g;
-  T* inputs = dynamic_shared<T>();
-  T* outputs = inputs + p.in_elements;
-  uint32_t block = blockIdx.x;
-  const PlaneRun run = run_of<S>(g, p.t, static_cast<int>(p.t.bands.split(block)));
-  const StripTask task(p, block, kColumns);
-  const int width = g.w.out, plane = g.h.out * width;
-  const T* from = dy + task.plane0 * plane + static_cast<int64_t>(run.row0) * width;
-  const int count = (task.planes - 1) * plane + run.rows * width;
-  load_run(inputs, from, count);
-  copy_async_commit();
-  copy_async_wait<0>();
-  __syncthreads();
-
-  T* const target = dx + 4 * (task.plane0 * plane + static_cast<int64_t>(run.row0) * width);
-  const int rows = min(p.t.set_rows, run.rows - task.first_row);
-  if (task.slot < task.planes && rows > 0) {
-    const T* gradient =
-        inputs + lead_of(from) + task.slot * plane + task.first_row * width + task.column;
-    T* out = outputs + lead_of(target) + 4 * (task.slot * plane + task.first_row * width) +
-             2 * task.column;
-    const Division<A> over(p.divisor);
-    for (int row = 0; row < rows; ++row, gradient += width, out += 4 * width) {
-      A value[kColumns];
-      S::load(gradient, true, ~0u, value);
-#pragma unroll
-      for (int b = 0; b < kColumns; ++b) {
-        const T each = from_wide<T>(over(value[b]));
-        const Vector<T, 2> pair{{each, each}};
-        *reinterpret_cast<Vector<T, 2>*>(out + 2 * b) = pair;
-        *reinterpret_cast<Vector<T, 2>*>(out + 2 * width + 2 * b) = pair;
-      }
-    }
-  }
-  __syncthreads();
-  store_run(outputs, target, 4 * count);
-}
-
-// Launches a kernel with `spread` outputs for each that g has. False where a row is too long.
-template <typename S>
-bool launch_pool_strips(void (*kernel)(PoolStrips, const typename S::T*, typename S::T*),
-                        PoolStrips p, int64_t spread, const typename S::T* in, typename S::T* out,
-                        const Queue& queue) {
+bool launch_average_strips(PoolStrips p, const typename S::T* x, typename S::T* y,
+                           const Queue& queue) {
   using T = typename S::T;
   constexpr int64_t kSize = sizeof(T);
-  if (!strips_take<S>(p.g) || !plane_runs<S>(p.g, kSize, spread * kSize, p.t)) return false;
+  if (!strips_take<S>(p.g) || !plane_runs<S>(p.g, kSize, kSize, p.t)) return false;
   const int64_t slots = p.t.slots;
   const int64_t in_rows = std::min<int64_t>((p.t.band_rows - 1) * S::kStride + S::R, p.g.h.in);
   p.planes = p.g.N;
   p.in_elements = static_cast<int>(run_elements<T>(slots, p.g.h.in, in_rows, p.g.w.in));
-  const int64_t outputs = run_elements<T>(slots, p.g.h.out, p.t.band_rows, p.g.w.out * spread);
-  launch(kernel, dim3(static_cast<unsigned>(ceil_div(p.planes, slots) * p.t.bands.value())),
+  const int64_t outputs = run_elements<T>(slots, p.g.h.out, p.t.band_rows, p.g.w.out);
+  launch(average_strips<S>,
+         dim3(static_cast<unsigned>(ceil_div(p.planes, slots) * p.t.bands.value())),
          dim3(static_cast<unsigned>(p.t.threads)),
-         static_cast<int>((p.in_elements + outputs) * kSize), queue, p, in, out);
+         static_cast<int>((p.in_elements + outputs) * kSize), queue, p, x, y);
   return true;
 }
 
@@ -217,7 +170,7 @@ inline PoolStrips pool_strips(const PoolShape& s, int64_t images) {
   return p;
 }
 
-// Each runs its kernel where it takes the problem, and says whether.
+// Runs average_strips where it takes the problem, and says whether.
 template <typename T>
 bool run_average_strips(const PoolShape& s, int64_t images, const T* x, T* y, const Queue& queue) {
   // Pairs of the half types: longer strips.
@@ -229,26 +182,13 @@ bool run_average_strips(const PoolShape& s, int64_t images, const T* x, T* y, co
   const PoolStrips p = pool_strips(s, images);
   if (square_windows(s, 3, 1) && s.w.pad == 1 && s.w.out % kColumns == 0) {
     using S = Strip<T, 3, kColumns, kPairs>;
-    return launch_pool_strips<S>(average_strips<S>, p, 1, x, y, queue);
+    return launch_average_strips<S>(p, x, y, queue);
   }
   if (square_windows(s, 2, 2) && s.w.out % 7 == 0) {
     using S = Strip<T, 2, 7, kPairs, 2>;
-    return launch_pool_strips<S>(average_strips<S>, p, 1, x, y, queue);
+    return launch_average_strips<S>(p, x, y, queue);
   }
   return false;
-}
-
-template <typename T>
-bool run_spread_strips(const PoolShape& s, int64_t images, const T* dy, T* dx, const Queue& queue) {
-  if (queue.capability < 80 || !aligned<T>(dx, 2) || s.w.size % kLanes<T> == 0) return false;
-  if (!square_windows(s, 2, 2) || s.w.out % 7 != 0 || s.h.size != 2 * s.h.out ||
-      s.w.size != 2 * s.w.out)
-    return false;
-  PoolStrips p = pool_strips(s, images);
-  if (p.divisor == 0) p.divisor = 4;
-  p.g.h.in = p.g.h.out, p.g.w.in = p.g.w.out;
-  using S = Strip<T, 1, 7, false>;
-  return launch_pool_strips<S>(spread_strips<S>, p, 4, dy, dx, queue);
 }
 
 }  // namespace torchconv::cuda

@@ -327,6 +327,13 @@ PlaneTiles plane_tiles(const PoolShape& s, int64_t planes, const void* run, cons
 
 inline constexpr int64_t kMostTileBytes = 48 * 1024;
 
+// How far apart windows with a common element are at most. Of adaptive windows neighbours share
+// elements, where none repeats one.
+inline int64_t windows_apart(const PoolShape& s, const PoolAxis& a) {
+  return s.adaptive ? (a.out <= a.size ? 1 : int64_t{256})
+                    : std::min((a.taps - 1) * a.dilation / a.stride, a.out);
+}
+
 inline dim3 tile_grid(const PlaneTiles& b) {
   return dim3(static_cast<unsigned>(ceil_div(b.planes, b.group)));
 }
@@ -376,12 +383,7 @@ bool run_scatter_tiles(const PoolShape& s, int64_t planes, const T* dy,
                         aligned_codes(selected.kind, selected.data, n)))
     return false;
   PlaneTiles b = plane_tiles<T>(s, planes, dx, queue);
-  // Of adaptive windows neighbours share elements, where none repeats one.
-  const auto distance = [&](const PoolAxis& a) {
-    return s.adaptive ? (a.out <= a.size ? 1 : int64_t{256})
-                      : std::min((a.taps - 1) * a.dilation / a.stride, a.out);
-  };
-  const int64_t down = distance(s.h), right = distance(s.w);
+  const int64_t down = windows_apart(s, s.h), right = windows_apart(s, s.w);
   const int64_t bytes = ceil_div(b.group * s.h.size * s.w.size, n) * 16 +
                         b.group * s.h.out * s.w.out * (static_cast<int64_t>(sizeof(Wide<T>)) + 4);
   if ((2 * down + 1) * (2 * right + 1) > 49 || bytes > kMostTileBytes) return false;

@@ -165,7 +165,30 @@ inline int pool_splits(const PoolShape& s) {
   return taps <= 4096 || s.channels > 1 ? 32 : kPoolThreads;
 }
 
-// first_choice(images, x, y, selected) may run a kernel for the windows at hand, and says whether.
+// Runs the first of these kernels that takes the problem, averages (a) or selections (s), of
+// floating-point types but for the last two, where a part of the images can be counted in int32_t:
+//
+//   fold_planes             a s  NCHW   one window over the whole plane, of at most 1024 elements
+//   average_pairs           a    NCHW   disjoint 2x2 that cover the plane, rows no whole vectors
+//   select_tiles              s  NCHW   planes of 16 elements or more for each output that fit in
+//                                       shared memory; since Ampere
+//   average_strips          a    NCHW   3x3 one apart, 2x2 two apart; rows no whole vectors;
+//                                       since Ampere
+//   pool_tiles              a s  NCHW   windows without gaps in small planes, which bands do not
+//                                       read and write in halves of vectors
+//   average_channels        a    NHWC   one window over the image, of 24 to 256 elements
+//   pool_patches            a s  both   a: 3x3 one apart (NHWC). s: maxima without codes, 2x2 and
+//                                       3x3 two apart
+//   pool_bands              a s  both   2x2 and 3x3 two apart, 3x3 one apart; s: maxima
+//   select_channel_windows    s  NHWC   24 to 256 taps, at most 64 outputs
+//   pool_large_windows      a s  both   24 taps or more, at most 64 outputs or, in NCHW, any number
+//                                       of adaptive windows or of those four apart and more
+//   pool_windows            a s  both   all others
+//
+// NHWC's are of channels in whole vectors but for the last two. Only average_pairs, average_strips,
+// average_channels, pool_patches, pool_bands and select_channel_windows leave out float64.
+// first_choice(images, x, y, selected) may run a kernel for the windows at hand, and says whether:
+// average_channels, pool_patches or pool_bands.
 template <typename Rule, typename F>
 void run_pool_windows(const PoolShape& s, const Rule& rule, const void* x, void* y,
                       const SelectedOutput& selected, const Queue& queue, F&& first_choice) {
@@ -186,7 +209,7 @@ void run_pool_windows(const PoolShape& s, const Rule& rule, const void* x, void*
       if constexpr (!std::is_integral_v<T>)
         if (run_fold_planes(s, images, rule, from, to, codes, queue)) return;
       if constexpr (!Rule::kSelects && sizeof(T) < 8)
-        if (run_average_pairs<T, 4>(s, images, from, to, queue)) return;
+        if (run_average_pairs(s, images, from, to, queue)) return;
       if constexpr (Rule::kSelects && !std::is_integral_v<T>)
         if (run_select_tiles(s, images, rule, from, to, codes, queue)) return;
       if constexpr (!Rule::kSelects && sizeof(T) < 8)
@@ -194,17 +217,14 @@ void run_pool_windows(const PoolShape& s, const Rule& rule, const void* x, void*
       if constexpr (!std::is_integral_v<T>)
         if (run_pool_tiles(s, images, rule, from, to, codes, queue)) return;
       if (first_choice(images, from, to, codes)) return;
+      if constexpr (Rule::kSelects && !std::is_integral_v<T> && sizeof(T) < 8)
+        if (vectors && splits == kWindowSplits)
+          return launch_select_channel_windows(s, images, rule, from, to, codes, queue);
       const auto run = [&](auto width) {
         constexpr int n = decltype(width)::value;
         const PoolView<I> view(s, images, n, true);
         const dim3 grid(static_cast<unsigned>(ceil_div(view.threads, kPoolThreads / splits)));
         const dim3 block(kPoolThreads);
-        if constexpr (Rule::kSelects && !std::is_integral_v<T> && sizeof(T) < 8 && n == kLanes<T>)
-          if (splits == 8 && s.channels > 1)
-            return launch(pool_channel_windows<Rule>,
-                          dim3(static_cast<unsigned>(ceil_div(view.threads, kWindowVectors))),
-                          dim3(kWindowSplits * kWindowVectors), 0, queue, view, rule, from, to,
-                          codes);
         if (splits > 1)
           launch(pool_large_windows<Rule, n>, grid, block, 0, queue, view, rule, from, to, codes,
                  splits);

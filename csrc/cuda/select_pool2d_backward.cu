@@ -10,6 +10,20 @@
 namespace torchconv::cuda {
 namespace {
 
+// Runs the first of these kernels that takes the problem, where a part of the images can be counted
+// in int32_t:
+//
+//   spread_planes         NCHW  one window over the whole plane
+//   scatter_windows       both  16 elements of dx or more for each window, where few windows have an
+//                               element in common; NHWC: 128 bytes of channels
+//   scatter_tiles         NCHW  windows without gaps in small planes, but for what bands and quads
+//                               read and write in vectors
+//   select_plane_quads    NCHW  byte offsets of 2x2 and 3x3 two apart, rows whole vectors
+//   select_channel_quads  NHWC  byte offsets of 2x2 and 3x3 two apart
+//   pool_backward_bands   both  byte offsets of 3x3 one apart; NCHW: two apart too
+//   pool_backward         both  all others
+//
+// Neither quads nor bands have float64.
 template <typename T>
 void run(const PoolShape& s, Selected kind, const T* dy, const void* selected, T* dx,
          const Queue& queue) {
@@ -32,13 +46,11 @@ void run(const PoolShape& s, Selected kind, const T* dy, const void* selected, T
         const auto* offsets = static_cast<const uint8_t*>(codes.data);
         switch (kind == Selected::kOffset8 ? band_window<T>(s, vectors) : BandWindow::kNone) {
           case BandWindow::k2x2Stride2:
-            if (run_select_quads<T, 2>(s, images, from, offsets, to, queue)) return;
-            return launch_backward_bands<T, true, 2, 2, 2>(s, images, from, offsets, to, queue);
+            return run_select_quads<T, 2>(s, images, from, offsets, to, queue);
           case BandWindow::k3x3Stride2:
-            if (run_select_quads<T, 3>(s, images, from, offsets, to, queue)) return;
-            return launch_backward_bands<T, true, 3, 3, 2>(s, images, from, offsets, to, queue);
+            return run_select_quads<T, 3>(s, images, from, offsets, to, queue);
           case BandWindow::k3x3Stride1:
-            return launch_backward_bands<T, true, 3, 3, 1>(s, images, from, offsets, to, queue);
+            return run_backward_bands<T, true, 3, 3, 1>(s, images, from, offsets, to, queue);
           case BandWindow::kNone:
             break;
         }
