@@ -14,8 +14,8 @@ namespace {
 // in int32_t:
 //
 //   spread_planes         NCHW  one window over the whole plane
-//   scatter_windows       both  16 elements of dx or more for each window, where few windows have an
-//                               element in common; NHWC: 128 bytes of channels
+//   scatter_windows       both  16 elements of dx or more for each window, where few windows have
+//                               an element in common; NHWC: 128 bytes of channels
 //   scatter_tiles         NCHW  windows without gaps in small planes, but for what bands and quads
 //                               read and write in vectors
 //   select_plane_quads    NCHW  byte offsets of 2x2 and 3x3 two apart, rows whole vectors
