@@ -61,7 +61,7 @@ struct EpilogueOf<
         BuiltTile, BuiltEpilogueTile, Others...>,
     Tile, kWarpgroups> {
   using EpilogueTile =
-      cute::Shape<cute::Int<64 * kWarpgroups>, decltype(cute::size<1>(BuiltEpilogueTile{}))>;
+      decltype(cute::replace<0>(BuiltEpilogueTile{}, cute::Int<64 * kWarpgroups>{}));
   static constexpr int kSumsOfThread =
       static_cast<int>(cute::size(EpilogueTile{})) / (128 * kWarpgroups);
   using Type = cutlass::epilogue::collective::CollectiveEpilogue<
