@@ -44,42 +44,33 @@ MmaAxis axis_of(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int
   return axis;
 }
 
-GroupedGather gather_of(const ConvProblem& p, bool backward) {
-  GroupedGather g{};
+// What the problems of all kernels have.
+template <typename Problem>
+Problem problem_of(const ConvProblem& p, bool backward) {
+  Problem g{};
   g.c = channels_of(p);
   g.batch = static_cast<int32_t>(p.N);
   g.h = axis_of(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, backward);
   g.w = axis_of(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, backward);
+  return g;
+}
+
+GroupedGather gather_of(const ConvProblem& p, bool backward) {
+  auto g = problem_of<GroupedGather>(p, backward);
   g.backward = backward;
   return g;
 }
 
 GroupedRows rows_of(const ConvProblem& p, bool backward) {
-  GroupedRows g{};
-  g.c = channels_of(p);
-  g.batch = static_cast<int32_t>(p.N);
-  g.h = axis_of(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, backward);
-  g.w = axis_of(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, backward);
+  auto g = problem_of<GroupedRows>(p, backward);
   g.backward = backward;
   return g;
 }
 
-GroupedRowsWgrad rows_wgrad_of(const ConvProblem& p) {
-  GroupedRowsWgrad g{};
-  g.c = channels_of(p);
-  g.batch = static_cast<int32_t>(p.N);
-  g.h = axis_of(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, false);
-  g.w = axis_of(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, false);
-  return g;
-}
+GroupedWgrad wgrad_of(const ConvProblem& p) { return problem_of<GroupedWgrad>(p, false); }
 
-GroupedWgrad wgrad_of(const ConvProblem& p) {
-  GroupedWgrad g{};
-  g.c = channels_of(p);
-  g.batch = static_cast<int32_t>(p.N);
-  g.h = axis_of(p.H, p.P, p.R, p.stride_h, p.dilation_h, p.pad_top, false);
-  g.w = axis_of(p.W, p.Q, p.S, p.stride_w, p.dilation_w, p.pad_left, false);
-  return g;
+GroupedRowsWgrad rows_wgrad_of(const ConvProblem& p) {
+  return problem_of<GroupedRowsWgrad>(p, false);
 }
 
 // Tensors in which 16 bytes can be loaded and stored at once: themselves, or copies.

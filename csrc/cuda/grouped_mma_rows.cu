@@ -71,17 +71,17 @@ bool plan_grouped_rows(GroupedRows& p, const Queue& queue) {
   const int units = p.c.group_units;
   if (!takes(p.h, p.w, p.backward) || (units != 1 && units != 2 && units != 4 && units != 8))
     return false;
-  return with_rows_shape(p, [&](auto shape, auto walk, auto) {
+  return with_rows_shape(p, [&](auto shape) {
     using Shape = decltype(shape);
-    const bool doubled = walk.value == RowWalk::kDoubled;
-    const int64_t cells = 9 * p.c.group_units;
+    constexpr int kStep = Shape::kDoubled ? 2 : 1;
+    const int64_t cells = 9 * units;
     p.filter_bytes = static_cast<int32_t>(cells | 1) * kUnitBytes;
     p.by_cells = Divisor(cells);
-    p.cut.all_rows = static_cast<int32_t>(ceil_div(p.h.outputs, doubled ? 2 : 1));
-    p.cut.all_columns = static_cast<int32_t>(ceil_div(p.w.outputs, doubled ? 2 : 1));
+    p.cut.all_rows = static_cast<int32_t>(ceil_div(p.h.outputs, kStep));
+    p.cut.all_columns = static_cast<int32_t>(ceil_div(p.w.outputs, kStep));
     p.first_h = first_of(p.h, p.backward), p.first_w = first_of(p.w, p.backward);
     cut_columns(p.cut, p.batch, Shape::kColumns, Shape::kStaged, Shape::kStepRows,
-                walk.value == RowWalk::kSame ? 2 : 1);
+                Shape::kSame ? 2 : 1);
     p.cut.slot_bytes = Shape::kStepRows * p.cut.row_bytes;
     const int bytes = Shape::kSteps * p.cut.slot_bytes + filters_bytes(p);
     const int most = shared_of_block(queue.capability);
@@ -94,14 +94,15 @@ bool plan_grouped_rows(GroupedRows& p, const Queue& queue) {
 }
 
 bool plan_grouped_rows_wgrad(GroupedRowsWgrad& p, const Queue& queue) {
-  // Of wider groups products count, of which the tiles of grouped_mma_wgrad_kernel.h waste fewer.
+  // A warp has the sums of two units of x by two of dz: wider groups have more.
   if (!takes(p.h, p.w, false) || p.c.group_units > 2) return false;
-  return with_rows_wgrad_shape(p, [&](auto stride, auto units) {
-    using Shape = RowsWgradShape<stride.value, units.value>;
+  return with_rows_wgrad_shape(p, [&](auto shape) {
+    using Shape = decltype(shape);
+    constexpr int kStride = Shape::kStride;
     p.cut.all_rows = p.h.outputs, p.cut.all_columns = p.w.outputs;
     p.by_group = Divisor(p.c.group);
-    cut_columns(p.cut, p.batch, Shape::kColumns, Shape::kStaged, stride.value, 3 - stride.value);
-    p.dz_at = stride.value * p.cut.row_bytes;
+    cut_columns(p.cut, p.batch, Shape::kColumns, Shape::kStaged, kStride, 3 - kStride);
+    p.dz_at = kStride * p.cut.row_bytes;
     p.cut.slot_bytes = p.dz_at + p.cut.images * p.cut.columns * kPixelBytes;
     // By the shape alone, for a large device.
     if (rows_wgrad_bytes<Shape>(p) > shared_of_block(queue.capability)) return false;

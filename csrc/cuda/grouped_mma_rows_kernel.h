@@ -10,14 +10,16 @@ namespace torchconv::cuda {
 // on a multiprocessor; steps in the ring; copies of a thread for one row.
 template <RowWalk Walk, int Units>
 struct RowsShape {
+  static constexpr RowWalk kWalk = Walk;
+  static constexpr int kUnits = Units;
   static constexpr bool kSame = Walk == RowWalk::kSame, kDoubled = Walk == RowWalk::kDoubled;
   static constexpr int kStrips = kSame && (Units == 1 || Units == 4) ? 2 : 1;
-  static constexpr int kHalves = Units == 4 && Walk != RowWalk::kHalved ? 1 : 2;
-  static constexpr int kBlocks = Units == 8 ? 1 : kDoubled && Units == 4 ? 3 : 2;
+  static constexpr int kHalves = Units == 4 ? 1 : 2;
+  static constexpr int kBlocks = Units == 8 ? 1 : Units == 4 && !kSame ? 3 : 2;
   static constexpr int kPairs = kSlabUnits / 2, kThreads = 32 * kPairs * kHalves;
   static constexpr int kColumns = 16 * kStrips * kHalves;
   static constexpr int kStepRows = Walk == RowWalk::kHalved ? 2 : 1;
-  static constexpr int kSteps = kSame ? 6 : kDoubled ? 6 : 4;
+  static constexpr int kSteps = Walk == RowWalk::kHalved ? 4 : 6;
   static constexpr int kCopies = kSame && kStrips == 2 ? 3 : 2,
                        kStaged = kCopies * kThreads / kSlabUnits;
   // Rows of outputs that a step multiplies for; steps of an item beyond its rows.
@@ -25,19 +27,19 @@ struct RowsShape {
   static constexpr int kTiles = kDoubled ? 2 : kStrips;  // of sums: even and odd columns are two
 };
 
-// f(std::integral_constant<RowWalk>, std::integral_constant<int>) for a problem's.
+// f of the problem's shape.
 template <typename F>
 auto with_rows_shape(const GroupedRows& p, F&& f) {
   const auto of_units = [&](auto walk) {
     switch (p.c.group_units) {
       case 8:
-        return f(RowsShape<walk.value, 8>{}, walk, std::integral_constant<int, 8>{});
+        return f(RowsShape<walk.value, 8>{});
       case 4:
-        return f(RowsShape<walk.value, 4>{}, walk, std::integral_constant<int, 4>{});
+        return f(RowsShape<walk.value, 4>{});
       case 2:
-        return f(RowsShape<walk.value, 2>{}, walk, std::integral_constant<int, 2>{});
+        return f(RowsShape<walk.value, 2>{});
       default:
-        return f(RowsShape<walk.value, 1>{}, walk, std::integral_constant<int, 1>{});
+        return f(RowsShape<walk.value, 1>{});
     }
   };
   if (p.h.stride == 1) return of_units(std::integral_constant<RowWalk, RowWalk::kSame>{});
@@ -204,28 +206,18 @@ __global__ void __launch_bounds__(RowsShape<Walk, Units>::kThreads, RowsShape<Wa
   }
   const int upper = lane / 16;
 
-  // The item that is computed, and where the lane's outputs of a row are: of 4
-  // channels of one of its units, for pixels g and g + 8 of each strip.
+  // The item that is computed, and where the lane's outputs of a row are: of 4 channels of one of
+  // its units, for pixels g and g + 8 of each strip.
   RowsItem at{};
   int to[kTiles][2];
   const int own_unit = first_unit + first_tile + lane % 2;
   float sums[Shape::kSets][kTiles][2][4];
-#pragma unroll
-  for (int set = 0; set < Shape::kSets; ++set)
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m)
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sums[set][m][n][e] = 0.0f;
   const auto clear = [](float (&set)[kTiles][2][4]) {
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m)
-#pragma unroll
-      for (int n = 0; n < 2; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) set[m][n][e] = 0.0f;
+    for (int i = 0; i < kTiles * 8; ++i) set[i / 8][i / 4 % 2][i % 4] = 0.0f;
   };
+#pragma unroll
+  for (int set = 0; set < Shape::kSets; ++set) clear(sums[set]);
   const auto begin_item = [&](int item) {
     at = rows_item(p.cut, item);
 #pragma unroll
@@ -338,9 +330,9 @@ __global__ void __launch_bounds__(RowsShape<Walk, Units>::kThreads, RowsShape<Wa
     write(epilogue.y);
   };
 
-  // sums of one row of outputs += filter row r x the staged row, whose first bytes are at `first`.
-  // f(a, n, s, unit) multiplies for all rows that want A.
-  const auto each_a = [&](SharedAddress first, auto&& of_8, auto&& of_16) {
+  // Adds the products of the staged row whose first bytes are at `first`. Each of row_of_set calls
+  // its argument with a set of sums and the row of the filters that it is multiplied with.
+  const auto multiply_row = [&](SharedAddress first, auto&&... row_of_set) {
 #pragma unroll
     for (int m = 0; m < kStrips; ++m) {
       const SharedAddress own = pixel[m] + first;
@@ -350,8 +342,17 @@ __global__ void __launch_bounds__(RowsShape<Walk, Units>::kThreads, RowsShape<Wa
         load_matrices(a[0], two_taps);
         load_matrices(a[1], two_taps + kUnitBytes);
         load_matrices(last, own + static_cast<SharedAddress>(last_column + upper * kUnitBytes));
-        of_16(m, a[0], a[1], 0, 0);
-        of_8(m, last);
+        const auto two = [&](auto& set, int r) {
+#pragma unroll
+          for (int n = 0; n < 2; ++n) mma<T>(set[m][n], a[n], b[n][3 * r][0], b[n][3 * r + 1][0]);
+        };
+        const auto third = [&](auto& set, int r) {
+#pragma unroll
+          for (int n = 0; n < 2; ++n)
+            mma_of_8<T>(set[m][n], last[2 * n], last[2 * n + 1], b[n][3 * r + 2][0]);
+        };
+        (row_of_set(two), ...);
+        (row_of_set(third), ...);
       } else {
 #pragma unroll
         for (int s = 0; s < 3; ++s)
@@ -359,36 +360,16 @@ __global__ void __launch_bounds__(RowsShape<Walk, Units>::kThreads, RowsShape<Wa
           for (int unit = 0; unit < Units; unit += 2) {
             uint32_t a[4];
             const int tap = s == 0 ? 0 : s == 1 ? odd_columns : last_column;
-            load_matrices(
-                a, own + static_cast<SharedAddress>(tap + upper * kUnitBytes + unit * kUnitBytes));
-            of_16(m, a, a, s, unit);
+            load_matrices(a, own + static_cast<SharedAddress>(tap + (upper + unit) * kUnitBytes));
+            const auto one = [&](auto& set, int r) {
+#pragma unroll
+              for (int n = 0; n < 2; ++n)
+                mma<T>(set[m][n], a, b[n][3 * r + s][unit], b[n][3 * r + s][unit + 1]);
+            };
+            (row_of_set(one), ...);
           }
       }
     }
-  };
-  const auto multiply_row = [&](SharedAddress first, auto&&... row_of_set) {
-    // Each names a set of sums and the filters' row.
-    each_a(
-        first,
-        [&](int m, const uint32_t (&a)[4]) {
-          const auto one = [&](auto& set, int r) {
-            mma_of_8<T>(set[m][0], a[0], a[1], b[0][3 * r + 2][0]);
-            mma_of_8<T>(set[m][1], a[2], a[3], b[1][3 * r + 2][0]);
-          };
-          (row_of_set(one), ...);
-        },
-        [&](int m, const uint32_t (&a0)[4], const uint32_t (&a1)[4], int s, int unit) {
-          const auto one = [&](auto& set, int r) {
-            if constexpr (Units == 1) {
-              mma<T>(set[m][0], a0, b[0][3 * r][0], b[0][3 * r + 1][0]);
-              mma<T>(set[m][1], a1, b[1][3 * r][0], b[1][3 * r + 1][0]);
-            } else {
-              mma<T>(set[m][0], a0, b[0][3 * r + s][unit], b[0][3 * r + s][unit + 1]);
-              mma<T>(set[m][1], a1, b[1][3 * r + s][unit], b[1][3 * r + s][unit + 1]);
-            }
-          };
-          (row_of_set(one), ...);
-        });
   };
   // Halved: a step's two rows.
   const auto multiply_rows = [&](SharedAddress first, SharedAddress second,
@@ -521,9 +502,9 @@ __global__ void __launch_bounds__(RowsShape<Walk, Units>::kThreads, RowsShape<Wa
 
 template <typename T>
 void run_grouped_rows(const GroupedRows& p, const Epilogue<T>& epilogue, const Queue& queue) {
-  with_rows_shape(p, [&](auto shape, auto walk, auto units) {
+  with_rows_shape(p, [&](auto shape) {
     using Shape = decltype(shape);
-    launch(grouped_rows_kernel<T, walk.value, units.value>,
+    launch(grouped_rows_kernel<T, Shape::kWalk, Shape::kUnits>,
            dim3(static_cast<unsigned>(p.c.slabs), static_cast<unsigned>(p.cut.parts)),
            dim3(Shape::kThreads), Shape::kSteps * p.cut.slot_bytes + filters_bytes(p), queue, p,
            epilogue);

@@ -16,10 +16,11 @@ namespace torchconv::cuda {
 // The hardware truncates where it adds: no warp adds more pixels to one sum.
 inline constexpr int kRowsChainPixels = 4096;
 
-// Units of x and of dz that a warp has; strips of 16 pixels, and warps that share a row's.
+// Units of x and of dz that a warp has; warps that share a row's pixels, and strips of 16 of each.
 template <int Stride, int Units>
 struct RowsWgradShape {
-  static constexpr int kN = 2, kJobs = kSlabUnits / 2, kHalves = 2;
+  static constexpr int kStride = Stride, kUnits = Units;
+  static constexpr int kN = 2, kJobs = kSlabUnits / kN, kHalves = 2;
   static constexpr int kStrips = Units == 1 && Stride == 1 ? 2 : 1;
   static constexpr int kColumns = 16 * kStrips * kHalves, kThreads = 256;
   static constexpr int kBlocks = 2;
@@ -31,22 +32,20 @@ struct RowsWgradShape {
   static constexpr int kTiles = Units == 1 ? 5 * kN : 9 * kN;  // of sums
 };
 
+// f of the problem's shape.
 template <typename F>
 auto with_rows_wgrad_shape(const GroupedRowsWgrad& p, F&& f) {
-  const auto of_units = [&](auto stride) {
-    return p.c.group_units == 2 ? f(stride, std::integral_constant<int, 2>{})
-                                : f(stride, std::integral_constant<int, 1>{});
-  };
-  return p.h.stride == 1 ? of_units(std::integral_constant<int, 1>{})
-                         : of_units(std::integral_constant<int, 2>{});
+  const bool two = p.c.group_units == 2;
+  if (p.h.stride == 1) return two ? f(RowsWgradShape<1, 2>{}) : f(RowsWgradShape<1, 1>{});
+  return two ? f(RowsWgradShape<2, 2>{}) : f(RowsWgradShape<2, 1>{});
 }
 
-// Shared memory: the ring, zeros for the pixels that only fill up a strip; at the end the sums of a
-// half.
+// Shared memory: the ring, and zeros for the pixels that only fill up a strip; at the end the sums
+// of a half.
 template <typename Shape>
 int rows_wgrad_bytes(const GroupedRowsWgrad& p) {
   const int ring = Shape::kSteps * p.cut.slot_bytes + 3 * kPixelBytes;
-  const int sums = (Shape::kHalves - 1) * Shape::kJobs * Shape::kTiles * 4 * 128;
+  const int sums = Shape::kJobs * Shape::kTiles * 4 * 128;
   return ring > sums ? ring : sums;
 }
 
@@ -75,12 +74,12 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
   RowCopies<Shape::kCopiesDz, kThreads, false> copies_dz(ring +
                                                          static_cast<SharedAddress>(p.dz_at));
   // The item and step that are copied.
-  int copied = begin - 1, copy_slot = 0, copy_step = 0, copy_steps = 0;
+  int copied = begin - 1, copy_step = Shape::kMoreSteps;
   RowsItem copy_at{};
-  const auto stage_step = [&] {
-    if (copy_step == copy_steps && copied < end && ++copied < end) {
+  const auto stage_step = [&](int slot) {
+    if (copy_step == copy_at.rows + Shape::kMoreSteps && copied < end && ++copied < end) {
       copy_at = rows_item(p.cut, copied);
-      copy_step = 0, copy_steps = copy_at.rows + Shape::kMoreSteps;
+      copy_step = 0;
       const int channel = (first_unit + thread % kSlabUnits) * kUnitChannels;
       copies_x.begin(p.cut, p.cut.line, p.cut.by_line, copy_at.image,
                      copy_at.column * Stride - p.w.pad, p.batch, p.h.source, p.w.source,
@@ -88,13 +87,13 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
       copies_dz.begin(p.cut, p.cut.columns, p.cut.by_columns, copy_at.image, copy_at.column,
                       p.batch, p.h.outputs, p.w.outputs, p.c.channels, channel, units);
     }
-    if (copy_step < copy_steps) {
-      const SharedAddress to = static_cast<SharedAddress>(copy_slot * p.cut.slot_bytes);
+    if (copy_step < copy_at.rows + Shape::kMoreSteps) {
+      const SharedAddress to = static_cast<SharedAddress>(slot * p.cut.slot_bytes);
       const int row = copy_at.row + copy_step;
 #pragma unroll
       for (int j = 0; j < Stride; ++j) {
         const int row_x = row * Stride + j - p.h.pad;
-        if (row_x >= 0 && row_x < p.h.source && (j == 0 || copy_step + 1 < copy_steps))
+        if (row_x >= 0 && row_x < p.h.source && (j == 0 || copy_step < copy_at.rows))
           copies_x.copy(static_cast<const T*>(p.x), row_x * pitch_x,
                         to + static_cast<SharedAddress>(j * p.cut.row_bytes));
       }
@@ -102,19 +101,18 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
       ++copy_step;
     }
     copy_async_commit();
-    copy_slot = copy_slot + 1 == kSteps ? 0 : copy_slot + 1;
   };
 #pragma unroll 1
-  for (int i = 0; i < kSteps - 1; ++i) stage_step();
+  for (int i = 0; i < kSteps - 1; ++i) stage_step(i);
 
-  // The warp's units of x, two of them, and of dz.
+  // The first of the warp's units of x, which are those of dz too, and its half of the pixels.
   const int job = warp % Shape::kJobs, half = warp / Shape::kJobs;
-  const int unit_x = 2 * job, unit_dz = 2 * job;
-  const int first_pixel = half * kStrips * 16, upper = lane / 16;
+  const int first_tile = kN * job;
+  const int first_pixel = half * kStrips * 16, of_upper = lane / 8 % 2;
   const int odd_columns = (p.cut.columns + 1) * kPixelBytes;
-  // Of A, the upper matrices of each two are the next tap or unit; pixels 8 on come last. Pixels
-  // that only fill up stay at the zeros: a mask takes away what moves others.
-  SharedAddress x_at[kStrips], dz_at[kStrips], x_mask[kStrips], dz_mask[kStrips];
+  // The upper matrices of each two are the next tap or unit; pixels 8 on come last. Pixels that
+  // only fill up stay at the zeros: a mask takes away what moves others.
+  SharedAddress x_at[kStrips], dz_at[kStrips], mask[kStrips];
 
   // sums[tap of three rows: 0, 1 | the last tap of the first two rows | of the last][unit], or
   // sums[tap][unit].
@@ -133,36 +131,32 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
 #pragma unroll
     for (int i = 0; i < 4; ++i) before[m][i] = 0;
 
-  const bool busy = unit_x < units;
+  const bool busy = first_tile < units;
 #pragma unroll 1
   for (int item = begin, slot = 0; item < end; ++item) {
     const RowsItem at = rows_item(p.cut, item);
 #pragma unroll
     for (int m = 0; m < kStrips; ++m) {
-      const auto find = [&](int in_strip, int line, SharedAddress first, SharedAddress& to,
-                            SharedAddress& mask) {
-        uint32_t image = static_cast<uint32_t>(first_pixel + 16 * m + in_strip);
-        const int column = static_cast<int>(p.cut.by_columns.split(image));
-        const bool any = static_cast<int>(image) < p.cut.images &&
-                         at.image + static_cast<int>(image) < p.batch &&
-                         at.column + column < p.w.outputs;
-        mask = any ? ~SharedAddress{0} : 0;
-        to = any ? ring + first +
-                       static_cast<SharedAddress>((static_cast<int>(image) * line + column) *
-                                                  kPixelBytes)
-                 : zeros;
+      const int pixel = first_pixel + 16 * m + lane / 16 * 8 + lane % 8;
+      uint32_t image = static_cast<uint32_t>(pixel);
+      const int column = static_cast<int>(p.cut.by_columns.split(image));
+      const bool any = static_cast<int>(image) < p.cut.images &&
+                       at.image + static_cast<int>(image) < p.batch &&
+                       at.column + column < p.w.outputs;
+      mask[m] = any ? ~SharedAddress{0} : 0;
+      const auto place = [&](int row, int in_row, int unit) {
+        return (any ? ring + static_cast<SharedAddress>(row + in_row * kPixelBytes) : zeros) +
+               static_cast<SharedAddress>(unit * kUnitBytes);
       };
-      find(upper * 8 + lane % 8, p.cut.line, 0, x_at[m], x_mask[m]);
-      x_at[m] += static_cast<SharedAddress>(unit_x * kUnitBytes);
-      find(lane % 16, p.cut.columns, static_cast<SharedAddress>(p.dz_at), dz_at[m], dz_mask[m]);
-      dz_at[m] += static_cast<SharedAddress>((unit_dz + upper) * kUnitBytes);
+      x_at[m] = place(0, static_cast<int>(image) * p.cut.line + column, first_tile);
+      dz_at[m] = place(p.dz_at, pixel, first_tile + of_upper);
     }
     const int steps = at.rows + Shape::kMoreSteps;
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       copy_async_wait<kSteps - 2>();
       __syncthreads();
-      stage_step();
+      stage_step(slot == 0 ? kSteps - 1 : slot - 1);
       const SharedAddress first = static_cast<SharedAddress>(slot * p.cut.slot_bytes);
       slot = slot + 1 == kSteps ? 0 : slot + 1;
       if (!busy) continue;
@@ -178,29 +172,24 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
 #pragma unroll
             for (int word = 0; word < 2; ++word) dz[i][m][n][word] = dz[i - 1][m][n][word];
         if (met(step)) {
+          uint32_t word[4];
+          load_matrices_transposed(word, dz_at[m] + (first & mask[m]));
 #pragma unroll
-          for (int n = 0; n < kN; n += 2) {
-            uint32_t word[4];
-            load_matrices_transposed(
-                word, dz_at[m] + (first & dz_mask[m]) + static_cast<SharedAddress>(n * kUnitBytes));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) dz[0][m][n + i / 2][i % 2] = word[i];
-          }
+          for (int i = 0; i < 4; ++i) dz[0][m][i % 2][i / 2] = word[i];
         }
         const auto has = [&](int j) {
           const int row = (at.row + step) * Stride + j - p.h.pad;
           return row >= 0 && row < p.h.source && (j == 0 || step + 1 < steps);
         };
-        // Of row j of the step, what rows[...] say: filter row and dz row.
+        // From the strip's first pixel of row 0 to its place in row j at a tap.
         const auto address = [&](int j, int tap) {
           const int moved = j * p.cut.row_bytes;
           const int column = Stride == 2 ? (tap == 0   ? 0
                                             : tap == 1 ? odd_columns
                                                        : kPixelBytes)
                                          : tap * kPixelBytes;
-          return (first + static_cast<SharedAddress>(moved + column)) & x_mask[m];
+          return (first + static_cast<SharedAddress>(moved + column)) & mask[m];
         };
-        const int of_upper = lane / 8 % 2;
         if constexpr (Units == 1) {
           uint32_t last[2][4];
 #pragma unroll
@@ -285,21 +274,16 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
     }
   }
 
-  if constexpr (Shape::kHalves > 1) {
-    copy_async_wait<0>();
-    __syncthreads();
-    float* const half_sums = reinterpret_cast<float*>(shared) + job * Shape::kTiles * 4 * 32 + lane;
-    if (half > 0) {
-#pragma unroll
-      for (int i = 0; i < Shape::kTiles * 4; ++i)
-        half_sums[32 * i] = sums[i / 4 / kN][i / 4 % kN][i % 4];
-    }
-    __syncthreads();
-    if (half > 0) return;
+  copy_async_wait<0>();
+  __syncthreads();
+  float* const half_sums = reinterpret_cast<float*>(shared) + job * Shape::kTiles * 4 * 32 + lane;
+  if (half > 0) {
 #pragma unroll
     for (int i = 0; i < Shape::kTiles * 4; ++i)
-      sums[i / 4 / kN][i / 4 % kN][i % 4] += half_sums[32 * i];
+      half_sums[32 * i] = sums[i / 4 / kN][i / 4 % kN][i % 4];
   }
+  __syncthreads();
+  if (half > 0) return;
   // In dw's order: of a tile, channel g of two units or taps, and filters 2t and 2t + 1.
   float* const to = p.sums + int64_t{part} * p.c.channels * 9 * p.c.group;
 #pragma unroll
@@ -308,16 +292,16 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
     for (int n = 0; n < kN; ++n)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int tile = Units == 1 ? unit_x + n : unit_x + e / 2;
+        const int tile = first_tile + (Units == 1 ? n : e / 2), of_dz = first_tile + n;
         const int tap = Units > 1 ? i : i < 3 ? 3 * i + e / 2 : i == 3 ? 2 + 3 * (e / 2) : 8;
         if (Units == 1 && i == 4 && e >= 2) continue;
-        const int of_dz = unit_dz + n;
         if (tile >= units || of_dz >= units) continue;
         const int c = (first_unit + tile) * kUnitChannels + lane / 4;
         const int k = (first_unit + of_dz) * kUnitChannels + lane % 4 * 2 + e % 2;
         const int group = quotient(c, p.by_group);
         if (Units == 1 && quotient(k, p.by_group) != group) continue;
-        to[(k * 9 + tap) * p.c.group + c - group * p.c.group] = sums[i][n][e];
+        to[(k * 9 + tap) * p.c.group + c - group * p.c.group] =
+            sums[i][n][e] + half_sums[32 * ((i * kN + n) * 4 + e)];
       }
 }
 
@@ -358,9 +342,9 @@ template <typename T>
 void run_grouped_rows_wgrad(GroupedRowsWgrad p, const Queue& queue) {
   const int size = p.c.channels * 9 * p.c.group;
   p.sums = queue.scratch<float>(int64_t{p.cut.parts} * size);
-  with_rows_wgrad_shape(p, [&](auto stride, auto units) {
-    using Shape = RowsWgradShape<stride.value, units.value>;
-    launch(grouped_rows_wgrad_kernel<T, stride.value, units.value>,
+  with_rows_wgrad_shape(p, [&](auto shape) {
+    using Shape = decltype(shape);
+    launch(grouped_rows_wgrad_kernel<T, Shape::kStride, Shape::kUnits>,
            dim3(static_cast<unsigned>(p.c.slabs), static_cast<unsigned>(p.cut.parts)),
            dim3(Shape::kThreads), rows_wgrad_bytes<Shape>(p), queue, p);
   });
