@@ -5,8 +5,9 @@
 
 namespace torchconv::cuda {
 
-// dx and dw of a 1x1 kernel in one go, the same bits as mma_dgrad and mma_wgrad of such problems
-// that both take; either may be null.
+// dx and dw of a 1x1 kernel in one go. dx may be null: that is how mma_wgrad computes dw of such
+// problems, so that dw has the same bits either way; dx has those of mma_dgrad, which adds in the
+// same order.
 bool planes_gradients_take(const ConvProblem& p, const Queue& queue);
 void planes_gradients(const ConvProblem& p, const void* dz, const void* x, const void* w, void* dx,
                       void* dw, const Queue& queue);

@@ -40,6 +40,16 @@ void multiply(const ConvProblem& p, const void* image, const void* filters, bool
   run_planes(g, epilogue, queue);
 }
 
+WgradProblem wgrad_problem(const ConvProblem& p, void* dw) {
+  WgradProblem g{};
+  g.pixels = p.N * p.H * p.W;
+  g.dw = dw;
+  g.channels = g.weights = static_cast<int32_t>(p.C);
+  g.filters = static_cast<int32_t>(p.K);
+  g.plane = Divisor(p.H * p.W);
+  return g;
+}
+
 }  // namespace
 
 bool planes_take(const ConvProblem& p, Pass pass) {
@@ -71,23 +81,10 @@ void planes_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
   });
 }
 
-namespace {
-
-WgradProblem wgrad_problem(const ConvProblem& p, void* dw) {
-  WgradProblem g{};
-  g.pixels = p.N * p.H * p.W;
-  g.dw = dw;
-  g.channels = g.weights = static_cast<int32_t>(p.C);
-  g.filters = static_cast<int32_t>(p.K);
-  g.plane = Divisor(p.H * p.W);
-  return g;
-}
-
-}  // namespace
-
 bool planes_gradients_take(const ConvProblem& p, const Queue& queue) {
   constexpr int64_t kMostPixels = (int64_t{1} << 31) - (1 << 20);
   const auto few = [](int64_t size) { return size <= 64; };
+  // These devices have the shared memory.
   return (queue.capability == 90 || queue.capability == 100) && p.dtype != DType::kFloat32 &&
          p.layout == Layout::kNCHW && planes_take(p, Pass::kDgrad) &&
          planes_take(p, Pass::kWgrad) && p.H * p.W % 8 == 0 && p.C % 8 == 0 &&

@@ -57,17 +57,21 @@ extern template void run_planes(PlanesProblem, const Epilogue<Half>&, const Queu
 extern template void run_planes(PlanesProblem, const Epilogue<BFloat16>&, const Queue&);
 extern template void run_planes(PlanesProblem, const Epilogue<float>&, const Queue&);
 
-// dw as run_planes_wgrad has it; the epilogue writes dx, if it is wanted.
-struct PlanesGradients {
-  WgradProblem dw;
-  const void* w;  // filters x channels
-};
+// The same by filters that stay in shared memory, which may lie as channels x outputs, `turned`.
+// False where it does not take the problem. 16-bit types.
 template <typename T>
 bool run_resident(const PlanesProblem& p, bool turned, const Epilogue<T>& epilogue,
                   const Queue& queue);
 extern template bool run_resident(const PlanesProblem&, bool, const Epilogue<Half>&, const Queue&);
 extern template bool run_resident(const PlanesProblem&, bool, const Epilogue<BFloat16>&,
                                   const Queue&);
+
+// dw as run_planes_wgrad has it, and what to_dx writes from w, unless to_dx.y is null. 16-bit
+// types.
+struct PlanesGradients {
+  WgradProblem dw;
+  const void* w;  // filters x channels
+};
 template <typename T>
 void run_planes_gradients(PlanesGradients p, const Epilogue<T>& to_dx, const Queue& queue);
 extern template void run_planes_gradients(PlanesGradients, const Epilogue<Half>&, const Queue&);

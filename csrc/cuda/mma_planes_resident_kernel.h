@@ -4,6 +4,9 @@
 // the next tile's are on their way while one is stored.
 #pragma once
 
+#include <algorithm>
+
+#include "core/range.h"
 #include "cuda/mma_planes.h"
 #include "cuda/mma_planes_tile.h"
 
@@ -139,6 +142,7 @@ bool run_resident(const PlanesProblem& p, bool turned, const Epilogue<T>& epilog
     launch_resident<T, Chosen>(p, turned, epilogue, queue);
     return true;
   };
+  // Faster than run_planes where it was measured: of 64 outputs, and of 256 and 512.
   if (p.outputs <= 64) return run(FewOutputs{});
   return p.outputs > 128 && run(ManyOutputs{});
 }

@@ -23,7 +23,7 @@ constexpr int kWeightBytes = 16 * 1024, kChunkTerms = 256;
 using Quad = Vector<float, 4>;
 
 struct FewDgrad {
-  int N, C, H, W, K, P, Q, R, S, pad_top, pad_left;
+  int C, H, W, K, P, Q, R, S, pad_top, pad_left;
   int64_t w_k, w_c, w_r, w_s;
   bool flip;
   int first_h, first_w;    // of the window of position (0, 0) in dz
@@ -207,7 +207,7 @@ bool simt_few_dgrad_takes(const ConvProblem& p) {
 void simt_few_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx,
                     const Queue& queue) {
   FewDgrad q{};
-  q.N = static_cast<int>(p.N), q.C = static_cast<int>(p.C), q.K = static_cast<int>(p.K);
+  q.C = static_cast<int>(p.C), q.K = static_cast<int>(p.K);
   q.H = static_cast<int>(p.H), q.W = static_cast<int>(p.W);
   q.P = static_cast<int>(p.P), q.Q = static_cast<int>(p.Q);
   q.R = static_cast<int>(p.R), q.S = static_cast<int>(p.S);

@@ -16,6 +16,10 @@
 
 namespace torchconv::cuda {
 
+// Whether `samples` may be given.
+template <typename T>
+inline constexpr bool kMaskable = std::is_same_v<T, float>;
+
 template <typename T>
 struct SimtGather {
   SimtView view;
@@ -54,7 +58,9 @@ struct SimtGatherBlock {
   const SimtGather<T>& p;
   const SimtPlace& at;
 
-  // All threads come here. False for a block that the largest phase has and this one has not.
+  // All threads come here. False for a block that the largest phase has and this one has not, and
+  // with kMasked for one of samples to leave out.
+  template <bool kMasked>
   static __device__ __forceinline__ bool find(const SimtGather<T>& p, SimtPlace& at) {
     if (threadIdx.x == 0) {
       unsigned rest = blockIdx.x;
@@ -71,7 +77,7 @@ struct SimtGatherBlock {
       at.chunks.first = static_cast<int>(blockIdx.y) * p.chunks_a_slice;
       at.chunks.current = at.chunks.first - 1;
       at.chunks.last = min(at.chunks.first + p.chunks_a_slice, SimtGatherBlock{p, at}.all_chunks());
-      if (p.samples != nullptr && none_wanted(p, at)) at.pixels = 0;
+      if (kMasked && p.samples != nullptr && none_wanted(p, at)) at.pixels = 0;
     }
     __syncthreads();
     return at.first_pixel < at.pixels;
@@ -294,7 +300,7 @@ template <typename T, typename Tile, bool kQuads, bool kApart>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     simt_gather(const __grid_constant__ SimtGather<T> p) {
   __shared__ SimtPlace place;
-  if (!SimtGatherBlock<T, Tile>::find(p, place)) return;
+  if (!SimtGatherBlock<T, Tile>::template find<kMaskable<T>>(p, place)) return;
   const SimtGatherBlock<T, Tile> block{p, place};
   auto& shared = *dynamic_shared<typename Tile::Shared>();
   SimtGatherLoader<T, Tile, kQuads> loader(block, shared);
@@ -310,9 +316,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     typename Tile::Quad* own = &shared.sums[0][threadIdx.x];
     sums.write(own, p.along_m);
 #pragma unroll 1
-    for (int slot = 0; slot < Tile::kSlots; ++slot) {
-      block.template store<true>(slot, own[slot * Tile::kThreads]);
-    }
+    for (int slot = 0; slot < Tile::kSlots; ++slot)
+      block.template store<kMaskable<T>>(slot, own[slot * Tile::kThreads]);
   }
 }
 
@@ -321,7 +326,7 @@ template <typename T, typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads)
     simt_gather_finish(const __grid_constant__ SimtGather<T> p) {
   __shared__ SimtPlace place;
-  if (!SimtGatherBlock<T, Tile>::find(p, place)) return;
+  if (!SimtGatherBlock<T, Tile>::template find<false>(p, place)) return;
   const SimtGatherBlock<T, Tile> block{p, place};
   const int slot = static_cast<int>(blockIdx.y);
   const auto* sums = reinterpret_cast<const typename Tile::Quad*>(p.chunk_sums) +

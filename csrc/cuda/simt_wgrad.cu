@@ -181,6 +181,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   WgradLoader<T, Tile, kQuads> loader(p, offsets, columns, group, first_m, first_n);
   __syncthreads();
   typename Tile::Sums sums;
+  // Turning takes a few registers, which a thread of the large tile has not.
   Tile::template run<false, (Tile::kM < 128)>(shared, loader, chunks, sums, [](int) {});
   Wide<T>* target = p.slices + (int64_t{blockIdx.y} * p.groups + group) * p.M * p.width + first_n;
   sums.each_slot(false, [&](int slot, Wide<T> a, Wide<T> b, Wide<T> c, Wide<T> d) {
