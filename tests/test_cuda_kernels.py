@@ -348,6 +348,12 @@ def test_winograd_spreads_no_special_value(gpu: Caller, layout: str, special: fl
     assert_same(y[1], direct[1])
     for n in (0, 2):
         assert_same(y[n].relu(), usual[n])
+    # With all that an epilogue does, which then happens twice to a sample.
+    b, residual = torch.randn(36) * scale, in_layout(torch.randn_like(y) * scale, layout)
+    fused = [x, w, b, *arguments[2:-2], "relu", False, residual]
+    out, kept = gpu("conv2d_with_preactivation", *fused)
+    for result, truth in zip((out, kept), OPS.conv2d_with_preactivation(*wide(fused)), strict=True):
+        assert_specials(result, truth)
     dz = in_layout(torch.randn_like(y), layout)
     dz[1, 7, 2, 2] = special
     backward = [dz, x, w, None, [1, 1], [1] * 4, [1, 1], 1, "none", False, [True, True, False]]
@@ -391,7 +397,8 @@ def test_gradient_of_few_channels(gpu: Caller, seed: int) -> None:
         ((2, 32, 9, 9), 1, torch.float16, 90, False, "on tensor cores"),
         ((2, 32, 9, 9), 1, torch.bfloat16, 80, False, "on tensor cores"),
         ((2, 32, 9, 9), 1, torch.float32, 80, True, "on tensor cores"),
-        ((2, 32, 9, 9), 1, torch.float32, 90, False, "implicit matrix product"),
+        ((2, 32, 9, 9), 1, torch.float32, 90, False, "Winograd"),
+        ((2, 16, 9, 9), 1, torch.float32, 90, False, "implicit matrix product"),
         ((2, 32, 9, 9), 1, torch.float16, 70, False, "implicit matrix product"),
         ((2, 32, 9, 9), 32, torch.float16, 90, False, "depthwise"),
         ((2, 32, 9, 9), 4, torch.float32, 90, False, "groups"),
@@ -421,7 +428,109 @@ def test_tiles_of_turing(gpu: Caller) -> None:
         assert_accurate(gradient, truth)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+on_half_types = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+
+
+@on_half_types
+@pytest.mark.parametrize("stride, width", [(1, 13), (1, 16), (2, 37), (2, 32)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stem_over_planes(
+    gpu: Caller, layout: str, stride: int, width: int, dtype: torch.dtype
+) -> None:
+    """Patches of few channels, of rows of outputs in whole units of 16 bytes and others."""
+    channels, filters = (3, 72) if width % 2 else (4, 41)
+    x = in_layout(torch.randn(2, channels, 19, width).to(dtype), layout)
+    w = (torch.randn(filters, channels, 3, 5) / 6).to(dtype)
+    b = torch.randn(filters).to(dtype)
+    common = [[stride] * 2, [2, 2, 1, 1], [1, 1], 1]
+    for activation in ("none", "relu", "silu"):
+        arguments = [x, in_layout(w, layout), b, *common, activation, False]
+        y, z = gpu("conv2d_with_preactivation", *arguments, capability=80)
+        assert_same(gpu("conv2d", *arguments, capability=80, runs=RUNS[:1]), y)
+        for result, truth in zip(
+            (y, z), OPS.conv2d_with_preactivation(*wide(arguments)), strict=True
+        ):
+            assert_accurate(result, truth)
+
+
+@on_half_types
+@pytest.mark.parametrize(
+    "size, filters",
+    [
+        ((3, 24, 8, 13), 136),
+        ((3, 200, 6, 12), 40),
+        ((2, 8, 57, 56), 72),  # several chains of sums of a part
+        ((2, 64, 4, 10), 64),
+        ((5, 40, 2, 4), 256),
+    ],
+)
+def test_gradients_over_planes(
+    gpu: Caller, size: tuple[int, ...], filters: int, dtype: torch.dtype
+) -> None:
+    """1x1 kernels with filters in shared memory, and both gradients at once."""
+    x, w = torch.randn(size).to(dtype), torch.randn(filters, size[1], 1, 1) * size[1] ** -0.5
+    dz = torch.randn(size[0], filters, *size[2:]).to(dtype)
+    common: list[Any] = [[1, 1], [0] * 4, [1, 1], 1]
+    backward = [dz, x, w.to(dtype), None, *common, "none", False, [True, True, False]]
+    both = gpu("conv2d_backward", *backward)
+    for result, truth in zip(both[:2], OPS.conv2d_backward(*wide(backward))[:2], strict=True):
+        assert_accurate(result, truth)
+    for i in range(2):
+        alone = gpu("conv2d_backward", *backward[:-1], [i == 0, i == 1, False], runs=RUNS[1:2])
+        assert_same(alone[i], both[i])
+    one = gpu("conv2d_backward", dz[-1:], x[-1:], *backward[2:], runs=RUNS[:1])
+    assert torch.equal(one[0], both[0][-1:])
+    offset = [in_layout(t, "offset") for t in backward[:3]]
+    for i, result in enumerate(gpu("conv2d_backward", *offset, *backward[3:], runs=RUNS[:1])[:2]):
+        assert_same(result, both[i])
+
+    # Infinity and NaN stay in their pixel of dx, and in dw with their channels.
+    dz[0, 3, 1, 2], x[-1, 5, 0, -1] = float("inf"), float("nan")
+    special = gpu("conv2d_backward", *backward)
+    for result, truth in zip(special[:2], OPS.conv2d_backward(*wide(backward))[:2], strict=True):
+        assert torch.equal(result.isfinite(), truth.isfinite())
+
+
+@on_half_types
+@pytest.mark.parametrize("size, filters", [((3, 24, 8, 13), 136), ((2, 40, 6, 20), 35)])
+def test_filters_in_shared_memory(
+    gpu: Caller, size: tuple[int, ...], filters: int, dtype: torch.dtype
+) -> None:
+    x, w = torch.randn(size).to(dtype), torch.randn(filters, size[1], 1, 1) * size[1] ** -0.5
+    b, residual = torch.randn(filters).to(dtype), torch.randn(size[0], filters, *size[2:])
+    arguments = [x, w.to(dtype), b, [1, 1], [0] * 4, [1, 1], 1]
+    for activation in ("none", "relu", "gelu"):
+        for added in (None, residual.to(dtype)):
+            fused = [*arguments, activation, False, added]
+            y, z = gpu("conv2d_with_preactivation", *fused, capability=80)
+            assert_same(gpu("conv2d", *fused, capability=80, runs=RUNS[:1]), y)
+            truths = OPS.conv2d_with_preactivation(*wide(fused))
+            for result, truth in zip((y, z), truths, strict=True):
+                assert_accurate(result, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("channels", [8, 24, 40])
+def test_odd_planes_in_another_layout(gpu: Caller, channels: int, dtype: torch.dtype) -> None:
+    """Transpositions of planes that no 16 bytes fit, short and long, and of filters with a flip."""
+    for side in (3, 5, 9, 35):
+        x = torch.randn(3 if side < 35 else 1, channels, side, side).to(dtype)
+        w = torch.randn(8, channels, 1, 1).to(dtype)
+        if side < 9:
+            w = torch.randn(9, channels, 3, 3).to(dtype)
+        pad = w.shape[2] // 2
+        common = [[1, 1], [pad] * 4, [1, 1], 1, "none", True]
+        on: dict[str, Any] = {"capability": 80, "tf32": True}
+        y = gpu("conv2d", x, w, None, *common, **on)
+        assert_product(y, OPS.conv2d(*wide([x, w]), None, *common), dtype == torch.float32)
+        backward = [torch.randn_like(y), x, w, None, *common, [True, True, False]]
+        truths = OPS.conv2d_backward(*wide(backward))
+        gradients = gpu("conv2d_backward", *backward, **on)
+        for result, truth in zip(gradients[:2], truths[:2], strict=True):
+            assert_product(result, truth, dtype == torch.float32)
+
+
+@on_half_types
 @pytest.mark.parametrize("kernel, width", [(3, 9), (3, 10), (3, 21), (5, 13), (7, 7), (7, 18)])
 def test_depthwise_on_tensor_cores(
     gpu: Caller, kernel: int, width: int, dtype: torch.dtype
