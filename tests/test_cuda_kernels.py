@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -736,3 +737,148 @@ def test_adaptive_pool2d(gpu: Caller, dtype: torch.dtype, seed: int) -> None:
             gpu("adaptive_max_pool2d_backward", *backward),
             OPS.adaptive_max_pool2d_backward(*wide(backward)),
         )
+
+
+# Layouts, sizes and ceil_mode: rows are whole vectors, halves of vectors or neither, or strips, of
+# planes that go through shared memory and that do not.
+NETWORK_POOLS = (
+    ("channels_last", (2, 16, 9, 13), False),
+    ("channels_last", (1, 64, 6, 8), True),
+    ("contiguous", (3, 1, 6, 16), False),
+    ("contiguous", (2, 3, 9, 32), True),
+    ("contiguous", (3, 1, 8, 14), False),
+    ("contiguous", (1, 2, 7, 28), False),
+    ("contiguous", (1, 1, 6, 56), True),
+    ("contiguous", (1, 1, 58, 72), False),
+    ("contiguous", (1, 1, 66, 68), False),
+    ("contiguous", (1, 1, 67, 65), True),
+)
+
+
+def special_image(size: tuple[int, ...], layout: str, dtype: torch.dtype) -> Tensor:
+    """Ties, zeros of both signs, NaN and infinities; a corner of one infinity and one of NaN."""
+    x = torch.randint(-9, 9, size).double() / 2 * torch.tensor([1.0, -1.0])[torch.randint(2, size)]
+    for special in (float("inf"), -float("inf"), float("nan")):
+        x[torch.rand(size) < 0.02] = special
+    x[..., :7, :7] = -float("inf")
+    x[0, 0, -2:, -5:] = float("nan")
+    return in_layout(x.to(dtype), layout)
+
+
+def assert_accurate_numbers(out: Tensor, truth: Tensor) -> None:
+    """NaN and each infinity in the same places, and the numbers accurate."""
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(out), kind(truth))
+    numbers = truth.isfinite()
+    assert_accurate(out.where(numbers, 0), truth.where(numbers, 0))
+
+
+def gradient(size: Sequence[int], layout: str, dtype: torch.dtype) -> Tensor:
+    dy = torch.randn(size)
+    dy[torch.rand(dy.shape) < 0.01] = float("inf")
+    dy[torch.rand(dy.shape) < 0.01] = float("nan")
+    return in_layout(dy.to(dtype), layout)
+
+
+def assert_selects(
+    gpu: Callable[..., Any], x: Tensor, window: list[Any], ceil_mode: bool, layout: str
+) -> None:
+    """Maxima and minima with and without their places, and the gradient by both kinds of places."""
+    for which in ("max", "min"):
+        y = gpu(f"{which}_pool2d", x, *window, ceil_mode)
+        assert_same(y, getattr(OPS, f"{which}_pool2d")(x, *window, ceil_mode))
+        for name in ("offsets", "indices"):
+            full = f"{which}_pool2d_with_{name}"
+            expected = getattr(OPS, full)(x, *window, ceil_mode)
+            for one, other in zip(gpu(full, x, *window, ceil_mode), expected, strict=True):
+                assert_same(one, other)
+            if which == "min":
+                continue
+            dy = gradient(y.shape, layout, x.dtype)
+            backward = [dy, expected[1], list(x.shape), *window, layout == "channels_last"]
+            dx = gpu("select_pool2d_backward", *backward)
+            assert_accurate_numbers(dx, OPS.select_pool2d_backward(*wide(backward)))
+
+
+def assert_averages(gpu: Callable[..., Any], x: Tensor, arguments: list[Any], layout: str) -> None:
+    y, truth = gpu("avg_pool2d", x, *arguments), OPS.avg_pool2d(x.double(), *arguments)
+    assert_accurate_numbers(y, truth)
+    dy = gradient(y.shape, layout, x.dtype)
+    backward = [dy, list(x.shape), *arguments, layout == "channels_last"]
+    dx = gpu("avg_pool2d_backward", *backward)
+    assert_accurate_numbers(dx, OPS.avg_pool2d_backward(*wide(backward)))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kernel, stride", [(2, 2), (3, 2), (3, 1)])
+def test_pools_of_networks(gpu: Caller, kernel: int, stride: int, dtype: torch.dtype) -> None:
+    """Windows that kernels know when they are compiled: bands, patches and quads."""
+    for layout, size, ceil_mode in NETWORK_POOLS:
+        x = special_image(size, layout, dtype)
+        # That of planes in vectors, or in NHWC any.
+        pad = kernel // 2 if layout == "channels_last" else (kernel - 1) // 2
+        window = [[kernel] * 2, [stride] * 2, [pad] * 2, [1, 1]]
+        assert_selects(gpu, x, window, ceil_mode, layout)
+        rest = [ceil_mode, size[0] == 2, None if size[1] == 1 else 3]
+        assert_averages(gpu, x, [*window[:3], *rest], layout)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_averages_of_pairs(gpu: Caller, dtype: torch.dtype) -> None:
+    """Disjoint 2x2 windows over rows that are no whole vectors, of more than a block and of few."""
+    for size in ((2, 3, 2, 6), (1, 1, 6, 14), (4, 25, 4, 10), (1, 3, 14, 14), (1, 6, 22, 18)):
+        x = special_image(size, "contiguous", dtype)
+        for divisor in (None, -7):
+            arguments = [[2, 2], [2, 2], [0, 0], False, True, divisor]
+            assert_averages(gpu, x, arguments, "contiguous")
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_large_windows(gpu: Caller, dtype: torch.dtype) -> None:
+    """Many elements for each of few outputs, whose gradient is zero almost everywhere."""
+    for layout, size, window, ceil_mode in (
+        ("contiguous", (3, 5, 17, 19), [[7, 6], [5, 6], [3, 2], [1, 1]], True),
+        ("contiguous", (1, 37, 9, 11), [[5, 7], [4, 4], [0, 3], [1, 1]], False),
+        ("contiguous", (1, 2, 25, 23), [[4, 3], [6, 5], [1, 1], [3, 2]], False),
+        ("channels_last", (2, 64, 13, 17), [[7, 6], [5, 6], [3, 2], [1, 1]], True),
+        ("channels_last", (1, 40, 15, 14), [[9, 4], [4, 4], [4, 2], [1, 2]], False),
+        ("channels_last", (1, 128, 8, 9), [[5, 5], [4, 4], [0, 1], [1, 1]], False),
+        ("channels_last", (1, 16, 18, 19), [[17, 16], [3, 3], [8, 0], [1, 1]], True),
+        ("channels_last", (1, 5, 18, 19), [[17, 16], [3, 3], [8, 0], [1, 1]], False),
+    ):
+        x = special_image(size, layout, dtype)
+        assert_selects(gpu, x, window, ceil_mode, layout)
+        if window[3] == [1, 1]:
+            assert_averages(gpu, x, [*window[:3], ceil_mode, True, None], layout)
+    for layout, channels, output in (
+        ("contiguous", 3, [3, 4]),
+        ("contiguous", 17, [1, 2]),
+        ("channels_last", 64, [3, 4]),
+    ):
+        x = special_image((2, channels, 17, 14), layout, dtype)
+        y, indices = OPS.adaptive_max_pool2d(x, output)
+        for one, other in zip(gpu("adaptive_max_pool2d", x, output), (y, indices), strict=True):
+            assert_same(one, other)
+        dy = gradient(y.shape, layout, dtype)
+        backward = [dy, indices, list(x.shape), layout == "channels_last"]
+        dx = gpu("adaptive_max_pool2d_backward", *backward)
+        assert_accurate_numbers(dx, OPS.adaptive_max_pool2d_backward(*wide(backward)))
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_pools_of_whole_images(gpu: Caller, dtype: torch.dtype, capability: int) -> None:
+    """With asynchronous copies and without, of areas of no whole vectors, in blocks partly full."""
+    run = partial(gpu, capability=capability)
+    for layout, size in (
+        ("contiguous", (3, 5, 7, 7)),
+        ("contiguous", (1, 130, 5, 3)),
+        ("contiguous", (1, 9, 13, 14)),
+        ("contiguous", (2, 2, 31, 32)),
+        ("channels_last", (2, 64, 7, 7)),
+        ("channels_last", (1, 24, 9, 11)),
+    ):
+        x = special_image(size, layout, dtype)
+        window = [list(size[2:]), list(size[2:]), [0, 0], [1, 1]]
+        assert_selects(run, x, window, False, layout)
+        assert_averages(run, x, [*window[:3], False, True, None], layout)
