@@ -531,30 +531,66 @@ def test_odd_planes_in_another_layout(gpu: Caller, channels: int, dtype: torch.d
             assert_product(result, truth, dtype == torch.float32)
 
 
+def assert_accurate_with_specials(out: Tensor, truth: Tensor) -> None:
+    """NaN and each infinity in the same places, and the numbers accurate."""
+    numbers = truth.isfinite()
+    assert torch.equal(out.isfinite(), numbers)
+    assert torch.equal(out.isnan(), truth.isnan())
+    assert torch.equal(out.isposinf(), truth.isposinf())
+    assert_accurate(out.where(numbers, 0), truth.where(numbers, 0))
+
+
 @on_half_types
-@pytest.mark.parametrize("kernel, width", [(3, 9), (3, 10), (3, 21), (5, 13), (7, 7), (7, 18)])
+@pytest.mark.parametrize(
+    "kernel, stride, size",
+    [
+        (3, 1, (11, 10)), (3, 1, (11, 21)), (3, 2, (21, 20)), (5, 1, (9, 13)), (5, 2, (13, 35)),
+        (7, 1, (7, 7)), (7, 1, (11, 18)),
+    ],
+)  # fmt: skip
 def test_depthwise_on_tensor_cores(
-    gpu: Caller, kernel: int, width: int, dtype: torch.dtype
+    gpu: Caller, kernel: int, stride: int, size: tuple[int, int], dtype: torch.dtype
 ) -> None:
     """Also where zero factors meet infinity and NaN, which only their own windows may see."""
-    channels, pad = 40, kernel // 2
-    size = (3, channels, 11, width)
-    x, dz = [in_layout(torch.randn(size).to(dtype), "channels_last") for _ in range(2)]
+    channels, pad = 24, kernel // 2
+    x = in_layout(torch.randn(3, channels, *size).to(dtype), "channels_last")
     w, b = torch.randn(channels, 1, kernel, kernel).to(dtype), torch.randn(channels).to(dtype)
-    common = [[1, 1], [pad] * 4, [1, 1], channels]
+    common = [[stride] * 2, [pad] * 4, [1, 1], channels]
     for special in (False, True):
         if special:
-            x[1, 5, 4, 3] = dz[1, 5, 4, 3] = float("inf")
-            x[2, 17, 10, width - 1] = dz[2, 17, 10, width - 1] = float("nan")
+            x[1, 5, 4, 3] = float("inf")
+            x[2, 17, -1, -1] = float("nan")
         fprop = [x, w, b, *common, "relu6", False]
-        dgrad = [dz, x, w, None, *common, "none", False, [True, False, False]]
-        y, dx = gpu("conv2d", *fprop), gpu("conv2d_backward", *dgrad)[0]
-        y_truth = OPS.conv2d(*wide(fprop))
-        for result, truth in ((y, y_truth), (dx, OPS.conv2d_backward(*wide(dgrad))[0])):
-            assert torch.equal(result.isnan(), truth.isnan())
-            finite = truth.isfinite()
-            assert torch.equal(result.isfinite(), finite)
-            assert_accurate(result.where(finite, 0), truth.where(finite, 0))
+        y, y_truth = gpu("conv2d", *fprop), OPS.conv2d(*wide(fprop))
+        assert_accurate_with_specials(y, y_truth)
+        dz = in_layout(torch.randn_like(y), "channels_last")
+        if special:
+            dz[1, 5, 2, 3] = -float("inf")
+            dz[2, 10, -1, -1] = float("nan")
+        backward = [dz, x, w, None, *common, "none", False, [True, True, False]]
+        truths = OPS.conv2d_backward(*wide(backward))
+        for gradient, truth in zip(gpu("conv2d_backward", *backward)[:2], truths[:2], strict=True):
+            assert_accurate_with_specials(gradient, truth)
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, size",
+    [
+        (3, 1, (2, 1064, 27, 5)), (3, 2, (5, 1064, 23, 19)), (5, 1, (9, 1064, 5, 5)),
+        (7, 1, (5, 1064, 11, 3)),
+    ],
+)  # fmt: skip
+def test_depthwise_weight_gradient_of_many_channels(
+    gpu: Caller, kernel: int, stride: int, size: tuple[int, ...]
+) -> None:
+    """Warps that share a block have several strips of images each, and several steps."""
+    x = in_layout(torch.randn(size).half(), "channels_last")
+    w = torch.randn(size[1], 1, kernel, kernel).half()
+    common = [[stride] * 2, [kernel // 2] * 4, [1, 1], size[1], "none", False]
+    dz = in_layout(torch.randn_like(OPS.conv2d(x, w, None, *common)), "channels_last")
+    backward = [dz, x, w, None, *common, [False, True, False]]
+    dw = gpu("conv2d_backward", *backward, capability=80)[1]
+    assert_accurate(dw, OPS.conv2d_backward(*wide(backward))[1])
 
 
 def test_many_filters_of_a_channel(gpu: Caller) -> None:
