@@ -169,11 +169,19 @@ def test_sample_alone(case: str, dtype: torch.dtype) -> None:
         assert torch.equal(alone[2], dx[n : n + 1])
 
 
-@pytest.mark.parametrize("case", ["ragged_filters", "odd_filters"])
+@pytest.mark.parametrize(
+    "case, layout",
+    [
+        ("ragged_filters", "channels_last"),
+        ("odd_filters", "channels_last"),
+        ("stem", "contiguous"),
+        ("stem_even", "contiguous"),
+    ],
+)
 @pytest.mark.parametrize("activation", ["relu", "relu6", "sigmoid", "tanh", "silu", "gelu"])
 @on_dtypes
-def test_epilogue(case: str, activation: str, dtype: torch.dtype) -> None:
-    x, w, b = operands(case, dtype)
+def test_epilogue(case: str, layout: str, activation: str, dtype: torch.dtype) -> None:
+    x, w, b = operands(case, dtype, layout)
     y = F.conv2d(x, w, b, activation=activation, **CASES[case][2])
     z = torch_F.conv2d(*exactly(x, w, b), **CASES[case][2])
     assert_right(y, getattr(torch_F, activation)(z))
@@ -230,6 +238,8 @@ PLANES: dict[str, tuple[tuple[int, ...], int]] = {
     "tiles_over_samples": ((7, 72, 2, 2), 136),
     "large_tiles": ((2, 136, 16, 17), 144),
     "few_filters": ((2, 200, 14, 14), 24),
+    "few_filters_whole_units": ((3, 200, 6, 12), 40),
+    "few_channels_whole_units": ((3, 24, 8, 13), 136),
     "odd_filters": ((2, 48, 10, 10), 35),
     "odd_channels": ((2, 19, 8, 9), 48),
     "odd_planes": ((2, 32, 7, 7), 40),
