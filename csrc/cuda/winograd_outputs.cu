@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) {
       if (i >= rows_left) break;
-      if (p.rows_of_quads) {
+      if (!kChannelsLast && p.rows_of_quads) {
         four(i * kOutputs, first + i * t.row);
         continue;
       }
