@@ -5,8 +5,8 @@
 #pragma once
 
 #include "core/range.h"
-#include "cuda/element.h"
 #include "cuda/early_launch.h"
+#include "cuda/element.h"
 
 namespace torchconv::cuda {
 
