@@ -39,10 +39,17 @@ SPILL_BUDGET = {
     ("simt_wgrad_slices", "sm_80"): 48,
     # 7x7 alone: the weights take most of the 168 registers that three blocks leave a thread.
     ("depthwise_channel_mma_kernel", "sm_90a"): 16,
-    ("depthwise_channel_mma_kernel", "sm_80"): 112,
-    # Their launch bounds are for Hopper, where none of them spills; a few instances of each.
+    # Places of its strips, read once an item: groups of few channels at stride 1.
+    ("grouped_rows_wgrad_kernel", "sm_90a"): 16,
+    # 64 sums of 128 registers, in one tile of each architecture.
+    ("mma_planes_resident_kernel", "sm_90a"): 8,
+    ("mma_planes_resident_kernel", "sm_80"): 16,
+    # Their launch bounds are for Hopper; a few instances of each.
     ("pool_bands", "sm_80"): 48,
     ("depthwise_channels_kernel", "sm_80"): 16,
+    ("depthwise_channel_mma_kernel", "sm_80"): 124,
+    ("grouped_rows_kernel", "sm_80"): 124,
+    ("grouped_rows_wgrad_kernel", "sm_80"): 52,
     ("mma_patch_kernel", "sm_80"): 96,
 }
 
@@ -61,14 +68,16 @@ class Rule:
 
 WIDE = r"(LDG|STG|LDGSTS)\.E(\.\w+)*\.128(\.\w+)*"
 RULES = (
-    Rule("cutlass_sm90_*.cu", "*device_kernel*", "sm_90a", r"HGMMA\..*", True, "wgmma"),
+    Rule("cutlass_sm90_*.cu", "*_kernel", "sm_90a", r"HGMMA\..*", True, "wgmma"),
     Rule("mma_*.cu", "mma_*", "sm_80", r"[HI]MMA\..*", True, "mma"),
     Rule("mma_*.cu", "mma_*", "sm_90a", r"[HI]MMA\..*", True, "mma"),
     Rule("grouped_mma_*.cu", "grouped_*", "sm_90a", r"[HI]MMA\..*", True, "mma"),
-    Rule("depthwise_channel_mma.cu", "*", "sm_80", r"HMMA\..*", True, "mma"),
-    Rule("depthwise_channel_mma.cu", "*", "sm_90a", r"HMMA\..*", True, "mma"),
+    Rule("depthwise_*mma*.cu", "*", "sm_80", r"HMMA\..*", True, "mma"),
+    Rule("depthwise_*mma*.cu", "*", "sm_90a", r"HMMA\..*", True, "mma"),
     Rule("*pool2d*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("depthwise_*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
+    Rule("winograd_gemm.cu", "*", "sm_90a", WIDE, True, "16-byte accesses"),
+    Rule("winograd_outputs.cu", "winograd_outputs", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("conv_layout*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("activation_backward*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
 )
@@ -79,6 +88,9 @@ EXCEPTIONS: dict[str, str] = {
     "depthwise_taps_wgrad_kernel": "likewise",
     "repack_filters": "turns weights, a small part of any call's memory, through shared memory",
     "turn_filters": "likewise",
+    "grouped_rows_add_parts": "adds up the parts of a weight gradient",
+    "average_pairs": "reads two elements of each row of a window, where rows of a plane are no "
+    "whole vectors",
     "sum_rows": "adds up the few partial sums of a bias gradient",
 }
 
