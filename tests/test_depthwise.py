@@ -344,6 +344,7 @@ def test_explained(layout: str, along: str) -> None:
         assert fprop.algorithm.startswith(f"depthwise {direct}")
 
 
+@cpu_only
 def test_phases_explained() -> None:
     """An input gradient of a stride that no rolling rows spread, all residues at once."""
     x, w, _ = operands(1, 32, 12, 12, 3, "contiguous", torch.float32)

@@ -3,7 +3,8 @@
 //   groups == C                                    depthwise
 //   groups of several channels,                    mma.sync for 16-bit types (Ampere and later):
 //                                                  of as many filters by kernels of their own,
-//                                                  other wide ones as without groups; else direct
+//                                                  other wide ones as without groups; else
+//                                                  direct, of many channels a group in NHWC
 //   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
 //   products long and wide enough for a tile       else mma.sync (Ampere and later), which
 //                                                  takes 1x1 over NCHW as it lies
@@ -16,6 +17,8 @@
 // residual is added before it, the next in line computes them (of groups == C, the depthwise kernel
 // for any taps).
 #include "cuda/conv_choice.h"
+
+#include <algorithm>
 
 #include "cuda/simt_few_dgrad.h"
 #include "cuda/winograd.h"
@@ -33,6 +36,13 @@ bool rounds_factors(const ConvProblem& p, const Queue& queue) {
          (p.dtype == DType::kFloat32 && queue.allow_tf32());
 }
 
+// The direct kernels of groups share what they load between channels in NHWC, between pixels in
+// NCHW: of so many channels a group a copy in NHWC costs less than it saves.
+Layout layout_of_groups(const ConvProblem& p, Pass pass) {
+  const int64_t least = pass == Pass::kFprop ? 16 : 4;
+  return std::min(p.C, p.K) / p.groups >= least ? Layout::kNHWC : p.layout;
+}
+
 bool empty(const ConvProblem& p) { return p.N == 0 || p.C == 0 || p.K == 0; }
 
 }  // namespace
@@ -47,7 +57,9 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, const Extras& extras, const 
     if (grouped_mma_takes(channels_last, pass, queue))
       return {ConvAlgorithm::kGroupedMma, channels_last};
     if (mma_takes(channels_last, pass, queue)) return {ConvAlgorithm::kMma, channels_last};
-    if (!extras.residual && grouped_takes(p, pass)) return {ConvAlgorithm::kGrouped, p};
+    ConvProblem direct = p;
+    direct.layout = layout_of_groups(p, pass);
+    if (!extras.residual && grouped_takes(direct, pass)) return {ConvAlgorithm::kGrouped, direct};
     return {ConvAlgorithm::kSimt, p};
   }
   if (!rounds_factors(p, queue)) {
