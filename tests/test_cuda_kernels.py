@@ -420,6 +420,15 @@ def test_choice_of_algorithm(
     assert ("tensor cores" in text) == ("tensor cores" in algorithm)
 
 
+def test_layout_of_groups(gpu: Caller) -> None:
+    """Wide groups of contiguous images are computed in channels_last."""
+    for channels, passes in ((2, 0), (4, 2), (16, 3)):
+        x, w = torch.randn(1, 2 * channels, 6, 7), torch.randn(2 * channels, channels, 3, 3)
+        arguments = [x, w, [1, 1], [1] * 4, [1, 1], 2, False]
+        text = gpu("explain_conv2d", *arguments, runs=RUNS[:1])
+        assert text.count("groups") == 3 and text.count("NHWC copies") == passes
+
+
 def test_tiles_of_turing(gpu: Caller) -> None:
     """Blocks have 64 KB of shared memory there, less than the largest tile of float32 takes."""
     x, w, dz = torch.randn(1, 14, 4, 4), torch.randn(128, 14, 3, 3), torch.randn(1, 128, 4, 4)

@@ -36,8 +36,9 @@ double product_of(std::initializer_list<int64_t> sizes) {
 }
 
 std::string layouts(const ConvProblem& p, const ConvProblem& plan) {
-  if (p.layout == plan.layout) return p.layout == Layout::kNHWC ? "NHWC" : "NCHW";
-  return "NHWC copies of NCHW images";
+  const bool channels_last = plan.layout == Layout::kNHWC;
+  if (p.layout == plan.layout) return channels_last ? "NHWC" : "NCHW";
+  return channels_last ? "NHWC copies of NCHW images" : "NCHW copies of NHWC images";
 }
 
 }  // namespace
