@@ -57,7 +57,7 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "wide_padding": ((2, 64, 6, 5), 64, (3, 3), {"padding": (4, 3)}),
     "uneven": ((2, 64, 9, 10), 64, (4, 4), {"padding": "same"}),
     "pixel": ((5, 256, 1, 1), 128, (1, 1), {}),
-    # Few channels in rows of outputs, loaded with a halo: a last tile of one row, and of few columns.
+    # Few channels in rows of outputs, loaded with a halo: a last tile of one row, of few columns.
     "halo": ((3, 64, 57, 56), 64, (3, 3), {"padding": 1}),
     "halo_few": ((2, 48, 30, 31), 56, (3, 2), {"padding": (1, 0)}),
     # Of wgrad in TF32: columns turned in shared memory, channels and filters of them.
