@@ -11,7 +11,7 @@
 // in memory, one step ahead, those of dz to a ring that keeps the rows which the next step meets
 // again. A lane loads eight channels of a pixel at once, and a byte permutation makes of two pixels
 // the words of a fragment. Warps' sums meet in shared memory, those of slices, which the shape
-// alone cuts, in block_sums.cu.
+// and the kind of device cut, in block_sums.cu.
 //
 // Padding is zeros in shared memory. A product with it is not to be formed, for dz need not be
 // finite; it can only make a sum NaN, so sums that are NaN are computed once more, term by term.
@@ -21,6 +21,7 @@
 #include "cuda/block_sums.cuh"
 #include "cuda/depthwise.h"
 #include "cuda/early_launch.h"
+#include "cuda/shared_memory.h"
 #include "cuda/tensor_core_of_8.h"
 
 namespace torchconv::cuda {
@@ -308,7 +309,7 @@ StripsPlan plan_strips(int64_t strips, int64_t steps, int64_t tiles, int64_t mos
   const int64_t most_slices = std::max<int64_t>(kBlocks / tiles, 1);
   StripsPlan best{};
   int64_t least = 0;
-  for (int64_t sets = 1; sets <= steps; ++sets) {
+  for (int64_t sets = ceil_div(steps, kMostSteps); sets <= steps; ++sets) {
     const int64_t set_steps = ceil_div(steps, sets);
     if (ceil_div(steps, set_steps) != sets) continue;
     const int64_t share = ceil_div(strips * sets, most_slices);
@@ -336,7 +337,10 @@ void launch_mma_wgrad(const Gather& g, const void* dz, const void* x, void* dw,
   p.pixels = (p.width - 1) * S::kStride + S::R;
   const int64_t steps =
       ceil_div(g.h.in + (S::kStride == 2 ? g.h.origin & 1 : 0), static_cast<int64_t>(S::kStepRows));
-  const int64_t most_warps = queue.capability >= 90 ? kMostWarps : 4;
+  const int64_t most_warps =
+      queue.capability < 90
+          ? 4
+          : std::min<int64_t>(kMostWarps, shared_of_block(queue.capability) / S::kWarpBytes);
   const StripsPlan plan = plan_strips<S>(g.N * parts, steps, tiles, most_warps);
   const int64_t slices = plan.slices, warps = plan.warps;
   p.set_steps = static_cast<int>(plan.set_steps);

@@ -8,13 +8,9 @@
 #include "cuda/grouped_mma_plan.h"
 #include "cuda/grouped_mma_wgrad_kernel.h"
 #include "cuda/mma_gather_kernel.h"
+#include "cuda/shared_memory.h"
 
 namespace torchconv::cuda {
-
-int shared_of_block(int capability) {
-  if (capability == 80 || capability == 87) return 163 * 1024;
-  return capability >= 90 && capability < 120 ? 227 * 1024 : 99 * 1024;
-}
 
 namespace {
 

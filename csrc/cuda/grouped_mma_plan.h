@@ -10,7 +10,4 @@ namespace torchconv::cuda {
 bool plan_grouped_gather(GroupedGather& p, const Queue& queue);
 bool plan_grouped_wgrad(GroupedWgrad& p, const Queue& queue);
 
-// Shared memory that a block may have, in bytes; a multiprocessor has 1 KB more.
-int shared_of_block(int capability);
-
 }  // namespace torchconv::cuda

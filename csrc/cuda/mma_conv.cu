@@ -93,7 +93,7 @@ bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue) {
   if (p.groups != 1 && (pass == Pass::kWgrad || !wide_groups(p))) return false;
   if (p.layout == Layout::kNHWC
           ? p.weight_layout != Layout::kNHWC || p.flip
-          : !planes_take(p, pass) && (pass != Pass::kFprop || !patch_takes(p)))
+          : !planes_take(p, pass) && (pass != Pass::kFprop || !patch_takes(p, queue)))
     return false;
   for (const int64_t size : {p.N, p.C, p.K, p.P, p.Q})
     if (size <= 0) return false;
@@ -116,7 +116,7 @@ void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* b
                const void* residual, void* y, void* preactivation, const Queue& queue) {
   if (p.layout == Layout::kNCHW && planes_take(p, Pass::kFprop))
     return planes_fprop(p, x, w, bias, residual, y, preactivation, queue);
-  if (residual == nullptr && patch_takes(p))
+  if (residual == nullptr && patch_takes(p, queue))
     return with_tensor_core_type(p.dtype, [&](auto element) {
       using T = decltype(element);
       run_patch(p, static_cast<const T*>(x), static_cast<const T*>(w),
@@ -157,7 +157,7 @@ void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* b
 
 void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, const Queue& queue) {
   if (p.layout == Layout::kNCHW) return planes_dgrad(p, dz, w, dx, queue);
-  if (patch_dgrad_takes(p))
+  if (patch_dgrad_takes(p, queue))
     return with_tensor_core_type(p.dtype, [&](auto element) {
       using T = decltype(element);
       run_patch_dgrad(p, static_cast<const T*>(dz), static_cast<const T*>(w), static_cast<T*>(dx),
@@ -192,7 +192,7 @@ void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, co
 
 void mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue) {
   if (p.layout == Layout::kNCHW) return planes_wgrad(p, dz, x, dw, queue);
-  if (patch_wgrad_takes(p))
+  if (patch_wgrad_takes(p, queue))
     return with_tensor_core_type(p.dtype, [&](auto element) {
       using T = decltype(element);
       run_patch_wgrad(p, static_cast<const T*>(dz), static_cast<const T*>(x), static_cast<T*>(dw),

@@ -183,8 +183,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 }  // namespace
 
-bool patch_takes(const ConvProblem& p) {
-  return patch_fits(p) && shared_bytes(patch_problem(p)) <= 112 * 1024;
+bool patch_takes(const ConvProblem& p, const Queue& queue) {
+  return patch_fits(p) && shared_bytes(patch_problem(p)) <= shared_of_patch(queue);
 }
 
 template <typename T>

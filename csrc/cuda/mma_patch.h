@@ -16,9 +16,12 @@
 // taps, whatever the tile.
 #pragma once
 
+#include <algorithm>
+
 #include "core/conv_problem.h"
 #include "cuda/activation.h"
 #include "cuda/conv_layout.h"
+#include "cuda/shared_memory.h"
 
 namespace torchconv::cuda {
 
@@ -31,8 +34,13 @@ const T* on_16_bytes(DType dtype, const T* source, int64_t count, const Queue& q
   return copy;
 }
 
+// What a block of these kernels may have of shared memory: at least two are to run at a time.
+inline int shared_of_patch(const Queue& queue) {
+  return std::min(112 * 1024, shared_of_block(queue.capability));
+}
+
 // Whether the kernel takes fprop: by the problem of one sample.
-bool patch_takes(const ConvProblem& p);
+bool patch_takes(const ConvProblem& p, const Queue& queue);
 
 // x and y in either layout, and w.
 template <typename T>
@@ -40,12 +48,12 @@ void run_patch(const ConvProblem& p, const T* x, const T* w, const Epilogue<T>& 
                const Queue& queue);
 
 // The same for dgrad, dz and dx NHWC: see mma_patch_dgrad.cu.
-bool patch_dgrad_takes(const ConvProblem& p);
+bool patch_dgrad_takes(const ConvProblem& p, const Queue& queue);
 template <typename T>
 void run_patch_dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Queue& queue);
 
 // And for wgrad, x and dz NHWC: see mma_patch_wgrad.cu.
-bool patch_wgrad_takes(const ConvProblem& p);
+bool patch_wgrad_takes(const ConvProblem& p, const Queue& queue);
 template <typename T>
 void run_patch_wgrad(const ConvProblem& p, const T* dz, const T* x, T* dw, const Queue& queue);
 

@@ -208,15 +208,15 @@ PatchDgrad patch_dgrad(const ConvProblem& p, int rows_of_tile) {
 }
 
 template <typename T>
-bool fits(const ConvProblem& p) {
+bool fits(const ConvProblem& p, const Queue& queue) {
   const PatchDgrad g = patch_dgrad(p, kWarps * kWarpRows<T>);
   return g.window_h > 0 && g.window_w > 0 && g.tiles < kMostPatches &&
-         shared_bytes<T>(g, static_cast<int>(p.stride_h)) <= 112 * 1024;
+         shared_bytes<T>(g, static_cast<int>(p.stride_h)) <= shared_of_patch(queue);
 }
 
 }  // namespace
 
-bool patch_dgrad_takes(const ConvProblem& p) {
+bool patch_dgrad_takes(const ConvProblem& p, const Queue& queue) {
   constexpr int64_t kMost = 64;  // a patch of more does not fit
   const int64_t size = p.dtype == DType::kFloat32 ? 4 : 2;
   if (p.C > kChannels || p.groups != 1 || p.flip || p.layout != Layout::kNHWC ||
@@ -224,7 +224,7 @@ bool patch_dgrad_takes(const ConvProblem& p) {
       p.dilation_h != 1 || p.dilation_w != 1 || p.R > kMost || p.S > kMost ||
       p.K * size % kStepBytes != 0 || p.K > 4096)
     return false;
-  return size == 2 ? fits<Half>(p) : fits<float>(p);
+  return size == 2 ? fits<Half>(p, queue) : fits<float>(p, queue);
 }
 
 template <typename T>

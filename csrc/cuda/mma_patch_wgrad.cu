@@ -208,17 +208,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 template <typename T>
-bool fits(const ConvProblem& p) {
+bool fits(const ConvProblem& p, const Queue& queue) {
   const PatchProblem g = patch_problem(p);
   return g.terms() <= kWarps * kColumns * (sizeof(T) == 2 ? 1 : 2) && p.K % kLanes<T> == 0 &&
-         shared_bytes<T>(g) <= 112 * 1024;
+         shared_bytes<T>(g) <= shared_of_patch(queue);
 }
 
 }  // namespace
 
-bool patch_wgrad_takes(const ConvProblem& p) {
+bool patch_wgrad_takes(const ConvProblem& p, const Queue& queue) {
   return p.layout == Layout::kNHWC && p.weight_layout == Layout::kNHWC && patch_fits(p) &&
-         (p.dtype == DType::kFloat32 ? fits<float>(p) : fits<Half>(p));
+         (p.dtype == DType::kFloat32 ? fits<float>(p, queue) : fits<Half>(p, queue));
 }
 
 template <typename T>

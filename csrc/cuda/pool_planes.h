@@ -102,11 +102,12 @@ bool run_fold_planes(const PoolShape& s, int64_t planes, const Rule& rule,
   const PoolView<int32_t> view(s, planes, 1, true);
   using Value = typename Rule::Value;
   const Value divisor = Rule::kSelects ? Value{1} : view.template divisor_of<Value>(0, 0);
+  // Without asynchronous copies a run begins where shared memory does.
+  const int64_t elements = waits ? block * area : run_elements<T>(1, 1, block, area);
   launch(fold_planes<Rule>, dim3(static_cast<unsigned>(ceil_div(planes, block))),
-         dim3(kPoolThreads),
-         static_cast<int>(run_elements<T>(1, 1, block, area) * static_cast<int64_t>(sizeof(T))),
-         queue, view, rule, divisor, static_cast<int32_t>(area), sharers, aligned<T>(x, kLanes<T>),
-         waits, x, y, selected);
+         dim3(kPoolThreads), static_cast<int>(elements * static_cast<int64_t>(sizeof(T))), queue,
+         view, rule, divisor, static_cast<int32_t>(area), sharers, aligned<T>(x, kLanes<T>), waits,
+         x, y, selected);
   return true;
 }
 

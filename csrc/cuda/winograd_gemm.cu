@@ -12,6 +12,7 @@
 
 #include "core/range.h"
 #include "cuda/element.h"
+#include "cuda/shared_memory.h"
 #include "cuda/tensor_core.h"
 #include "cuda/winograd_gemm.h"
 #include "cuda/winograd_transforms.h"
@@ -226,15 +227,15 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
 }
 
 // The tile of the least cost by the sums that it has and the product has not: of one side of 64 a
-// block reads more for an FMA.
+// block reads more for an FMA. The large tile has more shared memory than some devices' blocks.
 template <typename F>
-auto with_tile(int64_t M, int64_t N, F&& f) {
+auto with_tile(int64_t M, int64_t N, bool may_be_large, F&& f) {
   const auto area = [&](int64_t m, int64_t n, double share) {
     return static_cast<double>(ceil_div(M, m) * m * (ceil_div(N, n) * n)) / share;
   };
   const double large = area(128, 128, 1.0), medium = area(64, 128, 0.95);
   const double small = area(64, 64, 0.85);
-  if (large <= std::min(medium, small)) return f(Tile<128, 128>{});
+  if (may_be_large && large <= std::min(medium, small)) return f(Tile<128, 128>{});
   if (medium <= small) return f(Tile<64, 128>{});
   return f(Tile<64, 64>{});
 }
@@ -242,7 +243,8 @@ auto with_tile(int64_t M, int64_t N, F&& f) {
 }  // namespace
 
 void multiply(const Gemm& gemm, const Queue& queue) {
-  with_tile(gemm.M, gemm.N, [&](auto tile) {
+  const size_t most = static_cast<size_t>(shared_of_block(queue.capability));
+  with_tile(gemm.M, gemm.N, sizeof(Tile<128, 128>::Shared) <= most, [&](auto tile) {
     using T = decltype(tile);
     const int64_t tiles = ceil_div(gemm.M, T::kM) * ceil_div(gemm.N, T::kN);
     const int slices = gemm.tiles_are_terms ? gemm.slices : 1;
@@ -258,7 +260,7 @@ void multiply(const Gemm& gemm, const Queue& queue) {
 
 int64_t slices_of(int64_t M, int64_t N, int64_t terms) {
   constexpr int64_t kMultiprocessors = 132, kLeastTerms = 128, kMostSlices = 64;
-  return with_tile(M, N, [&](auto tile) {
+  return with_tile(M, N, /*may_be_large=*/true, [&](auto tile) {
     using T = decltype(tile);
     const int64_t tiles = ceil_div(M, T::kM) * ceil_div(N, T::kN) * kProducts;
     const int64_t most = std::clamp<int64_t>(terms / kLeastTerms, 1, kMostSlices);
