@@ -1,6 +1,7 @@
-// Launches that overlap: from Hopper on, a kernel starts while the one before it in the stream
-// ends, in the places that its blocks leave, and waits there until its results can be seen. That
-// saves what the start of a kernel takes, a large part of a short one's time.
+// Launches that overlap: on Hopper and later, of code that was compiled for it, a kernel starts
+// while the one before it in the stream ends, in the places that its blocks leave, and waits there
+// until its results can be seen. That saves what the start of a kernel takes, a large part of a
+// short one's time.
 #pragma once
 
 #include "cuda/launch.h"
@@ -48,6 +49,19 @@ inline cudaLaunchAttribute starts_early() {
   return attribute;
 }
 
+// Whether wait_for_previous() waits in the kernel as the current device runs it: other devices may
+// run what was compiled for an older architecture.
+inline bool waits_for_previous(const void* kernel) {
+  static thread_local std::unordered_map<uint64_t, bool> known;
+  const auto [found, is_new] = known.try_emplace(key_of(kernel), false);
+  if (is_new) {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, kernel), "kernel's attributes");
+    found->second = attributes.ptxVersion >= 90;
+  }
+  return found->second;
+}
+
 // As launch(), of a kernel that calls wait_for_previous() first.
 template <typename... Parameters, typename... Arguments>
 void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared_bytes,
@@ -62,7 +76,9 @@ void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, int shar
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = static_cast<cudaStream_t>(queue.stream);
   config.attrs = &attribute;
-  config.numAttrs = may_start_early(queue) ? 1 : 0;
+  const bool early =
+      may_start_early(queue) && waits_for_previous(reinterpret_cast<const void*>(kernel));
+  config.numAttrs = early ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "launch");
 }
 

@@ -38,11 +38,16 @@ struct SharedMemoryLimits {
 inline SharedMemoryLimits shared_memory_limits;
 inline thread_local std::unordered_map<uint64_t, int> shared_memory_seen;
 
-inline void allow_shared_memory(const void* kernel, int bytes) {
+// Of a kernel on the current device.
+inline uint64_t key_of(const void* kernel) {
   int device = 0;
   check(cudaGetDevice(&device), "device");
   // Addresses take 48 bits.
-  const uint64_t key = reinterpret_cast<uintptr_t>(kernel) | static_cast<uint64_t>(device) << 48;
+  return reinterpret_cast<uintptr_t>(kernel) | static_cast<uint64_t>(device) << 48;
+}
+
+inline void allow_shared_memory(const void* kernel, int bytes) {
+  const uint64_t key = key_of(kernel);
   int& seen = shared_memory_seen[key];
   if (seen >= bytes) return;
   const std::lock_guard<std::mutex> lock(shared_memory_limits.mutex);
