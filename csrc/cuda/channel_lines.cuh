@@ -132,8 +132,8 @@ struct LineRing {
 #pragma unroll
     for (int i = 0; i < S::kCopies; ++i) {
       if (row && (present >> i & 1) != 0)
-        copy_async<16>(shared_address(rows + into + (i * 32 + lane) * 16), source + offset[i],
-                       (inside >> i & 1) != 0);
+        copy_async<16>(shared_address(rows + into + (i * 32 + lane) * 16),
+                       source + static_cast<int32_t>(offset[i]), (inside >> i & 1) != 0);
     }
     copy_async_commit();
     ++h, source += in_row * S::kBytes;

@@ -2,10 +2,10 @@
 #include <algorithm>
 
 #include "core/range.h"
-#include "cuda/grouped_mma_plan.h"
 #include "cuda/grouped_mma_rows.h"
 #include "cuda/grouped_mma_rows_kernel.h"
 #include "cuda/grouped_mma_rows_wgrad_kernel.h"
+#include "cuda/shared_memory.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -45,8 +45,10 @@ void cut_rows(RowsCut& cut, int64_t batch, int64_t slots, int more_steps, int fi
               int64_t chain) {
   constexpr int64_t kMostParts = 65535;
   const int64_t columns = ceil_div(batch, cut.images) * cut.tiles;
+  const int64_t fewest = chain > 0 ? ceil_div(cut.all_rows, chain) : 1;
+  const int64_t most = std::max(fewest, std::min<int64_t>(cut.all_rows / 4, 64));
   int64_t best = 0;
-  for (int segments = 1; segments <= 64 && segments <= std::max(cut.all_rows / 4, 1); ++segments) {
+  for (int64_t segments = fewest; segments <= most; ++segments) {
     const int64_t rows = ceil_div(cut.all_rows, segments), of_rows = ceil_div(cut.all_rows, rows);
     const int64_t items = columns * of_rows;
     int64_t parts = std::max<int64_t>(slots, 1);
@@ -82,10 +84,18 @@ bool plan_grouped_rows(GroupedRows& p, const Queue& queue) {
     p.first_h = first_of(p.h, p.backward), p.first_w = first_of(p.w, p.backward);
     cut_columns(p.cut, p.batch, Shape::kColumns, Shape::kStaged, Shape::kStepRows,
                 Shape::kSame ? 2 : 1);
-    p.cut.slot_bytes = Shape::kStepRows * p.cut.row_bytes;
-    const int bytes = Shape::kSteps * p.cut.slot_bytes + filters_bytes(p);
+    const int most_images = p.cut.images;
     const int most = shared_of_block(queue.capability);
-    if (bytes > most) return false;
+    const auto bytes_of = [&](int images) {
+      p.cut.images = images, p.cut.row_bytes = images * p.cut.line * kPixelBytes;
+      p.cut.slot_bytes = Shape::kStepRows * p.cut.row_bytes;
+      return Shape::kSteps * p.cut.slot_bytes + filters_bytes(p);
+    };
+    // Whether it is taken must not depend on the batch.
+    if (bytes_of(1) > most) return false;
+    int images = most_images;
+    while (bytes_of(images) > most) --images;
+    const int bytes = bytes_of(images);
     const int blocks = std::min(Shape::kBlocks, (most + 1024) / (bytes + 1024));
     cut_rows(p.cut, p.batch, int64_t{queue.multiprocessors} * blocks / p.c.slabs, Shape::kMoreSteps,
              Shape::kSteps, 0);

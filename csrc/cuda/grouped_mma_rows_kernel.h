@@ -282,11 +282,11 @@ __global__ void __launch_bounds__(RowsShape<Walk, Units>::kThreads, RowsShape<Wa
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           if (first_tile + n >= units) continue;
-          const auto bias = *reinterpret_cast<const Vector<T, 2>*>(
-              epilogue.bias + (first_unit + first_tile + n) * kUnitChannels + lane % 4 * 2);
+          // It may begin at any element.
+          const T* const bias =
+              epilogue.bias + ((first_unit + first_tile + n) * kUnitChannels + lane % 4 * 2);
 #pragma unroll
-          for (int i = 0; i < kTiles * 4; ++i)
-            z[i / 4 * 8 + n * 4 + i % 4] += to_wide(bias.element[i % 2]);
+          for (int i = 0; i < kTiles * 4; ++i) z[i / 4 * 8 + n * 4 + i % 4] += to_wide(bias[i % 2]);
         }
       }
       if (epilogue.residual != nullptr) {
