@@ -80,7 +80,8 @@ SliceSums<T> slice_sums(T* result, int64_t slices, int64_t elements, const Queue
   return {result, slices > 1 ? queue.scratch<Wide<T>>(slices * elements) : nullptr, elements};
 }
 
-// result = partial sums added over slices, in double. Nothing where there is one slice.
+// result = partial sums added over slices, in double; it may be one of the slices. Nothing where
+// there is one slice.
 // early: as launch_early(), after a kernel that calls let_next_start().
 template <typename T>
 void add_slices(const SliceSums<T>& sums, int64_t slices, const Queue& queue, bool early = false);

@@ -297,6 +297,7 @@ inline GatherParts gather_parts(const Gather& g, int64_t bytes, int64_t multipro
 // A gather of few channels whose pixels are loaded once for all taps, with a halo (see
 // cutlass_sm90_halo.cu), in tiles of whole rows of outputs.
 constexpr int kHaloTaps = 9, kHaloOutputs = 256, kHaloPixels = 352;
+constexpr int64_t kMostOfBox = 256;  // pixels along an axis of what TMA loads at once
 
 struct HaloTile {
   int64_t rows, columns;  // of outputs, and of pixels a row in shared memory
@@ -304,7 +305,8 @@ struct HaloTile {
 
 inline HaloTile halo_tile(const Gather& g) {
   const int64_t columns = g.w.outputs + g.w.taps - 1;
-  return {std::min(kHaloOutputs / columns, g.h.outputs), columns};
+  const int64_t most = std::min(kHaloOutputs / columns, kMostOfBox - (g.h.taps - 1));
+  return {std::min(most, g.h.outputs), columns};
 }
 
 // By a sample's shape alone.
@@ -463,7 +465,9 @@ inline bool takes(const ConvProblem& p, Pass pass, bool preactivation, bool resi
                  kFilled;
     }
     case Pass::kDgrad: {
-      if (p.stride_h * p.stride_w > kMostPhases || p.N * p.H * p.W > INT32_MAX) return false;
+      if (p.stride_h > kMostPhases || p.stride_w > kMostPhases ||
+          p.stride_h * p.stride_w > kMostPhases || p.N * p.H * p.W > INT32_MAX)
+        return false;
       if (!small(p.pad_top, p.dilation_h * (p.R - 1)) ||
           !small(p.pad_left, p.dilation_w * (p.S - 1)))
         return false;

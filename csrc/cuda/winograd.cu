@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "core/range.h"
+#include "cuda/block_sums.cuh"
 #include "cuda/conv_passes.h"
 #include "cuda/simt_masked.h"
 #include "cuda/winograd.h"
@@ -217,11 +218,14 @@ void winograd_wgrad(const ConvProblem& p, const void* dz, const void* x, void* d
   gemm.out_point = p.K * c_width, gemm.out_slice = kProducts * gemm.out_point;
   gemm.tiles_are_terms = true;
   gemm.slices = static_cast<int>(slices_of(p.K, p.C, most));
+  // Of several pieces the sums so far are the first slice.
+  const bool several = pieces.count() > 1;
+  float* const sums = queue.scratch<float>((gemm.slices + (several ? 1 : 0)) * gemm.out_slice);
+  gemm.out = several ? sums + gemm.out_slice : sums;
   WeightGradient gradient{};
   gradient.slice = gemm.out_slice, gradient.point = gemm.out_point, gradient.width = c_width;
-  gradient.slices = static_cast<int>(pieces.count()) * gemm.slices;
-  gemm.out = queue.scratch<float>(gradient.slices * gradient.slice);
-  gradient.sums = gemm.out;
+  gradient.slices = several ? 1 : gemm.slices;
+  gradient.sums = sums;
   gradient.K = gemm.M, gradient.C = gemm.N;
   gradient.flip = p.flip;
   gradient.strides = weight_strides(p);
@@ -247,7 +251,10 @@ void winograd_wgrad(const ConvProblem& p, const void* dz, const void* x, void* d
     transform_gradients(gradients, tiles, {Z, gemm.a_point, 1, k_width}, flag, queue);
     gemm.tiles = tiles.ranges;
     multiply(gemm, queue);
-    gemm.out += gemm.slices * gemm.out_slice;
+    const bool first = piece == 0;
+    if (several)
+      add_slices(SliceSums<float>{sums, first ? gemm.out : sums, gemm.out_slice},
+                 gemm.slices + (first ? 0 : 1), queue);
   }
   transform_weight_gradients(gradient, flag, queue);
   simt_wgrad_if(flag, p, dz, x, dw, queue);
