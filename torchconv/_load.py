@@ -129,6 +129,7 @@ def load(root: Path | None = None, prebuilt: Path | None = None) -> Path:
         if _loaded is None:
             root = _build.source_root() if root is None else root
             _loaded = _open(isa(), root, prebuilt_dir() if prebuilt is None else prebuilt)
+            _share_switches()
         return _loaded
 
 
@@ -155,7 +156,16 @@ def load_cuda() -> Path:
         with _mutex:
             if _loaded_cuda is None:
                 _loaded_cuda = _open(_build.CUDA, _build.source_root(), prebuilt_dir())
+                _share_switches()
     return _loaded_cuda
+
+
+def _share_switches() -> None:
+    """Tells the library for GPUs of the switches in the CPU's, as soon as both are there; until
+    then nobody has moved one."""
+    if _loaded is not None and _loaded_cuda is not None:
+        allowed = ctypes.CDLL(str(_loaded)).torchconv_winograd_allowed
+        ctypes.CDLL(str(_loaded_cuda)).torchconv_set_winograd_switch(allowed)
 
 
 def _open(name: str, root: Path, prebuilt: Path) -> Path:
@@ -211,7 +221,6 @@ def _open_library(path: Path, name: str) -> None:
     if name == _build.CUDA:
         library = ctypes.CDLL(str(path))
         library.torchconv_set_tf32_switch(_allows_tf32)
-        library.torchconv_set_winograd_switch(ctypes.CDLL(str(load())).torchconv_winograd_allowed)
         # Whoever still convolves while Python ends must not call it.
         atexit.register(library.torchconv_set_tf32_switch, None)
         return

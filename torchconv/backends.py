@@ -72,8 +72,9 @@ class allow_winograd(_Switch):
     with an infinite or NaN output is computed again without it, so both stay where they belong; so
     is a weight gradient.
 
-    On a GPU it is used for 3x3 convolutions of stride 1 in float32, where TF32 is not allowed and
-    there are 32 channels or more on both sides.
+    On a GPU of compute capability 8.0 or later it is used for 3x3 convolutions in float32 of one
+    group, stride and dilation 1, where TF32 is not allowed, with 32 channels or more on both sides
+    and 16 outputs or more. What a CUDA graph has captured stays as it was.
 
     Args:
         enabled: allowed (the default of the process) or not.

@@ -5,9 +5,9 @@
 //                                                  of as many filters by kernels of their own,
 //                                                  other wide ones as without groups; else
 //                                                  direct, of many channels a group in NHWC
-//   16-bit types, and float32 where TF32 may be,   CUTLASS (Hopper),
-//   products long and wide enough for a tile       else mma.sync (Ampere and later), which
-//                                                  takes 1x1 over NCHW as it lies
+//   16-bit types, and float32 where TF32 may be,   mma.sync (Ampere and later) where it takes NCHW
+//   products long and wide enough for a tile       as it lies: 1x1, and stems of few channels;
+//                                                  in NHWC CUTLASS (Hopper), else mma.sync
 //   float32 where TF32 may not be, 3x3, stride 1   Winograd (Ampere and later) where it is allowed
 //   and 32 channels or more on both sides
 //   the rest                                       SIMT; dgrad of at most four channels over NCHW

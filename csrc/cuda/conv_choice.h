@@ -1,6 +1,7 @@
 // Which algorithm computes a pass of a convolution on the GPU: the table of choices, and what it
 // needs of the tensors' layouts. A function of the problem and the device; for fprop and dgrad of
-// one sample's problem, so that its bits do not depend on the batch.
+// one sample's problem, so that its bits do not depend on the batch, but for tensors of 2^31
+// pixels.
 #pragma once
 
 #include "cuda/conv_passes.h"

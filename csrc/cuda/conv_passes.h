@@ -52,7 +52,8 @@ void grouped_mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void
 
 // --- mma_*.cu: tensor cores through mma.sync (compute capability 8.0 and later), float16,
 // bfloat16, and float32 rounded to TF32. Layouts NHWC and K x R x S x C, one group, no flip, or
-// fprop and dgrad of groups of at least 32 channels and filters; and 1x1 kernels over NCHW.
+// fprop and dgrad of groups of at least 32 channels and filters; over NCHW 1x1 kernels, and
+// fprop of few channels.
 bool mma_takes(const ConvProblem& p, Pass pass, const Queue& queue);
 void mma_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
                const void* residual, void* y, void* preactivation, const Queue& queue);
@@ -60,7 +61,8 @@ void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, co
 void mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue);
 
 // --- cutlass_sm90_*.cu: CUTLASS 3.x, TMA and wgmma (compute capability 9.0). As mma_*, for what
-// the hardware's im2col takes. Absent (takes nothing) where CUTLASS was not there at build time.
+// the hardware's im2col takes; dgrad reads weights of either layout. Absent (takes nothing) where
+// CUTLASS was not there at build time.
 bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, bool residual,
                    const Queue& queue);
 void cutlass_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,

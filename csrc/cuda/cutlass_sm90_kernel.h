@@ -5,12 +5,13 @@
 // zeros. fprop: (NPQ x CRS) times (CRS x K), dgrad the same over dz; wgrad: (K x NPQ) times
 // (NPQ x CRS). Bound: the tensor cores, where a layer has channels enough.
 //
-// A block computes tile after tile of the product: one or two warpgroups multiply (wgmma), convert
-// and store, one more warp loads, and runs ahead into the next tile while the last one is stored.
-// Blocks of one cluster have neighbouring tiles: those in M share what they load of B, those in N
-// what they load of A. Clusters of N follow each other, so that blocks which run together find A in
-// the cache. The order of an output's additions is that of the sum, whatever the tile. wgrad's sums
-// are long and divided into parts, as WgradShares says: each has a result of its own.
+// A block computes tile after tile of the product: one to three warpgroups multiply (wgmma),
+// convert and store, one more warp loads, and runs ahead into the next tile while the last one is
+// stored; yet another loads what is added. Blocks of one cluster have neighbouring tiles: those in
+// M share what they load of B, those in N what they load of A. Clusters of N follow each other, so
+// that blocks which run together find A in the cache. The order of an output's additions is that of
+// the sum, whatever the tile. wgrad's sums are long and divided into parts, as WgradShares says:
+// each has a result of its own.
 #pragma once
 
 #include "cuda/cutlass_sm90_limits.h"
