@@ -63,6 +63,16 @@ int takes(const int64_t* v, int pass, int preactivation, int residual, int capab
                      capability);
 }
 
+// Rows and columns of pixels that the kernel with a halo loads at once; no if it takes another.
+int halo(const int64_t* v, int64_t* box) {
+  const ConvProblem p = problem(v);
+  const sm90::Gather g = sm90::fprop_gather(p);
+  if (!sm90::takes_halo(g, sm90::bytes_of(p.dtype))) return 0;
+  const sm90::HaloTile tile = sm90::halo_tile(g);
+  box[0] = tile.rows + g.h.taps - 1, box[1] = tile.columns;
+  return 1;
+}
+
 int fprop(const int64_t* v, const double* x, const double* w, double* y) {
   return gather(sm90::fprop_gather(problem(v)), x, w, y);
 }

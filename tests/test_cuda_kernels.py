@@ -322,6 +322,20 @@ def test_winograd_is_not_used_where_it_is_forbidden(gpu: Caller) -> None:
     assert "implicit matrix product" in text and "Winograd" not in text
 
 
+def test_winograd_in_little_shared_memory(gpu: Caller) -> None:
+    """Its largest tile needs more than a block has on some devices, and changes no bit."""
+    x, w = torch.randn(8, 160, 15, 16), torch.randn(128, 160, 3, 3)
+    arguments = [w, None, [1, 1], [1] * 4, [1, 1], 1, "none", False]
+    on: dict[str, Any] = {"runs": RUNS[:1]}
+    y = gpu("conv2d", x, *arguments, capability=86, **on)
+    assert_same(y, gpu("conv2d", x, *arguments, capability=80, **on))
+    backward = [y, x, *arguments, [True, True, False]]
+    few = gpu("conv2d_backward", *backward, capability=86, **on)
+    many = gpu("conv2d_backward", *backward, capability=80, **on)
+    for one, other in zip(few[:2], many[:2], strict=True):
+        assert_same(one, other)
+
+
 def assert_specials(out: Tensor, truth: Tensor) -> None:
     """NaN and each infinity in the same places, and the numbers accurate."""
     truth = truth.float()
@@ -598,8 +612,33 @@ def test_depthwise_weight_gradient_of_many_channels(
     common = [[stride] * 2, [kernel // 2] * 4, [1, 1], size[1], "none", False]
     dz = in_layout(torch.randn_like(OPS.conv2d(x, w, None, *common)), "channels_last")
     backward = [dz, x, w, None, *common, [False, True, False]]
-    dw = gpu("conv2d_backward", *backward, capability=80)[1]
-    assert_accurate(dw, OPS.conv2d_backward(*wide(backward))[1])
+    truth = OPS.conv2d_backward(*wide(backward))[1]
+    for capability in (80, 120):
+        assert_accurate(gpu("conv2d_backward", *backward, capability=capability)[1], truth)
+
+
+@pytest.mark.parametrize("kernel, size", [(3, (2, 8, 1, 8)), (7, (8, 8, 1, 3)), (5, (3, 8, 1, 2))])
+def test_depthwise_of_images_smaller_than_their_padding(
+    gpu: Caller, kernel: int, size: tuple[int, ...]
+) -> None:
+    """A warp's first column may lie past the image, after what the next image begins with."""
+    x, w = in_layout(torch.randn(size).half(), "channels_last"), torch.randn(8, 1, kernel, kernel)
+    sides = [2 * kernel, 2 * kernel, kernel // 2, kernel // 2]
+    arguments = [w.half(), None, [1, 1], sides, [1, 1], 8, "none", False]
+    assert_accurate(gpu("conv2d", x, *arguments), OPS.conv2d(*wide([x, *arguments])))
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_wide_groups_of_samples(gpu: Caller, stride: int, capability: int) -> None:
+    """How many samples share a tile depends on the device, and a sample's bits on none of it."""
+    x = in_layout(torch.randn(3, 128, 3 * stride, 14).half(), "channels_last")
+    w = torch.randn(128, 64, 3, 3).half()
+    arguments = [w, None, [stride] * 2, [1] * 4, [1, 1], 2, "none", False]
+    on: dict[str, Any] = {"capability": capability}
+    y = gpu("conv2d", x, *arguments, **on)
+    assert_accurate(y, OPS.conv2d(*wide([x, *arguments])))
+    assert torch.equal(gpu("conv2d", x[-1:], *arguments, runs=RUNS[:1], **on), y[-1:])
 
 
 def test_many_filters_of_a_channel(gpu: Caller) -> None:

@@ -59,6 +59,7 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "pixel": ((5, 256, 1, 1), 128, (1, 1), {}),
     # Few channels in rows of outputs, loaded with a halo: a last tile of one row, of few columns.
     "halo": ((3, 64, 57, 56), 64, (3, 3), {"padding": 1}),
+    "halo_column": ((2, 64, 500, 1), 64, (5, 1), {"padding": (2, 0)}),
     "halo_few": ((2, 48, 30, 31), 56, (3, 2), {"padding": (1, 0)}),
     # Of wgrad in TF32: columns turned in shared memory, channels and filters of them.
     "1x1_few": ((3, 48, 19, 23), 200, (1, 1), {}),

@@ -104,6 +104,7 @@ def test_takes_common_layers(limits: ctypes.CDLL, which: int) -> None:
         {"padding": (140, 140, 1, 1), "size": (28, 28)},
         {"dilation": (128, 1), "size": (300, 28)},
         {"stride": (9, 9)},
+        {"stride": (1 << 32, 1 << 32), "padding": (0, 0, 0, 0)},
         {"n": 1 << 20, "size": (64, 64)},  # 2^32 positions
     ],
 )
@@ -119,6 +120,23 @@ def test_refuses_what_only_one_pass_cannot(limits: ctypes.CDLL) -> None:
     assert limits.takes(_problem(activation=SIGMOID), DGRAD, 0, 0, 90)
     assert limits.takes(_problem(stride=(3, 3)), FPROP, 0, 0, 90)
     assert not limits.takes(_problem(stride=(3, 3)), DGRAD, 0, 0, 90)
+
+
+@given(st.integers(1, 600), st.integers(1, 600), st.integers(1, 9), st.integers(1, 9))
+def test_halo_fits_a_box(limits: ctypes.CDLL, height: int, width: int, r: int, s: int) -> None:
+    """TMA loads at most 256 pixels along an axis."""
+    size = (height + r - 1, width + s - 1)
+    v = _problem(size=size, taps=(r, s), padding=(0, 0, 0, 0))
+    box = (ctypes.c_int64 * 2)()
+    if limits.halo(v, box):
+        assert r <= box[0] <= 256 and s <= box[1] <= 256
+
+
+def test_halo_of_columns(limits: ctypes.CDLL) -> None:
+    """Images of one column, as of signals."""
+    v = _problem(size=(504, 1), taps=(5, 1), padding=(0, 0, 0, 0))
+    box = (ctypes.c_int64 * 2)()
+    assert limits.halo(v, box) and list(box) == [256, 1]
 
 
 def test_fprop_is_chosen_without_the_batch(limits: ctypes.CDLL) -> None:

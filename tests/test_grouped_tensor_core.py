@@ -66,13 +66,13 @@ on_dtypes = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], id
 
 
 def operands(case: str, dtype: torch.dtype, layout: str = "channels_last") -> list[Tensor]:
-    """x, w and b."""
+    """x, w and b, which begins at an odd element as parts of one flat buffer may."""
     (n, h, w), group, groups, kernel, _ = CASES[case]
     weights = torch.randn(group * groups, group, *kernel) * (group * kernel[0] * kernel[1]) ** -0.5
     tensors = [torch.randn(n, group * groups, h, w), weights]
     return [
         *(in_layout(t.to(dtype), layout) for t in tensors),
-        torch.randn(group * groups).to(dtype),
+        torch.randn(group * groups + 1).to(dtype)[1:],
     ]
 
 

@@ -42,7 +42,7 @@ SPILL_BUDGET = {
     # Places of its strips, read once an item: groups of few channels at stride 1.
     ("grouped_rows_wgrad_kernel", "sm_90a"): 16,
     # A word from before the loop that is read after it, of the tile whose columns are turned.
-    ("wgrad_tf32_kernel", "sm_90a"): 8,
+    ("sm90::wgrad_tf32_kernel", "sm_90a"): 8,
     # 64 sums of 128 registers, in one tile of each architecture.
     ("mma_planes_resident_kernel", "sm_90a"): 8,
     ("mma_planes_resident_kernel", "sm_80"): 16,
