@@ -49,8 +49,8 @@ SPILL_BUDGET = {
     # Their launch bounds are for Hopper; a few instances of each.
     ("pool_bands", "sm_80"): 48,
     ("depthwise_channels_kernel", "sm_80"): 16,
-    ("depthwise_channel_mma_kernel", "sm_80"): 124,
-    ("grouped_rows_kernel", "sm_80"): 124,
+    ("depthwise_channel_mma_kernel", "sm_80"): 188,
+    ("grouped_rows_kernel", "sm_80"): 144,
     ("grouped_rows_wgrad_kernel", "sm_80"): 52,
     ("mma_patch_kernel", "sm_80"): 96,
 }
