@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <numeric>
 
 #include "core/conv_problem.h"
@@ -239,7 +240,7 @@ constexpr GatherTile kGatherTiles[] = {
     {128, 256, 2, 1, {1100, 3000}}, {128, 128, 2, 1, {680, 1800}}, {128, 64, 2, 1, {400, 900}},
     {128, 128, 2, 2, {560, 1800}},  {192, 128, 2, 1, {880, 2400}},
 };
-constexpr int kGatherTileCount = 5;
+constexpr int kGatherTileCount = static_cast<int>(std::size(kGatherTiles));
 
 // What stands for the tile where a residual is loaded, too.
 constexpr int kResidualTile = 1;

@@ -26,9 +26,15 @@ struct RowsCut {
   int32_t images, columns, rows, all_rows, all_columns;
   int32_t tiles, segments;  // of columns, of rows
   int32_t parts, least, longer;
-  int32_t line, row_bytes,
-      slot_bytes;  // pixels of an image's row as staged, bytes of all, a step's
+  int32_t line;        // pixels of an image's row as staged
+  int32_t row_bytes;   // of all images' rows
+  int32_t slot_bytes;  // of a step
   Divisor by_line, by_columns, by_tiles, by_segments;
+
+  // The first item of a part, which ends where the next begins.
+  __host__ __device__ __forceinline__ int first_item(int part) const {
+    return part * least + (part < longer ? part : longer);
+  }
 };
 
 struct GroupedRows {

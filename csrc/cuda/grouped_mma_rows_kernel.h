@@ -108,8 +108,7 @@ __global__ void __launch_bounds__(RowsShape<Walk, Units>::kThreads, RowsShape<Wa
   const int part = static_cast<int>(blockIdx.y);
   const int first_unit = static_cast<int>(blockIdx.x) * kSlabUnits;
   const int units = min(kSlabUnits, p.c.channels / kUnitChannels - first_unit);
-  const int begin = part * p.cut.least + min(part, p.cut.longer);
-  const int end = begin + p.cut.least + (part < p.cut.longer ? 1 : 0);
+  const int begin = p.cut.first_item(part), end = p.cut.first_item(part + 1);
   const int source_pitch = p.w.source * p.c.channels, pitch = p.w.outputs * p.c.channels;
 
   unsigned char* shared = dynamic_shared<unsigned char>();

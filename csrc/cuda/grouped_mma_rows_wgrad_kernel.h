@@ -60,8 +60,7 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
   const int part = static_cast<int>(blockIdx.y);
   const int first_unit = static_cast<int>(blockIdx.x) * kSlabUnits;
   const int units = min(kSlabUnits, p.c.channels / kUnitChannels - first_unit);
-  const int begin = part * p.cut.least + min(part, p.cut.longer);
-  const int end = begin + p.cut.least + (part < p.cut.longer ? 1 : 0);
+  const int begin = p.cut.first_item(part), end = p.cut.first_item(part + 1);
   const int pitch_x = p.w.source * p.c.channels, pitch_dz = p.w.outputs * p.c.channels;
 
   unsigned char* shared = dynamic_shared<unsigned char>();
@@ -181,6 +180,22 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
           const int row = (at.row + step) * Stride + j - p.h.pad;
           return row >= 0 && row < p.h.source && (j == 0 || step + 1 < steps);
         };
+        // f(row of taps, row of dz) of those that meet row j of x.
+        const auto for_each_row = [&](int j, auto&& f) {
+          const auto call = [&](int r, int row_dz) {
+            if (met(step - row_dz)) f(r, row_dz);
+          };
+          if constexpr (Stride == 1) {
+            call(0, 0);
+            call(1, 1);
+            call(2, kRowsDz - 1);
+          } else if (j == 0) {
+            call(0, 0);
+            call(2, 1);
+          } else {
+            call(1, 0);
+          }
+        };
         // From the strip's first pixel of row 0 to its place in row j at a tap.
         const auto address = [&](int j, int tap) {
           const int moved = j * p.cut.row_bytes;
@@ -205,22 +220,11 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
             load_matrices_transposed(
                 last[j],
                 x_at[m] + address(j, 2) + static_cast<SharedAddress>(of_upper * kUnitBytes));
-            const auto multiply = [&](int r, int row_dz) {
-              if (!met(step - row_dz)) return;
+            for_each_row(j, [&](int r, int row_dz) {
 #pragma unroll
               for (int n = 0; n < 2; ++n)
                 mma<T>(sums[r][n], a[n], dz[row_dz][m][n][0], dz[row_dz][m][n][1]);
-            };
-            if constexpr (Stride == 1) {
-              multiply(0, 0);
-              multiply(1, 1);
-              multiply(2, kRowsDz - 1);
-            } else if (j == 0) {
-              multiply(0, 0);
-              multiply(2, 1);
-            } else {
-              multiply(1, 0);
-            }
+            });
           }
           // The last tap of the first two rows, of which the upper is the later.
           const auto& lower = Stride == 1 ? before[m] : last[0];
@@ -251,22 +255,11 @@ __global__ void __launch_bounds__(RowsWgradShape<Stride, Units>::kThreads,
               uint32_t a[4];
               load_matrices_transposed(
                   a, x_at[m] + address(j, s) + static_cast<SharedAddress>(of_upper * kUnitBytes));
-              const auto multiply = [&](int r, int row_dz) {
-                if (!met(step - row_dz)) return;
+              for_each_row(j, [&](int r, int row_dz) {
 #pragma unroll
                 for (int n = 0; n < kN; ++n)
                   mma<T>(sums[3 * r + s][n], a, dz[row_dz][m][n][0], dz[row_dz][m][n][1]);
-              };
-              if constexpr (Stride == 1) {
-                multiply(0, 0);
-                multiply(1, 1);
-                multiply(2, kRowsDz - 1);
-              } else if (j == 0) {
-                multiply(0, 0);
-                multiply(2, 1);
-              } else {
-                multiply(1, 0);
-              }
+              });
             }
           }
         }
@@ -314,26 +307,9 @@ __global__ void __launch_bounds__(256)
   const int thread = static_cast<int>(threadIdx.x);
   const int column = thread % kColumns, lane = thread / kColumns;
   const int i = static_cast<int>(blockIdx.x) * kColumns + column;
-  Vector<float, 4> sum{};
-  if (i < size) {
-    const auto* from = reinterpret_cast<const Vector<float, 4>*>(sums) + i;
-#pragma unroll 8
-    for (int part = lane; part < parts; part += Lanes) {
-      const Vector<float, 4> more = from[int64_t{part} * size];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sum.element[e] += more.element[e];
-    }
-  }
-  if constexpr (Lanes > 1) {
-    shared[lane][column] = sum;
-    __syncthreads();
-    if (lane != 0) return;
-#pragma unroll 4
-    for (int other = 1; other < Lanes; ++other)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sum.element[e] += shared[other][column].element[e];
-  }
-  if (i >= size) return;
+  const auto* from = reinterpret_cast<const Vector<float, 4>*>(sums) + i;
+  const Vector<float, 4> sum = sum_of_parts(from, size, parts, i < size, lane, column, shared);
+  if (i >= size || lane != 0) return;
 #pragma unroll
   for (int e = 0; e < 4; ++e) dw[4 * i + e] = from_wide<T>(sum.element[e]);
 }

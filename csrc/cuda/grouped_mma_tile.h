@@ -14,6 +14,30 @@ __device__ __forceinline__ int quotient(int n, const Divisor& by) {
   return static_cast<int>(by.quotient(static_cast<uint32_t>(n)));
 }
 
+// The sum over parts of four floats, `size` fours apart from one part to the next: each of Lanes
+// rows of threads adds its share, and the first row has the sum. All threads of a block call it.
+template <int Lanes, int Columns>
+__device__ __forceinline__ Vector<float, 4> sum_of_parts(
+    const Vector<float, 4>* sums, int size, int parts, bool wanted, int lane, int column,
+    Vector<float, 4> (&shared)[Lanes][Columns]) {
+  Vector<float, 4> sum{};
+  const auto add = [&](const Vector<float, 4>& more) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum.element[e] += more.element[e];
+  };
+  if (wanted)
+#pragma unroll 8
+    for (int part = lane; part < parts; part += Lanes) add(sums[int64_t{part} * size]);
+  if constexpr (Lanes > 1) {
+    shared[lane][column] = sum;
+    __syncthreads();
+    if (lane == 0)
+#pragma unroll 4
+      for (int other = 1; other < Lanes; ++other) add(shared[other][column]);
+  }
+  return sum;
+}
+
 // Units of outputs that one warp computes at once, all of one group.
 inline int outputs_at_once(const GroupedChannels& c) {
   return c.group_units % 4 == 0 ? 4 : c.group_units % 2 == 0 ? 2 : 1;

@@ -264,26 +264,10 @@ __global__ void __launch_bounds__(kAddThreads)
   const int first_unit = quotient(filter_unit, p.c.by_group_units) * p.c.group_units;
   const int k = first + filter_unit * kUnitChannels + place % 4 * 2;
   const bool wanted = i < size && k < p.c.channels;
-  Vector<float, 4> sum{};
-  if (wanted) {
-    const auto* sums = reinterpret_cast<const Vector<float, 4>*>(p.sums) + i;
-#pragma unroll 4
-    for (int part = lane; part < p.tiles.parts; part += Lanes) {
-      const Vector<float, 4> more = sums[int64_t{part} * size];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sum.element[e] += more.element[e];
-    }
-  }
-  if constexpr (Lanes > 1) {
-    shared[lane][column] = sum;
-    __syncthreads();
-    if (lane != 0) return;
-#pragma unroll 4
-    for (int other = 1; other < Lanes; ++other)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sum.element[e] += shared[other][column].element[e];
-  }
-  if (!wanted) return;
+  const auto* sums = reinterpret_cast<const Vector<float, 4>*>(p.sums) + i;
+  const Vector<float, 4> sum =
+      sum_of_parts(sums, size, p.tiles.parts, wanted, lane, column, shared);
+  if (!wanted || lane != 0) return;
   const int taps = p.h.taps * p.w.taps;
 #pragma unroll
   for (int upper = 0; upper < 2; ++upper) {
