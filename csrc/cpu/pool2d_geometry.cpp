@@ -2,6 +2,7 @@
 // type: which taps of a window lie in the image, which outputs an element belongs to, divisors. It
 // is apart from the kernels, see pool_window.h.
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/avg_pool2d.h"
 #include "cpu/pool2d_backward_rows.h"
@@ -100,19 +101,47 @@ int64_t strip(const PoolProblem& p, int64_t lanes) {
 
 bool has_elements(const Axis& axis, int64_t o) { return !axis.valid_taps(o).empty(); }
 
+double taps_of_all(const Axis& axis) {
+  double taps = 0;
+  for (int64_t o = 0; o < axis.out; o++) taps += static_cast<double>(axis.valid_taps(o).size());
+  return taps;
+}
+
+// On pixels, in folds of one vector. What preparing and reading a padded element costs, a step of a
+// level, and the positions, are fitted to 24 shapes of 7 x 7 to 56 x 56 on a Zen 4, whose times the
+// estimate meets within a third.
+bool two_levels_are_cheaper(const PoolProblem& p, const Axis& vertical, const Axis& horizontal,
+                            bool codes) {
+  constexpr double kElement = 4.3, kStep = 0.5, kCodes = 2.2;
+  const double rows = static_cast<double>((p.P - 1) * p.stride_h + p.R);
+  const double columns = static_cast<double>(p.Q - 1 + p.S), P = static_cast<double>(p.P),
+               Q = static_cast<double>(p.Q);
+  const double across = rows * Q * 2 * std::sqrt(static_cast<double>(p.S));
+  const double down = P * Q * 2 * std::sqrt(static_cast<double>(p.R));
+  const double levels = kElement * rows * columns + kStep * (across + down);
+  return levels * (codes ? kCodes : 1) < taps_of_all(vertical) * taps_of_all(horizontal);
+}
+
+// On planes, whose rows the other kernels fold once for all windows in them, only windows of about
+// 24 x 24 and larger, and several of them in each direction, gain by two levels.
+bool planes_are_large(const PoolProblem& p) {
+  constexpr int64_t kWindow = 48, kImage = 48, kOutputs = 4;
+  return p.R + p.S >= kWindow && std::min(p.H, p.W) >= kImage && std::min(p.P, p.Q) >= kOutputs;
+}
+
 }  // namespace
 
-bool LargeWindows::applies(const PoolProblem& p, int lanes) {
+bool LargeWindows::applies(const PoolProblem& p, int lanes, bool codes) {
   constexpr int64_t kMaxRow = 1 << 14;  // elements
   if (p.stride_w != 1 || p.dilation_h != 1 || p.dilation_w != 1) return false;
-  // On planes smaller windows are cheaper folded tap by tap.
-  if (!runs_channels_last(p) && p.R + p.S < 14) return false;
   if (p.R < 4 || p.S < 4 || p.stride_h > p.R / 2 || p.R > p.H || p.S > p.W) return false;
   if (p.H * p.W > INT32_MAX / 4 || (strip(p, lanes) + p.S) * chunk(p, lanes) > kMaxRow)
     return false;
   const Axis vertical = vertical_axis(p), horizontal = horizontal_axis(p);
   return has_elements(vertical, 0) && has_elements(vertical, p.P - 1) &&
-         has_elements(horizontal, 0) && has_elements(horizontal, p.Q - 1);
+         has_elements(horizontal, 0) && has_elements(horizontal, p.Q - 1) &&
+         (runs_channels_last(p) ? two_levels_are_cheaper(p, vertical, horizontal, codes)
+                                : planes_are_large(p));
 }
 
 LargeWindows::LargeWindows(const PoolProblem& p, int lanes)

@@ -24,7 +24,8 @@ namespace torchconv::cpu {
 // How a problem is cut, the same for all element types of `lanes` lanes (pool2d_geometry.cpp).
 class LargeWindows {
  public:
-  static bool applies(const PoolProblem& p, int lanes);
+  // Where two levels cost less than a window's elements one by one; codes: with their positions.
+  static bool applies(const PoolProblem& p, int lanes, bool codes);
 
  protected:
   LargeWindows(const PoolProblem& p, int lanes);

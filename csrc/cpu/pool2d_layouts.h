@@ -18,7 +18,7 @@ void pool2d_with(const PoolProblem& p, Rule rule, const T* x, T* y, SelectedArra
                  const Parallel& pool) {
   // The integers, which no network pools by large windows, keep the library small.
   if constexpr (!std::is_integral_v<T>) {
-    if (LargeWindows::applies(p, Rule::kLanes))
+    if (LargeWindows::applies(p, Rule::kLanes, kCodes))
       return pool2d_large<kCodes>(p, rule, x, y, selected, pool);
     if (!runs_channels_last(p) && PoolGlobal<Rule, kCodes>::applies(p))
       return PoolGlobal<Rule, kCodes>(p, rule, x, y, selected).run(pool);
