@@ -160,6 +160,48 @@ def test_global(dtype: torch.dtype, layout: str) -> None:
     check_average(values((3, 17, 7, 7), dtype, layout, 0), padded)
 
 
+# Image and arguments: windows that share most of their elements, of many and of few outputs.
+LARGE: list[tuple[tuple[int, int], dict[str, Any]]] = [
+    ((60, 52), {"kernel_size": (26, 24), "stride": 1}),
+    ((50, 67), {"kernel_size": (24, 31), "stride": (5, 1), "padding": (12, 15)}),
+    ((49, 48), {"kernel_size": 29, "stride": (2, 1), "padding": 7, "ceil_mode": True}),
+    ((57, 56), {"kernel_size": 56, "stride": 1}),
+    ((18, 17), {"kernel_size": (9, 7), "stride": 1, "padding": (4, 2)}),
+    ((20, 25), {"kernel_size": (6, 16), "stride": (3, 1), "padding": (1, 8)}),
+    ((8, 9), {"kernel_size": 7, "stride": 1}),
+    ((7, 8), {"kernel_size": (7, 8), "stride": 1}),
+    ((5, 7), {"kernel_size": 5, "stride": 1, "padding": 2}),
+]
+
+
+@on_formats
+@on_dtypes
+@pytest.mark.parametrize(("image", "kwargs"), LARGE, ids=str)
+def test_large_windows(
+    image: tuple[int, int], kwargs: dict[str, Any], dtype: torch.dtype, layout: str
+) -> None:
+    x = values((2, 19, *image), dtype, layout, 1)
+    check_select(x, kwargs)
+    check_average(x.detach(), kwargs)
+    check_average(x.detach(), {**kwargs, "count_include_pad": False})
+
+
+@on_formats
+@on_dtypes
+@pytest.mark.parametrize("kernel_size", [3, (2, 5), (4, 3), (7, 20)], ids=str)
+def test_windows_side_by_side(
+    kernel_size: int | tuple[int, int], dtype: torch.dtype, layout: str
+) -> None:
+    """Rows and columns that they cover, and some that are left over."""
+    rows, columns = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
+    for more_rows, more_columns in ((0, 0), (1, 2), (rows - 1, 0)):
+        size = (2, 33, 3 * rows + more_rows, 2 * columns + more_columns)
+        x = values(size, dtype, layout, 1)
+        check_select(x, {"kernel_size": kernel_size})
+        check_average(x.detach(), {"kernel_size": kernel_size})
+        check_average(x.detach(), {"kernel_size": kernel_size, "divisor_override": 3})
+
+
 @on_formats
 def test_one_large_window_folds_in_turns(layout: str) -> None:
     """Where several threads share a window: ties, NaN and infinities, and an exact mean."""

@@ -18,6 +18,9 @@
 
 namespace torchconv::cpu {
 
+// Whether dx is too large to stay in cache, and is written past it.
+bool writes_past_cache(const PoolProblem& p, int64_t element_size);
+
 struct RowGeometry {
   RowGeometry(const PoolProblem& p, int64_t element_size);
 
@@ -35,7 +38,7 @@ struct RowGeometry {
   Contributions windows;     // the output rows of an input row
   Phases phases;
   int64_t left;  // how far before an output row its taps reach, in elements
-  bool streams;  // dx is written past the caches
+  bool streams;  // as writes_past_cache
 };
 
 // Elements [0, count) of a phase, one after another.

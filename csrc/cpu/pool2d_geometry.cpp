@@ -281,6 +281,10 @@ Phases::Phases(const Axis& axis) : columns(ceil_div(axis.size, axis.stride)) {
   }
 }
 
+bool writes_past_cache(const PoolProblem& p, int64_t element_size) {
+  return p.N * p.C * p.H * p.W >= kStreamedBytes / element_size;
+}
+
 RowGeometry::RowGeometry(const PoolProblem& p, int64_t element_size)
     : vertical(vertical_axis(p)),
       horizontal(horizontal_axis(p)),
@@ -291,6 +295,6 @@ RowGeometry::RowGeometry(const PoolProblem& p, int64_t element_size)
       windows(vertical),
       phases(horizontal),
       left(phases.left * channels),
-      streams(p.N * p.C * p.H * p.W >= kStreamedBytes / element_size) {}
+      streams(writes_past_cache(p, element_size)) {}
 
 }  // namespace torchconv::cpu
