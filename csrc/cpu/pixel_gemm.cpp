@@ -27,7 +27,7 @@ constexpr int64_t kTasksWanted = 16;
 // Many tasks are a multiple of this, so that a few threads have as many each.
 constexpr int64_t kEvenTasks = 8;
 // Filters below which packing the pixels again would show.
-constexpr int64_t kFewestFilters = 64;
+constexpr int64_t kFewestFilters = 64, kFewestFiltersByLanes = 256;
 constexpr int64_t kMostFilters = 512;
 // Pixels so few that tasks pack weights; and such tasks of a block of pixels, as even for two as
 // for four threads.
@@ -189,7 +189,8 @@ class PixelGemm {
       return;
     }
     panels_ = ceil_div(panels, pixel_blocks_);
-    const int64_t affordable = std::max<int64_t>(1, view_.K / kFewestFilters);
+    const int64_t fewest = copies_lanes(view_) ? kFewestFiltersByLanes : kFewestFilters;
+    const int64_t affordable = std::max<int64_t>(1, view_.K / fewest);
     filter_blocks_ = std::max(std::min(ceil_div(wanted, pixel_blocks_), affordable),
                               ceil_div(view_.K, kMostFilters));
   }
@@ -316,7 +317,9 @@ class PixelGemm {
 }  // namespace
 
 bool pixel_gemm_packs_along(const ConvView& view) {
-  return view.N * view.pixels() <= kFewPixels && view.K >= kFewestFilters && view.terms() > 0;
+  // Every owner packs the pixels, too.
+  const int64_t most = copies_lanes(view) ? std::min(kFewPixels, view.K / 2) : kFewPixels;
+  return view.N * view.pixels() <= most && view.K >= kFewestFilters && view.terms() > 0;
 }
 
 int64_t pixel_gemm_weights_size(const ConvView& view) {

@@ -87,19 +87,47 @@ inline int64_t max_pixel_plan(int64_t taps, int64_t vectors, int64_t runs) {
   return taps * (2 * vectors + runs);
 }
 
+// Whether the columns of a run are so few, or so far apart, that they are copied one by one: a
+// vector of several runs is else put together from as many loads with masks.
+inline bool copies_lanes(const ConvView& view) {
+  constexpr int64_t kFewColumns = 4, kFewStridedColumns = 8;
+  return view.step_w > 2 || view.J <= (view.step_w == 2 ? kFewStridedColumns : kFewColumns);
+}
+
+// pack_pixel_panels, lane by lane. Not through a vector in memory, whose load would wait for all of
+// its lanes' stores.
+template <typename T>
+void pack_lanes(const ConvView& view, const ReductionBlock& block, const T* src,
+                const LaneCopy* plan, int64_t plan_size, Wide<T>* panels) {
+  using R = typename WideVec<T>::Registers;
+  for (int64_t c = 0; c < block.cn; ++c) {
+    bool first = true;
+    for (const LaneCopy* copy = plan; copy != plan + plan_size; ++copy) {
+      Wide<T>* const to = panels + copy->dst;
+      if (first) R::store(to, typename R::Type{});
+      const T* from = src + copy->src;
+      for (int32_t lane = copy->begin; lane < copy->end; ++lane, from += view.step_w)
+        to[lane] = to_wide<T>(*from);
+      first = copy->last;
+    }
+    src += view.src.c;
+    panels += block.tn * kPanel<Wide<T>>;
+  }
+}
+
 // Runs a plan for each channel of the block. src is at its first; channels of panels are
 // [tn][kPanel] apart.
 template <typename T>
 void pack_pixel_panels(const ConvView& view, const ReductionBlock& block, const T* src,
                        const LaneCopy* plan, int64_t plan_size, Wide<T>* panels) {
   using V = WideVec<T>;
+  if (copies_lanes(view)) return pack_lanes(view, block, src, plan, plan_size, panels);
   for (int64_t c = 0; c < block.cn; ++c) {
     auto sum = typename V::Type{};
     for (int64_t i = 0; i < plan_size; ++i) {
       const LaneCopy& copy = plan[i];
-      if (view.step_w != 1)
-        sum +=
-            load_lanes_strided(src + copy.src, view.step_w, copy.begin, copy.end, copy.more_follow);
+      if (view.step_w == 2)
+        sum += load_lanes_strided(src + copy.src, 2, copy.begin, copy.end, copy.more_follow);
       else if (copy.begin == 0 && copy.end == V::kLanes)
         sum = V::load(src + copy.src);
       else
