@@ -129,6 +129,12 @@ struct Case {
   bool pairs_take_stride() const {
     return v.step_w > 1 && (!nchw() || v.C >= kStridedPairsChannels);
   }
+  // A contiguous image is rearranged whole, which few filters, whose taps miss most of its pixels,
+  // do not repay.
+  bool pairs_read_image() const {
+    return !nchw() || v.K >= kPatchFilters ||
+           static_cast<int64_t>(v.taps.size()) >= v.step_h * v.step_w;
+  }
   bool groups_by_pairs() const {
     return is(DType::kBFloat16) && grouped() && groups_take_pairs(v) && narrow_groups();
   }
@@ -257,7 +263,8 @@ constexpr Rule kGatherRules[] = {
        return c.v.terms() > 0 && c.is(DType::kBFloat16) && plane_pairs_applies(c.v);
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {
-       return c.v.terms() > 0 && c.by_pairs() && (c.v.K > kFewFilters || c.pairs_take_stride());
+       return c.v.terms() > 0 && c.by_pairs() && c.pairs_read_image() &&
+              (c.v.K > kFewFilters || c.pairs_take_stride());
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kSampleProduct, [](const Case& c) {

@@ -155,9 +155,19 @@ class PixelGemm {
     int64_t rows_ = 0, first_ = 0, length_ = 0, at_ = 0;
   };
 
-  // The block's channels of all panels.
+  // What a task's plan is of: with a single panel, the same taps of other channels need no other.
+  struct Planned {
+    int64_t t0, tn, size = 0;
+    bool is_of(const ReductionBlock& block) const {
+      return size > 0 && t0 == block.t0 && tn == block.tn;
+    }
+  };
+
+  // The block's channels of a task's panels.
   void pack(const ReductionBlock& block, const T* src, int64_t pixel, int64_t pixels, A* panels,
-            const Scratch& s) const {
+            const Scratch& s, Planned* known) const {
+    if (pixels <= kPanel<A> && known->is_of(block))
+      return pack_pixel_panels(view_, block, src, s.plan, known->size, panels);
     int64_t planned = 0;
     for (int64_t at = 0; at < pixels; at += kPanel<A>) {
       const int64_t count = std::min(kPanel<A>, pixels - at);
@@ -167,6 +177,7 @@ class PixelGemm {
       // A channel is read through at once where its plan is short.
       if (block.tn > 1 || at + kPanel<A> >= pixels) {
         pack_pixel_panels(view_, block, src, s.plan, planned, panels);
+        *known = {block.t0, block.tn, planned};
         planned = 0;
       }
     }
@@ -206,11 +217,12 @@ class PixelGemm {
     const int64_t blocks = static_cast<int64_t>(blocks_.size());
     const T* src = src_ + g * view_.C * view_.src.c;
     int64_t terms = 0, offsets[kDepth];
+    Planned planned;
     for (int64_t b = 0; b < std::max<int64_t>(blocks, 1); ++b) {
       const ReductionBlock block = blocks > 0 ? blocks_[b] : ReductionBlock{0, 0, 0, 0};
       const int64_t depth = block.size();
       if (depth > 0 && !in_place_)
-        pack(block, src + block.c0 * view_.src.c, pixel, pixels, s.panels, s);
+        pack(block, src + block.c0 * view_.src.c, pixel, pixels, s.panels, s, &planned);
       if (weights_ == nullptr) weight_offsets(view_, block, offsets);
       // The next packing: the same pixels of other channels, or the next task's.
       const bool last = b + 1 >= blocks;
@@ -247,8 +259,9 @@ class PixelGemm {
                 tile.source = src + block.c0 * view_.src.c + n * view_.src.n + j;
                 tile.source_step = view_.src.c;
               } else {
+                Planned apart;  // other pixels
                 pack(block, src + block.c0 * view_.src.c, pixel + at, count, s.panels + at * depth,
-                     s);
+                     s, &apart);
               }
             }
           }
