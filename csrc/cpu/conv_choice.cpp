@@ -70,6 +70,9 @@ constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWo
 constexpr int64_t kFirstLayerChannels = 3, kFirstLayerFilters = 32;
 // A side this narrow would use a fraction of a register tile of the products.
 constexpr int64_t kNarrow = 8;
+// Rows from which vectors along them serve so few filters, and half of them, better than products
+// over pixels do that many channels share.
+constexpr int64_t kLongRow = 16, kShortRow = 9;
 // So would filters that fill at most half a vector: vectors then run along pixels in either layout,
 // where as many taps share the transposed source.
 constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
@@ -222,7 +225,9 @@ struct Case {
   }
   // Too few channels on both sides for vectors along them, or filters where they are not innermost.
   bool wgrad_narrow() const {
-    if (nchw() && !grouped() && v.taps.size() > 1) return v.K <= kNarrow;
+    if (nchw() && !grouped() && v.taps.size() > 1)
+      return v.K <= kNarrow &&
+             (v.C <= kNarrow || v.J >= (v.K > kNarrow / 2 ? kLongRow : kShortRow));
     return wider_side() <= kNarrow && (nchw() || !grouped());
   }
   // One tap for each pixel of a plane, which nothing need copy.
