@@ -72,6 +72,20 @@ def test_residues_of_pixels(dtype: torch.dtype) -> None:
         check(channels_last(3, 11, height, width, dtype=dtype), w)
 
 
+def test_runs_of_pixels() -> None:
+    """Tiles without tables, of every width, add up what those with tables do: the bits of pixels
+    that are too few for them are the same."""
+    for channels in (7, 300):
+        x = channels_last(1, channels, 20, 26)
+        for count in (3, 8, 9, 16, 17, 24, 25, 32, 33, 56, 57, 80):
+            w, b = torch.randn(count, channels, 1, 1), torch.randn(count)
+            y = check(x, w, b)
+            assert torch.equal(y[..., :1, :13], F.conv2d(x[..., :1, :13], w, b))
+            z = torch.randn_like(y)
+            out = F.conv2d(x, w, b, activation="relu6", residual=z)
+            assert torch.equal(out, torch_F.relu6(y + z))
+
+
 def test_residues_of_terms() -> None:
     """Blocks of sums that go to memory at any term, and chunks of channels of unequal size."""
     for channels in (*range(1, 19), 255, 256, 257, 511, 513, 1000, 2047, 2049, 2100):

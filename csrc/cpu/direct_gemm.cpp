@@ -17,6 +17,7 @@
 #include "cpu/channel_pairs.h"
 #include "cpu/direct_plan.h"
 #include "cpu/direct_tasks.h"
+#include "cpu/microkernels/direct_run.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/parallel_range.h"
 #include "cpu/plane_store.h"
@@ -59,6 +60,8 @@ class DirectGemm : DirectTasks {
     high_ = epilogue.most();
     const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1;
+    runs_ = std::is_same_v<T, float> && to_dst_ && !plan.band && !plan.reads_taps &&
+            plan.tile_rows == kMaxRows;
     rounds_ = kPairs && simple && (view.dst.c == 1 || view.dst.column == 1);
     if constexpr (std::is_same_v<T, A>)
       streams_ =
@@ -154,7 +157,7 @@ class DirectGemm : DirectTasks {
   // What the tiles of a chunk have in common.
   struct Chunk {
     int64_t index, depth;
-    bool last, rounds;
+    bool last, rounds, runs;  // runs: of pixels, by direct_run.h
     DirectTile<A> tile;
   };
 
@@ -179,7 +182,7 @@ class DirectGemm : DirectTasks {
   // before it.
   Chunk begin_chunk(Task& t, int64_t chunk, const A* band, bool ordered) const {
     const int64_t channels = chunk_channels(chunk);
-    Chunk c{chunk, channels * taps_, chunk + 1 == plan_.chunks, false, {}};
+    Chunk c{chunk, channels * taps_, chunk + 1 == plan_.chunks, false, false, {}};
     c.rounds = c.last && rounds_;
     const bool cut = ordered && plan_.chunks == 1;
     if ((chunk == 0 || c.last) && !cut) cut_segments(t, channels);
@@ -189,6 +192,8 @@ class DirectGemm : DirectTasks {
     tile.totals = t.totals;
     tile.panel_size = c.depth * kPanel<A>;
     tile.stream = streams_;
+    tile.pixel_step = view_.step_w * view_.src.column;
+    tile.c_step = view_.dst.column;
     tile.clamp =
         c.last && (to_dst_ || rounds_) && epilogue_.clamps() && epilogue_.preactivation == nullptr;
     tile.high = high_;
@@ -226,8 +231,9 @@ class DirectGemm : DirectTasks {
         tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
       }
     }
-    kernel(rows, vectors)(tile);
+    tile_kernel(c, rows, filters)(tile);
     tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms * count;
+    tile.also = static_cast<const char*>(tile.also) + tile.also_step * group.terms * count;
     const int64_t width = (count - 1) * kPanel<A> + filters;
     if constexpr (std::is_same_v<T, A>) {
       if (c.last && to_dst_ && (to.preactivation != nullptr || !to.clamps_at_most()))
@@ -239,12 +245,21 @@ class DirectGemm : DirectTasks {
                             dst_offset(at) + t.dst_offsets[m] + k);
   }
 
+  DirectMicrokernel<A> tile_kernel(const Chunk& c, int64_t rows, int64_t filters) const {
+    if constexpr (std::is_same_v<T, float>)
+      if (c.runs && rows == kMaxRows) return direct_run_microkernel(filters);
+    return kernel(rows, ceil_div(filters, kLanes<A>));
+  }
+
   template <typename F>
-  void for_tiles(const Task& t, F&& f) const {
-    for (const DirectPixels& group : t.groups)
-      for_row_tiles(group.pixels.size(), plan_.tile_rows, [&](int64_t first, int64_t rows) {
-        f(group, group.pixels.begin + first, rows);
-      });
+  void for_tiles(const Task& t, const Chunk& c, F&& f) const {
+    for (const DirectPixels& group : t.groups) {
+      int64_t begin = group.pixels.begin;
+      if (c.runs)
+        for (; begin + kMaxRows <= group.pixels.end; begin += kMaxRows) f(group, begin, kMaxRows);
+      for_row_tiles(group.pixels.end - begin, plan_.tile_rows,
+                    [&](int64_t first, int64_t rows) { f(group, begin + first, rows); });
+    }
   }
   int64_t count_tiles(const Task& t) const {
     int64_t tiles = 0;
@@ -285,7 +300,7 @@ class DirectGemm : DirectTasks {
         // Rows of terms are read in the next panel's order, as the hardware foresees.
         c.tile.next_step =
             view_.weight_k == 1 ? 0 : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
-        for_tiles(t, [&](const DirectPixels& group, int64_t first, int64_t rows) {
+        for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
           if (fetches && c.last) fetch_outputs(t, k, first + rows, rows);
           run_tile(t, c, t.panel, panel, 1, group, first, rows);
         });
@@ -320,15 +335,23 @@ class DirectGemm : DirectTasks {
       const int64_t whole_panels = at.k.size() / kPanel<A>;
       const int64_t most_panels =
           std::max<int64_t>(1, kLinesAtOnce / std::max<int64_t>(1, lines_ahead));
-      tile.next = weights;
-      tile.next_step = 0;
-      for_tiles(t, [&](const DirectPixels& group, int64_t first, int64_t rows) {
-        if (plan_.reads_neighbours && first + 2 * rows <= end) {
+      // Panels after each other write an even run of pixels as it lies in memory.
+      c.runs = runs_ && t.at.n.size() == 1 && t.at.i.size() == 1;
+      const bool asks_results = c.runs && plan_.reads_neighbours && depth > 0 &&
+                                (!streams_ || epilogue_.residual != nullptr);
+      tile.next = tile.also = weights;
+      tile.next_step = tile.also_step = 0;
+      for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
+        if (plan_.reads_neighbours && first + rows < end) {
           tile.next = tile.a + t.src_offsets[first + rows];
           tile.next_step =
               (t.src_offsets[first + rows] - t.src_offsets[first]) * kSize / (panels * depth);
         }
         if constexpr (std::is_same_v<T, A>) {
+          if (asks_results && first + rows < end) {
+            tile.also = fetched + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
+            tile.also_step = rows * tile.c_step * kSize / (panels * depth) + 1;
+          }
           // What few terms write would wait for its lines.
           if (fetches_dst && first + rows < end) {
             tile.next = fetched + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
@@ -350,7 +373,7 @@ class DirectGemm : DirectTasks {
     for (int64_t panel = 0; panel < panels; ++panel) {
       tile.next = panel + 1 < panels ? weights + (panel + 1) * kPanel<A> * depth : t.next_weights;
       tile.next_step = kPanel<A> * kSize / tiles;
-      for_tiles(t, [&](const DirectPixels& group, int64_t first, int64_t rows) {
+      for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
         t.ahead.ask(lines_ahead);
         run_tile(t, c, weights + panel * kPanel<A> * depth, panel, 1, group, first, rows);
       });
@@ -396,6 +419,7 @@ class DirectGemm : DirectTasks {
   A high_;
   bool to_dst_;                            // by the kernel
   bool streams_ = false, rounds_ = false;  // past the caches; by the kernel to a narrower type
+  bool runs_;  // direct_run.h computes tiles of pixels that lie evenly apart
 };
 
 }  // namespace

@@ -51,6 +51,11 @@ struct DirectTile {
   const BFloat16* residual;  // with rounded, or null: is added, in rows as those of rounded
   const void* next;          // what a later call will read, asked for along the way: a piece of it
   int64_t next_step;         // for each term
+  // Of direct_run.h alone: from each pixel and row of c to the one behind it, and another such
+  // piece.
+  int64_t pixel_step, c_step;
+  const void* also;
+  int64_t also_step;
 };
 
 template <typename T>

@@ -1,0 +1,148 @@
+// See direct_run.h.
+#include "cpu/microkernels/direct_run.h"
+
+#include "cpu/unroll.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// A pointer whose sums with other values the compiler cannot keep beside it.
+template <typename P>
+TORCHCONV_INLINE void keep_apart([[maybe_unused]] P& p) {
+  __asm__("" : "+r"(p));
+}
+
+// f(row, where it starts).
+template <int kRows, typename T, typename F>
+TORCHCONV_INLINE void for_rows(T* first, int64_t step, F&& f) {
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m, first += step) {
+    keep_apart(first);
+    f(m, first);
+  }
+}
+
+// kVectors vectors of so many lanes, kRows pixels at a time; kTerm: elements of a term in b.
+template <int kN, int kVectors, int kTerm, int kRows>
+void direct_run(const DirectTile<float>& tile) {
+  using V = Vec<float, kN>;
+  using Register = typename V::Type;
+  static_assert(kMaxRows % kRows == 0);
+  // Of three rows one has a pointer: the others lie once and twice the step behind it, where an
+  // address reaches.
+  constexpr int kApart = 3, kPointers = (kRows + kApart - 1) / kApart;
+  constexpr int64_t kSize = sizeof(float);
+  const int64_t step = tile.pixel_step * kSize, c_step = tile.c_step;
+  // Of the last vector, which may be the second half of one as wide as the tile's.
+  constexpr bool kSecondHalf = kN < kLanes<float> && kVectors % 2 == 0;
+  const int64_t lanes = tile.lanes - (kSecondHalf ? kN : 0);
+  const auto* const first = reinterpret_cast<const char*>(tile.a + tile.pixels[0]);
+  const auto *next = static_cast<const char*>(tile.next),
+             *also = static_cast<const char*>(tile.also);
+  const int64_t next_step = tile.next_step, also_step = tile.also_step;
+  const float *panel = tile.b, *bias = tile.bias;
+  int64_t column = tile.c_rows[0];
+  for (int64_t panels = tile.panels; panels > 0; --panels) {
+    for (int64_t part = 0; part < kMaxRows; part += kRows) {
+      Register sum[kRows][kVectors], start[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) start[v] = V::load(bias + v * kN);
+      const char* row[kPointers];
+#pragma GCC unroll 16
+      for (int r = 0; r < kPointers; ++r) row[r] = first + (part + r * kApart) * step;
+      const float* b = panel;
+      for (const TermSegment* segment = tile.segments;; ++segment) {
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) sum[m][v] = start[v];
+        for (int64_t terms = segment->end - segment->begin; terms > 0; --terms) {
+          Register filters[kVectors];
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kN);
+          __builtin_prefetch(next, 0, 2);
+          __builtin_prefetch(also, 0, 3);
+#pragma GCC unroll 16
+          for (int m = 0; m < kRows; ++m) {
+            const Register x =
+                V::broadcast(*reinterpret_cast<const float*>(row[m / kApart] + m % kApart * step));
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) sum[m][v] += x * filters[v];
+          }
+#pragma GCC unroll 16
+          for (int r = 0; r < kPointers; ++r) {
+            row[r] += kSize;
+            keep_apart(row[r]);
+          }
+          b += kTerm;
+          next += next_step;
+          also += also_step;
+        }
+        if (segment != tile.segments) {
+#pragma GCC unroll 16
+          for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v)
+              sum[m][v] += V::load(tile.totals + (m * kVectors + v) * kN);
+        }
+        if (segment->last) break;
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v)
+            V::store(tile.totals + (m * kVectors + v) * kN, sum[m][v]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) start[v] = Register{};
+      }
+      const int64_t at = column + part * c_step;
+      if (tile.before != nullptr) {
+        for_rows<kRows>(tile.before + at, c_step,
+                        [&](int m, const float* from) TORCHCONV_INLINE_LAMBDA {
+                          for (int v = 0; v < kVectors; ++v)
+                            sum[m][v] += v + 1 < kVectors || lanes == kN
+                                             ? V::load(from + v * kN)
+                                             : V::load_partial(from + v * kN, lanes);
+                        });
+      }
+      if (tile.clamp) {
+        const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) {
+            sum[m][v] = sum[m][v] < low ? low : sum[m][v];
+            sum[m][v] = sum[m][v] > high ? high : sum[m][v];
+          }
+      }
+      if (tile.stream) {
+        for_rows<kRows>(tile.c + at, c_step, [&](int m, float* to) TORCHCONV_INLINE_LAMBDA {
+          for (int v = 0; v < kVectors; ++v) stream_bytes(to + v * kN, sum[m][v]);
+        });
+      } else {
+        for_rows<kRows>(tile.c + at, c_step, [&](int m, float* to) TORCHCONV_INLINE_LAMBDA {
+          for (int v = 0; v < kVectors; ++v) {
+            if (v + 1 < kVectors || lanes == kN)
+              V::store(to + v * kN, sum[m][v]);
+            else
+              V::store_partial(to + v * kN, sum[m][v], lanes);
+          }
+        });
+      }
+    }
+    panel += tile.panel_size, bias += kTerm, column += kTerm;
+  }
+}
+
+}  // namespace
+
+DirectMicrokernel<float> direct_run_microkernel(int64_t filters) {
+  constexpr int kL = kLanes<float>;
+  if constexpr (kVectorBytes == 64) {
+    if (filters <= kL / 2) return direct_run<kL / 2, 1, kL, kMaxRows>;
+    if (filters <= kL) return direct_run<kL / 2, 2, kL, kMaxRows>;
+    if (filters <= kL + kL / 2) return direct_run<kL / 2, 3, 2 * kL, kMaxRows / 2>;
+  }
+  return filters <= kL ? direct_run<kL, 1, kL, kMaxRows> : direct_run<kL, 2, 2 * kL, kMaxRows>;
+}
+
+}  // namespace torchconv::cpu

@@ -1,0 +1,19 @@
+// The tile of direct_tile.h for a run of kMaxRows pixels that lie evenly apart, in the source and
+// in the destination, each of them read through one tap.
+//
+// It reads no table of pixels, which takes as long as several terms do, and takes vectors of half
+// the width where AVX-512 would fill the last one to no more than half, or be bound by its loads:
+// those of one vector of filters do one product each, and only half as many are loaded in a cycle
+// at full width. A term adds to each sum as it does there, so that either may compute a pixel.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/microkernels/direct_tile.h"
+
+namespace torchconv::cpu {
+
+// Of the tile's tables of pixels and rows it reads the first alone. filters: of its last panel.
+DirectMicrokernel<float> direct_run_microkernel(int64_t filters);
+
+}  // namespace torchconv::cpu
