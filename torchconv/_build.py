@@ -118,6 +118,9 @@ TOGETHER_PATTERNS = {
     ),
     "cpu/winograd_rows": ("cpu/winograd_rows*.cpp", "cpu/winograd_weights.cpp"),
     "cpu/winograd_strided": ("cpu/winograd_strided*.cpp", "cpu/winograd_wgrad_phases.cpp"),
+    "cpu/microkernels/direct_tile": (
+        "cpu/microkernels/direct_run.cpp", "cpu/microkernels/direct_tile_float32.cpp",
+    ),
     "cpu/microkernels/gemm": ("cpu/microkernels/gemm_float*.cpp",),
     "cpu/microkernels/group_tile": ("cpu/microkernels/group_tile_float*.cpp",),
     "cpu/microkernels/product": ("cpu/microkernels/*_product.cpp",),
