@@ -17,6 +17,10 @@ namespace {
 // The least rows and columns of a dilation's residue.
 constexpr int64_t kResidueSize = 2;
 
+// Images and outputs of so many bytes are not in the second cache, from which a row is read and
+// written a vector of channels at a time: in steps that the hardware's prefetchers do not follow.
+constexpr int64_t kSecondCache = 3 << 18;
+
 // What a gather of either kind does: `pairs` pairs of output rows of each sample, `apart` from each
 // other, of which pair's first is row(pair) and rows outside [0, rows) are not there. call(n, pair,
 // sum).
@@ -31,11 +35,12 @@ struct RowPairs {
     using A = Wide<T>;
     const ThreadCopies copies;
     const bool in_place = epilogue.clamps_at_most() && epilogue.activates_only();
+    const int64_t line = columns * channels;
     const WorkSplit split(
         N * pairs, static_cast<double>(2 * columns * channels) * static_cast<double>(taps + 8));
-    const int64_t line = columns * channels;
+    constexpr bool kNarrow = !std::is_same_v<T, A>;
     const int64_t run = dst_column == channels ? columns : 1;  // pixels side by side
-    const bool streams = sizeof(T) == sizeof(A) && in_place && dst_column == channels &&
+    const bool streams = !kNarrow && in_place && dst_column == channels &&
                          WideVec<T>::streams(epilogue.y, N * dst_n, channels);
     Buffer<A> lines(in_place ? 0 : split.slots * kColumnLines * line);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
@@ -47,7 +52,7 @@ struct RowPairs {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t n = item / pairs, pair = item % pairs;
         ChannelColumnsSum<T> sum;
-        sum.out_step = dst_column;
+        sum.out_step = in_place || kNarrow ? dst_column : channels;
         sum.wide_step = channels;
         sum.weights = weights;
         sum.weight_step = channels;
@@ -56,18 +61,30 @@ struct RowPairs {
         sum.streams = streams;
         sum.clamps = in_place && epilogue.clamps();
         sum.most = epilogue.most();
+        A* sums[kColumnLines];
         int64_t dst[kColumnLines];
         for (int64_t l = 0; l < kColumnLines; ++l) {
           const int64_t i = row(pair) + l * apart;
+          const bool there = i >= 0 && i < rows;
           dst[l] = n * dst_n + i * dst_row;
-          sum.out[l] = i >= 0 && i < rows ? epilogue.y + dst[l] : nullptr;
-          sum.wide[l] = in_place ? nullptr : lines.get() + (slot * kColumnLines + l) * line;
+          sums[l] = in_place || !there ? nullptr : lines.get() + (slot * kColumnLines + l) * line;
+          sum.wide[l] = sums[l];
+          sum.out[l] = there ? epilogue.y + dst[l] : nullptr;
+          if constexpr (!kNarrow)
+            if (sums[l] != nullptr) sum.out[l] = sums[l];
         }
+        // Not what another thread writes.
+        const int64_t next = row(pair + 1);
+        const bool fetches = in_place && !streams && item + 1 < end && pair + 1 < pairs &&
+                             next + (kColumnLines - 1) * apart < rows;
+        for (int64_t l = 0; l < kColumnLines; ++l)
+          sum.next_out[l] =
+              fetches ? epilogue.y + n * dst_n + (next + l * apart) * dst_row : nullptr;
         call(n, pair, sum);
         if (streams) stream_fence();
-        for (int64_t l = 0; l < kColumnLines && !in_place; ++l)
-          for (int64_t j = 0; j < columns && sum.out[l] != nullptr; j += run)
-            epilogue.store(sum.wide[l] + j * channels, run * channels, dst[l] + j * dst_column, 1);
+        for (int64_t l = 0; l < kColumnLines; ++l)
+          for (int64_t j = 0; j < columns && sums[l] != nullptr; j += run)
+            epilogue.store(sums[l] + j * channels, run * channels, dst[l] + j * dst_column, 1);
       }
     });
   }
@@ -181,7 +198,7 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
                               const Epilogue<T>& epilogue, const Parallel& pool) {
   const DepthwiseTaps taps(v);
   const int64_t R = taps.rows, step = v.step_h, gap_h = taps.gap_h, gap_w = taps.gap_w;
-  const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(T)} >= kStreamedBytes &&
+  const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(T)} >= kSecondCache &&
                    v.src.row == v.W * v.groups && gap_h * gap_w == 1;
   // Pairs of the residues of rows follow each other, so that all read one band of the image.
   const RowPairs<T> rows{v.N,       ceil_div(ceil_div(v.I, gap_h), 2) * gap_h,
@@ -197,6 +214,13 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
              sum.out_step *= gap_w;
              sum.wide_step *= gap_w;
              const int64_t top = row(pair) * step + taps.first_h;
+             sum.src_row = gap_h * v.src.row;
+             sum.rows = 0;
+             for (int64_t i = 0; i < R + step; ++i) {
+               const int64_t h = top + i * gap_h;
+               const bool there = h >= 0 && h < v.H && (i < R || sum.out[1] != nullptr);
+               sum.rows |= static_cast<uint32_t>(there) << i;
+             }
              const int64_t next = top + R + step;
              if (far && next >= 0 && next + 2 * step <= v.H)
                sum.next = src + n * v.src.n + next * v.src.row;
@@ -210,14 +234,12 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
                                           -first,   ceil_div(v.W - column, gap_w) - first,
                                           0,        gap_w * v.groups};
                const T* image = src + n * v.src.n + (j0 + taps.first_w) * v.src.column;
-               for (int64_t i = 0; i < R + step; ++i) {
-                 const int64_t h = top + i * gap_h;
-                 const bool there = h >= 0 && h < v.H && (i < R || sum.out[1] != nullptr);
-                 sum.sources[i] = there ? image + h * v.src.row : nullptr;
-               }
+               sum.src = image + top * v.src.row;
                for (int64_t l = 0; l < kColumnLines; ++l) {
-                 if (sum.out[l] != nullptr) sum.out[l] = pixels.out[l] + j0 * v.dst.column;
-                 if (sum.wide[l] != nullptr) sum.wide[l] = pixels.wide[l] + j0 * v.groups;
+                 if (sum.out[l] != nullptr) sum.out[l] = pixels.out[l] + j0 * pixels.out_step;
+                 if (sum.wide[l] != nullptr) sum.wide[l] = pixels.wide[l] + j0 * pixels.wide_step;
+                 if (sum.next_out[l] != nullptr)
+                   sum.next_out[l] = pixels.next_out[l] + j0 * pixels.out_step;
                }
                channel_columns_sum(shape, sum);
              }
@@ -248,10 +270,12 @@ void depthwise_columns_spread(const ConvProblem& p, const T* dz, const T* w, T* 
       taps, w, nullptr, Epilogue<T>{dx, nullptr, Activation::kNone}, pool,
       [&](int64_t pair) { return 2 * (first + pair) - p.pad_top; },
       [&](int64_t n, int64_t pair, ChannelColumnsSum<T>& sum) {
-        for (int64_t m = 0; 2 * m < p.R; ++m) {
-          const int64_t h = first + pair - m;
-          sum.sources[m] = h >= 0 && h < p.P ? dz + (n * p.P + h) * p.Q * p.C : nullptr;
-        }
+        const int64_t h = first + pair;
+        sum.src = dz + (n * p.P + h) * p.Q * p.C;
+        sum.src_row = -p.Q * p.C;
+        sum.rows = 0;
+        for (int64_t m = 0; 2 * m < p.R; ++m)
+          sum.rows |= static_cast<uint32_t>(h - m >= 0 && h - m < p.P) << m;
         if (first + pair + 1 < p.P) sum.next = dz + (n * p.P + first + pair + 1) * p.Q * p.C;
         channel_columns_spread(shape, sum);
       });

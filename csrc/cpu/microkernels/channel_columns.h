@@ -2,8 +2,8 @@
 // channel; a row of pixels is walked from left to right, and every source pixel is loaded once for
 // all output columns that it reaches, whose sums are in registers and roll on from column to
 // column: plane_rows.h turned by a right angle. Two output rows are walked together and share the
-// source rows that both read. Rows outside the image are null, columns outside are left out, and a
-// number of channels that no vector divides is closed by a vector that overlaps the one before.
+// source rows that both read. What lies outside the image is left out, and a number of channels
+// that no vector divides is closed by a vector that overlaps the one before.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace torchconv::cpu {
 
-inline constexpr int kColumnLines = 2, kMostSources = 8;
+inline constexpr int kColumnLines = 2;
 
 // Square kernels of R = 3, 5 or 7 taps; at least a vector of channels.
 struct ChannelColumns {
@@ -23,18 +23,22 @@ struct ChannelColumns {
   int64_t pitch;              // from a source column to the next
 };
 
-// out[line][j] of two neighbouring output rows. Source row i*step + r of line i is sources[line *
-// step + r], from the column of the first tap on.
+// out[line][j] of two neighbouring output rows, of which the first is there. Row r of the kernel
+// meets source row line * step + r.
 template <typename T>
 struct ChannelColumnsSum {
-  const T* sources[kMostSources];
-  T* out[kColumnLines];         // null: no such line
-  Wide<T>* wide[kColumnLines];  // or where the line goes unrounded
-  int64_t out_step, wide_step;
+  const T* src;  // source row 0, from the column of the first tap on
+  int64_t src_row;
+  uint32_t rows;         // bit i: source row i is there
+  T* out[kColumnLines];  // null: no such line
+  int64_t out_step;
+  Wide<T>* wide[kColumnLines];  // or, of a narrower T, where the line goes unrounded
+  int64_t wide_step;
   const Wide<T>* weights;  // [R*R][weight_step]
   const T* next;  // the source rows that the next two lines read beside these; null if near by
-  bool streams;   // past the caches
-  bool clamps;    // the outputs, to [0, most]
+  const T* next_out[kColumnLines];  // the lines that are written next, or null
+  bool streams;                     // past the caches
+  bool clamps;                      // the outputs, to [0, most]
   Wide<T> most;
   const Wide<T>* start;  // of all sums, by channel
   int64_t weight_step;
@@ -42,9 +46,9 @@ struct ChannelColumnsSum {
 template <typename T>
 void channel_columns_sum(const ChannelColumns& shape, const ChannelColumnsSum<T>& sum);
 
-// The gradient of a stride of 2: out[line][w] of output rows 2a - pad_h + line sums, with
-// sources[m] row a - m of dz, the taps (2m + line, s) at column (w + pad_w - s) / 2 where that is
-// whole. left and right are those of dz.
+// The gradient of a stride of 2: out[line][w] of output rows 2a - pad_h + line, of which either may
+// not be there, sums, with source row m row a - m of dz, the taps (2m + line, s) at column
+// (w + pad_w - s) / 2 where that is whole. left and right are those of dz.
 template <typename T>
 void channel_columns_spread(const ChannelColumns& shape, const ChannelColumnsSum<T>& sum);
 
