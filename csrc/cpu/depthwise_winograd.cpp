@@ -1,7 +1,7 @@
-// Pairs of output rows are dealt to threads, as in depthwise_columns.cpp, or, where the last cache
-// holds all, bands of pairs, through which a few vectors of channels are taken at a time: a source
-// row then comes but once into the first cache. Threads that shared a row's channels would take
-// each other's lines away. The weights are transformed in each call: there are few of them.
+// Pairs of output rows are dealt to threads, as in depthwise_columns.cpp, or, where a strip of rows
+// has room in the first cache, bands of pairs: a source row then comes but once into it. Threads
+// that shared a row's channels would take each other's lines away. The weights are transformed in
+// each call: there are few of them.
 #include "cpu/depthwise_winograd.h"
 
 #include <algorithm>
@@ -26,9 +26,8 @@ constexpr double kOverlap = 0.15;
 // Images and outputs of so many bytes are not in the last cache.
 constexpr int64_t kFarBytes = kStreamedBytes;
 
-// Vectors of channels that are worked through side by side: enough for a loop and for the
-// prefetchers, few enough for a strip of two rows and the weights to stay in the first cache.
-constexpr int64_t kBlock = 4;
+// Vectors of channels of which a strip of a few rows stays in the first cache.
+constexpr int64_t kNarrow = 2;
 
 // Tasks that a few threads can share evenly.
 constexpr int64_t kTasksWanted = 8;
@@ -79,11 +78,9 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
                        WideVec<float>::streams(epilogue.y, v.N * v.dst.n, channels);
   const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(float)} >= kFarBytes;
   const ChannelColumns shape = columns_of(v, taps);
-  const bool by_blocks = in_place && !far;
+  const bool narrow = in_place && !far && vectors <= kNarrow;
   const int64_t pairs = ceil_div(v.I, 2), line = v.J * channels;
-  const int64_t blocks = by_blocks ? ceil_div(vectors, kBlock) : 1;
-  const int64_t band =
-      by_blocks ? ceil_div(pairs, std::min(pairs, ceil_div(kTasksWanted, v.N))) : 1;
+  const int64_t band = narrow ? ceil_div(pairs, std::min(pairs, ceil_div(kTasksWanted, v.N))) : 1;
   const int64_t bands = ceil_div(pairs, band);
   const WorkSplit split(v.N * bands, static_cast<double>(2 * band * line) *
                                          static_cast<double>(products * R / 2 + 8));
@@ -105,7 +102,6 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
     rows.zeros = rows.weights + size;
     rows.start = bias != nullptr ? bias : rows.zeros;
     rows.fetches = far;
-    rows.fetches_out = in_place && !streams;
     rows.streams = streams;
     rows.clamps = in_place && epilogue.clamps();
     rows.most = epilogue.most();
@@ -116,12 +112,10 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
       rows.last = std::min(i + 2 * band, v.I);
       // Rows [i, last) of a sample, or of the lines: this is row i of either.
       rows.out = in_place ? epilogue.y + dst + i * v.dst.row : lines.get() + slot * 2 * line;
-      for (int64_t block = 0; block < blocks; ++block) {
-        rows.first_vector = block * vectors / blocks;
-        rows.end_vector = (block + 1) * vectors / blocks;
-        if (!channel_columns_winograd(shape, rows))
-          special[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
-      }
+      // Not what another thread writes.
+      rows.fetch_end = !in_place || streams ? 0 : item + 1 == end ? rows.last : v.I;
+      if (!channel_columns_winograd(shape, rows))
+        special[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
       for (int64_t h = i; h < rows.last && !in_place; ++h)
         for (int64_t j = 0; j < v.J; j += run)
           epilogue.store(rows.out + (h - i) * line + j * channels, run * channels,

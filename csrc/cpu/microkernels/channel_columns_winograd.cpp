@@ -29,7 +29,7 @@ struct Tile {
   const float* next;
   float* next_out;
   int64_t next_row, next_out_row;
-  bool fetches_out, streams, clamps;
+  bool streams, clamps;
   float most;
 };
 
@@ -41,7 +41,7 @@ __attribute__((noinline)) void fetch_ahead(const Tile<R>& t, int64_t at) {
   for (int64_t line = 0; line < 2; ++line) {
     const float* next = t.next + line * t.next_row + at;
     for (int64_t c = 0; c < kWinogradTile; ++c) __builtin_prefetch(next + c * t.pitch, 0, 2);
-    if (!t.fetches_out) continue;
+    if (t.next_out == nullptr) continue;
     const float* out = t.next_out + line * t.next_out_row + at;
     for (int64_t c = 0; c < kWinogradTile; ++c) __builtin_prefetch(out + c * t.out_step, 1);
   }
@@ -173,6 +173,13 @@ struct Walk {
   float most;
 };
 
+// A line of each of two rows, into the second cache: in the first one it would not stay until the
+// next pair of rows, and what lies in the second comes fast enough.
+TORCHCONV_INLINE void fetch(const float* p, int64_t row) {
+  __builtin_prefetch(p, 0, 2);
+  __builtin_prefetch(p + row, 0, 2);
+}
+
 TORCHCONV_INLINE void walk_columns(const Walk& t, int64_t at, const float* weights, Register start,
                                    Register& total) {
   constexpr int R = 3;
@@ -222,13 +229,11 @@ TORCHCONV_INLINE void walk_columns(const Walk& t, int64_t at, const float* weigh
       Register y0 = sums.a + (sums.b + sums.c), y1 = sums.d + (sums.b - sums.c);
       total += (y0 + y1) * 0.0f;
       if (next != nullptr) {
-        __builtin_prefetch(next);
-        __builtin_prefetch(next + t.next_row);
+        fetch(next, t.next_row);
         next += t.next_step;
       }
       if (next_out != nullptr) {
-        __builtin_prefetch(next_out, 1);
-        __builtin_prefetch(next_out + t.next_out_row, 1);
+        fetch(next_out, t.next_out_row);
         next_out += t.out_step;
       }
       if (t.clamps) {
@@ -252,6 +257,7 @@ TORCHCONV_INLINE void walk_columns(const Walk& t, int64_t at, const float* weigh
 // Row pairs from top to bottom in each strip of columns, whose rows stay in the first cache.
 bool walk_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
   constexpr int64_t R = 3, kStrip = 28;
+  const int64_t vectors = ceil_div(p.channels, kL);
   Register total{};
   for (int64_t j = 0; j < p.columns; j += kStrip) {
     Walk walk;
@@ -276,11 +282,10 @@ bool walk_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
       });
       walk.out[0] = t.out + (i - t.first) * t.out_row + j * t.out_step;
       walk.out[1] = two ? walk.out[0] + t.out_row : nullptr;
-      // Also from the second cache, whose latency strided columns do not hide.
       walk.next =
           next >= 0 && next + 1 < t.src_rows ? src + (R + 1) * t.src_row + p.pitch : nullptr;
-      walk.next_out = t.fetches_out && i + 3 < t.last ? walk.out[0] + 2 * t.out_row : nullptr;
-      for (int64_t v = t.first_vector; v < t.end_vector; ++v) {
+      walk.next_out = i + 3 < t.fetch_end ? walk.out[0] + 2 * t.out_row : nullptr;
+      for (int64_t v = 0; v < vectors; ++v) {
         const int64_t lane = std::min(v * kL, p.channels - kL);
         walk_columns(walk, lane, t.weights + v * winograd_column_products(R) * R * kL,
                      V::load(t.start + lane), total);
@@ -295,6 +300,7 @@ bool walk_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
 template <int R>
 bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
   constexpr int64_t kProducts = winograd_column_products(R) * R * kL;
+  const int64_t vectors = ceil_div(p.channels, kL);
   Register total{};
   for (int64_t column = 0; column < p.columns; column += kWinogradTile) {
     const int64_t j = std::min(column, p.columns - kWinogradTile);
@@ -306,7 +312,6 @@ bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
     tile.out_step = t.out_step;
     tile.next_row = t.src_row;
     tile.next_out_row = t.out_row;
-    tile.fetches_out = t.fetches_out;
     tile.streams = t.streams;
     tile.clamps = t.clamps;
     tile.most = t.most;
@@ -324,8 +329,8 @@ bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
       tile.next = t.fetches && next >= 0 && next + 1 < t.src_rows
                       ? src + (R + 1) * t.src_row + R / 2 * p.pitch
                       : nullptr;
-      tile.next_out = out + 2 * t.out_row;
-      for (int64_t v = t.first_vector; v < t.end_vector; ++v) {
+      tile.next_out = i + 3 < t.fetch_end ? out + 2 * t.out_row : nullptr;
+      for (int64_t v = 0; v < vectors; ++v) {
         const int64_t lane = std::min(v * kL, p.channels - kL);
         filter_tile<R>(tile, lane, t.weights + v * kProducts, V::load(t.start + lane), total);
       }
@@ -338,7 +343,8 @@ bool filter_rows(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
 
 bool channel_columns_winograd(const ChannelColumns& p, const ChannelColumnsWinograd& t) {
   if constexpr (kFiltersColumns) {
-    if (p.R == 3) return channel_columns_walk(p) ? walk_rows(p, t) : filter_rows<3>(p, t);
+    if (p.R == 3 && channel_columns_walk(p)) return walk_rows(p, t);
+    if (p.R == 3) return filter_rows<3>(p, t);
     if (p.R == 5) return filter_rows<5>(p, t);
     return filter_rows<7>(p, t);
   }

@@ -37,15 +37,15 @@ struct ChannelColumnsWinograd {
   int64_t src_row, src_rows;
   float* out;  // row `first`
   int64_t out_row, out_step;
-  int64_t first, last;               // output rows
-  int64_t first_h;                   // the source row of the first tap of output row 0
-  int64_t first_vector, end_vector;  // of channels, of which the last may overlap another
-  const float* zeros;                // as many source columns of them as a tile reads
-  const float* weights;       // of each vector of channels, as winograd_column_weights makes them
-  const float* start;         // of all sums, by channel
-  bool fetches, fetches_out;  // what the next pair of rows reads, and what it writes
-  bool streams;               // past the caches
-  bool clamps;                // the outputs, to [0, most]
+  int64_t first, last;   // output rows
+  int64_t first_h;       // the source row of the first tap of output row 0
+  const float* zeros;    // as many source columns of them as a tile reads
+  const float* weights;  // of each vector of channels, as winograd_column_weights makes them
+  const float* start;    // of all sums, by channel
+  bool fetches;          // of tiles, what the next pair of rows reads; long rows always do
+  int64_t fetch_end;     // what the next pair writes, if it ends before this row
+  bool streams;          // past the caches
+  bool clamps;           // the outputs, to [0, most]
   float most;
 };
 
