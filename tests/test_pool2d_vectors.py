@@ -203,6 +203,23 @@ def test_windows_side_by_side(
 
 
 @on_formats
+@on_dtypes
+def test_gradient_of_minus_zero(dtype: torch.dtype, layout: str) -> None:
+    """An average's gradient is a sum that begins at 0, in every kernel."""
+    windows: list[dict[str, Any]] = [
+        {"kernel_size": 12},
+        {"kernel_size": 4},
+        {"kernel_size": 2},
+        {"kernel_size": 3, "stride": 1, "padding": 1},
+    ]
+    for kwargs in windows:
+        x = values((2, 5, 12, 12), dtype, layout, 0).requires_grad_()
+        y = F.avg_pool2d(x, **kwargs)
+        (dx,) = torch.autograd.grad(y, x, torch.full_like(y, -0.0))
+        assert torch.equal(dx, torch.zeros_like(dx)) and not dx.signbit().any()
+
+
+@on_formats
 def test_one_large_window_folds_in_turns(layout: str) -> None:
     """Where several threads share a window: ties, NaN and infinities, and an exact mean."""
     x = in_layout(torch.randint(-2, 3, (2, 5, 70, 50)).float(), layout)

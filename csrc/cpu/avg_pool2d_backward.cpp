@@ -1,5 +1,6 @@
 // Average pooling's backward: every element of a window receives dy over the window's divisor. The
-// kernel is in avg_pool2d_rows.h; planes with one output are written here.
+// kernel is in avg_pool2d_rows.h; planes with one output, and with windows side by side, are
+// written here. As of sums that begin at 0, no element's gradient is -0.
 #include "cpu/avg_pool2d_rows.h"
 #include "cpu/pool2d.h"
 
@@ -18,7 +19,7 @@ void spread(const PoolProblem& p, const T* dy, T* dx, const Parallel& pool) {
   parallel_for(pool, 0, p.N * p.C, grain, [&](int64_t begin, int64_t end) {
     const T* last = dx + end * elements;
     for (int64_t plane = begin; plane < end; plane++) {
-      const auto value = W::broadcast(to_wide<T>(dy[plane]) / divisor);
+      const auto value = W::broadcast(Wide<T>{0} + to_wide<T>(dy[plane]) / divisor);
       // A plane's last vector spills into the next one, which is written after it.
       T* to = dx + plane * elements;
       for (int64_t i = 0; i < elements; i += kLanes) {
@@ -67,7 +68,7 @@ class Tiles {
         T* row = dx_ + plane * elements;
         const T* from = dy_ + plane * p_.P * p_.Q;
         for (int64_t p = 0; p < p_.P; p++, from += p_.Q) {
-          for (int64_t q = 0; q < p_.Q; q++) values[q] = to_wide<T>(from[q]) / divisor_;
+          for (int64_t q = 0; q < p_.Q; q++) values[q] = Lane{0} + to_wide<T>(from[q]) / divisor_;
           for (int64_t r = 0; r < p_.R; r++, row += p_.W) write_row(values.get(), last, row);
         }
         fill(Lane{0}, (p_.H - p_.P * p_.R) * p_.W, last, row);

@@ -342,7 +342,7 @@ class DirectGemm : DirectTasks {
       tile.next = tile.also = weights;
       tile.next_step = tile.also_step = 0;
       for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
-        if (plan_.reads_neighbours && first + rows < end) {
+        if (plan_.reads_neighbours && depth > 0 && first + rows < end) {
           tile.next = tile.a + t.src_offsets[first + rows];
           tile.next_step =
               (t.src_offsets[first + rows] - t.src_offsets[first]) * kSize / (panels * depth);

@@ -157,7 +157,7 @@ class PixelGemm {
 
   // What a task's plan is of: with a single panel, the same taps of other channels need no other.
   struct Planned {
-    int64_t t0, tn, size = 0;
+    int64_t t0 = 0, tn = 0, size = 0;
     bool is_of(const ReductionBlock& block) const {
       return size > 0 && t0 == block.t0 && tn == block.tn;
     }

@@ -107,9 +107,9 @@ double taps_of_all(const Axis& axis) {
   return taps;
 }
 
-// On pixels, in folds of one vector. What preparing and reading a padded element costs, a step of a
-// level, and the positions, are fitted to 24 shapes of 7 x 7 to 56 x 56 on a Zen 4, whose times the
-// estimate meets within a third.
+// On pixels, in folds of one vector. What preparing a padded element costs, a step of a level, and
+// the positions, are fitted to windows of 7 x 7 to 13 x 13 on a Zen 4. A bad estimate costs time
+// alone.
 bool two_levels_are_cheaper(const PoolProblem& p, const Axis& vertical, const Axis& horizontal,
                             bool codes) {
   constexpr double kElement = 4.3, kStep = 0.5, kCodes = 2.2;
