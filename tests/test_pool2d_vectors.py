@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import torchconv.functional as F
-from conftest import assert_accurate, assert_same, everywhere, in_layout
+from conftest import assert_accurate, assert_same, cpu_only, everywhere, in_layout
 from oracle import torch_F
 
 pytestmark = everywhere
@@ -202,10 +202,12 @@ def test_windows_side_by_side(
         check_average(x.detach(), {"kernel_size": kernel_size, "divisor_override": 3})
 
 
+@cpu_only
 @on_formats
 @on_dtypes
 def test_gradient_of_minus_zero(dtype: torch.dtype, layout: str) -> None:
-    """An average's gradient is a sum that begins at 0, in every kernel."""
+    """An average's gradient is a sum that begins at 0, in every kernel, one of which the batch
+    chooses."""
     windows: list[dict[str, Any]] = [
         {"kernel_size": 12},
         {"kernel_size": 4},
