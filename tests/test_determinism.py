@@ -149,6 +149,17 @@ def test_outputs_that_are_written_past_the_caches() -> None:
     assert torch.equal(z[2], alone[0])
 
 
+@on_formats
+@on_dtypes
+@pytest.mark.parametrize("kernel_size", [2, 4, 12])
+def test_sign_of_an_average_s_gradient(kernel_size: int, dtype: torch.dtype, layout: str) -> None:
+    """It is a sum that begins at 0, in all of the kernels, one of which the batch chooses."""
+    x = in_layout(torch.randn(2, 5, 12, 12, dtype=dtype), layout).requires_grad_()
+    y = F.avg_pool2d(x, kernel_size)
+    (dx,) = torch.autograd.grad(y, x, torch.full_like(y, -0.0))
+    assert torch.equal(dx, torch.zeros_like(dx)) and not dx.signbit().any()
+
+
 def test_every_process_gives_the_same_bits() -> None:
     """Fresh processes, each with another number of OpenMP threads."""
     digests = set()

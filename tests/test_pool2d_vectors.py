@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import torchconv.functional as F
-from conftest import assert_accurate, assert_same, cpu_only, everywhere, in_layout
+from conftest import assert_accurate, assert_same, everywhere, in_layout
 from oracle import torch_F
 
 pytestmark = everywhere
@@ -200,25 +200,6 @@ def test_windows_side_by_side(
         check_select(x, {"kernel_size": kernel_size})
         check_average(x.detach(), {"kernel_size": kernel_size})
         check_average(x.detach(), {"kernel_size": kernel_size, "divisor_override": 3})
-
-
-@cpu_only
-@on_formats
-@on_dtypes
-def test_gradient_of_minus_zero(dtype: torch.dtype, layout: str) -> None:
-    """An average's gradient is a sum that begins at 0, in every kernel, one of which the batch
-    chooses."""
-    windows: list[dict[str, Any]] = [
-        {"kernel_size": 12},
-        {"kernel_size": 4},
-        {"kernel_size": 2},
-        {"kernel_size": 3, "stride": 1, "padding": 1},
-    ]
-    for kwargs in windows:
-        x = values((2, 5, 12, 12), dtype, layout, 0).requires_grad_()
-        y = F.avg_pool2d(x, **kwargs)
-        (dx,) = torch.autograd.grad(y, x, torch.full_like(y, -0.0))
-        assert torch.equal(dx, torch.zeros_like(dx)) and not dx.signbit().any()
 
 
 @on_formats
