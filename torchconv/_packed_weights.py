@@ -103,15 +103,20 @@ class PackedWeights:
     ) -> tuple[Any, ...] | None:
         """What was remembered, where the call differs from the one before in its batch alone."""
         if (
-            weight is self._weight
-            and bias is self._bias
-            and layer == self._layer
-            and type(input) is Tensor
+            type(input) is Tensor
             and weight is not None
             and input.dtype is weight.dtype
             and input.dim() == 4
             and input.is_cpu
         ):
+            return self.remembered(layer, weight, bias)
+        return None
+
+    def remembered(
+        self, layer: tuple[Any, ...], weight: Tensor, bias: Tensor | None
+    ) -> tuple[Any, ...] | None:
+        """What was remembered for this layer, unless it has changed."""
+        if weight is self._weight and bias is self._bias and layer == self._layer:
             return self._values
         return None
 
@@ -127,7 +132,7 @@ class PackedWeights:
         if input.dim() == 3:
             added = None if residual is None else residual.unsqueeze(0)
             return self.convolve(input.unsqueeze(0), weight, bias, added, values).squeeze(0)
-        wanted = (values, self._owner_of(weight), weight._version)
+        wanted = (values, self.owner_of(weight), weight._version)
         # Both at once, for layers that several threads call.
         known, settings = self._written
         if wanted != known:
@@ -135,7 +140,7 @@ class PackedWeights:
             self._written = (wanted, settings)
         return _conv2d.call(input, weight, bias, residual, settings)
 
-    def _owner_of(self, weight: Tensor) -> int:
+    def owner_of(self, weight: Tensor) -> int:
         """The operator's argument for these weights; 0 where theirs must not be kept."""
         address = weight.data_ptr()
         if weight is not self._weight or address != self._address:

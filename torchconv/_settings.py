@@ -22,7 +22,7 @@ from torch import Tensor
 
 from torchconv._schemas import LIBRARY, overload
 
-__all__ = ["OVERLOADED", "Signature", "settings_of"]
+__all__ = ["OVERLOADED", "Signature", "read_values", "settings_of"]
 
 OVERLOADED = (
     "conv2d",
@@ -90,9 +90,8 @@ def settings_of(types: Sequence[str], values: Sequence[Any]) -> Tensor:
     return torch.frombuffer(array("q", numbers), dtype=torch.int64)
 
 
-def _values(types: Sequence[str], settings: Tensor) -> Iterator[Any]:
-    """What settings_of was given, but for integers after the last type."""
-    numbers = iter(settings.tolist())
+def read_values(types: Sequence[str], numbers: Iterator[Any]) -> Iterator[Any]:
+    """What settings_of was given, but for integers after the last type, from what it wrote."""
     for kind in types:
         number = next(numbers)
         if kind == "Optional[int]":
@@ -121,7 +120,9 @@ def _define(name: str) -> None:
 
     def pass_on(*args: Any) -> Any:
         *tensors, settings = args
-        return op(*signature.joined(tensors, tuple(_values(signature.types, settings))))
+        return op(
+            *signature.joined(tensors, tuple(read_values(signature.types, iter(settings.tolist()))))
+        )
 
     tensors = [a for a in op._schema.arguments if "Tensor" in str(a.type)]
     declared = [_declared(a) for a in tensors]

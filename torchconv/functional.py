@@ -285,6 +285,33 @@ def _window(op: str, kernel_size: Any, stride: Any, padding: Any) -> tuple[Any, 
     )
 
 
+def select_values(
+    op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any
+) -> tuple[Any, ...]:
+    """What max_pool2d's and min_pool2d's operators take beside the input."""
+    window = _window(op, kernel_size, stride, padding)
+    return (*window, pair(dilation, op, "dilation"), boolean(ceil_mode, op, "ceil_mode"))
+
+
+def average_values(
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: Any,
+    count_include_pad: Any,
+    divisor_override: Any,
+) -> tuple[Any, ...]:
+    """What avg_pool2d's operator takes beside the input."""
+    op = "avg_pool2d"
+    window = _window(op, kernel_size, stride, padding)
+    ceil = boolean(ceil_mode, op, "ceil_mode")
+    include = boolean(count_include_pad, op, "count_include_pad")
+    divisor = divisor_override
+    if divisor is not None:
+        divisor = integer(divisor, op, "divisor_override")
+    return (*window, ceil, include, divisor)
+
+
 def _select_pool2d(
     name: str,
     input: Tensor,
@@ -302,11 +329,9 @@ def _select_pool2d(
             f"{name}: non-empty 3D or 4D (batch mode) tensor expected for input, but got "
             f"{list(input.shape)}"
         )
-    window = _window(name, kernel_size, stride, padding)
-    dilations = pair(dilation, name, "dilation")
-    ceil = boolean(ceil_mode, name, "ceil_mode")
+    values = select_values(name, kernel_size, stride, padding, dilation, ceil_mode)
     op = _select[name, bool(return_indices)]
-    return (_call if dim == 4 else _unbatched)(op, input, (*window, dilations, ceil))
+    return (_call if dim == 4 else _unbatched)(op, input, values)
 
 
 def max_pool2d(
@@ -389,15 +414,10 @@ def avg_pool2d(
             "avg_pool2d: non-empty 3D or 4D (batch mode) tensor expected for input, but got "
             f"{list(input.shape)}"
         )
-    window = _window("avg_pool2d", kernel_size, stride, padding)
-    flags = (
-        boolean(ceil_mode, "avg_pool2d", "ceil_mode"),
-        boolean(count_include_pad, "avg_pool2d", "count_include_pad"),
+    values = average_values(
+        kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     )
-    divisor = divisor_override
-    if divisor is not None:
-        divisor = integer(divisor, "avg_pool2d", "divisor_override")
-    return (_call if dim == 4 else _unbatched)(_avg_pool2d, input, (*window, *flags, divisor))
+    return (_call if dim == 4 else _unbatched)(_avg_pool2d, input, values)
 
 
 def _output_sizes(value: Any, size: Sequence[Any], op: str) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchconv import nn
+from torchconv._chain import Fused
 from torchconv._coverage import FLOATS
 from torchconv._fuse_folds import folds_norm, folds_scale
 from torchconv._fuse_graph import (
@@ -85,7 +86,7 @@ def fuse(model: torch.nn.Module) -> GraphModule:
         raise RuntimeError(
             "fuse makes a copy for inference, but the model is in training mode: call eval() first"
         )
-    recorded = _record(copy.deepcopy(model), model)
+    recorded = _record(copy.deepcopy(model), model, Fused)
     drop_identities(recorded)
     _part_norms(recorded)
     uses = _uses(recorded)
@@ -143,12 +144,14 @@ def fuse_training(model: torch.nn.Module) -> GraphModule:
     return _finish(recorded)
 
 
-def _record(root: torch.nn.Module, model: torch.nn.Module) -> GraphModule:
+def _record(
+    root: torch.nn.Module, model: torch.nn.Module, kind: type[GraphModule] = GraphModule
+) -> GraphModule:
     graph = Tracer().trace(root)
     for node in graph.nodes:
         if isinstance(node.type, str):
             node.type = None  # an annotation that was not evaluated, which cannot be pickled
-    recorded = GraphModule(root, graph, type(model).__name__)
+    recorded = kind(root, graph, type(model).__name__)
     _order_like(recorded, model)
     return recorded
 

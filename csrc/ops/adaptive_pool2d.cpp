@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "ops/backend.h"
+#include "ops/chain.h"
 #include "ops/settings.h"
 #include "ops/tensor_args.h"
 
@@ -160,6 +161,10 @@ Tensor adaptive_max_pool2d_gather(const Tensor& input, const Tensor& indices) {
 }
 
 }  // namespace
+
+Tensor adaptive_avg_pool2d_step(const Tensor& input, SettingsReader* reader) {
+  return with_next_settings<&adaptive_avg_pool2d>(reader, input);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
   implement<&adaptive_avg_pool2d, Tensor>(m, "adaptive_avg_pool2d");

@@ -1,6 +1,8 @@
 // The convolution operators: check once, allocate, describe one ConvProblem, call the kernels.
 
 #include <algorithm>
+#include <array>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -8,6 +10,7 @@
 #include "core/conv_problem.h"
 #include "core/weights_owner.h"
 #include "ops/backend.h"
+#include "ops/chain.h"
 #include "ops/settings.h"
 #include "ops/tensor_args.h"
 
@@ -54,6 +57,13 @@ int64_t output_size(int64_t size, int64_t before, int64_t after, int64_t dilatio
   const int64_t extent =
       checked_add(checked_mul(dilation, kernel - 1, "kernel extent"), 1, "kernel extent");
   return padded < extent ? 0 : (padded - extent) / stride + 1;
+}
+
+// PyTorch's rule: channels_last as soon as either operand is, but never for an empty batch.
+Layout output_layout(const Tensor& input, const Tensor& weight) {
+  const bool channels_last =
+      suggested_layout(weight) == Layout::kNHWC || suggested_layout(input) == Layout::kNHWC;
+  return channels_last && input.size(0) > 0 ? Layout::kNHWC : Layout::kNCHW;
 }
 
 ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArguments& a) {
@@ -118,10 +128,7 @@ ConvProblem describe(const Tensor& input, const Tensor& weight, const ConvArgume
   p.groups = a.groups;
   p.dtype = dtype_of(input, "conv2d");
   p.weight_layout = suggested_layout(weight);
-  // PyTorch's rule: channels_last as soon as either operand is, but never for an empty batch.
-  const bool channels_last =
-      p.weight_layout == Layout::kNHWC || suggested_layout(input) == Layout::kNHWC;
-  p.layout = channels_last && p.N > 0 ? Layout::kNHWC : Layout::kNCHW;
+  p.layout = output_layout(input, weight);
   p.activation = activation_of(a.activation);
   p.flip = a.flip;
   TORCHCONV_CHECK(is_floating(p.dtype) || p.activation == Activation::kNone,
@@ -298,6 +305,18 @@ std::string explain_conv2d(const Tensor& input, const Tensor& weight, IntList st
 }
 
 }  // namespace
+
+Tensor conv2d_step(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                   const std::optional<Tensor>& residual, SettingsReader* reader) {
+  const bool in_same_layout = reader->take<bool>();
+  const ConvSettings conv(reader);
+  const WeightsOwner owner{reader->take<int64_t>(), reader->take<int64_t>()};
+  TORCHCONV_CHECK(!in_same_layout || (residual.has_value() &&
+                                      suggested_layout(*residual) == output_layout(input, weight)),
+                  "the residual is in another layout than the output");
+  return std::get<0>(
+      forward(input, weight, bias, residual, conv.arguments(), /*preactivation=*/false, owner));
+}
 
 #ifndef TORCHCONV_CUDA
 STABLE_TORCH_LIBRARY_IMPL(torchconv, Meta, m) {

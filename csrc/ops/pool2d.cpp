@@ -8,6 +8,7 @@
 
 #include "core/pool_problem.h"
 #include "ops/backend.h"
+#include "ops/chain.h"
 #include "ops/settings.h"
 #include "ops/tensor_args.h"
 
@@ -254,6 +255,14 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntList input_size, IntLis
 }
 
 }  // namespace
+
+Tensor max_pool2d_step(const Tensor& input, SettingsReader* reader) {
+  return with_next_settings<&select_pool2d<Select::kMax>>(reader, input);
+}
+
+Tensor avg_pool2d_step(const Tensor& input, SettingsReader* reader) {
+  return with_next_settings<&avg_pool2d>(reader, input);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
   constexpr auto kOffsets = Remember::kOffsets, kIndices = Remember::kIndices;

@@ -64,12 +64,11 @@ namespace detail {
 
 template <typename Result, typename... Parameters, size_t... rest, typename... Tensors>
 Result call_with_settings(Result (*op)(Parameters...), std::index_sequence<rest...>,
-                          const Tensor& settings, const Tensors&... tensors) {
+                          SettingsReader* reader, const Tensors&... tensors) {
   using Types = std::tuple<std::decay_t<Parameters>...>;
-  SettingsReader reader(settings);
   // Braces read from left to right.
   std::tuple<std::tuple_element_t<sizeof...(Tensors) + rest, Types>...> values{
-      reader.take<std::tuple_element_t<sizeof...(Tensors) + rest, Types>>()...};
+      reader->take<std::tuple_element_t<sizeof...(Tensors) + rest, Types>>()...};
   return op(tensors..., std::get<rest>(values)...);
 }
 
@@ -80,11 +79,17 @@ constexpr size_t count_parameters(Result (*)(Parameters...)) {
 
 }  // namespace detail
 
-// As op, whose first arguments are these tensors and whose others are none.
+// As op, whose first arguments are these tensors and whose others are none but come next.
+template <auto op, typename... Tensors>
+auto with_next_settings(SettingsReader* reader, const Tensors&... tensors) {
+  constexpr size_t kRest = detail::count_parameters(op) - sizeof...(Tensors);
+  return detail::call_with_settings(op, std::make_index_sequence<kRest>(), reader, tensors...);
+}
+
 template <auto op, typename... Tensors>
 auto with_settings(const Tensors&... tensors, const Tensor& settings) {
-  constexpr size_t kRest = detail::count_parameters(op) - sizeof...(Tensors);
-  return detail::call_with_settings(op, std::make_index_sequence<kRest>(), settings, tensors...);
+  SettingsReader reader(settings);
+  return with_next_settings<op>(&reader, tensors...);
 }
 
 // Registers op and its overload. Tensors: the types of op's first arguments.

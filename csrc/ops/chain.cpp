@@ -1,0 +1,83 @@
+// Operators one after another in one call, for networks of small layers: a layer's way from Python
+// costs more than many a layer. torchconv/_programs.py writes the program.
+
+#include "ops/chain.h"
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "ops/backend.h"
+#include "ops/settings.h"
+#include "ops/tensor_args.h"
+
+namespace torchconv::ops {
+namespace {
+
+// The call's tensors and, after them, the results of the steps, by their positions.
+class Known {
+ public:
+  explicit Known(const std::vector<Tensor>& given) : tensors_(given.begin(), given.end()) {}
+
+  const std::optional<Tensor>& at(int64_t position) const {
+    TORCHCONV_CHECK(0 <= position && position < static_cast<int64_t>(tensors_.size()) &&
+                        tensors_[position].has_value(),
+                    "a chain reads tensor ", position, ", which is not there");
+    return tensors_[position];
+  }
+
+  // None for -1.
+  std::optional<Tensor> optional(int64_t position) const {
+    return position == -1 ? std::nullopt : at(position);
+  }
+
+  void add(Tensor t) { tensors_.emplace_back(std::move(t)); }
+
+  void drop(int64_t position) {
+    at(position);
+    tensors_[position].reset();
+  }
+
+ private:
+  std::vector<std::optional<Tensor>> tensors_;
+};
+
+Tensor run_step(const Known& known, SettingsReader* program) {
+  const int64_t step = program->take<int64_t>();
+  const auto next = [&] { return program->take<int64_t>(); };
+  const Tensor input = *known.at(next());
+  switch (step) {
+    case 0: {
+      const Tensor weight = *known.at(next());
+      const std::optional<Tensor> bias = known.optional(next()), residual = known.optional(next());
+      return conv2d_step(input, weight, bias, residual, program);
+    }
+    case 1:
+      return max_pool2d_step(input, program);
+    case 2:
+      return avg_pool2d_step(input, program);
+    case 3:
+      return adaptive_avg_pool2d_step(input, program);
+  }
+  fail({"a chain has no operator ", step});
+}
+
+// The program: how many steps, and for each its operator, the positions of its tensors, its
+// settings and the positions that no later step reads; then the positions of what is returned.
+std::vector<Tensor> chain(const std::vector<Tensor>& tensors, const Tensor& program) {
+  SettingsReader reader(program);
+  Known known(tensors);
+  for (int64_t steps = reader.take<int64_t>(); steps > 0; --steps) {
+    known.add(run_step(known, &reader));
+    for (const int64_t position : reader.take<IntList>()) known.drop(position);
+  }
+  std::vector<Tensor> results;
+  for (const int64_t position : reader.take<IntList>()) results.push_back(*known.at(position));
+  return results;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) { m.impl("chain", TORCH_BOX(&chain)); }
+
+}  // namespace torchconv::ops

@@ -1,0 +1,76 @@
+"""The operator ``torch.ops.torchconv.chain``: several operators in one call.
+
+It takes tensors and a program, a list of integers in the memory of a tensor, which
+csrc/ops/chain.cpp runs. As the overloads for short calls (_settings.py) it passes autograd by, and
+whoever calls it must know that nothing records, transforms, traces, casts or watches the call. What
+lands here, on another device or before the library is loaded, is passed on to the operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchconv._fake import conv_channels_last, is_channels_last
+from torchconv._schemas import LIBRARY, overload
+from torchconv._settings import Signature, read_values
+
+__all__ = ["Step", "program_of"]
+
+# In the order of csrc/ops/chain.cpp, and how many tensors each takes.
+_OPERATORS = {"conv2d": 4, "max_pool2d": 1, "avg_pool2d": 1, "adaptive_avg_pool2d": 1}
+
+
+class Step(NamedTuple):
+    """One operator of a program. Positions count the call's tensors and, after them, the results of
+    the steps."""
+
+    operator: str
+    tensors: Sequence[int]  # positions; -1: none
+    # Of the operator's short overload. Before conv2d's comes whether the residual's layout has to
+    # be the output's, and after them the owner and the version of packed weights.
+    settings: Sequence[int]
+    done: Sequence[int]  # positions that no later step reads
+
+
+def program_of(steps: Sequence[Step], outputs: Sequence[int]) -> Tensor:
+    """The steps, and the positions of what is returned, as the operator takes them."""
+    operators = list(_OPERATORS)
+    numbers = [len(steps)]
+    for name, tensors, settings, done in steps:
+        numbers += (operators.index(name), *tensors, *settings, len(done), *done)
+    return torch.tensor([*numbers, len(outputs), *outputs], dtype=torch.int64)
+
+
+def _run_step(known: Sequence[Any], numbers: Iterator[int]) -> Tensor:
+    name, count = list(_OPERATORS.items())[next(numbers)]
+    positions = [next(numbers) for _ in range(count)]
+    tensors = [None if i == -1 else known[i] for i in positions]
+    in_same_layout = name == "conv2d" and next(numbers)
+    signature = Signature(name)
+    values = tuple(read_values(signature.types, numbers))
+    if name == "conv2d":
+        _owner, _version = next(numbers), next(numbers)
+        input, weight, _bias, residual = (known[i] for i in positions)
+        if in_same_layout and is_channels_last(residual) != conv_channels_last(input, weight):
+            raise RuntimeError("the residual is in another layout than the output")
+    result: Tensor = overload(name)(*signature.joined(tensors, values))
+    return result
+
+
+def _run_apart(tensors: Sequence[Tensor], program: Tensor) -> list[Tensor]:
+    known: list[Any] = list(tensors)
+    numbers = iter(program.tolist())
+    for _ in range(next(numbers)):
+        known.append(_run_step(known, numbers))
+        for _ in range(next(numbers)):
+            known[next(numbers)] = None
+    return [known[next(numbers)] for _ in range(next(numbers))]
+
+
+LIBRARY.define("chain(Tensor[] tensors, Tensor program) -> Tensor[]")
+LIBRARY.impl("chain", _run_apart, "CompositeExplicitAutograd")
+LIBRARY.impl("chain", torch.library.fallthrough_kernel, "Autograd")
