@@ -25,7 +25,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules import module as modules
 from torch.utils.hooks import RemovableHandle
 
-from torchconv._chain_layers import HOOKS, OPERATOR_OF, attributes_of, settings_of
+from torchconv._chain_layers import FORWARDS, HOOKS, OPERATOR_OF, attributes_of, settings_of
 from torchconv._coverage import FLOATS
 from torchconv._dispatch import is_plain
 from torchconv._programs import Step, program_of
@@ -223,8 +223,10 @@ class _Program:
             self._layers.append((layer, type(layer), values, len(values), read, read(values)))
             own = layer._parameters
             if own:
-                version = layer.weight._version
-                self._weights.append((own, layer.weight, layer.bias, version))
+                weight = layer.weight
+                what = (weight, layer.bias, weight._version, weight.data_ptr())
+                self._weights.append((own, *what))
+        self._kinds = list({type(layer) for layer in layers})
         self._hooks = [getattr(layer, name) for layer in layers for name in HOOKS]
         self._handles = RemovableHandle.next_id
 
@@ -237,15 +239,19 @@ class _Program:
             for layer, kind, values, size, read, known in self._layers:
                 if layer.__class__ is not kind or len(values) != size or read(values) != known:
                     return False
-            for parameters, weight, bias, version in self._weights:
+            for parameters, weight, bias, version, address in self._weights:
                 if (
                     parameters["weight"] is not weight
                     or parameters["bias"] is not bias
                     or weight._version != version
+                    or weight.data_ptr() != address
                 ):
                     return False
         except KeyError:
             return False
+        for kind in self._kinds:
+            if kind.forward is not FORWARDS[kind]:
+                return False
         # Who registers a hook, wherever it be, takes a number.
         handles = RemovableHandle.next_id
         if handles != self._handles:
@@ -263,4 +269,7 @@ class _Program:
 def _only_infers(inputs: Sequence[Any]) -> bool:
     if _grad_enabled() or _autocasts() or not is_plain(*inputs):
         return False
-    return all(isinstance(t, Tensor) and t.is_cpu and t.dtype in FLOATS for t in inputs)
+    for t in inputs:
+        if not (isinstance(t, Tensor) and t.is_cpu and t.dim() == 4 and t.dtype in FLOATS):
+            return False
+    return True

@@ -12,7 +12,7 @@ from torchconv._dispatch import operator
 from torchconv._fuse_layers import ConvAdd2d
 from torchconv.functional import average_values, select_values
 
-__all__ = ["HOOKS", "OPERATOR_OF", "attributes_of", "settings_of"]
+__all__ = ["FORWARDS", "HOOKS", "OPERATOR_OF", "attributes_of", "settings_of"]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -24,7 +24,7 @@ OPERATOR_OF: dict[type, str] = {
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
 }
 # As they were: whoever has put another in its place wants that to be called.
-_FORWARDS: dict[type, Any] = {kind: kind.forward for kind in OPERATOR_OF}  # type: ignore[attr-defined]
+FORWARDS: dict[type, Any] = {kind: kind.forward for kind in OPERATOR_OF}  # type: ignore[attr-defined]
 
 # What the layers' own attributes say of the operator's arguments.
 _CONV = ("stride", "padding", "dilation", "groups", "padding_mode", "activation", "flip_kernel")
@@ -50,8 +50,8 @@ def settings_of(layer: Any, calls: int) -> list[int] | None:
     where the layer may be more than one call of its operator, or has not been called yet."""
     kind = type(layer)
     if (
-        _FORWARDS.get(kind) is not kind.forward
-        or "forward" in vars(layer)
+        FORWARDS.get(kind) is not kind.forward
+        or not vars(layer).keys().isdisjoint(("forward", "_conv_forward"))
         or any(getattr(layer, name) for name in HOOKS)
     ):
         return None

@@ -1,0 +1,533 @@
+"""Chains of a fused network's layers: the layers' own results, to the bit, whatever has happened to
+the layers since the call before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.utils import parametrizations
+
+import torchconv
+from conftest import FLOATS, Network, in_layout
+from torchconv import _chain
+from torchconv._programs import Step, program_of
+from torchconv._schemas import overload
+from torchconv._settings import Signature, settings_of
+
+LAYOUTS = ("contiguous", "channels_last")
+
+
+def block(channels: int = 8, filters: int = 8, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(channels, filters, 3, stride, 1, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(filters), nn.ReLU6())
+
+
+def forward(m: Any, x: Tensor) -> Tensor:
+    x = m.stem(x)
+    x = m.first(x)
+    x = m.project(m.depthwise(m.expand(x))) + x
+    left, right = m.left(x), m.right(x)
+    return m.head(m.pool(torch.cat((left, right), -3)))
+
+
+def model() -> Network:
+    return Network(
+        forward,
+        stem=block(3, 8, 2),
+        first=nn.MaxPool2d(3, 2, 1),
+        expand=block(8, 24),
+        depthwise=block(24, 24, groups=24),
+        project=nn.Conv2d(24, 8, 1),
+        left=nn.Conv2d(8, 8, 1),
+        right=nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        pool=nn.AdaptiveAvgPool2d((2, 1)),
+        head=nn.Conv2d(16, 5, 1),
+    )
+
+
+def images(*size: int, layout: str = "contiguous", dtype: torch.dtype = torch.float32) -> Tensor:
+    return in_layout(torch.randn(size or (2, 3, 17, 22)).to(dtype), layout)
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of steps of each program that has been run since."""
+    seen: list[int] = []
+    run = _chain._Program.run
+
+    def watched(self: Any, inputs: Any) -> Any:
+        outputs = run(self, inputs)
+        seen.append(len(self._layers))
+        return outputs
+
+    monkeypatch.setattr(_chain._Program, "run", watched)
+    return seen
+
+
+def by_layers(made: GraphModule, x: Tensor) -> Tensor:
+    out: Tensor = GraphModule(made, made.graph)(x)
+    return out
+
+
+def assert_same(got: Tensor, expected: Tensor) -> None:
+    assert got.stride() == expected.stride()
+    assert got.dtype == expected.dtype and torch.equal(got, expected)
+
+
+def fused(layout: str = "contiguous", dtype: torch.dtype = torch.float32) -> GraphModule:
+    kind = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    return torchconv.fuse(model().eval().to(dtype).to(memory_format=kind))  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("images_layout", LAYOUTS)
+def test_network(layout: str, images_layout: str, dtype: torch.dtype, runs: list[int]) -> None:
+    made = fused(layout, dtype)
+    for size in ((2, 3, 17, 22), (1, 3, 9, 9), (3, 3, 17, 22)):
+        x = images(*size, layout=images_layout, dtype=dtype)
+        expected = by_layers(made, x)
+        del runs[:]
+        for _ in range(2):
+            assert_same(made(x), expected)
+        assert runs[-2:] == [7, 2]  # around the concatenation
+    assert len(runs) == 4
+
+
+def test_results_that_are_read_twice(runs: list[int]) -> None:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+        first = m.a(x)
+        second = m.b(first)
+        return first, m.c(first), second, first - second
+
+    layers = {name: nn.Conv2d(4, 4, 1) for name in "abc"}
+    made = torchconv.fuse(Network(forward, **layers).eval())  # type: ignore[arg-type]
+    x = images(2, 4, 5, 6)
+    expected = GraphModule(made, made.graph)(x)
+    for _ in range(2):
+        for got, wanted in zip(made(x), expected, strict=True):
+            assert_same(got, wanted)
+    assert runs == [3]
+
+
+OTHERS: dict[str, Callable[[Tensor], Any]] = {
+    "other layout": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "broadcasts": lambda x: x.mean((2, 3), keepdim=True),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("other", OTHERS)
+def test_sums_that_only_layers_can(other: str, first: bool, runs: list[int]) -> None:
+    """Then nothing is tried twice: the chain gives up."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, z = OTHERS[other](x), m.b(m.a(x))
+        return (y + z if first else z + y).relu()
+
+    layers = {name: nn.Conv2d(4, 4, 1) for name in "ab"}
+    made = torchconv.fuse(Network(forward, **layers).eval())
+    x = images(2, 4, 5, 6)
+    expected = by_layers(made, x)
+    for _ in range(3):
+        assert_same(made(x), expected)
+    assert len(runs) == (2 if other == "other layout" and not first else 0)
+
+
+def test_intermediate_results_are_given_back(runs: list[int]) -> None:
+    made = torchconv.fuse(nn.Sequential(*(nn.Conv2d(8, 8, 1) for _ in range(6))).eval())
+    x = images(1, 8, 512, 512)
+    made(x)
+    torchconv.memory.empty_cache()
+    before = torchconv.memory.memory_stats()["reused"]
+    made(x)
+    # The third layer's output is where the first one's was, and so on.
+    assert torchconv.memory.memory_stats()["reused"] - before >= 4
+    assert runs == [6]
+
+
+def test_threads() -> None:
+    made = fused()
+    x = images()
+    expected = by_layers(made, x)
+    results: list[Tensor] = []
+
+    def work() -> None:
+        with torch.no_grad():
+            results.extend(made(x) for _ in range(20))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for _ in range(20):
+        layer(made, "project").padding = (0, 0)
+        layer(made, "head").bias.data.mul_(1)
+        assert_same(made(x), expected)
+    for worker in workers:
+        worker.join()
+    assert len(results) == 80
+    for got in results:
+        assert_same(got, expected)
+
+
+# --- what changes between two calls --------------------------------------------------------------
+
+
+def layer(made: GraphModule, name: str = "depthwise.0") -> Any:
+    return made.get_submodule(name)
+
+
+def add_one(*args: Any) -> Any:
+    return args[-1] + 1 if isinstance(args[-1], Tensor) else (args[-1][0] + 1,)
+
+
+def by_hook(made: GraphModule) -> None:
+    layer(made).register_forward_hook(add_one)
+
+
+def by_pre_hook(made: GraphModule) -> None:
+    layer(made, "first").register_forward_pre_hook(add_one)
+
+
+def by_hook_with_keywords(made: GraphModule) -> None:
+    layer(made).register_forward_hook(lambda m, a, k, out: out + 1, with_kwargs=True)
+
+
+def by_hook_of_a_container(made: GraphModule) -> None:
+    """Which the recorded network does not call either."""
+    layer(made, "stem").register_forward_hook(add_one)
+
+
+def by_own_forward(made: GraphModule) -> None:
+    layer(made).forward = lambda x: x * 2
+
+
+def by_own_convolution(made: GraphModule) -> None:
+    layer(made)._conv_forward = lambda x, w, b: x * 2
+
+
+def by_new_weight(made: GraphModule) -> None:
+    layer(made).weight = nn.Parameter(torch.randn(24, 1, 3, 3))
+
+
+def by_new_bias(made: GraphModule) -> None:
+    layer(made).bias = nn.Parameter(torch.randn(24))
+
+
+def by_no_bias(made: GraphModule) -> None:
+    layer(made).bias = None
+
+
+def by_writing_weight(made: GraphModule) -> None:
+    layer(made).weight.mul_(2)
+
+
+def by_writing_data(made: GraphModule) -> None:
+    for module in made.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data.mul_(2)
+
+
+def by_new_data(made: GraphModule) -> None:
+    for module in made.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = torch.randn_like(module.weight)
+
+
+def by_writing_bias(made: GraphModule) -> None:
+    layer(made).bias.data.add_(1)
+
+
+def by_state(made: GraphModule) -> None:
+    made.load_state_dict({name: value / 2 for name, value in made.state_dict().items()})
+
+
+def by_assigned_state(made: GraphModule) -> None:
+    state = {name: value / 2 for name, value in made.state_dict().items()}
+    made.load_state_dict(state, assign=True)
+
+
+def by_swapped_weight(made: GraphModule) -> None:
+    torch.utils.swap_tensors(layer(made, "expand.0").weight, nn.Parameter(torch.randn(24, 8, 3, 3)))
+
+
+def by_parametrization(made: GraphModule) -> None:
+    parametrizations.weight_norm(layer(made))
+
+
+def by_padding(made: GraphModule) -> None:
+    layer(made, "right").padding = (1, 2)
+    layer(made, "left").padding = (0, 1)
+
+
+def by_padding_mode(made: GraphModule) -> None:
+    layer(made).padding_mode = "circular"
+
+
+def by_stride(made: GraphModule) -> None:
+    layer(made, "stem.0").stride = (1, 3)
+
+
+def by_activation(made: GraphModule) -> None:
+    layer(made, "project").activation = "tanh"
+
+
+def by_window(made: GraphModule) -> None:
+    layer(made, "first").kernel_size = 2
+
+
+def by_output_size(made: GraphModule) -> None:
+    layer(made, "pool").output_size = (None, 2)
+
+
+def by_another_layer(made: GraphModule) -> None:
+    setattr(layer(made, "stem"), "0", nn.Conv2d(3, 8, 1, 2))
+
+
+def by_another_container(made: GraphModule) -> None:
+    made.expand = nn.Sequential(nn.Conv2d(8, 24, 1))
+
+
+def by_another_class(made: GraphModule) -> None:
+    class Doubled(torchconv.nn.Conv2d):
+        def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+            return super().forward(input, residual) * 2
+
+    layer(made).__class__ = Doubled
+
+
+def by_dropping_packed_weights(made: GraphModule) -> None:
+    torchconv.nn.drop_packed_weights(made)
+
+
+def by_training_mode(made: GraphModule) -> None:
+    made.train()
+
+
+def by_dtype_and_back(made: GraphModule) -> None:
+    made.bfloat16().float()
+
+
+def by_a_new_graph(made: GraphModule) -> None:
+    for node in made.graph.nodes:
+        if node.target == "left":
+            node.replace_all_uses_with(node.args[0])
+            made.graph.erase_node(node)
+            break
+    made.recompile()
+
+
+CHANGES = [value for name, value in list(globals().items()) if name.startswith("by_")]
+CHANGES.remove(by_layers)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_change_is_noticed(change: Callable[[GraphModule], None], runs: list[int]) -> None:
+    made, x = fused(), images()
+    for _ in range(2):
+        made(x)
+    assert runs == [7, 2]
+    change(made)
+    for y in (x, images()):
+        for _ in range(2):
+            assert_same(made(y), by_layers(made, y))
+
+
+def test_registered_hooks_are_called(runs: list[int]) -> None:
+    made, x = fused(), images()
+    for _ in range(2):
+        plain = made(x)
+    handle = layer(made, "pool").register_forward_hook(add_one)
+    del runs[:]
+    for _ in range(2):
+        assert not torch.equal(made(x), plain)
+    assert runs == [7, 7]
+    handle.remove()
+    for _ in range(2):
+        assert_same(made(x), plain)
+    assert runs == [7, 7, 7, 7, 2]
+
+
+def test_functional_call(runs: list[int]) -> None:
+    made, x = fused(), images()
+    for _ in range(2):
+        made(x)
+    other = {name: value * 2 for name, value in made.state_dict().items()}
+    got = torch.func.functional_call(made, other, x)
+    made.load_state_dict(other)
+    assert_same(got, by_layers(made, x))
+
+
+# --- calls that somebody watches -----------------------------------------------------------------
+
+
+def test_a_profile_shows_the_layers() -> None:
+    made, x = fused(), images()
+    for _ in range(2):
+        made(x)
+    with torch.profiler.profile() as profile:
+        made(x)
+    names = [event.key for event in profile.key_averages()]
+    assert any("conv2d" in name for name in names)
+    assert "torchconv::chain" not in names
+
+
+def test_global_hooks_see_the_layers() -> None:
+    made, x = fused(), images()
+    for _ in range(2):
+        made(x)
+    seen: list[str] = []
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda m, a, out: seen.append(type(m).__name__)
+    )
+    try:
+        made(x)
+    finally:
+        hook.remove()
+    assert seen.count("Conv2d") == 6 and "MaxPool2d" in seen
+
+
+def test_class_that_somebody_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, x = fused(), images()
+    for _ in range(2):
+        plain = made(x)
+    original = torchconv.nn.MaxPool2d.forward
+    monkeypatch.setattr(torchconv.nn.MaxPool2d, "forward", lambda m, x: original(m, x) + 1)
+    assert not torch.equal(made(x), plain)
+
+
+def test_without_kept_weights(runs: list[int]) -> None:
+    made, x = fused(), images()
+    expected = made(x)
+    with torchconv.backends.keep_packed_weights(False):
+        assert_same(made(x), expected)
+    assert not runs
+
+
+def test_gradients_autocast_and_transforms(runs: list[int]) -> None:
+    made, x = fused(), images()
+    for _ in range(2):
+        expected = made(x)
+    del runs[:]
+    with torch.enable_grad():
+        out = made(x.requires_grad_())
+        assert_same(out.detach(), expected)
+        (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert gradient.shape == x.shape
+    x = x.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert made(x).dtype == torch.bfloat16
+    got = torch.func.vmap(made)(x.unsqueeze(1))
+    torch.testing.assert_close(got.squeeze(1), expected)
+    tangent = torch.func.jvp(made, (x,), (torch.ones_like(x),))[1]
+    assert tangent.shape == expected.shape
+    traced = torch.jit.trace(made, x, check_trace=False)
+    torch.testing.assert_close(traced(x), expected)
+    nested = torch.fx.symbolic_trace(nn.Sequential(made))
+    torch.testing.assert_close(nested(x), expected)
+    assert not runs
+    with torch.inference_mode():
+        assert_same(made(x), expected)
+    assert runs == [7, 2]
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_errors_are_the_layers_own(runs: list[int]) -> None:
+    made, x = fused(), images()
+    for _ in range(2):
+        expected = made(x)
+    wrong: list[Any] = [images(2, 4, 17, 22), x.double(), x.to(torch.int32), x[0, 0]]
+    for bad in wrong:
+        with pytest.raises(RuntimeError) as error:
+            by_layers(made, bad)
+        with pytest.raises(type(error.value)) as again:
+            made(bad)
+        assert str(again.value) == str(error.value)
+    del runs[:]
+    assert_same(made(x), expected)  # and the chains are what they were
+    assert runs == [7, 2]
+    assert_same(made(x[0]), expected[0])
+
+
+# --- the operator --------------------------------------------------------------------------------
+
+
+def step(name: str, tensors: list[int], values: tuple[Any, ...], done: list[int]) -> Step:
+    extra = (0, 0) if name == "conv2d" else ()
+    settings = settings_of(Signature(name).types, (*values, *extra)).tolist()
+    return Step(name, tensors, [0, *settings] if name == "conv2d" else settings, done)
+
+
+CONV = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "none", False)
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_operator(layout: str, device: str) -> None:
+    x, w, b = images(2, 4, 9, 8, layout=layout), torch.randn(4, 4, 1, 1), torch.randn(4)
+    window = ((2, 3), (2, 1), (1, 1))
+    program = program_of(
+        [
+            step("conv2d", [0, 1, 2, 0], CONV, [0]),
+            step("max_pool2d", [3], (*window, (1, 1), True), []),
+            step("avg_pool2d", [3], (*window, False, True, 3), [3]),
+            step("adaptive_avg_pool2d", [5], ((3, 2),), [5]),
+        ],
+        [6, 4],
+    )
+    y = overload("conv2d")(x, w, b, *CONV, x)
+    expected = (
+        overload("adaptive_avg_pool2d")(overload("avg_pool2d")(y, *window, False, True, 3), (3, 2)),
+        overload("max_pool2d")(y, *window, (1, 1), True),
+    )
+    for got, wanted in zip(torch.ops.torchconv.chain([x, w, b], program), expected, strict=True):
+        assert_same(got, wanted)
+    meta = [t.to("meta") for t in (x, w, b)]
+    for got, wanted in zip(torch.ops.torchconv.chain(meta, program), expected, strict=True):
+        assert got.shape == wanted.shape and got.stride() == wanted.stride()
+
+
+@pytest.mark.usefixtures("device")
+def test_programs_that_are_none(device: str) -> None:
+    x, w = torch.randn(1, 4, 3, 3), torch.randn(4, 4, 1, 1)
+    good = program_of([step("conv2d", [0, 1, -1, -1], CONV, [0])], [2])
+
+    def changed(at: int, number: int) -> Tensor:
+        program = good.clone()
+        program[at] = number
+        return program
+
+    for program, message in (
+        (good[:-1], "settings end too early"),
+        (good[:0], "settings end too early"),
+        (good.int(), "settings must be a list of integers"),
+        (changed(0, 2**60), "no operator 2|settings end too early|reads tensor"),
+        (changed(1, 9), "a chain has no operator 9"),
+        (changed(2, 7), "a chain reads tensor 7, which is not there"),
+        (changed(2, -1), "a chain reads tensor -1, which is not there"),
+        (changed(4, 2), "a chain reads tensor 2, which is not there"),
+        (changed(-1, 0), "a chain reads tensor 0, which is not there"),
+        (changed(6, 1), "the residual is in another layout"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.torchconv.chain([x, w], program)
