@@ -30,7 +30,7 @@ FORWARDS: dict[type, Any] = {kind: kind.forward for kind in OPERATOR_OF}  # type
 _CONV = ("stride", "padding", "dilation", "groups", "padding_mode", "activation", "flip_kernel")
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVERAGE = ("count_include_pad", "divisor_override", "output_size")
-_READ = {*_CONV, *_POOL, *_AVERAGE, "other_first", "_packed_weights", "_parameters", *HOOKS}
+_READ = {*_CONV, *_POOL, *_AVERAGE, "other_first", "_packed_weights"}
 
 _Reader = Callable[[dict[str, Any]], tuple[Any, ...]]
 
