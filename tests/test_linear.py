@@ -289,3 +289,68 @@ def test_is_seen_by_what_transforms_it() -> None:
     leaves = problem((1, 2, 3, 4), 2)
     assert torch.autograd.gradcheck(F.linear, leaves, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(F.linear, leaves)
+
+
+# N, C, K: at the limits of what is few.
+ROWS = [(1, 512, 512), (7, 1000, 263), (32, 4096, 64), (33, 4096, 64), (4, 512, 511)]
+
+
+@pytest.fixture
+def plain_calls(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """As `convolutions`, for calls that nothing may watch."""
+    seen: list[Tensor] = []
+    convolve = F.conv2d
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append(convolve(*args, **kwargs))
+        return seen[-1]
+
+    def count(*args: Any, **kwargs: Any) -> int:
+        del seen[:]
+        F.linear(*args, **kwargs)
+        return len(seen)
+
+    monkeypatch.setattr(F, "conv2d", watched)
+    return count
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_few_rows(
+    dtype: torch.dtype, rows: Any, activation: str | None, plain_calls: Callable[..., int]
+) -> None:
+    n, c, k = rows
+    x, w, b = (t.detach() for t in problem((n, c), k, dtype))
+    layer = nn.Linear(c, k, dtype=dtype, activation=activation).eval()
+    layer.load_state_dict({"weight": w, "bias": b})
+    exact = F.activate(activation, torch_F.linear(x.double(), w.double(), b.double()))
+    with torch.no_grad():
+        few = n <= 32 and c * k >= 2**18
+        assert plain_calls(x, w, b, activation=activation) == few
+        for out in (layer(x), F.linear(x, w, b, activation=activation), layer(x)):
+            assert out.shape == exact.shape and out.stride() == exact.stride()
+            assert relative_error(out, exact) <= LIMITS[dtype]
+        assert relative_error(F.linear(x[:, ::2], w[:, ::2], None), x[:, ::2] @ w[:, ::2].T) < 1e-5
+
+
+def test_few_rows_that_are_pytorchs(plain_calls: Callable[..., int]) -> None:
+    """A gradient, another type, a matrix that does not lie in one piece, sizes that do not fit."""
+    x, w, b = problem((2, 1024), 512, torch.float32)
+    assert not plain_calls(x, w, b)
+    x, w, b = x.detach(), w.detach(), b.detach()
+    assert plain_calls(x, w, b)
+    assert plain_calls(x, w)
+    assert not plain_calls(x.bfloat16(), w.bfloat16(), b.bfloat16())
+    assert not plain_calls(x[0], w, b)
+    assert not plain_calls(x[:0], w, b)
+    assert not plain_calls(x, w.T.contiguous().T, b)
+    assert not convolutions(F.linear, x, w, b)  # which would be in the graph of a trace
+    with torch.autocast("cpu", torch.bfloat16):
+        assert F.linear(x, w, b).dtype == torch.bfloat16
+    for wrong in ((x[:, :-1], w, b), (x, w, b[:-1]), (x.double(), w, b)):
+        with pytest.raises(RuntimeError) as error:
+            torch_F.linear(*wrong)
+        with pytest.raises(RuntimeError) as again:
+            F.linear(*wrong)
+        assert str(again.value) == str(error.value)

@@ -74,6 +74,30 @@ def covers_linear(input: Any, weight: Any, bias: Any, residual: Any = None) -> b
     )
 
 
+# PyTorch multiplies few rows by one thread, whatever the matrix; a small one it multiplies faster.
+_MOST_ROWS = 32
+_FEWEST_WEIGHTS = 1 << 18
+
+
+def covers_few_rows(input: Any, weight: Any, bias: Any) -> bool:
+    """Whether a linear layer of N x C, of which nobody asks for a gradient, runs in torchconv: as
+    the 1x1 convolution of images of one pixel. Networks for images end in such layers."""
+    return (
+        isinstance(input, torch.Tensor)
+        and input.dim() == 2
+        and covers_conv(input, weight, bias)
+        and input.device.type == "cpu"
+        and input.dtype in (torch.float32, torch.float64)
+        and 0 < input.shape[0] <= _MOST_ROWS
+        and weight.dtype == input.dtype
+        and weight.dim() == 2
+        and weight.is_contiguous()
+        and weight.shape[1] == input.shape[1]
+        and weight.numel() >= _FEWEST_WEIGHTS
+        and (bias is None or (bias.dtype == input.dtype and bias.shape == weight.shape[:1]))
+    )
+
+
 def covers_batch_norm(
     input: torch.Tensor,
     residual: torch.Tensor | None,

@@ -26,7 +26,7 @@ from torchconv._arguments import (
     integer,
     pair,
 )
-from torchconv._coverage import covers_batch_norm, covers_linear
+from torchconv._coverage import covers_batch_norm, covers_few_rows, covers_linear
 from torchconv._derivatives import DERIVATIVES
 from torchconv._dispatch import Operator, is_plain, records
 from torchconv._recorded import RECORDED
@@ -195,14 +195,15 @@ def linear(
 
     Args:
         input: N x H x W x C for the convolution, which takes float32, float64 and float16 on a
-            CPU; anything else is PyTorch's.
+            CPU. So does N x C in float32 and float64 where N is at most 32, the weights are many
+            and nothing records the call. Anything else is PyTorch's.
         weight: K x C.
         bias: K, or None.
         activation: as for `conv2d`.
         residual: None, or what is added before the activation: of the output's size and dtype.
 
     Returns:
-        N x H x W x K, contiguous.
+        N x H x W x K (N x K), contiguous.
 
     Raises:
         What ``F.linear`` raises, ValueError for an unknown activation.
@@ -216,6 +217,15 @@ def linear(
             residual=None if residual is None else images_of(residual),
         )
         return rows_of(out)
+    if (
+        residual is None
+        and not _is_compiling()
+        and is_plain(input, weight, bias)
+        and not (records(input, weight, bias) or _autocasts())
+        and covers_few_rows(input, weight, bias)
+    ):
+        pixels, kernel = input[:, :, None, None], weight[:, :, None, None]
+        return conv2d(pixels, kernel, bias, activation=activation).flatten(1)
     out = F.linear(input, weight, bias)
     return activate(activation, out if residual is None else out + residual)
 

@@ -310,7 +310,8 @@ class LazyConv2d(torch.nn.LazyConv2d, Conv2d):  # type: ignore[misc]
 
 class Linear(_KeepsPackedWeights, torch.nn.Linear):
     """torch.nn.Linear; over images with channels last, N x H x W x C, it is the 1x1 convolution
-    that it is there (see `torchconv.functional.linear`). Input of other dimensions is PyTorch's.
+    that it is there, and so it is over few rows N x C (see `torchconv.functional.linear`). Other
+    input is PyTorch's.
 
     Args:
         activation: as for `Conv2d`.
