@@ -38,6 +38,7 @@ from torchconv._fuse_graph import (
     overwrites,
 )
 from torchconv._fuse_layers import BatchNormAdd2d, ConvAdd2d, LinearAdd
+from torchconv._fuse_written import join_written_activations
 from torchconv.convert import convert
 
 __all__ = ["fuse", "fuse_training"]
@@ -155,6 +156,7 @@ def _record(
         if isinstance(node.type, str):
             node.type = None  # an annotation that was not evaluated, which cannot be pickled
     recorded = kind(root, graph, type(model).__name__)
+    join_written_activations(recorded)
     _order_like(recorded, model)
     return recorded
 

@@ -1,0 +1,74 @@
+"""Activations that a recorded network spells out, as models do that are older than PyTorch's own:
+x * sigmoid(x) is SiLU (Elfwing et al. 2017, arXiv:1702.03118), relu6(x + 3) / 6 the hard sigmoid,
+and x times that the hard swish (Howard et al. 2019, arXiv:1905.02244). Each becomes one node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, symbolic_trace
+from torch.fx.subgraph_rewriter import replace_pattern_with_filters
+from torch.nn import functional as F
+
+from torchconv._fuse_graph import overwrites
+
+__all__ = ["join_written_activations"]
+
+_Unary = Callable[[Tensor], Tensor]
+
+_SIGMOIDS: tuple[_Unary, ...] = (torch.sigmoid, F.sigmoid, lambda x: x.sigmoid())
+_CLAMPS: tuple[_Unary, ...] = (
+    lambda x: F.relu6(x + 3.0),
+    lambda x: F.relu6(x + 3.0, inplace=True),
+    lambda x: F.relu6(x + 3.0, inplace=False),
+)
+_PRODUCTS: tuple[Callable[[Any, Any], Any], ...] = (
+    lambda a, b: a * b,
+    lambda a, b: b * a,
+    torch.mul,
+    lambda a, b: a.mul(b),
+)
+
+
+def _silu(times: Callable[[Any, Any], Any], gate: _Unary) -> _Unary:
+    return lambda x: times(x, gate(x))
+
+
+def _hardsigmoid(clamp: _Unary) -> _Unary:
+    return lambda x: clamp(x) / 6.0
+
+
+def _hardswish_from_the_left(times: Callable[[Any, Any], Any], clamp: _Unary) -> _Unary:
+    return lambda x: times(x, clamp(x)) / 6.0
+
+
+def _spellings() -> Iterator[tuple[_Unary, _Unary]]:
+    """A function and a way to write it; the hard swish before the hard sigmoid, its part."""
+    for times, sigmoid in product(_PRODUCTS, _SIGMOIDS):
+        yield lambda x: F.silu(x), _silu(times, sigmoid)
+    for times, clamp in product(_PRODUCTS, _CLAMPS):
+        yield lambda x: F.hardswish(x), _hardswish_from_the_left(times, clamp)
+        yield lambda x: F.hardswish(x), _silu(times, _hardsigmoid(clamp))
+    for clamp in _CLAMPS:
+        yield lambda x: F.hardsigmoid(x), _hardsigmoid(clamp)
+
+
+def join_written_activations(recorded: GraphModule) -> None:
+    """Puts SiLU, hard swish and hard sigmoid in the place of the steps that make them up."""
+
+    def nothing_is_overwritten(match: Any, graph: Graph, _pattern: Graph) -> bool:
+        steps = set(match.nodes_map.values())
+        nodes = list(graph.nodes)
+        at = [nodes.index(node) for node in steps]
+        between = nodes[min(at) : max(at)]
+        return not any(overwrites(recorded, node) for node in between if node not in steps)
+
+    there = {node.target for node in recorded.graph.nodes}
+    for function, spelling in _spellings():
+        steps = [n.target for n in symbolic_trace(spelling).graph.nodes if n.op.startswith("call")]
+        if there.issuperset(steps):
+            replace_pattern_with_filters(recorded, spelling, function, [nothing_is_overwritten])
