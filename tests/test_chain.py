@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn.utils import parametrizations
@@ -21,6 +22,7 @@ from torchconv._schemas import overload
 from torchconv._settings import Signature, settings_of
 
 LAYOUTS = ("contiguous", "channels_last")
+STEPS = [12, 2]  # of the chains of the network below
 
 
 def block(channels: int = 8, filters: int = 8, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -32,8 +34,10 @@ def forward(m: Any, x: Tensor) -> Tensor:
     x = m.stem(x)
     x = m.first(x)
     x = m.project(m.depthwise(m.expand(x))) + x
-    left, right = m.left(x), m.right(x)
-    return m.head(m.pool(torch.cat((left, right), -3)))
+    gate = F.hardsigmoid(m.gate(m.squeeze(x)))
+    x = torch.cat((m.left(x), m.right(x)), dim=-3) * gate
+    x = x.abs()  # which no chain runs
+    return m.head(m.pool(x))
 
 
 def model() -> Network:
@@ -46,6 +50,8 @@ def model() -> Network:
         project=nn.Conv2d(24, 8, 1),
         left=nn.Conv2d(8, 8, 1),
         right=nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        squeeze=nn.AdaptiveAvgPool2d(1),
+        gate=nn.Conv2d(8, 16, 1),
         pool=nn.AdaptiveAvgPool2d((2, 1)),
         head=nn.Conv2d(16, 5, 1),
     )
@@ -63,7 +69,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def watched(self: Any, inputs: Any) -> Any:
         outputs = run(self, inputs)
-        seen.append(len(self._layers))
+        seen.append(int(self._program[0]))
         return outputs
 
     monkeypatch.setattr(_chain._Program, "run", watched)
@@ -108,7 +114,7 @@ def test_network(layout: str, images_layout: str, dtype: torch.dtype, runs: list
         del runs[:]
         for _ in range(2):
             assert_same(made(x), expected)
-        assert runs[-2:] == [7, 2]  # around the concatenation
+        assert runs[-2:] == STEPS
     assert len(runs) == 4
 
 
@@ -344,7 +350,7 @@ def test_change_is_noticed(change: Callable[[GraphModule], None], runs: list[int
     made, x = fused(), images()
     for _ in range(2):
         made(x)
-    assert runs == [7, 2]
+    assert runs == STEPS
     change(made)
     for y in (x, images()):
         for _ in range(2):
@@ -359,11 +365,11 @@ def test_registered_hooks_are_called(runs: list[int]) -> None:
     del runs[:]
     for _ in range(2):
         assert not torch.equal(made(x), plain)
-    assert runs == [7, 7]
+    assert runs == [12, 12]
     handle.remove()
     for _ in range(2):
         assert_same(made(x), plain)
-    assert runs == [7, 7, 7, 7, 2]
+    assert runs == [12, 12, 12, 12, 2]
 
 
 def test_functional_call(runs: list[int]) -> None:
@@ -402,7 +408,7 @@ def test_global_hooks_see_the_layers() -> None:
         made(x)
     finally:
         hook.remove()
-    assert seen.count("Conv2d") == 6 and "MaxPool2d" in seen
+    assert seen.count("Conv2d") == 7 and "MaxPool2d" in seen
 
 
 def test_class_that_somebody_changed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,7 +452,7 @@ def test_gradients_autocast_and_transforms(runs: list[int]) -> None:
     assert not runs
     with torch.inference_mode():
         assert_same(made(x), expected)
-    assert runs == [7, 2]
+    assert runs == STEPS
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -465,7 +471,7 @@ def test_errors_are_the_layers_own(runs: list[int]) -> None:
         assert str(again.value) == str(error.value)
     del runs[:]
     assert_same(made(x), expected)  # and the chains are what they were
-    assert runs == [7, 2]
+    assert runs == STEPS
     assert_same(made(x[0]), expected[0])
 
 
@@ -473,6 +479,8 @@ def test_errors_are_the_layers_own(runs: list[int]) -> None:
 
 
 def step(name: str, tensors: list[int], values: tuple[Any, ...], done: list[int]) -> Step:
+    if name in ("mul", "hardsigmoid", "cat"):
+        return Step(name, tensors, values, done)
     extra = (0, 0) if name == "conv2d" else ()
     settings = settings_of(Signature(name).types, (*values, *extra)).tolist()
     return Step(name, tensors, [0, *settings] if name == "conv2d" else settings, done)
@@ -492,12 +500,18 @@ def test_operator(layout: str, device: str) -> None:
             step("max_pool2d", [3], (*window, (1, 1), True), []),
             step("avg_pool2d", [3], (*window, False, True, 3), [3]),
             step("adaptive_avg_pool2d", [5], ((3, 2),), [5]),
+            step("hardsigmoid", [6], (), []),
+            step("mul", [7, 6], (), [6]),
+            step("cat", [8, 7, 8], (1,), [7, 8]),
         ],
-        [6, 4],
+        [9, 4],
     )
     y = overload("conv2d")(x, w, b, *CONV, x)
+    mean = overload("avg_pool2d")(y, *window, False, True, 3)
+    mean = overload("adaptive_avg_pool2d")(mean, (3, 2))
+    gate = F.hardsigmoid(mean)
     expected = (
-        overload("adaptive_avg_pool2d")(overload("avg_pool2d")(y, *window, False, True, 3), (3, 2)),
+        torch.cat((gate * mean, gate, gate * mean), 1),
         overload("max_pool2d")(y, *window, (1, 1), True),
     )
     for got, wanted in zip(torch.ops.torchconv.chain([x, w, b], program), expected, strict=True):
@@ -517,17 +531,21 @@ def test_programs_that_are_none(device: str) -> None:
         program[at] = number
         return program
 
+    # One step: its operator, four positions, its settings; one position that is done; one output.
     for program, message in (
         (good[:-1], "settings end too early"),
         (good[:0], "settings end too early"),
         (good.int(), "settings must be a list of integers"),
-        (changed(0, 2**60), "no operator 2|settings end too early|reads tensor"),
+        (changed(0, 2**60), "settings end too early|no operator|reads tensor"),
         (changed(1, 9), "a chain has no operator 9"),
-        (changed(2, 7), "a chain reads tensor 7, which is not there"),
-        (changed(2, -1), "a chain reads tensor -1, which is not there"),
-        (changed(4, 2), "a chain reads tensor 2, which is not there"),
+        (changed(2, 2**60), "settings end too early"),
+        (changed(2, -1), "settings end too early"),
+        (changed(2, 0), "a chain reads tensor -1, which is not there"),
+        (changed(2, 1), "a chain reads tensor -1, which is not there"),
+        (changed(3, 7), "a chain reads tensor 7, which is not there"),
+        (changed(5, 2), "a chain reads tensor 2, which is not there"),
         (changed(-1, 0), "a chain reads tensor 0, which is not there"),
-        (changed(6, 1), "the residual is in another layout"),
+        (changed(7, 1), "the residual is in another layout"),
     ):
         with pytest.raises(RuntimeError, match=message):
             torch.ops.torchconv.chain([x, w], program)

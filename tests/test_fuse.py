@@ -101,6 +101,55 @@ def test_activation(activation: Callable[[Tensor], Tensor]) -> None:
     assert not [node for node in made.graph.nodes if node.op.startswith("call_f")]
 
 
+WRITTEN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "x * sigmoid(x)": (lambda x: x * torch.sigmoid(x), "silu"),
+    "sigmoid(x) * x": (lambda x: F.sigmoid(x) * x, "silu"),
+    "methods": (lambda x: x.mul(x.sigmoid()), "silu"),
+    "torch.mul": (lambda x: torch.mul(x, torch.sigmoid(x)), "silu"),
+    "x * relu6(x + 3) / 6": (lambda x: x * F.relu6(x + 3) / 6, "hardswish"),
+    "in place": (lambda x: x * F.relu6(x + 3.0, inplace=True) / 6.0, "hardswish"),
+    "x * (relu6(x + 3) / 6)": (lambda x: x * (F.relu6(x + 3) / 6), "hardswish"),
+    "from the right": (lambda x: F.relu6(x + 3) / 6 * x, "hardswish"),
+}
+
+
+@pytest.mark.parametrize("spelling", WRITTEN)
+def test_activations_that_are_written_out(spelling: str) -> None:
+    written, name = WRITTEN[spelling]
+    made = fused(block(lambda m, x: written(m.bn(m.conv(x)))))
+    assert kinds(made) == ["Conv2d"]
+    assert made.get_submodule("conv").activation == name
+    trained = torchconv.fuse_training(block(lambda m, x: written(m.conv(x))).double().train())
+    assert trained.get_submodule("conv").activation == name
+
+
+def test_hard_sigmoid_that_is_written_out() -> None:
+    made = fused(block(lambda m, x: F.relu6(m.conv(x) + 3.0) / 6.0))
+    assert [n.target for n in made.graph.nodes if n.op == "call_function"] == [F.hardsigmoid]
+
+
+def overwritten(m: Any, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    gate = torch.sigmoid(y)
+    y += 1
+    return y * gate
+
+
+NOT_WRITTEN: dict[str, Forward] = {
+    "another factor": lambda m, x: x * torch.sigmoid(m.conv(x)),
+    "overwritten between": overwritten,
+    "another number": lambda m, x: F.relu6(m.conv(x) + 2.0) / 6.0,
+    "read elsewhere": lambda m, x: (lambda y, s: y * s + s)(x, torch.sigmoid(x)),
+}
+
+
+@pytest.mark.parametrize("forward", NOT_WRITTEN.values(), ids=NOT_WRITTEN.keys())
+def test_steps_that_are_no_activation(forward: Forward) -> None:
+    made = fused(block(forward))
+    assert not {F.silu, F.hardswish, F.hardsigmoid} & {n.target for n in made.graph.nodes}
+    assert all(getattr(m, "activation", None) in (None, "sigmoid") for m in made.modules())
+
+
 SUMS: dict[str, Forward] = {
     "operator": lambda m, x: m.act(m.bn(m.conv(x)) + x),
     "swapped": lambda m, x: m.act(x + m.bn(m.conv(x))),

@@ -2,8 +2,9 @@
 
 On one small image a layer's way from Python to its kernel, through modules, checks and the
 dispatcher, takes up to a third of the layer's time: the layers before have left little of Python in
-the caches. Where neighbours in the recorded network are convolutions and poolings, and nobody can
-ask for what is between them, a network therefore calls `torch.ops.torchconv.chain` once for all.
+the caches. Where neighbours in the recorded network are convolutions, poolings and what often lies
+between them, and nobody can ask for their results, a network therefore calls
+`torch.ops.torchconv.chain` once for all.
 
 What a layer is may change between two calls: somebody registers a hook, sets an attribute, swaps a
 module or loads weights. Each call of a chain looks for that, and then calls the layers one by one,
@@ -25,7 +26,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules import module as modules
 from torch.utils.hooks import RemovableHandle
 
-from torchconv._chain_layers import FORWARDS, HOOKS, OPERATOR_OF, attributes_of, settings_of
+from torchconv._chain_layers import FORWARDS, HOOKS, Call, attributes_of, call_of, settings_of
 from torchconv._coverage import FLOATS
 from torchconv._dispatch import is_plain
 from torchconv._programs import Step, program_of
@@ -85,10 +86,11 @@ def _chained(network: Fused) -> Callable[..., Any]:
     graph = Graph(tracer_cls=network.graph._tracer_cls)
     graph.output(graph.graph_copy(network.graph, {}))
     graph.set_codegen(network.graph._codegen)
-    run: list[Node] = []
+    run: list[tuple[Node, Call]] = []
     for node in list(graph.nodes):
-        if _may_be_chained(network, node):
-            run.append(node)
+        call = call_of(network, node)
+        if call is not None:
+            run.append((node, call))
             continue
         if len(run) > 1:
             _call_chain(network, graph, run)
@@ -98,26 +100,20 @@ def _chained(network: Fused) -> Callable[..., Any]:
     return forward
 
 
-def _may_be_chained(network: Fused, node: Node) -> bool:
-    if node.op != "call_module" or node.kwargs or not 1 <= len(node.args) <= 2:
-        return False
-    layer = network.get_submodule(str(node.target))
-    return type(layer) in OPERATOR_OF and all(isinstance(arg, Node) for arg in node.args)
-
-
-def _call_chain(network: Fused, graph: Graph, run: list[Node]) -> None:
+def _call_chain(network: Fused, graph: Graph, run: Sequence[tuple[Node, Call]]) -> None:
     """Puts one call in the place of those of `run`."""
-    inside = set(run)
-    outside = [arg for node in run for arg in node.all_input_nodes if arg not in inside]
-    inputs = list(dict.fromkeys(outside))
-    outputs = [node for node in run if any(user not in inside for user in node.users)]
+    nodes = [node for node, _ in run]
+    inside = set(nodes)
+    read = dict.fromkeys(arg for _, call in run for arg in call.tensors)
+    inputs = [arg for arg in read if arg not in inside]
+    outputs = [node for node in nodes if any(user not in inside for user in node.users)]
     chain = _Chain(network, run, inputs, outputs)
-    with graph.inserting_before(run[0]):
+    with graph.inserting_before(nodes[0]):
         results = graph.call_function(chain, tuple(inputs))
         for i, node in enumerate(outputs):
             result = graph.call_function(getitem, (results, i))
             node.replace_all_uses_with(result, lambda user: user not in inside)
-    for node in reversed(run):
+    for node in reversed(nodes):
         graph.erase_node(node)
 
 
@@ -129,16 +125,22 @@ class _Chain:
     __name__ = __qualname__ = "chain"  # in the code that torch.fx writes
 
     def __init__(
-        self, network: Fused, run: Sequence[Node], inputs: Sequence[Node], outputs: Sequence[Node]
+        self,
+        network: Fused,
+        run: Sequence[tuple[Node, Call]],
+        inputs: Sequence[Node],
+        outputs: Sequence[Node],
     ) -> None:
         self._network = weakref.ref(network)
         self._inputs = len(inputs)
-        position: dict[Any, int] = {node: i for i, node in enumerate((*inputs, *run))}
-        # What to call on which of the inputs and, after them, the layers' results.
-        self._calls = [(str(n.target), tuple(position[arg] for arg in n.args)) for n in run]
+        position = {node: i for i, node in enumerate((*inputs, *(node for node, _ in run)))}
+        # Each on which of the inputs and, after them, the steps' results.
+        self._calls = [
+            call._replace(tensors=tuple(position[arg] for arg in call.tensors)) for _, call in run
+        ]
         self._outputs = [position[node] for node in outputs]
-        # What each layer is the last to read.
-        last = {arg: i for i, (_, args) in enumerate(self._calls) for arg in args}
+        # What each step is the last to read.
+        last = {arg: i for i, call in enumerate(self._calls) for arg in call.tensors}
         self._done: list[list[int]] = [[] for _ in run]
         for arg, i in last.items():
             if arg not in self._outputs:
@@ -164,37 +166,43 @@ class _Chain:
             return outputs
 
     def _layers(self) -> list[Any]:
+        """None where a step is a function of PyTorch's."""
         network = self._network()
         assert network is not None
-        return [network.get_submodule(target) for target, _ in self._calls]
+        return [
+            None if call.target is None else network.get_submodule(call.target)
+            for call in self._calls
+        ]
 
     def _by_layers(self, layers: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:
         known = list(inputs)
-        for layer, (_, args), done in zip(layers, self._calls, self._done, strict=True):
-            known.append(layer(*(known[arg] for arg in args)))
+        for layer, call, done in zip(layers, self._calls, self._done, strict=True):
+            tensors = [known[arg] for arg in call.tensors]
+            known.append(call.function(tensors) if layer is None else layer(*tensors))
             for arg in done:
                 known[arg] = None
         return [known[output] for output in self._outputs]
 
-    def _compile(self, layers: Sequence[Any]) -> _Program | None:
+    def _compile(self, calls: Sequence[Any]) -> _Program | None:
         """The program of the layers as they are; None where one is more than its operator."""
         network: Any = self._network()
+        layers = [layer for layer in calls if layer is not None]
         parameters = [p for layer in layers for p in layer._parameters.values() if p is not None]
         # Among a program's tensors the parameters come between the inputs and the results.
         first = self._inputs + len(parameters)
-        positions = [*range(self._inputs), *range(first, first + len(layers))]
+        positions = [*range(self._inputs), *range(first, first + len(calls))]
         steps, parameter = [], self._inputs
-        for layer, (_, args), done in zip(layers, self._calls, self._done, strict=True):
-            settings = settings_of(layer, len(args))
+        for layer, call, done in zip(calls, self._calls, self._done, strict=True):
+            tensors = [positions[arg] for arg in call.tensors]
+            settings = call.settings if layer is None else settings_of(layer, len(tensors))
             if settings is None:
                 return None
-            tensors = [positions[arg] for arg in args]
-            if layer._parameters:
+            if layer is not None and layer._parameters:
                 own = (parameter, parameter + 1 if layer.bias is not None else -1)
-                tensors = [tensors[0], *own, tensors[1] if len(args) == 2 else -1]
+                tensors = [tensors[0], *own, tensors[1] if len(tensors) == 2 else -1]
                 parameter += 1 + (layer.bias is not None)
             done = [positions[arg] for arg in done]
-            steps.append(Step(OPERATOR_OF[type(layer)], tensors, settings, done))
+            steps.append(Step(call.operator, tensors, settings, done))
         outputs = [positions[output] for output in self._outputs]
         return _Program(network, layers, parameters, program_of(steps, outputs))
 

@@ -1,22 +1,27 @@
-"""Which layers a chain may call, and in which form: what an operator takes beside tensors."""
+"""What a chain may call, and in which form: what an operator takes beside tensors."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
-from torchconv import nn
-from torchconv._dispatch import operator
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+from torchconv import _dispatch, nn
 from torchconv._fuse_layers import ConvAdd2d
 from torchconv.functional import average_values, select_values
 
-__all__ = ["FORWARDS", "HOOKS", "OPERATOR_OF", "attributes_of", "settings_of"]
+__all__ = ["FORWARDS", "HOOKS", "Call", "attributes_of", "call_of", "settings_of"]
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
-OPERATOR_OF: dict[type, str] = {
+_OPERATOR_OF: dict[type, str] = {
     nn.Conv2d: "conv2d",
     ConvAdd2d: "conv2d",
     nn.MaxPool2d: "max_pool2d",
@@ -24,13 +29,70 @@ OPERATOR_OF: dict[type, str] = {
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
 }
 # As they were: whoever has put another in its place wants that to be called.
-FORWARDS: dict[type, Any] = {kind: kind.forward for kind in OPERATOR_OF}  # type: ignore[attr-defined]
+FORWARDS: dict[type, Any] = {kind: kind.forward for kind in _OPERATOR_OF}  # type: ignore[attr-defined]
 
 # What the layers' own attributes say of the operator's arguments.
 _CONV = ("stride", "padding", "dilation", "groups", "padding_mode", "activation", "flip_kernel")
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVERAGE = ("count_include_pad", "divisor_override", "output_size")
 _READ = {*_CONV, *_POOL, *_AVERAGE, "other_first", "_packed_weights"}
+
+_PRODUCTS = (operator.mul, torch.mul)
+
+
+class Call(NamedTuple):
+    """A node of a recorded network that a chain may run."""
+
+    operator: str
+    target: str | None  # the layer's name; None: a function of PyTorch's
+    tensors: Sequence[Any]  # nodes; a chain puts their positions there
+    settings: Sequence[int] = ()  # of a function: cat's dimension
+
+    def function(self, tensors: Sequence[Tensor]) -> Tensor:
+        if self.operator == "cat":
+            return torch.cat(list(tensors), *self.settings)
+        if self.operator == "hardsigmoid":
+            return F.hardsigmoid(tensors[0])
+        return torch.mul(tensors[0], tensors[1])
+
+
+def call_of(network: GraphModule, node: Node) -> Call | None:
+    """`node` as a call; None where a chain may not run it."""
+    if node.op == "call_module" and not node.kwargs and len(node.args) in (1, 2):
+        name = str(node.target)
+        kind = type(network.get_submodule(name))
+        if kind in _OPERATOR_OF and _are_nodes(node.args):
+            return Call(_OPERATOR_OF[kind], name, node.args)
+    if node.op == "call_function" and node.target is torch.cat:
+        return _concatenation(node)
+    if node.op == "call_function" and all(map(_is_image, node.args)):
+        if node.target in _PRODUCTS and len(node.args) == 2 and not node.kwargs:
+            return Call("mul", None, node.args)
+        in_place = node.kwargs.get("inplace", False)
+        if node.target is F.hardsigmoid and len(node.args) == 1 and not in_place:
+            return Call("hardsigmoid", None, node.args)
+    return None
+
+
+def _concatenation(node: Node) -> Call | None:
+    """torch.cat of images along a dimension that is a number."""
+    given: dict[str, Any] = dict(zip(("tensors", "dim"), node.args, strict=False), **node.kwargs)
+    parts, dim = given.pop("tensors", None), given.pop("dim", 0)
+    if given or type(dim) is not int or not isinstance(parts, (tuple, list)) or not parts:
+        return None
+    return Call("cat", None, tuple(parts), (dim,)) if _are_nodes(parts) else None
+
+
+def _are_nodes(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, Node) for value in values)
+
+
+def _is_image(value: Any) -> bool:
+    """Whether an operand is a tensor and no number: networks also calculate with sizes."""
+    return isinstance(value, Node) and (
+        value.op == "call_module" or value.target in (*_PRODUCTS, F.hardsigmoid, torch.cat)
+    )
+
 
 _Reader = Callable[[dict[str, Any]], tuple[Any, ...]]
 
@@ -55,7 +117,7 @@ def settings_of(layer: Any, calls: int) -> list[int] | None:
         or any(getattr(layer, name) for name in HOOKS)
     ):
         return None
-    if OPERATOR_OF[kind] == "conv2d":
+    if _OPERATOR_OF[kind] == "conv2d":
         return _of_convolution(layer, calls == 2)
     return None if calls == 2 else _of_pooling(layer)
 
@@ -69,7 +131,7 @@ def _of_convolution(layer: Any, adds: bool) -> list[int] | None:
     if values is None or (adds and not isinstance(layer, ConvAdd2d)):
         return None
     settings = (*values, packed.owner_of(weight), weight._version)
-    numbers = operator("conv2d").settings_once(settings).tolist()
+    numbers = _dispatch.operator("conv2d").settings_once(settings).tolist()
     return [adds and layer.other_first, *numbers]
 
 
@@ -92,5 +154,7 @@ def _of_pooling(layer: Any) -> list[int] | None:
             values = (size,)
     except (RuntimeError, TypeError):
         return None  # it is not of the kind that the operator takes: the layer says so
-    numbers: list[int] = operator(OPERATOR_OF[type(layer)]).settings_once(values).tolist()
+    numbers: list[int] = (
+        _dispatch.operator(_OPERATOR_OF[type(layer)]).settings_once(values).tolist()
+    )
     return numbers

@@ -21,11 +21,6 @@ __all__ = ["join_written_activations"]
 _Unary = Callable[[Tensor], Tensor]
 
 _SIGMOIDS: tuple[_Unary, ...] = (torch.sigmoid, F.sigmoid, lambda x: x.sigmoid())
-_CLAMPS: tuple[_Unary, ...] = (
-    lambda x: F.relu6(x + 3.0),
-    lambda x: F.relu6(x + 3.0, inplace=True),
-    lambda x: F.relu6(x + 3.0, inplace=False),
-)
 _PRODUCTS: tuple[Callable[[Any, Any], Any], ...] = (
     lambda a, b: a * b,
     lambda a, b: b * a,
@@ -38,23 +33,36 @@ def _silu(times: Callable[[Any, Any], Any], gate: _Unary) -> _Unary:
     return lambda x: times(x, gate(x))
 
 
-def _hardsigmoid(clamp: _Unary) -> _Unary:
-    return lambda x: clamp(x) / 6.0
+def _clamped(x: Tensor) -> Tensor:
+    return F.relu6(x + 3.0)
 
 
-def _hardswish_from_the_left(times: Callable[[Any, Any], Any], clamp: _Unary) -> _Unary:
-    return lambda x: times(x, clamp(x)) / 6.0
+def _hardsigmoid(x: Tensor) -> Tensor:
+    return _clamped(x) / 6.0
+
+
+def _hardswish_from_the_left(times: Callable[[Any, Any], Any]) -> _Unary:
+    return lambda x: times(x, _clamped(x)) / 6.0
 
 
 def _spellings() -> Iterator[tuple[_Unary, _Unary]]:
     """A function and a way to write it; the hard swish before the hard sigmoid, its part."""
     for times, sigmoid in product(_PRODUCTS, _SIGMOIDS):
         yield lambda x: F.silu(x), _silu(times, sigmoid)
-    for times, clamp in product(_PRODUCTS, _CLAMPS):
-        yield lambda x: F.hardswish(x), _hardswish_from_the_left(times, clamp)
-        yield lambda x: F.hardswish(x), _silu(times, _hardsigmoid(clamp))
-    for clamp in _CLAMPS:
-        yield lambda x: F.hardsigmoid(x), _hardsigmoid(clamp)
+    for times in _PRODUCTS:
+        yield lambda x: F.hardswish(x), _hardswish_from_the_left(times)
+        yield lambda x: F.hardswish(x), _silu(times, _hardsigmoid)
+    yield lambda x: F.hardsigmoid(x), _hardsigmoid
+
+
+def _numbers_agree(match: Any, _graph: Graph, _pattern: Graph) -> bool:
+    """Whether 3 is 3 or 3.0; whether relu6 works in place does not matter."""
+    return all(
+        ours == theirs
+        for node, found in match.nodes_map.items()
+        for ours, theirs in zip(node.args, found.args, strict=False)
+        if isinstance(ours, float)
+    )
 
 
 def join_written_activations(recorded: GraphModule) -> None:
@@ -71,4 +79,5 @@ def join_written_activations(recorded: GraphModule) -> None:
     for function, spelling in _spellings():
         steps = [n.target for n in symbolic_trace(spelling).graph.nodes if n.op.startswith("call")]
         if there.issuperset(steps):
-            replace_pattern_with_filters(recorded, spelling, function, [nothing_is_overwritten])
+            conditions: list[Any] = [_numbers_agree, nothing_is_overwritten]
+            replace_pattern_with_filters(recorded, spelling, function, conditions, True)

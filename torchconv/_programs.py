@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from torchconv._fake import conv_channels_last, is_channels_last
 from torchconv._schemas import LIBRARY, overload
@@ -20,8 +21,11 @@ from torchconv._settings import Signature, read_values
 
 __all__ = ["Step", "program_of"]
 
-# In the order of csrc/ops/chain.cpp, and how many tensors each takes.
-_OPERATORS = {"conv2d": 4, "max_pool2d": 1, "avg_pool2d": 1, "adaptive_avg_pool2d": 1}
+# In the order of csrc/ops/chain.cpp; the last ones are PyTorch's.
+_OPERATORS = (
+    *("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
+    *("mul", "hardsigmoid", "cat"),
+)
 
 
 class Step(NamedTuple):
@@ -30,25 +34,32 @@ class Step(NamedTuple):
 
     operator: str
     tensors: Sequence[int]  # positions; -1: none
-    # Of the operator's short overload. Before conv2d's comes whether the residual's layout has to
-    # be the output's, and after them the owner and the version of packed weights.
+    # Of the operator's short overload, or cat's dimension. Before conv2d's comes whether the
+    # residual's layout has to be the output's, and after them the owner and version of packed
+    # weights.
     settings: Sequence[int]
     done: Sequence[int]  # positions that no later step reads
 
 
 def program_of(steps: Sequence[Step], outputs: Sequence[int]) -> Tensor:
     """The steps, and the positions of what is returned, as the operator takes them."""
-    operators = list(_OPERATORS)
     numbers = [len(steps)]
     for name, tensors, settings, done in steps:
-        numbers += (operators.index(name), *tensors, *settings, len(done), *done)
+        numbers += (_OPERATORS.index(name), len(tensors), *tensors)
+        numbers += (*settings, len(done), *done)
     return torch.tensor([*numbers, len(outputs), *outputs], dtype=torch.int64)
 
 
 def _run_step(known: Sequence[Any], numbers: Iterator[int]) -> Tensor:
-    name, count = list(_OPERATORS.items())[next(numbers)]
-    positions = [next(numbers) for _ in range(count)]
-    tensors = [None if i == -1 else known[i] for i in positions]
+    name = _OPERATORS[next(numbers)]
+    positions = [next(numbers) for _ in range(next(numbers))]
+    tensors: list[Any] = [None if i == -1 else known[i] for i in positions]
+    if name == "cat":
+        return torch.cat(tensors, next(numbers))
+    if name == "hardsigmoid":
+        return F.hardsigmoid(tensors[0])
+    if name == "mul":
+        return torch.mul(tensors[0], tensors[1])
     in_same_layout = name == "conv2d" and next(numbers)
     signature = Signature(name)
     values = tuple(read_values(signature.types, numbers))

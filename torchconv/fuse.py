@@ -72,8 +72,9 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     and so does a normalisation or scale that would carry weights past their type's range. Under
     autocast what is folded no longer promotes a result to its own type.
 
-    Calls that nothing records, traces or watches go through runs of convolutions and poolings in
-    one operator (_chain.py), with the same bits.
+    SiLU, hard swish and hard sigmoid are known also where a model spells them out, x * sigmoid(x).
+    Calls that nothing records, traces or watches go through runs of convolutions, poolings and what
+    lies between them in one operator (_chain.py), with the same bits.
 
     Args:
         model: in eval mode, of any type and on any device. It is not changed.

@@ -3,6 +3,7 @@
 
 #include "ops/chain.h"
 
+#include <array>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -42,27 +43,46 @@ class Known {
   std::vector<std::optional<Tensor>> tensors_;
 };
 
+// PyTorch's own operator for these arguments.
+template <typename... Arguments>
+Tensor aten(const char* name, const char* overload, const Arguments&... arguments) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, sizeof...(Arguments)> stack{from(arguments)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 Tensor run_step(const Known& known, SettingsReader* program) {
   const int64_t step = program->take<int64_t>();
-  const auto next = [&] { return program->take<int64_t>(); };
-  const Tensor input = *known.at(next());
+  const IntList positions = program->take<IntList>();
+  // The step's tensors: those that it must have, and those that may be none.
+  const auto position = [&](size_t i) { return i < positions.size() ? positions[i] : -1; };
+  const auto tensor = [&](size_t i) -> const Tensor& { return *known.at(position(i)); };
+  const Tensor input = tensor(0);
   switch (step) {
-    case 0: {
-      const Tensor weight = *known.at(next());
-      const std::optional<Tensor> bias = known.optional(next()), residual = known.optional(next());
-      return conv2d_step(input, weight, bias, residual, program);
-    }
+    case 0:
+      return conv2d_step(input, tensor(1), known.optional(position(2)), known.optional(position(3)),
+                         program);
     case 1:
       return max_pool2d_step(input, program);
     case 2:
       return avg_pool2d_step(input, program);
     case 3:
       return adaptive_avg_pool2d_step(input, program);
+    case 4:
+      return aten("aten::mul", "Tensor", input, tensor(1));
+    case 5:
+      return aten("aten::hardsigmoid", "", input);
+    case 6: {
+      std::vector<Tensor> parts;
+      for (size_t i = 0; i < positions.size(); ++i) parts.push_back(tensor(i));
+      return aten("aten::cat", "", parts, program->take<int64_t>());
+    }
   }
   fail({"a chain has no operator ", step});
 }
 
-// The program: how many steps, and for each its operator, the positions of its tensors, its
+// The program: how many steps, and for each its operator, the list of its tensors' positions, its
 // settings and the positions that no later step reads; then the positions of what is returned.
 std::vector<Tensor> chain(const std::vector<Tensor>& tensors, const Tensor& program) {
   SettingsReader reader(program);
