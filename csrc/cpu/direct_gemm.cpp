@@ -268,6 +268,11 @@ class DirectGemm : DirectTasks {
     return tiles;
   }
 
+  // What is read as well as written, where there is such.
+  const T* results() const {
+    return epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.sums();
+  }
+
   // Asks for what the tile behind the next one will write: a part of each pixel's channels.
   void fetch_outputs(const Task& t, int64_t k, int64_t first, int64_t rows) const {
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
@@ -276,6 +281,23 @@ class DirectGemm : DirectTasks {
     for (int64_t m = first; m < std::min(first + rows, t.at.pixels()); ++m)
       for (int64_t f = 0; f < filters; f += kLine)
         __builtin_prefetch(y + t.dst_offsets[m] + f, 1, 3);
+  }
+
+  // What a run of such a tile asks for beside weights: with the first panel the next tile's pixels,
+  // which another core may have written, then its own part of each row of the destination.
+  void ask_along(const Task& t, bool reads, int64_t k, int64_t first, int64_t rows,
+                 Chunk* c) const {
+    DirectTile<A>& tile = c->tile;
+    const int64_t next = first + rows;
+    tile.also = t.panel;
+    tile.also_step = tile.also_row = 0;
+    if (reads && plan_.reads_neighbours && next < t.at.pixels()) {
+      tile.also = tile.a + t.src_offsets[next];
+      tile.also_step = rows * tile.pixel_step * static_cast<int64_t>(sizeof(A)) / c->depth;
+    } else if (!streams_ || epilogue_.residual != nullptr) {
+      tile.also = results() + dst_offset(t.at) + k + t.dst_offsets[first];
+      tile.also_row = tile.c_step * static_cast<int64_t>(sizeof(A));
+    }
   }
 
   // Packs each panel when it is its turn, from weights that were fetched during the one before.
@@ -300,8 +322,11 @@ class DirectGemm : DirectTasks {
         // Rows of terms are read in the next panel's order, as the hardware foresees.
         c.tile.next_step =
             view_.weight_k == 1 ? 0 : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
+        c.runs = runs_ && at.n.size() == 1 && at.i.size() == 1;
         for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
           if (fetches && c.last) fetch_outputs(t, k, first + rows, rows);
+          if constexpr (std::is_same_v<T, A>)
+            if (c.runs) ask_along(t, panel == 0, k, first, rows, &c);
           run_tile(t, c, t.panel, panel, 1, group, first, rows);
         });
         next = c.tile.next;
@@ -328,8 +353,7 @@ class DirectGemm : DirectTasks {
     if (at.k.size() * depth * kSize <= kWeightBytes && !read_once) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.
       const int64_t end = at.pixels();
-      const T* const fetched =
-          epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.sums();
+      const T* const fetched = results();
       const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && depth > 0 &&
                                (!streams_ || epilogue_.residual != nullptr);
       const int64_t whole_panels = at.k.size() / kPanel<A>;

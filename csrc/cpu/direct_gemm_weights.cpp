@@ -391,11 +391,18 @@ void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, 
           Vec<T>::store(panel + c * width + k, Vec<T>::load_partial(from + c * view.weight_c + k,
                                                                     std::min(kL, filters - k)));
     } else {
-      for (int64_t c = 0; c < channels; c += kL)
-        for (int64_t k = 0; k < width; k += kL)
-          transpose_tile(from + k * view.weight_k + c, view.weight_k, std::min(kL, filters - k),
-                         std::min(kL, channels - c), panel + c * width + k, width,
-                         std::min(kL, channels - c));
+      // A vector of filters at a time: the hardware foresees as many rows, and not those of two.
+      constexpr int64_t kAhead = 4 * 64 / static_cast<int64_t>(sizeof(T));
+      for (int64_t k = 0; k < width; k += kL) {
+        const int64_t rows = std::min(kL, filters - k);
+        const T* const row = from + k * view.weight_k;
+        for (int64_t c = 0; c < channels; c += kL) {
+          for (int64_t r = 0; r < rows; ++r)
+            __builtin_prefetch(row + r * view.weight_k + c + kAhead);
+          transpose_tile(row + c, view.weight_k, rows, std::min(kL, channels - c),
+                         panel + c * width + k, width, std::min(kL, channels - c));
+        }
+      }
     }
     panel += channels * width;
   }

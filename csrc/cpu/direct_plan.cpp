@@ -112,6 +112,8 @@ bool DirectPlan::packs_along(const ConvView& view, int64_t element_size) const {
 bool direct_plan_cuts_pixels(const ConvView& view, int64_t element_size) {
   const int64_t panels = ceil_div(view.K * element_size, kMaxVectors * kVectorBytes);
   const int64_t alike = view.pixels() >= kPixelsForTwo ? kPanelsAlike : kPanelsAlikeFewPixels;
+  // With two panels each of two threads would read all pixels, half of which the other one wrote.
+  if (panels == 2) return view.N * view.groups == 1 && view.pixels() >= kPixelsForTwo;
   return view.N * view.groups % 2 == 1 && panels % 2 == 1 && panels < alike &&
          view.pixels() > kMaxRows;
 }

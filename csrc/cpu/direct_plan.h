@@ -40,7 +40,7 @@ inline constexpr int64_t kPixelsPackedAlong = 448;
 // From so many pixels on, what each of two threads packs for half of them is little.
 inline constexpr int64_t kPixelsForTwo = 196;
 // Whether the pixels of a call on one image are cut for two threads though one block could take
-// them: there are few panels of filters, and an odd number of them.
+// them: there are few panels of filters, and an odd number of them, or two for many pixels.
 bool direct_plan_cuts_pixels(const ConvView& view, int64_t element_size);
 
 }  // namespace torchconv::cpu

@@ -26,6 +26,11 @@ TORCHCONV_INLINE void transpose_tile(const T* src, int64_t src_stride, int64_t r
       tile[r] = r < rows ? V::load_partial(src + r * src_stride, columns) : typename V::Type{};
   }
   transpose_steps<1>(tile);
+  if (written == kL) {
+#pragma GCC unroll 16
+    for (int c = 0; c < kL; ++c) V::Registers::store(dst + c * dst_stride, tile[c]);
+    return;
+  }
 #pragma GCC unroll 16
   for (int c = 0; c < kL; ++c)
     if (c < written) V::Registers::store(dst + c * dst_stride, tile[c]);

@@ -39,7 +39,9 @@ void direct_run(const DirectTile<float>& tile) {
   const auto* const first = reinterpret_cast<const char*>(tile.a + tile.pixels[0]);
   const auto *next = static_cast<const char*>(tile.next),
              *also = static_cast<const char*>(tile.also);
-  const int64_t next_step = tile.next_step, also_step = tile.also_step;
+  const int64_t next_step = tile.next_step, also_step = tile.also_step, also_row = tile.also_row;
+  constexpr uint64_t kLine = 64;
+  uint64_t place = 0;
   const float *panel = tile.b, *bias = tile.bias;
   int64_t column = tile.c_rows[0];
   for (int64_t panels = tile.panels; panels > 0; --panels) {
@@ -61,7 +63,10 @@ void direct_run(const DirectTile<float>& tile) {
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kN);
           __builtin_prefetch(next, 0, 2);
-          __builtin_prefetch(also, 0, 3);
+          __builtin_prefetch(
+              also + static_cast<int64_t>(place / 2 % kAskedRows) * also_row + place % 2 * kLine, 0,
+              3);
+          ++place;
 #pragma GCC unroll 16
           for (int m = 0; m < kRows; ++m) {
             const Register x =

@@ -21,6 +21,10 @@ namespace torchconv::cpu {
 template <typename T>
 inline constexpr int64_t kTileSize = kMaxRows * kPanel<T>;
 
+// At least those of a tile, and a power of two.
+inline constexpr uint64_t kAskedRows = 16;
+static_assert(kAskedRows >= kMaxRows);
+
 // Terms [begin, end) of a tile. They are summed in registers up to one with ends_block, and these
 // sums then in memory (see kDepth).
 struct TermSegment {
@@ -52,10 +56,10 @@ struct DirectTile {
   const void* next;          // what a later call will read, asked for along the way: a piece of it
   int64_t next_step;         // for each term
   // Of direct_run.h alone: from each pixel and row of c to the one behind it, and another such
-  // piece.
+  // piece, or two lines of each of kAskedRows rows that lie also_row bytes apart.
   int64_t pixel_step, c_step;
   const void* also;
-  int64_t also_step;
+  int64_t also_step, also_row;
 };
 
 template <typename T>
