@@ -30,6 +30,8 @@ namespace {
 constexpr int64_t kWeightBytes = 640 << 10, kPixelBytes = 448 << 10;
 // Of pixels, from which each of two threads takes one or shares one.
 constexpr int64_t kBlocksOnce = 2;
+// Terms of all panels that are worth a call, and runs that so few take together at most.
+constexpr int64_t kTermsAtOnce = 512, kRunsAtOnce = 8;
 // Lines that are asked for together do not hold up the products that follow.
 constexpr int64_t kLinesAtOnce = 8;
 
@@ -158,6 +160,7 @@ class DirectGemm : DirectTasks {
   struct Chunk {
     int64_t index, depth;
     bool last, rounds, runs;  // runs: of pixels, by direct_run.h
+    int64_t runs_at_once;
     DirectTile<A> tile;
   };
 
@@ -182,7 +185,7 @@ class DirectGemm : DirectTasks {
   // before it.
   Chunk begin_chunk(Task& t, int64_t chunk, const A* band, bool ordered) const {
     const int64_t channels = chunk_channels(chunk);
-    Chunk c{chunk, channels * taps_, chunk + 1 == plan_.chunks, false, false, {}};
+    Chunk c{chunk, channels * taps_, chunk + 1 == plan_.chunks, false, false, 1, {}};
     c.rounds = c.last && rounds_;
     const bool cut = ordered && plan_.chunks == 1;
     if ((chunk == 0 || c.last) && !cut) cut_segments(t, channels);
@@ -209,6 +212,7 @@ class DirectGemm : DirectTasks {
     const Epilogue<T> to = epilogue_.at(dst_offset(at) + k);
     const int64_t filters = std::min(kPanel<A>, at.k.end - k);
     const int64_t vectors = ceil_div(filters, kLanes<A>);
+    tile.rows = rows;
     tile.pixels = t.src_offsets + first;
     tile.segments = t.segments.data() + group.segments;
     tile.b = b;
@@ -232,8 +236,9 @@ class DirectGemm : DirectTasks {
       }
     }
     tile_kernel(c, rows, filters)(tile);
-    tile.next = static_cast<const char*>(tile.next) + tile.next_step * group.terms * count;
-    tile.also = static_cast<const char*>(tile.also) + tile.also_step * group.terms * count;
+    const int64_t asked = group.terms * count * ceil_div(rows, int64_t{kMaxRows});
+    tile.next = static_cast<const char*>(tile.next) + tile.next_step * asked;
+    tile.also = static_cast<const char*>(tile.also) + tile.also_step * asked;
     const int64_t width = (count - 1) * kPanel<A> + filters;
     if constexpr (std::is_same_v<T, A>) {
       if (c.last && to_dst_ && (to.preactivation != nullptr || !to.clamps_at_most()))
@@ -247,7 +252,7 @@ class DirectGemm : DirectTasks {
 
   DirectMicrokernel<A> tile_kernel(const Chunk& c, int64_t rows, int64_t filters) const {
     if constexpr (std::is_same_v<T, float>)
-      if (c.runs && rows == kMaxRows) return direct_run_microkernel(filters);
+      if (c.runs && rows % kMaxRows == 0) return direct_run_microkernel(filters);
     return kernel(rows, ceil_div(filters, kLanes<A>));
   }
 
@@ -255,8 +260,12 @@ class DirectGemm : DirectTasks {
   void for_tiles(const Task& t, const Chunk& c, F&& f) const {
     for (const DirectPixels& group : t.groups) {
       int64_t begin = group.pixels.begin;
-      if (c.runs)
-        for (; begin + kMaxRows <= group.pixels.end; begin += kMaxRows) f(group, begin, kMaxRows);
+      while (c.runs && begin + kMaxRows <= group.pixels.end) {
+        const int64_t runs =
+            std::min(c.runs_at_once, (group.pixels.end - begin) / int64_t{kMaxRows});
+        f(group, begin, runs * kMaxRows);
+        begin += runs * kMaxRows;
+      }
       for_row_tiles(group.pixels.end - begin, plan_.tile_rows,
                     [&](int64_t first, int64_t rows) { f(group, begin + first, rows); });
     }
@@ -363,23 +372,26 @@ class DirectGemm : DirectTasks {
       c.runs = runs_ && t.at.n.size() == 1 && t.at.i.size() == 1;
       const bool asks_results = c.runs && plan_.reads_neighbours && depth > 0 &&
                                 (!streams_ || epilogue_.residual != nullptr);
+      // Few terms do not repay a call for each run.
+      if (plan_.reads_neighbours && depth > 0)
+        c.runs_at_once = std::clamp<int64_t>(kTermsAtOnce / (panels * depth), 1, kRunsAtOnce);
       tile.next = tile.also = weights;
       tile.next_step = tile.also_step = 0;
       for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
+        const int64_t terms = panels * depth * ceil_div(rows, int64_t{kMaxRows});
         if (plan_.reads_neighbours && depth > 0 && first + rows < end) {
           tile.next = tile.a + t.src_offsets[first + rows];
-          tile.next_step =
-              (t.src_offsets[first + rows] - t.src_offsets[first]) * kSize / (panels * depth);
+          tile.next_step = (t.src_offsets[first + rows] - t.src_offsets[first]) * kSize / terms;
         }
         if constexpr (std::is_same_v<T, A>) {
           if (asks_results && first + rows < end) {
             tile.also = fetched + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
-            tile.also_step = rows * tile.c_step * kSize / (panels * depth) + 1;
+            tile.also_step = rows * tile.c_step * kSize / terms + 1;
           }
           // What few terms write would wait for its lines.
           if (fetches_dst && first + rows < end) {
             tile.next = fetched + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
-            tile.next_step = rows * view_.dst.column * kSize / (panels * depth) + 1;
+            tile.next_step = rows * view_.dst.column * kSize / terms + 1;
           }
         }
         for (int64_t panel = 0, count; panel < panels; panel += count) {

@@ -45,7 +45,7 @@ void direct_run(const DirectTile<float>& tile) {
   const float *panel = tile.b, *bias = tile.bias;
   int64_t column = tile.c_rows[0];
   for (int64_t panels = tile.panels; panels > 0; --panels) {
-    for (int64_t part = 0; part < kMaxRows; part += kRows) {
+    for (int64_t part = 0; part < tile.rows; part += kRows) {
       Register sum[kRows][kVectors], start[kVectors];
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) start[v] = V::load(bias + v * kN);

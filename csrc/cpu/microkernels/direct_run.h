@@ -1,5 +1,5 @@
-// The tile of direct_tile.h for a run of kMaxRows pixels that lie evenly apart, in the source and
-// in the destination, each of them read through one tap.
+// The tile of direct_tile.h for a run of kMaxRows pixels, or several runs behind each other, that
+// lie evenly apart, in the source and in the destination, each of them read through one tap.
 //
 // Terms are elements 0, 1, 2, ... from each pixel on, as of one tap without a band: it reads no
 // table of them and none of pixels, which takes as long as several terms do, and takes vectors of

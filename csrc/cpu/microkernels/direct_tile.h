@@ -55,9 +55,9 @@ struct DirectTile {
   const BFloat16* residual;  // with rounded, or null: is added, in rows as those of rounded
   const void* next;          // what a later call will read, asked for along the way: a piece of it
   int64_t next_step;         // for each term
-  // Of direct_run.h alone: from each pixel and row of c to the one behind it, and another such
-  // piece, or two lines of each of kAskedRows rows that lie also_row bytes apart.
-  int64_t pixel_step, c_step;
+  // Of direct_run.h alone: pixels, from each of them and row of c to the one behind it, and another
+  // such piece, or two lines of each of kAskedRows rows that lie also_row bytes apart.
+  int64_t rows, pixel_step, c_step;
   const void* also;
   int64_t also_step, also_row;
 };
