@@ -20,9 +20,38 @@ inline constexpr int kVectorRegisters = 32;
 inline constexpr int kVectorRegisters = 16;
 #endif
 
+// Has an address computed here: GCC would else compute all those of a loop's body ahead of it and,
+// where there are more than registers, keep them in memory.
+template <typename A>
+TORCHCONV_INLINE void keep_address(const A*& p) {
+  __asm__("" : "+r"(p));
+}
+
 template <int kFirst, typename Type, int... I>
-TORCHCONV_INLINE Type consecutive_lanes(Type a, Type b, std::integer_sequence<int, I...>) {
+TORCHCONV_INLINE Type shuffled_consecutive_lanes(Type a, Type b, std::integer_sequence<int, I...>) {
   return shuffle<(kFirst + I)...>(a, b);
+}
+
+// Lanes kFirst, kFirst + 1, ... of a followed by b.
+template <typename A, int N, int kFirst>
+TORCHCONV_INLINE typename Vec<A, N>::Type consecutive_lanes(typename Vec<A, N>::Type a,
+                                                            typename Vec<A, N>::Type b) {
+  using Type = typename Vec<A, N>::Type;
+#if defined(__AVX512F__)  // with the index in the instruction, which GCC does not find
+  if constexpr (sizeof(Type) == 64 && sizeof(A) == 4)
+    return bit_cast<Type>(
+        _mm512_maskz_alignr_epi32(0xffff, bit_cast<__m512i>(b), bit_cast<__m512i>(a), kFirst));
+  else if constexpr (sizeof(Type) == 64)
+    return bit_cast<Type>(
+        _mm512_maskz_alignr_epi64(0xff, bit_cast<__m512i>(b), bit_cast<__m512i>(a), kFirst));
+  else
+#endif
+#if defined(__AVX512VL__)
+      if constexpr (sizeof(Type) == 32 && sizeof(A) == 4)
+    return bit_cast<Type>(_mm256_alignr_epi32(bit_cast<__m256i>(b), bit_cast<__m256i>(a), kFirst));
+  else
+#endif
+    return shuffled_consecutive_lanes<kFirst>(a, b, std::make_integer_sequence<int, N>());
 }
 
 template <typename A, int N>
@@ -81,12 +110,11 @@ class StripSource {
     if constexpr (kStep == 1) {
       return lanes_[s].load(row.first + s * gap_);
     } else {
-      constexpr auto kIndex = std::make_integer_sequence<int, N>();
       const Type part = row.part[(s + R / 2) % 2];
       if constexpr (move(s) == 0) return part;
       const Type outside = V::broadcast(inside_[s] ? row.first[edge(s)] : A{0});
-      return move(s) < 0 ? consecutive_lanes<N - 1>(outside, part, kIndex)
-                         : consecutive_lanes<1>(part, outside, kIndex);
+      return move(s) < 0 ? consecutive_lanes<A, N, N - 1>(outside, part)
+                         : consecutive_lanes<A, N, 1>(part, outside);
     }
   }
 

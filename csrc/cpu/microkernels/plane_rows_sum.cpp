@@ -6,8 +6,8 @@
 namespace torchconv::cpu {
 namespace {
 
-// The most rows whose sums have room in registers beside the weights of a kernel of 3.
-constexpr int kSmallRows = 7;
+// With the widest registers a masked store is as fast as a whole one, and faster than to ask.
+constexpr bool kStoresWhole = kVectorBytes < 64;
 
 template <typename A, int N, int R, int kStep, int kStrips>
 void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&first)[kStrips],
@@ -19,8 +19,6 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
   constexpr int kRows = (R + kStep - 1) / kStep;
   // All weights stay in registers, where there is room.
   constexpr bool kHeld = R == 3 || R * R + kRows * kStrips + 2 <= kVectorRegisters;
-  // With the widest registers a masked store is as fast as a whole one, and faster than to ask.
-  constexpr bool kStoresWhole = kVectorBytes < 64;
   const auto rows_there = static_cast<uint64_t>(std::max<int64_t>(p.bottom - p.top, 0));
   const auto there = LaneRange<A, N>::of(0, p.columns);
   Source source[kStrips];
@@ -84,44 +82,222 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
   }
 }
 
-// Planes of at most kRows rows and a vector: with all sums in registers there is nothing to roll,
-// and a row takes half the instructions.
-template <typename A, int N, int R, int kRows>
-void sum_small_planes(const PlaneRows p, const PlaneRowsSum<A> t) {
+template <typename V, typename A, int R>
+TORCHCONV_INLINE void load_weights(const A* tap, int64_t row, int64_t column,
+                                   typename V::Type (&weights)[R][R]) {
+  unroll<R>([&](auto r) TORCHCONV_INLINE_LAMBDA {
+    unroll<R>([&](auto s)
+                  TORCHCONV_INLINE_LAMBDA { weights[r][s] = V::broadcast(tap[s * column]); });
+    tap += row;
+    keep_address(tap);
+  });
+}
+
+// A kernel of 3 with a step of 1, whose weights and sums all stay in registers: the strip of some
+// planes that begins at `column`, and with two strips the one `apart` from it.
+template <typename A, int N, int kStrips>
+void sum_three_rows(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t column, int64_t apart) {
   using V = Vec<A, N>;
   using Type = typename V::Type;
-  const StripSource<A, N, R, 1> source(p, 0);
-  const auto there = LaneRange<A, N>::of(0, p.columns);
-  const int64_t rows = t.last - t.first;
+  using Lanes = LaneRange<A, N>;
+  constexpr int R = 3;
+  Lanes inside[R][kStrips];
+  unroll<R * kStrips>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+    const int64_t from = column + i % kStrips * apart + i / kStrips * p.dilation;
+    inside[i / kStrips][i % kStrips] = Lanes::of(p.left - from, p.right - from);
+  });
+  const auto there = Lanes::of(0, p.columns);
+  // The source rows that reach the outputs; the first ones finish none of them, and the last ones
+  // may leave outputs that read nothing below them.
+  const Range source{std::max(t.first, p.top),
+                     std::max({t.first, p.top, std::min(t.last + R - 1, p.bottom)})};
+  const int64_t above = std::clamp<int64_t>(source.begin - (t.first + R - 1), 0, t.last - t.first);
+  const int64_t opening = std::clamp<int64_t>(t.first + R - 1 - source.begin, 0, source.size());
+  const int64_t rows = source.size() - opening, rest = t.last - t.first - above - rows;
+  const int64_t pitch = p.pitch, gap = p.dilation, out_pitch = t.out_pitch;
+  const int64_t weight_row = t.weight_row, weight_column = t.weight_column;
+  const bool clamps = t.clamps;
+  const Type most = V::broadcast(t.most);
+  const A* filter = t.weights;
+  const A* src = t.src + source.begin * pitch + column;
+  A* dst = t.out + t.first * out_pitch + column;
   for (int64_t plane = 0; plane < t.planes; ++plane) {
-    const A* w = t.weights + plane * t.weight_plane;
-    Type weights[R * R];
-#pragma GCC unroll 7
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 7
-      for (int s = 0; s < R; ++s)
-        weights[r * R + s] = V::broadcast(w[r * t.weight_row + s * t.weight_column]);
-    }
-    Type sum[kRows];
+    Type weights[R][R];
+    load_weights<V>(filter, weight_row, weight_column, weights);
     const Type start = V::broadcast(t.bias != nullptr ? t.bias[plane] : A{0});
-#pragma GCC unroll 7
-    for (int i = 0; i < kRows; ++i) sum[i] = start;
-    const A* src = t.src + plane * t.src_plane + t.first * p.pitch;
-    unroll<kRows + R - 1>([&](auto y) TORCHCONV_INLINE_LAMBDA {
-      if (t.first + y < p.top || t.first + y >= p.bottom) return;
-      const auto row = source.row(src + y * p.pitch);
-      unroll<R>([&](auto s) TORCHCONV_INLINE_LAMBDA {
-        const Type x = source.template column<s>(row);
-        unroll<R>([&](auto r) TORCHCONV_INLINE_LAMBDA {
-          constexpr int i = y - r;
-          if constexpr (i >= 0 && i < kRows) sum[i] += weights[r * R + s] * x;
-        });
+    const A* row = src;
+    A* out = dst;
+    filter += t.weight_plane;
+    src += t.src_plane;
+    dst += t.out_plane;
+    // Of the outputs that a row is the last, the middle and the first one of.
+    Type last[kStrips], middle[kStrips], first[kStrips];
+    unroll<kStrips>([&](auto k)
+                        TORCHCONV_INLINE_LAMBDA { last[k] = middle[k] = first[k] = start; });
+    const auto roll = [&]() TORCHCONV_INLINE_LAMBDA {
+      unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+        last[k] = middle[k];
+        middle[k] = first[k];
+        first[k] = start;
       });
-    });
-    A* out = t.out + plane * t.out_plane + t.first * t.out_pitch;
-    unroll<kRows>([&](auto i) TORCHCONV_INLINE_LAMBDA {
-      if (i < rows) there.store(out + i * t.out_pitch, t.template clamped<N>(sum[i]));
-    });
+    };
+    const auto add_row = [&]() TORCHCONV_INLINE_LAMBDA {
+      roll();
+      unroll<R * kStrips>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+        constexpr int s = i / kStrips, k = i % kStrips;
+        const Type x = inside[s][k].load(row + k * apart + s * gap);
+        last[k] += weights[2][s] * x;
+        middle[k] += weights[1][s] * x;
+        first[k] += weights[0][s] * x;
+      });
+      row += pitch;
+    };
+    const auto store = [&]() TORCHCONV_INLINE_LAMBDA {
+      unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+        const Type y = clamps ? clamped(last[k], most) : last[k];
+        if (kStrips > 1 || (kStoresWhole && p.columns >= N))
+          V::store(out + k * apart, y);
+        else
+          there.store(out, y);
+      });
+      out += out_pitch;
+    };
+    for (int64_t i = 0; i < above; ++i) store();
+    for (int64_t i = 0; i < opening; ++i) add_row();
+    for (int64_t i = 0; i < rows; ++i) {
+      add_row();
+      store();
+    }
+    for (int64_t i = 0; i < rest; ++i) {
+      roll();
+      store();
+    }
+  }
+}
+
+// The same with a step of 2. A row's even and odd columns are parted about the kernel's middle
+// column; those of its first column are the last one's moved by a lane.
+template <typename A, int N, int kStrips>
+void sum_three_rows_by_two(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t column,
+                           int64_t apart) {
+  using V = Vec<A, N>;
+  using Type = typename V::Type;
+  using Lanes = LaneRange<A, N>;
+  constexpr int R = 3;
+  constexpr auto kIndex = std::make_integer_sequence<int, N>();
+  Lanes low[kStrips], high[kStrips], before[kStrips];
+  unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+    const int64_t middle = 2 * (column + k * apart) + 1;
+    low[k] = Lanes::of(p.left - middle, p.right - middle);
+    high[k] = Lanes::of(p.left - middle - N, p.right - middle - N);
+    before[k] = Lanes::of(p.left < middle ? N - 1 : N, p.right - middle + N);
+  });
+  const auto there = Lanes::of(0, p.columns);
+  const int64_t pitch = p.pitch, out_pitch = t.out_pitch, last = t.last;
+  const int64_t weight_row = t.weight_row, weight_column = t.weight_column;
+  // Outputs of which all rows but the first one are there.
+  const int64_t whole = std::clamp(p.top / 2, t.first, last);
+  const int64_t whole_end = std::clamp((p.bottom - 1) / 2, whole, last);
+  const bool clamps = t.clamps;
+  const Type most = V::broadcast(t.most);
+  const A* filter = t.weights;
+  const A* src = t.src + 2 * t.first * pitch + 2 * column + 1;
+  A* dst = t.out + t.first * out_pitch + column;
+  for (int64_t plane = 0; plane < t.planes; ++plane) {
+    Type weights[R][R];
+    load_weights<V>(filter, weight_row, weight_column, weights);
+    const Type start = V::broadcast(t.bias != nullptr ? t.bias[plane] : A{0});
+    const A* row = src;
+    A* out = dst;
+    filter += t.weight_plane;
+    src += t.src_plane;
+    dst += t.out_plane;
+    Type sum[kStrips], next[kStrips];
+    unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA { sum[k] = next[k] = start; });
+    // f(s, k, sources) for the columns of the kernel.
+    const auto for_columns = [&](auto&& f) TORCHCONV_INLINE_LAMBDA {
+      unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+        const A* at = row + 2 * k * apart;
+        const Type a = low[k].load(at), b = high[k].load(at + N);
+        const Type odd = alternate_lanes<1>(a, b, kIndex);
+        f(k, consecutive_lanes<A, N, N - 1>(before[k].load(at - N), odd),
+          alternate_lanes<0>(a, b, kIndex), odd);
+      });
+      row += pitch;
+    };
+    const auto middle_row = [&]() TORCHCONV_INLINE_LAMBDA {
+      for_columns([&](auto k, Type x0, Type x1, Type x2) TORCHCONV_INLINE_LAMBDA {
+        sum[k] += weights[1][0] * x0;
+        sum[k] += weights[1][1] * x1;
+        sum[k] += weights[1][2] * x2;
+      });
+    };
+    const auto shared_row = [&]() TORCHCONV_INLINE_LAMBDA {
+      for_columns([&](auto k, Type x0, Type x1, Type x2) TORCHCONV_INLINE_LAMBDA {
+        sum[k] += weights[2][0] * x0;
+        next[k] += weights[0][0] * x0;
+        sum[k] += weights[2][1] * x1;
+        next[k] += weights[0][1] * x1;
+        sum[k] += weights[2][2] * x2;
+        next[k] += weights[0][2] * x2;
+      });
+    };
+    const auto store = [&]() TORCHCONV_INLINE_LAMBDA {
+      unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+        const Type y = clamps ? clamped(sum[k], most) : sum[k];
+        if (kStrips > 1 || (kStoresWhole && p.columns >= N))
+          V::store(out + k * apart, y);
+        else
+          there.store(out, y);
+        sum[k] = next[k];
+        next[k] = start;
+      });
+      out += out_pitch;
+    };
+    const auto is_there = [&](int64_t y) { return y >= p.top && y < p.bottom; };
+    for (int64_t i = t.first - 1; i < last;) {
+      for (; i >= whole && i < whole_end; ++i) {
+        middle_row();
+        shared_row();
+        store();
+      }
+      if (i == last) break;
+      // The first time for the sums of the first output alone.
+      if (i >= t.first) {
+        if (is_there(2 * i + 1))
+          middle_row();
+        else
+          row += pitch;
+      }
+      if (is_there(2 * i + 2))
+        shared_row();
+      else
+        row += pitch;
+      if (i >= t.first)
+        store();
+      else
+        unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+          sum[k] = next[k];
+          next[k] = start;
+        });
+      ++i;
+    }
+  }
+}
+
+// Strips from left to right, two at a time. The last one overlaps the one before it.
+template <typename A, int N, int kStep>
+void sum_planes_of_three(const PlaneRows& p, const PlaneRowsSum<A>& t) {
+  constexpr auto kOne = kStep == 1 ? sum_three_rows<A, N, 1> : sum_three_rows_by_two<A, N, 1>;
+  if (p.columns <= N) return kOne(p, t, 0, 0);
+  if constexpr (N == kLanes<A>) {  // narrower vectors are for planes of one strip
+    constexpr auto kTwo = kStep == 1 ? sum_three_rows<A, N, 2> : sum_three_rows_by_two<A, N, 2>;
+    const int64_t last = p.columns - N;
+    for (int64_t column = 0; column < p.columns; column += 2 * N)
+      if (column >= last)
+        kOne(p, t, last, 0);
+      else
+        kTwo(p, t, column, std::min<int64_t>(N, last - column));
   }
 }
 
@@ -130,6 +306,7 @@ template <typename A, int N, int R, int kStep>
 void sum_planes(const PlaneRows& p, const PlaneRowsSum<A>& t) {
   if constexpr (N == kLanes<A>) {  // narrower vectors are for planes of one strip
     const int64_t last = p.columns - N, strips = ceil_div(p.columns, N);
+    if (strips == 2) return sum_strips<A, N, R, kStep, 2>(p, t, {0, last}, 0, t.planes);
     for (int64_t plane = 0; plane < t.planes && strips > 1; ++plane) {
       for (int64_t k = 0; k + 1 < strips; k += 2)
         sum_strips<A, N, R, kStep, 2>(p, t, {std::min(k * N, last), std::min((k + 1) * N, last)},
@@ -137,8 +314,6 @@ void sum_planes(const PlaneRows& p, const PlaneRowsSum<A>& t) {
       if (strips % 2 == 1) sum_strips<A, N, R, kStep, 1>(p, t, {last}, plane, 1);
     }
     if (strips > 1) return;
-  } else if constexpr (R == 3 && kStep == 1) {
-    if (t.last - t.first <= kSmallRows) return sum_small_planes<A, N, R, kSmallRows>(p, t);
   }
   sum_strips<A, N, R, kStep, 1>(p, t, {0}, 0, t.planes);
 }
@@ -148,7 +323,8 @@ void sum(const PlaneRows& p, const PlaneRowsSum<A>& t) {
   if (p.step == PlaneRows::kSpread) return plane_rows_spread<A>(p, t);
   const bool one = p.step == PlaneRows::kOne, rolls = one ? p.R % 2 == 1 : p.R == 3 || p.R == 5;
   if (!rolls || p.R == 1 || p.step > PlaneRows::kTwo) return plane_rows_steps<A>(p, t);
-  if (p.R == 3) return one ? sum_planes<A, N, 3, 1>(p, t) : sum_planes<A, N, 3, 2>(p, t);
+  if (p.R == 3)
+    return one ? sum_planes_of_three<A, N, 1>(p, t) : sum_planes_of_three<A, N, 2>(p, t);
   if (p.R == 5) return one ? sum_planes<A, N, 5, 1>(p, t) : sum_planes<A, N, 5, 2>(p, t);
   sum_planes<A, N, 7, 1>(p, t);
 }

@@ -17,16 +17,6 @@ constexpr int kL = V::kLanes;
 
 alignas(64) constexpr float kZeros[kMostWinogradColumns + kL] = {};
 
-// v moved up by a lane, after the last lane of `before`.
-TORCHCONV_INLINE Register move_up(Register before, Register v) {
-#if defined(__AVX512F__)  // with the index in the instruction, which GCC does not find
-  return bit_cast<Register>(
-      _mm512_maskz_alignr_epi32(0xffff, bit_cast<__m512i>(v), bit_cast<__m512i>(before), kL - 1));
-#else
-  return consecutive_lanes<kL - 1>(before, v, std::make_integer_sequence<int, kL>());
-#endif
-}
-
 // The lanes of a vector of source columns that are there, and those of its outputs.
 struct Strip {
   Lanes source, out;
@@ -92,7 +82,9 @@ Register filter_planes(const PlaneRows p, const PlaneRowsWinograd& t, const Stri
         Register y[2];
         const auto move = [&](auto s) TORCHCONV_INLINE_LAMBDA {
           unroll<2>([&](auto line) TORCHCONV_INLINE_LAMBDA {
-            const Register moved = move_up(kOne ? start : before[line][s - 1], y[line]);
+            // Up by a lane, after the last one of the strip before.
+            const Register moved =
+                consecutive_lanes<float, kL, kL - 1>(kOne ? start : before[line][s - 1], y[line]);
             if constexpr (!kOne) before[line][s - 1] = y[line];
             y[line] = moved;
           });
