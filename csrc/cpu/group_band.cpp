@@ -31,8 +31,9 @@ std::vector<GroupRun> group_runs(const ConvView& view) {
       n -= count;
     }
   }
-  std::stable_sort(runs.begin(), runs.end(),
-                   [](const GroupRun& a, const GroupRun& b) { return a.count > b.count; });
+  std::stable_sort(runs.begin(), runs.end(), [](const GroupRun& a, const GroupRun& b) {
+    return a.count != b.count ? a.count > b.count : a.w < b.w;
+  });
   return runs;
 }
 

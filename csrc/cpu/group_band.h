@@ -30,7 +30,7 @@ struct GroupRun {
   int64_t h, w, count;
   int64_t weights[kMaxRun];
 };
-// Those of equal count are neighbours.
+// Those of equal count are neighbours, and of these the ones below each other, from the top.
 std::vector<GroupRun> group_runs(const ConvView& view);
 
 // Part of an image: `channels` of a vector, rows [h, h + rows) and columns [w, w + columns), zero

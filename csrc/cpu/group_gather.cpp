@@ -3,6 +3,10 @@
 // terms. In channels_last a row is written where it belongs; else some rows of all filters of a
 // vector are transposed. The products meanwhile fetch what the next task reads. In bfloat16 a
 // channel of the tiles is a pair of them where the processor has such products.
+//
+// Runs of taps above or below the image are left out for each row of outputs. Where many also lie
+// beside it, as those of a large kernel's dgrad do, a call sums runs below each other, for the
+// outputs whose pixels exist, and the sums of a row wait in the first-level cache.
 #include "cpu/group_gather.h"
 
 #include <numeric>
@@ -136,13 +140,23 @@ class GroupGather {
         bias_(band_.blocks * band_.dst_vectors * kL) {
     for (const GroupPhase& phase : phases) plan(phase);
     const int64_t band_rows = band_.band * grid.step_h;
+    const auto rows_of = [&](int64_t bytes) {
+      return std::clamp<int64_t>(bytes / (kVectorBytes * grid.W), 1, band_rows);
+    };
+    const bool by_columns = std::any_of(phases_.begin(), phases_.end(),
+                                        [](const Phase& phase) { return phase.by_columns; });
     if (grid.strides.c != 1) {
       // Rows that are transposed together: whole vectors of pixels, where there are some.
       constexpr int64_t kRowsBytes = 16 << 10;
-      out_rows_ = std::clamp<int64_t>(kRowsBytes / (kVectorBytes * grid.W), 1, band_rows);
+      out_rows_ = rows_of(kRowsBytes);
       const int64_t unit = kL / std::gcd(kL, grid.W);
       if (out_rows_ > unit) out_rows_ -= out_rows_ % unit;
+    } else if (by_columns) {
+      constexpr int64_t kSumBytes = 8 << 10;
+      out_rows_ = rows_of(kSumBytes);
     }
+    // A tile loads sums as if it were full.
+    sums_ = ((by_columns ? out_rows_ * view_.J : 0) + kSumTiles[0]) * kL;
     streams_ =
         images.streams(band_.whole_vectors(view_),
                        band_.bands == 1 ? out_rows_ : std::gcd(out_rows_, band_rows), view_.N);
@@ -180,7 +194,7 @@ class GroupGather {
     const int64_t tasks = view_.N * band_.bands * band_.blocks;
     const int64_t source = round_up(band_.size, 16);
     const int64_t images =
-        round_up(source + kTileSums + out_size() + images_.planes_size(out_rows_), 16);
+        round_up(source + sums_ + out_size() + images_.planes_size(out_rows_), 16);
     const int64_t slot_size = images + (packs ? block_weights + packing.scratch_size() : 0);
     const WorkSplit split(tasks,
                           static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
@@ -217,19 +231,20 @@ class GroupGather {
   }
 
  private:
-  static constexpr int64_t kTileSums = kSumTiles[0] * kL;
-
   // Runs of equal length that one call of a tile sums up.
   struct Call {
     int64_t taps, first, count, weights;
-    int64_t channels;  // of all its runs
+    Range columns;  // of outputs that read a pixel of the image through any of them
   };
   struct Phase {
     const ConvView* view;
     int64_t row, column;
     int64_t weights;  // among those of a vector of filters
     std::vector<TapRun> runs;
+    std::vector<int64_t> heights;  // of the runs: their taps' h
     std::vector<Call> calls;
+    int64_t tiles;    // of a row of outputs
+    bool by_columns;  // each call for its own columns
   };
   struct Task {
     const A* weights;  // of the block
@@ -241,28 +256,70 @@ class GroupGather {
   };
 
   void plan(const GroupPhase& from) {
-    Phase phase{from.view, from.row, from.column, weights_vector_, {}, {}};
-    const std::vector<GroupRun> runs = group_runs(*from.view);
-    int64_t terms = 0, weights = 0;
+    const ConvView& view = *from.view;
+    Phase phase{&view, from.row, from.column, weights_vector_, {}, {}, {}, 0, false};
+    const std::vector<GroupRun> runs = group_runs(view);
+    int64_t pixels = 0, pixels_inside = 0, row_pixels = 0;
+    for_tiles({0, view.J}, [&](int64_t, int64_t tile, int64_t) {
+      row_pixels += kSumTiles[tile];
+      ++phase.tiles;
+    });
+    for (const GroupRun& run : runs) {
+      pixels += row_pixels * run.count;
+      for_tiles(columns_inside(view, run), [&](int64_t, int64_t tile, int64_t) {
+        pixels_inside += kSumTiles[tile] * run.count;
+      });
+    }
+    // An eighth repays what the calls have to load and store.
+    phase.by_columns = pixels - pixels_inside >= pixels / 8;
+    int64_t terms = 0, weights = 0, column = 0;
     for (int64_t v = 0; v < band_.src_vectors; ++v)
       for (const GroupRun& run : runs) {
         const int64_t channels = band_.groups > 1 ? view_.C : std::min(kL, view_.C - v * kL);
         const int64_t more = channels * run.count;
+        const Range columns = columns_inside(view, run);
         std::vector<Call>& calls = phase.calls;
-        if (calls.empty() || calls.back().taps != run.count || terms + more > kDepth) {
-          calls.push_back({run.count, static_cast<int64_t>(phase.runs.size()), 0, weights, 0});
+        if (calls.empty() || calls.back().taps != run.count || terms + more > kDepth ||
+            (phase.by_columns && run.w != column)) {
+          calls.push_back(
+              {run.count, static_cast<int64_t>(phase.runs.size()), 0, weights, columns});
           terms = 0;
         }
-        ++calls.back().count;
-        calls.back().channels += channels;
+        Call& call = calls.back();
+        ++call.count;
+        call.columns = {std::min(call.columns.begin, columns.begin),
+                        std::max(call.columns.end, columns.end)};
+        column = run.w;
         terms += more;
         weights += more * kL;
         phase.runs.push_back({v * band_.plane + band_.offset(run.h, run.w), channels});
+        phase.heights.push_back(run.h);
       }
     weights_vector_ += weights;
-    for (int64_t j = 0; j < from.view->J; j += kSumTiles[group_sum_tile(from.view->J - j)])
-      ++row_tiles_;
+    row_tiles_ += phase.tiles;
     phases_.push_back(std::move(phase));
+  }
+
+  // Outputs of a row that read a pixel of the image through any tap of a run.
+  static Range columns_inside(const ConvView& view, const GroupRun& run) {
+    Range columns{view.J, 0};
+    for (int64_t s = 0; s < run.count; ++s) {
+      const Range tap = valid_range(view.J, view.step_w, run.w + s, view.W);
+      if (!tap.empty())
+        columns = {std::min(columns.begin, tap.begin), std::max(columns.end, tap.end)};
+    }
+    return columns;
+  }
+
+  // Calls f(first output, tile, outputs) for the tiles of a piece of a row.
+  template <typename F>
+  static void for_tiles(Range columns, F&& f) {
+    for (int64_t j = columns.begin; j < columns.end;) {
+      const int64_t tile = group_sum_tile(columns.end - j);
+      const int64_t count = std::min<int64_t>(kSumTiles[tile], columns.end - j);
+      f(j, tile, count);
+      j += count;
+    }
   }
 
   // What the next task reads. Another core may have packed its weights.
@@ -276,80 +333,142 @@ class GroupGather {
 
   int64_t out_size() const { return out_rows_ * grid_.W * kL; }
 
+  // Where rows of a phase go: where they belong, or to rows of pixels.
+  struct Target {
+    int64_t used, dst;  // dst: of row 0 of the destination
+    int64_t first;      // the destination's row at `pixels`
+    A* pixels;
+  };
+
   // `rows` rows of the destination from row `first` on.
   void run_rows(const Task& t, int64_t first, int64_t rows) const {
     const int64_t channel = t.block * band_.groups * view_.K + t.vector * band_.vector_filters;
     const int64_t used = band_.filters_in(view_, t.block, t.vector);
     if (used == 0) return;
     const int64_t dst = grid_.offset + t.n * grid_.strides.n + channel * grid_.strides.c;
-    A* const out = t.scratch + kTileSums;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t h = first + r, i = h / grid_.step_h;
-      A* const to = out + r * grid_.W * kL;
-      for (const Phase& phase : phases_)
-        if (phase.row == h % grid_.step_h && i < phase.view->I)
-          run_row(t, phase, i, used, dst + h * grid_.strides.row, to);
-      if (grid_.strides.c == 1 && !in_place_)
-        images_.store_pixels(to, used, dst + h * grid_.strides.row);
+    const Target to{used, dst, first, t.scratch + sums_};
+    for (const Phase& phase : phases_) {
+      const auto row = [&](int64_t h) {
+        return std::min(ceil_div(h - phase.row, grid_.step_h), phase.view->I);
+      };
+      const Range own{row(first), row(first + rows)};
+      if (phase.by_columns)
+        run_by_columns(t, phase, own, to);
+      else
+        for (int64_t i = own.begin; i < own.end; ++i) run_row(t, phase, i, to);
     }
     if (grid_.strides.c != 1)
-      images_.store_planes(out, used, rows, dst + first * grid_.strides.row, out + out_size(),
-                           streams_);
+      images_.store_planes(to.pixels, used, rows, dst + first * grid_.strides.row,
+                           to.pixels + out_size(), streams_);
+    else if (!in_place_)
+      for (int64_t r = 0; r < rows; ++r)
+        images_.store_pixels(to.pixels + r * grid_.W * kL, used,
+                             dst + (first + r) * grid_.strides.row);
   }
 
-  // Row i of a phase: where it belongs from dst on, or in a row of pixels.
-  void run_row(const Task& t, const Phase& phase, int64_t i, int64_t used, int64_t dst,
-               A* to) const {
-    const int64_t index = t.block * band_.dst_vectors + t.vector;
-    const A* row = t.band + (i - t.i0) * view_.step_h * band_.width * kL;
-    const A* weights = t.weights + t.vector * weights_vector_ + phase.weights;
+  void run_row(const Task& t, const Phase& phase, int64_t i, const Target& to) const {
+    GroupSum<A> g = tile_of(t);
+    int64_t lines = t.lines * phase.tiles;
+    for_tiles({0, phase.view->J}, [&](int64_t j, int64_t tile, int64_t count) {
+      begin_tile(g, bias(t), t.scratch, count);
+      for (const Call& call : phase.calls) {
+        if (&call == &phase.calls.back()) finish_tile(phase, i, j, to, g);
+        sum_tile(t, phase, call, i, j, tile, g, &lines);
+        g.start = nullptr;
+      }
+    });
+    t.ahead->ask(lines);
+  }
+
+  // Several rows, so that the weights of a call stay in the first-level cache for all of them.
+  void run_by_columns(const Task& t, const Phase& phase, Range rows, const Target& to) const {
+    const int64_t J = phase.view->J;
+    GroupSum<A> g = tile_of(t);
+    int64_t lines = t.lines * phase.tiles * rows.size();
+    const auto run = [&](const Call& call, Range columns, const A* start, bool finishes) {
+      for (int64_t i = rows.begin; i < rows.end; ++i)
+        for_tiles(columns, [&](int64_t j, int64_t tile, int64_t count) {
+          begin_tile(g, start, t.scratch + ((i - rows.begin) * J + j) * kL, count);
+          if (finishes) finish_tile(phase, i, j, to, g);
+          sum_tile(t, phase, call, i, j, tile, g, &lines);
+        });
+    };
+    const Call none{1, 0, 0, 0, {0, J}};
+    run(none, none.columns, bias(t), false);
+    for (const Call& call : phase.calls) run(call, call.columns, nullptr, false);
+    run(none, none.columns, nullptr, true);
+    t.ahead->ask(lines);
+  }
+
+  const A* bias(const Task& t) const {
+    return bias_.get() + (t.block * band_.dst_vectors + t.vector) * kL;
+  }
+
+  // What all tiles of a vector have in common.
+  GroupSum<A> tile_of(const Task& t) const {
     GroupSum<A> g{};
     g.lanes = kPairs || band_.groups > 1 ? lanes_.data() + t.vector * kL : nullptr;
     g.step = view_.step_w;
     g.low = A{0};
     g.high = images_.high;
-    g.sums = t.scratch;
-    for (int64_t j = 0; j < phase.view->J; j += g.count) {
-      const int64_t rest = phase.view->J - j, tile = group_sum_tile(rest);
-      g.src = row + j * view_.step_w * kL;
-      g.start = bias_.get() + index * kL;
-      int64_t lines = t.lines;
-      for (const Call& call : phase.calls) {
-        const bool last = &call == &phase.calls.back();
-        g.clamp = last && images_.simple && images_.clamps;
-        g.count = last ? std::min<int64_t>(kSumTiles[tile], rest) : kSumTiles[tile];
-        const int64_t column = j * grid_.step_w + phase.column;
-        g.out = last ? to + column * kL : t.scratch;
-        g.out_step = last ? grid_.step_w * kL : kL;
-        g.used = kL;
-        g.stream = false;
-        g.rounded = nullptr;
-        if (last && in_place_) {
-          const int64_t first = dst + column * grid_.strides.column;
-          if constexpr (kPairs)
-            g.rounded = images_.rounded + first;
-          else
-            g.out = images_.y + first;
-          g.out_step = grid_.step_w * grid_.strides.column;
-          g.used = used;
-          g.stream = streams_;
-        }
-        g.weights = weights + call.weights;
-        g.runs = phase.runs.data() + call.first;
-        g.count_runs = call.count;
-        const SourcePrefetch::Run next = t.ahead->take(std::min(lines, call.channels * kNextLines));
-        g.next = next.first;
-        g.next_lines = next.lines;
-        g.next_step = next.step;
-        lines -= next.lines;
-        if constexpr (kPairs)
-          group_pair_sum_kernel(call.taps, view_.step_w, tile)(g);
-        else
-          group_sum_kernel<A>(call.taps, view_.step_w, band_.groups == 1, tile)(g);
-        g.start = nullptr;
-      }
-      t.ahead->ask(lines);
-    }
+    return g;
+  }
+
+  // A tile of sums at `sums`, or of the start where that is given.
+  static void begin_tile(GroupSum<A>& g, const A* start, A* sums, int64_t count) {
+    g.start = start;
+    g.sums = g.out = sums;
+    g.out_step = g.used = kL;
+    g.count = count;
+    g.rounded = nullptr;
+    g.clamp = g.stream = false;
+  }
+
+  // Its last sums go to the destination.
+  void finish_tile(const Phase& phase, int64_t i, int64_t j, const Target& to,
+                   GroupSum<A>& g) const {
+    const int64_t h = i * grid_.step_h + phase.row, w = j * grid_.step_w + phase.column;
+    g.clamp = images_.simple && images_.clamps;
+    g.out = to.pixels + ((h - to.first) * grid_.W + w) * kL;
+    g.out_step = grid_.step_w * kL;
+    if (!in_place_) return;
+    const int64_t first = to.dst + h * grid_.strides.row + w * grid_.strides.column;
+    if constexpr (kPairs)
+      g.rounded = images_.rounded + first;
+    else
+      g.out = images_.y + first;
+    g.out_step = grid_.step_w * grid_.strides.column;
+    g.used = to.used;
+    g.stream = streams_;
+  }
+
+  // The runs of a call that reach the image from row i, for the tile of g from output j on. lines:
+  // that may be asked for.
+  void sum_tile(const Task& t, const Phase& phase, const Call& call, int64_t i, int64_t j,
+                int64_t tile, GroupSum<A>& g, int64_t* lines) const {
+    const int64_t height = i * view_.step_h;
+    const auto outside = [&](int64_t run) {
+      const int64_t h = height + phase.heights[run];
+      return h < 0 || h >= view_.H;
+    };
+    Range runs{call.first, call.first + call.count};
+    g.weights = t.weights + t.vector * weights_vector_ + phase.weights + call.weights;
+    for (; !runs.empty() && outside(runs.begin); ++runs.begin)
+      g.weights += phase.runs[runs.begin].channels * call.taps * kL;
+    while (!runs.empty() && outside(runs.end - 1)) --runs.end;
+    g.src = t.band + ((i - t.i0) * view_.step_h * band_.width + j * view_.step_w) * kL;
+    g.runs = phase.runs.data() + runs.begin;
+    g.count_runs = runs.size();
+    const int64_t channels = runs.empty() ? 0 : phase.runs[runs.begin].channels * runs.size();
+    const SourcePrefetch::Run next = t.ahead->take(std::min(*lines, channels * kNextLines));
+    g.next = next.first;
+    g.next_lines = next.lines;
+    g.next_step = next.step;
+    *lines -= next.lines;
+    if constexpr (kPairs)
+      group_pair_sum_kernel(call.taps, view_.step_w, tile)(g);
+    else
+      group_sum_kernel<A>(call.taps, view_.step_w, band_.groups == 1, tile)(g);
   }
 
   const ConvView view_;  // of all phases
@@ -362,6 +481,7 @@ class GroupGather {
   std::vector<Phase> phases_;
   int64_t weights_vector_ = 0;  // elements of a vector of filters
   int64_t row_tiles_ = 0;       // of a band's row of outputs, of all phases
+  int64_t sums_ = 0;            // elements, of a tile or a row
   int64_t out_rows_ = 1;
   bool streams_;  // in_place_, or planes
 };

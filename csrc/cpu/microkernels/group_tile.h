@@ -58,8 +58,10 @@ struct GroupSum {
 // So many with each channel of a run.
 inline constexpr int64_t kNextLines = 2;
 
-// Of the tile for the first of `rest` outputs, in kSumTiles.
+// Of the tile for the first of `rest` outputs, in kSumTiles. Two of the smallest are better than
+// another and one of them.
 inline int64_t group_sum_tile(int64_t rest) {
+  if (rest == 2 * kSumTiles[kSumTileCount - 1]) return kSumTileCount - 1;
   for (int64_t tile = 0; tile + 1 < kSumTileCount; ++tile)
     if (rest > kSumTiles[tile] - 3) return tile;
   return kSumTileCount - 1;
