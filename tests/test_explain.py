@@ -99,6 +99,23 @@ def test_phases_by_way_of_an_image() -> None:
     assert words not in at(x, w, None, 2, 1)["dgrad"].blocking
 
 
+def test_columns() -> None:
+    """A fold pays where most taps of the gather lie beside dz, or few pixels meet the weights."""
+    words = "columns that are added up"
+    for sizes, stride, layout, folds in (
+        ((1, 48, 14, 14, 256, 9), 1, torch.contiguous_format, True),
+        ((1, 48, 14, 14, 256, 9), 1, torch.channels_last, True),
+        ((1, 48, 40, 40, 256, 9), 1, torch.contiguous_format, False),
+        ((1, 48, 40, 40, 256, 9), 1, torch.channels_last, True),
+        ((1, 48, 14, 14, 64, 9), 1, torch.contiguous_format, False),
+        ((1, 48, 13, 13, 256, 5), 4, torch.contiguous_format, True),
+        ((1, 48, 30, 30, 64, 4), 2, torch.contiguous_format, False),
+    ):
+        x, w = operands(*sizes)
+        found = at(x.to(memory_format=layout), w.to(memory_format=layout), None, stride)
+        assert (words in found["dgrad"].blocking) == folds
+
+
 def test_phases_of_weights() -> None:
     """What each phase reads of a filter in NCHW lies apart, unless transforms read all of it."""
     words = "taps of the weights apart"

@@ -4,7 +4,9 @@ The product along pixels (csrc/cpu/pixel_gemm.cpp) takes 1x1 kernels: its vector
 to sample. Those with a stride and kernels that lie side by side become such (csrc/cpu/patches.cpp),
 and kernels as large as the image a product of samples (sample_gemm.cpp). The product over a band
 (csrc/cpu/band_gemm.cpp) takes the other kernels that Winograd leaves: sizes here reach its chunks
-of channels, its columns of taps, ragged filters and short rows.
+of channels, its columns of taps, ragged filters and short rows. Where most of the gather's taps
+would lie beside dz, or few pixels meet many weights, dgrad is the fold of a product
+(csrc/cpu/col2im.cpp), in either layout.
 """
 
 from __future__ import annotations
@@ -74,8 +76,17 @@ BAND_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] =
     "columns_deeper_than_a_block": ((1, 3, 150, 12), (16, 3, 140, 2), {}),
     "groups": ((2, 40, 9, 14), (48, 20, 5, 5), {"groups": 2, "padding": 2}),
 }
+COLUMN_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "7x6": ((3, 24, 10, 11), (130, 24, 7, 6), {}),
+    "s4": ((2, 9, 15, 14), (130, 9, 5, 3), {"stride": 4}),
+    "s2x3_d2": ((2, 19, 16, 22), (128, 19, 4, 3), {"stride": (2, 3), "dilation": (2, 1)}),
+    "s2_p2": ((3, 17, 16, 5), (130, 17, 5, 5), {"stride": 2, "padding": 2}),
+    "uncovered": ((2, 12, 14, 17), (130, 12, 3, 3), {"stride": 5, "padding": (1, 0)}),
+    "in_parts": ((6, 64, 14, 14), (128, 64, 9, 9), {}),
+}
 CASES = {f"pixel_{k}": v for k, v in PIXEL_CASES.items()}
 CASES |= {f"band_{k}": v for k, v in BAND_CASES.items()}
+CASES |= {f"column_{k}": v for k, v in COLUMN_CASES.items()}
 
 on_cases = pytest.mark.parametrize("case", CASES)
 on_dtypes = pytest.mark.parametrize(
@@ -112,6 +123,37 @@ def test_forward_and_input_gradient(case: str, dtype: torch.dtype, weight_format
     truth = torch_F.conv2d(x2, w.double(), b.double(), **kwargs)
     assert_accurate(z, truth)
     assert_accurate(dx, torch.autograd.grad(truth, x2, dz.double())[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", COLUMN_CASES)
+def test_columns_in_channels_last(case: str, dtype: torch.dtype) -> None:
+    """The input gradient, and its bits alone and in a batch."""
+    (x, w, _), kwargs = make(f"column_{case}", dtype)
+    x, w = (in_layout(t, "channels_last") for t in (x, w))
+    x.requires_grad_()
+    z = F.conv2d(x, w, **kwargs)
+    dz = torch.randn_like(z)
+    (dx,) = torch.autograd.grad(z, x, dz)
+    x2 = x.detach().double().requires_grad_()
+    truth = torch_F.conv2d(x2, w.double(), **kwargs)
+    assert_accurate(dx, torch.autograd.grad(truth, x2, dz.double())[0])
+    alone = x.detach()[:1].requires_grad_()
+    z = F.conv2d(alone, w, **kwargs)
+    assert torch.equal(torch.autograd.grad(z, alone, dz[:1])[0][0], dx[0])
+
+
+def test_columns_leave_out_what_lies_beside() -> None:
+    """An infinite weight makes no NaN of gradients that no product of it reaches."""
+    (x, w, _), kwargs = make("column_7x6", torch.float32)
+    x, w = (in_layout(t, "channels_last") for t in (x, w))
+    w[:, :, 0, 0] = float("inf")
+    x.requires_grad_()
+    z = F.conv2d(x, w, **kwargs)
+    (dx,) = torch.autograd.grad(z, x, torch.ones_like(z))
+    assert torch.isinf(dx[:, :, : z.shape[2], : z.shape[3]]).all()
+    assert torch.isfinite(dx[:, :, z.shape[2] :]).all()
+    assert torch.isfinite(dx[:, :, :, z.shape[3] :]).all()
 
 
 @on_activations

@@ -8,6 +8,7 @@
 #include "core/buffer.h"
 #include "cpu/activation.h"
 #include "cpu/band_gemm.h"
+#include "cpu/col2im.h"
 #include "cpu/conv_band_gather.h"
 #include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_choice.h"
@@ -305,10 +306,10 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
   }
 }
 
-// For a problem that goes_by_patches, whose patches `view` reads or writes: calls f(part, n,
-// patches, gather) for samples n and on, as many as have their patches in a last-level cache: of
-// smaller parts the threads would wait for each other too often. part is the problem of these
-// samples, and gather(src, epilogue) their matrix product.
+// For a problem that goes_by_patches or dgrad_by_columns, whose patches `view` reads or writes:
+// calls f(part, n, patches, gather) for samples n and on, as many as have their patches in a
+// last-level cache: of smaller parts the threads would wait for each other too often. part is the
+// problem of these samples, and gather(src, epilogue) their matrix product.
 template <typename T, typename F>
 void for_patches(const ConvProblem& p, ConvView view, const T* w, const T* bias,
                  const WeightsOwner& owner, const Parallel& pool, F&& f) {
@@ -412,6 +413,16 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
     }
   }
   if constexpr (std::is_same_v<T, Wide<T>>) {
+    if (dgrad_by_columns(p, views, winograd)) {
+      bool all;
+      const ConvView view = dgrad_views(patch_problem(p), &all)[0];
+      return for_patches<T>(p, view, w, nullptr, WeightsOwner{}, pool,
+                            [&](const ConvProblem& part, int64_t n, T* columns, auto&& product) {
+                              product(dz + n * view.src.n,
+                                      Epilogue<T>{columns, nullptr, Activation::kNone});
+                              col2im(part, views, columns, dx + n * p.C * p.H * p.W, pool);
+                            });
+    }
     if (strides_by_taps(p, views, winograd)) {
       const PhaseWeights<T> taps(p, w, pool);
       for (const ConvView& view : views) gather_phase(taps.phase(view), taps.data(), epilogue);

@@ -6,6 +6,7 @@
 
 #include "cpu/band_gemm.h"
 #include "cpu/channel_pairs.h"
+#include "cpu/col2im.h"
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_columns.h"
@@ -88,6 +89,15 @@ constexpr int64_t kSampleTerms = 128;
 constexpr int64_t kPatchFilters = 32;
 // Those from which the weight gradient reads a strided image several times, see conv_wgrad.cpp.
 constexpr int64_t kPatchFiltersWgrad = 512;
+// Products that each element of dx's columns leaves out, from which these pay for their fold; and
+// the columns of a sample that memory is taken for.
+constexpr double kFoldProducts = 34;
+constexpr double kMostColumnBytes = 32 << 20;
+// In NCHW bands of rows leave out most of these products too, and such a direct product takes the
+// weights apart, once more for the phases of a stride: as long as for the products of so many
+// pixels. Fewer filters do not pay for the fold of planes.
+constexpr int64_t kColumnPixels = 48, kColumnFilters = 128, kColumnFiltersStrided = 64;
+constexpr double kPhasePixels = 70;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
 // to rearrange more, the phases of a stride, which the tiles pack and compute together, and kernels
 // of several taps, whose weights a product packs for other threads to read. Phases of larger
@@ -375,6 +385,31 @@ bool goes_by_patches(const ConvProblem& p, StridedPass pass) {
 
 bool wgrad_goes_by_patches(const ConvProblem& p) {
   return p.R * p.S == 1 && p.K >= kPatchFiltersWgrad && goes_by_patches(p, StridedPass::kFprop);
+}
+
+bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {
+  const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
+  if (!wide || views.empty() || !col2im_applies(p)) return false;
+  const auto pixels = static_cast<double>(p.P * p.Q), taps = static_cast<double>(p.R * p.S);
+  const double size = p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  if (static_cast<double>(p.C) * taps * pixels * size > kMostColumnBytes) return false;
+  double gathered = 0;
+  for (const ConvView& view : views) {
+    const Algorithm algorithm = gather_algorithm(view, p.dtype, winograd);
+    const bool transforms = algorithm == Algorithm::kWinograd && views.size() > 1;
+    if (algorithm != Algorithm::kBandProduct && algorithm != Algorithm::kPixelProduct &&
+        algorithm != Algorithm::kDirectProduct && !transforms)
+      return false;
+    gathered += static_cast<double>(view.pixels()) * static_cast<double>(view.taps.size()) *
+                (transforms ? 0.5 : 1);
+  }
+  const double saved = gathered / (pixels * taps) - 1,
+               fold = kFoldProducts / static_cast<double>(p.K);
+  if (p.layout != Layout::kNCHW) return saved >= fold;
+  if (views.size() == 1)
+    return p.K >= kColumnFilters && saved >= fold && p.P * p.Q <= kColumnPixels;
+  return (p.K >= kColumnFiltersStrided && saved >= fold) ||
+         (p.K >= kColumnFilters && saved + kPhasePixels / pixels >= fold);
 }
 
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {

@@ -48,6 +48,9 @@ bool goes_by_patches(const ConvProblem& p, StridedPass pass);
 // The same for wgrad.
 bool wgrad_goes_by_patches(const ConvProblem& p);
 
+// Whether dgrad, of these views, is the fold of a matrix product (col2im.h), patch_problem's dgrad.
+bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd);
+
 // Whether fprop or dgrad goes by kStridedWinograd, which looks at the problem and not at its views:
 // dgrad has several. Otherwise each view has its gather_algorithm.
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd);

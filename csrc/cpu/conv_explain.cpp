@@ -302,6 +302,15 @@ int64_t element_size(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
+// Whether dgrad goes by columns and no way that is asked for first.
+bool adds_columns(const ConvProblem& p, bool winograd) {
+  bool covers_all = false;
+  const std::vector<ConvView> views = dgrad_views(p, &covers_all);
+  return !dgrad_at_once(p) &&
+         !(covers_all && strides_by_winograd(p, StridedPass::kDgrad, winograd)) &&
+         dgrad_by_columns(p, views, winograd);
+}
+
 }  // namespace
 
 std::string conv2d_explain(const ConvProblem& problem) {
@@ -318,9 +327,10 @@ std::string conv2d_explain(const ConvProblem& problem) {
   const ConvView view = fprop_view(fprop_problem);
   std::string lines;
 
-  const bool folds_dx = goes_by_patches(p, StridedPass::kDgrad);
-  const ConvProblem q = folds_dx ? patch_problem(p) : p;
   bool covers_all = false;
+  const bool folds_dx = goes_by_patches(p, StridedPass::kDgrad);
+  const bool adds_dx = !folds_dx && adds_columns(p, winograd);
+  const ConvProblem q = folds_dx || adds_dx ? patch_problem(p) : p;
   const std::vector<ConvView> views = dgrad_views(q, &covers_all);
   const auto strided_line = [&](const char* name, StridedPass pass, const ConvView& v) {
     return formatted({name, ConvAlgorithm::kStridedWinograd,
@@ -358,7 +368,8 @@ std::string conv2d_explain(const ConvProblem& problem) {
                                 ? "by way of a channels_last image: "
                             : strides_by_taps(q, views, winograd) ? "taps of the weights apart: "
                                                                   : "";
-    std::string blocking = words(folds_dx) + (way + gather_blocking(largest, p.dtype, dgrad));
+    std::string blocking = (adds_dx ? "columns that are added up: " : words(folds_dx)) +
+                           (way + gather_blocking(largest, p.dtype, dgrad));
     if (views.size() > 1)
       blocking = std::to_string(views.size()) + " phases of the stride; the largest: " + blocking;
     lines += covers_all && strides_by_winograd(q, StridedPass::kDgrad, winograd)

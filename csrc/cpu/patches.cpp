@@ -199,7 +199,8 @@ ConvProblem patch_problem(const ConvProblem& p) {
   q.C = p.C * p.R * p.S;
   q.H = p.P;
   q.W = p.Q;
-  q.R = q.S = q.stride_h = q.stride_w = 1;
+  q.R = q.S = q.stride_h = q.stride_w = q.dilation_h = q.dilation_w = 1;
+  q.pad_top = q.pad_left = 0;
   return q;
 }
 
