@@ -39,6 +39,7 @@ CASES: dict[str, tuple[tuple[int, ...], Any]] = {
     "overlaps": ((2, 5, 13, 11), (6, 4)),
     "overlaps_many_channels": ((1, 83, 13, 10), (5, 7)),
     "one_row_of_outputs": ((2, 3, 9, 40), (1, 7)),
+    "one_column_of_outputs": ((2, 3, 9, 71), (4, 1)),
     "wide": ((1, 2, 7, 150), (3, 64)),
     "tall": ((2, 3, 150, 5), (4, 3)),
     "large_windows": ((1, 2, 70, 67), (3, 2)),
@@ -215,10 +216,10 @@ def test_spellings_of_the_output_size(op: str, size: Any) -> None:
 
 
 @on_formats
-@pytest.mark.parametrize("output_size", [1, (2, 3), (4, 5), (9, 11)])
+@pytest.mark.parametrize("output_size", [1, (2, 3), (4, 5), (9, 11), (3, 1)])
 def test_nan_and_infinity(output_size: Any, layout: str) -> None:
     """The last NaN of a window is selected; -inf everywhere selects the first element."""
-    x = torch.randn(4, 19, 8, 9)
+    x = torch.randn(4, 19, 8, 41)
     x[torch.rand(x.shape) < 0.1] = float("nan")
     x[1] = float("-inf")
     x[2] = float("nan")

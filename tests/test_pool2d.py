@@ -89,6 +89,7 @@ SELECT_CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "2x2_s1_wide": ((1, 3, 6, 90), {"kernel_size": 2, "stride": 1, "padding": 1}),
     "16x16": ((1, 2, 17, 33), {"kernel_size": 16, "stride": 1, "padding": 8}),
     "50x45": ((1, 2, 51, 53), {"kernel_size": (50, 45), "stride": 1}),
+    "5x1_s2x1_narrow": ((2, 5, 23, 5), {"kernel_size": (5, 1), "stride": (2, 1)}),
     "300x1": ((1, 2, 310, 3), {"kernel_size": (300, 1), "stride": (7, 1)}),
     "global": ((2, 33, 7, 7), {"kernel_size": 7}),
     "global_many_channels": ((2, 256, 3, 5), {"kernel_size": (3, 5)}),

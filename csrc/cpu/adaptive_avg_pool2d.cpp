@@ -81,11 +81,29 @@ class AdaptiveSum {
     for (; w + kLanes <= in_w_; w += kLanes) sum_rows<false>(plane, at(rows_, row), w, sums);
     if (w < in_w_) sum_rows<true>(plane, at(rows_, row), w, sums);
     for (int64_t out = 0; out < out_w_; out++) {
-      const Range c = at(columns_, out);
-      Lane sum = sums[c.begin];
-      for (int64_t j = c.begin + 1; j < c.end; j++) sum += sums[j];
+      const Lane sum = sum_columns(sums, at(columns_, out));
       to[out] = from_wide<T>(kBackward ? sum : sum / (height(row) * width(out)));
     }
+  }
+
+  // Of several vectors lane by lane first.
+  static Lane sum_columns(const Lane* sums, Range columns) {
+    using L = Vec<Lane>;
+    int64_t j = columns.begin;
+    Lane sum{};
+    if (columns.size() >= 2 * kLanes) {
+      typename L::Type total = L::load(sums + j);
+      for (j += kLanes; j + kLanes <= columns.end; j += kLanes) total += L::load(sums + j);
+      Lane lanes[kLanes];
+      L::store(lanes, total);
+      for (int n = kLanes / 2; n > 0; n /= 2)
+        for (int l = 0; l < n; l++) lanes[l] += lanes[l + n];
+      sum = lanes[0];
+    } else {
+      sum = sums[j++];
+    }
+    for (; j < columns.end; j++) sum += sums[j];
+    return sum;
   }
 
   template <bool kPartial>

@@ -79,20 +79,53 @@ class AdaptiveMax {
     for (; w + kLanes <= p_.W; w += kLanes) fold_rows<false>(top, rows.size(), w, values, codes);
     if (w < p_.W) fold_rows<true>(top, rows.size(), w, values, codes);
     for (int64_t q = 0; q < p_.Q; q++) {
-      const Range columns = at(columns_, q);
-      Lane best = values[columns.begin];
-      int64_t index = index_of(codes, columns.begin);
-      for (int64_t j = columns.begin + 1; j < columns.end; j++) {
-        const Lane v = values[j];
-        const int64_t at_v = index_of(codes, j);
-        const bool better =
-            v != v ? best == best || at_v > index : v > best || (v == best && at_v < index);
-        best = better ? v : best;
-        index = better ? at_v : index;
-      }
-      y[q] = from_wide<T>(best);
-      if (indices != nullptr) indices[q] = rows.begin * p_.W + index;
+      const Best best = fold_columns(at(columns_, q), rows.size(), values, codes);
+      y[q] = from_wide<T>(best.value);
+      if (indices != nullptr) indices[q] = rows.begin * p_.W + best.index;
     }
+  }
+
+  struct Best {
+    Lane value;
+    int64_t index;
+
+    void take(Lane v, int64_t at) {
+      const bool better =
+          v != v ? value == value || at > index : v > value || (v == value && at < index);
+      value = better ? v : value;
+      index = better ? at : index;
+    }
+  };
+
+  // The maximum of some columns of a window. Several vectors of them are folded lane by lane first,
+  // where an index fits a lane.
+  Best fold_columns(Range columns, int64_t rows, const Lane* values, const Code* codes) const {
+    using Codes = Vec<Code>;
+    int64_t j = columns.begin;
+    Best best{values[j], index_of(codes, j)};
+    if (columns.size() >= 2 * kLanes && rows <= INT32_MAX / p_.W) {
+      const auto index = [&](int64_t w) {
+        return Codes::load(codes + w) * static_cast<Code>(p_.W) + Codes::iota() +
+               static_cast<Code>(w);
+      };
+      V value = Vec<Lane>::load(values + j);
+      C where = index(j);
+      for (j += kLanes; j + kLanes <= columns.end; j += kLanes) {
+        const V v = Vec<Lane>::load(values + j);
+        const C at_v = index(j);
+        const auto better = (v > value) | ((v == value) & (at_v < where)) |
+                            ((v != v) & ((value == value) | (at_v > where)));
+        value = better ? v : value;
+        where = better ? at_v : where;
+      }
+      Lane lanes[kLanes];
+      Code indices[kLanes];
+      Vec<Lane>::store(lanes, value);
+      Codes::store(indices, where);
+      for (int l = 0; l < kLanes; l++) best.take(lanes[l], indices[l]);
+    }
+    for (; j < columns.end; j++) best.take(values[j], index_of(codes, j));
+    return best;
   }
 
   // In the plane, from the window's first row on.

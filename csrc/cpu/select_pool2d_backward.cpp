@@ -134,7 +134,9 @@ bool runs_by_scatter(const PoolProblem& p, Selected kind) {
   // Pixels of less than a vector are gathered well only as whole rows.
   const bool wide = runs_channels_last(p) && p.C >= kLanes;
   if (p.stride_w > (wide ? 2 : 1)) return true;
-  if (!runs_channels_last(p) && p.Q < p.W) return true;
+  if (!runs_channels_last(p) &&
+      (p.Q < p.W || (p.W < kLanes && (p.P != p.H || p.Q != p.W || p.stride_h != 1))))
+    return true;
   const int64_t windows = ceil_div(p.R, p.stride_h) * ceil_div(p.S, p.stride_w);
   // The outputs are fewer than the elements by the strides.
   return windows > kLanes / (std::min(p.stride_h, p.H) * p.stride_w);

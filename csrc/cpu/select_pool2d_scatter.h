@@ -121,55 +121,78 @@ class ScatterImages {
     } else {
       for (int64_t i = 0; i < pixels; i++) std::fill_n(dx + i * step, n, Lane{0});
     }
-    int64_t out = (plane * p_.P + band.outputs.begin) * p_.Q * channels_ + c;
-    for (int64_t out_p = band.outputs.begin; out_p < band.outputs.end; out_p++) {
-      const bool shared = out_p < band.shared_before || out_p >= band.shared_from;
+    const Range outputs = band.outputs;
+    const int64_t unshared = std::clamp(band.shared_before, outputs.begin, outputs.end);
+    const int64_t shared = std::clamp(band.shared_from, unshared, outputs.end);
+    const auto add_rows = [&](int64_t first, int64_t rows, bool is_shared) {
       // The window's first element, counted from the band's.
-      int64_t start =
-          kIndex ? -origin : (out_p * p_.stride_h - p_.pad_h) * p_.W - p_.pad_w - origin;
-      const int64_t move = kIndex ? 0 : p_.stride_w;
-      if (channels_ == 1) {
-        shared ? add<true>(out, p_.Q, start, move, pixels, dx, 1, 0)
-               : add<false>(out, p_.Q, start, move, pixels, dx, 1, 0);
-        out += p_.Q;
-      } else {
-        for (int64_t q = 0; q < p_.Q; q++, out += channels_, start += move)
-          shared ? add<true>(out, n, start, 0, pixels, dx, step, 1)
-                 : add<false>(out, n, start, 0, pixels, dx, step, 1);
+      const int64_t from =
+          kIndex ? -origin : (first * p_.stride_h - p_.pad_h) * p_.W - p_.pad_w - origin;
+      Lines lines{(plane * p_.P + first) * p_.Q * channels_ + c,
+                  rows,
+                  p_.Q,
+                  from,
+                  kIndex ? 0 : p_.stride_w,
+                  kIndex ? 0 : p_.stride_h * p_.W,
+                  0};
+      if (channels_ == 1)
+        return is_shared ? add<true>(lines, pixels, dx, 1) : add<false>(lines, pixels, dx, 1);
+      // Lines of channels, whose outputs have the same window.
+      const Lines row = lines;
+      for (int64_t p = 0; p < rows; p++) {
+        lines = row;
+        lines.out += p * p_.Q * channels_, lines.start += p * row.next;
+        lines.lines = 1, lines.count = n, lines.move = 0, lines.lane = 1;
+        for (int64_t q = 0; q < p_.Q; q++, lines.out += channels_, lines.start += row.move)
+          is_shared ? add<true>(lines, pixels, dx, step) : add<false>(lines, pixels, dx, step);
       }
-    }
+    };
+    add_rows(outputs.begin, unshared - outputs.begin, true);
+    add_rows(unshared, shared - unshared, false);
+    add_rows(shared, outputs.end - shared, true);
   }
 
-  // Adds `count` outputs from `out` on, whose selections count from pixel `start` of the band, then
-  // from `move` pixels further for each; they go to dx, then to `lane` elements further for each.
+  // Outputs from `out` on, `count` in each of some lines that follow each other. The selections of
+  // a line count from pixel `start` of the band, then from `move` pixels further for each output,
+  // and those of the next line from `next` pixels further. They go to dx, then to `lane` elements
+  // further for each.
+  struct Lines {
+    int64_t out, lines, count, start, move, next, lane;
+  };
+
   // kShared: many are not here. Apart from the loops around it, as GCC runs out of registers in all
   // of them together.
   template <bool kShared>
-  __attribute__((noinline)) void add(int64_t out, int64_t count, int64_t start, int64_t move,
-                                     int64_t pixels, Lane* dx, int64_t step, int64_t lane) const {
-    const T* const dy = dy_ + out;
-    const Codes selected = selected_ + out;
+  __attribute__((noinline)) void add(const Lines& l, int64_t pixels, Lane* first,
+                                     int64_t step) const {
+    const T* dy = dy_ + l.out;
+    Codes selected = selected_ + l.out;
     const int64_t* const distances = distances_.data();
     const auto known = static_cast<int64_t>(distances_.size());
-    for (int64_t i = 0; i < count; i++, start += move, dx += lane) {
-      int64_t at = start;
-      if constexpr (kIndex) {  // any number
-        at =
-            static_cast<int64_t>(static_cast<uint64_t>(start) + static_cast<uint64_t>(selected[i]));
-      } else if constexpr (kByte) {
-        at += distances[selected[i]];
-      } else {
-        const int64_t code = selected[i];
-        at += code >= 0 && code < known ? distances[code] : scatter_distance(p_, code);
-      }
-      const bool here = static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels);
-      if constexpr (kShared) {
-        // Without a branch, which is taken at random: what is not here adds 0 to the first pixel,
-        // whose sum is no -0.
-        const Bits bits = bit_cast<Bits>(to_wide<T>(dy[i])) & (Bits{0} - Bits{here});
-        dx[(at & -int64_t{here}) * step] += bit_cast<Lane>(bits);
-      } else if (here) {
-        dx[at * step] += to_wide<T>(dy[i]);
+    const int64_t count = l.count, move = l.move, lane = l.lane;
+    for (int64_t line = 0; line < l.lines; line++, dy += count, selected = selected + count) {
+      int64_t start = l.start + line * l.next;
+      Lane* dx = first;
+      for (int64_t i = 0; i < count; i++, start += move, dx += lane) {
+        int64_t at = start;
+        if constexpr (kIndex) {  // any number
+          at = static_cast<int64_t>(static_cast<uint64_t>(start) +
+                                    static_cast<uint64_t>(selected[i]));
+        } else if constexpr (kByte) {
+          at += distances[selected[i]];
+        } else {
+          const int64_t code = selected[i];
+          at += code >= 0 && code < known ? distances[code] : scatter_distance(p_, code);
+        }
+        const bool here = static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels);
+        if constexpr (kShared) {
+          // Without a branch, which is taken at random: what is not here adds 0 to the first pixel,
+          // whose sum is no -0.
+          const Bits bits = bit_cast<Bits>(to_wide<T>(dy[i])) & (Bits{0} - Bits{here});
+          dx[(at & -int64_t{here}) * step] += bit_cast<Lane>(bits);
+        } else if (here) {
+          dx[at * step] += to_wide<T>(dy[i]);
+        }
       }
     }
   }
