@@ -39,6 +39,7 @@ PIXEL_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] 
     "row_of_windows": ((3, 20, 7, 7), (24, 20, 7, 7), {}),
     "narrow": ((3, 20, 9, 5), (24, 20, 3, 3), {}),
     "one_column_s3": ((3, 40, 50, 5), (24, 40, 3, 3), {"stride": 3, "dilation": 2}),
+    "part_of_short_rows": ((2, 40, 20, 5), (24, 40, 3, 3), {"stride": 3}),
     "short_rows_s2": ((2, 12, 16, 5), (33, 12, 5, 5), {"stride": 2, "padding": 2}),
     "short_rows_many_filters": ((1, 9, 15, 14), (200, 9, 3, 3), {"stride": 4, "padding": 1}),
     "far_apart": ((3, 70, 14, 14), (21, 70, 3, 5), {"stride": 4}),

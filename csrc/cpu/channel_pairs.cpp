@@ -23,7 +23,8 @@ TORCHCONV_INLINE Bits::Type load_halves(const BFloat16* p, int64_t step, int64_t
 }  // namespace
 
 void transpose_pairs(const BFloat16* src, int64_t plane, int64_t step, int64_t count,
-                     int64_t channels, float* to, int64_t pixel, int64_t width, int64_t gap) {
+                     int64_t channels, float* to, int64_t pixel, int64_t width, int64_t kept,
+                     int64_t gap) {
   const int64_t pairs = ceil_div(channels, int64_t{2});
   for (int64_t first = 0; first < pairs; first += kL) {
     const int64_t rows = std::min(kL, pairs - first);
@@ -48,11 +49,13 @@ void transpose_pairs(const BFloat16* src, int64_t plane, int64_t step, int64_t c
 #pragma GCC unroll 16
       for (int l = 0; l < kL; ++l) {
         if (l >= n) continue;
-        if (rows == kL)
-          Bits::store(at, tile[l]);
-        else
-          Bits::store_partial(at, tile[l], rows);
-        at += pixel;
+        if (rest > width - kept) {
+          if (rows == kL)
+            Bits::store(at, tile[l]);
+          else
+            Bits::store_partial(at, tile[l], rows);
+          at += pixel;
+        }
         if (--rest == 0) {
           rest = width;
           at += gap;
@@ -87,13 +90,14 @@ void copy_pairs(const BFloat16* src, int64_t step, int64_t count, int64_t channe
 void fill_pairs(const ChannelBand& band, const ConvView& view, const BFloat16* src,
                 int64_t channels, Range i, Range j, float* scratch) {
   const int64_t pixel = band.pixel, width = view.W;
-  // Whole rows of the image are one run of pixels: those from `first` on wait to be transposed.
-  int64_t rows = 0, first = 0;
+  // Rows of the image below each other are one run of pixels, some of which are left out where only
+  // a part of short rows is wanted: those from `first` on wait to be transposed.
+  int64_t rows = 0, first = 0, size = 0;
   float* begin = nullptr;
   const auto transpose_rows = [&] {
     if (rows > 0)
-      transpose_pairs(src + first, view.src.c, 1, rows * width, channels, begin, pixel, width,
-                      band.row - width * pixel);
+      transpose_pairs(src + first, view.src.c, 1, (rows - 1) * width + size, channels, begin, pixel,
+                      width, size, band.row - size * pixel);
     rows = 0;
   };
   band.for_pieces(view, i, j, [&](int64_t to, int64_t n, Range inside, int64_t from, int64_t step) {
@@ -103,16 +107,18 @@ void fill_pairs(const ChannelBand& band, const ConvView& view, const BFloat16* s
     pixels += inside.begin * pixel;
     if (view.src.c == 1)
       return copy_pairs(src + from, step, inside.size(), channels, pixels, pixel);
-    const bool whole = step == 1 && inside.size() == width && view.src.row == width;
-    if (rows > 0 && whole && from == first + rows * width && pixels == begin + rows * band.row) {
+    const bool joins = step == 1 && view.src.row == width && (inside.size() == width || width < kL);
+    if (rows > 0 && joins && inside.size() == size && from == first + rows * width &&
+        pixels == begin + rows * band.row) {
       ++rows;
       return;
     }
     transpose_rows();
-    if (!whole)
+    if (!joins)
       return transpose_pairs(src + from, view.src.c, step, inside.size(), channels, pixels, pixel);
     rows = 1;
     first = from;
+    size = inside.size();
     begin = pixels;
   });
   transpose_rows();

@@ -68,10 +68,11 @@ TORCHCONV_INLINE void join_pairs(const float* p, const float* q, float* to) {
 }
 
 // to[p*pixel + c/2] for pixels p < count, `step` apart, and channels c < channels, `plane` apart
-// or, in copy_pairs, neighbours. gap: more elements of `to` after every `width` pixels.
+// or, in copy_pairs, neighbours. Of every `width` pixels the first `kept` are, and there are `gap`
+// more elements of `to` after them.
 void transpose_pairs(const BFloat16* src, int64_t plane, int64_t step, int64_t count,
                      int64_t channels, float* to, int64_t pixel, int64_t width = INT64_MAX,
-                     int64_t gap = 0);
+                     int64_t kept = INT64_MAX, int64_t gap = 0);
 void copy_pairs(const BFloat16* src, int64_t step, int64_t count, int64_t channels, float* to,
                 int64_t pixel);
 
