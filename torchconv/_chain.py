@@ -1,7 +1,7 @@
 """Runs of layers in a network that `torchconv.fuse` made, each in one call into the library.
 
 On one small image a layer's way from Python to its kernel, through modules, checks and the
-dispatcher, takes up to a third of the layer's time: the layers before have left little of Python in
+dispatcher, takes a good part of the layer's time: the layers before have left little of Python in
 the caches. Where neighbours in the recorded network are convolutions, poolings and what often lies
 between them, and nobody can ask for their results, a network therefore calls
 `torch.ops.torchconv.chain` once for all.
@@ -24,17 +24,17 @@ from torch import Tensor
 from torch.autograd import profiler
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules import module as modules
-from torch.utils.hooks import RemovableHandle
 
-from torchconv._chain_layers import FORWARDS, HOOKS, Call, attributes_of, call_of, settings_of
+from torchconv._chain_layers import HOOKS, Call, call_of
+from torchconv._chain_program import Program, compile_program
 from torchconv._coverage import FLOATS
 from torchconv._dispatch import is_plain
-from torchconv._programs import Step, program_of
 from torchconv.backends import packed_weights_kept
 
 __all__ = ["Fused"]
 
 _GLOBAL_HOOKS = tuple(getattr(modules, f"_global{name}") for name in HOOKS)
+_MODULE_CALL = torch.nn.Module.__call__
 _autocasts = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
@@ -46,7 +46,7 @@ class Fused(GraphModule):
     def recompile(self) -> Any:
         code = super().recompile()
         kind: Any = type(self)  # GraphModule makes one for each network
-        kind.forward = _with_chains(kind.forward)
+        kind.forward = _with_chains(kind.forward, _copy_of(self.graph))
         return code
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -56,11 +56,21 @@ class Fused(GraphModule):
 
 def _load_fused(load: Callable[..., GraphModule], arguments: Any, name: str) -> Fused:
     loaded = load(*arguments)
-    return Fused(loaded, loaded.graph, name)
+    made = Fused(loaded, loaded.graph, name)
+    vars(made).update({k: v for k, v in vars(loaded).items() if k not in vars(made)})
+    return made
 
 
-def _with_chains(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` of a Fused, by chains where nothing records, traces or watches the call."""
+def _copy_of(graph: Graph) -> Graph:
+    copy = Graph(tracer_cls=graph._tracer_cls)
+    copy.output(copy.graph_copy(graph, {}))
+    copy.set_codegen(graph._codegen)
+    return copy
+
+
+def _with_chains(forward: Callable[..., Any], graph: Graph) -> Callable[..., Any]:
+    """`forward` of a Fused with this graph, by chains where nothing records, traces or watches the
+    call."""
     chained: Callable[..., Any] | None = None
 
     @functools.wraps(forward)
@@ -71,21 +81,19 @@ def _with_chains(forward: Callable[..., Any]) -> Callable[..., Any]:
             or _grad_enabled()
             or profiler._is_profiler_enabled  # a profile is to show the layers
             or any(_GLOBAL_HOOKS)
+            or torch.nn.Module.__call__ is not _MODULE_CALL  # torch.fx's tracing, for example
             or not (is_plain() and packed_weights_kept())
         ):
             return forward(self, *args, **kwargs)
         if chained is None:
-            chained = _chained(self)
+            chained = _chained(self, _copy_of(graph))  # of each thread's own
         return chained(self, *args, **kwargs)
 
     return run
 
 
-def _chained(network: Fused) -> Callable[..., Any]:
-    """The network's forward with calls of chains in it."""
-    graph = Graph(tracer_cls=network.graph._tracer_cls)
-    graph.output(graph.graph_copy(network.graph, {}))
-    graph.set_codegen(network.graph._codegen)
+def _chained(network: Fused, graph: Graph) -> Callable[..., Any]:
+    """The network's forward with calls of chains in it, which are put into the graph."""
     run: list[tuple[Node, Call]] = []
     for node in list(graph.nodes):
         call = call_of(network, node)
@@ -145,133 +153,75 @@ class _Chain:
         for arg, i in last.items():
             if arg not in self._outputs:
                 self._done[i].append(arg)
-        self._program: _Program | None = None
-        # Whether the layers can what their chain cannot: a sum that broadcasts, for example.
-        self._refused = False
+        self._program: Program | None = None
+        # How many calls go by without an attempt at a program, and from how many on the next ones.
+        self._rest = self._pause = 0
+        # Inputs for which the layers can what the operator cannot: a sum that broadcasts, say.
+        self._refused: set[Any] = set()
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
-        if self._refused or not _only_infers(inputs):
-            return self._by_layers(self._layers(), inputs)
+        if not _only_infers(inputs):
+            return self._by_layers(inputs)
         program = self._program
         if program is None or not program.holds():
-            layers = self._layers()
-            outputs = self._by_layers(layers, inputs)
-            self._program = self._compile(layers)
+            outputs = self._by_layers(inputs)
+            self._renew(program)
             return outputs
+        if self._refused and _kinds_of(inputs) in self._refused:
+            return self._by_layers(inputs)
         try:
             return program.run(inputs)
         except RuntimeError:
-            outputs = self._by_layers(self._layers(), inputs)  # which say what is wrong
-            self._refused = True
+            outputs = self._by_layers(inputs)  # which say what is wrong
+            self._refuse(inputs)
             return outputs
 
-    def _layers(self) -> list[Any]:
-        """None where a step is a function of PyTorch's."""
+    def _by_layers(self, inputs: Sequence[Any]) -> Sequence[Any]:
         network = self._network()
-        assert network is not None
-        return [
-            None if call.target is None else network.get_submodule(call.target)
-            for call in self._calls
-        ]
-
-    def _by_layers(self, layers: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:
         known = list(inputs)
-        for layer, call, done in zip(layers, self._calls, self._done, strict=True):
+        for call, done in zip(self._calls, self._done, strict=True):
             tensors = [known[arg] for arg in call.tensors]
-            known.append(call.function(tensors) if layer is None else layer(*tensors))
+            if call.target is None:
+                known.append(call.function(tensors))
+            else:
+                layer: Any = functools.reduce(getattr, call.target.split("."), network)
+                known.append(layer(*tensors))
             for arg in done:
                 known[arg] = None
         return [known[output] for output in self._outputs]
 
-    def _compile(self, calls: Sequence[Any]) -> _Program | None:
-        """The program of the layers as they are; None where one is more than its operator."""
+    def _renew(self, program: Program | None) -> None:
+        """Compiles the layers as they are now. Where that was in vain, because they are more than
+        operators or change from call to call, the next attempts come more and more rarely."""
+        if self._rest > 0:
+            self._rest -= 1
+            return
         network: Any = self._network()
-        layers = [layer for layer in calls if layer is not None]
-        parameters = [p for layer in layers for p in layer._parameters.values() if p is not None]
-        # Among a program's tensors the parameters come between the inputs and the results.
-        first = self._inputs + len(parameters)
-        positions = [*range(self._inputs), *range(first, first + len(calls))]
-        steps, parameter = [], self._inputs
-        for layer, call, done in zip(calls, self._calls, self._done, strict=True):
-            tensors = [positions[arg] for arg in call.tensors]
-            settings = call.settings if layer is None else settings_of(layer, len(tensors))
-            if settings is None:
-                return None
-            if layer is not None and layer._parameters:
-                own = (parameter, parameter + 1 if layer.bias is not None else -1)
-                tensors = [tensors[0], *own, tensors[1] if len(tensors) == 2 else -1]
-                parameter += 1 + (layer.bias is not None)
-            done = [positions[arg] for arg in done]
-            steps.append(Step(call.operator, tensors, settings, done))
-        outputs = [positions[output] for output in self._outputs]
-        return _Program(network, layers, parameters, program_of(steps, outputs))
+        itself = weakref.ref(self)
+
+        def forget(_: Any) -> None:
+            chain = itself()
+            if chain is not None:
+                chain._program = None
+
+        made = compile_program(
+            network, self._calls, self._done, self._inputs, self._outputs, forget
+        )
+        wasted = made is None or (program is not None and not program.used)
+        self._pause = min(2 * self._pause + 1, 63) if wasted else 0
+        self._rest = self._pause if made is None else 0
+        self._program = made
+        if made is not None and not made.keeps_packed_weights():
+            self._program = None
+
+    def _refuse(self, inputs: Sequence[Tensor]) -> None:
+        if len(self._refused) >= 64:
+            self._refused.clear()
+        self._refused.add(_kinds_of(inputs))
 
 
-class _Program:
-    """A chain's layers as they were, in the form of the operator's arguments."""
-
-    def __init__(
-        self,
-        network: Fused,
-        layers: Sequence[Any],
-        parameters: Sequence[Tensor],
-        program: Tensor,
-    ) -> None:
-        self._parameters = parameters
-        self._program = program
-        self._containers: list[Any] = [
-            (module._modules, dict(module._modules))
-            for module in network.modules()
-            if module._modules
-        ]
-        self._layers: list[Any] = []
-        self._weights: list[Any] = []
-        for layer in layers:
-            values, read = vars(layer), attributes_of(layer)
-            self._layers.append((layer, type(layer), values, len(values), read, read(values)))
-            own = layer._parameters
-            if own:
-                weight = layer.weight
-                what = (weight, layer.bias, weight._version, weight.data_ptr())
-                self._weights.append((own, *what))
-        self._kinds = list({type(layer) for layer in layers})
-        self._hooks = [getattr(layer, name) for layer in layers for name in HOOKS]
-        self._handles = RemovableHandle.next_id
-
-    def holds(self) -> bool:
-        """Whether everything is as it was. Of the weights, the library looks at the values."""
-        for children, were in self._containers:
-            if children != were:
-                return False
-        try:
-            for layer, kind, values, size, read, known in self._layers:
-                if layer.__class__ is not kind or len(values) != size or read(values) != known:
-                    return False
-            for parameters, weight, bias, version, address in self._weights:
-                if (
-                    parameters["weight"] is not weight
-                    or parameters["bias"] is not bias
-                    or weight._version != version
-                    or weight.data_ptr() != address
-                ):
-                    return False
-        except KeyError:
-            return False
-        for kind in self._kinds:
-            if kind.forward is not FORWARDS[kind]:
-                return False
-        # Who registers a hook, wherever it be, takes a number.
-        handles = RemovableHandle.next_id
-        if handles != self._handles:
-            if any(self._hooks):
-                return False
-            self._handles = handles
-        return True
-
-    def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        tensors = [*inputs, *self._parameters]
-        outputs: list[Tensor] = torch.ops.torchconv.chain(tensors, self._program)
-        return outputs
+def _kinds_of(inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    return tuple((t.shape, t.stride(), t.dtype) for t in inputs)
 
 
 def _only_infers(inputs: Sequence[Any]) -> bool:

@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
-from torchconv import _dispatch, nn
+from torchconv import nn
+from torchconv._dispatch import is_plain, operator as operator_named
 from torchconv._fuse_layers import ConvAdd2d
 from torchconv.functional import average_values, select_values
 
 __all__ = ["FORWARDS", "HOOKS", "Call", "attributes_of", "call_of", "settings_of"]
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# Those for gradients have no part in a call that records none.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 _OPERATOR_OF: dict[type, str] = {
     nn.Conv2d: "conv2d",
@@ -35,7 +37,7 @@ FORWARDS: dict[type, Any] = {kind: kind.forward for kind in _OPERATOR_OF}  # typ
 _CONV = ("stride", "padding", "dilation", "groups", "padding_mode", "activation", "flip_kernel")
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVERAGE = ("count_include_pad", "divisor_override", "output_size")
-_READ = {*_CONV, *_POOL, *_AVERAGE, "other_first", "_packed_weights"}
+_READ = {*_CONV, *_POOL, *_AVERAGE, "other_first", "_parameters"}
 
 _PRODUCTS = (operator.mul, torch.mul)
 
@@ -60,8 +62,11 @@ def call_of(network: GraphModule, node: Node) -> Call | None:
     """`node` as a call; None where a chain may not run it."""
     if node.op == "call_module" and not node.kwargs and len(node.args) in (1, 2):
         name = str(node.target)
-        kind = type(network.get_submodule(name))
-        if kind in _OPERATOR_OF and _are_nodes(node.args):
+        layer: Any = network.get_submodule(name)
+        kind = type(layer)
+        # Padding that depends on the input is none of an operator's settings.
+        by_input = isinstance(getattr(layer, "padding", None), str)
+        if kind in _OPERATOR_OF and _are_nodes(node.args) and not by_input:
             return Call(_OPERATOR_OF[kind], name, node.args)
     if node.op == "call_function" and node.target is torch.cat:
         return _concatenation(node)
@@ -112,7 +117,8 @@ def settings_of(layer: Any, calls: int) -> list[int] | None:
     where the layer may be more than one call of its operator, or has not been called yet."""
     kind = type(layer)
     if (
-        FORWARDS.get(kind) is not kind.forward
+        kind not in FORWARDS
+        or FORWARDS[kind] is not kind.forward
         or not vars(layer).keys().isdisjoint(("forward", "_conv_forward"))
         or any(getattr(layer, name) for name in HOOKS)
     ):
@@ -126,12 +132,14 @@ def _of_convolution(layer: Any, adds: bool) -> list[int] | None:
     packed = layer._packed_weights
     if packed is None or layer._parameters.keys() != {"weight", "bias"}:
         return None
-    weight = layer.weight
-    values = packed.remembered(layer._settings(), weight, layer.bias)
+    weight, bias = layer.weight, layer.bias
+    if not is_plain(weight, bias) or weight.is_inference():
+        return None
+    values = packed.remembered(layer._settings(), weight, bias)
     if values is None or (adds and not isinstance(layer, ConvAdd2d)):
         return None
     settings = (*values, packed.owner_of(weight), weight._version)
-    numbers = _dispatch.operator("conv2d").settings_once(settings).tolist()
+    numbers = operator_named("conv2d").settings_once(settings).tolist()
     return [adds and layer.other_first, *numbers]
 
 
@@ -154,7 +162,5 @@ def _of_pooling(layer: Any) -> list[int] | None:
             values = (size,)
     except (RuntimeError, TypeError):
         return None  # it is not of the kind that the operator takes: the layer says so
-    numbers: list[int] = (
-        _dispatch.operator(_OPERATOR_OF[type(layer)]).settings_once(values).tolist()
-    )
+    numbers: list[int] = operator_named(_OPERATOR_OF[type(layer)]).settings_once(values).tolist()
     return numbers

@@ -56,6 +56,7 @@ class PackedWeights:
     """What one layer keeps. A copy, or what a pickle of it gives, keeps nothing yet."""
 
     __slots__ = (
+        "__weakref__",
         "_address",
         "_bias",
         "_keepable",

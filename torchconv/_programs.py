@@ -50,22 +50,31 @@ def program_of(steps: Sequence[Step], outputs: Sequence[int]) -> Tensor:
     return torch.tensor([*numbers, len(outputs), *outputs], dtype=torch.int64)
 
 
+def _at(known: Sequence[Any], position: int) -> Any:
+    if not 0 <= position < len(known) or known[position] is None:
+        raise RuntimeError(f"a chain reads tensor {position}, which is not there")
+    return known[position]
+
+
 def _run_step(known: Sequence[Any], numbers: Iterator[int]) -> Tensor:
-    name = _OPERATORS[next(numbers)]
+    number = next(numbers)
+    if not 0 <= number < len(_OPERATORS):
+        raise RuntimeError(f"a chain has no operator {number}")
+    name = _OPERATORS[number]
     positions = [next(numbers) for _ in range(next(numbers))]
-    tensors: list[Any] = [None if i == -1 else known[i] for i in positions]
+    tensors: list[Any] = [None if i == -1 else _at(known, i) for i in positions]
     if name == "cat":
         return torch.cat(tensors, next(numbers))
     if name == "hardsigmoid":
-        return F.hardsigmoid(tensors[0])
+        return F.hardsigmoid(*tensors)
     if name == "mul":
-        return torch.mul(tensors[0], tensors[1])
+        return torch.mul(*tensors)
     in_same_layout = name == "conv2d" and next(numbers)
     signature = Signature(name)
     values = tuple(read_values(signature.types, numbers))
     if name == "conv2d":
         _owner, _version = next(numbers), next(numbers)
-        input, weight, _bias, residual = (known[i] for i in positions)
+        input, weight, _bias, residual = tensors
         if in_same_layout and is_channels_last(residual) != conv_channels_last(input, weight):
             raise RuntimeError("the residual is in another layout than the output")
     result: Tensor = overload(name)(*signature.joined(tensors, values))
@@ -79,7 +88,7 @@ def _run_apart(tensors: Sequence[Tensor], program: Tensor) -> list[Tensor]:
         known.append(_run_step(known, numbers))
         for _ in range(next(numbers)):
             known[next(numbers)] = None
-    return [known[next(numbers)] for _ in range(next(numbers))]
+    return [_at(known, next(numbers)) for _ in range(next(numbers))]
 
 
 LIBRARY.define("chain(Tensor[] tensors, Tensor program) -> Tensor[]")

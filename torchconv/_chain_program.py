@@ -1,0 +1,172 @@
+"""A chain's layers as they were, in the form that the operator takes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from torchconv._chain_layers import FORWARDS, Call, attributes_of, settings_of
+from torchconv._programs import Step, program_of
+
+__all__ = ["Program", "compile_program"]
+
+# Of whatever somebody has put in a layer's place.
+_ANY_ERROR = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+
+
+class _Snapshot:
+    """What the layers of these names are, and whether they still are."""
+
+    def __init__(self, network: GraphModule, names: Sequence[str]) -> None:
+        self._containers: dict[int, tuple[Any, Any, Any]] = {}
+        self.layers = [self._find(network, name) for name in names]
+        self._kinds = list({type(layer) for layer in self.layers})
+        self._attributes: list[Any] = []
+        self._weights: list[Any] = []
+        for layer in self.layers:
+            values, read = vars(layer), attributes_of(layer)
+            self._attributes.append((layer, type(layer), values, len(values), read, read(values)))
+            parameters = values["_parameters"]
+            if parameters:
+                weight, bias = parameters["weight"], parameters["bias"]
+                what = (weight, bias, weight._version, weight.data_ptr())
+                self._weights.append((parameters, *what))
+
+    def _find(self, network: GraphModule, name: str) -> Any:
+        layer: Any = network
+        for part in name.split("."):
+            children = layer._modules
+            _, _, were = self._containers.setdefault(
+                id(children), (layer, children, dict(children))
+            )
+            layer = were[part]
+        return layer
+
+    def parameters(self) -> list[Tensor]:
+        """Of all layers in order: each one's weights, and its bias if it has one."""
+        return [
+            t for _, weight, bias, _, _ in self._weights for t in (weight, bias) if t is not None
+        ]
+
+    def holds(self) -> bool:
+        for module, children, were in self._containers.values():
+            if module._modules is not children or children != were:
+                return False
+        for layer, kind, values, size, read, known in self._attributes:
+            if (
+                layer.__class__ is not kind
+                or layer.__dict__ is not values
+                or len(values) != size
+                or "forward" in values
+                or "_conv_forward" in values
+                or values["_forward_hooks"]
+                or values["_forward_pre_hooks"]
+                or read(values) != known
+            ):
+                return False
+        for parameters, weight, bias, version, address in self._weights:
+            if (
+                parameters["weight"] is not weight
+                or parameters["bias"] is not bias
+                or weight._version != version
+                or weight.data_ptr() != address
+            ):
+                return False
+        return all(kind.forward is FORWARDS[kind] for kind in self._kinds)
+
+
+class Program:
+    """The operator's arguments beside a chain's inputs, for layers as they were.
+
+    What it holds on to, weights among it, is to be given back when a layer drops the packed weights
+    that it keeps: `forget` is called then.
+    """
+
+    def __init__(self, snapshot: _Snapshot, steps: Tensor, forget: Callable[[Any], None]) -> None:
+        self.used = False
+        self._snapshot = snapshot
+        self._parameters = snapshot.parameters()
+        self._steps = steps
+        packed = [getattr(layer, "_packed_weights", None) for layer in snapshot.layers]
+        self._packed = [weakref.ref(kept, forget) for kept in packed if kept is not None]
+
+    def holds(self) -> bool:
+        """Whether the layers are what they were. Of the weights, the library sees the values."""
+        try:
+            return self._snapshot.holds()
+        except _ANY_ERROR:
+            return False
+
+    def keeps_packed_weights(self) -> bool:
+        """Whether no layer has dropped its own."""
+        return all(kept() is not None for kept in self._packed)
+
+    def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        self.used = True
+        tensors = [*inputs, *self._parameters]
+        outputs: list[Tensor] = torch.ops.torchconv.chain(tensors, self._steps)
+        return outputs
+
+
+def compile_program(
+    network: GraphModule,
+    calls: Sequence[Call],
+    done: Sequence[Sequence[int]],
+    inputs: int,
+    outputs: Sequence[int],
+    forget: Callable[[Any], None],
+) -> Program | None:
+    """The program of the layers as they are; None where one is more than its operator.
+
+    Args:
+        calls: in order; their tensors are positions among the chain's inputs and, after these, the
+            results of the calls.
+        done: for each call the positions that none reads after it.
+        inputs: how many the chain has.
+        outputs: the positions of what it returns.
+    """
+    try:
+        snapshot = _Snapshot(network, [call.target for call in calls if call.target is not None])
+        steps = _steps_of(snapshot, calls, done, inputs)
+    except _ANY_ERROR:
+        return None
+    if steps is None:
+        return None
+    first = inputs + len(snapshot.parameters())
+    returned = [_in_program(output, inputs, first) for output in outputs]
+    program = Program(snapshot, program_of(steps, returned), forget)
+    # Other threads, and hooks, may have changed a layer meanwhile.
+    return program if program.holds() and program.keeps_packed_weights() else None
+
+
+def _in_program(position: int, inputs: int, first: int) -> int:
+    """A chain's position in its program, where parameters come between inputs and results, whose
+    first is `first`."""
+    return position if position < inputs else position - inputs + first
+
+
+def _steps_of(
+    snapshot: _Snapshot, calls: Sequence[Call], done: Sequence[Sequence[int]], inputs: int
+) -> list[Step] | None:
+    first = inputs + len(snapshot.parameters())
+    layers = iter(snapshot.layers)
+    steps, parameter = [], inputs
+    for call, last in zip(calls, done, strict=True):
+        tensors = [_in_program(arg, inputs, first) for arg in call.tensors]
+        layer = None if call.target is None else next(layers)
+        settings = call.settings if layer is None else settings_of(layer, len(tensors))
+        if settings is None:
+            return None
+        if layer is not None and layer._parameters:
+            has_bias = layer._parameters["bias"] is not None
+            residual = tensors[1] if len(tensors) == 2 else -1
+            tensors = [tensors[0], parameter, parameter + 1 if has_bias else -1, residual]
+            parameter += 1 + has_bias
+        read = [_in_program(arg, inputs, first) for arg in last]
+        steps.append(Step(call.operator, tensors, settings, read))
+    return steps
