@@ -46,6 +46,8 @@ MODELS = (
     "mobilenetv2_w1",
     "resnext50_32x4d",
     "squeezenet_v1_1",
+    "efficientnet_b0",
+    "mobilenetv3_large_w1",
     "convnext_tiny",
 )
 PASSES = ("inference", "fused", "training", "fused_training")
