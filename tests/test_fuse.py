@@ -126,6 +126,8 @@ def test_activations_that_are_written_out(spelling: str) -> None:
 def test_hard_sigmoid_that_is_written_out() -> None:
     made = fused(block(lambda m, x: F.relu6(m.conv(x) + 3.0) / 6.0))
     assert [n.target for n in made.graph.nodes if n.op == "call_function"] == [F.hardsigmoid]
+    other = torchconv.fuse_training(block(lambda m, x: F.relu6(m.conv(x) + 3.0) / 6.0).train())
+    assert F.hardsigmoid not in {n.target for n in other.graph.nodes}
 
 
 def overwritten(m: Any, x: Tensor) -> Tensor:

@@ -45,14 +45,15 @@ def _hardswish_from_the_left(times: Callable[[Any, Any], Any]) -> _Unary:
     return lambda x: times(x, _clamped(x)) / 6.0
 
 
-def _spellings() -> Iterator[tuple[_Unary, _Unary]]:
+def _spellings(training: bool) -> Iterator[tuple[_Unary, _Unary]]:
     """A function and a way to write it; the hard swish before the hard sigmoid, its part."""
     for times, sigmoid in product(_PRODUCTS, _SIGMOIDS):
         yield lambda x: F.silu(x), _silu(times, sigmoid)
     for times in _PRODUCTS:
         yield lambda x: F.hardswish(x), _hardswish_from_the_left(times)
         yield lambda x: F.hardswish(x), _silu(times, _hardsigmoid)
-    yield lambda x: F.hardsigmoid(x), _hardsigmoid
+    if not training:  # PyTorch's derivative of it has a factor of float32 precision
+        yield lambda x: F.hardsigmoid(x), _hardsigmoid
 
 
 def _numbers_agree(match: Any, _graph: Graph, _pattern: Graph) -> bool:
@@ -66,7 +67,8 @@ def _numbers_agree(match: Any, _graph: Graph, _pattern: Graph) -> bool:
 
 
 def join_written_activations(recorded: GraphModule) -> None:
-    """Puts SiLU, hard swish and hard sigmoid in the place of the steps that make them up."""
+    """Puts SiLU, hard swish and, in eval mode, hard sigmoid in the place of the steps that make them
+    up."""
 
     def nothing_is_overwritten(match: Any, graph: Graph, _pattern: Graph) -> bool:
         steps = set(match.nodes_map.values())
@@ -76,7 +78,7 @@ def join_written_activations(recorded: GraphModule) -> None:
         return not any(overwrites(recorded, node) for node in between if node not in steps)
 
     there = {node.target for node in recorded.graph.nodes}
-    for function, spelling in _spellings():
+    for function, spelling in _spellings(recorded.training):
         steps = [n.target for n in symbolic_trace(spelling).graph.nodes if n.op.startswith("call")]
         if there.issuperset(steps):
             conditions: list[Any] = [_numbers_agree, nothing_is_overwritten]
