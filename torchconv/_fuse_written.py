@@ -67,8 +67,8 @@ def _numbers_agree(match: Any, _graph: Graph, _pattern: Graph) -> bool:
 
 
 def join_written_activations(recorded: GraphModule) -> None:
-    """Puts SiLU, hard swish and, in eval mode, hard sigmoid in the place of the steps that make them
-    up."""
+    """Puts SiLU, hard swish and, in eval mode, the hard sigmoid in the place of what they are made
+    of."""
 
     def nothing_is_overwritten(match: Any, graph: Graph, _pattern: Graph) -> bool:
         steps = set(match.nodes_map.values())
