@@ -282,6 +282,13 @@ class DirectGemm : DirectTasks {
     return epilogue_.residual != nullptr ? epilogue_.residual : epilogue_.sums();
   }
 
+  // From there to what is written, where that does not pass by the caches.
+  int64_t results_apart() const {
+    return streams_ ? 0
+                    : static_cast<int64_t>(reinterpret_cast<uintptr_t>(epilogue_.sums()) -
+                                           reinterpret_cast<uintptr_t>(results()));
+  }
+
   // Asks for what the tile behind the next one will write: a part of each pixel's channels.
   void fetch_outputs(const Task& t, int64_t k, int64_t first, int64_t rows) const {
     constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
@@ -299,13 +306,14 @@ class DirectGemm : DirectTasks {
     DirectTile<A>& tile = c->tile;
     const int64_t next = first + rows;
     tile.also = t.panel;
-    tile.also_step = tile.also_row = 0;
+    tile.also_step = tile.also_row = tile.also_apart = 0;
     if (reads && plan_.reads_neighbours && next < t.at.pixels()) {
       tile.also = tile.a + t.src_offsets[next];
       tile.also_step = rows * tile.pixel_step * static_cast<int64_t>(sizeof(A)) / c->depth;
     } else if (!streams_ || epilogue_.residual != nullptr) {
       tile.also = results() + dst_offset(t.at) + k + t.dst_offsets[first];
       tile.also_row = tile.c_step * static_cast<int64_t>(sizeof(A));
+      tile.also_apart = results_apart();
     }
   }
 
@@ -387,6 +395,8 @@ class DirectGemm : DirectTasks {
           if (asks_results && first + rows < end) {
             tile.also = fetched + dst_offset(at) + at.k.begin + t.dst_offsets[first + rows];
             tile.also_step = rows * tile.c_step * kSize / terms + 1;
+            // In turn with each other no line may be left out.
+            tile.also_apart = 2 * tile.also_step <= SourcePrefetch::kLine ? results_apart() : 0;
           }
           // What few terms write would wait for its lines.
           if (fetches_dst && first + rows < end) {

@@ -31,7 +31,7 @@ void direct_run(const DirectTile<float>& tile) {
   // Of three rows one has a pointer: the others lie once and twice the step behind it, where an
   // address reaches.
   constexpr int kApart = 3, kPointers = (kRows + kApart - 1) / kApart;
-  constexpr int64_t kSize = sizeof(float);
+  constexpr int64_t kSize = sizeof(float), kLine = 64;
   const int64_t step = tile.pixel_step * kSize, c_step = tile.c_step;
   // Of the last vector, which may be the second half of one as wide as the tile's.
   constexpr bool kSecondHalf = kN < kLanes<float> && kVectors % 2 == 0;
@@ -39,9 +39,10 @@ void direct_run(const DirectTile<float>& tile) {
   const auto* const first = reinterpret_cast<const char*>(tile.a + tile.pixels[0]);
   const auto *next = static_cast<const char*>(tile.next),
              *also = static_cast<const char*>(tile.also);
-  const int64_t next_step = tile.next_step, also_step = tile.also_step, also_row = tile.also_row;
-  constexpr uint64_t kLine = 64;
-  uint64_t place = 0;
+  const int64_t next_step = tile.next_step, also_step = tile.also_step;
+  const int64_t also_apart = tile.also_apart, also_row = tile.also_row;
+  const int64_t second_line = also_row != 0 ? kLine : 0;
+  int64_t place = 0;  // among what is asked for
   const float *panel = tile.b, *bias = tile.bias;
   int64_t column = tile.c_rows[0];
   for (int64_t panels = tile.panels; panels > 0; --panels) {
@@ -63,9 +64,9 @@ void direct_run(const DirectTile<float>& tile) {
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kN);
           __builtin_prefetch(next, 0, 2);
-          __builtin_prefetch(
-              also + static_cast<int64_t>(place / 2 % kAskedRows) * also_row + place % 2 * kLine, 0,
-              3);
+          __builtin_prefetch(also + (place >> 2 & (kAskedRows - 1)) * also_row +
+                                 (place >> 1 & 1) * second_line + (place & 1) * also_apart,
+                             0, 3);
           ++place;
 #pragma GCC unroll 16
           for (int m = 0; m < kRows; ++m) {

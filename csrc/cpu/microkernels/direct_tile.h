@@ -22,7 +22,7 @@ template <typename T>
 inline constexpr int64_t kTileSize = kMaxRows * kPanel<T>;
 
 // At least those of a tile, and a power of two.
-inline constexpr uint64_t kAskedRows = 16;
+inline constexpr int64_t kAskedRows = 16;
 static_assert(kAskedRows >= kMaxRows);
 
 // Terms [begin, end) of a tile. They are summed in registers up to one with ends_block, and these
@@ -56,10 +56,11 @@ struct DirectTile {
   const void* next;          // what a later call will read, asked for along the way: a piece of it
   int64_t next_step;         // for each term
   // Of direct_run.h alone: pixels, from each of them and row of c to the one behind it, and another
-  // such piece, or two lines of each of kAskedRows rows that lie also_row bytes apart.
+  // such piece, or two lines of each of kAskedRows rows that lie also_row bytes apart; in turn with
+  // the same so many bytes behind it.
   int64_t rows, pixel_step, c_step;
   const void* also;
-  int64_t also_step, also_row;
+  int64_t also_step, also_row, also_apart;
 };
 
 template <typename T>
