@@ -385,18 +385,19 @@ class GroupGather {
     const int64_t J = phase.view->J;
     GroupSum<A> g = tile_of(t);
     int64_t lines = t.lines * phase.tiles * rows.size();
-    const auto run = [&](const Call& call, Range columns, const A* start, bool finishes) {
+    // Sums start with the bias, and at last go where they belong: with no runs.
+    const Call none{1, 0, 0, 0, {0, J}};
+    const auto calls = static_cast<int64_t>(phase.calls.size());
+    for (int64_t c = -1; c <= calls; ++c) {
+      const Call& call = c < 0 || c == calls ? none : phase.calls[c];
       for (int64_t i = rows.begin; i < rows.end; ++i)
-        for_tiles(columns, [&](int64_t j, int64_t tile, int64_t count) {
-          begin_tile(g, start, t.scratch + ((i - rows.begin) * J + j) * kL, count);
-          if (finishes) finish_tile(phase, i, j, to, g);
+        for_tiles(call.columns, [&](int64_t j, int64_t tile, int64_t count) {
+          begin_tile(g, c < 0 ? bias(t) : nullptr, t.scratch + ((i - rows.begin) * J + j) * kL,
+                     count);
+          if (c == calls) finish_tile(phase, i, j, to, g);
           sum_tile(t, phase, call, i, j, tile, g, &lines);
         });
-    };
-    const Call none{1, 0, 0, 0, {0, J}};
-    run(none, none.columns, bias(t), false);
-    for (const Call& call : phase.calls) run(call, call.columns, nullptr, false);
-    run(none, none.columns, nullptr, true);
+    }
     t.ahead->ask(lines);
   }
 
@@ -443,9 +444,10 @@ class GroupGather {
   }
 
   // The runs of a call that reach the image from row i, for the tile of g from output j on. lines:
-  // that may be asked for.
-  void sum_tile(const Task& t, const Phase& phase, const Call& call, int64_t i, int64_t j,
-                int64_t tile, GroupSum<A>& g, int64_t* lines) const {
+  // that may be asked for. One copy for all of its callers.
+  __attribute__((noinline)) void sum_tile(const Task& t, const Phase& phase, const Call& call,
+                                          int64_t i, int64_t j, int64_t tile, GroupSum<A>& g,
+                                          int64_t* lines) const {
     const int64_t height = i * view_.step_h;
     const auto outside = [&](int64_t run) {
       const int64_t h = height + phase.heights[run];

@@ -124,7 +124,9 @@ class ScatterImages {
     const Range outputs = band.outputs;
     const int64_t unshared = std::clamp(band.shared_before, outputs.begin, outputs.end);
     const int64_t shared = std::clamp(band.shared_from, unshared, outputs.end);
-    const auto add_rows = [&](int64_t first, int64_t rows, bool is_shared) {
+    const Range parts[] = {{outputs.begin, unshared}, {unshared, shared}, {shared, outputs.end}};
+    for (int part = 0; part < 3; part++) {
+      const int64_t first = parts[part].begin, rows = parts[part].size();
       // The window's first element, counted from the band's.
       const int64_t from =
           kIndex ? -origin : (first * p_.stride_h - p_.pad_h) * p_.W - p_.pad_w - origin;
@@ -135,21 +137,22 @@ class ScatterImages {
                   kIndex ? 0 : p_.stride_w,
                   kIndex ? 0 : p_.stride_h * p_.W,
                   0};
-      if (channels_ == 1)
-        return is_shared ? add<true>(lines, pixels, dx, 1) : add<false>(lines, pixels, dx, 1);
-      // Lines of channels, whose outputs have the same window.
-      const Lines row = lines;
-      for (int64_t p = 0; p < rows; p++) {
-        lines = row;
-        lines.out += p * p_.Q * channels_, lines.start += p * row.next;
-        lines.lines = 1, lines.count = n, lines.move = 0, lines.lane = 1;
-        for (int64_t q = 0; q < p_.Q; q++, lines.out += channels_, lines.start += row.move)
-          is_shared ? add<true>(lines, pixels, dx, step) : add<false>(lines, pixels, dx, step);
+      const auto add_lines = [&] {
+        part == 1 ? add<false>(lines, pixels, dx, step) : add<true>(lines, pixels, dx, step);
+      };
+      if (channels_ == 1) {
+        add_lines();
+        continue;
       }
-    };
-    add_rows(outputs.begin, unshared - outputs.begin, true);
-    add_rows(unshared, shared - unshared, false);
-    add_rows(shared, outputs.end - shared, true);
+      // Lines of channels, whose outputs have the same window.
+      const int64_t move = lines.move, next = lines.next;
+      lines.lines = lines.lane = 1, lines.count = n, lines.move = 0;
+      for (int64_t p = 0; p < rows; p++)
+        for (int64_t q = 0; q < p_.Q; q++, lines.out += channels_) {
+          lines.start = from + p * next + q * move;
+          add_lines();
+        }
+    }
   }
 
   // Outputs from `out` on, `count` in each of some lines that follow each other. The selections of
