@@ -76,7 +76,7 @@ def test_every_type(dtype: torch.dtype, r: int, stride: int, layout: str) -> Non
 
 
 @on_formats
-@pytest.mark.parametrize("r, stride", [(3, 1), (5, 1), (7, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize("r, stride", [(3, 1), (5, 1), (7, 1), (3, 2), (5, 2), (7, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_strips(dtype: torch.dtype, r: int, stride: int, layout: str) -> None:
     """Rows of whole strips, planes side by side and in bands, in memory that begins anywhere."""

@@ -33,25 +33,19 @@ TORCHCONV_INLINE Type shuffled_consecutive_lanes(Type a, Type b, std::integer_se
 }
 
 // Lanes kFirst, kFirst + 1, ... of a followed by b.
-template <typename A, int N, int kFirst>
-TORCHCONV_INLINE typename Vec<A, N>::Type consecutive_lanes(typename Vec<A, N>::Type a,
-                                                            typename Vec<A, N>::Type b) {
-  using Type = typename Vec<A, N>::Type;
-#if defined(__AVX512F__)  // with the index in the instruction, which GCC does not find
+template <typename A, int N, int kFirst, typename Type = typename Vec<A, N>::Type>
+TORCHCONV_INLINE Type consecutive_lanes(Type a, Type b) {
+#if defined(__AVX512VL__)  // with the index in the instruction, which GCC does not find
   if constexpr (sizeof(Type) == 64 && sizeof(A) == 4)
     return bit_cast<Type>(
         _mm512_maskz_alignr_epi32(0xffff, bit_cast<__m512i>(b), bit_cast<__m512i>(a), kFirst));
-  else if constexpr (sizeof(Type) == 64)
+  if constexpr (sizeof(Type) == 64 && sizeof(A) == 8)
     return bit_cast<Type>(
         _mm512_maskz_alignr_epi64(0xff, bit_cast<__m512i>(b), bit_cast<__m512i>(a), kFirst));
-  else
-#endif
-#if defined(__AVX512VL__)
-      if constexpr (sizeof(Type) == 32 && sizeof(A) == 4)
+  if constexpr (sizeof(Type) == 32 && sizeof(A) == 4)
     return bit_cast<Type>(_mm256_alignr_epi32(bit_cast<__m256i>(b), bit_cast<__m256i>(a), kFirst));
-  else
 #endif
-    return shuffled_consecutive_lanes<kFirst>(a, b, std::make_integer_sequence<int, N>());
+  return shuffled_consecutive_lanes<kFirst>(a, b, std::make_integer_sequence<int, N>());
 }
 
 template <typename A, int N>
@@ -67,14 +61,14 @@ TORCHCONV_INLINE A add_lanes(typename Vec<A, N>::Type v) {
 
 // Columns s of the kernel for the N output columns from `first` on. With a step of 2 the row's even
 // and odd columns are parted in registers once, about the kernel's middle column; the columns
-// further out are these moved by a lane.
+// further out are these moved by a lane, or by one twice.
 template <typename A, int N, int R, int kStep>
 class StripSource {
  public:
   using Lanes = LaneRange<A, N>;
   using V = Vec<A, N>;
   using Type = typename V::Type;
-  static_assert(kStep == 1 || R <= 5, "a column further out would be two lanes away");
+  static_assert(R <= 7, "a column further out would be three lanes away");
 
   StripSource() = default;
   TORCHCONV_INLINE StripSource(const PlaneRows& p, int64_t first)
@@ -113,6 +107,8 @@ class StripSource {
       const Type part = row.part[(s + R / 2) % 2];
       if constexpr (move(s) == 0) return part;
       const Type outside = V::broadcast(inside_[s] ? row.first[edge(s)] : A{0});
+      if constexpr (move(s) < -1)
+        return consecutive_lanes<A, N, N - 1>(outside, column<s + 2>(row));
       return move(s) < 0 ? consecutive_lanes<A, N, N - 1>(outside, part)
                          : consecutive_lanes<A, N, 1>(part, outside);
     }

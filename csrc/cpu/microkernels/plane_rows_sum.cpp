@@ -163,10 +163,9 @@ void sum_three_rows(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t column
       out += out_pitch;
     };
     for (int64_t i = 0; i < above; ++i) store();
-    for (int64_t i = 0; i < opening; ++i) add_row();
-    for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t i = -opening; i < rows; ++i) {
       add_row();
-      store();
+      if (i >= 0) store();
     }
     for (int64_t i = 0; i < rest; ++i) {
       roll();
@@ -195,13 +194,10 @@ void sum_three_rows_by_two(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t
   const auto there = Lanes::of(0, p.columns);
   const int64_t pitch = p.pitch, out_pitch = t.out_pitch, last = t.last;
   const int64_t weight_row = t.weight_row, weight_column = t.weight_column;
-  // Outputs of which all rows but the first one are there.
-  const int64_t whole = std::clamp(p.top / 2, t.first, last);
-  const int64_t whole_end = std::clamp((p.bottom - 1) / 2, whole, last);
   const bool clamps = t.clamps;
   const Type most = V::broadcast(t.most);
   const A* filter = t.weights;
-  const A* src = t.src + 2 * t.first * pitch + 2 * column + 1;
+  const A* src = t.src + (2 * t.first - 1) * pitch + 2 * column + 1;
   A* dst = t.out + t.first * out_pitch + column;
   for (int64_t plane = 0; plane < t.planes; ++plane) {
     Type weights[R][R];
@@ -214,7 +210,7 @@ void sum_three_rows_by_two(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t
     dst += t.out_plane;
     Type sum[kStrips], next[kStrips];
     unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA { sum[k] = next[k] = start; });
-    // f(s, k, sources) for the columns of the kernel.
+    // f(k, x0, x1, x2) with the sources of the kernel's columns.
     const auto for_columns = [&](auto&& f) TORCHCONV_INLINE_LAMBDA {
       unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
         const A* at = row + 2 * k * apart;
@@ -223,16 +219,15 @@ void sum_three_rows_by_two(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t
         f(k, consecutive_lanes<A, N, N - 1>(before[k].load(at - N), odd),
           alternate_lanes<0>(a, b, kIndex), odd);
       });
-      row += pitch;
     };
-    const auto middle_row = [&]() TORCHCONV_INLINE_LAMBDA {
+    const auto add_middle = [&]() TORCHCONV_INLINE_LAMBDA {
       for_columns([&](auto k, Type x0, Type x1, Type x2) TORCHCONV_INLINE_LAMBDA {
         sum[k] += weights[1][0] * x0;
         sum[k] += weights[1][1] * x1;
         sum[k] += weights[1][2] * x2;
       });
     };
-    const auto shared_row = [&]() TORCHCONV_INLINE_LAMBDA {
+    const auto add_shared = [&]() TORCHCONV_INLINE_LAMBDA {
       for_columns([&](auto k, Type x0, Type x1, Type x2) TORCHCONV_INLINE_LAMBDA {
         sum[k] += weights[2][0] * x0;
         next[k] += weights[0][0] * x0;
@@ -242,6 +237,12 @@ void sum_three_rows_by_two(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t
         next[k] += weights[0][2] * x2;
       });
     };
+    const auto roll = [&]() TORCHCONV_INLINE_LAMBDA {
+      unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+        sum[k] = next[k];
+        next[k] = start;
+      });
+    };
     const auto store = [&]() TORCHCONV_INLINE_LAMBDA {
       unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
         const Type y = clamps ? clamped(sum[k], most) : sum[k];
@@ -249,38 +250,21 @@ void sum_three_rows_by_two(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t
           V::store(out + k * apart, y);
         else
           there.store(out, y);
-        sum[k] = next[k];
-        next[k] = start;
       });
       out += out_pitch;
+      roll();
     };
     const auto is_there = [&](int64_t y) { return y >= p.top && y < p.bottom; };
-    for (int64_t i = t.first - 1; i < last;) {
-      for (; i >= whole && i < whole_end; ++i) {
-        middle_row();
-        shared_row();
-        store();
-      }
-      if (i == last) break;
-      // The first time for the sums of the first output alone.
-      if (i >= t.first) {
-        if (is_there(2 * i + 1))
-          middle_row();
-        else
-          row += pitch;
-      }
-      if (is_there(2 * i + 2))
-        shared_row();
-      else
-        row += pitch;
+    // The first time for the sums of the first output alone.
+    for (int64_t i = t.first - 1; i < last; ++i) {
+      if (i >= t.first && is_there(2 * i + 1)) add_middle();
+      row += pitch;
+      if (is_there(2 * i + 2)) add_shared();
+      row += pitch;
       if (i >= t.first)
         store();
       else
-        unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
-          sum[k] = next[k];
-          next[k] = start;
-        });
-      ++i;
+        roll();
     }
   }
 }
@@ -306,12 +290,17 @@ template <typename A, int N, int R, int kStep>
 void sum_planes(const PlaneRows& p, const PlaneRowsSum<A>& t) {
   if constexpr (N == kLanes<A>) {  // narrower vectors are for planes of one strip
     const int64_t last = p.columns - N, strips = ceil_div(p.columns, N);
-    if (strips == 2) return sum_strips<A, N, R, kStep, 2>(p, t, {0, last}, 0, t.planes);
-    for (int64_t plane = 0; plane < t.planes && strips > 1; ++plane) {
-      for (int64_t k = 0; k + 1 < strips; k += 2)
-        sum_strips<A, N, R, kStep, 2>(p, t, {std::min(k * N, last), std::min((k + 1) * N, last)},
-                                      plane, 1);
-      if (strips % 2 == 1) sum_strips<A, N, R, kStep, 1>(p, t, {last}, plane, 1);
+    if constexpr (R < 7 || kStep == 1) {
+      if (strips == 2) return sum_strips<A, N, R, kStep, 2>(p, t, {0, last}, 0, t.planes);
+      for (int64_t plane = 0; plane < t.planes && strips > 1; ++plane) {
+        for (int64_t k = 0; k + 1 < strips; k += 2)
+          sum_strips<A, N, R, kStep, 2>(p, t, {std::min(k * N, last), std::min((k + 1) * N, last)},
+                                        plane, 1);
+        if (strips % 2 == 1) sum_strips<A, N, R, kStep, 1>(p, t, {last}, plane, 1);
+      }
+    } else {  // the most to compile
+      for (int64_t k = 0; k < strips && strips > 1; ++k)
+        sum_strips<A, N, R, kStep, 1>(p, t, {std::min(k * N, last)}, 0, t.planes);
     }
     if (strips > 1) return;
   }
@@ -321,11 +310,16 @@ void sum_planes(const PlaneRows& p, const PlaneRowsSum<A>& t) {
 template <typename A, int N>
 void sum(const PlaneRows& p, const PlaneRowsSum<A>& t) {
   if (p.step == PlaneRows::kSpread) return plane_rows_spread<A>(p, t);
-  const bool one = p.step == PlaneRows::kOne, rolls = one ? p.R % 2 == 1 : p.R == 3 || p.R == 5;
-  if (!rolls || p.R == 1 || p.step > PlaneRows::kTwo) return plane_rows_steps<A>(p, t);
+  // A kernel of 7 with a step of 2 is too rare in double to be worth its compilation.
+  constexpr bool kSevenByTwo = sizeof(A) == 4;
+  const bool one = p.step == PlaneRows::kOne;
+  const bool rolls = p.R % 2 == 1 && p.R > 1 && (one || p.R < 7 || kSevenByTwo);
+  if (!rolls || p.step > PlaneRows::kTwo) return plane_rows_steps<A>(p, t);
   if (p.R == 3)
     return one ? sum_planes_of_three<A, N, 1>(p, t) : sum_planes_of_three<A, N, 2>(p, t);
   if (p.R == 5) return one ? sum_planes<A, N, 5, 1>(p, t) : sum_planes<A, N, 5, 2>(p, t);
+  if constexpr (kSevenByTwo)
+    if (!one) return sum_planes<A, N, 7, 2>(p, t);
   sum_planes<A, N, 7, 1>(p, t);
 }
 
