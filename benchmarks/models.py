@@ -63,6 +63,8 @@ LEAST_FLOAT64 = 1e-9
 FUSED = "fused "
 # Calls of one library in a row; in training, what a call leaves in the caches is nothing to a step.
 TURN = {"inference": 4, "fused": 4, "training": 1, "fused_training": 1}
+# Seconds before a turn of an inference engine or beside one, until the other's threads sleep.
+PAUSE = 0.05
 
 
 def load_model(name: str) -> nn.Module:
@@ -181,7 +183,8 @@ def measure(
                 reason = f"torchconv is wrong in {dtype}: error {error:.1e}, above {bound:.1e}"
                 return replace(row, failure=reason)
         turn = TURN[pass_name]
-        times = timing.interleave(list(calls.values()), budget, min_rounds, turn=turn)
+        pause = 0.0 if peer.differentiable else PAUSE
+        times = timing.interleave(list(calls.values()), budget, min_rounds, turn=turn, pause=pause)
     timings = dict(zip(calls, times, strict=True))
 
     def better(library: Peer) -> timing.Timing:

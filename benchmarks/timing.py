@@ -6,8 +6,9 @@ candidate once, in an order that rotates, and each median is taken over the same
 allocates it also frees inside its own time, with PyTorch's allocator as it is.
 
 A whole network finds its weights in the cache when it runs again and again, as in use, but not
-after another library's copy of it ran; nor are that library's threads asleep yet. So a turn may be
-several calls, the first of which is not timed.
+after another library's copy of it ran; nor are that library's threads asleep yet, and those of an
+inference engine spin beside the next library's work. So a turn may be several calls after a pause,
+the first of which is not timed.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def interleave(
     clock: Callable[[], float] = time.perf_counter,
     called_before: bool = False,
     turn: int = 1,
+    pause: float = 0.0,
 ) -> list[Timing]:
     """Time each of `calls` for about `budget` seconds in all.
 
@@ -63,13 +65,15 @@ def interleave(
     counts at once, three rounds are enough where more would need twice the budget, and one where
     it alone does: what is left to warm is nothing against such a time.
 
-    A round calls each `turn` times in a row and leaves out the first of several.
+    A round calls each `turn` times in a row, after `pause` seconds, and leaves out the first of
+    several.
     """
     order = list(range(len(calls)))
 
     def once() -> list[list[float]]:
         seconds: list[list[float]] = [[] for _ in calls]
         for index in order:
+            time.sleep(pause)
             for _ in range(turn):
                 before = clock()
                 calls[index]()
