@@ -87,6 +87,9 @@ constexpr double kLanesUsed = 0.7;
 constexpr int64_t kSampleTerms = 128;
 // Filters whose products repay the rearrangement of the image.
 constexpr int64_t kPatchFilters = 32;
+// Patches of several taps are copied by rows of outputs: shorter ones cost more than the product's
+// own copy.
+constexpr int64_t kPatchColumns = 4;
 // Those from which the weight gradient reads a strided image several times, see conv_wgrad.cpp.
 constexpr int64_t kPatchFiltersWgrad = 512;
 // Products that each element of dx's columns leaves out, from which these pay for their fold; and
@@ -380,7 +383,8 @@ bool goes_by_patches(const ConvProblem& p, StridedPass pass) {
   const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
   const bool half = p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat16;
   const bool serves = wide || (half && pass == StridedPass::kDgrad && p.R * p.S > 1);
-  return serves && p.K >= kPatchFilters && patches_apply(p);
+  const bool narrow = pass == StridedPass::kFprop && p.R * p.S > 1 && p.Q < kPatchColumns;
+  return serves && p.K >= kPatchFilters && !narrow && patches_apply(p);
 }
 
 bool wgrad_goes_by_patches(const ConvProblem& p) {
