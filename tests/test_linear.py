@@ -291,8 +291,15 @@ def test_is_seen_by_what_transforms_it() -> None:
     assert torch.autograd.gradgradcheck(F.linear, leaves)
 
 
-# N, C, K: at the limits of what is few.
-ROWS = [(1, 512, 512), (7, 1000, 263), (32, 4096, 64), (33, 4096, 64), (4, 512, 511)]
+# N, C, K: at the limits of what is few, and weights beyond those that are read one after the other.
+ROWS = [
+    (1, 512, 512),
+    (7, 1000, 263),
+    (32, 4096, 64),
+    (33, 4096, 64),
+    (4, 512, 511),
+    (2, 4096, 800),
+]
 
 
 @pytest.fixture

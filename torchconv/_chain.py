@@ -25,15 +25,17 @@ from torch.autograd import profiler
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules import module as modules
 
-from torchconv._chain_layers import HOOKS, Call, call_of
+from torchconv._chain_layers import Call, call_of
 from torchconv._chain_program import Program, compile_program
 from torchconv._coverage import FLOATS
 from torchconv._dispatch import is_plain
+from torchconv._programs import call_pytorch
 from torchconv.backends import packed_weights_kept
 
 __all__ = ["Fused"]
 
-_GLOBAL_HOOKS = tuple(getattr(modules, f"_global{name}") for name in HOOKS)
+# Those for gradients have no part in a call that records none.
+_GLOBAL_HOOKS = (modules._global_forward_hooks, modules._global_forward_pre_hooks)
 _MODULE_CALL = torch.nn.Module.__call__
 _autocasts = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
@@ -182,7 +184,7 @@ class _Chain:
         for call, done in zip(self._calls, self._done, strict=True):
             tensors = [known[arg] for arg in call.tensors]
             if call.target is None:
-                known.append(call.function(tensors))
+                known.append(call_pytorch(call.operator, tensors, call.settings))
             else:
                 layer: Any = functools.reduce(getattr, call.target.split("."), network)
                 known.append(layer(*tensors))

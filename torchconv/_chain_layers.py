@@ -9,7 +9,6 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
@@ -18,10 +17,7 @@ from torchconv._dispatch import is_plain, operator as operator_named
 from torchconv._fuse_layers import ConvAdd2d
 from torchconv.functional import average_values, select_values
 
-__all__ = ["FORWARDS", "HOOKS", "Call", "attributes_of", "call_of", "settings_of"]
-
-# Those for gradients have no part in a call that records none.
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+__all__ = ["FORWARDS", "Call", "attributes_of", "call_of", "settings_of"]
 
 _OPERATOR_OF: dict[type, str] = {
     nn.Conv2d: "conv2d",
@@ -49,13 +45,6 @@ class Call(NamedTuple):
     target: str | None  # the layer's name; None: a function of PyTorch's
     tensors: Sequence[Any]  # nodes; a chain puts their positions there
     settings: Sequence[int] = ()  # of a function: cat's dimension
-
-    def function(self, tensors: Sequence[Tensor]) -> Tensor:
-        if self.operator == "cat":
-            return torch.cat(list(tensors), *self.settings)
-        if self.operator == "hardsigmoid":
-            return F.hardsigmoid(tensors[0])
-        return torch.mul(tensors[0], tensors[1])
 
 
 def call_of(network: GraphModule, node: Node) -> Call | None:
@@ -114,14 +103,10 @@ def _reader(names: tuple[str, ...]) -> _Reader:
 
 def settings_of(layer: Any, calls: int) -> list[int] | None:
     """What a step of a program takes for this layer, called on so many tensors, beside these; None
-    where the layer may be more than one call of its operator, or has not been called yet."""
+    where that is not known: its class is another one, say, or it has not been called yet. Raises
+    what the operator's own checks of its arguments do."""
     kind = type(layer)
-    if (
-        kind not in FORWARDS
-        or FORWARDS[kind] is not kind.forward
-        or not vars(layer).keys().isdisjoint(("forward", "_conv_forward"))
-        or any(getattr(layer, name) for name in HOOKS)
-    ):
+    if kind not in _OPERATOR_OF:
         return None
     if _OPERATOR_OF[kind] == "conv2d":
         return _of_convolution(layer, calls == 2)
@@ -133,7 +118,7 @@ def _of_convolution(layer: Any, adds: bool) -> list[int] | None:
     if packed is None or layer._parameters.keys() != {"weight", "bias"}:
         return None
     weight, bias = layer.weight, layer.bias
-    if not is_plain(weight, bias) or weight.is_inference():
+    if not is_plain(weight, bias):
         return None
     values = packed.remembered(layer._settings(), weight, bias)
     if values is None or (adds and not isinstance(layer, ConvAdd2d)):
@@ -145,22 +130,20 @@ def _of_convolution(layer: Any, adds: bool) -> list[int] | None:
 
 def _of_pooling(layer: Any) -> list[int] | None:
     values: tuple[Any, ...]
-    try:
-        if isinstance(layer, nn.MaxPool2d):
-            if layer.return_indices:
-                return None
-            window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-            values = select_values("max_pool2d", *window, layer.ceil_mode)
-        elif isinstance(layer, nn.AvgPool2d):
-            window = (layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode)
-            values = average_values(*window, layer.count_include_pad, layer.divisor_override)
-        else:
-            size = layer.output_size
-            size = (size, size) if isinstance(size, int) else size
-            if type(size) is not tuple or [type(n) for n in size] != [int, int]:
-                return None  # it may depend on the input, or be none
-            values = (size,)
-    except (RuntimeError, TypeError):
-        return None  # it is not of the kind that the operator takes: the layer says so
-    numbers: list[int] = operator_named(_OPERATOR_OF[type(layer)]).settings_once(values).tolist()
+    if isinstance(layer, nn.MaxPool2d):
+        if layer.return_indices:
+            return None
+        window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        values = select_values("max_pool2d", *window, layer.ceil_mode)
+    elif isinstance(layer, nn.AvgPool2d):
+        window = (layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode)
+        values = average_values(*window, layer.count_include_pad, layer.divisor_override)
+    else:
+        size = layer.output_size
+        size = (size, size) if isinstance(size, int) else size
+        if type(size) is not tuple or [type(n) for n in size] != [int, int]:
+            return None  # it may depend on the input, or be none
+        values = (size,)
+    name = _OPERATOR_OF[type(layer)]
+    numbers: list[int] = operator_named(name).settings_once(values).tolist()
     return numbers

@@ -141,7 +141,7 @@ def compile_program(
     returned = [_in_program(output, inputs, first) for output in outputs]
     program = Program(snapshot, program_of(steps, returned), forget)
     # Other threads, and hooks, may have changed a layer meanwhile.
-    return program if program.holds() and program.keeps_packed_weights() else None
+    return program if program.holds() else None
 
 
 def _in_program(position: int, inputs: int, first: int) -> int:

@@ -19,13 +19,11 @@ from torchconv._fake import conv_channels_last, is_channels_last
 from torchconv._schemas import LIBRARY, overload
 from torchconv._settings import Signature, read_values
 
-__all__ = ["Step", "program_of"]
+__all__ = ["Step", "call_pytorch", "program_of"]
 
 # In the order of csrc/ops/chain.cpp; the last ones are PyTorch's.
-_OPERATORS = (
-    *("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
-    *("mul", "hardsigmoid", "cat"),
-)
+_OF_PYTORCH = ("mul", "hardsigmoid", "cat")
+_OPERATORS = ("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", *_OF_PYTORCH)
 
 
 class Step(NamedTuple):
@@ -50,6 +48,15 @@ def program_of(steps: Sequence[Step], outputs: Sequence[int]) -> Tensor:
     return torch.tensor([*numbers, len(outputs), *outputs], dtype=torch.int64)
 
 
+def call_pytorch(name: str, tensors: Sequence[Any], settings: Sequence[int]) -> Tensor:
+    """The result of a step that is an operator of PyTorch's."""
+    if name == "cat":
+        return torch.cat(list(tensors), *settings)
+    if name == "hardsigmoid":
+        return F.hardsigmoid(tensors[0])
+    return torch.mul(tensors[0], tensors[1])
+
+
 def _at(known: Sequence[Any], position: int) -> Any:
     if not 0 <= position < len(known) or known[position] is None:
         raise RuntimeError(f"a chain reads tensor {position}, which is not there")
@@ -63,12 +70,8 @@ def _run_step(known: Sequence[Any], numbers: Iterator[int]) -> Tensor:
     name = _OPERATORS[number]
     positions = [next(numbers) for _ in range(next(numbers))]
     tensors: list[Any] = [None if i == -1 else _at(known, i) for i in positions]
-    if name == "cat":
-        return torch.cat(tensors, next(numbers))
-    if name == "hardsigmoid":
-        return F.hardsigmoid(*tensors)
-    if name == "mul":
-        return torch.mul(*tensors)
+    if name in _OF_PYTORCH:
+        return call_pytorch(name, tensors, [next(numbers)] if name == "cat" else ())
     in_same_layout = name == "conv2d" and next(numbers)
     signature = Signature(name)
     values = tuple(read_values(signature.types, numbers))

@@ -367,19 +367,26 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
          static_cast<const T*>(bias), epilogue, pool);
 }
 
+// dx from patches that the weights make of dz, by fold(part, patches, dx of the part).
+template <typename T, typename F>
+void dgrad_patches(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel& pool,
+                   F&& fold) {
+  bool all;
+  const ConvView view = dgrad_views(patch_problem(p), &all)[0];
+  for_patches<T>(p, view, w, nullptr, WeightsOwner{}, pool,
+                 [&](const ConvProblem& part, int64_t n, T* patches, auto&& product) {
+                   product(dz + n * view.src.n, Epilogue<T>{patches, nullptr, Activation::kNone});
+                   fold(part, patches, dx + n * p.C * p.H * p.W);
+                 });
+}
+
 template <typename T>
 void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel& pool) {
   if constexpr (!std::is_integral_v<T>) {
-    if (goes_by_patches(p, StridedPass::kDgrad)) {
-      bool all;
-      const ConvView view = dgrad_views(patch_problem(p), &all)[0];
-      return for_patches<T>(p, view, w, nullptr, WeightsOwner{}, pool,
-                            [&](const ConvProblem& part, int64_t n, T* patches, auto&& product) {
-                              product(dz + n * view.src.n,
-                                      Epilogue<T>{patches, nullptr, Activation::kNone});
-                              fold_patches(part, patches, dx + n * p.C * p.H * p.W, pool);
-                            });
-    }
+    if (goes_by_patches(p, StridedPass::kDgrad))
+      return dgrad_patches(p, dz, w, dx, pool, [&](const ConvProblem& part, T* patches, T* to) {
+        fold_patches(part, patches, to, pool);
+      });
   }
   if (const std::optional<ConvAlgorithm> at_once = dgrad_at_once(p)) {
     if (at_once == ConvAlgorithm::kDepthwisePlanes)
@@ -413,16 +420,10 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
     }
   }
   if constexpr (std::is_same_v<T, Wide<T>>) {
-    if (dgrad_by_columns(p, views, winograd)) {
-      bool all;
-      const ConvView view = dgrad_views(patch_problem(p), &all)[0];
-      return for_patches<T>(p, view, w, nullptr, WeightsOwner{}, pool,
-                            [&](const ConvProblem& part, int64_t n, T* columns, auto&& product) {
-                              product(dz + n * view.src.n,
-                                      Epilogue<T>{columns, nullptr, Activation::kNone});
-                              col2im(part, views, columns, dx + n * p.C * p.H * p.W, pool);
-                            });
-    }
+    if (dgrad_by_columns(p, views, winograd))
+      return dgrad_patches(p, dz, w, dx, pool, [&](const ConvProblem& part, T* columns, T* to) {
+        col2im(part, views, columns, to, pool);
+      });
     if (strides_by_taps(p, views, winograd)) {
       const PhaseWeights<T> taps(p, w, pool);
       for (const ConvView& view : views) gather_phase(taps.phase(view), taps.data(), epilogue);

@@ -93,6 +93,20 @@ TORCHCONV_INLINE void load_weights(const A* tap, int64_t row, int64_t column,
   });
 }
 
+// A row of outputs of some strips, `apart` from each other; a single one may be short of columns.
+template <typename V, int kStrips, typename A, typename Lanes>
+TORCHCONV_INLINE void store_strips(const PlaneRows& p, const Lanes& there, bool clamps,
+                                   typename V::Type most, const typename V::Type (&sums)[kStrips],
+                                   A* out, int64_t apart) {
+  unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+    const typename V::Type y = clamps ? clamped(sums[k], most) : sums[k];
+    if (kStrips > 1 || (kStoresWhole && p.columns >= V::kLanes))
+      V::store(out + k * apart, y);
+    else
+      there.store(out, y);
+  });
+}
+
 // A kernel of 3 with a step of 1, whose weights and sums all stay in registers: the strip of some
 // planes that begins at `column`, and with two strips the one `apart` from it.
 template <typename A, int N, int kStrips>
@@ -153,13 +167,7 @@ void sum_three_rows(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t column
       row += pitch;
     };
     const auto store = [&]() TORCHCONV_INLINE_LAMBDA {
-      unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
-        const Type y = clamps ? clamped(last[k], most) : last[k];
-        if (kStrips > 1 || (kStoresWhole && p.columns >= N))
-          V::store(out + k * apart, y);
-        else
-          there.store(out, y);
-      });
+      store_strips<V>(p, there, clamps, most, last, out, apart);
       out += out_pitch;
     };
     for (int64_t i = 0; i < above; ++i) store();
@@ -244,13 +252,7 @@ void sum_three_rows_by_two(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t
       });
     };
     const auto store = [&]() TORCHCONV_INLINE_LAMBDA {
-      unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
-        const Type y = clamps ? clamped(sum[k], most) : sum[k];
-        if (kStrips > 1 || (kStoresWhole && p.columns >= N))
-          V::store(out + k * apart, y);
-        else
-          there.store(out, y);
-      });
+      store_strips<V>(p, there, clamps, most, sum, out, apart);
       out += out_pitch;
       roll();
     };
