@@ -45,7 +45,7 @@ def program_of(steps: Sequence[Step], outputs: Sequence[int]) -> Tensor:
     for name, tensors, settings, done in steps:
         numbers += (_OPERATORS.index(name), len(tensors), *tensors)
         numbers += (*settings, len(done), *done)
-    return torch.tensor([*numbers, len(outputs), *outputs], dtype=torch.int64)
+    return torch.tensor([*numbers, len(outputs), *outputs], dtype=torch.int64, device="cpu")
 
 
 def call_pytorch(name: str, tensors: Sequence[Any], settings: Sequence[int]) -> Tensor:
