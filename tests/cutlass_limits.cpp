@@ -1,8 +1,10 @@
-// csrc/cuda/cutlass_sm90_limits.h for tests/test_cutlass_limits.py: which problems it takes, and
-// its gathers and phases computed one element after the other.
+// csrc/cuda/cutlass_sm90_limits.h and _groups.h for tests/test_cutlass_limits.py: which problems
+// they take, and their gathers, phases and units computed one element after the other.
+#include <algorithm>
 #include <limits>
 #include <vector>
 
+#include "cuda/cutlass_sm90_groups.h"
 #include "cuda/cutlass_sm90_limits.h"
 
 namespace {
@@ -52,6 +54,23 @@ bool gather(const sm90::Gather& g, const double* image, const double* filters, d
           out[n * g.out_n + p * g.out_p + q * g.out_q + k] = sum;
         }
   return true;
+}
+
+// A slab of 64 channels of a unit's pixels, as TMA loads a patch: zeros outside of the residue.
+void load(const sm90::GroupPatch& patch, const sm90::Gather& g, int64_t columns,
+          const double* image, int64_t n, int64_t row, int64_t slab, double* to) {
+  const int64_t stride = g.h.stride;
+  const int64_t height = ceil_div(g.h.image - patch.residue_h, stride);
+  const int64_t width = ceil_div(g.w.image - patch.residue_w, stride);
+  for (int64_t i = 0; i < patch.rows; ++i)
+    for (int64_t j = 0; j < columns; ++j)
+      for (int64_t c = 0; c < sm90::kSlabChannels; ++c) {
+        const int64_t h = row + patch.first_h + i, w = patch.first_w + j, channel = slab + c;
+        const bool inside = h >= 0 && w >= 0 && h < height && w < width && channel < g.C;
+        const int64_t pixel = (n * g.h.image + h * stride + patch.residue_h) * g.w.image +
+                              w * stride + patch.residue_w;
+        *to++ = inside ? image[pixel * g.C + channel] : 0;
+      }
 }
 
 }  // namespace
@@ -134,5 +153,59 @@ void share(const int64_t* v, int64_t index, int64_t* out) {
   const sm90::WgradPart part = s.part(index);
   for (const int64_t each : {part.result, part.slot, part.first, part.count, s.parts(part.result)})
     *out++ = each;
+}
+
+int takes_groups(const int64_t* v, int pass, int preactivation, int residual, int capability) {
+  return sm90::takes_groups(problem(v), static_cast<Pass>(pass), preactivation != 0, residual != 0,
+                            capability);
+}
+
+// The pass as the kernel of groups computes it, unit after unit: its rows of shared memory hold NaN
+// where nothing was loaded. No where an operand reaches beyond the stage and the room behind it.
+int groups(const int64_t* v, int pass_index, const double* x, const double* w, double* y) {
+  const Pass pass = static_cast<Pass>(pass_index);
+  const ConvProblem p = problem(v);
+  const sm90::Gather g = sm90::groups_gather(p, pass);
+  const int64_t group = p.C / p.groups, taps = g.h.taps * g.w.taps;
+  const sm90::GroupTile tile = sm90::group_tile(g, group);
+  const int64_t stage = tile.stage_bytes / sm90::kPixelBytes;
+  int64_t loaded = 0;
+  for (int i = 0; i < tile.patches; ++i) loaded += tile.patch[i].rows * tile.columns;
+  if (loaded * sm90::kPixelBytes != tile.loaded) return 0;
+  std::vector<double> pixels(
+      static_cast<size_t>((stage + sm90::kUnitOutputs) * sm90::kSlabChannels));
+  for (int64_t unit = 0; unit < g.N * tile.units_of_image; ++unit)
+    for (int64_t slab = 0; slab < g.C; slab += sm90::kSlabChannels) {
+      const int64_t n = unit / tile.units_of_image, row = unit % tile.units_of_image * tile.rows;
+      std::fill(pixels.begin(), pixels.end(), std::numeric_limits<double>::quiet_NaN());
+      for (int i = 0; i < tile.patches; ++i)
+        load(tile.patch[i], g, tile.columns, x, n, row, slab, pixels.data() + tile.patch[i].at / 2);
+      for (int64_t at = 0; at < tile.rows * tile.columns; ++at) {
+        const int64_t out_p = row + at / tile.columns, out_q = at % tile.columns;
+        if (at >= sm90::kUnitOutputs) return 0;
+        if (out_p >= g.h.outputs || out_q >= g.w.outputs) continue;
+        for (int64_t k = slab; k < std::min(slab + sm90::kSlabChannels, g.K); ++k) {
+          double sum = 0;
+          for (int64_t tap = 0; tap < taps; ++tap) {
+            const int64_t pixel = tile.tap_at[tap] / sm90::kPixelBytes + at;
+            if (pixel >= stage + sm90::kUnitOutputs) return 0;
+            for (int64_t c = 0; c < group; ++c) {
+              const int64_t channel = k / group * group + c;
+              const double weight = pass == Pass::kDgrad
+                                        ? w[(channel * taps + taps - 1 - tap) * group + k % group]
+                                        : w[(k * taps + tap) * group + c];
+              sum += pixels[static_cast<size_t>(pixel * sm90::kSlabChannels + channel - slab)] *
+                     weight;
+            }
+          }
+          y[((n * g.h.outputs + out_p) * g.w.outputs + out_q) * g.K + k] = sum;
+        }
+      }
+    }
+  return tile.stages;
+}
+
+int64_t group_parts(int64_t slabs, int64_t units, int64_t multiprocessors) {
+  return sm90::group_parts(slabs, units, multiprocessors);
 }
 }

@@ -77,6 +77,21 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
 }
 
 
+# Groups, whose kernel keeps some units ahead (cutlass_sm90_groups.h): fewer and more of them than
+# there is room for, several of an image, a slab that is half full. Image, groups, stride.
+GROUPS: dict[str, tuple[tuple[int, int, int, int], int, int]] = {
+    "of_32": ((5, 96, 7, 7), 3, 1),
+    "of_32_many": ((140, 1024, 7, 7), 32, 1),
+    "of_32_rows": ((19, 96, 28, 27), 3, 1),
+    "of_32_s2": ((3, 128, 14, 14), 4, 2),
+    "of_64": ((5, 128, 7, 6), 2, 1),
+    "of_64_many": ((100, 1024, 7, 7), 16, 1),
+    "of_64_rows": ((9, 256, 14, 14), 4, 1),
+    "of_64_s2": ((64, 1024, 14, 14), 16, 2),
+    "of_64_rows_s2": ((9, 192, 27, 28), 3, 2),
+}
+
+
 def _operands(case: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     size, filters, kernel, _ = CASES[case]
     terms = size[1] * kernel[0] * kernel[1]
@@ -133,6 +148,36 @@ def test_activation(activation: str, dtype: torch.dtype) -> None:
     y = F.conv2d(x, w, 4 * b, padding=1, activation=activation)
     z = torch_F.conv2d(x.double().cpu(), w.double().cpu(), 4 * b.double().cpu(), padding=1)
     assert_accurate(y, getattr(torch_F, activation)(z).cuda())
+
+
+@on_dtypes
+@pytest.mark.parametrize("case", GROUPS)
+def test_groups(case: str, dtype: torch.dtype) -> None:
+    size, groups, stride = GROUPS[case]
+    of_group = size[1] // groups
+    last = torch.channels_last
+    x = torch.randn(size, device="cuda").to(dtype).contiguous(memory_format=last)
+    w = torch.randn(size[1], of_group, 3, 3, device="cuda") / (9 * of_group) ** 0.5
+    w = w.to(dtype).contiguous(memory_format=last)
+    b = torch.randn(size[1], device="cuda").to(dtype)
+    kwargs = {"groups": groups, "stride": stride, "padding": 1}
+    told = explain(x, w, **kwargs, peak=1.0, bandwidth=1.0)
+    assert CUTLASS in told["fprop"].algorithm, str(told)
+    assert (CUTLASS in told["dgrad"].algorithm) == (stride == 1), str(told)
+    dz = torch.randn_like(F.conv2d(x, w, b, **kwargs))
+    found = _passes(F.conv2d, x, w, b, dz, **kwargs)
+    doubles = [t.double() for t in (x, w, b, dz)]
+    truth = _passes(torch_F.conv2d, *doubles, **kwargs)
+    for each, exact in zip(found, truth, strict=True):
+        assert_accurate(each, exact)
+    for _ in range(20):  # copies and products that overlap
+        again = _passes(F.conv2d, x, w, b, dz, **kwargs)
+        assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
+    y = F.conv2d(x, w, 4 * b, **kwargs, activation="relu6")
+    z = torch_F.conv2d(doubles[0], doubles[1], 4 * doubles[2], **kwargs)
+    assert_accurate(y, torch_F.relu6(z))
+    alone = x[-1:].contiguous(memory_format=last)
+    assert torch.equal(F.conv2d(alone, w, b, **kwargs), found[0][-1:])
 
 
 @on_dtypes

@@ -1,4 +1,6 @@
-"""What surrounds the CUTLASS kernels, without a GPU: csrc/cuda/cutlass_sm90_limits.h on the CPU."""
+"""What surrounds the CUTLASS kernels, without a GPU: csrc/cuda/cutlass_sm90_limits.h and
+cutlass_sm90_groups.h on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from torch import Tensor
 
 HERE = Path(__file__).parent
@@ -204,6 +206,113 @@ def test_gathers_are_the_convolution(
     dz_image = dz.permute(0, 2, 3, 1).contiguous()
     assert limits.dgrad(v, _pointer(dz_image), _pointer(filters), _pointer(dx))
     torch.testing.assert_close(dx.permute(0, 3, 1, 2), expected_dx)
+
+
+def _of_groups(**changes: object) -> ctypes.Array[ctypes.c_int64]:
+    """ResNeXt's last layers: 32 groups of 32 channels at 7x7."""
+    settings: dict[str, object] = {"c": 1024, "k": 1024, "groups": 32, "size": (7, 7)}
+    return _problem(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("which", [FPROP, DGRAD])
+def test_takes_wide_groups(limits: ctypes.CDLL, which: int) -> None:
+    def takes(**changes: object) -> bool:
+        return bool(limits.takes_groups(_of_groups(**changes), which, 0, 0, 90))
+
+    assert takes()
+    assert takes(dtype=BFLOAT16)
+    assert takes(groups=16)  # of 64 channels
+    assert takes(c=96, k=96, groups=3)
+    assert takes(size=(14, 14)) and takes(size=(28, 28))
+    assert takes(size=(14, 14), stride=(2, 2)) == (which == FPROP)
+    assert {takes(n=n) for n in (1, 2, 300)} == {True}
+    for refused in (
+        {"dtype": FLOAT32},
+        {"layout": NCHW},
+        {"flip": 1},
+        {"groups": 1},
+        {"groups": 8},  # of 128 channels
+        {"groups": 64},
+        {"k": 512},
+        {"dilation": (2, 2), "padding": (2, 2, 2, 2)},
+        {"stride": (2, 1)},
+        {"stride": (3, 3)},
+        {"taps": (1, 1), "padding": (0, 0, 0, 0)},
+        {"taps": (5, 2)},
+        {"size": (3, 3)},  # a unit of 64 would be mostly padding
+        {"size": (56, 56)},  # three rows would be loaded for one
+        {"size": (9, 90)},
+        {"n": 0},
+    ):
+        assert not takes(**refused), refused
+    assert not limits.takes_groups(_of_groups(), which, 0, 0, 80)
+
+
+def test_what_groups_leave_to_other_kernels(limits: ctypes.CDLL) -> None:
+    assert limits.takes_groups(_of_groups(activation=RELU6), FPROP, 0, 0, 90)
+    assert not limits.takes_groups(_of_groups(activation=SIGMOID), FPROP, 0, 0, 90)
+    assert limits.takes_groups(_of_groups(activation=SIGMOID), DGRAD, 0, 0, 90)
+    assert not limits.takes_groups(_of_groups(), FPROP, 1, 0, 90)
+    assert not limits.takes_groups(_of_groups(), FPROP, 0, 1, 90)
+    assert not limits.takes_groups(_of_groups(), WGRAD, 0, 0, 90)
+
+
+@given(
+    st.tuples(st.integers(2, 30), st.integers(2, 30)),
+    st.tuples(*[st.integers(-2, 4)] * 4),
+    st.sampled_from([1, 2]),
+    st.sampled_from([(64, 1), (32, 3)]),
+    st.sampled_from([FPROP, DGRAD]),
+)
+@example((7, 7), (1, 1, 1, 1), 1, (32, 3), FPROP)
+@example((7, 7), (1, 1, 1, 1), 1, (32, 3), DGRAD)
+@example((14, 14), (1, 1, 1, 1), 2, (64, 2), FPROP)
+@example((27, 25), (1, 1, 1, 1), 2, (64, 1), FPROP)
+@example((29, 28), (1, 1, 1, 1), 1, (32, 2), DGRAD)
+def test_units_of_groups_are_the_convolution(
+    limits: ctypes.CDLL,
+    size: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    stride: int,
+    groups: tuple[int, int],
+    which: int,
+) -> None:
+    left, right, top, bottom = padding
+    if which == DGRAD and stride > 1:
+        return
+    if size[0] + top + bottom < 3 or size[1] + left + right < 3:
+        return
+    if min(size[0] + min(top, 0) + min(bottom, 0), size[1] + min(left, 0) + min(right, 0)) <= 0:
+        return
+    of_group, count = groups
+    n, c = 2, of_group * count
+    v = _problem(n=n, c=c, k=c, size=size, stride=(stride, stride), padding=padding, groups=count)
+    inputs = torch.randn(n, c, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(c, of_group, 3, 3, dtype=torch.float64)
+    z = F.conv2d(F.pad(inputs, (left, right, top, bottom)), weight, stride=stride, groups=count)
+    read = inputs.detach()
+    expected = z.detach()
+    if which == DGRAD:
+        read = torch.randn_like(z)
+        (expected,) = torch.autograd.grad(z, inputs, read)
+    image = read.permute(0, 2, 3, 1).contiguous()
+    filters = weight.permute(0, 2, 3, 1).contiguous()
+    found = torch.full((n, *expected.shape[2:], c), torch.nan, dtype=torch.float64)
+    stages = limits.groups(v, which, _pointer(image), _pointer(filters), _pointer(found))
+    assert stages >= 2
+    torch.testing.assert_close(found.permute(0, 3, 1, 2), expected)
+
+
+@given(st.integers(1, 200), st.integers(1, 5000), st.sampled_from([1, 2, 114, 132]))
+def test_parts_of_groups(limits: ctypes.CDLL, slabs: int, units: int, multiprocessors: int) -> None:
+    count = [ctypes.c_int64(value) for value in (slabs, units, multiprocessors)]
+    assert 1 <= limits.group_parts(*count) <= units
+
+
+def test_parts_of_groups_fill_a_device(limits: ctypes.CDLL) -> None:
+    for slabs, units, parts in ((32, 64, 4), (16, 64, 8), (1, 1056, 132)):
+        count = [ctypes.c_int64(value) for value in (slabs, units, 132)]
+        assert limits.group_parts(*count) == parts
 
 
 @given(

@@ -1,5 +1,6 @@
 """Grouped convolutions on tensor cores (csrc/cuda/grouped_mma_*.cu; of groups of more than 64
-channels mma_gather_*.cu): all passes against float64.
+channels mma_gather_*.cu; some of 32 and 64 on Hopper cutlass_sm90_groups.cu): all passes against
+float64.
 
 Groups share a unit of 8 channels, are one, or have several; slabs are not full; images end inside a
 tile or fit into one with others.
@@ -46,6 +47,9 @@ CASES: dict[str, tuple[tuple[int, int, int], int, int, tuple[int, int], dict[str
     "of_16_s2": ((5, 15, 13), 16, 5, (3, 3), {"padding": 1, "stride": 2}),
     "of_32_images": ((20, 7, 7), 32, 3, (3, 3), {"padding": 1}),
     "of_64_images_s2": ((11, 14, 13), 64, 2, (3, 3), {"padding": 1, "stride": 2}),
+    "of_32_few_rows": ((3, 14, 13), 32, 3, (3, 3), {"padding": 1}),
+    "of_32_4x2": ((2, 13, 12), 32, 4, (4, 2), {"padding": (2, 1)}),
+    "of_64_few_rows_s2": ((2, 27, 28), 64, 2, (3, 3), {"padding": 1, "stride": 2}),
     "of_40": ((3, 9, 8), 40, 3, (3, 3), {"padding": 1}),
     "of_64_5x2": ((2, 9, 8), 64, 3, (5, 2), {"padding": (2, 1)}),
     "of_72_s2": ((2, 9, 8), 72, 2, (3, 3), {"padding": 1, "stride": 2}),
@@ -95,7 +99,7 @@ def test_all_passes(case: str, dtype: torch.dtype, layout: str) -> None:
         assert_accurate(gradient, expected)
 
 
-@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("activation", ["relu", "relu6", "silu"])
 @on_dtypes
 @pytest.mark.parametrize("case", ["of_4", "of_16", "of_32_s2", "of_64"])
 def test_epilogue(case: str, dtype: torch.dtype, activation: str) -> None:

@@ -1,7 +1,10 @@
 // THE table of the GPU's convolution algorithms.
 //
 //   groups == C                                    depthwise
-//   groups of several channels,                    mma.sync for 16-bit types (Ampere and later):
+//   groups of several channels,                    3x3 of 32 or 64 channels and as many filters,
+//   for
+//                                                  16-bit types, wgmma (Hopper); else mma.sync for
+//                                                  16-bit types (Ampere and later):
 //                                                  of as many filters by kernels of their own,
 //                                                  other wide ones as without groups; else
 //                                                  direct, of many channels a group in NHWC
@@ -54,6 +57,8 @@ ConvPlan plan_conv(const ConvProblem& p, Pass pass, const Extras& extras, const 
     ConvProblem channels_last = p;
     channels_last.layout = channels_last.weight_layout = Layout::kNHWC;
     channels_last.flip = false;
+    if (cutlass_takes(channels_last, pass, extras.preactivation, extras.residual, queue))
+      return {ConvAlgorithm::kCutlass, channels_last};
     if (grouped_mma_takes(channels_last, pass, queue))
       return {ConvAlgorithm::kGroupedMma, channels_last};
     if (mma_takes(channels_last, pass, queue)) return {ConvAlgorithm::kMma, channels_last};

@@ -1,8 +1,9 @@
 // Convolutions through CUTLASS on Hopper: what surrounds the kernels of cutlass_sm90_*.cu.
 //
-// fprop is one gather. dgrad is a gather over dz with the filters turned and transposed, one for
-// each phase of the stride, whose positions of x share their taps. wgrad adds the parts of its
-// sums. These helpers are memory-bound, and small beside the convolution.
+// fprop is one gather, and so are both of wide groups (cutlass_sm90_groups.h). dgrad is a gather
+// over dz with the filters turned and transposed, one for each phase of the stride, whose positions
+// of x share their taps. wgrad adds the parts of its sums. These helpers are memory-bound, and
+// small beside the convolution.
 #include "cuda/conv_passes.h"
 
 #ifdef TORCHCONV_CUTLASS
@@ -11,6 +12,7 @@
 
 #include "cuda/block_sums.cuh"
 #include "cuda/conv_layout.h"
+#include "cuda/cutlass_sm90_groups.h"
 #include "cuda/cutlass_sm90_limits.h"
 #include "cuda/cutlass_sm90_passes.h"
 #include "cuda/early_launch.h"
@@ -202,9 +204,11 @@ const char* turned_filters(const ConvProblem& p, const void* w, const Queue& que
 
 bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, bool residual,
                    const Queue& queue) {
+  if (!built_for_hopper()) return false;
+  if (p.groups > 1) return sm90::takes_groups(p, pass, preactivation, residual, queue.capability);
   ConvProblem q = p;
   if (pass == Pass::kDgrad) q.weight_layout = Layout::kNHWC;  // they are turned from either
-  return built_for_hopper() && sm90::takes(q, pass, preactivation, residual, queue.capability);
+  return sm90::takes(q, pass, preactivation, residual, queue.capability);
 }
 
 void cutlass_fprop(const ConvProblem& p, const void* x, const void* w, const void* bias,
@@ -212,12 +216,13 @@ void cutlass_fprop(const ConvProblem& p, const void* x, const void* w, const voi
   const float low = p.activation == Activation::kNone ? -kInfinity : 0.f;
   const float high = p.activation == Activation::kReLU6 ? 6.f : kInfinity;
   const void* image = aligned_input(p.dtype, x, p.N * p.H * p.W * p.C, queue);
-  const void* filters = aligned_input(p.dtype, w, p.K * p.R * p.S * p.C, queue);
+  const void* filters = aligned_input(p.dtype, w, p.K * p.R * p.S * (p.C / p.groups), queue);
   const int64_t size = p.N * p.P * p.Q * p.K;
   const void* added = residual == nullptr ? nullptr : aligned_input(p.dtype, residual, size, queue);
   with_aligned_output(p.dtype, y, size, queue, [&](void* output) {
-    const sm90::Gather g = sm90::fprop_gather(p);
     const sm90::GatherTensors tensors{image, filters, bias, added, output, low, high};
+    if (p.groups > 1) return sm90::gather_groups(p, Pass::kFprop, tensors, queue);
+    const sm90::Gather g = sm90::fprop_gather(p);
     if (added == nullptr && sm90::takes_halo(g, sm90::bytes_of(p.dtype)))
       sm90::gather_with_halo(p.dtype, g, tensors, queue);
     else
@@ -229,6 +234,14 @@ void cutlass_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx
                    const Queue& queue) {
   const int64_t bytes = sm90::bytes_of(p.dtype), size = p.N * p.H * p.W * p.C;
   const void* image = aligned_input(p.dtype, dz, p.N * p.P * p.Q * p.K, queue);
+  if (p.groups > 1) {
+    const void* straight = aligned_input(p.dtype, w, p.K * p.R * p.S * (p.C / p.groups), queue);
+    return with_aligned_output(p.dtype, dx, size, queue, [&](void* output) {
+      sm90::gather_groups(p, Pass::kDgrad,
+                          {image, straight, nullptr, nullptr, output, -kInfinity, kInfinity},
+                          queue);
+    });
+  }
   const char* filters =
       bytes == 2 ? turned_filters<uint16_t>(p, w, queue) : turned_filters<uint32_t>(p, w, queue);
   const sm90::TurnedFilters turned = sm90::turned_filters(p);

@@ -12,19 +12,9 @@
 #ifdef TORCHCONV_CUTLASS
 #include "cuda/cutlass_sm90_limits.h"
 #include "cuda/cutlass_sm90_passes.h"
+#include "cuda/cutlass_sm90_wgmma.h"
 #include "cuda/divmod.h"
-#include "cuda/launch.h"
-
-// clang-format off
-#include "cutlass/cutlass.h"
-#include "cutlass/cuda_host_adapter.hpp"
-#include "cuda/cutlass_sm90_tensor_map.h"  // before what makes tensor maps
-#include "cute/tensor.hpp"
-#include "cute/arch/copy_sm90_tma.hpp"
-#include "cute/arch/mma_sm90_gmma.hpp"
-#include "cutlass/arch/barrier.h"
 #include "cutlass/arch/reg_reconfig.h"
-// clang-format on
 
 namespace torchconv::cuda::sm90 {
 namespace {
@@ -51,34 +41,6 @@ struct Params {
   int pad_top, pad_left;
   Divisor tiles_of_image;
 };
-
-template <class Element>
-using Product =
-    std::conditional_t<std::is_same_v<Element, __half>,
-                       cute::SM90::GMMA::MMA_64x64x16_F32F16F16_SS<cute::SM90::GMMA::Major::K,
-                                                                   cute::SM90::GMMA::Major::K>,
-                       cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_SS<cute::SM90::GMMA::Major::K,
-                                                                     cute::SM90::GMMA::Major::K>>;
-
-template <class Element, size_t... i>
-__device__ __forceinline__ void multiply(uint64_t a, uint64_t b, float (&sums)[32],
-                                         std::index_sequence<i...>) {
-  Product<Element>::fma(a, b, sums[i]...);
-}
-
-// Rows of 128 bytes, the swizzle of 128 bytes, eight rows after eight.
-__device__ __forceinline__ uint64_t operand(uint32_t address) {
-  return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 16) | (address >> 4);
-}
-
-__device__ __forceinline__ uint32_t rounded(float first, float second, __half) {
-  const __half2 pair = __floats2half2_rn(first, second);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-__device__ __forceinline__ uint32_t rounded(float first, float second, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
 
 template <class Element>
 __global__ void __launch_bounds__(kThreads, 1) halo_kernel(const __grid_constant__ Params p) {
@@ -153,8 +115,9 @@ __global__ void __launch_bounds__(kThreads, 1) halo_kernel(const __grid_constant
     Full::wait(&full[group], static_cast<uint32_t>(phase));
     int r = 0, s = 0;
     for (int tap = 0; tap < p.taps; ++tap) {
-      const uint64_t a = operand(patch + static_cast<uint32_t>((r * p.columns + s) * kRowBytes));
-      const uint64_t b = operand(filters_at + static_cast<uint32_t>(tap * kFilterBytes));
+      const uint64_t a =
+          operand<kRowBytes>(patch + static_cast<uint32_t>((r * p.columns + s) * kRowBytes));
+      const uint64_t b = operand<kRowBytes>(filters_at + static_cast<uint32_t>(tap * kFilterBytes));
       if (++s == p.taps_w) s = 0, ++r;
       for (auto& fragment : sums)
         for (auto& sum : fragment) cute::warpgroup_fence_operand(sum);
@@ -163,9 +126,9 @@ __global__ void __launch_bounds__(kThreads, 1) halo_kernel(const __grid_constant
       for (int step = 0; step < 4; ++step)
 #pragma unroll
         for (int i = 0; i < kFragments; ++i)
-          multiply<Element>(a + static_cast<uint64_t>(i * (64 * kRowBytes / 16) + 2 * step),
-                            b + static_cast<uint64_t>(2 * step), sums[i],
-                            std::make_index_sequence<32>{});
+          multiply<Element, kFilters>(
+              a + static_cast<uint64_t>(i * (64 * kRowBytes / 16) + 2 * step),
+              b + static_cast<uint64_t>(2 * step), sums[i]);
       cute::warpgroup_commit_batch();
     }
     cute::warpgroup_wait<0>();
@@ -207,43 +170,20 @@ __global__ void __launch_bounds__(kThreads, 1) halo_kernel(const __grid_constant
 #endif
 }
 
-// A dense tensor, innermost size first, in boxes with the swizzle of 128 bytes.
-template <int kRank>
-CUtensorMap tensor_map(CUtensorMapDataType type, const void* data, const int64_t (&sizes)[kRank],
-                       const int64_t (&box)[kRank]) {
-  CUtensorMap map;
-  cuuint64_t extents[kRank], strides[kRank - 1], stride = 2;
-  cuuint32_t boxes[kRank], steps[kRank];
-  for (int i = 0; i < kRank; ++i) {
-    extents[i] = static_cast<cuuint64_t>(sizes[i]);
-    boxes[i] = static_cast<cuuint32_t>(box[i]);
-    steps[i] = 1;
-    stride *= extents[i];
-    if (i + 1 < kRank) strides[i] = stride;
-  }
-  CUTLASS_CUDA_DRIVER_WRAPPER_CALL(cuTensorMapEncodeTiled)
-  (&map, type, static_cast<cuuint32_t>(kRank), const_cast<void*>(data), &extents[0], &strides[0],
-   &boxes[0], &steps[0], CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-   CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return map;
-}
-
 }  // namespace
 
 void gather_with_halo(DType dtype, const Gather& g, const GatherTensors& tensors,
                       const Queue& queue) {
-  const bool half = dtype == DType::kFloat16;
-  const auto type = half ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const auto narrow = [](int64_t v) { return static_cast<int>(v); };
   const HaloTile tile = halo_tile(g);
   const int64_t taps = g.h.taps * g.w.taps, P = g.h.outputs, Q = g.w.outputs;
   const int64_t tiles_of_image = ceil_div(P, tile.rows);
   Params p{};
-  p.image = tensor_map<4>(type, tensors.image, {g.C, g.w.image, g.h.image, g.N},
+  p.image = tensor_map<4>(dtype, tensors.image, {g.C, g.w.image, g.h.image, g.N},
                           {64, tile.columns, tile.rows + g.h.taps - 1, 1});
-  p.filters = tensor_map<3>(type, tensors.filters, {g.C, taps, g.K}, {64, 1, kFilters});
-  p.output =
-      tensor_map<4>(type, tensors.output, {g.K, Q, P, g.N}, {kFilters, tile.columns, tile.rows, 1});
+  p.filters = tensor_map<3>(dtype, tensors.filters, {g.C, taps, g.K}, {64, 1, kFilters});
+  p.output = tensor_map<4>(dtype, tensors.output, {g.K, Q, P, g.N},
+                           {kFilters, tile.columns, tile.rows, 1});
   p.bias = tensors.bias;
   p.low = tensors.low;
   p.high = tensors.high;
@@ -257,7 +197,7 @@ void gather_with_halo(DType dtype, const Gather& g, const GatherTensors& tensors
   p.pad_top = narrow(g.h.pad);
   p.pad_left = narrow(g.w.pad);
   p.tiles_of_image = Divisor(tiles_of_image);
-  launch(half ? halo_kernel<__half> : halo_kernel<__nv_bfloat16>,
+  launch(dtype == DType::kFloat16 ? halo_kernel<__half> : halo_kernel<__nv_bfloat16>,
          dim3(static_cast<unsigned>(std::min(p.tiles, queue.multiprocessors))), dim3(kThreads),
          kShared, queue, p);
 }
