@@ -1,10 +1,9 @@
 // THE table of the GPU's convolution algorithms.
 //
 //   groups == C                                    depthwise
-//   groups of several channels,                    3x3 of 32 or 64 channels and as many filters,
-//   for
-//                                                  16-bit types, wgmma (Hopper); else mma.sync for
-//                                                  16-bit types (Ampere and later):
+//   groups of several channels,                    3x3 of 32 or 64 channels and filters, for 16-bit
+//                                                  types, wgmma (Hopper); else mma.sync for 16-bit
+//                                                  types (Ampere and later):
 //                                                  of as many filters by kernels of their own,
 //                                                  other wide ones as without groups; else
 //                                                  direct, of many channels a group in NHWC
