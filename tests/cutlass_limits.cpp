@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/cutlass_sm90_groups.h"
+#include "cuda/cutlass_sm90_groups_wgrad.h"
 #include "cuda/cutlass_sm90_limits.h"
 
 namespace {
@@ -72,6 +73,55 @@ void load(const sm90::GroupPatch& patch, const sm90::Gather& g, int64_t columns,
         *to++ = inside ? image[pixel * g.C + channel] : 0;
       }
 }
+
+// A block's producer and its three warpgroups, which wait for each other at the places of two
+// rings.
+struct Rings {
+  const ConvProblem& p;
+  const sm90::GroupsWgrad& g;
+  std::vector<int64_t> rows;  // of each item
+  int64_t x_loaded = 0, dz_loaded = 0;
+  int64_t x_left[3] = {}, dz_left[3] = {};
+
+  static int64_t least(const int64_t (&left)[3]) { return *std::min_element(left, left + 3); }
+  int64_t lines(int64_t of_rows) const { return (of_rows - 1) * p.stride_h + 3; }
+
+  // The item and line that is the count-th; no after the last.
+  bool find(int64_t count, int64_t& item, int64_t& line) const {
+    for (item = 0, line = count; item < static_cast<int64_t>(rows.size()); ++item) {
+      if (line < lines(rows[item])) return true;
+      line -= lines(rows[item]);
+    }
+    return false;
+  }
+  bool meets(int64_t ahead, int64_t of_rows) const {
+    return ahead >= 0 && ahead % p.stride_h == 0 && ahead / p.stride_h < of_rows;
+  }
+  // Whether all of them come to the end. dz_done: whether the producer has loaded the line's dz.
+  bool end() {
+    for (bool dz_done = false, moved = true; moved;) {
+      moved = false;
+      int64_t item, line;
+      if (find(x_loaded, item, line)) {
+        if (meets(line, rows[item]) && !dz_done) {
+          if (dz_loaded - least(dz_left) < g.dz_slots) ++dz_loaded, dz_done = moved = true;
+        } else if (x_loaded - least(x_left) < g.x_slots) {
+          ++x_loaded, dz_done = false, moved = true;
+        }
+      }
+      for (int i = 0; i < 3; ++i) {
+        if (!find(x_left[i], item, line) || x_left[i] >= x_loaded) continue;
+        const bool uses = meets(line - i, rows[item]);
+        if (uses && dz_left[i] >= dz_loaded) continue;
+        ++x_left[i], dz_left[i] += uses, moved = true;
+      }
+    }
+    int64_t item, line;
+    for (const int64_t left : x_left)
+      if (find(left, item, line)) return false;
+    return true;
+  }
+};
 
 }  // namespace
 
@@ -207,5 +257,56 @@ int groups(const int64_t* v, int pass_index, const double* x, const double* w, d
 
 int64_t group_parts(int64_t slabs, int64_t units, int64_t multiprocessors) {
   return sm90::group_parts(slabs, units, multiprocessors);
+}
+
+int takes_groups_wgrad(const int64_t* v, int capability) {
+  return sm90::takes_groups_wgrad(problem(v), capability);
+}
+
+// dw as the kernel computes it, part after part; the number of parts, as of so many slabs. No where
+// a part's rings stop, or a chain has more terms than it may.
+int groups_wgrad(const int64_t* v, int64_t slabs, const double* dz, const double* x, double* dw) {
+  const ConvProblem p = problem(v);
+  ConvProblem wide = p;
+  wide.C = wide.K = slabs * sm90::kSlabChannels;
+  const sm90::GroupsWgrad g = sm90::groups_wgrad(wide);
+  const int64_t group = p.C / p.groups;
+  if (g.chain > 1 && g.chain * g.rows * p.Q * sm90::kWgradImages > 4096) return 0;
+  if (g.x_slots < 3 || g.x_slots * g.x_bytes + g.dz_slots * g.dz_bytes > sm90::kGroupRoom) return 0;
+  std::fill(dw, dw + p.K * 9 * group, 0.0);
+  for (int64_t part = 0; part < g.parts; ++part) {
+    const int64_t end = std::min((part + 1) * g.of_part, g.items);
+    if (part * g.of_part >= end) return 0;
+    Rings rings{p, g, {}};
+    for (int64_t item = part * g.of_part; item < end; ++item) {
+      const int64_t image = item / g.segments * sm90::kWgradImages;
+      const int64_t row = item % g.segments * g.rows, rows = std::min(g.rows, p.P - row);
+      if (rows <= 0) return 0;
+      rings.rows.push_back(rows);
+      const int64_t first_line = row * p.stride_h - p.pad_top;
+      for (int64_t line = 0; line < rings.lines(rows); ++line)
+        for (int64_t r = 0; r < 3; ++r) {
+          const int64_t h = first_line + line;
+          if (!rings.meets(line - r, rows) || h < 0 || h >= p.H) continue;
+          const int64_t out = row + (line - r) / p.stride_h;
+          for (int64_t s = 0; s < 3; ++s) {
+            const Range outputs = sm90::outputs_inside(p, s);
+            for (int64_t q = outputs.begin; q < outputs.end; ++q)
+              for (int64_t n = image; n < std::min(image + sm90::kWgradImages, p.N); ++n) {
+                const int64_t w = q * p.stride_w - p.pad_left + s;
+                if (w < 0 || w >= p.W) return 0;
+                const double* gradient = dz + ((n * p.P + out) * p.Q + q) * p.K;
+                const double* pixel = x + ((n * p.H + h) * p.W + w) * p.C;
+                for (int64_t k = 0; k < p.K; ++k)
+                  for (int64_t c = 0; c < group; ++c)
+                    dw[(k * 9 + r * 3 + s) * group + c] +=
+                        gradient[k] * pixel[k / group * group + c];
+              }
+          }
+        }
+    }
+    if (!rings.end()) return 0;
+  }
+  return static_cast<int>(g.parts);
 }
 }

@@ -1,5 +1,5 @@
-"""What surrounds the CUTLASS kernels, without a GPU: csrc/cuda/cutlass_sm90_limits.h and
-cutlass_sm90_groups.h on the CPU.
+"""What surrounds the CUTLASS kernels, without a GPU: csrc/cuda/cutlass_sm90_limits.h,
+cutlass_sm90_groups.h and cutlass_sm90_groups_wgrad.h on the CPU.
 """
 
 from __future__ import annotations
@@ -300,6 +300,60 @@ def test_units_of_groups_are_the_convolution(
     found = torch.full((n, *expected.shape[2:], c), torch.nan, dtype=torch.float64)
     stages = limits.groups(v, which, _pointer(image), _pointer(filters), _pointer(found))
     assert stages >= 2
+    torch.testing.assert_close(found.permute(0, 3, 1, 2), expected)
+
+
+def test_takes_wgrad_of_wide_groups(limits: ctypes.CDLL) -> None:
+    def takes(**changes: object) -> bool:
+        return bool(limits.takes_groups_wgrad(_of_groups(**changes), 90))
+
+    assert takes() and takes(dtype=BFLOAT16) and takes(groups=16) and takes(size=(3, 3))
+    assert takes(size=(14, 14)) and takes(size=(28, 28), stride=(2, 2))
+    assert not takes(size=(28, 28))  # no room for its lines
+    assert not takes(size=(56, 56), stride=(2, 2))
+    assert not takes(groups=8) and not takes(k=512) and not takes(dtype=FLOAT32)
+    assert not limits.takes_groups_wgrad(_of_groups(), 80)
+
+
+@given(
+    st.sampled_from([1, 3, 16, 37]),
+    st.tuples(st.integers(1, 15), st.integers(1, 14)),
+    st.tuples(*[st.integers(-2, 4)] * 4),
+    st.sampled_from([1, 2]),
+    st.sampled_from([64, 512]),
+)
+@example(64, (7, 7), (1, 1, 1, 1), 1, 1024)
+@example(64, (14, 14), (1, 1, 1, 1), 2, 2048)
+@example(300, (14, 3), (1, 1, 1, 1), 1, 4224)
+@example(600, (2, 2), (1, 1, 1, 1), 1, 8512)
+def test_items_of_groups_are_the_gradient(
+    limits: ctypes.CDLL,
+    n: int,
+    size: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    stride: int,
+    channels: int,
+) -> None:
+    left, right, top, bottom = padding
+    if size[0] + top + bottom < 3 or size[1] + left + right < 3:
+        return
+    if min(size[0] + min(top, 0) + min(bottom, 0), size[1] + min(left, 0) + min(right, 0)) <= 0:
+        return
+    # How it is cut depends on the channels; few of them are computed.
+    c = 4
+    v = _problem(n=n, c=c, k=c, size=size, stride=(stride, stride), padding=padding, groups=2)
+    p, q = v[7], v[8]
+    if q > 14:
+        return
+    x = torch.randn(n, c, *size, dtype=torch.float64)
+    dz = torch.randn(n, c, p, q, dtype=torch.float64)
+    weight = torch.zeros(c, c // 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    z = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, stride=stride, groups=2)
+    (expected,) = torch.autograd.grad(z, weight, dz)
+    images = [t.permute(0, 2, 3, 1).contiguous() for t in (dz, x)]
+    found = torch.empty(c, 3, 3, c // 2, dtype=torch.float64)
+    slabs = ctypes.c_int64(-(-channels // 64))
+    assert limits.groups_wgrad(v, slabs, *map(_pointer, images), _pointer(found)) >= 1
     torch.testing.assert_close(found.permute(0, 3, 1, 2), expected)
 
 

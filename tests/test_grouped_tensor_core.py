@@ -1,5 +1,5 @@
 """Grouped convolutions on tensor cores (csrc/cuda/grouped_mma_*.cu; of groups of more than 64
-channels mma_gather_*.cu; some of 32 and 64 on Hopper cutlass_sm90_groups.cu): all passes against
+channels mma_gather_*.cu; some of 32 and 64 on Hopper cutlass_sm90_groups*.cu): all passes against
 float64.
 
 Groups share a unit of 8 channels, are one, or have several; slabs are not full; images end inside a
@@ -143,7 +143,11 @@ def test_sample_by_itself(case: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.parametrize("case", ["of_4", "of_2", "of_8", "of_4_s2", "of_16", "of_4_5x5", "of_32"])
+@pytest.mark.parametrize(
+    "case",
+    ["of_4", "of_2", "of_8", "of_4_s2", "of_16", "of_4_5x5", "of_32", "of_32_few_rows", "of_32_s2"]
+    + ["of_64", "of_64_s2"],
+)
 def test_not_finite(case: str, value: float) -> None:
     """What is not finite reaches no other group, sample or tap."""
     x, w, _ = operands(case, torch.float16)

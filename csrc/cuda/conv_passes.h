@@ -61,8 +61,8 @@ void mma_dgrad(const ConvProblem& p, const void* dz, const void* w, void* dx, co
 void mma_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw, const Queue& queue);
 
 // --- cutlass_sm90_*.cu: CUTLASS 3.x, TMA and wgmma (compute capability 9.0). As mma_*, for what
-// the hardware's im2col takes; dgrad reads weights of either layout. Also fprop and dgrad of groups
-// of 32 or 64 channels and as many filters, with weights as K x R x S x C (cutlass_sm90_groups.h).
+// the hardware's im2col takes; dgrad reads weights of either layout. Also 3x3 of groups of 32
+// or 64 channels and as many filters, with weights as K x R x S x C (cutlass_sm90_groups.h).
 // Absent (takes nothing) where CUTLASS was not there at build time.
 bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, bool residual,
                    const Queue& queue);

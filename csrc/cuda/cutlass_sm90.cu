@@ -13,6 +13,7 @@
 #include "cuda/block_sums.cuh"
 #include "cuda/conv_layout.h"
 #include "cuda/cutlass_sm90_groups.h"
+#include "cuda/cutlass_sm90_groups_wgrad.h"
 #include "cuda/cutlass_sm90_limits.h"
 #include "cuda/cutlass_sm90_passes.h"
 #include "cuda/early_launch.h"
@@ -205,7 +206,10 @@ const char* turned_filters(const ConvProblem& p, const void* w, const Queue& que
 bool cutlass_takes(const ConvProblem& p, Pass pass, bool preactivation, bool residual,
                    const Queue& queue) {
   if (!built_for_hopper()) return false;
-  if (p.groups > 1) return sm90::takes_groups(p, pass, preactivation, residual, queue.capability);
+  if (p.groups > 1)
+    return pass == Pass::kWgrad
+               ? sm90::takes_groups_wgrad(p, queue.capability)
+               : sm90::takes_groups(p, pass, preactivation, residual, queue.capability);
   ConvProblem q = p;
   if (pass == Pass::kDgrad) q.weight_layout = Layout::kNHWC;  // they are turned from either
   return sm90::takes(q, pass, preactivation, residual, queue.capability);
@@ -271,6 +275,7 @@ void cutlass_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw
                    const Queue& queue) {
   const void* a = aligned_input(p.dtype, dz, p.N * p.P * p.Q * p.K, queue);
   const void* b = aligned_input(p.dtype, x, p.N * p.H * p.W * p.C, queue);
+  if (p.groups > 1) return sm90::wgrad_groups(p, a, b, dw, queue);
   if (p.dtype == DType::kFloat32) return wgrad_tf32(p, a, b, dw, queue);
   with_aligned_output(p.dtype, dw, p.K * p.R * p.S * p.C, queue, [&](void* output) {
     if (p.dtype == DType::kFloat16)

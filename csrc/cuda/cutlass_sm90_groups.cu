@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1) groups_kernel(const __grid_consta
       for (int step = 0; step < kSteps; ++step)
 #pragma unroll
         for (int i = 0; i < kGroups; ++i)
-          multiply<Element, kGroup, kBackward>(
+          multiply<Element, kGroup, false, kBackward>(
               a + static_cast<uint64_t>((i * kRowBytes + 32 * step) / 16),
               b + static_cast<uint64_t>((i * kGroup * kRowBytes + step * kStepBytes) / 16),
               sums[i]);

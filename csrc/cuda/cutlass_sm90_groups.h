@@ -18,6 +18,8 @@ constexpr int kSlabChannels = 64, kPixelBytes = 2 * kSlabChannels, kUnitOutputs 
 constexpr int kGroupTaps = 9, kGroupPatches = 4, kGroupStages = 8;
 // Warpgroups that multiply, each with a unit's outputs to store.
 constexpr int kGroupMultipliers = 2;
+// A block's shared memory, less static and what aligns it.
+constexpr int64_t kGroupRoom = (227 - 2) * 1024;
 constexpr int64_t kUnitBytes = int64_t{kUnitOutputs} * kPixelBytes;
 
 struct GroupPatch {
@@ -43,8 +45,6 @@ inline Gather groups_gather(const ConvProblem& p, Pass pass) {
 
 // A gather that takes_groups takes, but for the room.
 inline GroupTile group_tile(const Gather& g, int64_t group) {
-  // A block's shared memory, less static and what aligns it.
-  constexpr int64_t kRoom = (227 - 2) * 1024;
   const int64_t stride = g.h.stride;
   GroupTile t{};
   t.columns = g.w.outputs + ceil_div(g.w.taps, stride) - 1;
@@ -72,8 +72,8 @@ inline GroupTile group_tile(const Gather& g, int64_t group) {
       t.tap_at[r * g.w.taps + s] = t.patch[r % stride * stride + s % stride].at +
                                    (r / stride * t.columns + s / stride) * kPixelBytes;
   const int64_t filters = kGroupTaps * kSlabChannels * group * 2;
-  t.stages = std::min<int64_t>((kRoom - filters - kGroupMultipliers * kUnitBytes) / t.stage_bytes,
-                               kGroupStages);
+  t.stages = std::min<int64_t>(
+      (kGroupRoom - filters - kGroupMultipliers * kUnitBytes) / t.stage_bytes, kGroupStages);
   return t;
 }
 
@@ -91,27 +91,31 @@ inline int64_t group_parts(int64_t slabs, int64_t units, int64_t multiprocessors
   return best;
 }
 
+// What the kernels of all passes ask for.
+inline bool wide_groups(const ConvProblem& p, int capability) {
+  const int64_t group = p.C / p.groups;
+  return capability == 90 && (p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16) &&
+         p.groups > 1 && p.K == p.C && (group == 32 || group == 64) && !p.flip &&
+         p.layout == Layout::kNHWC && p.weight_layout == Layout::kNHWC && p.N > 0 && p.P > 0 &&
+         p.Q > 0 && p.R == 3 && p.S == 3 && p.dilation_h == 1 && p.dilation_w == 1 &&
+         p.stride_h == p.stride_w && p.stride_h <= 2;
+}
+
 // Whether the pass is one of the kernel's, and uses the multiplications well: by a sample's shape
 // alone.
 inline bool takes_groups(const ConvProblem& p, Pass pass, bool preactivation, bool residual,
                          int capability) {
   constexpr double kFilled = 0.6;
-  if (capability != 90 || (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16)) return false;
-  if (p.groups <= 1 || p.flip || p.layout != Layout::kNHWC || p.weight_layout != Layout::kNHWC)
+  if (!wide_groups(p, capability) || pass == Pass::kWgrad) return false;
+  if (p.H < p.stride_h || p.W < p.stride_w || (pass == Pass::kDgrad && p.stride_h > 1))
     return false;
-  const int64_t group = p.C / p.groups;
-  if (p.K != p.C || (group != 32 && group != 64)) return false;
-  if (p.N <= 0 || p.H < p.stride_h || p.W < p.stride_w || p.P <= 0 || p.Q <= 0) return false;
-  if (p.stride_h != p.stride_w || p.stride_h > (pass == Pass::kFprop ? 2 : 1)) return false;
-  if (p.dilation_h != 1 || p.dilation_w != 1) return false;
-  if (p.R != 3 || p.S != 3 || pass == Pass::kWgrad) return false;
   const bool clamps = p.activation == Activation::kNone || p.activation == Activation::kReLU ||
                       p.activation == Activation::kReLU6;
   if (pass == Pass::kFprop && (!clamps || preactivation || residual)) return false;
   const Gather g = groups_gather(p, pass);
   if (!gather_fits(g, 2) || g.w.outputs + ceil_div(g.w.taps, g.w.stride) - 1 > kUnitOutputs)
     return false;
-  const GroupTile t = group_tile(g, group);
+  const GroupTile t = group_tile(g, p.C / p.groups);
   return t.stages >= 2 && g.N * t.units_of_image < INT32_MAX / 4 &&
          (t.rows - 1) * g.h.stride + g.h.taps <= 2 * t.rows * g.h.stride &&
          static_cast<double>(g.h.outputs * g.w.outputs) >=

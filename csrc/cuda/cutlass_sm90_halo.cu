@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 1) halo_kernel(const __grid_constant
       for (int step = 0; step < 4; ++step)
 #pragma unroll
         for (int i = 0; i < kFragments; ++i)
-          multiply<Element, kFilters>(
+          multiply<Element, kFilters, false, false>(
               a + static_cast<uint64_t>(i * (64 * kRowBytes / 16) + 2 * step),
               b + static_cast<uint64_t>(2 * step), sums[i]);
       cute::warpgroup_commit_batch();

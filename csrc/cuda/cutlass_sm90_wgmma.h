@@ -19,11 +19,11 @@
 
 namespace torchconv::cuda::sm90 {
 
-// 64 rows by kColumns, 64 or 32, of sums of 16 terms. kTurned: B's rows are terms, not columns.
-template <class Element, int kColumns, bool kTurned>
+// 64 rows by kColumns, 64 or 32, of sums of 16 terms. Turned operands have terms in rows of memory.
+template <class Element, int kColumns, bool kTurnedA, bool kTurnedB>
 struct Product {
-  static constexpr auto kA = cute::SM90::GMMA::Major::K;
-  static constexpr auto kB = kTurned ? cute::SM90::GMMA::Major::MN : cute::SM90::GMMA::Major::K;
+  static constexpr auto kA = kTurnedA ? cute::SM90::GMMA::Major::MN : cute::SM90::GMMA::Major::K;
+  static constexpr auto kB = kTurnedB ? cute::SM90::GMMA::Major::MN : cute::SM90::GMMA::Major::K;
   using Wide = std::conditional_t<std::is_same_v<Element, __half>,
                                   cute::SM90::GMMA::MMA_64x64x16_F32F16F16_SS<kA, kB>,
                                   cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_SS<kA, kB>>;
@@ -40,9 +40,9 @@ __device__ __forceinline__ void multiply(uint64_t a, uint64_t b, float* sums,
                                          std::index_sequence<i...>) {
   Product::fma(a, b, sums[i]...);
 }
-template <class Element, int kColumns, bool kTurned = false>
+template <class Element, int kColumns, bool kTurnedA, bool kTurnedB>
 __device__ __forceinline__ void multiply(uint64_t a, uint64_t b, float (&sums)[kColumns / 2]) {
-  multiply<typename Product<Element, kColumns, kTurned>::Type>(
+  multiply<typename Product<Element, kColumns, kTurnedA, kTurnedB>::Type>(
       a, b, sums, std::make_index_sequence<kColumns / 2>{});
 }
 
