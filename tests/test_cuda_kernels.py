@@ -406,6 +406,44 @@ def test_gradient_of_few_channels(gpu: Caller, seed: int) -> None:
         assert torch.equal(special.isfinite(), OPS.conv2d_backward(*wide(backward))[0].isfinite())
 
 
+@on_seeds
+def test_planes_in_exact_float32(gpu: Caller, seed: int) -> None:
+    """Tiles of simt_planes.cu, whole and cut, which blocks take several of; and the gather's, which
+    small batches go through, with the same bits."""
+    rng = random.Random(f"planes {seed}")
+    for _ in range(SHAPES):
+        stride, groups = rng.choice([1, 1, 2, 3]), rng.choice([1, 1, 1, 2])
+        channels, filters = (
+            rng.choice([5, 16, 40, 70, 300, 530]),
+            rng.choice([33, 64, 65, 130, 200]),
+        )
+        size = rng.choice([(12, 14), (7, 7), (9, 16), (8, 33), (1, 60)])
+        sides = rng.choice([[0] * 4, [0] * 4, [1, 0, 2, 1], [0, -1, 0, 0]])
+        x = in_layout(torch.randn(rng.choice([2, 3, 5]), groups * channels, *size),
+                      rng.choice(["contiguous", "contiguous", "offset"]))  # fmt: skip
+        w = in_layout(torch.randn(groups * filters, channels, 1, 1), rng.choice(LAYOUTS))
+        b = torch.randn(groups * filters) if rng.random() < 0.5 else None
+        arguments = [[stride] * 2, sides, [1, 1], groups]
+        z = OPS.conv2d(*wide([x, w, b]), *arguments, "none", False)
+        residual = torch.randn_like(z).float() if rng.random() < 0.5 else None
+        fused = [rng.choice(["none", "relu", "silu"]), False, residual]
+        y = gpu("conv2d", x, w, b, *arguments, *fused)
+        assert_accurate(y, OPS.conv2d(*wide([x, w, b]), *arguments, *wide(fused)))
+        on: dict[str, Any] = {"runs": RUNS[1:2]}
+        same, kept = gpu("conv2d_with_preactivation", x, w, b, *arguments, *fused, **on)
+        assert_same(same, y)
+        assert_accurate(kept, z if residual is None else z + residual.double())
+        assert_same(gpu("conv2d", x, w, b, *arguments, *fused, capability=75, **on), y)
+        fused[-1] = None if residual is None else residual[-1:]
+        assert torch.equal(gpu("conv2d", x[-1:], w, b, *arguments, *fused, **on), y[-1:])
+
+        dz = in_layout(torch.randn_like(z).float(), rng.choice(["contiguous", "offset"]))
+        backward = [dz, x, w, None, *arguments, "none", False, [True, False, False]]
+        dx = gpu("conv2d_backward", *backward)[0]
+        assert_accurate(dx, OPS.conv2d_backward(*wide(backward))[0])
+        assert_same(gpu("conv2d_backward", *backward, capability=75, **on)[0], dx)
+
+
 @pytest.mark.parametrize(
     "size, groups, dtype, capability, tf32, algorithm",
     [

@@ -1,6 +1,6 @@
-// Exact fprop and dgrad on CUDA cores: which tile and how many slices of the terms, and the
-// launches of simt_gather_kernel.h. Neither choice changes a bit of the result, so both may look at
-// the batch and the device.
+// Exact fprop and dgrad on CUDA cores: which kernel, tile and how many slices of the terms, and the
+// launches of simt_gather_kernel.h. No choice changes a bit of the result, so all may look at the
+// batch and the device.
 #include <algorithm>
 #include <cstddef>
 
@@ -10,6 +10,7 @@
 #include "cuda/simt_few_dgrad.h"
 #include "cuda/simt_gather_kernel.h"
 #include "cuda/simt_masked.h"
+#include "cuda/simt_planes.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -72,46 +73,10 @@ Plan plan_slices(const SimtView& v, const Grid& grid, int64_t multiprocessors) {
   return best;
 }
 
-// Rows of whole panels of panel_m channels.
-template <typename T>
-void pack(const SimtView& v, const T* w, int64_t panel_m, SimtGather<T>& p, const Queue& queue) {
-  SimtPacked<Wide<T>>& packed = p.weights;
-  p.channels = channels_together(v.source.c == 1, v.C);
-  packed.width = static_cast<uint32_t>(ceil_div(v.M, panel_m) * panel_m);
-  packed.column_phases = v.columns.phases;
-  uint32_t steps = 0, most_steps = 0;
-  for (int a = 0; a < v.rows.phases; ++a) {
-    for (int b = 0; b < v.columns.phases; ++b) {
-      packed.first[a * v.columns.phases + b] = steps;
-      const int64_t taps = int64_t{v.rows.phase[a].taps} * v.columns.phase[b].taps;
-      const auto these = static_cast<uint32_t>(ceil_div(taps * v.C, 8));
-      steps += these;
-      most_steps = std::max(most_steps, these);
-    }
-  }
-  packed.group_size = steps * 8 * packed.width;
-  if (steps == 0) return;
-  packed.data = queue.scratch<Wide<T>>(v.groups * int64_t{packed.group_size});
-  SimtWeights from{};
-  from.rows = v.rows, from.columns = v.columns;
-  from.group = v.weight_group, from.m = v.weight_m, from.c = v.weight_c;
-  from.row = v.weight_row, from.column = v.weight_column;
-  from.C = static_cast<int>(v.C), from.M = static_cast<int>(v.M);
-  from.channels = p.channels;
-  // In dgrad a target channel is a filter's channel, and nearer to the next one than a filter.
-  from.along_m = v.weight_m < v.weight_c;
-  from.m_tiles = static_cast<unsigned>(packed.width / 32);
-  from.groups = static_cast<unsigned>(v.groups);
-  const int64_t panels = int64_t{from.m_tiles} * v.groups;
-  launch(simt_pack_weights<T>,
-         dim3(static_cast<unsigned>(panels * ceil_div(most_steps, 4)),
-              static_cast<unsigned>(v.rows.phases * v.columns.phases)),
-         256, 0, queue, from, packed, w);
-}
-
 template <typename T, typename Tile>
 void run(SimtGather<T>& p, const Grid& grid, bool quads, const T* w, const Queue& queue) {
-  pack(p.view, w, Tile::kM, p, queue);
+  p.channels = channels_together(p.view);
+  p.weights = pack_weights<T>(p.view, w, Tile::kM, queue);
   const int64_t tiles = tiles_of<Tile>(p.view, grid);
   const int64_t tile_sums = Tile::kM * Tile::kN;
   p.m_tiles = static_cast<unsigned>(ceil_div(p.view.M, Tile::kM));
@@ -167,6 +132,8 @@ void gather(const SimtView& v, const T* source, const T* w, const Epilogue<T>& e
     const double large = cost(LargeTile<float>{}), medium = cost(MediumTile<float>{});
     const double small = cost(SmallTile<float>{}), flat = cost(FlatTile<float>{});
     const double least = std::min({large, medium, small, flat});
+    if (samples == nullptr && simt_planes_takes(v, queue) && simt_planes_cost(v, queue) <= least)
+      return simt_planes(v, source, w, epilogue, queue);
     if (large == least && large_tiles_fit(queue))
       return run<T, LargeTile<float>>(p, grid, quads, w, queue);
     if (medium == least || large == least)

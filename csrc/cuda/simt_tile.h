@@ -196,11 +196,4 @@ struct TermOrder {
   }
 };
 
-// Where channels are neighbours in memory, terms take 32 of them a tap, a line of memory, and else
-// all taps of a channel: either way the next terms find in the cache what the last ones brought.
-inline uint32_t channels_together(bool channels_last, int64_t C) {
-  if (!channels_last) return 1;
-  return static_cast<uint32_t>(C % 32 == 0 ? 32 : C > 0 ? C : 1);
-}
-
 }  // namespace torchconv::cuda

@@ -7,6 +7,7 @@
 // little.
 #pragma once
 
+#include "core/range.h"
 #include "cuda/simt_tile.h"
 #include "cuda/simt_view.h"
 
@@ -26,6 +27,13 @@ struct SimtPacked {
            first[row_phase * column_phases + column_phase] * 8 * width;
   }
 };
+
+// Where channels are neighbours in memory, terms take 32 of them a tap, a line of memory, and else
+// all taps of a channel: either way the next terms find in the cache what the last ones brought.
+inline uint32_t channels_together(const SimtView& v) {
+  if (v.source.c != 1) return 1;
+  return static_cast<uint32_t>(v.C % 32 == 0 ? 32 : v.C > 0 ? v.C : 1);
+}
 
 struct SimtWeights {
   SimtAxis rows, columns;
@@ -72,6 +80,44 @@ __global__ void __launch_bounds__(256)
   for (int t = threadIdx.x / 32; t < 32; t += 8)
     if (first_term + t < padded_terms)
       target[int64_t{first_term + t} * packed.width] = tile[t][lane];
+}
+
+// Rows of whole panels of panel_m channels, in scratch memory.
+template <typename T>
+SimtPacked<Wide<T>> pack_weights(const SimtView& v, const T* w, int64_t panel_m,
+                                 const Queue& queue) {
+  SimtPacked<Wide<T>> packed{};
+  packed.width = static_cast<uint32_t>(ceil_div(v.M, panel_m) * panel_m);
+  packed.column_phases = v.columns.phases;
+  uint32_t steps = 0, most_steps = 0;
+  for (int a = 0; a < v.rows.phases; ++a) {
+    for (int b = 0; b < v.columns.phases; ++b) {
+      packed.first[a * v.columns.phases + b] = steps;
+      const int64_t taps = int64_t{v.rows.phase[a].taps} * v.columns.phase[b].taps;
+      const auto these = static_cast<uint32_t>(ceil_div(taps * v.C, 8));
+      steps += these;
+      most_steps = std::max(most_steps, these);
+    }
+  }
+  packed.group_size = steps * 8 * packed.width;
+  if (steps == 0) return packed;
+  packed.data = queue.scratch<Wide<T>>(v.groups * int64_t{packed.group_size});
+  SimtWeights from{};
+  from.rows = v.rows, from.columns = v.columns;
+  from.group = v.weight_group, from.m = v.weight_m, from.c = v.weight_c;
+  from.row = v.weight_row, from.column = v.weight_column;
+  from.C = static_cast<int>(v.C), from.M = static_cast<int>(v.M);
+  from.channels = channels_together(v);
+  // In dgrad a target channel is a filter's channel, and nearer to the next one than a filter.
+  from.along_m = v.weight_m < v.weight_c;
+  from.m_tiles = static_cast<unsigned>(packed.width / 32);
+  from.groups = static_cast<unsigned>(v.groups);
+  const int64_t panels = int64_t{from.m_tiles} * v.groups;
+  launch(simt_pack_weights<T>,
+         dim3(static_cast<unsigned>(panels * ceil_div(most_steps, 4)),
+              static_cast<unsigned>(v.rows.phases * v.columns.phases)),
+         256, 0, queue, from, packed, w);
+  return packed;
 }
 
 }  // namespace torchconv::cuda
