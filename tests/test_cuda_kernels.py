@@ -413,23 +413,26 @@ def test_planes_in_exact_float32(gpu: Caller, seed: int) -> None:
     rng = random.Random(f"planes {seed}")
     for _ in range(SHAPES):
         stride, groups = rng.choice([1, 1, 2, 3]), rng.choice([1, 1, 1, 2])
-        channels, filters = (
-            rng.choice([5, 16, 40, 70, 300, 530]),
-            rng.choice([33, 64, 65, 130, 200]),
-        )
+        kernel = rng.choice([(1, 1), (1, 1), (3, 3), (2, 5)])
+        channels = rng.choice([5, 40, 70, 300, 530] if kernel == (1, 1) else [16, 48, 80])
+        filters = rng.choice([33, 64, 65, 130, 200])
         size = rng.choice([(12, 14), (7, 7), (9, 16), (8, 33), (1, 60)])
         sides = rng.choice([[0] * 4, [0] * 4, [1, 0, 2, 1], [0, -1, 0, 0]])
+        if kernel != (1, 1):
+            sides = rng.choice([[3, 3, 2, 2], [2, 3, 1, 3]])
+        dilation = [rng.choice([1, 1, 2]), 1]
         x = in_layout(torch.randn(rng.choice([2, 3, 5]), groups * channels, *size),
                       rng.choice(["contiguous", "contiguous", "offset"]))  # fmt: skip
-        w = in_layout(torch.randn(groups * filters, channels, 1, 1), rng.choice(LAYOUTS))
+        w = in_layout(torch.randn(groups * filters, channels, *kernel), rng.choice(LAYOUTS))
         b = torch.randn(groups * filters) if rng.random() < 0.5 else None
-        arguments = [[stride] * 2, sides, [1, 1], groups]
-        z = OPS.conv2d(*wide([x, w, b]), *arguments, "none", False)
+        arguments = [[stride] * 2, sides, dilation, groups]
+        flip = rng.random() < 0.25
+        z = OPS.conv2d(*wide([x, w, b]), *arguments, "none", flip)
         residual = torch.randn_like(z).float() if rng.random() < 0.5 else None
-        fused = [rng.choice(["none", "relu", "silu"]), False, residual]
-        y = gpu("conv2d", x, w, b, *arguments, *fused)
+        fused = [rng.choice(["none", "relu", "silu"]), flip, residual]
+        y = gpu("conv2d", x, w, b, *arguments, *fused, winograd=False)
         assert_accurate(y, OPS.conv2d(*wide([x, w, b]), *arguments, *wide(fused)))
-        on: dict[str, Any] = {"runs": RUNS[1:2]}
+        on: dict[str, Any] = {"runs": RUNS[1:2], "winograd": False}
         same, kept = gpu("conv2d_with_preactivation", x, w, b, *arguments, *fused, **on)
         assert_same(same, y)
         assert_accurate(kept, z if residual is None else z + residual.double())
@@ -438,8 +441,8 @@ def test_planes_in_exact_float32(gpu: Caller, seed: int) -> None:
         assert torch.equal(gpu("conv2d", x[-1:], w, b, *arguments, *fused, **on), y[-1:])
 
         dz = in_layout(torch.randn_like(z).float(), rng.choice(["contiguous", "offset"]))
-        backward = [dz, x, w, None, *arguments, "none", False, [True, False, False]]
-        dx = gpu("conv2d_backward", *backward)[0]
+        backward = [dz, x, w, None, *arguments, "none", flip, [True, False, False]]
+        dx = gpu("conv2d_backward", *backward, winograd=False)[0]
         assert_accurate(dx, OPS.conv2d_backward(*wide(backward))[0])
         assert_same(gpu("conv2d_backward", *backward, capability=75, **on)[0], dx)
 
@@ -479,6 +482,17 @@ def test_layout_of_groups(gpu: Caller) -> None:
         arguments = [x, w, [1, 1], [1] * 4, [1, 1], 2, False]
         text = gpu("explain_conv2d", *arguments, runs=RUNS[:1])
         assert text.count("groups") == 3 and text.count("NHWC copies") == passes
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_groups_that_fill_a_tile(gpu: Caller, layout: str) -> None:
+    """Their forward pass in float32 is a matrix product."""
+    x, w = in_layout(torch.randn(2, 128, 9, 8), layout), torch.randn(128, 64, 3, 3)
+    arguments = [[2, 2], [1] * 4, [1, 1], 2]
+    text = gpu("explain_conv2d", x, w, *arguments, False, runs=RUNS[:1])
+    assert text.splitlines()[0].startswith("fprop\timplicit matrix product\t")
+    y = gpu("conv2d", x, w, None, *arguments, "relu", False)
+    assert_accurate(y, OPS.conv2d(*wide([x, w]), None, *arguments, "relu", False))
 
 
 def test_tiles_of_turing(gpu: Caller) -> None:

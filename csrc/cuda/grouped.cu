@@ -1,11 +1,19 @@
 // Which kernel computes a pass of a grouped convolution.
+#include <algorithm>
+
 #include "cuda/grouped.h"
 
 namespace torchconv::cuda {
 namespace {
 
-// Wider groups fill the tiles of a matrix product.
+// Wider groups fill the tiles of a matrix product: those of simt_planes.cu and simt_gather.cu, of
+// which float32's do so from 64 on and share more of what they load.
 constexpr int64_t kMostChannels = 64;
+
+bool fills_tiles(const ConvProblem& p, Pass pass) {
+  return p.dtype == DType::kFloat32 && pass == Pass::kFprop &&
+         std::min(p.C, p.K) / p.groups >= kMostChannels;
+}
 
 void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, const void* bias,
             void* out, void* preactivation, const Queue& queue) {
@@ -20,7 +28,7 @@ void gather(const ConvProblem& p, Pass pass, const void* in, const void* w, cons
 
 bool grouped_takes(const ConvProblem& p, Pass pass) {
   const Sampling sampling = sampling_of(p, pass);
-  return is_float(p.dtype) && p.R == 3 && sampling != Sampling::kNone &&
+  return is_float(p.dtype) && !fills_tiles(p, pass) && p.R == 3 && sampling != Sampling::kNone &&
          sampling != Sampling::kDilated && p.C / p.groups <= kMostChannels &&
          p.K / p.groups <= kMostChannels && positions_fit(p);
 }

@@ -1,8 +1,9 @@
 // The gather of simt_view.h of one phase in exact float32 over NCHW, as a matrix product of packed
 // weights by planes: M target channels of a group by pixels of the target (all samples in a row),
 // over terms (block of sixteen channels, tap, channel in the block). The sixteen terms of a panel
-// are of one tap, so that a pixel's place is looked at once a panel; of 1x1 kernels whose planes
-// are whole quads a thread copies four pixels at a time. Bound by the FMA units.
+// are of one tap, so that a pixel's place is looked at once a panel: of several taps channels are
+// whole blocks. Of 1x1 kernels whose planes are whole quads a thread copies four pixels at a time.
+// Bound by the FMA units.
 //
 // Blocks stay, and take one tile after another: the panels of the next are on their way while this
 // one's sums are stored.
@@ -335,10 +336,11 @@ void run(const SimtView& v, Planes& p, const float* w, bool quads, const Queue& 
 
 bool simt_planes_takes(const SimtView& v, const Queue& queue) {
   constexpr int64_t kMost = int64_t{1} << 30;  // of what a Divisor splits
+  const int64_t taps = taps_of(v), pixels = pixels_of(v);
   return queue.capability >= 80 && v.source.column == 1 && v.target.column == 1 &&
          v.rows.phases * v.columns.phases == 1 && v.rows.target_step == 1 &&
-         v.columns.target_step == 1 && v.C > 0 && taps_of(v) == 1 && pixels_of(v) < kMost &&
-         tiles_of<Medium>(v) < kMost;
+         v.columns.target_step == 1 && v.C > 0 && taps > 0 && (taps == 1 || v.C % kTerms == 0) &&
+         pixels > 0 && pixels < kMost && tiles_of<Medium>(v) < kMost;
 }
 
 double simt_planes_cost(const SimtView& v, const Queue& queue) {

@@ -28,10 +28,11 @@ struct SimtPacked {
   }
 };
 
-// Where channels are neighbours in memory, terms take 32 of them a tap, a line of memory, and else
-// all taps of a channel: either way the next terms find in the cache what the last ones brought.
+// Where channels are neighbours in memory, terms take 32 of them a tap, a line of memory. Else they
+// take sixteen, a panel of simt_planes.cu, where that may compute the view, and all taps of a
+// channel where it may not: any way the next terms find in the cache what the last ones brought.
 inline uint32_t channels_together(const SimtView& v) {
-  if (v.source.c != 1) return 1;
+  if (v.source.c != 1) return v.C % 16 == 0 && v.rows.phases * v.columns.phases == 1 ? 16 : 1;
   return static_cast<uint32_t>(v.C % 32 == 0 ? 32 : v.C > 0 ? v.C : 1);
 }
 
