@@ -447,6 +447,22 @@ def test_planes_in_exact_float32(gpu: Caller, seed: int) -> None:
         assert_same(gpu("conv2d_backward", *backward, capability=75, **on)[0], dx)
 
 
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("size", [(3, 70, 10, 16), (2, 130, 12, 20), (5, 64, 9, 16), (2, 64, 8, 6)])
+def test_gradient_of_1x1_with_a_stride(gpu: Caller, size: tuple[int, ...], padding: int) -> None:
+    """Over planes it stores the zeros between the pixels that have a tap along with them."""
+    x, w = torch.randn(size), torch.randn(40, size[1], 1, 1)
+    arguments = [[2, 2], [padding] * 4, [1, 1], 1, "none", False]
+    dz = torch.randn_like(OPS.conv2d(x, w, None, *arguments))
+    backward = [dz, x, w, None, *arguments, [True, False, False]]
+    dx = gpu("conv2d_backward", *backward)[0]
+    assert_accurate(dx, OPS.conv2d_backward(*wide(backward))[0])
+    on: dict[str, Any] = {"runs": RUNS[:1]}
+    assert_same(gpu("conv2d_backward", *backward, capability=75, **on)[0], dx)
+    one = gpu("conv2d_backward", dz[-1:], x[-1:], *backward[2:], **on)[0]
+    assert torch.equal(one, dx[-1:])
+
+
 @pytest.mark.parametrize(
     "size, groups, dtype, capability, tf32, algorithm",
     [

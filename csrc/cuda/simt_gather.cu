@@ -132,7 +132,8 @@ void gather(const SimtView& v, const T* source, const T* w, const Epilogue<T>& e
     const double large = cost(LargeTile<float>{}), medium = cost(MediumTile<float>{});
     const double small = cost(SmallTile<float>{}), flat = cost(FlatTile<float>{});
     const double least = std::min({large, medium, small, flat});
-    if (samples == nullptr && simt_planes_takes(v, queue) && simt_planes_cost(v, queue) <= least)
+    if (samples == nullptr && simt_planes_takes(v, epilogue.y, queue) &&
+        simt_planes_cost(v, queue) <= least)
       return simt_planes(v, source, w, epilogue, queue);
     if (large == least && large_tiles_fit(queue))
       return run<T, LargeTile<float>>(p, grid, quads, w, queue);

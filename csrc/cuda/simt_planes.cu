@@ -1,9 +1,12 @@
-// The gather of simt_view.h of one phase in exact float32 over NCHW, as a matrix product of packed
+// The gather of simt_view.h, of one phase, in exact float32 over NCHW as a matrix product of packed
 // weights by planes: M target channels of a group by pixels of the target (all samples in a row),
 // over terms (block of sixteen channels, tap, channel in the block). The sixteen terms of a panel
 // are of one tap, so that a pixel's place is looked at once a panel: of several taps channels are
 // whole blocks. Of 1x1 kernels whose planes are whole quads a thread copies four pixels at a time.
 // Bound by the FMA units.
+//
+// dgrad of 1x1 kernels with a stride of two is a view of four phases, three of them zeros, which
+// are stored along with the one that is computed.
 //
 // Blocks stay, and take one tile after another: the panels of the next are on their way while this
 // one's sums are stored.
@@ -50,6 +53,7 @@ struct Planes {
   Divisor plane, columns;  // of the target
   Divisor m_tiles, n_tiles;
   bool store_quads;
+  bool spread;  // zeros between: the target is twice as high and wide
 };
 
 template <typename T>
@@ -178,13 +182,26 @@ __device__ __forceinline__ void store_quad(const Epilogue<float>& e, int64_t off
   *reinterpret_cast<Quad*>(e.y + offset) = z;
 }
 
+// Two neighbouring pixels of a row, and the zeros beside and below them.
+__device__ __forceinline__ void store_spread(const Planes& p, uint32_t pixel, int64_t channel,
+                                             float left, float right) {
+  if (pixel >= p.pixels) return;
+  uint32_t row = p.plane.split(pixel);
+  const uint32_t column = p.columns.split(row), width = 2 * p.columns.value();
+  float* y = p.epilogue.y + (pixel * p.target_sample + channel * p.target_channel +
+                             2 * (int64_t{row} * width + column));
+  *reinterpret_cast<Quad*>(y) = {{left, 0, right, 0}};
+  *reinterpret_cast<Quad*>(y + width) = {};
+}
+
 // The sums go through the thread's own shared memory, which has an index at run time, half of them
 // at a time.
 template <typename T>
 __device__ __forceinline__ void store(const Planes& p, const Place<T>& place, Quad* own,
                                       const float (&sums)[kSide][kSide]) {
   const Epilogue<float>& e = p.epilogue;
-  const bool plain = p.store_quads && e.residual == nullptr && e.preactivation == nullptr &&
+  const bool plain = !p.spread && p.store_quads && e.residual == nullptr &&
+                     e.preactivation == nullptr &&
                      (e.activation == Activation::kNone || e.activation == Activation::kReLU);
   uint32_t pixel[2];
   int64_t offset[2];  // of a quad, in channel 0
@@ -226,6 +243,11 @@ __device__ __forceinline__ void store(const Planes& p, const Place<T>& place, Qu
 #pragma unroll
         for (int q = 0; q < 4; ++q) z.element[q] += bias;
         const uint32_t first = part == 0 ? pixel[0] : pixel[1];
+        if (p.spread) {
+          store_spread(p, first, channel, z.element[0], z.element[1]);
+          store_spread(p, first + 2, channel, z.element[2], z.element[3]);
+          continue;
+        }
         if (p.store_quads) {
           if (first < p.pixels) store_quad(e, (part == 0 ? offset[0] : offset[1]) + row, z);
           continue;
@@ -283,6 +305,18 @@ int64_t taps_of(const SimtView& v) {
   return int64_t{v.rows.phase[0].taps} * v.columns.phase[0].taps;
 }
 
+bool one_phase(const SimtAxis& axis) { return axis.phases == 1 && axis.target_step == 1; }
+
+// Of a stride of two: all is of the first phase, or zero.
+bool spreads(const SimtAxis& axis) {
+  return axis.phases == 2 && axis.target_step == 2 && axis.phase[0].taps == 1 &&
+         axis.phase[1].taps == 0 && axis.phase[1].grid == axis.phase[0].grid;
+}
+
+bool spreads(const SimtView& v) {
+  return spreads(v.rows) && spreads(v.columns) && v.columns.most_grid % 2 == 0;
+}
+
 int steps_of(const SimtView& v) { return static_cast<int>(ceil_div(v.C, kTerms) * taps_of(v)); }
 
 template <typename T>
@@ -334,13 +368,14 @@ void run(const SimtView& v, Planes& p, const float* w, bool quads, const Queue& 
 
 }  // namespace
 
-bool simt_planes_takes(const SimtView& v, const Queue& queue) {
+bool simt_planes_takes(const SimtView& v, const float* target, const Queue& queue) {
   constexpr int64_t kMost = int64_t{1} << 30;  // of what a Divisor splits
   const int64_t taps = taps_of(v), pixels = pixels_of(v);
   return queue.capability >= 80 && v.source.column == 1 && v.target.column == 1 &&
-         v.rows.phases * v.columns.phases == 1 && v.rows.target_step == 1 &&
-         v.columns.target_step == 1 && v.C > 0 && taps > 0 && (taps == 1 || v.C % kTerms == 0) &&
-         pixels > 0 && pixels < kMost && tiles_of<Medium>(v) < kMost;
+         ((one_phase(v.rows) && one_phase(v.columns)) ||
+          (spreads(v) && aligned<float>(target, 4))) &&
+         v.C > 0 && taps > 0 && (taps == 1 || v.C % kTerms == 0) && pixels > 0 && pixels < kMost &&
+         tiles_of<Medium>(v) < kMost;
 }
 
 double simt_planes_cost(const SimtView& v, const Queue& queue) {
@@ -366,6 +401,7 @@ void simt_planes(const SimtView& v, const float* source, const float* w,
   p.plane = Divisor(plane), p.columns = Divisor(v.columns.most_grid);
   p.store_quads = plane % 4 == 0 && aligned<float>(epilogue.y, 4) &&
                   aligned<float>(epilogue.preactivation, 4) && aligned<float>(epilogue.residual, 4);
+  p.spread = spreads(v);
   const bool same_place = row.source == 0 && column.source == 0 && v.rows.step <= 1 &&
                           v.columns.step <= 1 && v.rows.size == v.rows.most_grid &&
                           v.columns.size == v.columns.most_grid;

@@ -8,7 +8,7 @@
 namespace torchconv::cuda {
 
 // Whether it computes a view of simt_view.h, and then with the bits of simt_gather_kernel.h.
-bool simt_planes_takes(const SimtView& v, const Queue& queue);
+bool simt_planes_takes(const SimtView& v, const float* target, const Queue& queue);
 
 // What the multiprocessor that ends last takes, in elements of a tile times chunks of
 // simt_gather_kernel.h.
