@@ -447,6 +447,27 @@ def test_planes_in_exact_float32(gpu: Caller, seed: int) -> None:
         assert_same(gpu("conv2d_backward", *backward, capability=75, **on)[0], dx)
 
 
+@pytest.mark.parametrize(
+    "size, filters", [((2, 3, 13, 32), 64), ((3, 1, 20, 23), 17), ((2, 2, 7, 8), 5)]
+)
+@pytest.mark.parametrize("flip", [False, True])
+def test_gradients_of_stems(gpu: Caller, size: tuple[int, ...], filters: int, flip: bool) -> None:
+    """Of 7x7 taps and a stride of 2: from rows of whole quads, and from those that are none."""
+    x, w = torch.randn(size), torch.randn(filters, size[1], 7, 7)
+    arguments = [[2, 2], [3] * 4, [1, 1], 1, "none", flip]
+    dz = torch.randn_like(OPS.conv2d(x, w, None, *arguments))
+    backward = [dz, x, w, None, *arguments, [True, True, False]]
+    gradients = gpu("conv2d_backward", *backward)
+    for gradient, truth in zip(gradients[:2], OPS.conv2d_backward(*wide(backward)), strict=False):
+        assert_accurate(gradient, truth)
+    backward[-1] = [True, False, False]
+    same = gpu("conv2d_backward", in_layout(dz, "offset"), *backward[1:], runs=RUNS[:1])[0]
+    assert_same(same, gradients[0])
+    dz[0, 0, 1, 2] = float("inf")
+    special = gpu("conv2d_backward", *backward, runs=RUNS[:1])[0]
+    assert torch.equal(special.isfinite(), OPS.conv2d_backward(*wide(backward))[0].isfinite())
+
+
 @pytest.mark.parametrize("padding", [0, 2])
 @pytest.mark.parametrize("size", [(3, 70, 10, 16), (2, 130, 12, 20), (5, 64, 9, 16), (2, 64, 8, 6)])
 def test_gradient_of_1x1_with_a_stride(gpu: Caller, size: tuple[int, ...], padding: int) -> None:

@@ -36,12 +36,94 @@ struct FewDgrad {
   unsigned char row_phases[kMostMasks], column_phases[kMostMasks];
 };
 
+// The weights of filters first, first + 1, ...: [filter of the chunk][row][column][phase], channels
+// of each.
+template <int kStride, int kC>
+__device__ __forceinline__ void stage_weights(const FewDgrad& p, const float* w, int first,
+                                              int filters, Quad* weights) {
+  constexpr int kPhases = kStride * kStride;
+  const int window = p.window_h * p.window_w;
+  for (int at = static_cast<int>(threadIdx.x); at < filters * window * kPhases; at += kThreads) {
+    const int phase = at % kPhases, tap = at / kPhases % window, k = at / kPhases / window;
+    const int u = tap / p.window_w, v = tap % p.window_w;
+    // Pixel h is row i of dz through tap r where h + pad = i*stride + r.
+    int r = phase / kStride + p.pad_top - kStride * (p.first_h + u);
+    int s = phase % kStride + p.pad_left - kStride * (p.first_w + v);
+    Quad quad{};
+    if (r >= 0 && r < p.R && s >= 0 && s < p.S) {
+      if (p.flip) r = p.R - 1 - r, s = p.S - 1 - s;
+      const float* from = w + (first + k) * p.w_k + r * p.w_r + s * p.w_s;
+#pragma unroll
+      for (int c = 0; c < kC; ++c)
+        if (c < p.C) quad.element[c] = from[c * p.w_c];
+    }
+    weights[at] = quad;
+  }
+}
+
+template <int kStride, int kC>
+using FewSums = float[kStride * kStride][kC][kPositions];
+
+template <int kPhases, int kC>
+__device__ __forceinline__ void clear(float (&sums)[kPhases][kC][kPositions]) {
+#pragma unroll
+  for (int a = 0; a < kPhases; ++a)
+#pragma unroll
+    for (int c = 0; c < kC; ++c)
+#pragma unroll
+      for (int q = 0; q < kPositions; ++q) sums[a][c][q] = 0;
+}
+
+template <int kPhases, int kC>
+__device__ __forceinline__ void add(const float (&sums)[kPhases][kC][kPositions],
+                                    float (&total)[kPhases][kC][kPositions]) {
+#pragma unroll
+  for (int a = 0; a < kPhases; ++a)
+#pragma unroll
+    for (int c = 0; c < kC; ++c)
+#pragma unroll
+      for (int q = 0; q < kPositions; ++q) total[a][c][q] += sums[a][c][q];
+}
+
+// The pixels of sample n that belong to positions j0, j0 + 1, ... of row i.
+template <int kStride, int kC>
+__device__ __forceinline__ void store(const FewDgrad& p, uint32_t n, int i, int j0,
+                                      const FewSums<kStride, kC>& total, float* dx) {
+#pragma unroll
+  for (int c = 0; c < kC; ++c) {
+    if (c >= p.C) break;
+    float* plane = dx + (int64_t{n} * p.C + c) * p.H * p.W;
+#pragma unroll
+    for (int a = 0; a < kStride; ++a) {
+      const int h = i * kStride + a;
+      if (h >= p.H) break;
+      float* row = plane + int64_t{h} * p.W;
+#pragma unroll
+      for (int part = 0; part < kStride; ++part) {
+        const int w0 = j0 * kStride + part * kPositions;
+        Quad quad;
+#pragma unroll
+        for (int q = 0; q < kPositions; ++q) {
+          const int at = part * kPositions + q;
+          quad.element[q] = total[a * kStride + at % kStride][c][at / kStride];
+        }
+        if (p.quads) {
+          if (w0 < p.W) *reinterpret_cast<Quad*>(row + w0) = quad;
+          continue;
+        }
+#pragma unroll
+        for (int q = 0; q < kPositions; ++q)
+          if (w0 + q < p.W) row[w0 + q] = quad.element[q];
+      }
+    }
+  }
+}
+
 template <int kStride, int kC>
 __global__ void __launch_bounds__(kThreads, 3)
     simt_few_dgrad_kernel(const __grid_constant__ FewDgrad p, const float* dz, const float* w,
                           float* dx) {
   constexpr int kPhases = kStride * kStride;
-  // [filter of the chunk][row][column][phase], channels of each.
   Quad* weights = dynamic_shared<Quad>();
   const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   const bool active = thread < p.threads;
@@ -50,44 +132,18 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int i = static_cast<int>(p.down.split(n));
   const float* image = dz + int64_t{n} * p.K * p.P * p.Q;
   const int q0 = j0 + p.first_w;
-  const int window = p.window_h * p.window_w;
 
-  float total[kPhases][kC][kPositions];
-#pragma unroll
-  for (int a = 0; a < kPhases; ++a)
-#pragma unroll
-    for (int c = 0; c < kC; ++c)
-#pragma unroll
-      for (int q = 0; q < kPositions; ++q) total[a][c][q] = 0;
+  FewSums<kStride, kC> total;
+  clear(total);
 
 #pragma unroll 1
   for (int first = 0; first < p.K; first += p.filters) {
     const int filters = min(p.filters, p.K - first);
     __syncthreads();
-    for (int at = static_cast<int>(threadIdx.x); at < filters * window * kPhases; at += kThreads) {
-      const int phase = at % kPhases, tap = at / kPhases % window, k = at / kPhases / window;
-      const int u = tap / p.window_w, v = tap % p.window_w;
-      // Pixel h is row i of dz through tap r where h + pad = i*stride + r.
-      int r = phase / kStride + p.pad_top - kStride * (p.first_h + u);
-      int s = phase % kStride + p.pad_left - kStride * (p.first_w + v);
-      Quad quad{};
-      if (r >= 0 && r < p.R && s >= 0 && s < p.S) {
-        if (p.flip) r = p.R - 1 - r, s = p.S - 1 - s;
-        const float* from = w + (first + k) * p.w_k + r * p.w_r + s * p.w_s;
-#pragma unroll
-        for (int c = 0; c < kC; ++c)
-          if (c < p.C) quad.element[c] = from[c * p.w_c];
-      }
-      weights[at] = quad;
-    }
+    stage_weights<kStride, kC>(p, w, first, filters, weights);
     __syncthreads();
-    float sums[kPhases][kC][kPositions];
-#pragma unroll
-    for (int a = 0; a < kPhases; ++a)
-#pragma unroll
-      for (int c = 0; c < kC; ++c)
-#pragma unroll
-        for (int q = 0; q < kPositions; ++q) sums[a][c][q] = 0;
+    FewSums<kStride, kC> sums;
+    clear(sums);
     const Quad* quads = weights;
 #pragma unroll 1
     for (int k = 0; k < filters; ++k) {
@@ -134,42 +190,93 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
       }
     }
-#pragma unroll
-    for (int a = 0; a < kPhases; ++a)
-#pragma unroll
-      for (int c = 0; c < kC; ++c)
-#pragma unroll
-        for (int q = 0; q < kPositions; ++q) total[a][c][q] += sums[a][c][q];
+    add(sums, total);
   }
-  if (!active) return;
+  if (active) store<kStride, kC>(p, n, i, j0, total, dx);
+}
+
+// Of stems: 7x7 taps, stride 2, padding 3, and rows of dz that are whole quads, aligned. As above,
+// but it is known at compile time which phases have a tap where, and a window row is three loads.
+// The next row is on its way while one is multiplied.
+template <int kC>
+__global__ void __launch_bounds__(kThreads, 3)
+    simt_stem_dgrad_kernel(const __grid_constant__ FewDgrad p, const float* dz, const float* w,
+                           float* dx) {
+  using Pair = Vector<float, 2>;
+  constexpr int kWindow = 4, kPhases = 4;
+  const auto has_tap = [](int phase, int at) { return phase == 1 || at + 1 < kWindow; };
+  Quad* weights = dynamic_shared<Quad>();
+  const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const bool active = thread < p.threads;
+  uint32_t n = active ? static_cast<uint32_t>(thread) : 0;
+  const int j0 = static_cast<int>(p.across.split(n)) * kPositions;
+  const int i = static_cast<int>(p.down.split(n));
+  const int64_t plane = int64_t{p.P} * p.Q;
+  // Position j0 in the first row of the window.
+  const float* from = dz + n * (p.K * plane) + int64_t{i - 1} * p.Q + j0;
+  const bool left = j0 > 0, right = j0 + kPositions < p.Q;
+
+  struct Row {
+    float d[2 * kPositions - 1];
+  };
+  const auto load = [&](const float* corner, int u, bool wanted) {
+    const bool inside =
+        wanted && active && static_cast<unsigned>(i - 1 + u) < static_cast<unsigned>(p.P);
+    const float* at = corner + int64_t{u} * p.Q;
+    Quad middle{};
+    Pair end{};
+    Row row;
+    row.d[0] = inside && left ? at[-1] : 0.0f;
+    if (inside) middle = *reinterpret_cast<const Quad*>(at);
+    if (inside && right) end = *reinterpret_cast<const Pair*>(at + kPositions);
 #pragma unroll
-  for (int c = 0; c < kC; ++c) {
-    if (c >= p.C) break;
-    float* plane = dx + (int64_t{n} * p.C + c) * p.H * p.W;
+    for (int q = 0; q < kPositions; ++q) row.d[1 + q] = middle.element[q];
+    row.d[1 + kPositions] = end.element[0];
+    row.d[2 + kPositions] = end.element[1];
+    return row;
+  };
+
+  FewSums<2, kC> total;
+  clear(total);
+  Row rows[2];
+  rows[0] = load(from, 0, true);
+#pragma unroll 1
+  for (int first = 0; first < p.K; first += p.filters) {
+    const int filters = min(p.filters, p.K - first);
+    __syncthreads();
+    stage_weights<2, kC>(p, w, first, filters, weights);
+    __syncthreads();
+    FewSums<2, kC> sums;
+    clear(sums);
+    const Quad* quads = weights;
+#pragma unroll 1
+    for (int k = first; k < first + filters; ++k) {
 #pragma unroll
-    for (int a = 0; a < kStride; ++a) {
-      const int h = i * kStride + a;
-      if (h >= p.H) break;
-      float* row = plane + int64_t{h} * p.W;
+      for (int u = 0; u < kWindow; ++u) {
+        const bool last = u + 1 == kWindow;
+        rows[(u + 1) % 2] =
+            load(last ? from + plane : from, last ? 0 : u + 1, !last || k + 1 < p.K);
 #pragma unroll
-      for (int part = 0; part < kStride; ++part) {
-        const int w0 = j0 * kStride + part * kPositions;
-        Quad quad;
+        for (int v = 0; v < kWindow; ++v)
 #pragma unroll
-        for (int q = 0; q < kPositions; ++q) {
-          const int at = part * kPositions + q;
-          quad.element[q] = total[a * kStride + at % kStride][c][at / kStride];
-        }
-        if (p.quads) {
-          if (w0 < p.W) *reinterpret_cast<Quad*>(row + w0) = quad;
-          continue;
-        }
+          for (int phase = 0; phase < kPhases; ++phase) {
+            if (!has_tap(phase / 2, u) || !has_tap(phase % 2, v)) continue;
+            const Quad quad = quads[(u * kWindow + v) * kPhases + phase];
 #pragma unroll
-        for (int q = 0; q < kPositions; ++q)
-          if (w0 + q < p.W) row[w0 + q] = quad.element[q];
+            for (int c = 0; c < kC; ++c)
+#pragma unroll
+              for (int q = 0; q < kPositions; ++q) {
+                float& sum = sums[phase][c][q];
+                sum = fmaf(quad.element[c], rows[u % 2].d[v + q], sum);
+              }
+          }
       }
+      from += plane;
+      quads += kWindow * kWindow * kPhases;
     }
+    add(sums, total);
   }
+  if (active) store<2, kC>(p, n, i, j0, total, dx);
 }
 
 int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
@@ -230,9 +337,13 @@ void simt_few_dgrad(const ConvProblem& p, const void* dz, const void* w, void* d
   const int64_t down = ceil_div(p.H, p.stride_h);
   q.across = Divisor(across), q.down = Divisor(down);
   q.threads = p.N * across * down;
-  const auto kernel = p.stride_h == 1 ? simt_few_dgrad_kernel<1, 4>
-                      : p.C <= 3      ? simt_few_dgrad_kernel<2, 3>
-                                      : simt_few_dgrad_kernel<2, 4>;
+  const bool stem = p.R == 7 && p.S == 7 && p.stride_h == 2 && p.pad_top == 3 && p.pad_left == 3 &&
+                    p.C <= 3 && p.P == ceil_div(p.H, 2) && p.Q == ceil_div(p.W, 2) &&
+                    p.Q % kPositions == 0 && aligned<float>(dz, kPositions);
+  const auto kernel = stem              ? simt_stem_dgrad_kernel<3>
+                      : p.stride_h == 1 ? simt_few_dgrad_kernel<1, 4>
+                      : p.C <= 3        ? simt_few_dgrad_kernel<2, 3>
+                                        : simt_few_dgrad_kernel<2, 4>;
   launch(kernel, dim3(static_cast<unsigned>(ceil_div(q.threads, kThreads))), kThreads,
          q.filters * filter_bytes, queue, q, static_cast<const float*>(dz),
          static_cast<const float*>(w), static_cast<float*>(dx));

@@ -180,7 +180,8 @@ struct SimtTile {
   }
 };
 
-// Whether a block may have a tile of 128 x 128, whose shared memory takes 87 KB: Turing has 64.
+// Whether a block may have a tile of 128 x 128 or 64 x 160, whose shared memory takes 87 and 66 KB:
+// Turing has 64.
 inline bool large_tiles_fit(const Queue& queue) { return queue.capability != 75; }
 
 // Terms in the order (block of channels, tap, channel in the block): what a term index names.

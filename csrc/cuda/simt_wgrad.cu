@@ -162,6 +162,10 @@ class WgradLoader {
   Loaded gradients_[kLoadsM], pixels_[kLoadsN];
 };
 
+// Whether quads are shared evenly by the threads that fetch them.
+template <typename Tile>
+inline constexpr bool kFetchesQuads = Tile::kN * Tile::kTerms / 4 % Tile::kThreads == 0;
+
 template <typename T, typename Tile, bool kQuads>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     simt_wgrad_slices(const __grid_constant__ Wgrad<T> p) {
@@ -265,8 +269,10 @@ void run(const ConvProblem& p, Wgrad<T>& q, bool quads, T* dw, const Queue& queu
       chunks_a_slice<Tile>(tiles, chunks, sum.slice_size * static_cast<int64_t>(sizeof(Wide<T>)));
   const int64_t slices = std::max<int64_t>(ceil_div(chunks, q.chunks_a_slice), 1);
   q.slices = queue.scratch<Wide<T>>(slices * sum.slice_size);
-  launch(quads ? simt_wgrad_slices<T, Tile, true> : simt_wgrad_slices<T, Tile, false>,
-         dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(slices)), Tile::kThreads,
+  auto kernel = simt_wgrad_slices<T, Tile, false>;
+  if constexpr (kFetchesQuads<Tile>)
+    if (quads) kernel = simt_wgrad_slices<T, Tile, true>;
+  launch(kernel, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(slices)), Tile::kThreads,
          static_cast<int>(sizeof(typename Tile::Shared)), queue, q);
   const SimtWeightStrides w = weight_strides(p);
   sum.k = w.k, sum.c = w.c, sum.r = w.r, sum.s = w.s;
@@ -307,13 +313,16 @@ void wgrad(const ConvProblem& p, const T* dz, const T* x, T* dw, const Queue& qu
       channels_last && q.C % 4 == 0 && q.M % 4 == 0 && aligned<T>(x, 4) && aligned<T>(dz, 4);
   if constexpr (std::is_same_v<T, float>) {
     // By the weights that a tile has and the problem has not, and the share of FMAs in its threads.
+    // The wide tile is for the 147 of a stem of 7x7 taps.
     const auto cost = [&](int64_t m, int64_t n, double share) {
       return static_cast<double>(ceil_div(q.M, m) * m * ceil_div(q.columns, n) * n) / share;
     };
     const double large = cost(128, 128, 0.75), medium = cost(64, 128, 0.7);
-    const double small = cost(64, 64, 0.6);
+    const double small = cost(64, 64, 0.6), wide = quads ? large : cost(64, 160, 0.7);
     if (large <= std::min(medium, small) && large_tiles_fit(queue))
       return run<T, SimtTile<float, 128, 128, 8, 8, 2>>(p, q, quads, dw, queue);
+    if (wide < std::min(medium, small) && large_tiles_fit(queue))
+      return run<T, SimtTile<float, 64, 160, 4, 20, 3>>(p, q, quads, dw, queue);
     if (medium <= small) return run<T, SimtTile<float, 64, 128, 8, 8, 3>>(p, q, quads, dw, queue);
   }
   run<T, SimtTile<Wide<T>, 64, 64, 8, 4, std::is_same_v<T, double> ? 2 : 4>>(p, q, quads, dw,
