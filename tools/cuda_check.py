@@ -33,6 +33,8 @@ BUILD = ROOT / "build" / "cuda-check"
 HOPPER, AMPERE = "9.0a", "8.0+PTX"
 # Bytes of spills, stores and loads together, that a kernel may have on an architecture, and why.
 SPILL_BUDGET = {
+    # A word or two of what the next copies are of, read once a panel: the tile of four blocks.
+    ("simt_planes_kernel", "sm_80"): 32,
     # Its places in the output, which are read once after the loop over the window.
     ("pool_large_windows", "sm_80"): 24,
     # 64 sums of 128 registers; inside the loop it is one word for eight steps.
@@ -79,6 +81,7 @@ RULES = (
     Rule("*pool2d*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("depthwise_*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("winograd_gemm.cu", "*", "sm_90a", WIDE, True, "16-byte accesses"),
+    Rule("simt_planes.cu", "simt_planes_kernel", "sm_90a", WIDE, True, "16-byte accesses"),
     Rule("winograd_outputs.cu", "winograd_outputs", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("conv_layout*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
     Rule("activation_backward*.cu", "*", "sm_90a", WIDE, False, "16-byte accesses"),
