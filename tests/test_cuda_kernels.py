@@ -685,6 +685,41 @@ def test_depthwise_on_tensor_cores(
             assert_accurate_with_specials(gradient, truth)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "kernel, size, sides",
+    [
+        (3, (3, 34, 7, 7), [1] * 4), (3, (2, 80, 14, 16), [1] * 4), (3, (1, 6, 35, 9), [0, 2, 1, 1]),
+        (3, (2, 8, 3, 1), [1] * 4), (3, (5, 130, 1, 6), [4, 3, 2, 3]), (3, (2, 8, 6, 9), [0] * 4),
+        (5, (2, 34, 9, 8), [2] * 4), (5, (3, 7, 6, 5), [4, 1, 0, 3]), (5, (9, 66, 5, 3), [2] * 4),
+    ],
+)  # fmt: skip
+def test_depthwise_gradients_at_once(
+    gpu: Caller, kernel: int, size: tuple[int, ...], sides: list[int], dtype: torch.dtype
+) -> None:
+    """Strips inside and over each edge, and numbers that are not finite, which no padding may meet;
+    either gradient alone has the same bits."""
+    channels = size[1]
+    x = in_layout(torch.randn(size).to(dtype), "channels_last")
+    w = torch.randn(channels, 1, kernel, kernel).to(dtype)
+    common = [[1, 1], sides, [1, 1], channels]
+    dz = torch.randn_like(OPS.conv2d(x, w, None, *common, "none", False))
+    dz = in_layout(dz, "channels_last")
+    for special in (False, True):
+        if special:
+            x[0, 1, 0, 0] = float("inf")
+            x[-1, 3, -1, -1] = float("nan")
+            dz[0, 2, -1, 0] = -float("inf")
+            dz[-1, 5, 0, -1] = float("nan")
+        arguments = [dz, x, w, None, *common, "none", special, [True, True, False]]
+        gradients = gpu("conv2d_backward", *arguments)[:2]
+        truths = OPS.conv2d_backward(*wide(arguments))[:2]
+        for i, (gradient, truth) in enumerate(zip(gradients, truths, strict=True)):
+            assert_accurate_with_specials(gradient, truth)
+            arguments[-1] = [i == 0, i == 1, False]
+            assert_same(gpu("conv2d_backward", *arguments, runs=RUNS[1:2])[i], gradient)
+
+
 @pytest.mark.parametrize(
     "kernel, stride, size",
     [

@@ -13,7 +13,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     add_slices_kernel(SliceSums<T> sums, int64_t slices, int shares) {
   __shared__ double shared[kThreads];
-  wait_for_previous();
+  begin_early();
   const int width = kThreads / shares, thread = static_cast<int>(threadIdx.x);
   const int64_t element = static_cast<int64_t>(blockIdx.x) * width + thread % width;
   double total = 0;
@@ -31,21 +31,18 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <typename T>
-void add_slices(const SliceSums<T>& sums, int64_t slices, const Queue& queue, bool early) {
+void add_slices(const SliceSums<T>& sums, int64_t slices, const Queue& queue) {
   if (sums.partial == nullptr) return;
   int shares = 1;
   while (shares < 32 && shares * 4 < slices) shares *= 2;
   const int64_t blocks = ceil_div(sums.elements, kThreads / shares);
-  const dim3 grid(static_cast<unsigned>(blocks)), block(kThreads);
-  if (early)
-    launch_early(add_slices_kernel<T>, grid, block, 0, queue, sums, slices, shares);
-  else
-    launch(add_slices_kernel<T>, grid, block, 0, queue, sums, slices, shares);
+  launch_early(add_slices_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, queue,
+               sums, slices, shares);
 }
 
-template void add_slices(const SliceSums<float>&, int64_t, const Queue&, bool);
-template void add_slices(const SliceSums<double>&, int64_t, const Queue&, bool);
-template void add_slices(const SliceSums<Half>&, int64_t, const Queue&, bool);
-template void add_slices(const SliceSums<BFloat16>&, int64_t, const Queue&, bool);
+template void add_slices(const SliceSums<float>&, int64_t, const Queue&);
+template void add_slices(const SliceSums<double>&, int64_t, const Queue&);
+template void add_slices(const SliceSums<Half>&, int64_t, const Queue&);
+template void add_slices(const SliceSums<BFloat16>&, int64_t, const Queue&);
 
 }  // namespace torchconv::cuda

@@ -84,6 +84,6 @@ SliceSums<T> slice_sums(T* result, int64_t slices, int64_t elements, const Queue
 // there is one slice.
 // early: as launch_early(), after a kernel that calls let_next_start().
 template <typename T>
-void add_slices(const SliceSums<T>& sums, int64_t slices, const Queue& queue, bool early = false);
+void add_slices(const SliceSums<T>& sums, int64_t slices, const Queue& queue);
 
 }  // namespace torchconv::cuda

@@ -1,5 +1,5 @@
-// Depthwise kernels with channels contiguous (NHWC), half types: what the gather and the weight
-// gradient share.
+// Depthwise kernels with channels contiguous (NHWC): what the gather, the weight gradient and both
+// gradients at once share.
 //
 // A thread has kVector channels of a strip of kColumns neighbouring outputs and rolls it down over
 // the rows of its set, so that every loaded element serves all taps from registers; the next rows
@@ -7,6 +7,7 @@
 // taps. Lanes lie along the channels, and the subs of a block along strips, sets and images.
 #pragma once
 
+#include "cuda/block_sums.cuh"
 #include "cuda/depthwise.h"
 #include "cuda/packed.h"
 
@@ -25,15 +26,18 @@ template <typename T_, int R_, int kColumns_, int kVector_, int kStride_ = 1>
 struct ChannelStrip {
   using T = T_;
   using A = Wide<T>;
+  static constexpr bool kNarrow = sizeof(T) == 2;
   static constexpr int R = R_, kTaps = R * R, kVector = kVector_;
   static constexpr int kColumns = kColumns_, kStride = kStride_;
   static constexpr int kWindow = (kColumns - 1) * kStride + R;
   static constexpr int kThreads = 128;
+  // Of the weights in shared memory, between taps: a channel's taps lie in several banks.
+  static constexpr int kPitch = 33 * kVector;
   // Rows of a window whose code stands side by side, so that no number moves to another register.
   static constexpr int kSlots = (R + kStride - 1) / kStride;  // outputs that a row meets
   static constexpr int kUnroll = R == 7 ? 1 : kStride * kSlots;
   // Rows under way: where there is little to compute for each, one would not hide its latency.
-  static constexpr int kDepth = R == 3 ? (kStride == 1 ? 3 : 2) : 1;
+  static constexpr int kDepth = R == 3 ? (kStride == 1 ? 3 : 2) : kStride == 2 && !kNarrow ? 2 : 1;
   static_assert(kUnroll % kDepth == 0);
   using Loaded = Packed<T, kVector>;
 
@@ -67,6 +71,54 @@ struct StripPlace {
     n = static_cast<int>(position);
   }
 };
+
+// The weights of the block's channels from w, to [taps][kPitch] in shared memory.
+template <typename S>
+__device__ __forceinline__ void stage_weights(const ChannelStrips& p, int vector0,
+                                              const typename S::T* w, typename S::A* weights) {
+  const int lanes = static_cast<int>(p.lanes.value());
+  const int count = min(lanes, p.vectors - vector0) * S::kVector * S::kTaps;
+  const auto* block_weights = w + static_cast<int64_t>(vector0) * S::kVector * S::kTaps;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += S::kThreads) {
+    const int tap = i % S::kTaps;
+    weights[(p.g.turned ? S::kTaps - 1 - tap : tap) * S::kPitch + i / S::kTaps] =
+        to_wide(block_weights[i]);
+  }
+}
+
+// The threads' sums z of their channels' taps, added over the subs of the block in `shared`, which
+// nobody uses any more.
+template <typename S>
+__device__ __forceinline__ void store_block_sums(const ChannelStrips& p, int vector0,
+                                                 uint32_t slice,
+                                                 const typename S::A (&z)[S::kTaps][S::kVector],
+                                                 typename S::A* shared,
+                                                 const SliceSums<typename S::T>& sums) {
+  using A = typename S::A;
+  constexpr int kTaps = S::kTaps, kVector = S::kVector;
+  constexpr int kPitch = S::kThreads * kVector;  // [kTaps][threads][kVector]
+#pragma unroll
+  for (int i = 0; i < kTaps; ++i)
+#pragma unroll
+    for (int v = 0; v < kVector; ++v)
+      shared[i * kPitch + static_cast<int>(threadIdx.x) * kVector + v] = z[i][v];
+  __syncthreads();
+  const int width = static_cast<int>(p.lanes.value()) * kVector;
+  const int channels = min(width, p.channels - vector0 * kVector);
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < width * kTaps; i += S::kThreads) {
+    const int of = i % width, tap = i / width;
+    if (of >= channels) continue;
+    A total{0};
+#pragma unroll 4
+    for (int share = 0; share < p.subs; ++share) total += shared[tap * kPitch + share * width + of];
+    sums.store(slice,
+               (static_cast<int64_t>(vector0) * kVector + of) * kTaps +
+                   (p.g.turned ? kTaps - 1 - tap : tap),
+               total);
+  }
+}
 
 // Whether strips can compute g: one filter a channel, aligned vectors.
 template <typename S>

@@ -137,6 +137,10 @@ void gradients(const ConvProblem& p, const void* dz, const void* x, const void* 
     if (as_it_lies(dgrad) && as_it_lies(wgrad) && planes_gradients_take(p, queue))
       return planes_gradients(p, dz, x, w, dx, dw, queue);
   }
+  if (dgrad.algorithm == ConvAlgorithm::kDepthwise &&
+      wgrad.algorithm == ConvAlgorithm::kDepthwise &&
+      depthwise_gradients(p, dz, x, w, dx, dw, queue))
+    return;
   Copies before(p.dtype, queue), after(p.dtype, queue);
   const int64_t C = p.C / p.groups, weights = p.K * C * p.R * p.S, outputs = p.P * p.Q;
   // Both passes read the same copy of dz.

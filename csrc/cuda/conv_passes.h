@@ -30,6 +30,10 @@ void depthwise_dgrad(const ConvProblem& p, const void* dz, const void* w, void* 
                      const Queue& queue);
 void depthwise_wgrad(const ConvProblem& p, const void* dz, const void* x, void* dw,
                      const Queue& queue);
+// Both gradients at once, of which one may be null. False, and nothing done, where they are
+// computed one after the other.
+bool depthwise_gradients(const ConvProblem& p, const void* dz, const void* x, const void* w,
+                         void* dx, void* dw, const Queue& queue);
 
 // --- grouped_*.cu: groups of more than one channel.
 bool grouped_takes(const ConvProblem& p, Pass pass);

@@ -65,4 +65,11 @@ void depthwise_wgrad(const ConvProblem& p, const void* dz, const void* x, void* 
   }
 }
 
+bool depthwise_gradients(const ConvProblem& p, const void* dz, const void* x, const void* w,
+                         void* dx, void* dw, const Queue& queue) {
+  return sampling_of(p, Pass::kDgrad) == Sampling::kUnit && !pixels_contiguous(p) &&
+         depthwise_channel_gradients(p.dtype, p.R, gather_of(p, Pass::kDgrad), dz, x, w, dx, dw,
+                                     queue);
+}
+
 }  // namespace torchconv::cuda

@@ -72,8 +72,9 @@ bool depthwise_channels(DType dtype, int64_t R, Sampling sampling, const Gather&
                         const void* w, const void* bias, void* out, void* preactivation,
                         Activation activation, const Queue& queue);
 
-// The same of fprop, and of dgrad of stride 1, for half types, even numbers of channels or 7x7, and
-// activations of a comparison alone. False, and nothing done, where it does not take them.
+// The same of fprop, and of dgrad of stride 1, for half types and float32 up to 5x5, aligned
+// vectors of one or two channels, and activations of a comparison alone. False, and nothing done,
+// where it does not take them.
 bool depthwise_channel_strips(DType dtype, int64_t R, Sampling sampling, const Gather& g,
                               const void* in, const void* w, const void* bias, void* out,
                               Activation activation, const Queue& queue);
@@ -84,6 +85,12 @@ bool depthwise_channel_strips(DType dtype, int64_t R, Sampling sampling, const G
 bool depthwise_channel_mma(DType dtype, int64_t R, Sampling sampling, const Gather& g,
                            const void* in, const void* w, const void* bias, void* out,
                            Activation activation, const Queue& queue);
+
+// Both gradients at once, of which one may be null, with channels contiguous, by 3x3 kernels of
+// stride 1, of float32 5x5 too; g is dgrad's. False, and nothing done, where it does not take them.
+bool depthwise_channel_gradients(DType dtype, int64_t R, const Gather& g, const void* dz,
+                                 const void* x, const void* w, void* dx, void* dw,
+                                 const Queue& queue);
 
 // fprop and dgrad of any kernel, stride and layout, and what takes a residual.
 void depthwise_taps(const ConvProblem& p, Pass pass, const void* in, const void* w,

@@ -1,5 +1,4 @@
-// Depthwise fprop of stride 1 and 2 and dgrad of stride 1 in NHWC, half types: strips of
-// channel_strips.cuh.
+// Depthwise fprop of stride 1 and 2 and dgrad of stride 1 in NHWC: strips of channel_strips.cuh.
 //
 // A thread keeps the weights of its channels and the sums of the R rows of outputs that the current
 // row of its window meets. Epilogues of no more than a comparison alone, for their code stands once
@@ -7,13 +6,14 @@
 // Bound: the bytes of x and y; multiplications where R is 5 or 7.
 #include "cuda/activation.h"
 #include "cuda/channel_strips.cuh"
+#include "cuda/early_launch.h"
 
 namespace torchconv::cuda {
 namespace {
 
 // Blocks that a multiprocessor's registers hold.
 template <typename S>
-constexpr int kResident = 3;
+constexpr int kResident = S::kNarrow ? 3 : 4;
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, kResident<S>)
@@ -27,6 +27,7 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   constexpr int kSlots = S::kSlots, kDepth = S::kDepth, kLast = R - 1;
   // Products that belong to another thread's outputs are many where R is large.
   constexpr bool kExact = R > 3;
+  begin_early();
   const Gather& g = p.g;
   const int lanes = static_cast<int>(p.lanes.value());
   uint32_t run = blockIdx.x, sub = threadIdx.x;
@@ -34,15 +35,8 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   const int lane = static_cast<int>(p.lanes.split(sub));
   const int64_t c = static_cast<int64_t>(vector0 + lane) * kVector;
 
-  A* weights = dynamic_shared<A>();  // [taps][lanes] of vectors
-  const int pitch = lanes * kVector;
-  const int count = min(lanes, p.vectors - vector0) * kVector * kTaps;
-  const T* block_weights = w + static_cast<int64_t>(vector0) * kVector * kTaps;
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < count; i += S::kThreads) {
-    const int tap = i % kTaps;
-    weights[(g.turned ? kTaps - 1 - tap : tap) * pitch + i / kTaps] = to_wide(block_weights[i]);
-  }
+  A* weights = dynamic_shared<A>();
+  stage_weights<S>(p, vector0, w, weights);
 
   const uint32_t position = run * static_cast<uint32_t>(p.subs) + sub;
   const bool active =
@@ -81,7 +75,7 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
 #pragma unroll
   for (int i = 0; i < kTaps; ++i)
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) weight[i][v] = weights[i * pitch + lane * kVector + v];
+    for (int v = 0; v < kVector; ++v) weight[i][v] = weights[i * S::kPitch + lane * kVector + v];
 
   const bool relu = activation != Activation::kNone, cut = activation == Activation::kReLU6;
   A z[kSlots][kColumns][kVector] = {};
@@ -165,11 +159,10 @@ bool launch_channel_strips(const Gather& g, const void* in, const void* w, const
   if (!channel_strips_take<S>(g, in, out)) return false;
   const ChannelStrips p = channel_strips<S>(g, rows_of_set<S>(g));
   const int64_t blocks = ceil_div(p.positions, p.subs) * p.lane_tiles.value();
-  const int64_t shared = static_cast<int64_t>(p.lanes.value()) * S::kVector * S::kTaps;
-  launch(channel_strips_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(S::kThreads),
-         static_cast<int>(shared * static_cast<int64_t>(sizeof(Wide<T>))), queue, p,
-         static_cast<const T*>(in), static_cast<const T*>(w), static_cast<const T*>(bias),
-         static_cast<T*>(out), activation);
+  launch_early(channel_strips_kernel<S>, dim3(static_cast<unsigned>(blocks)), dim3(S::kThreads),
+               S::kTaps * S::kPitch * static_cast<int>(sizeof(Wide<T>)), queue, p,
+               static_cast<const T*>(in), static_cast<const T*>(w), static_cast<const T*>(bias),
+               static_cast<T*>(out), activation);
   return true;
 }
 
@@ -194,6 +187,16 @@ bool depthwise_channel_strips(DType dtype, int64_t R, Sampling sampling, const G
            : R == 5 ? run(ChannelStrip<T, 5, 4, 2>{})
                     : run(ChannelStrip<T, 3, 7, 2>{});
   };
+  if (dtype == DType::kFloat32) {
+    const auto run = [&](auto strip) {
+      return launch_channel_strips<decltype(strip)>(g, in, w, bias, out, activation, queue);
+    };
+    if (R == 3)
+      return unit ? run(ChannelStrip<float, 3, 4, 2>{}) : run(ChannelStrip<float, 3, 4, 2, 2>{});
+    if (R == 5)
+      return unit ? run(ChannelStrip<float, 5, 4, 1>{}) : run(ChannelStrip<float, 5, 4, 1, 2>{});
+    return false;
+  }
   return dtype == DType::kFloat16    ? compute(Half{})
          : dtype == DType::kBFloat16 ? compute(BFloat16{})
                                      : false;

@@ -5,8 +5,8 @@
 // alone; their sums meet in shared memory, those of slices in block_sums.cu.
 // A product with padding is not formed, for dz need not be finite.
 // Bound: the bytes of x and dz; multiplications where R is 5 or 7.
-#include "cuda/block_sums.cuh"
 #include "cuda/channel_strips.cuh"
+#include "cuda/early_launch.h"
 
 namespace torchconv::cuda {
 namespace {
@@ -25,6 +25,7 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   constexpr int kColumns = S::kColumns, kWindow = S::kWindow, kDepth = S::kDepth;
   // Paddings are at most so large, so that no more columns lie beside the image.
   constexpr int kBeside = R / 2;
+  begin_early();
   const Gather& g = p.g;
   const int lanes = static_cast<int>(p.lanes.value());
   uint32_t slice = blockIdx.x, sub = threadIdx.x;
@@ -108,27 +109,7 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
     }
   }
 
-  A* shared = dynamic_shared<A>();  // [kTaps][threads][kVector]
-  constexpr int kPitch = S::kThreads * kVector;
-#pragma unroll
-  for (int i = 0; i < kTaps; ++i)
-#pragma unroll
-    for (int v = 0; v < kVector; ++v)
-      shared[i * kPitch + static_cast<int>(threadIdx.x) * kVector + v] = z[i][v];
-  __syncthreads();
-  const int width = lanes * kVector, channels = min(width, p.channels - vector0 * kVector);
-#pragma unroll 1
-  for (int i = static_cast<int>(threadIdx.x); i < width * kTaps; i += S::kThreads) {
-    const int of = i % width, tap = i / width;
-    if (of >= channels) continue;
-    A total{0};
-#pragma unroll 4
-    for (int share = 0; share < p.subs; ++share) total += shared[tap * kPitch + share * width + of];
-    sums.store(
-        slice,
-        (static_cast<int64_t>(vector0) * kVector + of) * kTaps + (g.turned ? kTaps - 1 - tap : tap),
-        total);
-  }
+  store_block_sums<S>(p, vector0, slice, z, dynamic_shared<A>(), sums);
 }
 
 template <typename S>
@@ -156,10 +137,11 @@ bool launch_channel_strips_wgrad(const Gather& g, const void* dz, const void* x,
   const SliceSums<T> sums =
       slice_sums(static_cast<T*>(dw), slices, static_cast<int64_t>(g.groups) * g.w_group, queue);
   const int64_t shared = S::kTaps * S::kThreads * S::kVector;
-  launch(channel_strips_wgrad_kernel<S>, dim3(static_cast<unsigned>(p.lane_tiles.value() * slices)),
-         dim3(S::kThreads), static_cast<int>(shared * static_cast<int64_t>(sizeof(Wide<T>))), queue,
-         p, static_cast<uint32_t>(p.subs * each), static_cast<const T*>(dz),
-         static_cast<const T*>(x), sums);
+  launch_early(channel_strips_wgrad_kernel<S>,
+               dim3(static_cast<unsigned>(p.lane_tiles.value() * slices)), dim3(S::kThreads),
+               static_cast<int>(shared * static_cast<int64_t>(sizeof(Wide<T>))), queue, p,
+               static_cast<uint32_t>(p.subs * each), static_cast<const T*>(dz),
+               static_cast<const T*>(x), sums);
   add_slices(sums, slices, queue);
   return true;
 }

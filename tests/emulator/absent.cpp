@@ -51,6 +51,10 @@ WEAK void cutlass_dgrad(const ConvProblem&, const void*, const void*, void*, con
 WEAK void cutlass_wgrad(const ConvProblem&, const void*, const void*, void*, const Queue&) {
   absent("cutlass_wgrad");
 }
+WEAK bool depthwise_gradients(const ConvProblem&, const void*, const void*, const void*, void*,
+                              void*, const Queue&) {
+  return false;
+}
 WEAK bool depthwise_takes(const ConvProblem&, Pass) { return false; }
 WEAK bool grouped_takes(const ConvProblem&, Pass) { return false; }
 WEAK bool grouped_mma_takes(const ConvProblem&, Pass, const Queue&) { return false; }
