@@ -1073,6 +1073,26 @@ def test_large_windows(gpu: Caller, dtype: torch.dtype) -> None:
         assert_accurate_numbers(dx, OPS.adaptive_max_pool2d_backward(*wide(backward)))
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    "size, output",
+    [
+        ((1, 2, 61, 48), [2, 3]), ((1, 3, 50, 33), [5, 4]), ((1, 1, 200, 7), [12, 1]),
+        ((4, 40, 28, 28), [3, 3]), ((3, 41, 9, 7), [1, 2]), ((2, 35, 20, 30), [6, 5]),
+    ],
+)  # fmt: skip
+def test_gradient_of_large_windows(
+    gpu: Caller, size: tuple[int, ...], output: list[int], dtype: torch.dtype
+) -> None:
+    """Bands of few planes, and many planes in a block, as many as the device has work for."""
+    for layout in ("contiguous", "channels_last"):
+        x = in_layout(torch.randn(size).to(dtype), layout)
+        y, indices = OPS.adaptive_max_pool2d(x, output)
+        backward = [torch.randn_like(y), indices, list(size), layout == "channels_last"]
+        dx = gpu("adaptive_max_pool2d_backward", *backward)
+        assert_accurate_numbers(dx, OPS.adaptive_max_pool2d_backward(*wide(backward)))
+
+
 @pytest.mark.parametrize("capability", [75, 90])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_pools_of_whole_images(gpu: Caller, dtype: torch.dtype, capability: int) -> None:
