@@ -87,7 +87,8 @@ struct alignas(16) Words {
   uint32_t word[4];
 };
 
-// Sums that are NaN: one tap of a channel over the slice's pixels of dz that have one of x.
+// Sums that are NaN: one tap of a channel over the slice's pixels of dz that have one of x, as far
+// as the sum is a number.
 template <typename S>
 __device__ float sum_of_pixels(const MmaStrips& p, const typename S::T* dz, const typename S::T* x,
                                int64_t c, int r, int s, uint32_t first, uint32_t end) {
@@ -100,6 +101,7 @@ __device__ float sum_of_pixels(const MmaStrips& p, const typename S::T* dz, cons
     for (int h = max(h0, 0); h < min(h0 + p.set_rows, g.h.in); ++h) {
       const int row = h - g.h.origin - r, pr = row / S::kStride;
       if (row < 0 || row % S::kStride != 0 || pr >= g.h.out) continue;
+      if (total != total) return total;
       for (int q = q0; q < min(q0 + p.width, g.w.out); ++q) {
         const int w = q * S::kStride + g.w.origin + s;
         if (static_cast<unsigned>(w) >= static_cast<unsigned>(g.w.in)) continue;
