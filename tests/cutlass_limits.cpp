@@ -216,12 +216,16 @@ int groups(const int64_t* v, int pass_index, const double* x, const double* w, d
   const Pass pass = static_cast<Pass>(pass_index);
   const ConvProblem p = problem(v);
   const sm90::Gather g = sm90::groups_gather(p, pass);
-  const int64_t group = p.C / p.groups, taps = g.h.taps * g.w.taps;
-  const sm90::GroupTile tile = sm90::group_tile(g, group);
+  const int64_t group = p.C / p.groups;
+  const sm90::GroupTile tile = sm90::group_tile(p, pass);
+  const sm90::GroupWalk walk = sm90::group_walk(p, pass);
   const int64_t stage = tile.stage_bytes / sm90::kPixelBytes;
+  const int64_t height = pass == Pass::kDgrad ? p.H : p.P, width = pass == Pass::kDgrad ? p.W : p.Q;
+  const int64_t apart = walk == sm90::GroupWalk::kDoubled ? 2 : 1;
   int64_t loaded = 0;
   for (int i = 0; i < tile.patches; ++i) loaded += tile.patch[i].rows * tile.columns;
   if (loaded * sm90::kPixelBytes != tile.loaded) return 0;
+  if (tile.rows * tile.columns > sm90::kUnitOutputs) return 0;
   std::vector<double> pixels(
       static_cast<size_t>((stage + sm90::kUnitOutputs) * sm90::kSlabChannels));
   for (int64_t unit = 0; unit < g.N * tile.units_of_image; ++unit)
@@ -230,27 +234,31 @@ int groups(const int64_t* v, int pass_index, const double* x, const double* w, d
       std::fill(pixels.begin(), pixels.end(), std::numeric_limits<double>::quiet_NaN());
       for (int i = 0; i < tile.patches; ++i)
         load(tile.patch[i], g, tile.columns, x, n, row, slab, pixels.data() + tile.patch[i].at / 2);
-      for (int64_t at = 0; at < tile.rows * tile.columns; ++at) {
-        const int64_t out_p = row + at / tile.columns, out_q = at % tile.columns;
-        if (at >= sm90::kUnitOutputs) return 0;
-        if (out_p >= g.h.outputs || out_q >= g.w.outputs) continue;
-        for (int64_t k = slab; k < std::min(slab + sm90::kSlabChannels, g.K); ++k) {
-          double sum = 0;
-          for (int64_t tap = 0; tap < taps; ++tap) {
-            const int64_t pixel = tile.tap_at[tap] / sm90::kPixelBytes + at;
-            if (pixel >= stage + sm90::kUnitOutputs) return 0;
-            for (int64_t c = 0; c < group; ++c) {
-              const int64_t channel = k / group * group + c;
-              const double weight = pass == Pass::kDgrad
-                                        ? w[(channel * taps + taps - 1 - tap) * group + k % group]
-                                        : w[(k * taps + tap) * group + c];
-              sum += pixels[static_cast<size_t>(pixel * sm90::kSlabChannels + channel - slab)] *
-                     weight;
+      for (int phase = 0; phase < sm90::phases_of(walk); ++phase)
+        for (int64_t at = 0; at < tile.rows * tile.columns; ++at) {
+          // The row and column that are stored, of those of the phase.
+          const int64_t out_h = (row + at / tile.columns) * apart + phase / apart;
+          const int64_t out_w = at % tile.columns * apart + phase % apart;
+          if (out_h >= height || out_w >= width) continue;
+          for (int64_t k = slab; k < std::min(slab + sm90::kSlabChannels, g.K); ++k) {
+            double sum = 0;
+            for (int i = sm90::products_before(walk, phase);
+                 i < sm90::products_before(walk, phase + 1); ++i) {
+              const int64_t pixel = tile.product_at[i] / sm90::kPixelBytes + at;
+              const int64_t tap = sm90::tap_of_product(walk, i);
+              if (pixel >= stage + sm90::kUnitOutputs) return 0;
+              for (int64_t c = 0; c < group; ++c) {
+                const int64_t channel = k / group * group + c;
+                const double weight = pass == Pass::kDgrad
+                                          ? w[(channel * 9 + tap) * group + k % group]
+                                          : w[(k * 9 + tap) * group + c];
+                sum += pixels[static_cast<size_t>(pixel * sm90::kSlabChannels + channel - slab)] *
+                       weight;
+              }
             }
+            y[((n * height + out_h) * width + out_w) * g.K + k] = sum;
           }
-          y[((n * g.h.outputs + out_p) * g.w.outputs + out_q) * g.K + k] = sum;
         }
-      }
     }
   return tile.stages;
 }

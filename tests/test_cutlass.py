@@ -77,9 +77,10 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
 }
 
 
-# Groups, whose kernels keep some units or lines ahead (cutlass_sm90_groups.h, _groups_wgrad.h): fewer
-# and more of them than there is room for, several units of an image, a slab that is half full, sums
-# of wgrad that are added up several times. Image, groups, stride.
+# Groups, whose kernels keep some units or lines ahead (cutlass_sm90_groups.h and
+# cutlass_sm90_groups_wgrad.h): fewer and more of them than there is room for, several units of an
+# image, a slab that is half full, sums of wgrad that are added up several times. Image, groups,
+# stride.
 GROUPS: dict[str, tuple[tuple[int, int, int, int], int, int]] = {
     "of_32": ((5, 96, 7, 7), 3, 1),
     "of_32_many": ((140, 1024, 7, 7), 32, 1),
@@ -165,7 +166,7 @@ def test_groups(case: str, dtype: torch.dtype) -> None:
     kwargs = {"groups": groups, "stride": stride, "padding": 1}
     told = explain(x, w, **kwargs, peak=1.0, bandwidth=1.0)
     assert CUTLASS in told["fprop"].algorithm, str(told)
-    assert (CUTLASS in told["dgrad"].algorithm) == (stride == 1), str(told)
+    assert CUTLASS in told["dgrad"].algorithm, str(told)
     # Lines of 28 pixels, and as many of dz, are too long.
     assert (CUTLASS in told["wgrad"].algorithm) == (case != "of_32_rows"), str(told)
     dz = torch.randn_like(F.conv2d(x, w, b, **kwargs))

@@ -4,10 +4,10 @@
 //
 // A block keeps the filters of its slab in shared memory. A thread loads the pixels of units to
 // come; two warpgroups compute a unit each, in turn with each other, so that one multiplies while
-// the other stores. A tap's operand is the memory of its patch from tap_at on, in rows of 64
+// the other stores. A tap's operand is the memory of its patch from product_at on, in rows of 64
 // channels: a group of 32 multiplies half of each row. Sums at the ends of rows are of no output,
-// and what stores a unit leaves them out. dgrad reads the same filters turned by wgmma, and taps
-// from the last to the first.
+// and what stores a unit leaves them out. dgrad reads the same filters turned by wgmma; of
+// stride 2 a unit's outputs are stored phase by phase.
 #ifdef TORCHCONV_CUTLASS
 #include "cuda/cutlass_sm90_groups.h"
 #include "cuda/cutlass_sm90_wgmma.h"
@@ -20,27 +20,29 @@ namespace {
 constexpr int kThreads = 128 * (kGroupMultipliers + 1);
 
 struct Params {
-  CUtensorMap image[kGroupPatches];  // (c, w, h, n) of each residue
-  CUtensorMap filters;               // (c of a group, tap, k)
-  CUtensorMap output;                // (k, q, p, n)
+  CUtensorMap image[kGroupResidues];   // (c, w, h, n) of each residue
+  CUtensorMap filters;                 // (c of a group, tap, k)
+  CUtensorMap output[kGroupResidues];  // (k, q, p, n) of each phase
   const void* bias;
   float low, high;
   int slabs, parts, units;  // blocks are slabs x parts; units of a slab
   int K;
   int rows, patches;
   int loaded, stage_bytes, stages;
-  int first_h[kGroupPatches], first_w[kGroupPatches], patch_at[kGroupPatches];
-  int tap_at[kGroupTaps];
+  int first_h[kGroupResidues], first_w[kGroupResidues], patch_at[kGroupResidues];
+  int product_at[kGroupTaps];
   Divisor units_of_image;
 };
 
-template <class Element, int kGroup, bool kBackward>
+template <class Element, int kGroup, GroupWalk kWalk>
 __global__ void __launch_bounds__(kThreads, 1) groups_kernel(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
   __trap();  // cutlass_takes refuses every device that runs this
 #else
   using Full = cutlass::arch::ClusterTransactionBarrier;
   using Empty = cutlass::arch::ClusterBarrier;
+  constexpr bool kBackward = kWalk != GroupWalk::kForward;
+  constexpr int kPhases = phases_of(kWalk), kStored = stored_units(kWalk);
   constexpr int kGroups = kSlabChannels / kGroup, kSteps = kGroup / 16;         // of 16 terms
   constexpr int kRowBytes = 2 * kGroup, kTapBytes = kSlabChannels * kRowBytes;  // of the filters
   // From one step's filters to the next.
@@ -103,90 +105,104 @@ __global__ void __launch_bounds__(kThreads, 1) groups_kernel(const __grid_consta
   }
   const uint32_t filters_at = cute::cast_smem_ptr_to_uint(filters);
   const uint32_t stages_at = cute::cast_smem_ptr_to_uint(stages);
-  unsigned char* output = outputs + warpgroup * kUnitBytes;
+  unsigned char* stored = outputs + warpgroup * (kStored * kUnitBytes);
   const auto meet = [&] { asm volatile("bar.sync %0, 128;\n" ::"r"(1 + warpgroup) : "memory"); };
   Full::wait(&filters_there, 0);
   int stage = warpgroup;
   uint32_t phase = 0;
   for (int unit = part + warpgroup * p.parts; unit < p.units; unit += kGroupMultipliers * p.parts) {
-    float sums[kGroups][kGroup / 2] = {};
     Full::wait(&full[stage], phase);
     const uint32_t pixels = stages_at + static_cast<uint32_t>(stage * p.stage_bytes);
+    int row;
+    const int n = image_of(unit, row);
 #pragma unroll
-    for (int tap = 0; tap < kGroupTaps; ++tap) {
-      const int filter_tap = kBackward ? kGroupTaps - 1 - tap : tap;
-      const uint64_t a = operand<kPixelBytes>(pixels + static_cast<uint32_t>(p.tap_at[tap]));
-      const uint64_t b =
-          operand<kRowBytes>(filters_at + static_cast<uint32_t>(filter_tap * kTapBytes));
+    for (int residue = 0; residue < kPhases; ++residue) {
+      float sums[kGroups][kGroup / 2] = {};
+#pragma unroll
+      for (int i = products_before(kWalk, residue); i < products_before(kWalk, residue + 1); ++i) {
+        const uint64_t a = operand<kPixelBytes>(pixels + static_cast<uint32_t>(p.product_at[i]));
+        const uint64_t b = operand<kRowBytes>(
+            filters_at + static_cast<uint32_t>(tap_of_product(kWalk, i) * kTapBytes));
+        for (auto& group : sums)
+          for (auto& sum : group) cute::warpgroup_fence_operand(sum);
+        cute::warpgroup_arrive();
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+          for (int j = 0; j < kGroups; ++j)
+            multiply<Element, kGroup, false, kBackward>(
+                a + static_cast<uint64_t>((j * kRowBytes + 32 * step) / 16),
+                b + static_cast<uint64_t>((j * kGroup * kRowBytes + step * kStepBytes) / 16),
+                sums[j]);
+        cute::warpgroup_commit_batch();
+      }
+      cute::warpgroup_wait<0>();
       for (auto& group : sums)
         for (auto& sum : group) cute::warpgroup_fence_operand(sum);
-      cute::warpgroup_arrive();
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step)
-#pragma unroll
-        for (int i = 0; i < kGroups; ++i)
-          multiply<Element, kGroup, false, kBackward>(
-              a + static_cast<uint64_t>((i * kRowBytes + 32 * step) / 16),
-              b + static_cast<uint64_t>((i * kGroup * kRowBytes + step * kStepBytes) / 16),
-              sums[i]);
-      cute::warpgroup_commit_batch();
-    }
-    cute::warpgroup_wait<0>();
-    for (auto& group : sums)
-      for (auto& sum : group) cute::warpgroup_fence_operand(sum);
-    Empty::arrive(&empty[stage]);
-    stage += kGroupMultipliers;
-    if (stage >= p.stages) stage -= p.stages, phase ^= 1;
+      if (residue + 1 == kPhases) Empty::arrive(&empty[stage]);
 
-    // What was stored before has been read.
-    if (thread % 128 == 0) cute::tma_store_wait<0>();
-    meet();
+      // What was stored from here before has been read.
+      unsigned char* output = stored + residue % kStored * kUnitBytes;
+      if (thread % 128 == 0) cute::tma_store_wait<kStored - 1>();
+      meet();
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int at = 16 * warp + g + 8 * half;
+      for (int half = 0; half < 2; ++half) {
+        const int at = 16 * warp + g + 8 * half;
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        float z[2];
+        for (int j = 0; j < 8; ++j) {
+          float z[2];
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float sum =
-              sums[8 * j / kGroup][4 * j % (kGroup / 2) + 2 * half + e] + bias[2 * j + e];
-          const float raised = sum < p.low ? p.low : sum;
-          z[e] = raised > p.high ? p.high : raised;
+          for (int e = 0; e < 2; ++e) {
+            const float sum =
+                sums[8 * j / kGroup][4 * j % (kGroup / 2) + 2 * half + e] + bias[2 * j + e];
+            const float raised = sum < p.low ? p.low : sum;
+            z[e] = raised > p.high ? p.high : raised;
+          }
+          *reinterpret_cast<uint32_t*>(output + at * kPixelBytes + ((j ^ (at & 7)) << 4) + 4 * t) =
+              rounded(z[0], z[1], Element{});
         }
-        *reinterpret_cast<uint32_t*>(output + at * kPixelBytes + ((j ^ (at & 7)) << 4) + 4 * t) =
-            rounded(z[0], z[1], Element{});
+      }
+      cute::tma_store_fence();
+      meet();
+      if (thread % 128 == 0) {
+        cute::SM90_TMA_STORE_4D::copy(&p.output[residue], output, first_channel, 0, row, n);
+        cute::tma_store_arrive();
       }
     }
-    cute::tma_store_fence();
-    meet();
-    if (thread % 128 == 0) {
-      int row;
-      const int n = image_of(unit, row);
-      cute::SM90_TMA_STORE_4D::copy(&p.output, output, first_channel, 0, row, n);
-      cute::tma_store_arrive();
-    }
+    stage += kGroupMultipliers;
+    if (stage >= p.stages) stage -= p.stages, phase ^= 1;
   }
   if (thread % 128 == 0) cute::tma_store_wait<0>();
 #endif
 }
 
-template <class Element, int kGroup, bool kBackward>
+template <class Element, int kGroup, GroupWalk kWalk>
 void run(const Params& p, const Queue& queue) {
   const int filters = kGroupTaps * kSlabChannels * kGroup * 2;
-  launch_early(
-      groups_kernel<Element, kGroup, kBackward>, dim3(static_cast<unsigned>(p.slabs * p.parts)),
-      dim3(kThreads),
-      1024 + filters + p.stages * p.stage_bytes + kGroupMultipliers * static_cast<int>(kUnitBytes),
-      queue, p);
+  const int stored = kGroupMultipliers * stored_units(kWalk) * kUnitBytes;
+  launch_early(groups_kernel<Element, kGroup, kWalk>,
+               dim3(static_cast<unsigned>(p.slabs * p.parts)), dim3(kThreads),
+               1024 + filters + p.stages * p.stage_bytes + stored, queue, p);
+}
+
+template <class Element, int kGroup>
+void run(const Params& p, GroupWalk walk, const Queue& queue) {
+  switch (walk) {
+    case GroupWalk::kForward:
+      return run<Element, kGroup, GroupWalk::kForward>(p, queue);
+    case GroupWalk::kBackward:
+      return run<Element, kGroup, GroupWalk::kBackward>(p, queue);
+    default:
+      return run<Element, kGroup, GroupWalk::kDoubled>(p, queue);
+  }
 }
 
 template <class Element>
-void run_of(const Params& p, int64_t group, bool backward, const Queue& queue) {
+void run_of(const Params& p, int64_t group, GroupWalk walk, const Queue& queue) {
   if (group == 64)
-    backward ? run<Element, 64, true>(p, queue) : run<Element, 64, false>(p, queue);
+    run<Element, 64>(p, walk, queue);
   else
-    backward ? run<Element, 32, true>(p, queue) : run<Element, 32, false>(p, queue);
+    run<Element, 32>(p, walk, queue);
 }
 
 }  // namespace
@@ -197,9 +213,10 @@ void gather_groups(const ConvProblem& problem, Pass pass, const GatherTensors& t
   const DType dtype = problem.dtype;
   const Gather g = groups_gather(problem, pass);
   const int64_t group = problem.C / problem.groups;
-  const int64_t H = g.h.image, W = g.w.image, P = g.h.outputs, Q = g.w.outputs;
+  const int64_t H = g.h.image, W = g.w.image;
   const int64_t stride = g.h.stride, slabs = ceil_div(g.C, kSlabChannels);
-  const GroupTile tile = group_tile(g, group);
+  const GroupTile tile = group_tile(problem, pass);
+  const GroupWalk walk = group_walk(problem, pass);
   Params p{};
   for (int i = 0; i < tile.patches; ++i) {
     const GroupPatch& patch = tile.patch[i];
@@ -215,8 +232,17 @@ void gather_groups(const ConvProblem& problem, Pass pass, const GatherTensors& t
   }
   p.filters =
       tensor_map<3>(dtype, tensors.filters, {group, kGroupTaps, g.K}, {group, 1, kSlabChannels});
-  p.output = tensor_map<4>(dtype, tensors.output, {g.K, Q, P, g.N},
-                           {kSlabChannels, tile.columns, tile.rows, 1});
+  const bool forward = walk == GroupWalk::kForward;
+  const int64_t height = forward ? problem.P : problem.H, width = forward ? problem.Q : problem.W;
+  const int64_t apart = walk == GroupWalk::kDoubled ? 2 : 1;  // outputs of a phase
+  for (int phase = 0; phase < phases_of(walk); ++phase) {
+    const int64_t h = phase / apart, w = phase % apart;
+    char* first = static_cast<char*>(tensors.output) + 2 * (h * width + w) * g.K;
+    p.output[phase] = tensor_map<4>(
+        dtype, first, {g.K, ceil_div(width - w, apart), ceil_div(height - h, apart), g.N},
+        {apart * g.K, apart * width * g.K, height * width * g.K},
+        {kSlabChannels, tile.columns, tile.rows, 1});
+  }
   p.bias = tensors.bias;
   p.low = tensors.low;
   p.high = tensors.high;
@@ -229,13 +255,12 @@ void gather_groups(const ConvProblem& problem, Pass pass, const GatherTensors& t
   p.loaded = narrow(tile.loaded);
   p.stage_bytes = narrow(tile.stage_bytes);
   p.stages = narrow(tile.stages);
-  for (int tap = 0; tap < kGroupTaps; ++tap) p.tap_at[tap] = narrow(tile.tap_at[tap]);
+  for (int tap = 0; tap < kGroupTaps; ++tap) p.product_at[tap] = narrow(tile.product_at[tap]);
   p.units_of_image = Divisor(tile.units_of_image);
-  const bool backward = pass == Pass::kDgrad;
   if (dtype == DType::kFloat16)
-    run_of<__half>(p, group, backward, queue);
+    run_of<__half>(p, group, walk, queue);
   else
-    run_of<__nv_bfloat16>(p, group, backward, queue);
+    run_of<__nv_bfloat16>(p, group, walk, queue);
 }
 
 }  // namespace torchconv::cuda::sm90

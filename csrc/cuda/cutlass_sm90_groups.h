@@ -1,12 +1,15 @@
-// Convolutions of wide groups on Hopper, in plain C++: fprop, and dgrad of stride 1, in terms of
-// one gather with as many filters as channels a group; which problems are worth it, and how they
-// are cut for the kernel of cutlass_sm90_groups.cu.
+// Convolutions of wide groups on Hopper, in plain C++: fprop, and dgrad, in terms of one gather
+// with as many filters as channels a group; which problems are worth it, and how they are cut for
+// the kernel of cutlass_sm90_groups.cu.
 //
 // A unit is up to 64 outputs of one image, some rows of them. What it reads of a slab of 64
 // channels is loaded once for all taps: of stride 2, pixels are in patches, one for each residue of
 // rows and columns, in which those of neighbouring outputs are neighbours. Rows of a patch and of
 // the outputs are equally long, so that the outputs' pixels for a tap are 64 in a row of their
-// patch, from tap_at on.
+// patch, from product_at on.
+//
+// dgrad of stride 2 is the other way round: one patch of dz is for the outputs of all residues,
+// each with taps of its own, phase after phase.
 #pragma once
 
 #include "cuda/cutlass_sm90_limits.h"
@@ -15,12 +18,39 @@
 namespace torchconv::cuda::sm90 {
 
 constexpr int kSlabChannels = 64, kPixelBytes = 2 * kSlabChannels, kUnitOutputs = 64;
-constexpr int kGroupTaps = 9, kGroupPatches = 4, kGroupStages = 8;
-// Warpgroups that multiply, each with a unit's outputs to store.
+constexpr int kGroupTaps = 9, kGroupResidues = 4, kGroupStages = 8;
+// Warpgroups that multiply, each with units' outputs to store.
 constexpr int kGroupMultipliers = 2;
 // A block's shared memory, less static and what aligns it.
 constexpr int64_t kGroupRoom = (227 - 2) * 1024;
-constexpr int64_t kUnitBytes = int64_t{kUnitOutputs} * kPixelBytes;
+constexpr int kUnitBytes = kUnitOutputs * kPixelBytes;
+
+enum class GroupWalk { kForward, kBackward, kDoubled };
+
+inline GroupWalk group_walk(const ConvProblem& p, Pass pass) {
+  if (pass == Pass::kFprop) return GroupWalk::kForward;
+  return p.stride_h == 1 ? GroupWalk::kBackward : GroupWalk::kDoubled;
+}
+
+// The tap of the filters that is the i-th to be multiplied.
+TORCHCONV_HOST_DEVICE constexpr int tap_of_product(GroupWalk walk, int i) {
+  // A pad of 1 takes even rows and columns of dx to taps 1, odd ones to taps 2 and 0.
+  constexpr int kDoubled[kGroupTaps] = {4, 5, 3, 7, 1, 8, 6, 2, 0};
+  return walk == GroupWalk::kForward ? i : walk == GroupWalk::kBackward ? 8 - i : kDoubled[i];
+}
+
+// Products before a phase, whose sums are outputs of one residue, and of all.
+TORCHCONV_HOST_DEVICE constexpr int products_before(GroupWalk walk, int phase) {
+  if (walk != GroupWalk::kDoubled) return phase * kGroupTaps;
+  return phase < 4 ? 2 * phase - (phase > 0) : kGroupTaps;
+}
+TORCHCONV_HOST_DEVICE constexpr int phases_of(GroupWalk walk) {
+  return walk == GroupWalk::kDoubled ? kGroupResidues : 1;
+}
+// What a warpgroup has room for in shared memory.
+TORCHCONV_HOST_DEVICE constexpr int stored_units(GroupWalk walk) {
+  return walk == GroupWalk::kDoubled ? 2 : 1;
+}
 
 struct GroupPatch {
   int64_t residue_h, residue_w;  // modulo the stride
@@ -33,24 +63,31 @@ struct GroupTile {
   int64_t rows, columns;  // outputs of a unit; pixels of a row, of which the first are outputs
   int64_t units_of_image;
   int patches;
-  GroupPatch patch[kGroupPatches];
-  int64_t tap_at[kGroupTaps];
+  GroupPatch patch[kGroupResidues];
+  int64_t product_at[kGroupTaps];
   int64_t loaded, stage_bytes;  // of one unit
   int64_t stages;               // units that a block has room for
 };
 
+// What the units are of: of stride 2 backward, dx's positions of a residue and pixels of dz, with
+// as many taps on an axis as the residue that has most.
 inline Gather groups_gather(const ConvProblem& p, Pass pass) {
-  return pass == Pass::kDgrad ? dgrad_phase(p, 0, 0).gather : fprop_gather(p);
+  if (pass == Pass::kFprop) return fprop_gather(p);
+  const int64_t last = p.stride_h - 1;
+  Gather g = dgrad_phase(p, last, last).gather;
+  g.h.outputs = ceil_div(p.H, p.stride_h), g.w.outputs = ceil_div(p.W, p.stride_w);
+  return g;
 }
 
-// A gather that takes_groups takes, but for the room.
-inline GroupTile group_tile(const Gather& g, int64_t group) {
+// A problem that takes_groups takes, but for the room.
+inline GroupTile group_tile(const ConvProblem& p, Pass pass) {
+  const GroupWalk walk = group_walk(p, pass);
+  const Gather g = groups_gather(p, pass);
   const int64_t stride = g.h.stride;
   GroupTile t{};
   t.columns = g.w.outputs + ceil_div(g.w.taps, stride) - 1;
   const int64_t most = std::min(std::max<int64_t>(kUnitOutputs / t.columns, 1), g.h.outputs);
-  t.units_of_image = ceil_div(g.h.outputs, most);
-  t.rows = ceil_div(g.h.outputs, t.units_of_image);
+  t.rows = ceil_div(g.h.outputs, ceil_div(g.h.outputs, most));
   t.units_of_image = ceil_div(g.h.outputs, t.rows);
   for (int64_t i = 0; i < stride; ++i)
     for (int64_t j = 0; j < stride; ++j) {
@@ -67,13 +104,19 @@ inline GroupTile group_tile(const Gather& g, int64_t group) {
       t.loaded += bytes;
       t.stage_bytes += round_up(bytes, 1024);
     }
-  for (int64_t r = 0; r < g.h.taps; ++r)
-    for (int64_t s = 0; s < g.w.taps; ++s)
-      t.tap_at[r * g.w.taps + s] = t.patch[r % stride * stride + s % stride].at +
-                                   (r / stride * t.columns + s / stride) * kPixelBytes;
-  const int64_t filters = kGroupTaps * kSlabChannels * group * 2;
-  t.stages = std::min<int64_t>(
-      (kGroupRoom - filters - kGroupMultipliers * kUnitBytes) / t.stage_bytes, kGroupStages);
+  for (int i = 0; i < kGroupTaps; ++i) {
+    int64_t r = i / 3, s = i % 3;
+    if (walk == GroupWalk::kDoubled) {
+      // Taps 0 read the next pixel of dz, others the first.
+      const int tap = tap_of_product(walk, i);
+      r = tap / 3 == 0, s = tap % 3 == 0;
+    }
+    t.product_at[i] = t.patch[r % stride * stride + s % stride].at +
+                      (r / stride * t.columns + s / stride) * kPixelBytes;
+  }
+  const int64_t filters = kGroupTaps * kSlabChannels * (p.C / p.groups) * 2;
+  const int64_t stored = kGroupMultipliers * stored_units(walk) * kUnitBytes;
+  t.stages = std::min<int64_t>((kGroupRoom - filters - stored) / t.stage_bytes, kGroupStages);
   return t;
 }
 
@@ -107,7 +150,8 @@ inline bool takes_groups(const ConvProblem& p, Pass pass, bool preactivation, bo
                          int capability) {
   constexpr double kFilled = 0.6;
   if (!wide_groups(p, capability) || pass == Pass::kWgrad) return false;
-  if (p.H < p.stride_h || p.W < p.stride_w || (pass == Pass::kDgrad && p.stride_h > 1))
+  if (p.H < p.stride_h || p.W < p.stride_w) return false;
+  if (group_walk(p, pass) == GroupWalk::kDoubled && (p.pad_top != 1 || p.pad_left != 1))
     return false;
   const bool clamps = p.activation == Activation::kNone || p.activation == Activation::kReLU ||
                       p.activation == Activation::kReLU6;
@@ -115,7 +159,7 @@ inline bool takes_groups(const ConvProblem& p, Pass pass, bool preactivation, bo
   const Gather g = groups_gather(p, pass);
   if (!gather_fits(g, 2) || g.w.outputs + ceil_div(g.w.taps, g.w.stride) - 1 > kUnitOutputs)
     return false;
-  const GroupTile t = group_tile(g, p.C / p.groups);
+  const GroupTile t = group_tile(p, pass);
   return t.stages >= 2 && g.N * t.units_of_image < INT32_MAX / 4 &&
          (t.rows - 1) * g.h.stride + g.h.taps <= 2 * t.rows * g.h.stride &&
          static_cast<double>(g.h.outputs * g.w.outputs) >=
