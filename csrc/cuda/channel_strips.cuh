@@ -37,7 +37,8 @@ struct ChannelStrip {
   static constexpr int kSlots = (R + kStride - 1) / kStride;  // outputs that a row meets
   static constexpr int kUnroll = R == 7 ? 1 : kStride * kSlots;
   // Rows under way: where there is little to compute for each, one would not hide its latency.
-  static constexpr int kDepth = R == 3 ? (kStride == 1 ? 3 : 2) : kStride == 2 && !kNarrow ? 2 : 1;
+  static constexpr int kOfStride2 = R == 3 && kNarrow ? 4 : R == 3 || !kNarrow ? 2 : 1;
+  static constexpr int kDepth = kStride == 2 ? kOfStride2 : R == 3 ? 3 : 1;
   static_assert(kUnroll % kDepth == 0);
   using Loaded = Packed<T, kVector>;
 

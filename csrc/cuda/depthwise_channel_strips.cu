@@ -13,7 +13,7 @@ namespace {
 
 // Blocks that a multiprocessor's registers hold.
 template <typename S>
-constexpr int kResident = S::kNarrow ? 3 : 4;
+constexpr int kResident = !S::kNarrow || (S::R == 3 && S::kColumns == 4) ? 4 : 3;
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, kResident<S>)
@@ -176,21 +176,18 @@ bool depthwise_channel_strips(DType dtype, int64_t R, Sampling sampling, const G
       (activation != Activation::kNone && activation != Activation::kReLU &&
        activation != Activation::kReLU6))
     return false;
+  const auto run = [&](auto strip) {
+    return launch_channel_strips<decltype(strip)>(g, in, w, bias, out, activation, queue);
+  };
   const auto compute = [&](auto element) {
     using T = decltype(element);
-    const auto run = [&](auto strip) {
-      return launch_channel_strips<decltype(strip)>(g, in, w, bias, out, activation, queue);
-    };
     if (!unit)
-      return R == 5 ? run(ChannelStrip<T, 5, 4, 2, 2>{}) : run(ChannelStrip<T, 3, 7, 2, 2>{});
+      return R == 5 ? run(ChannelStrip<T, 5, 4, 2, 2>{}) : run(ChannelStrip<T, 3, 4, 2, 2>{});
     return R == 7   ? run(ChannelStrip<T, 7, 7, 1>{})
            : R == 5 ? run(ChannelStrip<T, 5, 4, 2>{})
                     : run(ChannelStrip<T, 3, 7, 2>{});
   };
   if (dtype == DType::kFloat32) {
-    const auto run = [&](auto strip) {
-      return launch_channel_strips<decltype(strip)>(g, in, w, bias, out, activation, queue);
-    };
     if (R == 3)
       return unit ? run(ChannelStrip<float, 3, 4, 2>{}) : run(ChannelStrip<float, 3, 4, 2, 2>{});
     if (R == 5)
