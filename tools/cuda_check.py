@@ -37,8 +37,6 @@ SPILL_BUDGET = {
     ("simt_planes_kernel", "sm_80"): 32,
     # Its places in the output, which are read once after the loop over the window.
     ("pool_large_windows", "sm_80"): 24,
-    # 64 sums of 128 registers; inside the loop it is one word for eight steps.
-    ("simt_wgrad_slices", "sm_80"): 48,
     # 7x7 alone: the weights take most of the 168 registers that three blocks leave a thread.
     ("depthwise_channel_mma_kernel", "sm_90a"): 16,
     # Places of its strips, read once an item: groups of few channels at stride 1.

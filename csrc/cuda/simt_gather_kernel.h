@@ -305,7 +305,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   auto& shared = *dynamic_shared<typename Tile::Shared>();
   SimtGatherLoader<T, Tile, kQuads> loader(block, shared);
   typename Tile::Sums sums;
-  Tile::template run<kApart, true>(shared, loader, place.chunks, sums, [&](int chunk) {
+  Tile::template run<kApart>(shared, loader, place.chunks, sums, [&](int chunk) {
     auto* slots = reinterpret_cast<typename Tile::Quad*>(p.chunk_sums) +
                   (int64_t{blockIdx.x} * p.most_chunks + chunk) * (Tile::kSlots * Tile::kThreads) +
                   threadIdx.x;
@@ -314,10 +314,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   if constexpr (!kApart) {
     // Through the thread's own shared memory, which has an index at run time.
     typename Tile::Quad* own = &shared.sums[0][threadIdx.x];
-    sums.write(own, p.along_m);
+    sums.save(own);
 #pragma unroll 1
     for (int slot = 0; slot < Tile::kSlots; ++slot)
-      block.template store<kMaskable<T>>(slot, own[slot * Tile::kThreads]);
+      block.template store<kMaskable<T>>(slot, Tile::saved(own, slot, p.along_m));
   }
 }
 

@@ -79,9 +79,8 @@ struct SimtTile {
         for (int j = 0; j < ThreadN; ++j) at[i][j] = W{0};
     }
 
-    // Eight terms more. kTurns: row after row there and back, so that an FMA reads one factor that
-    // the one before it has read: registers have no bandwidth for three.
-    template <bool kTurns>
+    // Eight terms more. Row after row there and back, so that an FMA reads one factor that the one
+    // before it has read: registers have no bandwidth for three.
     __device__ __forceinline__ void multiply(const Shared& shared, int buffer) {
       const int m = first_m(), n = first_n();
 #pragma unroll
@@ -99,7 +98,7 @@ struct SimtTile {
         for (int i = 0; i < ThreadM; ++i)
 #pragma unroll
           for (int step = 0; step < ThreadN; ++step) {
-            const int j = kTurns && i % 2 != 0 ? ThreadN - 1 - step : step;
+            const int j = i % 2 != 0 ? ThreadN - 1 - step : step;
             at[i][j] = fma(a[i / 4].element[i % 4], b[j / 4].element[j % 4], at[i][j]);
           }
       }
@@ -123,17 +122,38 @@ struct SimtTile {
       }
     }
 
-    // To slots[s * kThreads], for every slot s: this thread's own memory.
+    // To slots[s * kThreads], for every slot s.
     __device__ __forceinline__ void write(Quad* slots, bool along_m) {
       each_slot(along_m, [&](int s, W x, W y, W z, W w) { slots[s * kThreads] = {{x, y, z, w}}; });
     }
-    __device__ __forceinline__ void add(const Quad* slots) {
+    // The same along N to this thread's own memory. Pairs are turned: then ptxas keeps sums of even
+    // columns in odd registers, and the other way round, and an FMA, whose factor of that column
+    // came in a quad, reads both at once: a multiprocessor's registers have two banks.
+    __device__ __forceinline__ void save(Quad* own) {
+      each_slot(false, [&](int s, W x, W y, W z, W w) { own[s * kThreads] = {{y, x, w, z}}; });
+    }
+    __device__ __forceinline__ void add_saved(const Quad* own) {
       each_slot(false, [&](int s, W& x, W& y, W& z, W& w) {
-        const Quad q = slots[s * kThreads];
-        x += q.element[0], y += q.element[1], z += q.element[2], w += q.element[3];
+        const Quad q = own[s * kThreads];
+        x += q.element[1], y += q.element[0], z += q.element[3], w += q.element[2];
       });
     }
   };
+
+  // Slot s of saved sums.
+  static __device__ __forceinline__ Quad saved(const Quad* own, int s, bool along_m) {
+    if (!along_m) {
+      const Quad q = own[s * kThreads];
+      return {{q.element[1], q.element[0], q.element[3], q.element[2]}};
+    }
+    const int column = s % ThreadN;
+    const Quad* first = own + (s / ThreadN * ThreadN + column / 4) * kThreads;
+    Quad q;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      q.element[i] = first[i * (ThreadN / 4) * kThreads].element[column % 4 ^ 1];
+    return q;
+  }
 
   // The tile's element that slot s of this thread begins with.
   static __device__ __forceinline__ int slot_m(int s, bool along_m) {
@@ -147,7 +167,7 @@ struct SimtTile {
   // returns the chunk's number of terms; load(s) fetches step s of it to registers, and
   // store(buffer) writes those to the panels. A chunk's sums are added to those before it, or with
   // kApart they are what `sums` holds when keep(chunk) is called, and shared.sums is not there.
-  template <bool kApart, bool kTurns, typename Loader, typename Keep>
+  template <bool kApart, typename Loader, typename Keep>
   static __device__ __forceinline__ void run(Shared& shared, Loader& loader, SimtChunks& chunks,
                                              Sums& sums, Keep&& keep) {
     sums.clear();
@@ -162,7 +182,7 @@ struct SimtTile {
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
         if (step + 1 < steps) loader.load(shared, step + 1);
-        sums.template multiply<kTurns>(shared, step % 2);
+        sums.multiply(shared, step % 2);
         if (step + 1 < steps) loader.store(shared, (step + 1) % 2);
         __syncthreads();
       }
@@ -170,9 +190,9 @@ struct SimtTile {
         keep(chunks.current);
         sums.clear();
       } else {
-        if (chunks.current > chunks.first) sums.add(&shared.sums[0][threadIdx.x]);
+        if (chunks.current > chunks.first) sums.add_saved(&shared.sums[0][threadIdx.x]);
         if (chunks.current + 1 < chunks.last) {
-          sums.write(&shared.sums[0][threadIdx.x], false);
+          sums.save(&shared.sums[0][threadIdx.x]);
           sums.clear();
         }
       }

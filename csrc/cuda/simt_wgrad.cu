@@ -185,14 +185,17 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   WgradLoader<T, Tile, kQuads> loader(p, offsets, columns, group, first_m, first_n);
   __syncthreads();
   typename Tile::Sums sums;
-  // Turning takes a few registers, which a thread of the large tile has not.
-  Tile::template run<false, (Tile::kM < 128)>(shared, loader, chunks, sums, [](int) {});
+  Tile::template run<false>(shared, loader, chunks, sums, [](int) {});
   Wide<T>* target = p.slices + (int64_t{blockIdx.y} * p.groups + group) * p.M * p.width + first_n;
-  sums.each_slot(false, [&](int slot, Wide<T> a, Wide<T> b, Wide<T> c, Wide<T> d) {
+  typename Tile::Quad* own = &shared.sums[0][threadIdx.x];
+  sums.save(own);
+#pragma unroll 1
+  for (int slot = 0; slot < Tile::kSlots; ++slot) {
     const int m = first_m + Tile::slot_m(slot, false), n = Tile::slot_n(slot, false);
     if (m < p.M && first_n + n < p.width)
-      *reinterpret_cast<typename Tile::Quad*>(target + int64_t{m} * p.width + n) = {{a, b, c, d}};
-  });
+      *reinterpret_cast<typename Tile::Quad*>(target + int64_t{m} * p.width + n) =
+          Tile::saved(own, slot, false);
+  }
 }
 
 struct WgradSum {
