@@ -82,7 +82,6 @@ SliceSums<T> slice_sums(T* result, int64_t slices, int64_t elements, const Queue
 
 // result = partial sums added over slices, in double; it may be one of the slices. Nothing where
 // there is one slice.
-// early: as launch_early(), after a kernel that calls let_next_start().
 template <typename T>
 void add_slices(const SliceSums<T>& sums, int64_t slices, const Queue& queue);
 

@@ -189,7 +189,7 @@ void wgrad_of(const ConvProblem& problem, const Params& p, const GroupsWgrad& g,
   launch_early(group == 64 ? groups_wgrad_kernel<Element, 64> : groups_wgrad_kernel<Element, 32>,
                dim3(static_cast<unsigned>(p.slabs * g.parts)), dim3(kThreads),
                1024 + p.x_slots * p.x_bytes + p.dz_slots * p.dz_bytes, queue, p, sums);
-  add_slices(sums, g.parts, queue, true);
+  add_slices(sums, g.parts, queue);
 }
 
 }  // namespace
