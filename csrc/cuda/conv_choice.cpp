@@ -6,7 +6,8 @@
 //                                                  types (Ampere and later):
 //                                                  of as many filters by kernels of their own,
 //                                                  other wide ones as without groups; else
-//                                                  direct, of many channels a group in NHWC
+//                                                  direct, of many channels a group in NHWC, but
+//                                                  float32's fprop of 64 channels and filters SIMT
 //   16-bit types, and float32 where TF32 may be,   mma.sync (Ampere and later) where it takes NCHW
 //   products long and wide enough for a tile       as it lies: 1x1, and stems of few channels;
 //                                                  in NHWC CUTLASS (Hopper), else mma.sync
