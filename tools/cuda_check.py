@@ -89,6 +89,10 @@ EXCEPTIONS: dict[str, str] = {
     "gather": "reads the one element that a window selected",
     "depthwise_taps_kernel": "takes what the other depthwise kernels leave, of any size",
     "depthwise_taps_wgrad_kernel": "likewise",
+    "channel_strips_kernel": "a lane has one or two channels, so that sums and weights of all taps "
+    "fit in registers; lanes lie side by side",
+    "channel_strips_wgrad_kernel": "likewise",
+    "channel_gradients_kernel": "likewise",
     "repack_filters": "turns weights, a small part of any call's memory, through shared memory",
     "turn_filters": "likewise",
     "grouped_rows_add_parts": "adds up the parts of a weight gradient",
