@@ -8,9 +8,9 @@
 // a block go through a slice of all strips, cut by the shape alone; their sums meet in shared
 // memory, those of slices in block_sums.cu.
 // A product of a pixel and padding is not formed for a weight's gradient, for neither x nor dz need
-// be finite.
-// Either gradient alone takes the same way, so that its bits do not change. Bound: the bytes of x,
-// dz and dx.
+// be finite: where numbers are finite it adds zero, and only where they are not are pixels looked
+// at one by one. Either gradient alone takes the same way, so that its bits do not change. Bound:
+// the bytes of x, dz and dx.
 #include "cuda/channel_strips.cuh"
 #include "cuda/early_launch.h"
 
@@ -81,6 +81,7 @@ __global__ void __launch_bounds__(S::kThreads, kBoth ? kResident<S> : 3)
     for (int j = 0; j < kDepth; ++j) load(j, j);
 
     A z[R][kColumns][kVector], pixel[R][kColumns][kVector];
+    uint32_t odd_rows = 0;  // bits: which of the last rows of x have a number that is not finite
 #pragma unroll 1
     for (int base = 0; base < steps; base += kUnroll) {
 #pragma unroll
@@ -127,8 +128,20 @@ __global__ void __launch_bounds__(S::kThreads, kBoth ? kResident<S> : 3)
             }
           }
         };
+        bool finite = true;
+        if (wants_dw && !whole) {
+          A odd_x{0}, odd_dz{0};
+#pragma unroll
+          for (int i = 0; i < kColumns * kVector; ++i)
+            odd_x += pixel[u][i / kVector][i % kVector] * A{0};
+#pragma unroll
+          for (int i = 0; i < kWindow * kVector; ++i)
+            odd_dz += value[i / kVector][i % kVector] * A{0};
+          odd_rows = odd_rows << 1 | (odd_x == A{0} ? 0 : 1);
+          finite = odd_dz == A{0} && (odd_rows & ((1u << R) - 1)) == 0;
+        }
         if (wants_dw && row_inside(step)) {
-          if (whole)
+          if (finite)
             multiply(std::false_type{});
           else
             multiply(std::true_type{});
