@@ -8,6 +8,8 @@ enough for wide tiles.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -227,6 +229,28 @@ def test_operands_at_any_element(dtype: torch.dtype) -> None:
     expected = _passes(F.conv2d, x, w, b, dz, padding=1)
     found = _passes(F.conv2d, moved(x), moved(w), moved(b), moved(dz), padding=1)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def _in_a_new_thread(call: Callable[[], Tensor]) -> Tensor:
+    found: list[Tensor] = []
+    thread = threading.Thread(target=lambda: found.append(call()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_from_a_thread_without_a_context() -> None:
+    """The driver makes no tensor map where nothing has called CUDA's runtime yet."""
+    x, w, b = _operands("3x3", torch.float16)
+    wide = torch.randn(64, 32, 3, 3, device="cuda").half().to(memory_format=torch.channels_last)
+    calls = [
+        lambda: F.conv2d(x, w, b, padding=1),
+        lambda: F.conv2d(x, wide, b, padding=1, groups=2),
+    ]
+    for call in calls:
+        expected = call()
+        torch.cuda.synchronize()
+        assert torch.equal(_in_a_new_thread(call), expected)
 
 
 def test_in_a_graph() -> None:

@@ -3,6 +3,8 @@
 // the process survives.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include <stdexcept>
 #include <string>
 
@@ -10,7 +12,15 @@
 
 namespace torchconv::cuda::sm90 {
 
-inline CUresult accepted(CUresult result, const char* what) {
+template <typename Encode>
+CUresult encoded(const char* what, Encode&& encode) {
+  CUresult result = encode();
+  // The driver has no context in a thread from which the runtime was never called: autograd's, in
+  // the first backward pass of a process.
+  int device = 0;
+  if (result == CUDA_ERROR_INVALID_CONTEXT && cudaGetDevice(&device) == cudaSuccess &&
+      cudaSetDevice(device) == cudaSuccess)
+    result = encode();
   if (result != CUDA_SUCCESS)
     throw std::runtime_error(std::string("torchconv: the CUDA driver refuses a tensor map, ") +
                              what + " returned " + std::to_string(static_cast<int>(result)));
@@ -19,12 +29,14 @@ inline CUresult accepted(CUresult result, const char* what) {
 
 template <typename... Arguments>
 CUresult checked_cuTensorMapEncodeTiled(Arguments... arguments) {
-  return accepted(cutlass::call_cuTensorMapEncodeTiled(arguments...), "cuTensorMapEncodeTiled");
+  return encoded("cuTensorMapEncodeTiled",
+                 [&] { return cutlass::call_cuTensorMapEncodeTiled(arguments...); });
 }
 
 template <typename... Arguments>
 CUresult checked_cuTensorMapEncodeIm2col(Arguments... arguments) {
-  return accepted(cutlass::call_cuTensorMapEncodeIm2col(arguments...), "cuTensorMapEncodeIm2col");
+  return encoded("cuTensorMapEncodeIm2col",
+                 [&] { return cutlass::call_cuTensorMapEncodeIm2col(arguments...); });
 }
 
 }  // namespace torchconv::cuda::sm90

@@ -128,8 +128,9 @@ bool run_scatter_windows(const PoolShape& s, int64_t images, const T* dy,
   if (planes) {
     const int64_t whole = n / std::gcd(in, int64_t{n});  // planes of whole vectors
     const int64_t most = std::max<int64_t>(kBytes / (in * static_cast<int64_t>(sizeof(T))), 1);
-    lanes = std::clamp<int64_t>(images / (int64_t{8} * queue.multiprocessors), 1,
-                                std::min(most, std::max<int64_t>(kScatterThreads / out, 1)));
+    lanes = std::clamp<int64_t>(
+        images / (int64_t{8} * queue.multiprocessors), 1,
+        std::min(most, std::max<int64_t>(kScatterThreads / std::max<int64_t>(out, 1), 1)));
     if (most >= whole) lanes = std::max<int64_t>(lanes / whole, 1) * whole;
     unit = n / std::gcd(s.w.size, int64_t{n});
   } else {
