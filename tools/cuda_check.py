@@ -49,6 +49,7 @@ SPILL_BUDGET = {
     # Their launch bounds are for Hopper; a few instances of each.
     ("pool_bands", "sm_80"): 48,
     ("depthwise_channels_kernel", "sm_80"): 16,
+    ("channel_gradients_kernel", "sm_80"): 24,
     ("depthwise_channel_mma_kernel", "sm_80"): 188,
     ("grouped_rows_kernel", "sm_80"): 144,
     ("grouped_rows_wgrad_kernel", "sm_80"): 52,
