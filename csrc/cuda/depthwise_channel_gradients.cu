@@ -178,7 +178,6 @@ struct StripsPlan {
 template <typename S>
 StripsPlan plan_strips(const Gather& g) {
   constexpr int64_t kMostTerms = 512, kOverhead = 2, kOfBlock = 6, kDevice = 132;
-  constexpr int64_t kLatency = 900 / S::kDepth;
   constexpr int64_t kIssue = (S::kTaps * 5 / 2 + 10) * S::kColumns * S::kVector;
   // A row of a block at a share of a large device's bandwidth.
   constexpr int64_t kMemory =
@@ -199,7 +198,7 @@ StripsPlan plan_strips(const Gather& g) {
       const int64_t of_device = ceil_div(blocks, kDevice);
       if (each > 1 && of_device < kResident<S>) break;
       const auto step_of = [&](int64_t held) {
-        return held == 0 ? 0 : std::max(kLatency, held * kRow);
+        return held == 0 ? 0 : std::max(kRowLatency, held * kRow);
       };
       const int64_t waves = of_device / kResident<S>, rest = of_device % kResident<S>;
       const int64_t cost = steps * (waves * step_of(kResident<S>) + step_of(rest));

@@ -135,10 +135,12 @@ __global__ void __launch_bounds__(S::kThreads, kResident<S>)
   }
 }
 
-// Rows of a set: few are worked on twice, but there are enough sets for a large device.
+// Rows of a set: few are worked on twice, but there are enough sets for a large device. Where
+// little is computed for each, more sets than that are faster: their blocks share rows in the
+// caches.
 template <typename S>
 int64_t rows_of_set(const Gather& g) {
-  constexpr int64_t kMost = 32, kFew = 3, kOverhead = 2;
+  constexpr int64_t kMost = S::R == 7 ? 32 : 8, kFew = 3, kOverhead = 2;
   const ChannelStrips p = channel_strips<S>(g, g.h.out);
   int64_t best = g.h.out, least = 0;
   for (int64_t sets = ceil_div(g.h.out, kMost), most = sets + 16; sets <= most; ++sets) {

@@ -1,4 +1,5 @@
-// Depthwise wgrad of stride 1 in NHWC, half types: strips of channel_strips.cuh.
+// Depthwise wgrad of stride 1 in NHWC, half types, 5x5 and 7x7: strips of channel_strips.cuh. That
+// of 3x3 comes with dx (depthwise_channel_gradients.cu).
 //
 // A thread rolls the R rows of x that a row of dz meets down its set of rows, and adds to all R x R
 // sums of its channels. The subs of a block go through a slice of all strips, cut by the shape
@@ -150,15 +151,14 @@ bool launch_channel_strips_wgrad(const Gather& g, const void* dz, const void* x,
 
 bool depthwise_channel_strips_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather& g,
                                     const void* dz, const void* x, void* dw, const Queue& queue) {
-  if (sampling != Sampling::kUnit) return false;
+  if (sampling != Sampling::kUnit || R == 3) return false;
   const auto compute = [&](auto element) {
     using T = decltype(element);
     const auto run = [&](auto strip) {
       return launch_channel_strips_wgrad<decltype(strip)>(g, dz, x, dw, queue);
     };
-    return R == 7   ? run(ChannelStrip<T, 7, 7, 1>{})
-           : R == 5 ? run(ChannelStrip<T, 5, 7, 1>{}) || run(ChannelStrip<T, 5, 4, 2>{})
-                    : run(ChannelStrip<T, 3, 7, 2>{});
+    return R == 7 ? run(ChannelStrip<T, 7, 7, 1>{})
+                  : run(ChannelStrip<T, 5, 7, 1>{}) || run(ChannelStrip<T, 5, 4, 2>{});
   };
   return dtype == DType::kFloat16    ? compute(Half{})
          : dtype == DType::kBFloat16 ? compute(BFloat16{})

@@ -53,7 +53,7 @@ struct MmaStrip {
   static constexpr int kAgain = kWindowRows - kAdvance;  // rows of dz that two steps meet
   // Shared memory, in pixels of two vectors. Rows are multiples of four pixels apart, after which
   // the vectors of a pixel change places: few of eight lanes that load at once meet in a bank.
-  static constexpr int kPitch = kStride == 2 ? 36 : R == 3 ? 20 : 24, kRingPitch = 20;
+  static constexpr int kPitch = kStride == 2 ? 36 : 24, kRingPitch = 20;
   static constexpr int kProductPixels = (kRows * kPitch + 7) / 8 * 8;
   static constexpr int kStage = kProducts * kProductPixels;
   static constexpr int kRing = 2 * (kAgain + kStepAdvance);
@@ -380,9 +380,7 @@ bool depthwise_mma_wgrad(DType dtype, int64_t R, Sampling sampling, const Gather
     };
     if (sampling == Sampling::kStride2)
       return R == 5 ? run(MmaStrip<T, 5, 2>{}) : run(MmaStrip<T, 3, 2>{});
-    return R == 7   ? run(MmaStrip<T, 7, 1>{})
-           : R == 5 ? run(MmaStrip<T, 5, 1>{})
-                    : run(MmaStrip<T, 3, 1>{});
+    return R == 7 ? run(MmaStrip<T, 7, 1>{}) : R == 5 && run(MmaStrip<T, 5, 1>{});
   };
   return dtype == DType::kFloat16    ? compute(Half{})
          : dtype == DType::kBFloat16 ? compute(BFloat16{})
