@@ -14,7 +14,6 @@
 
 #include "cuda/activation.h"
 #include "cuda/channel_lines.cuh"
-#include "cuda/early_launch.h"
 #include "cuda/packed.h"
 #include "cuda/tensor_core_of_8.h"
 
@@ -28,7 +27,6 @@ __global__ void __launch_bounds__(kLineWarps * 32, S::kBlocks)
   using T = typename S::T;
   constexpr int R = S::R, kTaps = R * R, kWords = S::kWords, kVector = S::kVector;
   constexpr int kUnits = S::kUnits, kDepth = S::kDepth;
-  begin_early();
   const Gather& g = p.g;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const uint32_t number = blockIdx.x * kLineWarps + threadIdx.x / 32;
@@ -206,11 +204,11 @@ bool launch_product(const Gather& g, const void* in, const void* w, const void* 
   ChannelLines p{};
   if (!channel_lines_take<T>(g, in, out, activation, queue) || !channel_lines<S>(g, warps, p))
     return false;
-  launch_early(depthwise_channel_mma_kernel<S>,
-               dim3(static_cast<unsigned>(ceil_div(p.warps, kLineWarps))), dim3(kLineWarps * 32),
-               kLineWarps * S::kDepth * p.row_bytes, queue, p, static_cast<const T*>(in),
-               static_cast<const T*>(w),
-               Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(out), nullptr, activation});
+  launch(depthwise_channel_mma_kernel<S>,
+         dim3(static_cast<unsigned>(ceil_div(p.warps, kLineWarps))), dim3(kLineWarps * 32),
+         kLineWarps * S::kDepth * p.row_bytes, queue, p, static_cast<const T*>(in),
+         static_cast<const T*>(w),
+         Epilogue<T>{static_cast<const T*>(bias), static_cast<T*>(out), nullptr, activation});
   return true;
 }
 

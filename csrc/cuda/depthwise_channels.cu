@@ -9,7 +9,6 @@
 // Bound: the bytes of x and y.
 #include "cuda/activate_tile.h"
 #include "cuda/depthwise.h"
-#include "cuda/early_launch.h"
 #include "cuda/packed.h"
 
 namespace torchconv::cuda {
@@ -50,7 +49,6 @@ __global__ void __launch_bounds__(kThreads, ChannelTile<T, Tap>::kBlocks)
   using Tile = ChannelTile<T, Tap>;
   constexpr int R = Tap::R, kTaps = R * R, kVector = Tile::kVector, kDepth = Tile::kDepth;
   constexpr int kRows = Tile::kRows, kColumns = Tile::kColumns, kWindow = Tile::kWindow;
-  begin_early();
   using Loaded = Packed<T, kVector>;
   const Gather& g = p.g;
   const int lanes = static_cast<int>(p.lanes.value());
@@ -200,10 +198,10 @@ void launch_channels(const Gather& g, const T* in, const T* w, const Epilogue<T>
   p.subs = static_cast<int>(subs);
   p.positions = static_cast<uint32_t>(positions), p.run = static_cast<uint32_t>(subs * rounds);
   const int64_t shared = Tap::R * Tap::R * (lanes + 1) * Tile::kVector;
-  launch_early(depthwise_channels_kernel<T, Tap>,
-               dim3(static_cast<unsigned>(lane_tiles * ceil_div(positions, subs * rounds))),
-               dim3(kThreads), static_cast<int>(shared * static_cast<int64_t>(sizeof(Wide<T>))),
-               queue, p, in, w, epilogue);
+  launch(depthwise_channels_kernel<T, Tap>,
+         dim3(static_cast<unsigned>(lane_tiles * ceil_div(positions, subs * rounds))),
+         dim3(kThreads), static_cast<int>(shared * static_cast<int64_t>(sizeof(Wide<T>))), queue, p,
+         in, w, epilogue);
 }
 
 }  // namespace

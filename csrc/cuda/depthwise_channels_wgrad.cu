@@ -13,7 +13,6 @@
 
 #include "cuda/block_sums.cuh"
 #include "cuda/depthwise.h"
-#include "cuda/early_launch.h"
 #include "cuda/packed.h"
 
 namespace torchconv::cuda {
@@ -49,7 +48,6 @@ __global__ void __launch_bounds__(ChannelShare<T, Tap>::kThreads, 2)
   constexpr int kWindow = Tap::window(kColumns), kWindowRows = Share::kWindowRows;
   constexpr int kThreads = Share::kThreads, kSums = kOwn * R * kVector;
   using Loaded = Packed<T, kVector>;
-  begin_early();
   const Gather& g = p.g;
   const int lanes = static_cast<int>(p.lanes.value());
   uint32_t slice = blockIdx.x, thread = threadIdx.x;
@@ -232,10 +230,9 @@ void launch_channels_wgrad(const Gather& g, const T* dz, const T* x, T* dw, cons
   const int64_t slices = ceil_div(positions, subs * tiles);
   const SliceSums<T> sums = slice_sums(dw, slices, g.groups * g.w_group, queue);
   const int64_t shared = kThreads * Share::kOwn * Tap::R * Share::kVector;
-  launch_early(depthwise_channels_wgrad_kernel<T, Tap>,
-               dim3(static_cast<unsigned>(lane_tiles * slices)), dim3(kThreads),
-               static_cast<int>(shared * static_cast<int64_t>(sizeof(Wide<T>))), queue, p, dz, x,
-               sums);
+  launch(depthwise_channels_wgrad_kernel<T, Tap>, dim3(static_cast<unsigned>(lane_tiles * slices)),
+         dim3(kThreads), static_cast<int>(shared * static_cast<int64_t>(sizeof(Wide<T>))), queue, p,
+         dz, x, sums);
   add_slices(sums, slices, queue);
 }
 

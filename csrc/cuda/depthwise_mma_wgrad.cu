@@ -121,7 +121,6 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   using T = typename S::T;
   constexpr int R = S::R, kStride = S::kStride;
   constexpr int kLoads = (S::kPitch + 15) / 16;  // of a row of x, 16 pixels each
-  wait_for_previous();
   const Gather& g = p.g;
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const uint32_t warps = blockDim.x / 32;
@@ -354,9 +353,9 @@ void launch_mma_wgrad(const Gather& g, const void* dz, const void* x, void* dw,
   p.channel_tiles = Divisor(tiles), p.parts = Divisor(parts);
   const SliceSums<T> sums =
       slice_sums(static_cast<T*>(dw), slices, static_cast<int64_t>(g.groups) * g.w_group, queue);
-  launch_early(depthwise_mma_wgrad_kernel<S>, dim3(static_cast<unsigned>(tiles * slices)),
-               dim3(static_cast<unsigned>(warps * 32)), static_cast<int>(warps * S::kWarpBytes),
-               queue, p, static_cast<const T*>(dz), static_cast<const T*>(x), sums);
+  launch(depthwise_mma_wgrad_kernel<S>, dim3(static_cast<unsigned>(tiles * slices)),
+         dim3(static_cast<unsigned>(warps * 32)), static_cast<int>(warps * S::kWarpBytes), queue, p,
+         static_cast<const T*>(dz), static_cast<const T*>(x), sums);
   add_slices(sums, slices, queue);
 }
 

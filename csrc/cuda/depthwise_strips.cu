@@ -8,7 +8,6 @@
 // Bound: the bytes of x and y; multiplications where R is 5 or 7.
 #include "cuda/activation.h"
 #include "cuda/depthwise.h"
-#include "cuda/early_launch.h"
 #include "cuda/plane_runs.cuh"
 
 namespace torchconv::cuda {
@@ -38,7 +37,6 @@ __global__ void __launch_bounds__(kStripThreads,
   // Products that belong to another thread's outputs are many where R is large.
   constexpr bool kExact = R > 3;
   const Gather& g = p.g;
-  begin_early();
   const PlaneRuns& t = p.t;
   T* inputs = dynamic_shared<T>();                            // as PlaneRun lies in memory
   A* weights = reinterpret_cast<A*>(inputs + p.in_elements);  // [slots][R][R], padded to 16 bytes
@@ -174,12 +172,11 @@ bool launch_strips(const Gather& g, const void* in, const void* w,
   const int64_t outputs = run_elements<T>(slots, g.h.out, p.t.band_rows, g.w.out);
   const int64_t weights = round_up(slots * S::R * S::R, 4);
   const int64_t blocks = ceil_div(p.planes, slots) * p.t.bands.value();
-  launch_early(
-      depthwise_strips_kernel<S>, dim3(static_cast<unsigned>(blocks)),
-      dim3(static_cast<unsigned>(p.t.threads)),
-      static_cast<int>(p.in_elements * kSize + weights * static_cast<int64_t>(sizeof(Wide<T>)) +
-                       outputs * out_size),
-      queue, p, static_cast<const T*>(in), static_cast<const T*>(w), epilogue);
+  launch(depthwise_strips_kernel<S>, dim3(static_cast<unsigned>(blocks)),
+         dim3(static_cast<unsigned>(p.t.threads)),
+         static_cast<int>(p.in_elements * kSize + weights * static_cast<int64_t>(sizeof(Wide<T>)) +
+                          outputs * out_size),
+         queue, p, static_cast<const T*>(in), static_cast<const T*>(w), epilogue);
   return true;
 }
 

@@ -8,7 +8,6 @@
 // Bound: the bytes of x and dz.
 #include "cuda/block_sums.cuh"
 #include "cuda/depthwise.h"
-#include "cuda/early_launch.h"
 #include "cuda/plane_runs.cuh"
 
 namespace torchconv::cuda {
@@ -36,7 +35,6 @@ __global__ void __launch_bounds__(kStripThreads, S::R == 7                ? 2
   // Paddings are at most so large, so that no more columns lie beside the image.
   constexpr int kBeside = R / 2;
   const Gather& g = p.g;
-  begin_early();
   const PlaneRuns& t = p.t;
   T* inputs = dynamic_shared<T>();
   T* gradients = inputs + p.x_elements;
@@ -178,9 +176,9 @@ bool launch_strips_wgrad(const Gather& g, const void* dz, const void* x, void* d
   const int64_t elements = p.x_elements + run_elements<T>(slots, g.h.out, p.t.band_rows, g.w.out);
   const int64_t shared =
       std::max(elements * kSize, p.t.threads * S::R * S::R * static_cast<int64_t>(sizeof(Wide<T>)));
-  launch_early(depthwise_strips_wgrad_kernel<S>, dim3(static_cast<unsigned>(columns * slices)),
-               dim3(static_cast<unsigned>(p.t.threads)), static_cast<int>(shared), queue, p,
-               static_cast<const T*>(dz), static_cast<const T*>(x), sums);
+  launch(depthwise_strips_wgrad_kernel<S>, dim3(static_cast<unsigned>(columns * slices)),
+         dim3(static_cast<unsigned>(p.t.threads)), static_cast<int>(shared), queue, p,
+         static_cast<const T*>(dz), static_cast<const T*>(x), sums);
   add_slices(sums, slices, queue);
   return true;
 }

@@ -7,7 +7,6 @@
 #pragma once
 
 #include "cuda/activate_tile.h"
-#include "cuda/early_launch.h"
 #include "cuda/plane_tile.cuh"
 
 namespace torchconv::cuda {
@@ -32,7 +31,6 @@ __global__ void __launch_bounds__(kPlaneThreads<kFilters>, Tap::R == 3 ? 3 : 2)
   using A = Wide<T>;
   constexpr int R = Tap::R, kTaps = R * R;
   const Gather& g = p.g;
-  begin_early();
   const PlaneTiling& t = p.t;
   A* windows = dynamic_shared<A>();            // [slots][window_h][pitch]
   A* weights = windows + t.window_elements();  // [slots][R][R][kFilters]
@@ -188,12 +186,12 @@ void launch_gather_planes(const Gather& g, const T* in, const T* w, const Epilog
     }
   }
   const int64_t slots = p.t.slots.value(), tiles = p.t.h_tiles.value() * p.t.w_tiles.value();
-  launch_early(gather_planes<T, Tap, kRows, kColumns, kFilters>,
-               dim3(static_cast<unsigned>(ceil_div(p.jobs, slots) * tiles)),
-               dim3(static_cast<unsigned>(p.t.threads)),
-               static_cast<int>((p.t.window_elements() + slots * Tap::R * Tap::R * kFilters) *
-                                static_cast<int64_t>(sizeof(Wide<T>))),
-               queue, p, in, w, epilogue);
+  launch(gather_planes<T, Tap, kRows, kColumns, kFilters>,
+         dim3(static_cast<unsigned>(ceil_div(p.jobs, slots) * tiles)),
+         dim3(static_cast<unsigned>(p.t.threads)),
+         static_cast<int>((p.t.window_elements() + slots * Tap::R * Tap::R * kFilters) *
+                          static_cast<int64_t>(sizeof(Wide<T>))),
+         queue, p, in, w, epilogue);
 }
 
 }  // namespace torchconv::cuda

@@ -218,26 +218,22 @@ __global__ void __launch_bounds__(kPoolThreads)
   }
 }
 
-// What is kept of a selection: an index, or a code.
-__device__ __forceinline__ int64_t load_selection(const SelectedArray& selected, int32_t position) {
-  return selected.kind == Selected::kIndex64 ? static_cast<const int64_t*>(selected.data)[position]
-                                             : static_cast<int64_t>(load_code(selected, position));
-}
-
 // Where in a plane is what window (p, q) selected; negative where that is not one of its taps.
-__device__ __forceinline__ int32_t selected_element(const PoolView<int32_t>& v, Selected kind,
-                                                    int64_t selection, int32_t p, int32_t q) {
+__device__ __forceinline__ int32_t selected_element(const PoolView<int32_t>& v,
+                                                    const SelectedArray& selected, int32_t position,
+                                                    int32_t p, int32_t q) {
   const WindowTaps<int32_t> rows = v.h.window(p), columns = v.w.window(q);
   int32_t down, right;  // taps from the first valid one
-  if (kind == Selected::kIndex64) {
-    if (selection < 0 || selection >= v.h.size * v.w.size) return -1;
-    down = static_cast<int32_t>(selection);
+  if (selected.kind == Selected::kIndex64) {
+    const int64_t index = static_cast<const int64_t*>(selected.data)[position];
+    if (index < 0 || index >= v.h.size * v.w.size) return -1;
+    down = static_cast<int32_t>(index);
     right = v.w.by_size.split(down) - columns.element;
     down -= rows.element;
     if (down < 0 || right < 0) return -1;
     if (v.h.by_dilation.split(down) != 0 || v.w.by_dilation.split(right) != 0) return -1;
   } else {
-    const auto code = static_cast<uint32_t>(selection);
+    const uint32_t code = load_code(selected, position);
     const auto width = static_cast<uint32_t>(v.row_codes), r = code / width;
     down = static_cast<int32_t>(r) - rows.tap;
     right = static_cast<int32_t>(code - r * width) - columns.tap;
@@ -268,8 +264,7 @@ __global__ void __launch_bounds__(kPoolThreads)
     const int32_t q = v.w.by_out.split(plane), p = v.h.by_out.split(plane);
     const int32_t position = first * b.out_area + task;
     values[task] = to_wide(dy[position]);
-    const int32_t element =
-        selected_element(v, selected.kind, load_selection(selected, position), p, q);
+    const int32_t element = selected_element(v, selected, position, p, q);
     targets[task] = element < 0 ? -1 : plane * b.in_area + element;
   }
   __syncthreads();

@@ -9,7 +9,6 @@
 #pragma once
 
 #include "cuda/block_sums.cuh"
-#include "cuda/early_launch.h"
 #include "cuda/plane_tile.cuh"
 
 namespace torchconv::cuda {
@@ -28,7 +27,6 @@ __global__ void __launch_bounds__(256, 2)
   using A = Wide<T>;
   constexpr int R = Tap::R, kTaps = R * R;
   const Gather& g = p.g;
-  begin_early();
   const PlaneTiling& t = p.t;
   A* windows = dynamic_shared<A>();  // [slots][window_h][pitch]
 
@@ -135,10 +133,9 @@ void launch_wgrad_planes(const Gather& g, const T* dz, const T* x, T* dw, const 
   const SliceSums<T> sums = slice_sums(dw, slices, g.groups * g.w_group, queue);
   const int64_t elements =
       std::max(p.t.window_elements(), p.t.threads / 32 * power_of_two(kFilters * Tap::R * Tap::R));
-  launch_early(wgrad_planes<T, Tap, kRows, kFilters>, dim3(static_cast<unsigned>(columns * slices)),
-               dim3(static_cast<unsigned>(p.t.threads)),
-               static_cast<int>(elements * static_cast<int64_t>(sizeof(Wide<T>))), queue, p, dz, x,
-               sums);
+  launch(wgrad_planes<T, Tap, kRows, kFilters>, dim3(static_cast<unsigned>(columns * slices)),
+         dim3(static_cast<unsigned>(p.t.threads)),
+         static_cast<int>(elements * static_cast<int64_t>(sizeof(Wide<T>))), queue, p, dz, x, sums);
   add_slices(sums, slices, queue);
 }
 
