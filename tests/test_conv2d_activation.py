@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 import torchconv.functional as F
-from conftest import FLOATS, NORM_BOUND, assert_accurate, everywhere, in_layout, relative_error
+from conftest import (
+    FLOATS,
+    NORM_BOUND,
+    assert_accurate,
+    cpu_only,
+    everywhere,
+    in_layout,
+    relative_error,
+)
 from oracle import torch_F
 from test_conv2d import FORMATS, make
 
@@ -95,6 +103,21 @@ def test_gelu_in_float32() -> None:
     (dx,) = torch.autograd.grad(a.sum(), x)
     (derivative,) = torch.autograd.grad(expected.sum(), double)
     assert ((dx - derivative).abs() <= 3e-7).all()
+
+
+@cpu_only
+@pytest.mark.parametrize("name", ["sigmoid", "silu"])
+@pytest.mark.parametrize(("dtype", "end"), [(torch.float32, 87), (torch.float64, 708)], ids=str)
+def test_logistic_far_out(name: str, dtype: torch.dtype, end: int) -> None:
+    """To a few units in their own last place while they are normal numbers, and then 0."""
+    x = torch.linspace(-1.2 * end, 1.2 * end, 20011, dtype=dtype)
+    a = F.conv2d(x.view(1, 1, 1, -1), torch.ones(1, 1, 1, 1, dtype=dtype), activation=name)
+    a = a.flatten()
+    inside = x >= -end
+    truth = (x if name == "silu" else 1.0) / (1 + torch.exp(-x.double()))
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(a[inside].double(), truth[inside].double(), rtol=4 * eps, atol=0)
+    assert (a[~inside].abs() <= 2 * end * torch.finfo(dtype).tiny).all()
 
 
 # The limits at plus and minus infinity.

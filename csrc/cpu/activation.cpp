@@ -121,7 +121,7 @@ TORCHCONV_INLINE void with_activation(Activation activation, const Run& run) {
     case Activation::kTanh:
       return run([](V x) { return Math::tanh(x); });
     case Activation::kSiLU:
-      return run([](V x) { return x / (A{1} + Math::exp(-x).value()); });
+      return run([](V x) { return Math::silu(x); });
     case Activation::kHardswish:
       return run(
           [](V x) { return x * Math::at_most(Math::at_least(x + A{3}, 0), 6) * A(1.0 / 6); });
@@ -133,8 +133,8 @@ TORCHCONV_INLINE void with_activation(Activation activation, const Run& run) {
 }  // namespace
 
 template <typename A>
-void activate(Activation activation, A* row, int64_t n) {
-  with_activation<A>(activation, [&](const auto& g) { transform(row, row, n, g); });
+void activate(Activation activation, const A* from, A* to, int64_t n) {
+  with_activation<A>(activation, [&](const auto& g) { transform(from, to, n, g); });
 }
 
 template <typename A>
@@ -155,7 +155,9 @@ void write(T* dst, const Wide<T>* src, int64_t n, int64_t stride) {
 template <typename T>
 void Epilogue<T>::store_sums(Wide<T>* z, int64_t n, int64_t offset, int64_t stride) const {
   if (preactivation != nullptr) write(preactivation + offset, z, n, stride);
-  if (activation != Activation::kNone) activate(activation, z, n);
+  if constexpr (std::is_same_v<T, Wide<T>>)
+    if (stride == 1) return activate(activation, z, y + offset, n);
+  if (activation != Activation::kNone) activate(activation, z, z, n);
   write(y + offset, z, n, stride);
 }
 
@@ -259,8 +261,8 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
   });
 }
 
-template void activate(Activation, float*, int64_t);
-template void activate(Activation, double*, int64_t);
+template void activate(Activation, const float*, float*, int64_t);
+template void activate(Activation, const double*, double*, int64_t);
 template void activate_rows(Activation, const float*, float*, const int64_t*, int64_t, int64_t);
 template void activate_rows(Activation, const double*, double*, const int64_t*, int64_t, int64_t);
 template void Epilogue<float>::store(float*, int64_t, int64_t, int64_t) const;

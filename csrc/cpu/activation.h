@@ -15,10 +15,10 @@
 
 namespace torchconv::cpu {
 
-// row[i] = g(row[i]); A is float or double.
+// to[i] = g(from[i]), which may be the same; A is float or double.
 template <typename A>
-void activate(Activation activation, A* row, int64_t n);
-// to[i] = g(from[i]) of n elements from each of offsets[m] on, for m < rows; they may be the same.
+void activate(Activation activation, const A* from, A* to, int64_t n);
+// The same of n elements from each of offsets[m] on, for m < rows.
 template <typename A>
 void activate_rows(Activation activation, const A* from, A* to, const int64_t* offsets,
                    int64_t rows, int64_t n);

@@ -133,7 +133,9 @@ class DepthwisePlanes {
             sum.streams = epilogue.activation == Activation::kNone &&
                           WideVec<T>::streams(epilogue.y, s_.N * s_.dst_n, s_.J);
             call(sum, piece);
-            if (!sum.clamps) activate(epilogue.activation, epilogue.y + dst, piece.planes * count);
+            if (!sum.clamps)
+              activate(epilogue.activation, epilogue.y + dst, epilogue.y + dst,
+                       piece.planes * count);
             continue;
           }
         }
