@@ -49,6 +49,7 @@ POOLINGS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
         ("3x3_s2", (4, 16, 29, 30), {"kernel_size": 3, "stride": 2, "padding": 1}),
         ("5x5_s1", (3, 8, 24, 24), {"kernel_size": 5, "stride": 1, "padding": 2}),
         ("global", (6, 70, 7, 7), {"kernel_size": 7}),
+        ("global_channels", (1, 48, 64, 64), {"kernel_size": 64}),
     )
 }
 PROBLEMS = [*CONVOLUTIONS, *POOLINGS]

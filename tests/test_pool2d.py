@@ -93,6 +93,7 @@ SELECT_CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "300x1": ((1, 2, 310, 3), {"kernel_size": (300, 1), "stride": (7, 1)}),
     "global": ((2, 33, 7, 7), {"kernel_size": 7}),
     "global_many_channels": ((2, 256, 3, 5), {"kernel_size": (3, 5)}),
+    "global_by_channels": ((1, 80, 64, 48), {"kernel_size": (64, 48)}),
     "global_padded": ((2, 256, 4, 3), {"kernel_size": (6, 5), "stride": 9, "padding": (1, 1)}),
     "1x1": ((2, 5, 6, 7), {"kernel_size": 1}),
     "1x1_s2": ((2, 5, 6, 7), {"kernel_size": 1, "stride": 2}),

@@ -50,14 +50,10 @@ class PoolPixels {
     const int64_t vectors = ceil_div(p_.C, kLanes) * kLanes;
     const int64_t taps = std::min(p_.R, p_.H) * std::min(p_.S, p_.W);
     const int64_t row_bytes = p_.Q * vectors * static_cast<int64_t>(sizeof(T)) * (taps / 2 + 2);
+    if (whole_pixels()) return fold_images(pool, row_bytes);
     parallel_for_with_scratch(
         pool, 0, p_.N * p_.P, pool_grain(row_bytes), [&](int64_t begin, int64_t end) {
           Divisors divisors(p_, vertical_, horizontal_, p_.Q);
-          if (whole_pixels()) {
-            const Buffer<Lane> folded(p_.C);
-            for (int64_t i = begin; i < end; i++) fold_pixels(i, divisors.at(0), folded.get());
-            return;
-          }
           CodeBuffer codes(p_.C);
           for (int64_t i = begin; i < end; i++)
             output_row(i, divisors.at(i % p_.P), y_ + end * p_.Q * p_.C, &codes);
@@ -79,31 +75,59 @@ class PoolPixels {
     Count code, code_row_step, code_column_step;
   };
 
-  // Global pooling of many channels: the window is one run of memory, which is read in order while
-  // what is folded so far stays in the first-level cache.
+  // Global pooling of whole vectors: there is but one output, so the channels go to the threads.
   bool whole_pixels() const {
     return !kCodes && p_.P == 1 && p_.Q == 1 && p_.dilation_h == 1 && p_.dilation_w == 1 &&
            vertical_.valid_taps(0).size() == p_.H && columns_[0].size() == p_.W &&
-           p_.C % kLanes == 0 && p_.C >= kFewestInOrder && p_.C <= kMostInOrder;
+           p_.C % kLanes == 0;
   }
+
+  void fold_images(const Parallel& pool, int64_t image_bytes) const {
+    const int64_t vectors = p_.C / kLanes;
+    parallel_for_with_scratch(
+        pool, 0, p_.N * vectors, pool_grain(image_bytes / vectors),
+        [&](int64_t begin, int64_t end) {
+          Divisors divisors(p_, vertical_, horizontal_, 1);
+          const bool in_order = p_.C >= kFewestInOrder && p_.C <= kMostInOrder;
+          const Buffer<Lane> folded(in_order ? p_.C : 0);
+          for (int64_t i = begin; i < end;) {
+            const int64_t n = i / vectors, first = i % vectors * kLanes;
+            const int64_t last = std::min(first + (end - i) * kLanes, p_.C);
+            if (in_order) {
+              fold_pixels(n, {first, last}, divisors.at(0), folded.get());
+            } else {
+              const T* x = x_ + n * p_.H * p_.W * p_.C;
+              const Window window{x, 1, p_.H * p_.W, 0, p_.C, Count{}, Count{}, Count{}};
+              fold_channels<kUnroll>(window, {first, last}, divisors.at(0), n * p_.C, nullptr);
+            }
+            i += (last - first) / kLanes;
+          }
+          if (streams_) stream_fence();
+        });
+  }
+
+  // Of many channels the window is read in the order of memory, while what is folded so far stays
+  // in the first-level cache.
   static constexpr int64_t kFewestInOrder = 16 * kLanes;
   static constexpr int64_t kMostInOrder = 16384 / static_cast<int64_t>(sizeof(Lane));
 
-  void fold_pixels(int64_t n, const Lane* divisor, Lane* folded) const {
+  void fold_pixels(int64_t n, Range channels, const Lane* divisor, Lane* folded) const {
     const T* x = x_ + n * p_.H * p_.W * p_.C;
     const int64_t pixels = p_.H * p_.W;
-    for (int64_t c = 0; c < p_.C; c += kLanes) Vec<Lane>::store(folded + c, load<false>(x + c, 0));
+    for (int64_t c = channels.begin; c < channels.end; c += kLanes)
+      Vec<Lane>::store(folded + c, load<false>(x + c, 0));
     int64_t i = 1;
-    for (; i + kInOrder <= pixels; i += kInOrder) fold_next<kInOrder>(x + i * p_.C, folded);
-    for (; i < pixels; i++) fold_next<1>(x + i * p_.C, folded);
-    for (int64_t c = 0; c < p_.C; c += kLanes)
+    for (; i + kInOrder <= pixels; i += kInOrder)
+      fold_next<kInOrder>(x + i * p_.C, channels, folded);
+    for (; i < pixels; i++) fold_next<1>(x + i * p_.C, channels, folded);
+    for (int64_t c = channels.begin; c < channels.end; c += kLanes)
       W::store(y_ + n * p_.C + c, rule_.finish_all(Vec<Lane>::load(folded + c), divisor));
   }
   static constexpr int kInOrder = 2;  // pixels
 
   template <int kPixels>
-  TORCHCONV_INLINE void fold_next(const T* x, Lane* folded) const {
-    for (int64_t c = 0; c < p_.C; c += kLanes) {
+  TORCHCONV_INLINE void fold_next(const T* x, Range channels, Lane* folded) const {
+    for (int64_t c = channels.begin; c < channels.end; c += kLanes) {
       V best = Vec<Lane>::load(folded + c);
       C code{};
 #pragma GCC unroll 8
@@ -247,7 +271,8 @@ class PoolPixels {
 
   void channels(const Window& window, const Lane* divisor, int64_t out, const T* y_end,
                 Code* codes) const {
-    const int64_t c = p_.C < kLanes ? 0 : fold_channels<kUnroll>(window, 0, divisor, out, codes);
+    const int64_t c =
+        p_.C < kLanes ? 0 : fold_channels<kUnroll>(window, {0, p_.C}, divisor, out, codes);
     if (c == p_.C) return;
     // The last vector spills into the next pixel, which is written after it, but not past y_end;
     // and it may read what follows the channels, but not past the tensor.
@@ -262,11 +287,13 @@ class PoolPixels {
 
   // As many vectors as there are, first kVectors at once; the channel they end at.
   template <int kVectors>
-  TORCHCONV_INLINE int64_t fold_channels(const Window& window, int64_t c, const Lane* divisor,
+  TORCHCONV_INLINE int64_t fold_channels(const Window& window, Range channels, const Lane* divisor,
                                          int64_t out, Code* codes) const {
-    for (; c + kVectors * kLanes <= p_.C; c += kVectors * kLanes)
+    int64_t& c = channels.begin;
+    for (; c + kVectors * kLanes <= channels.end; c += kVectors * kLanes)
       fold_window<kVectors, false>(window, c, divisor, out, codes + c, kLanes);
-    if constexpr (kVectors > 1) return fold_channels<kVectors / 4>(window, c, divisor, out, codes);
+    if constexpr (kVectors > 1)
+      return fold_channels<kVectors / 4>(window, channels, divisor, out, codes);
     return c;
   }
 
