@@ -626,6 +626,45 @@ def test_operator(layout: str, device: str) -> None:
 
 
 @pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dies", [True, False])
+@pytest.mark.parametrize("gate_first", [True, False])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "size",
+    [(1, 19, 5, 7), (3, 32, 4, 4), (2, 70, 65, 81), (2, 1, 3, 3), (1, 5, 1, 4), (2, 5, 1, 1)],
+)
+def test_gates(
+    size: tuple[int, ...],
+    layout: str,
+    dtype: torch.dtype,
+    gate_first: bool,
+    dies: bool,
+    device: str,
+) -> None:
+    """The bits and strides of torch.mul; it writes to the image only if nobody else has that."""
+    x = images(*size, layout=layout, dtype=dtype)
+    gates = [torch.randn(size[0], size[1], 1, 1), torch.randn(1, size[1], 1, 1), torch.randn(size)]
+    pool = ((1, 1), (1, 1), (0, 0), (1, 1), False)
+    pooled = overload("max_pool2d")(x, *pool)
+    for gate in (gate.to(dtype) for gate in gates):
+        # 0, 1: the call's own; 2: the image that a step makes.
+        order = [[1, i] if gate_first else [i, 1] for i in (0, 2)]
+        steps = [
+            step("max_pool2d", [0], pool, []),
+            step("mul", order[0], (), [0]),
+            step("mul", order[1], (), [2] if dies else []),
+        ]
+        before = x.clone()
+        program = program_of(steps, [3, 4] if dies else [3, 4, 2])
+        got = torch.ops.torchconv.chain([x, gate], program)
+        for image, result in zip((x, pooled), got, strict=False):
+            assert_same(result, gate * image if gate_first else image * gate)
+        assert torch.equal(x, before)
+        assert dies or torch.equal(got[2], pooled)
+
+
+@pytest.mark.usefixtures("device")
 def test_programs_that_are_none(device: str) -> None:
     x, w = torch.randn(1, 4, 3, 3), torch.randn(4, 4, 1, 1)
     good = program_of([step("conv2d", [0, 1, -1, -1], CONV, [0])], [2])

@@ -3,12 +3,14 @@
 
 #include "ops/chain.h"
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "ops/backend.h"
+#include "ops/gate.h"
 #include "ops/settings.h"
 #include "ops/tensor_args.h"
 
@@ -18,7 +20,8 @@ namespace {
 // The call's tensors and, after them, the results of the steps, by their positions.
 class Known {
  public:
-  explicit Known(const std::vector<Tensor>& given) : tensors_(given.begin(), given.end()) {}
+  explicit Known(const std::vector<Tensor>& given)
+      : tensors_(given.begin(), given.end()), given_(static_cast<int64_t>(given.size())) {}
 
   const std::optional<Tensor>& at(int64_t position) const {
     TORCHCONV_CHECK(0 <= position && position < static_cast<int64_t>(tensors_.size()) &&
@@ -32,6 +35,9 @@ class Known {
     return position == -1 ? std::nullopt : at(position);
   }
 
+  // Whether it is a step's result, which nobody else has.
+  bool is_result(int64_t position) const { return position >= given_; }
+
   void add(Tensor t) { tensors_.emplace_back(std::move(t)); }
 
   void drop(int64_t position) {
@@ -41,6 +47,7 @@ class Known {
 
  private:
   std::vector<std::optional<Tensor>> tensors_;
+  int64_t given_;
 };
 
 // PyTorch's own operator for these arguments.
@@ -50,6 +57,18 @@ Tensor aten(const char* name, const char* overload, const Arguments&... argument
   std::array<StableIValue, sizeof...(Arguments)> stack{from(arguments)...};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// A product of two tensors, in the memory of one of them where the step is the last to read it.
+Tensor multiply(const Known& known, IntList positions, SettingsReader program) {
+  const IntList done = program.take<IntList>();
+  const auto dies = [&](int64_t position) {
+    return known.is_result(position) && std::find(done.begin(), done.end(), position) != done.end();
+  };
+  const Tensor &a = *known.at(positions[0]), &b = *known.at(positions[1]);
+  if (std::optional<Tensor> gated = gate_channels(a, b, dies(positions[0]))) return *gated;
+  if (std::optional<Tensor> gated = gate_channels(b, a, dies(positions[1]))) return *gated;
+  return aten("aten::mul", "Tensor", a, b);
 }
 
 Tensor run_step(const Known& known, SettingsReader* program) {
@@ -70,7 +89,8 @@ Tensor run_step(const Known& known, SettingsReader* program) {
     case 3:
       return adaptive_avg_pool2d_step(input, program);
     case 4:
-      return aten("aten::mul", "Tensor", input, tensor(1));
+      tensor(1);
+      return multiply(known, positions, *program);
     case 5:
       return aten("aten::hardsigmoid", "", input);
     case 6: {
