@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from torch.nn.utils import parametrizations
 import torchconv
 from conftest import FLOATS, Network, in_layout
 from torchconv import _chain
+from torchconv._fetch import Fetch
 from torchconv._programs import Step, program_of
 from torchconv._schemas import overload
 from torchconv._settings import Signature, settings_of
@@ -470,6 +472,22 @@ def test_functional_call(runs: list[int]) -> None:
     made.load_state_dict(other)
     assert_same(got, by_layers(made, x))
     assert runs == STEPS
+
+
+def test_fetch_of_what_is_gone() -> None:
+    """Nothing is read at an address that is fetched ahead, so it may be one of nothing."""
+    table, image = {str(i): i for i in range(100)}, torch.randn(1 << 22)
+    kept: list[Any] = [table, image, OrderedDict(a=1), (1, 2), int]
+    fetch = Fetch(kept)
+    for address in (*map(id, kept), image._cdata):
+        assert address // 64 * 64 in fetch.lines
+    assert len(fetch.lines) > sys.getsizeof(table) // 64
+    del table, image
+    fetch()
+    del kept[:]
+    gc.collect()
+    fetch()
+    Fetch([])()
 
 
 # --- calls that somebody watches -----------------------------------------------------------------

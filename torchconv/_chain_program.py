@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from torchconv._chain_layers import FORWARDS, Call, attributes_of, settings_of
+from torchconv._fetch import Fetch
 from torchconv._programs import Step, program_of
 
 __all__ = ["Program", "compile_program"]
@@ -36,6 +37,7 @@ class _Snapshot:
                 weight, bias = parameters["weight"], parameters["bias"]
                 what = (weight, bias, weight._version, weight.data_ptr())
                 self._weights.append((parameters, *what))
+        self._fetch = Fetch(self._looked_at())
 
     def _find(self, network: GraphModule, name: str) -> Any:
         layer: Any = network
@@ -47,6 +49,20 @@ class _Snapshot:
             layer = were[part]
         return layer
 
+    def _looked_at(self) -> Iterator[Any]:
+        """What `holds` reads, and then the operator."""
+        for known in self._containers.values():
+            module, children, were = known
+            yield from (known, module, vars(module), children, were)
+        for known in self._attributes:
+            layer, _, values, _, _, read = known
+            yield from (known, layer, values, read, *read)
+            yield from (values["_forward_hooks"], values["_forward_pre_hooks"])
+        for known in self._weights:
+            yield known
+            yield known[0]
+        yield from self.parameters()
+
     def parameters(self) -> list[Tensor]:
         """Of all layers in order: each one's weights, and its bias if it has one."""
         return [
@@ -54,6 +70,7 @@ class _Snapshot:
         ]
 
     def holds(self) -> bool:
+        self._fetch()
         for module, children, were in self._containers.values():
             if module._modules is not children or children != were:
                 return False
