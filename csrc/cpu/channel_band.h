@@ -5,7 +5,9 @@
 // that would fall into the same cache sets are moved apart.
 //
 // On each axis either all positions that the taps span are copied once, or, where less (a dilation
-// or stride larger than the block), those of each tap on their own.
+// or stride larger than the block), those of each tap on their own. Pixels that are neighbours in
+// memory are copied by vectors of so many lanes, of which short runs leave most empty: there all
+// positions are also copied once where that takes fewer vectors.
 #pragma once
 
 #include <algorithm>
@@ -29,8 +31,9 @@ inline int64_t even_piece(int64_t total, int64_t limit) {
 // The positions of one axis that a block of outputs reads.
 class BandAxis {
  public:
-  // offsets: the taps' distinct ones, ascending; step: of the source from an output to the next.
-  BandAxis(std::vector<int64_t> offsets, int64_t step, int64_t outputs);
+  // offsets: the taps' distinct ones, ascending; step: of the source from an output to the next;
+  // lanes: see above, or 0.
+  BandAxis(std::vector<int64_t> offsets, int64_t step, int64_t outputs, int64_t lanes);
 
   int64_t positions() const { return positions_; }
   int64_t step() const { return together_ ? source_step_ : 1; }  // in positions
