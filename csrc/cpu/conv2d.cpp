@@ -396,7 +396,6 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
   }
   bool covers_all = false;
   const std::vector<ConvView> views = dgrad_views(p, &covers_all);
-  if (!covers_all) zero_array(dx, p.N * p.C * p.H * p.W, pool);
   const Epilogue<T> epilogue{dx, nullptr, Activation::kNone};
   const bool winograd = winograd_allowed();
   if constexpr (kInFloat<T>) {
@@ -412,13 +411,20 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
                 to, pool);
   };
   if constexpr (std::is_same_v<T, BFloat16>) {
-    if (covers_all && p.N > 0 && strides_by_image(p, views, winograd)) {
-      const PhaseImage image(p);
+    if (strides_by_image(p, views, winograd)) {
+      const PhaseImage image(p, covers_all, pool);
       const Epilogue<T> to{image.data(), nullptr, Activation::kNone};
-      for (const ConvView& view : image.phases(views)) gather_phase(view, w, to);
+      if (p.groups == 1 && p.weight_layout == Layout::kNCHW) {
+        const PhaseWeights<T> taps(p, w, pool);
+        for (const ConvView& view : image.phases(views))
+          gather_phase(taps.phase(view), taps.data(), to);
+      } else {
+        for (const ConvView& view : image.phases(views)) gather_phase(view, w, to);
+      }
       return image.store(dx, pool);
     }
   }
+  if (!covers_all) zero_array(dx, p.N * p.C * p.H * p.W, pool);
   if constexpr (std::is_same_v<T, Wide<T>>) {
     if (dgrad_by_columns(p, views, winograd))
       return dgrad_patches(p, dz, w, dx, pool, [&](const ConvProblem& part, T* columns, T* to) {

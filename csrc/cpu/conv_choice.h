@@ -61,7 +61,6 @@ bool strides_by_groups(const ConvProblem& p, const std::vector<ConvView>& views)
 std::optional<ConvAlgorithm> dgrad_at_once(const ConvProblem& p);
 
 // Whether dgrad of a stride in bfloat16 goes by way of a channels_last image, see phase_image.h.
-// The views cover dx.
 bool strides_by_image(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd);
 // Whether its views, of an image in NCHW, read weights whose taps were taken apart, see there too.
 bool strides_by_taps(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd);

@@ -364,7 +364,7 @@ std::string conv2d_explain(const ConvProblem& problem) {
     double operations = 0;
     for (const ConvView& v : views)
       operations += gather_operations(v, gather_algorithm(v, p.dtype, winograd));
-    const char* const way = covers_all && strides_by_image(q, views, winograd)
+    const char* const way = strides_by_image(q, views, winograd)
                                 ? "by way of a channels_last image: "
                             : strides_by_taps(q, views, winograd) ? "taps of the weights apart: "
                                                                   : "";

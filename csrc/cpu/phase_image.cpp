@@ -2,10 +2,13 @@
 #include "cpu/phase_image.h"
 
 #include <algorithm>
+#include <type_traits>
 
+#include "cpu/channel_pairs.h"
 #include "cpu/conv_pack.h"
 #include "cpu/parallel_range.h"
 #include "cpu/plane_store.h"
+#include "cpu/wide_array.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -13,10 +16,21 @@ namespace {
 // Pixels that are transposed together: whole lines of a plane.
 constexpr int64_t kPixels = 128;
 
+// to[t*step + c] = w[c*taps + t] for c < channels; of bfloat16 pairs of channels.
+template <typename T>
+void take_taps_apart(const T* w, int64_t taps, int64_t channels, T* to, int64_t step) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    transpose_pairs(w, taps, 1, taps, channels, reinterpret_cast<float*>(to), step / 2);
+  else
+    pack_transposed(w, taps, channels, taps, to, step);
+}
+
 }  // namespace
 
-PhaseImage::PhaseImage(const ConvProblem& p)
-    : p_(p), pixel_(round_up(p.C, Vec<uint16_t>::kLanes)), image_(p.N * p.H * p.W * pixel_) {}
+PhaseImage::PhaseImage(const ConvProblem& p, bool covered, const Parallel& pool)
+    : p_(p), pixel_(round_up(p.C, Vec<uint16_t>::kLanes)), image_(p.N * p.H * p.W * pixel_) {
+  if (!covered) zero_array(image_.get(), p.N * p.H * p.W * pixel_, pool);
+}
 
 std::vector<ConvView> PhaseImage::phases(std::vector<ConvView> views) const {
   for (ConvView& view : views) {
@@ -46,23 +60,26 @@ void PhaseImage::store(BFloat16* dx, const Parallel& pool) const {
 
 template <typename T>
 PhaseWeights<T>::PhaseWeights(const ConvProblem& p, const T* w, const Parallel& pool)
-    : p_(p), weights_(p.K * p.C * p.R * p.S) {
+    : channels_(std::is_same_v<T, BFloat16> ? round_up(p.C, 2) : p.C),
+      tap_(p.K * channels_),
+      weights_(p.R * p.S * tap_) {
   const int64_t taps = p.R * p.S;
   const WorkSplit split(p.K, kPackingOperations * static_cast<double>(p.C * taps));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t k = begin; k < end; ++k)
-      pack_transposed(w + k * p.C * taps, taps, p.C, taps, weights_.get() + k * p.C, p.K * p.C);
+      take_taps_apart(w + k * p.C * taps, taps, p.C, weights_.get() + k * channels_, tap_);
   });
 }
 
 template <typename T>
 ConvView PhaseWeights<T>::phase(ConvView view) const {
   view.weight_k = 1;
-  view.weight_c = p_.C;
-  for (ConvTap& tap : view.taps) tap.weight *= p_.K * p_.C;
+  view.weight_c = channels_;
+  for (ConvTap& tap : view.taps) tap.weight *= tap_;
   return view;
 }
 
+template class PhaseWeights<BFloat16>;
 template class PhaseWeights<float>;
 template class PhaseWeights<double>;
 

@@ -2,8 +2,9 @@
 //
 // In bfloat16 the image that they write: a phase owns every other pixel of a plane, which its
 // product could only write one by one. So the phases write a channels_last image in scratch, and
-// that is transposed to dx. In float and double the weights: a phase picks every other tap of a
-// filter, and could only read them one by one. So the taps are taken apart once, for all phases.
+// that is transposed to dx. In either, and in float and double, the weights: a phase picks every
+// other tap of a filter, and could only read them one by one. So the taps are taken apart once, for
+// all phases.
 #pragma once
 
 #include <vector>
@@ -18,7 +19,8 @@ namespace torchconv::cpu {
 
 class PhaseImage {
  public:
-  explicit PhaseImage(const ConvProblem& p);
+  // covered: the phases write every pixel.
+  PhaseImage(const ConvProblem& p, bool covered, const Parallel& pool);
 
   // dgrad's views of the problem, with this image for dst.
   std::vector<ConvView> phases(std::vector<ConvView> views) const;
@@ -31,7 +33,8 @@ class PhaseImage {
   Buffer<BFloat16> image_;  // [n][pixel][pixel_]
 };
 
-// The weights of one group as [tap][k][c]. Instantiated for float and double.
+// The weights of one group as [tap][k][c], of bfloat16 with an even number of channels.
+// Instantiated for float, double and bfloat16.
 template <typename T>
 class PhaseWeights {
  public:
@@ -42,7 +45,7 @@ class PhaseWeights {
   const T* data() const { return weights_.get(); }
 
  private:
-  const ConvProblem& p_;
+  int64_t channels_, tap_;  // of a filter and of a tap, with those that make them even
   Buffer<T> weights_;
 };
 
