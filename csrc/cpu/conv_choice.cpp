@@ -77,6 +77,9 @@ constexpr int64_t kLongRow = 16, kShortRow = 9;
 // So would filters that fill at most half a vector: vectors then run along pixels in either layout,
 // where as many taps share the transposed source.
 constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
+// Beside so many vectors of the direct product, of which those of pairs have twice the terms, and
+// are copied as they are.
+constexpr double kDirectVectors = 1.2, kDirectVectorsOfPairs = 1.6;
 // Channels of an NCHW image whose rearrangement in pairs for so few filters a stride repays.
 constexpr int64_t kStridedPairsChannels = 16;
 // Filters so few that the lanes of the inner products are summed for less than the lanes that
@@ -167,6 +170,15 @@ struct Case {
   bool pieces_fit() const {
     const int64_t size = element_size(), lanes = kVectorBytes / size;
     return band_fits(true) || BandExtent(column_pieces(v, size, lanes)[0], true, size, lanes).fits;
+  }
+  // Whether a band along the pixels of a few filters has so many lanes between short rows that the
+  // direct product, whose filters leave most of a vector empty, has about as few vectors.
+  bool band_leaves_lanes() const {
+    const int64_t size = element_size(), lanes = kVectorBytes / size;
+    const int64_t width = BandExtent(v, true, size, lanes).width;
+    const auto along = static_cast<double>(v.K * ceil_div((v.I - 1) * width + v.J, lanes));
+    return static_cast<double>(v.pixels() * ceil_div(v.K, lanes)) <=
+           (by_pairs() ? kDirectVectorsOfPairs : kDirectVectors) * along;
   }
   bool half() const { return is(DType::kBFloat16) || is(DType::kFloat16); }
   double lanes_used() const { return inner_gather_lanes_used(v, kVectorBytes / element_size()); }
@@ -282,7 +294,8 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() > 0 && c.by_pairs() && c.pairs_read_image() &&
-              (c.v.K > kFewFilters || c.pairs_take_stride());
+              (c.v.K > kFewFilters || c.pairs_take_stride() ||
+               c.band_leaves_lanes());
      }},
     {Algorithm::kPixelProduct, [](const Case& c) { return c.v.terms() == 0; }},
     {Algorithm::kSampleProduct, [](const Case& c) {
@@ -322,7 +335,8 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
        return !c.grouped() && c.channels_last() && c.v.K <= kFewFilters &&
-              static_cast<int64_t>(c.v.taps.size()) >= kManyTaps && c.band_fits(true);
+              static_cast<int64_t>(c.v.taps.size()) >= kManyTaps && c.band_fits(true) &&
+              !c.band_leaves_lanes();
      }},
     {Algorithm::kDirectProduct, [](const Case& c) { return c.channels_last(); }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
