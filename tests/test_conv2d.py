@@ -52,6 +52,13 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "3x3_d2": ((2, 4, 9, 8), (6, 4, 3, 3), {"dilation": 2}),
     "3x3_d3x1_p3x1": ((2, 4, 9, 8), (6, 4, 3, 3), {"dilation": (3, 1), "padding": (3, 1)}),
     "3x3_s2_d2_p2": ((2, 4, 9, 8), (6, 4, 3, 3), {"stride": 2, "dilation": 2, "padding": 2}),
+    "3x3_s3_d2_short_rows": (
+        (2, 35, 22, 5),
+        (18, 35, 3, 3),
+        {"stride": 3, "dilation": 2},
+    ),
+    "4x4_s3x2_p1": ((2, 67, 11, 9), (20, 67, 4, 4), {"stride": (3, 2), "padding": 1}),
+    "3x5_s4": ((1, 37, 14, 13), (33, 37, 3, 5), {"stride": 4}),
     "3x3_wide": ((1, 3, 5, 70), (17, 3, 3, 3), {"padding": 1}),
     "3x3_tall": ((1, 3, 70, 2), (5, 3, 3, 3), {"padding": 1}),
     "3x3_many_channels": ((1, 67, 6, 5), (37, 67, 3, 3), {"padding": 1}),

@@ -83,8 +83,10 @@ def test_every_kind(
         forbidden = at(x, w, **arguments)
     for with_it, without in zip(found.passes, forbidden.passes, strict=True):
         assert WINOGRAD not in without.algorithm
+        # One sample does not repay copies of all.
+        copies = "by way of channels_last images" in without.blocking
         if WINOGRAD in with_it.algorithm:
-            assert with_it.otherwise == without.algorithm
+            assert with_it.otherwise == without.algorithm or copies
         else:
             assert with_it == without
 
@@ -116,10 +118,10 @@ def test_columns() -> None:
         assert (words in found["dgrad"].blocking) == folds
 
 
-def test_phases_of_weights() -> None:
-    """What each phase reads of a filter in NCHW lies apart, unless transforms read all of it."""
-    words = "taps of the weights apart"
-    for size, stride, layout, apart in (
+def test_strides_by_way_of_channels_last_images() -> None:
+    """Phases of a contiguous image are copied for the direct product, unless transforms pay."""
+    words = "by way of channels_last images"
+    for size, stride, layout, copied in (
         (4, 2, torch.contiguous_format, True),
         (4, 2, torch.channels_last, False),
         (4, 1, torch.contiguous_format, False),
@@ -127,7 +129,7 @@ def test_phases_of_weights() -> None:
     ):
         x, w = operands(2, 64, 28, 28, 64, size)
         found = at(x.to(memory_format=layout), w.to(memory_format=layout), None, stride, 1)
-        assert (words in found["dgrad"].blocking) == apart
+        assert (words in found["dgrad"].blocking) == copied
 
 
 def test_few_filters_of_a_stride() -> None:

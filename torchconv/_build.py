@@ -113,7 +113,8 @@ TOGETHER_PATTERNS = {
         "cpu/group_band.cpp", "cpu/group_weights.cpp", "cpu/group_winograd*.cpp",
     ),
     "cpu/pack": (
-        "cpu/axis_groups.cpp", "cpu/col2im.cpp", "cpu/conv_band.cpp", "cpu/conv_pack.cpp",
+        "cpu/axis_groups.cpp", "cpu/channels_last_copy.cpp", "cpu/col2im.cpp", "cpu/conv_band.cpp",
+        "cpu/conv_pack.cpp",
         "cpu/inner_gather.cpp", "cpu/patches.cpp", "cpu/phase_image.cpp", "cpu/plane_pairs.cpp",
         "cpu/wgrad_*.cpp",
     ),

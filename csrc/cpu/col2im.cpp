@@ -20,13 +20,13 @@ namespace {
 // Of an element of the columns, beside one of the product's.
 constexpr double kFoldOperations = 4;
 
-// dst[j*step] = the sum over `taps` of columns[plane of the tap][row i + h][j + w], j < J.
+// dst[j] = the sum over `taps` of columns[plane of the tap][row i + h][j + w], j < J.
 template <typename T>
 void fold_row(const ConvView& view, Range taps, const T* columns, int64_t i, T* dst) {
   using V = Vec<T>;
   constexpr int64_t kL = V::kLanes;
   const int64_t plane = view.H * view.W;
-  for (int64_t j = 0; j < view.J; j += kL, dst += kL * view.dst.column) {
+  for (int64_t j = 0; j < view.J; j += kL, dst += kL) {
     const int64_t count = std::min(kL, view.J - j);
     auto sum = typename V::Type{};
     for (int64_t t = taps.begin; t < taps.end; ++t) {
@@ -39,13 +39,7 @@ void fold_row(const ConvView& view, Range taps, const T* columns, int64_t i, T* 
       else if (first < last)
         sum += load_lanes(from, first, last);
     }
-    if (view.dst.column == 1) {
-      V::store_partial(dst, sum, count);
-    } else {
-      T lanes[kL];
-      V::store(lanes, sum);
-      for (int64_t l = 0; l < count; ++l) dst[l * view.dst.column] = lanes[l];
-    }
+    V::store_partial(dst, sum, count);
   }
 }
 

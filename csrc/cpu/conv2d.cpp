@@ -8,6 +8,7 @@
 #include "core/buffer.h"
 #include "cpu/activation.h"
 #include "cpu/band_gemm.h"
+#include "cpu/channels_last_copy.h"
 #include "cpu/col2im.h"
 #include "cpu/conv_band_gather.h"
 #include "cpu/conv_band_wgrad.h"
@@ -381,6 +382,21 @@ void dgrad_patches(const ConvProblem& p, const T* dz, const T* w, T* dx, const P
 }
 
 template <typename T>
+void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel& pool);
+
+// The dgrad of contiguous images by way of channels_last ones.
+template <typename T>
+void dgrad_channels_last(const ConvProblem& p, const T* dz, const T* w, T* dx,
+                         const Parallel& pool) {
+  const int64_t pixels = p.H * p.W;
+  const Buffer<T> last_dz = channels_last_copy(dz, p.N, p.K, p.P * p.Q, pool);
+  const Buffer<T> last_w = channels_last_copy(w, p.K, p.C, p.R * p.S, pool);
+  const Buffer<T> last_dx(p.N * p.C * pixels);
+  dgrad<T>(merged(channels_last_problem(p)), last_dz.get(), last_w.get(), last_dx.get(), pool);
+  transpose_images(last_dx.get(), p.N, pixels, p.C, dx, pool);
+}
+
+template <typename T>
 void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel& pool) {
   if constexpr (!std::is_integral_v<T>) {
     if (goes_by_patches(p, StridedPass::kDgrad))
@@ -415,7 +431,7 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
       const PhaseImage image(p, covers_all, pool);
       const Epilogue<T> to{image.data(), nullptr, Activation::kNone};
       if (p.groups == 1 && p.weight_layout == Layout::kNCHW) {
-        const PhaseWeights<T> taps(p, w, pool);
+        const PhaseWeights taps(p, w, pool);
         for (const ConvView& view : image.phases(views))
           gather_phase(taps.phase(view), taps.data(), to);
       } else {
@@ -426,15 +442,11 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
   }
   if (!covers_all) zero_array(dx, p.N * p.C * p.H * p.W, pool);
   if constexpr (std::is_same_v<T, Wide<T>>) {
+    if (dgrad_by_channels_last(p, views, winograd)) return dgrad_channels_last(p, dz, w, dx, pool);
     if (dgrad_by_columns(p, views, winograd))
       return dgrad_patches(p, dz, w, dx, pool, [&](const ConvProblem& part, T* columns, T* to) {
         col2im(part, views, columns, to, pool);
       });
-    if (strides_by_taps(p, views, winograd)) {
-      const PhaseWeights<T> taps(p, w, pool);
-      for (const ConvView& view : views) gather_phase(taps.phase(view), taps.data(), epilogue);
-      return;
-    }
   }
   for (const ConvView& view : views) gather_phase(view, w, epilogue);
 }

@@ -100,10 +100,9 @@ constexpr int64_t kPatchFiltersWgrad = 512;
 constexpr double kFoldProducts = 34;
 constexpr double kMostColumnBytes = 32 << 20;
 // In NCHW bands of rows leave out most of these products too, and such a direct product takes the
-// weights apart, once more for the phases of a stride: as long as for the products of so many
-// pixels. Fewer filters do not pay for the fold of planes.
-constexpr int64_t kColumnPixels = 48, kColumnFilters = 128, kColumnFiltersStrided = 64;
-constexpr double kPhasePixels = 70;
+// weights apart: as long as for the products of so many pixels. Fewer filters do not pay for the
+// fold of planes.
+constexpr int64_t kColumnPixels = 48, kColumnFilters = 128;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
 // to rearrange more, the phases of a stride, which the tiles pack and compute together, and kernels
 // of several taps, whose weights a product packs for other threads to read. Phases of larger
@@ -397,12 +396,23 @@ bool goes_by_patches(const ConvProblem& p, StridedPass pass) {
   const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
   const bool half = p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat16;
   const bool serves = wide || (half && pass == StridedPass::kDgrad && p.R * p.S > 1);
-  const bool narrow = pass == StridedPass::kFprop && p.R * p.S > 1 && p.Q < kPatchColumns;
+  const bool narrow = (pass == StridedPass::kFprop || wide) && p.R * p.S > 1 && p.Q < kPatchColumns;
   return serves && p.K >= kPatchFilters && !narrow && patches_apply(p);
 }
 
 bool wgrad_goes_by_patches(const ConvProblem& p) {
   return p.R * p.S == 1 && p.K >= kPatchFiltersWgrad && goes_by_patches(p, StridedPass::kFprop);
+}
+
+bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& views,
+                            bool winograd) {
+  const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
+  return wide && p.groups == 1 && p.layout == Layout::kNCHW && p.weight_layout == Layout::kNCHW &&
+         views.size() > 1 && std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
+           const Algorithm algorithm = gather_algorithm(view, p.dtype, winograd);
+           return algorithm == Algorithm::kBandProduct || algorithm == Algorithm::kPixelProduct ||
+                  algorithm == Algorithm::kWinograd;
+         });
 }
 
 bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {
@@ -424,10 +434,7 @@ bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, 
   const double saved = gathered / (pixels * taps) - 1,
                fold = kFoldProducts / static_cast<double>(p.K);
   if (p.layout != Layout::kNCHW) return saved >= fold;
-  if (views.size() == 1)
-    return p.K >= kColumnFilters && saved >= fold && p.P * p.Q <= kColumnPixels;
-  return (p.K >= kColumnFiltersStrided && saved >= fold) ||
-         (p.K >= kColumnFilters && saved + kPhasePixels / pixels >= fold);
+  return views.size() == 1 && p.K >= kColumnFilters && saved >= fold && p.P * p.Q <= kColumnPixels;
 }
 
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {
@@ -466,15 +473,6 @@ bool strides_by_image(const ConvProblem& p, const std::vector<ConvView>& views, 
   return p.dtype == DType::kBFloat16 && p.layout == Layout::kNCHW && views.size() > 1 &&
          std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
            return gather_algorithm(view, p.dtype, winograd) == Algorithm::kDirectProduct;
-         });
-}
-
-bool strides_by_taps(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {
-  const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
-  return wide && p.groups == 1 && p.weight_layout == Layout::kNCHW && views.size() > 1 &&
-         std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
-           const Algorithm algorithm = gather_algorithm(view, p.dtype, winograd);
-           return algorithm == Algorithm::kBandProduct || algorithm == Algorithm::kPixelProduct;
          });
 }
 

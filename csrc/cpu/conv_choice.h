@@ -48,6 +48,11 @@ bool goes_by_patches(const ConvProblem& p, StridedPass pass);
 // The same for wgrad.
 bool wgrad_goes_by_patches(const ConvProblem& p);
 
+// Whether dgrad, of these views, computes the problem's channels_last_problem in its place, see
+// channels_last_copy.h.
+bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& views,
+                            bool winograd);
+
 // Whether dgrad, of these views, is the fold of a matrix product (col2im.h), patch_problem's dgrad.
 bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd);
 
@@ -62,8 +67,6 @@ std::optional<ConvAlgorithm> dgrad_at_once(const ConvProblem& p);
 
 // Whether dgrad of a stride in bfloat16 goes by way of a channels_last image, see phase_image.h.
 bool strides_by_image(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd);
-// Whether its views, of an image in NCHW, read weights whose taps were taken apart, see there too.
-bool strides_by_taps(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd);
 
 // As gather_algorithm for the weight gradient; view is fprop's and has terms.
 ConvAlgorithm wgrad_algorithm(const ConvView& view, DType dtype, bool winograd);

@@ -10,6 +10,7 @@
 
 #include "cpu/band_gemm.h"
 #include "cpu/channel_pairs.h"
+#include "cpu/channels_last_copy.h"
 #include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_choice.h"
 #include "cpu/conv_view.h"
@@ -302,13 +303,14 @@ int64_t element_size(DType dtype) {
   return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
-// Whether dgrad goes by columns and no way that is asked for first.
-bool adds_columns(const ConvProblem& p, bool winograd) {
+// Whether dgrad goes by `way`, and by no way that is asked for first.
+bool dgrad_goes(bool (*way)(const ConvProblem&, const std::vector<ConvView>&, bool),
+                const ConvProblem& p, bool winograd) {
   bool covers_all = false;
   const std::vector<ConvView> views = dgrad_views(p, &covers_all);
   return !dgrad_at_once(p) &&
          !(covers_all && strides_by_winograd(p, StridedPass::kDgrad, winograd)) &&
-         dgrad_by_columns(p, views, winograd);
+         way(p, views, winograd);
 }
 
 }  // namespace
@@ -329,8 +331,10 @@ std::string conv2d_explain(const ConvProblem& problem) {
 
   bool covers_all = false;
   const bool folds_dx = goes_by_patches(p, StridedPass::kDgrad);
-  const bool adds_dx = !folds_dx && adds_columns(p, winograd);
-  const ConvProblem q = folds_dx || adds_dx ? patch_problem(p) : p;
+  const bool turns = !folds_dx && dgrad_goes(dgrad_by_channels_last, p, winograd);
+  const ConvProblem d = turns ? merged(channels_last_problem(p)) : p;
+  const bool adds_dx = !folds_dx && dgrad_goes(dgrad_by_columns, d, winograd);
+  const ConvProblem q = folds_dx || adds_dx ? patch_problem(d) : d;
   const std::vector<ConvView> views = dgrad_views(q, &covers_all);
   const auto strided_line = [&](const char* name, StridedPass pass, const ConvView& v) {
     return formatted({name, ConvAlgorithm::kStridedWinograd,
@@ -364,10 +368,10 @@ std::string conv2d_explain(const ConvProblem& problem) {
     double operations = 0;
     for (const ConvView& v : views)
       operations += gather_operations(v, gather_algorithm(v, p.dtype, winograd));
-    const char* const way = strides_by_image(q, views, winograd)
+    const char* const way = turns ? "by way of channels_last images: "
+                            : strides_by_image(q, views, winograd)
                                 ? "by way of a channels_last image: "
-                            : strides_by_taps(q, views, winograd) ? "taps of the weights apart: "
-                                                                  : "";
+                                : "";
     std::string blocking = (adds_dx ? "columns that are added up: " : words(folds_dx)) +
                            (way + gather_blocking(largest, p.dtype, dgrad));
     if (views.size() > 1)

@@ -2,10 +2,8 @@
 #include "cpu/phase_image.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "cpu/channel_pairs.h"
-#include "cpu/conv_pack.h"
 #include "cpu/parallel_range.h"
 #include "cpu/plane_store.h"
 #include "cpu/wide_array.h"
@@ -15,15 +13,6 @@ namespace {
 
 // Pixels that are transposed together: whole lines of a plane.
 constexpr int64_t kPixels = 128;
-
-// to[t*step + c] = w[c*taps + t] for c < channels; of bfloat16 pairs of channels.
-template <typename T>
-void take_taps_apart(const T* w, int64_t taps, int64_t channels, T* to, int64_t step) {
-  if constexpr (std::is_same_v<T, BFloat16>)
-    transpose_pairs(w, taps, 1, taps, channels, reinterpret_cast<float*>(to), step / 2);
-  else
-    pack_transposed(w, taps, channels, taps, to, step);
-}
 
 }  // namespace
 
@@ -58,29 +47,22 @@ void PhaseImage::store(BFloat16* dx, const Parallel& pool) const {
   });
 }
 
-template <typename T>
-PhaseWeights<T>::PhaseWeights(const ConvProblem& p, const T* w, const Parallel& pool)
-    : channels_(std::is_same_v<T, BFloat16> ? round_up(p.C, 2) : p.C),
-      tap_(p.K * channels_),
-      weights_(p.R * p.S * tap_) {
+PhaseWeights::PhaseWeights(const ConvProblem& p, const BFloat16* w, const Parallel& pool)
+    : channels_(round_up(p.C, 2)), tap_(p.K * channels_), weights_(p.R * p.S * tap_) {
   const int64_t taps = p.R * p.S;
   const WorkSplit split(p.K, kPackingOperations * static_cast<double>(p.C * taps));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t k = begin; k < end; ++k)
-      take_taps_apart(w + k * p.C * taps, taps, p.C, weights_.get() + k * channels_, tap_);
+      transpose_pairs(w + k * p.C * taps, taps, 1, taps, p.C,
+                      reinterpret_cast<float*>(weights_.get() + k * channels_), tap_ / 2);
   });
 }
 
-template <typename T>
-ConvView PhaseWeights<T>::phase(ConvView view) const {
+ConvView PhaseWeights::phase(ConvView view) const {
   view.weight_k = 1;
   view.weight_c = channels_;
   for (ConvTap& tap : view.taps) tap.weight *= tap_;
   return view;
 }
-
-template class PhaseWeights<BFloat16>;
-template class PhaseWeights<float>;
-template class PhaseWeights<double>;
 
 }  // namespace torchconv::cpu

@@ -1,10 +1,9 @@
-// What the phases of a stride's dgrad share where pixels are neighbours in memory.
+// What the phases of a stride's dgrad share in bfloat16, where pixels are neighbours in memory.
 //
-// In bfloat16 the image that they write: a phase owns every other pixel of a plane, which its
-// product could only write one by one. So the phases write a channels_last image in scratch, and
-// that is transposed to dx. In either, and in float and double, the weights: a phase picks every
-// other tap of a filter, and could only read them one by one. So the taps are taken apart once, for
-// all phases.
+// The image that they write: a phase owns every other pixel of a plane, which its product could
+// only write one by one. So the phases write a channels_last image in scratch, and that is
+// transposed to dx. And the weights: a phase picks every other tap of a filter, and could only read
+// them one by one. So the taps are taken apart once, for all phases.
 #pragma once
 
 #include <vector>
@@ -33,20 +32,18 @@ class PhaseImage {
   Buffer<BFloat16> image_;  // [n][pixel][pixel_]
 };
 
-// The weights of one group as [tap][k][c], of bfloat16 with an even number of channels.
-// Instantiated for float, double and bfloat16.
-template <typename T>
+// The weights of one group as [tap][k][c], with an even number of channels.
 class PhaseWeights {
  public:
-  PhaseWeights(const ConvProblem& p, const T* w, const Parallel& pool);
+  PhaseWeights(const ConvProblem& p, const BFloat16* w, const Parallel& pool);
 
   // dgrad's view of the problem, with these weights.
   ConvView phase(ConvView view) const;
-  const T* data() const { return weights_.get(); }
+  const BFloat16* data() const { return weights_.get(); }
 
  private:
   int64_t channels_, tap_;  // of a filter and of a tap, with those that make them even
-  Buffer<T> weights_;
+  Buffer<BFloat16> weights_;
 };
 
 }  // namespace torchconv::cpu

@@ -1,0 +1,30 @@
+// Copies of contiguous images and weights whose channels are neighbours, and back. Where rows are
+// short, or a stride leaves few pixels of them, vectors along pixels are mostly empty: such a
+// problem in NCHW takes longer than its copies and the same problem in channels_last.
+#pragma once
+
+#include "core/buffer.h"
+#include "core/conv_problem.h"
+#include "core/parallel.h"
+
+namespace torchconv::cpu {
+
+// The same problem, of a single group, with images and weights in channels_last.
+ConvProblem channels_last_problem(const ConvProblem& p);
+
+// to[n][column][row] = from[n][row][column] of n matrices, where a row is a channel or a pixel.
+// Instantiated for float and double.
+template <typename T>
+void transpose_images(const T* from, int64_t n, int64_t rows, int64_t columns, T* to,
+                      const Parallel& pool);
+
+// The copy of an NCHW image, or of filters in that order.
+template <typename T>
+Buffer<T> channels_last_copy(const T* from, int64_t n, int64_t channels, int64_t pixels,
+                             const Parallel& pool) {
+  Buffer<T> copy(n * channels * pixels);
+  transpose_images(from, n, channels, pixels, copy.get(), pool);
+  return copy;
+}
+
+}  // namespace torchconv::cpu
