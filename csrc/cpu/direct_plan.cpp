@@ -12,6 +12,7 @@ namespace {
 
 // What a block's band may take of the second-level cache.
 constexpr int64_t kBandBytes = 384 << 10;
+constexpr int64_t kWeightsOfBands = 4;
 // Outputs in a block: enough to repay its preparation.
 constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
 // Of the first-level cache, at least: so many lines may fall into the same set.
@@ -103,9 +104,12 @@ bool DirectPlan::packs_along(const ConvView& view, int64_t element_size) const {
   const int64_t pixels = view.N * view.pixels();
   const int64_t blocks =
       view.groups * ceil_div(view.N, samples) * ceil_div(view.I, rows) * ceil_div(view.J, columns);
-  // The bands of all chunks wait for the panels.
+  // The bands of all chunks wait for the panels. Weights of several times their size cost more to
+  // write and read again than bands beyond the second-level cache.
   const int64_t bands = band ? chunks * samples * band->size() * element_size : 0;
-  return view.terms() > 0 && pixels <= kPixelsPackedAlong && bands <= kBandBytes &&
+  const int64_t weights = view.terms() * padded_filters * element_size;
+  return view.terms() > 0 && pixels <= kPixelsPackedAlong &&
+         bands <= std::max(kBandBytes, weights / kWeightsOfBands) &&
          (blocks == 1 || (blocks == 2 && pixels >= kPixelsForTwo));
 }
 
