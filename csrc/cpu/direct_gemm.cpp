@@ -147,6 +147,18 @@ class DirectGemm : DirectTasks {
     else
       return direct_microkernel<A>(rows, vectors);
   }
+  static DirectMicrokernel<A> even_kernel() {
+    if constexpr (kPairs)
+      return direct_even_pair_microkernel();
+    else
+      return direct_even_microkernel<A>();
+  }
+  // Of kMaxRows offsets.
+  static bool evenly_apart(const int64_t* offsets, int64_t step) {
+    for (int64_t m = 1; m < kMaxRows; ++m)
+      if (offsets[m] != offsets[0] + m * step) return false;
+    return true;
+  }
   void fill(const T* src, int64_t channels, const DirectPosition& at, A* band) const {
     if constexpr (!kPairs)
       plan_.band->fill(view_, src, channels, at.i, at.j, band);
@@ -160,6 +172,7 @@ class DirectGemm : DirectTasks {
   struct Chunk {
     int64_t index, depth;
     bool last, rounds, runs;  // runs: of pixels, by direct_run.h
+    bool even;                // or by direct_even_microkernel
     int64_t runs_at_once;
     DirectTile<A> tile;
   };
@@ -185,7 +198,7 @@ class DirectGemm : DirectTasks {
   // before it.
   Chunk begin_chunk(Task& t, int64_t chunk, const A* band, bool ordered) const {
     const int64_t channels = chunk_channels(chunk);
-    Chunk c{chunk, channels * taps_, chunk + 1 == plan_.chunks, false, false, 1, {}};
+    Chunk c{chunk, channels * taps_, chunk + 1 == plan_.chunks, false, false, false, 1, {}};
     c.rounds = c.last && rounds_;
     const bool cut = ordered && plan_.chunks == 1;
     if ((chunk == 0 || c.last) && !cut) cut_segments(t, channels);
@@ -195,7 +208,7 @@ class DirectGemm : DirectTasks {
     tile.totals = t.totals;
     tile.panel_size = c.depth * kPanel<A>;
     tile.stream = streams_;
-    tile.pixel_step = view_.step_w * view_.src.column;
+    tile.pixel_step = t.pixel_step;
     tile.c_step = view_.dst.column;
     tile.clamp =
         c.last && (to_dst_ || rounds_) && epilogue_.clamps() && epilogue_.preactivation == nullptr;
@@ -253,11 +266,13 @@ class DirectGemm : DirectTasks {
   DirectMicrokernel<A> tile_kernel(const Chunk& c, int64_t rows, int64_t filters) const {
     if constexpr (std::is_same_v<T, float>)
       if (c.runs && rows % kMaxRows == 0) return direct_run_microkernel(filters);
+    if (c.even) return even_kernel();
     return kernel(rows, ceil_div(filters, kLanes<A>));
   }
 
   template <typename F>
-  void for_tiles(const Task& t, const Chunk& c, F&& f) const {
+  void for_tiles(const Task& t, Chunk& c, F&& f) const {
+    const bool one_vector = !c.runs && t.at.k.size() <= kLanes<A> && plan_.tile_rows == kMaxRows;
     for (const DirectPixels& group : t.groups) {
       int64_t begin = group.pixels.begin;
       while (c.runs && begin + kMaxRows <= group.pixels.end) {
@@ -265,6 +280,17 @@ class DirectGemm : DirectTasks {
             std::min(c.runs_at_once, (group.pixels.end - begin) / int64_t{kMaxRows});
         f(group, begin, runs * kMaxRows);
         begin += runs * kMaxRows;
+      }
+      while (one_vector) {
+        int64_t end = begin;
+        while (end + kMaxRows <= std::min(group.pixels.end, begin + kRunsAtOnce * kMaxRows) &&
+               evenly_apart(t.src_offsets + end, c.tile.pixel_step))
+          end += kMaxRows;
+        if (end == begin) break;
+        c.even = true;
+        f(group, begin, end - begin);
+        c.even = false;
+        begin = end;
       }
       for_row_tiles(group.pixels.end - begin, plan_.tile_rows,
                     [&](int64_t first, int64_t rows) { f(group, begin + first, rows); });

@@ -217,6 +217,7 @@ void DirectTasks::order_pixels(DirectTask& t) const {
     first = (at.i.begin * view_.step_h + tap.h) * s.row +
             (at.j.begin * view_.step_w + tap.w) * s.column;
   }
+  t.pixel_step = column;
   t.groups.clear();
   int64_t p = 0;
   for (const AxisGroup& r : row_groups_[at.i.begin / plan_.rows]) {

@@ -28,6 +28,7 @@ struct DirectPixels {
 struct DirectTask {
   DirectPosition at;
   int64_t *src_offsets, *dst_offsets, *scratch_offsets;  // [pixels]
+  int64_t pixel_step;  // from an output of a row to the next, as in src_offsets
   std::vector<DirectPixels> groups;
   std::vector<TermSegment> segments;
   SourcePrefetch ahead;  // of what is copied next

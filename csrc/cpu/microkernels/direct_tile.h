@@ -55,10 +55,11 @@ struct DirectTile {
   const BFloat16* residual;  // with rounded, or null: is added, in rows as those of rounded
   const void* next;          // what a later call will read, asked for along the way: a piece of it
   int64_t next_step;         // for each term
-  // Of direct_run.h alone: pixels, from each of them and row of c to the one behind it, and another
+  int64_t pixel_step;        // from a pixel to the one behind it, where these lie evenly apart
+  // Of direct_run.h alone: pixels, from each of their rows of c to the one behind it, and another
   // such piece, or two lines of each of kAskedRows rows that lie also_row bytes apart; in turn with
   // the same so many bytes behind it.
-  int64_t rows, pixel_step, c_step;
+  int64_t rows, c_step;
   const void* also;
   int64_t also_step, also_row, also_apart;
 };
@@ -69,11 +70,16 @@ using DirectMicrokernel = void (*)(const DirectTile<T>&);
 // 1 <= rows <= kMaxRows, 1 <= vectors <= kMaxVectors; T is float or double.
 template <typename T>
 DirectMicrokernel<T> direct_microkernel(int64_t rows, int64_t vectors);
+// For one vector, whose products wait for loads: of kMaxRows pixels that lie pixel_step apart. It
+// reads fewer pointers, and adds to each sum as the other does.
+template <typename T>
+DirectMicrokernel<T> direct_even_microkernel();
 
 // Where the processor has dot products of bfloat16 (avx512_bf16): a term is a pair of neighbouring
 // channels in the 32 bits of an element of a, and in those of each element of b; sums are float.
 // The instruction rounds each step to nearest even and takes denormals for zero.
 bool has_pair_products();
 DirectMicrokernel<float> direct_pair_microkernel(int64_t rows, int64_t vectors);
+DirectMicrokernel<float> direct_even_pair_microkernel();
 
 }  // namespace torchconv::cpu

@@ -20,6 +20,10 @@ DirectMicrokernel<float> direct_pair_microkernel(int64_t rows, int64_t vectors) 
   return find_direct_tile<PairProduct>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
 }
 
+DirectMicrokernel<float> direct_even_pair_microkernel() {
+  return direct_tile<PairProduct, kMaxRows, 1, true>;
+}
+
 }  // namespace torchconv::cpu
 
 #pragma GCC pop_options
@@ -28,6 +32,7 @@ namespace torchconv::cpu {
 
 bool has_pair_products() { return false; }
 DirectMicrokernel<float> direct_pair_microkernel(int64_t, int64_t) { std::abort(); }
+DirectMicrokernel<float> direct_even_pair_microkernel() { std::abort(); }
 
 }  // namespace torchconv::cpu
 #endif

@@ -9,4 +9,9 @@ DirectMicrokernel<float> direct_microkernel<float>(int64_t rows, int64_t vectors
                                                  std::make_integer_sequence<int, kMaxRows>());
 }
 
+template <>
+DirectMicrokernel<float> direct_even_microkernel<float>() {
+  return direct_tile<ChannelProduct<float>, kMaxRows, 1, true>;
+}
+
 }  // namespace torchconv::cpu

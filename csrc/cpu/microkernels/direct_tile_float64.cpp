@@ -9,4 +9,9 @@ DirectMicrokernel<double> direct_microkernel<double>(int64_t rows, int64_t vecto
                                                   std::make_integer_sequence<int, kMaxRows>());
 }
 
+template <>
+DirectMicrokernel<double> direct_even_microkernel<double>() {
+  return direct_tile<ChannelProduct<double>, kMaxRows, 1, true>;
+}
+
 }  // namespace torchconv::cpu
