@@ -47,6 +47,7 @@ PROBLEMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "winograd_s2": ((1, 64, 28, 27), (64, 64, 3, 3), {"padding": 1, "stride": 2}),
     "winograd_s2_stem": ((1, 3, 64, 64), (64, 3, 7, 7), {"padding": 3, "stride": 2}),
     "winograd_rows": ((2, 3, 12, 21), (24, 3, 3, 3), {"padding": 1}),
+    "channels_last_copies": ((2, 64, 7, 7), (5, 64, 5, 5), {}),
     "matrix_product": ((2, 33, 7, 6), (41, 33, 1, 1), {}),
     "matrix_product_in_chunks": ((1, 700, 5, 6), (150, 700, 1, 1), {}),
     "matrix_product_s2": ((2, 24, 9, 9), (40, 24, 1, 1), {"stride": 2}),

@@ -132,6 +132,14 @@ def test_strides_by_way_of_channels_last_images() -> None:
         assert (words in found["dgrad"].blocking) == copied
 
 
+def test_few_filters_over_short_rows() -> None:
+    """Vectors along rows of three pixels would be mostly empty."""
+    for size, copied in ((7, True), (28, False)):
+        x, w = operands(2, 64, size, size, 5, 5)
+        words = "by way of channels_last images"
+        assert (words in at(x, w)["fprop"].blocking) == copied
+
+
 def test_few_filters_of_a_stride() -> None:
     """Bands along pixels would take the phases apart. Of a first layer that is little."""
     for channels, pairs in ((64, has_pairs()), (3, False)):

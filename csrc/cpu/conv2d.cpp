@@ -339,6 +339,27 @@ void for_patches(const ConvProblem& p, ConvView view, const T* w, const T* bias,
 template <typename T>
 void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
            const void* bias, const void* residual, void* y, void* preactivation,
+           const Parallel& pool);
+
+// The fprop of contiguous images by way of channels_last ones.
+template <typename T>
+void fprop_channels_last(const ConvProblem& p, const T* x, const T* w, const void* bias,
+                         const Epilogue<T>& epilogue, const Parallel& pool) {
+  const int64_t pixels = p.P * p.Q, size = p.N * p.K * pixels;
+  const Buffer<T> last_x = channels_last_copy(x, p.N, p.C, p.H * p.W, pool);
+  const Buffer<T> last_w = channels_last_copy(w, p.K, p.C, p.R * p.S, pool);
+  const Buffer<T> last_z(size), z(size);
+  ConvProblem q = channels_last_problem(p);
+  q.activation = Activation::kNone;
+  fprop<T>(merged(q), last_x.get(), last_w.get(), WeightsOwner{}, bias, nullptr, last_z.get(),
+           nullptr, pool);
+  transpose_images(last_z.get(), p.N, pixels, p.K, z.get(), pool);
+  store_array(epilogue, z.get(), size, pool);
+}
+
+template <typename T>
+void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
+           const void* bias, const void* residual, void* y, void* preactivation,
            const Parallel& pool) {
   const ConvView view = fprop_view(p);
   if (is_empty(view)) return;
@@ -353,8 +374,13 @@ void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwne
             product(patches, epilogue.at(n * view.dst.n));
           });
   }
-  const bool winograd = winograd_allowed(),
-             strided = strides_by_winograd(p, StridedPass::kFprop, winograd);
+  const bool winograd = winograd_allowed();
+  if constexpr (std::is_floating_point_v<T>) {
+    if (fprop_by_channels_last(p, view, winograd))
+      return fprop_channels_last(p, static_cast<const T*>(x), static_cast<const T*>(w), bias,
+                                 epilogue, pool);
+  }
+  const bool strided = strides_by_winograd(p, StridedPass::kFprop, winograd);
   const ConvAlgorithm algorithm =
       strided ? ConvAlgorithm::kStridedWinograd : gather_algorithm(view, kDType<T>, winograd);
   const T* weights = static_cast<const T*>(w);

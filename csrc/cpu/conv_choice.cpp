@@ -80,6 +80,9 @@ constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
 // Beside so many vectors of the direct product, of which those of pairs have twice the terms, and
 // are copied as they are.
 constexpr double kDirectVectors = 1.2, kDirectVectorsOfPairs = 1.6;
+// What an inner product takes beside a sum along pixels, with the sum of its lanes, and what a
+// copy in channels_last takes of an element, as a part of a vector's product.
+constexpr double kInnerVectors = 1.2, kCopyVectors = 0.4;
 // Channels of an NCHW image whose rearrangement in pairs for so few filters a stride repays.
 constexpr int64_t kStridedPairsChannels = 16;
 // Filters so few that the lanes of the inner products are summed for less than the lanes that
@@ -170,12 +173,16 @@ struct Case {
     const int64_t size = element_size(), lanes = kVectorBytes / size;
     return band_fits(true) || BandExtent(column_pieces(v, size, lanes)[0], true, size, lanes).fits;
   }
+  // Of a filter's sums along the pixels of a band.
+  int64_t band_vectors() const {
+    const int64_t size = element_size(), lanes = kVectorBytes / size;
+    return ceil_div((v.I - 1) * BandExtent(v, true, size, lanes).width + v.J, lanes);
+  }
   // Whether a band along the pixels of a few filters has so many lanes between short rows that the
   // direct product, whose filters leave most of a vector empty, has about as few vectors.
   bool band_leaves_lanes() const {
-    const int64_t size = element_size(), lanes = kVectorBytes / size;
-    const int64_t width = BandExtent(v, true, size, lanes).width;
-    const auto along = static_cast<double>(v.K * ceil_div((v.I - 1) * width + v.J, lanes));
+    const auto along = static_cast<double>(v.K * band_vectors());
+    const int64_t lanes = kVectorBytes / element_size();
     return static_cast<double>(v.pixels() * ceil_div(v.K, lanes)) <=
            (by_pairs() ? kDirectVectorsOfPairs : kDirectVectors) * along;
   }
@@ -402,6 +409,21 @@ bool goes_by_patches(const ConvProblem& p, StridedPass pass) {
 
 bool wgrad_goes_by_patches(const ConvProblem& p) {
   return p.R * p.S == 1 && p.K >= kPatchFiltersWgrad && goes_by_patches(p, StridedPass::kFprop);
+}
+
+bool fprop_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd) {
+  const Case c{view, p.dtype, winograd};
+  if (c.half() || p.groups != 1 || p.layout != Layout::kNCHW || p.weight_layout != Layout::kNCHW ||
+      view.K > kInnerFiltersMost ||
+      gather_algorithm(view, p.dtype, winograd) != Algorithm::kBandAlongPixels)
+    return false;
+  const int64_t lanes = kVectorBytes / c.element_size();
+  const double filters = static_cast<double>(view.K * static_cast<int64_t>(view.taps.size()));
+  const double saved =
+      filters * (static_cast<double>(c.band_vectors()) -
+                 kInnerVectors * static_cast<double>(view.pixels()) / static_cast<double>(lanes));
+  return view.C % lanes == 0 &&
+         saved >= kCopyVectors * (static_cast<double>(view.H * view.W) + filters);
 }
 
 bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& views,

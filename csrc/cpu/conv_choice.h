@@ -48,8 +48,9 @@ bool goes_by_patches(const ConvProblem& p, StridedPass pass);
 // The same for wgrad.
 bool wgrad_goes_by_patches(const ConvProblem& p);
 
-// Whether dgrad, of these views, computes the problem's channels_last_problem in its place, see
-// channels_last_copy.h.
+// Whether fprop, of this view, or dgrad, of these, computes the problem's channels_last_problem in
+// its place, see channels_last_copy.h.
+bool fprop_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd);
 bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& views,
                             bool winograd);
 

@@ -250,6 +250,8 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
           tiles * K * steps.product + C * K * steps.weight);
 }
 
+constexpr const char* kCopies = "by way of channels_last images: ";
+
 // Without the transforms.
 double strided_operations(const ConvProblem& p, StridedPass pass) {
   return 2 * product_of({p.N, p.C, p.K, strided_winograd_products(p, pass)});
@@ -325,7 +327,10 @@ std::string conv2d_explain(const ConvProblem& problem) {
        product_of({p.N, p.K, p.P, p.Q}));
   const auto words = [](bool by_patches) { return by_patches ? "patches as pixels: " : ""; };
   const bool unfolds_x = goes_by_patches(p, StridedPass::kFprop);
-  const ConvProblem fprop_problem = unfolds_x ? patch_problem(p) : p;
+  const bool copies_x = !unfolds_x && fprop_by_channels_last(p, fprop_view(p), winograd);
+  const ConvProblem fprop_problem = unfolds_x  ? patch_problem(p)
+                                    : copies_x ? merged(channels_last_problem(p))
+                                               : p;
   const ConvView view = fprop_view(fprop_problem);
   std::string lines;
 
@@ -346,8 +351,9 @@ std::string conv2d_explain(const ConvProblem& problem) {
   lines += strides_by_winograd(fprop_problem, StridedPass::kFprop, winograd)
                ? strided_line("fprop", StridedPass::kFprop, view)
                : formatted({"fprop", fprop, gather_otherwise(view, p.dtype, fprop),
-                            words(unfolds_x) + gather_blocking(view, p.dtype, fprop), direct,
-                            gather_operations(view, fprop), bytes});
+                            (copies_x ? kCopies : words(unfolds_x)) +
+                                gather_blocking(view, p.dtype, fprop),
+                            direct, gather_operations(view, fprop), bytes});
 
   if (views.empty()) {
     lines += zeros("dgrad", bytes);
@@ -368,7 +374,7 @@ std::string conv2d_explain(const ConvProblem& problem) {
     double operations = 0;
     for (const ConvView& v : views)
       operations += gather_operations(v, gather_algorithm(v, p.dtype, winograd));
-    const char* const way = turns ? "by way of channels_last images: "
+    const char* const way = turns ? kCopies
                             : strides_by_image(q, views, winograd)
                                 ? "by way of a channels_last image: "
                                 : "";
