@@ -1,6 +1,8 @@
 // The geometry of a channel band, from one sample's shape.
 #include "cpu/channel_band.h"
 
+#include <algorithm>
+
 #include "cpu/axis_groups.h"
 
 namespace torchconv::cpu {
@@ -28,8 +30,9 @@ BandAxis::BandAxis(std::vector<int64_t> offsets, int64_t step, int64_t outputs, 
   const int64_t all = span <= most ? (outputs - 1) * step + span : most + 1;
   together_ = all <= apart;
   if (!together_ && all <= most) {
-    const int64_t of_tap = (outputs - 1) * step + 1;
-    together_ = ceil_div(all, lanes) < taps * ceil_div(of_tap, lanes);
+    // Neighbours that lie apart are copied one by one, or with what lies between them.
+    const int64_t of_tap = std::min(outputs, ceil_div((outputs - 1) * step + 1, lanes));
+    together_ = ceil_div(all, lanes) < taps * of_tap;
   }
   positions_ = together_ ? all : apart;
 }
