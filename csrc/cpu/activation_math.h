@@ -22,7 +22,7 @@ struct ExpConstants<float> {
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   static constexpr float kLowest = -104.0f, kHighest = 89.0f;  // exp is 0 and inf beyond
-  static constexpr float kNormal = 87.0f;  // exp(x) and exp(-x) are normal numbers up to here
+  static constexpr float kNormal = 88.37f;  // exp(x) is 2^127 and a fraction at most up to here
   static constexpr int kMantissa = 23, kBias = 127;
   // (exp(r) - 1 - r) / r^2, from the constant term on.
   static constexpr float kSeries[] = {0.499999934f, 0.166665204f, 0.0416683908f, 0.00836874511f,
@@ -35,7 +35,7 @@ struct ExpConstants<double> {
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLn2High = 6.93145751953125e-1, kLn2Low = 1.42860682030941723212e-6;
   static constexpr double kLowest = -746.0, kHighest = 710.0;
-  static constexpr double kNormal = 708.0;
+  static constexpr double kNormal = 709.43;
   static constexpr int kMantissa = 52, kBias = 1023;
   static constexpr double kSeries[] = {
       1.0 / 2,     1.0 / 6,      1.0 / 24,      1.0 / 120,      1.0 / 720,       1.0 / 5040,
@@ -91,12 +91,12 @@ struct VectorMath {
     return {r + r * r * series, power(half), power(whole - half)};
   }
 
-  // Zero where the quotient would be below the normal numbers, or its divisor infinite.
+  // Where the divisor would be infinite, zero; SiLU's of -inf is NaN, as PyTorch's.
   static TORCHCONV_INLINE V sigmoid(V x) {
     return x < -Constants::kNormal ? V{} : A{1} / one_and_exp_of_negative(x);
   }
   static TORCHCONV_INLINE V silu(V x) {
-    return x < -Constants::kNormal ? V{} : x / one_and_exp_of_negative(x);
+    return x < -Constants::kNormal ? x * A{0} : x / one_and_exp_of_negative(x);
   }
 
   // tanh(|x|) = -m / (2 + m) with m = exp(-2|x|) - 1, which does not cancel.
