@@ -447,6 +447,21 @@ def test_planes_in_exact_float32(gpu: Caller, seed: int) -> None:
         assert_same(gpu("conv2d_backward", *backward, capability=75, **on)[0], dx)
 
 
+@pytest.mark.parametrize("channels", [32, 48, 80])
+def test_exact_float32_of_single_pixels(gpu: Caller, channels: int) -> None:
+    """Planes of one pixel have neighbouring channels, whose terms come in another order."""
+    on: dict[str, Any] = {"winograd": False}
+    x, w = torch.randn(70, channels, 1, 1), torch.randn(64, channels, 3, 3)
+    arguments = [[1, 1], [2] * 4, [1, 1], 1, "none", False]
+    y = gpu("conv2d", x, w, None, *arguments, **on)
+    assert_accurate(y, OPS.conv2d(*wide([x, w]), None, *arguments))
+    dz, x, w = x, torch.randn(70, 64, 3, 3), w.transpose(0, 1).contiguous()
+    arguments[1] = [0] * 4
+    backward = [dz, x, w, None, *arguments, [True, False, False]]
+    dx = gpu("conv2d_backward", *backward, **on)[0]
+    assert_accurate(dx, OPS.conv2d_backward(*wide(backward))[0])
+
+
 @pytest.mark.parametrize(
     "size, filters", [((2, 3, 13, 32), 64), ((3, 1, 20, 23), 17), ((2, 2, 7, 8), 5)]
 )

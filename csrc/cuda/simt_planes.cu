@@ -378,8 +378,8 @@ bool simt_planes_takes(const SimtView& v, const float* target, const Queue& queu
   return queue.capability >= 80 && v.source.column == 1 && v.target.column == 1 &&
          ((one_phase(v.rows) && one_phase(v.columns)) ||
           (spreads(v) && aligned<float>(target, 4))) &&
-         v.C > 0 && taps > 0 && (taps == 1 || v.C % kTerms == 0) && pixels > 0 && pixels < kMost &&
-         tiles_of<Medium>(v) < kMost;
+         v.C > 0 && taps > 0 && (taps == 1 || channels_together(v) == kTerms) && pixels > 0 &&
+         pixels < kMost && tiles_of<Medium>(v) < kMost;
 }
 
 double simt_planes_cost(const SimtView& v, const Queue& queue) {
