@@ -26,6 +26,11 @@ struct ChannelWgrad {
   uint32_t positions, slice_positions;  // tiles of all images; of a slice
 };
 
+// What depthwise_channel_gradients.cu takes, so that it does not come here.
+template <typename T, typename Tap>
+constexpr bool kComesWithDx = Tap::kSampling == Sampling::kUnit &&
+                              (Tap::R == 3 ? sizeof(T) < 8 : Tap::R == 5 && sizeof(T) == 4);
+
 template <typename T, typename Tap>
 struct ChannelShare {
   static constexpr bool kNarrow = sizeof(T) == 2;
@@ -246,10 +251,13 @@ bool depthwise_channels_wgrad(DType dtype, int64_t R, Sampling sampling, const G
     if (g.out_channels != 1 || g.groups % kLanes<T> != 0 || !aligned<T>(dz, kLanes<T>) ||
         !aligned<T>(x, kLanes<T>) || !window_fits(g))
       return;
-    done = true;
     with_taps<T, false>(R, sampling, [&](auto taps) {
-      launch_channels_wgrad<T, decltype(taps)>(
-          g, static_cast<const T*>(dz), static_cast<const T*>(x), static_cast<T*>(dw), queue);
+      using Tap = decltype(taps);
+      if constexpr (!kComesWithDx<T, Tap>) {
+        launch_channels_wgrad<T, Tap>(g, static_cast<const T*>(dz), static_cast<const T*>(x),
+                                      static_cast<T*>(dw), queue);
+        done = true;
+      }
     });
   });
   return done;

@@ -279,8 +279,6 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (active) store<2, kC>(p, n, i, j0, total, dx);
 }
 
-int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-
 // The window along one axis: its first element, from that of the position, and its length.
 struct Window {
   int64_t first, length;
