@@ -57,6 +57,11 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
         (18, 35, 3, 3),
         {"stride": 3, "dilation": 2},
     ),
+    "1x3_s1x3_d1x3_one_phase": (
+        (2, 39, 1, 11),
+        (128, 39, 1, 3),
+        {"stride": (1, 3), "dilation": (1, 3)},
+    ),
     "5x5_few_filters_short_rows": ((2, 64, 7, 7), (5, 64, 5, 5), {}),
     "4x4_s3x2_p1": ((2, 67, 11, 9), (20, 67, 4, 4), {"stride": (3, 2), "padding": 1}),
     "3x5_s4": ((1, 37, 14, 13), (33, 37, 3, 5), {"stride": 4}),

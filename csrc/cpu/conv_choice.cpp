@@ -456,7 +456,9 @@ bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, 
   const double saved = gathered / (pixels * taps) - 1,
                fold = kFoldProducts / static_cast<double>(p.K);
   if (p.layout != Layout::kNCHW) return saved >= fold;
-  return views.size() == 1 && p.K >= kColumnFilters && saved >= fold && p.P * p.Q <= kColumnPixels;
+  // A single phase of a stride leaves pixels out, which the fold of planes does not know.
+  return views.size() == 1 && views[0].dst.column == 1 && p.K >= kColumnFilters && saved >= fold &&
+         p.P * p.Q <= kColumnPixels;
 }
 
 bool strides_by_winograd(const ConvProblem& p, StridedPass pass, bool winograd) {
