@@ -54,6 +54,7 @@ PROBLEMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "matrix_product_along_planes": ((3, 24, 9, 11), (40, 24, 1, 1), {}),
     "band_product": ((1, 24, 9, 10), (27, 24, 3, 3), {"stride": (2, 1)}),
     "bands": ((2, 1, 12, 11), (6, 1, 5, 5), {"padding": 2}),
+    "direct_product_of_few_filters": ((2, 24, 9, 36), (12, 24, 3, 2), {}),
     "inner_product": ((2, 64, 9, 8), (2, 64, 3, 3), {"padding": 1}),
     "depthwise_rolling": ((2, 33, 9, 10), (33, 1, 3, 3), {"groups": 33, "padding": 1}),
     "depthwise_rolling_d2": (
