@@ -466,9 +466,10 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
       return image.store(dx, pool);
     }
   }
+  if constexpr (std::is_same_v<T, Wide<T>>)
+    if (dgrad_by_channels_last(p, views, winograd)) return dgrad_channels_last(p, dz, w, dx, pool);
   if (!covers_all) zero_array(dx, p.N * p.C * p.H * p.W, pool);
   if constexpr (std::is_same_v<T, Wide<T>>) {
-    if (dgrad_by_channels_last(p, views, winograd)) return dgrad_channels_last(p, dz, w, dx, pool);
     if (dgrad_by_columns(p, views, winograd))
       return dgrad_patches(p, dz, w, dx, pool, [&](const ConvProblem& part, T* columns, T* to) {
         col2im(part, views, columns, to, pool);

@@ -56,10 +56,11 @@ struct DirectTile {
   const void* next;          // what a later call will read, asked for along the way: a piece of it
   int64_t next_step;         // for each term
   int64_t pixel_step;        // from a pixel to the one behind it, where these lie evenly apart
-  // Of direct_run.h alone: pixels, from each of their rows of c to the one behind it, and another
-  // such piece, or two lines of each of kAskedRows rows that lie also_row bytes apart; in turn with
-  // the same so many bytes behind it.
-  int64_t rows, c_step;
+  int64_t rows;              // pixels, of those that take several kMaxRows of them
+  // Of direct_run.h alone: from each of their rows of c to the one behind it, and another such
+  // piece, or two lines of each of kAskedRows rows that lie also_row bytes apart; in turn with the
+  // same so many bytes behind it.
+  int64_t c_step;
   const void* also;
   int64_t also_step, also_row, also_apart;
 };
@@ -70,8 +71,9 @@ using DirectMicrokernel = void (*)(const DirectTile<T>&);
 // 1 <= rows <= kMaxRows, 1 <= vectors <= kMaxVectors; T is float or double.
 template <typename T>
 DirectMicrokernel<T> direct_microkernel(int64_t rows, int64_t vectors);
-// For one vector, whose products wait for loads: of kMaxRows pixels that lie pixel_step apart. It
-// reads fewer pointers, and adds to each sum as the other does.
+// For one vector, whose products wait for loads: of several times kMaxRows pixels, of which those
+// taken together lie pixel_step apart. It reads fewer pointers, and adds to each sum as the other
+// does.
 template <typename T>
 DirectMicrokernel<T> direct_even_microkernel();
 
