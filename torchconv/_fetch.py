@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
+import sysconfig
 from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,8 +25,11 @@ __all__ = ["Fetch"]
 _LINE = 64
 # Before an object lies what the garbage collector and its attributes' table need.
 _BEFORE = 24
-# Of a dict, where the address of its table is.
+# Of a dict, where the address of its table is: in CPython with its global lock.
 _TABLE = 4 * ctypes.sizeof(ctypes.c_void_p)
+_HAS_TABLE = sys.implementation.name == "cpython" and not sysconfig.get_config_var(
+    "Py_GIL_DISABLED"
+)
 _HEADER = dict.__basicsize__
 _IMPL = 3 * _LINE  # of a tensor, as far as anybody reads it for its address or version
 
@@ -58,7 +62,7 @@ class Fetch:
 def _pieces(o: Any) -> Iterator[tuple[int, int]]:
     """Where it lies, and how many bytes."""
     yield id(o) - _BEFORE, _BEFORE + (_HEADER if isinstance(o, dict) else sys.getsizeof(o))
-    if isinstance(o, dict) and sys.implementation.name == "cpython":
+    if isinstance(o, dict) and _HAS_TABLE:
         table = ctypes.c_void_p.from_address(id(o) + _TABLE).value
         yield table or id(o), dict.__sizeof__(o) - _HEADER
     if isinstance(o, Tensor):

@@ -91,7 +91,7 @@ struct VectorMath {
     return {r + r * r * series, power(half), power(whole - half)};
   }
 
-  // Where the divisor would be infinite, zero; SiLU's of -inf is NaN, as PyTorch's.
+  // Where exp(-x) is beyond its range here, zero; SiLU's of -inf is NaN, as PyTorch's.
   static TORCHCONV_INLINE V sigmoid(V x) {
     return x < -Constants::kNormal ? V{} : A{1} / one_and_exp_of_negative(x);
   }

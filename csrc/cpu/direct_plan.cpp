@@ -12,6 +12,7 @@ namespace {
 
 // What a block's band may take of the second-level cache.
 constexpr int64_t kBandBytes = 384 << 10;
+// Or, where weights are larger than that, this part of theirs.
 constexpr int64_t kWeightsOfBands = 4;
 // Outputs in a block: enough to repay its preparation.
 constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;

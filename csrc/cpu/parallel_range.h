@@ -12,7 +12,7 @@
 namespace torchconv::cpu {
 
 // Items that are worth some 8 us: at least one. Between the layers of a network the threads are
-// awake, and handing one work costs about a microsecond. operations: multiply-adds, or elements
+// awake, and handing one work costs a small part of that. operations: multiply-adds, or elements
 // moved, in one item. A small problem runs below the peak.
 inline int64_t work_grain(double operations) {
   constexpr double kOperationsIn8us = 5e3 * kVectorBytes;

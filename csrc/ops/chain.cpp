@@ -89,7 +89,7 @@ Tensor run_step(const Known& known, SettingsReader* program) {
     case 3:
       return adaptive_avg_pool2d_step(input, program);
     case 4:
-      tensor(1);
+      tensor(1);  // or raises
       return multiply(known, positions, *program);
     case 5:
       return aten("aten::hardsigmoid", "", input);
