@@ -2,7 +2,8 @@
 
 Inner products along channels (csrc/cpu/inner_gather.cpp) take few filters in channels_last,
 Winograd along the rows (csrc/cpu/winograd_rows.cpp) few channels and kernels of several columns,
-and direct products of few terms read several taps where they lie (csrc/cpu/direct_gemm.cpp).
+and direct products of few terms read several taps where they lie (csrc/cpu/direct_gemm.cpp), those
+of one vector of filters with fewer pointers than pixels (microkernels/direct_even_impl.h).
 """
 
 from __future__ import annotations
@@ -57,6 +58,13 @@ CASES |= {
     "few_channels_5x5": ((2, 3, 12, 33), (16, 3, 5, 5), {"padding": 2}),
     "few_channels_7x7": ((1, 15, 10, 27), (17, 15, 7, 7), {"padding": 3}),
     "more_channels_long_rows": ((2, 32, 15, 70), (32, 32, 5, 10), {"stride": 2}),
+    "one_vector_1x1": ((2, 18, 13, 29), (16, 18, 1, 1), {}),
+    "one_vector_1x1_few_channels": ((2, 3, 13, 29), (16, 3, 1, 1), {}),
+    "one_vector_3x1": ((2, 16, 9, 31), (16, 16, 3, 1), {"padding": (1, 0)}),
+    "one_vector_1x3": ((2, 16, 9, 45), (16, 16, 1, 3), {"padding": (0, 1)}),
+    "one_vector_ragged": ((2, 22, 9, 37), (12, 22, 2, 1), {}),
+    "one_vector_s2": ((2, 16, 9, 64), (16, 16, 1, 1), {"stride": 2}),
+    "one_vector_long_reduction": ((1, 260, 6, 33), (16, 260, 3, 3), {"padding": 1}),
     "few_channels_one_row": ((2, 16, 9, 40), (16, 16, 1, 3), {"padding": (0, 1)}),
     "few_channels_few_filters": ((2, 9, 11, 45), (17, 9, 2, 2), {"padding": 1}),
     "in_place_row": ((2, 16, 9, 40), (13, 16, 1, 3), {"padding": (0, 1)}),

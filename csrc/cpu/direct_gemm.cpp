@@ -153,12 +153,6 @@ class DirectGemm : DirectTasks {
     else
       return direct_even_microkernel<A>();
   }
-  // Of kMaxRows offsets.
-  static bool evenly_apart(const int64_t* offsets, int64_t step) {
-    for (int64_t m = 1; m < kMaxRows; ++m)
-      if (offsets[m] != offsets[0] + m * step) return false;
-    return true;
-  }
   void fill(const T* src, int64_t channels, const DirectPosition& at, A* band) const {
     if constexpr (!kPairs)
       plan_.band->fill(view_, src, channels, at.i, at.j, band);
@@ -209,6 +203,8 @@ class DirectGemm : DirectTasks {
     tile.panel_size = c.depth * kPanel<A>;
     tile.stream = streams_;
     tile.pixel_step = t.pixel_step;
+    tile.run = channels;
+    tile.packed = view_.dst.c == 1 && view_.dst.column == kLanes<A> && t.at.k.size() == kLanes<A>;
     tile.c_step = view_.dst.column;
     tile.clamp =
         c.last && (to_dst_ || rounds_) && epilogue_.clamps() && epilogue_.preactivation == nullptr;
@@ -281,17 +277,15 @@ class DirectGemm : DirectTasks {
         f(group, begin, runs * kMaxRows);
         begin += runs * kMaxRows;
       }
-      while (one_vector) {
-        int64_t end = begin;
-        while (end + kMaxRows <= std::min(group.pixels.end, begin + kRunsAtOnce * kMaxRows) &&
-               evenly_apart(t.src_offsets + end, c.tile.pixel_step))
-          end += kMaxRows;
-        if (end == begin) break;
-        c.even = true;
-        f(group, begin, end - begin);
-        c.even = false;
-        begin = end;
+      while (one_vector && begin + kMaxRows <= group.pixels.end) {
+        const int64_t left = group.even - (begin - group.pixels.begin) % group.even;
+        const int64_t runs = std::min(left / kMaxRows, kRunsAtOnce);
+        c.even = runs > 0;
+        const int64_t rows = std::max<int64_t>(runs, 1) * kMaxRows;
+        f(group, begin, rows);
+        begin += rows;
       }
+      c.even = false;
       for_row_tiles(group.pixels.end - begin, plan_.tile_rows,
                     [&](int64_t first, int64_t rows) { f(group, begin + first, rows); });
     }

@@ -238,7 +238,12 @@ void DirectTasks::order_pixels(DirectTask& t) const {
             fill_steps(t.scratch_offsets + p, width, place * scratch_ld(), scratch_ld());
         }
       }
-      t.groups.push_back({{begin, p}, r.taps, c.taps, 0, 0});
+      const int64_t height = r.outputs.size();
+      const bool rows_follow = row == width * column && view_.dst.row == width * view_.dst.column;
+      const bool samples_follow =
+          rows_follow && sample == height * row && view_.dst.n == height * view_.dst.row;
+      const int64_t even = samples_follow ? p - begin : rows_follow ? height * width : width;
+      t.groups.push_back({{begin, p}, r.taps, c.taps, even, 0, 0});
     }
   }
 }

@@ -20,10 +20,11 @@ struct DirectPosition {
   int64_t g;
   int64_t pixels() const { return n.size() * i.size() * j.size(); }
 };
-// Pixels [begin, end) of the task's list, and what they read.
+// Pixels [begin, end) of the task's list, and what they read. From the first on each `even` of them
+// lie evenly apart, in both images.
 struct DirectPixels {
   Range pixels, rows, columns;
-  int64_t segments, terms;
+  int64_t even, segments, terms;
 };
 struct DirectTask {
   DirectPosition at;

@@ -57,6 +57,8 @@ struct DirectTile {
   int64_t next_step;         // for each term
   int64_t pixel_step;        // from a pixel to the one behind it, where these lie evenly apart
   int64_t rows;              // pixels, of those that take several kMaxRows of them
+  int64_t run;               // neighbours that terms come in, as many as a tap has channels
+  bool packed;               // evenly apart, their rows of c or rounded are whole vectors, no gap
   // Of direct_run.h alone: from each of their rows of c to the one behind it, and another such
   // piece, or two lines of each of kAskedRows rows that lie also_row bytes apart; in turn with the
   // same so many bytes behind it.
@@ -71,9 +73,8 @@ using DirectMicrokernel = void (*)(const DirectTile<T>&);
 // 1 <= rows <= kMaxRows, 1 <= vectors <= kMaxVectors; T is float or double.
 template <typename T>
 DirectMicrokernel<T> direct_microkernel(int64_t rows, int64_t vectors);
-// For one vector, whose products wait for loads: of several times kMaxRows pixels, of which those
-// taken together lie pixel_step apart. It reads fewer pointers, and adds to each sum as the other
-// does.
+// For one vector, whose products wait for loads: of several times kMaxRows pixels, all of which lie
+// pixel_step apart. It reads fewer pointers, and adds to each sum as the other does.
 template <typename T>
 DirectMicrokernel<T> direct_even_microkernel();
 

@@ -7,7 +7,7 @@
 #if defined(TORCHCONV_PAIR_PRODUCTS)
 #pragma GCC push_options
 #pragma GCC target("avx512bf16")
-#include "cpu/microkernels/direct_tile_impl.h"
+#include "cpu/microkernels/direct_even_impl.h"
 
 namespace torchconv::cpu {
 
@@ -21,7 +21,7 @@ DirectMicrokernel<float> direct_pair_microkernel(int64_t rows, int64_t vectors) 
 }
 
 DirectMicrokernel<float> direct_even_pair_microkernel() {
-  return direct_tile<PairProduct, kMaxRows, 1, true>;
+  return direct_even_tile<PairProduct>;
 }
 
 }  // namespace torchconv::cpu

@@ -1,5 +1,5 @@
 // The register tiles of channels_last convolutions in float.
-#include "cpu/microkernels/direct_tile_impl.h"
+#include "cpu/microkernels/direct_even_impl.h"
 
 namespace torchconv::cpu {
 
@@ -11,7 +11,7 @@ DirectMicrokernel<float> direct_microkernel<float>(int64_t rows, int64_t vectors
 
 template <>
 DirectMicrokernel<float> direct_even_microkernel<float>() {
-  return direct_tile<ChannelProduct<float>, kMaxRows, 1, true>;
+  return direct_even_tile<ChannelProduct<float>>;
 }
 
 }  // namespace torchconv::cpu

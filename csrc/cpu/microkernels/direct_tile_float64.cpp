@@ -1,5 +1,5 @@
 // The register tiles of channels_last convolutions in double.
-#include "cpu/microkernels/direct_tile_impl.h"
+#include "cpu/microkernels/direct_even_impl.h"
 
 namespace torchconv::cpu {
 
@@ -11,7 +11,7 @@ DirectMicrokernel<double> direct_microkernel<double>(int64_t rows, int64_t vecto
 
 template <>
 DirectMicrokernel<double> direct_even_microkernel<double>() {
-  return direct_tile<ChannelProduct<double>, kMaxRows, 1, true>;
+  return direct_even_tile<ChannelProduct<double>>;
 }
 
 }  // namespace torchconv::cpu

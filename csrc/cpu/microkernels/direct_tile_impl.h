@@ -21,8 +21,71 @@ struct ChannelProduct {
   }
 };
 
-// kEven: pixels lie evenly apart.
-template <typename Product, int kRows, int kVectors, bool kEven = false>
+template <typename T, int kRows, int kVectors, typename Register>
+TORCHCONV_INLINE void clamp_rows(const DirectTile<T>& tile, Register (&sum)[kRows][kVectors]) {
+  using V = Vec<T>;
+    const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sum[m][v] = sum[m][v] < low ? low : sum[m][v];
+        sum[m][v] = sum[m][v] > high ? high : sum[m][v];
+      }
+}
+
+// What follows the products of a tile's rows, at `column` of c's rows.
+template <typename Product, int kRows, int kVectors, typename Register>
+TORCHCONV_INLINE void finish_rows(const DirectTile<typename Product::Element>& tile,
+                                  Register (&sum)[kRows][kVectors], const int64_t* c_rows,
+                                  const int64_t* rounded_rows, int64_t column) {
+  using T = typename Product::Element;
+  using V = Vec<T>;
+  constexpr int64_t kL = V::kLanes;
+  const bool rounds = Product::kRounds && tile.rounded != nullptr;
+  const int64_t lanes = tile.lanes;
+  if (tile.before != nullptr) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const T* c = tile.before + c_rows[m] + column;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        sum[m][v] += v + 1 < kVectors || lanes == kL ? V::load(c + v * kL)
+                                                     : V::load_partial(c + v * kL, lanes);
+    }
+  }
+  if constexpr (Product::kRounds) {
+    if (rounds && tile.residual != nullptr) {
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+        Product::add_row(sum[m], tile.residual + rounded_rows[m] + column, lanes);
+    }
+  }
+  if (tile.clamp) clamp_rows(tile, sum);
+  if constexpr (Product::kRounds) {
+    if (rounds) {
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+        Product::store(tile.rounded + rounded_rows[m] + column, sum[m], lanes);
+      return;
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) {
+    T* c = tile.c + c_rows[m] + column;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      if (tile.stream)
+        stream_bytes(c + v * kL, sum[m][v]);
+      else if (v + 1 < kVectors || lanes == kL)
+        V::store(c + v * kL, sum[m][v]);
+      else
+        V::store_partial(c + v * kL, sum[m][v], lanes);
+    }
+  }
+}
+
+template <typename Product, int kRows, int kVectors>
 void direct_tile(const DirectTile<typename Product::Element>& tile) {
   using T = typename Product::Element;
   using V = Vec<T>;
@@ -36,20 +99,13 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
   constexpr int kNear = 8, kFar = kRows > kNear ? kRows - kNear : 1;
   const T* row[kNear];
   const T* volatile far[kFar];
-  if constexpr (!kEven) {
 #pragma GCC unroll 16
-    for (int m = 0; m < kRows; ++m) {
-      if (m < kNear)
-        row[m] = tile.a + tile.pixels[m];
-      else
-        far[m - kNear] = tile.a + tile.pixels[m];
-    }
+  for (int m = 0; m < kRows; ++m) {
+    if (m < kNear)
+      row[m] = tile.a + tile.pixels[m];
+    else
+      far[m - kNear] = tile.a + tile.pixels[m];
   }
-  // Of three rows that lie evenly apart one has a pointer: the others lie once and twice the step
-  // behind it, where an address reaches.
-  constexpr int kApart = 3, kLines = (kRows + kApart - 1) / kApart;
-  [[maybe_unused]] const char* line[kLines];
-  [[maybe_unused]] const int64_t step = tile.pixel_step * static_cast<int64_t>(sizeof(T));
   const bool rounds = Product::kRounds && tile.rounded != nullptr;
   // The lines of c are asked for along the way by a tall tile, which has the time: as many misses
   // at once would hold up its first products. Rows of one vector are mostly neighbours in memory,
@@ -88,136 +144,63 @@ void direct_tile(const DirectTile<typename Product::Element>& tile) {
         __builtin_prefetch(result_line + last_byte, 1, 3);
       }
     }
-    for (int64_t part = 0; part < (kEven ? tile.rows : kRows); part += kRows) {
-      [[maybe_unused]] int64_t line_at = 0;
-      if constexpr (kEven) {
-#pragma GCC unroll 16
-        for (int r = 0; r < kLines; ++r)
-          line[r] = reinterpret_cast<const char*>(tile.a + tile.pixels[part + r * kApart]);
-      }
-      const int64_t* const c_rows = tile.c_rows + part;
-      [[maybe_unused]] const int64_t* const rounded_rows =
-          rounds ? tile.rounded_rows + part : nullptr;
-      const TermSegment* segment = tile.segments;
-      Register start[kVectors];
+    const TermSegment* segment = tile.segments;
+    Register start[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) start[v] = V::load(tile.bias + column + v * kL);
-      for (bool first = true;; first = false) {
+    for (int v = 0; v < kVectors; ++v) start[v] = V::load(tile.bias + column + v * kL);
+    for (bool first = true;; first = false) {
 #pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m)
+      for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) sum[m][v] = start[v];
-        for (;; ++segment) {
-          const int32_t* term = terms + segment->begin;
-          const int32_t* const end = terms + segment->end;
-          const T* b = panel + segment->begin * (kVectors * kL);
-          for (; term != end; ++term) {
-            const int64_t at = *term;
-            if constexpr (kEven) {
-              const int64_t ahead = (at - line_at) * static_cast<int64_t>(sizeof(T));
-              line_at = at;
-#pragma GCC unroll 16
-              for (int r = 0; r < kLines; ++r) {
-                line[r] += ahead;
-                __asm__("" : "+r"(line[r]));
-              }
-            }
-            Register filters[kVectors];
+        for (int v = 0; v < kVectors; ++v) sum[m][v] = start[v];
+      for (;; ++segment) {
+        const int32_t* term = terms + segment->begin;
+        const int32_t* const end = terms + segment->end;
+        const T* b = panel + segment->begin * (kVectors * kL);
+        for (; term != end; ++term) {
+          const int64_t at = *term;
+          Register filters[kVectors];
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kL);
-            __builtin_prefetch(next, 0, 2);
-            if constexpr (kAsksAlong) {
-              const uintptr_t place = reinterpret_cast<uintptr_t>(term) / sizeof(*term);
-              __builtin_prefetch(ask[(place >> both_ends) % 16] + (place & both_ends) * last_byte +
-                                     column * result_size,
-                                 1, 3);
-            }
-#pragma GCC unroll 16
-            for (int m = 0; m < kRows; ++m) {
-              const T* p;
-              if constexpr (kEven)
-                p = reinterpret_cast<const T*>(line[m / kApart] + m % kApart * step);
-              else
-                p = (m < kNear ? row[m] : far[m - kNear]) + at;
-              if constexpr (kVectors == 1) {
-                Product::add_element(sum[m][0], p, filters[0]);
-                continue;
-              }
-              const Register x = V::broadcast(*p);
-#pragma GCC unroll 4
-              for (int v = 0; v < kVectors; ++v) Product::add(sum[m][v], x, filters[v]);
-            }
-            b += kVectors * kL;
-            next += next_step;
+          for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kL);
+          __builtin_prefetch(next, 0, 2);
+          if constexpr (kAsksAlong) {
+            const uintptr_t place = reinterpret_cast<uintptr_t>(term) / sizeof(*term);
+            __builtin_prefetch(ask[(place >> both_ends) % 16] + (place & both_ends) * last_byte +
+                                   column * result_size,
+                               1, 3);
           }
-          if (segment->ends_block) break;
-        }
-        if (!first) {
 #pragma GCC unroll 16
-          for (int m = 0; m < kRows; ++m)
+          for (int m = 0; m < kRows; ++m) {
+            const T* const p = (m < kNear ? row[m] : far[m - kNear]) + at;
+            if constexpr (kVectors == 1) {
+              Product::add_element(sum[m][0], p, filters[0]);
+              continue;
+            }
+            const Register x = V::broadcast(*p);
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v)
-              sum[m][v] += V::load(totals + (m * kVectors + v) * kL);
-        }
-        if (segment++->last) break;
-#pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) V::store(totals + (m * kVectors + v) * kL, sum[m][v]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) start[v] = Register{};
-      }
-
-      const int64_t lanes = tile.lanes;
-      if (tile.before != nullptr) {
-#pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m) {
-          const T* c = tile.before + c_rows[m] + column;
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v)
-            sum[m][v] += v + 1 < kVectors || lanes == kL ? V::load(c + v * kL)
-                                                         : V::load_partial(c + v * kL, lanes);
-        }
-      }
-      if constexpr (Product::kRounds) {
-        if (rounds && tile.residual != nullptr) {
-#pragma GCC unroll 16
-          for (int m = 0; m < kRows; ++m)
-            Product::add_row(sum[m], tile.residual + rounded_rows[m] + column, lanes);
-        }
-      }
-      if (tile.clamp) {
-        const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
-#pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) {
-            sum[m][v] = sum[m][v] < low ? low : sum[m][v];
-            sum[m][v] = sum[m][v] > high ? high : sum[m][v];
+            for (int v = 0; v < kVectors; ++v) Product::add(sum[m][v], x, filters[v]);
           }
-      }
-      if constexpr (Product::kRounds) {
-        if (rounds) {
-#pragma GCC unroll 16
-          for (int m = 0; m < kRows; ++m)
-            Product::store(tile.rounded + rounded_rows[m] + column, sum[m], lanes);
-          continue;
+          b += kVectors * kL;
+          next += next_step;
         }
+        if (segment->ends_block) break;
       }
+      if (!first) {
 #pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m) {
-        T* c = tile.c + c_rows[m] + column;
+        for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) {
-          if (tile.stream)
-            stream_bytes(c + v * kL, sum[m][v]);
-          else if (v + 1 < kVectors || lanes == kL)
-            V::store(c + v * kL, sum[m][v]);
-          else
-            V::store_partial(c + v * kL, sum[m][v], lanes);
-        }
+          for (int v = 0; v < kVectors; ++v) sum[m][v] += V::load(totals + (m * kVectors + v) * kL);
       }
+      if (segment++->last) break;
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) V::store(totals + (m * kVectors + v) * kL, sum[m][v]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) start[v] = Register{};
     }
+
+    finish_rows<Product>(tile, sum, tile.c_rows, tile.rounded_rows, column);
   }
 }
 
