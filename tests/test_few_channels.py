@@ -59,7 +59,7 @@ CASES |= {
     "few_channels_7x7": ((1, 15, 10, 27), (17, 15, 7, 7), {"padding": 3}),
     "more_channels_long_rows": ((2, 32, 15, 70), (32, 32, 5, 10), {"stride": 2}),
     "one_vector_1x1": ((2, 18, 13, 29), (16, 18, 1, 1), {}),
-    "one_vector_1x1_few_channels": ((2, 3, 13, 29), (16, 3, 1, 1), {}),
+    "one_vector_1x1_first_layer": ((2, 3, 13, 29), (16, 3, 1, 1), {}),
     "one_vector_3x1": ((2, 16, 9, 31), (16, 16, 3, 1), {"padding": (1, 0)}),
     "one_vector_1x3": ((2, 16, 9, 45), (16, 16, 1, 3), {"padding": (0, 1)}),
     "one_vector_ragged": ((2, 22, 9, 37), (12, 22, 2, 1), {}),
@@ -104,8 +104,9 @@ def test_forward_and_input_gradient(case: str, layout: str, dtype: torch.dtype) 
 @on_cases
 @on_layouts
 @pytest.mark.parametrize("activation", ["relu", "relu6", "silu"])
-def test_epilogue(case: str, layout: str, activation: str) -> None:
-    (x, w, b), kwargs = make(case)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_epilogue(case: str, layout: str, activation: str, dtype: torch.dtype) -> None:
+    (x, w, b), kwargs = make(case, dtype)
     x = in_layout(x, layout)
     truth = getattr(torch_F, activation)(
         torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)
