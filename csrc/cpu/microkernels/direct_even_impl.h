@@ -9,17 +9,17 @@ namespace torchconv::cpu {
 // Neighbouring terms are read from one address.
 inline constexpr int64_t kTermsTogether = 4;
 
-template <typename Product>
-void direct_even_tile(const DirectTile<typename Product::Element>& tile) {
+// Rows [begin, end) of the tile.
+template <typename Product, int kRows>
+void even_rows(const DirectTile<typename Product::Element>& tile, int64_t begin, int64_t end_row) {
   using T = typename Product::Element;
   using V = Vec<T>;
   using Register = typename V::Type;
   constexpr int64_t kL = V::kLanes, kSize = sizeof(T);
-  // Of three rows one has a pointer: the others lie once and twice the step behind it, where an
-  // address reaches.
-  constexpr int kApart = 3, kLines = (kMaxRows + kApart - 1) / kApart;
+  // Of seven rows one has a pointer, which the others lie multiples of the step behind.
+  constexpr int kApart = 7, kLines = (kRows + kApart - 1) / kApart;
   const int64_t step = tile.pixel_step * kSize;
-  Register sum[kMaxRows];
+  Register sum[kRows];
   const char* next = static_cast<const char*>(tile.next);
   const int64_t next_step = tile.next_step;
   // Terms are runs of neighbours, as long as a tap has channels: the ends tell the rest.
@@ -27,24 +27,24 @@ void direct_even_tile(const DirectTile<typename Product::Element>& tile) {
   const bool rounds = Product::kRounds && tile.rounded != nullptr;
   // Two rows of c fill a vector.
   const bool rounds_pairs = rounds && tile.packed && tile.residual == nullptr;
-  for (int64_t part = 0; part < tile.rows; part += kMaxRows) {
+  for (int64_t part = begin; part < end_row; part += kRows) {
     const char* line[kLines];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int r = 0; r < kLines; ++r)
       line[r] = reinterpret_cast<const char*>(tile.a + tile.pixels[part]) + r * kApart * step;
     int64_t at = 0;  // the term that they point to
     const TermSegment* segment = tile.segments;
     Register start = V::load(tile.bias);
     for (bool first = true;; first = false) {
-#pragma GCC unroll 16
-      for (int m = 0; m < kMaxRows; ++m) sum[m] = start;
+#pragma GCC unroll 32
+      for (int m = 0; m < kRows; ++m) sum[m] = start;
       for (;; ++segment) {
         const int32_t* term = tile.terms + segment->begin;
         const int32_t* const end = tile.terms + segment->end;
         const T* b = tile.b + segment->begin * kL;
         int64_t ahead = 0;
         const auto add = [&](int q) TORCHCONV_INLINE_LAMBDA {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
           for (int r = 0; r < kLines; ++r) {
             line[r] += q == 0 ? ahead : kSize;
             // Or GCC keeps sums with the step, more than there are registers for.
@@ -53,8 +53,8 @@ void direct_even_tile(const DirectTile<typename Product::Element>& tile) {
           const Register filters = V::load(b + q * kL);
           __builtin_prefetch(next, 0, 2);
           next += next_step;
-#pragma GCC unroll 16
-          for (int m = 0; m < kMaxRows; ++m)
+#pragma GCC unroll 32
+          for (int m = 0; m < kRows; ++m)
             Product::add_element(
                 sum[m], reinterpret_cast<const T*>(line[m / kApart] + m % kApart * step), filters);
         };
@@ -73,23 +73,23 @@ void direct_even_tile(const DirectTile<typename Product::Element>& tile) {
         if (segment->ends_block) break;
       }
       if (!first) {
-#pragma GCC unroll 16
-        for (int m = 0; m < kMaxRows; ++m) sum[m] += V::load(tile.totals + m * kL);
+#pragma GCC unroll 32
+        for (int m = 0; m < kRows; ++m) sum[m] += V::load(tile.totals + m * kL);
       }
       if (segment++->last) break;
-#pragma GCC unroll 16
-      for (int m = 0; m < kMaxRows; ++m) V::store(tile.totals + m * kL, sum[m]);
+#pragma GCC unroll 32
+      for (int m = 0; m < kRows; ++m) V::store(tile.totals + m * kL, sum[m]);
       start = Register{};
     }
-    Register finished[kMaxRows][1];
-#pragma GCC unroll 16
-    for (int m = 0; m < kMaxRows; ++m) finished[m][0] = sum[m];
+    Register finished[kRows][1];
+#pragma GCC unroll 32
+    for (int m = 0; m < kRows; ++m) finished[m][0] = sum[m];
     if constexpr (Product::kRounds) {
       if (rounds_pairs) {
         if (tile.clamp) clamp_rows(tile, finished);
         BFloat16* const to = tile.rounded + tile.rounded_rows[part];
-#pragma GCC unroll 16
-        for (int m = 0; m < kMaxRows; m += 2) {
+#pragma GCC unroll 32
+        for (int m = 0; m < kRows; m += 2) {
           const Register two[2] = {finished[m][0], finished[m + 1][0]};
           Product::store(to + m * kL, two, kL);
         }
@@ -99,6 +99,17 @@ void direct_even_tile(const DirectTile<typename Product::Element>& tile) {
     finish_rows<Product>(tile, finished, tile.c_rows + part,
                          rounds ? tile.rounded_rows + part : nullptr, 0);
   }
+}
+
+// Where the registers allow, twice the rows of other tiles: as many sums wait less for each other.
+template <typename Product>
+void direct_even_tile(const DirectTile<typename Product::Element>& tile) {
+  constexpr int kTall = kVectorBytes == 64 ? 2 * kMaxRows : kMaxRows;
+  static_assert(kTall * Vec<typename Product::Element>::kLanes <=
+                kTileSize<typename Product::Element>);
+  const int64_t tall = tile.rows / kTall * kTall;
+  even_rows<Product, kTall>(tile, 0, tall);
+  if (tall < tile.rows) even_rows<Product, kMaxRows>(tile, tall, tile.rows);
 }
 
 }  // namespace torchconv::cpu

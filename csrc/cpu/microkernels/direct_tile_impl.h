@@ -25,7 +25,7 @@ template <typename T, int kRows, int kVectors, typename Register>
 TORCHCONV_INLINE void clamp_rows(const DirectTile<T>& tile, Register (&sum)[kRows][kVectors]) {
   using V = Vec<T>;
     const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
@@ -45,7 +45,7 @@ TORCHCONV_INLINE void finish_rows(const DirectTile<typename Product::Element>& t
   const bool rounds = Product::kRounds && tile.rounded != nullptr;
   const int64_t lanes = tile.lanes;
   if (tile.before != nullptr) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < kRows; ++m) {
       const T* c = tile.before + c_rows[m] + column;
 #pragma GCC unroll 4
@@ -56,7 +56,7 @@ TORCHCONV_INLINE void finish_rows(const DirectTile<typename Product::Element>& t
   }
   if constexpr (Product::kRounds) {
     if (rounds && tile.residual != nullptr) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int m = 0; m < kRows; ++m)
         Product::add_row(sum[m], tile.residual + rounded_rows[m] + column, lanes);
     }
@@ -64,13 +64,13 @@ TORCHCONV_INLINE void finish_rows(const DirectTile<typename Product::Element>& t
   if (tile.clamp) clamp_rows(tile, sum);
   if constexpr (Product::kRounds) {
     if (rounds) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int m = 0; m < kRows; ++m)
         Product::store(tile.rounded + rounded_rows[m] + column, sum[m], lanes);
       return;
     }
   }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int m = 0; m < kRows; ++m) {
     T* c = tile.c + c_rows[m] + column;
 #pragma GCC unroll 4
