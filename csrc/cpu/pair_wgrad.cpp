@@ -424,6 +424,9 @@ class PairWgrad {
     if (n == 2 * kL)
       for (; j + 2 <= pixels; j += 2, from += 2 * step, to += width)
         zip_two_vectors(from, from + step, to);
+    if (n == kL)
+      for (; j + 2 <= pixels; j += 2, from += 2 * step, to += width)
+        Bits::store(to, zip_pairs(from, kL, from + step, kL));
     for (; j < pixels; j += 2, from += 2 * step, to += width)
       zip_run(from, j + 1 < pixels ? from + step : nullptr, n, to, width);
   }
