@@ -20,9 +20,7 @@ DirectMicrokernel<float> direct_pair_microkernel(int64_t rows, int64_t vectors) 
   return find_direct_tile<PairProduct>(rows, vectors, std::make_integer_sequence<int, kMaxRows>());
 }
 
-DirectMicrokernel<float> direct_even_pair_microkernel() {
-  return direct_even_tile<PairProduct>;
-}
+DirectMicrokernel<float> direct_even_pair_microkernel() { return direct_even_tile<PairProduct>; }
 
 }  // namespace torchconv::cpu
 

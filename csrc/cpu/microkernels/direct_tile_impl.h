@@ -24,14 +24,14 @@ struct ChannelProduct {
 template <typename T, int kRows, int kVectors, typename Register>
 TORCHCONV_INLINE void clamp_rows(const DirectTile<T>& tile, Register (&sum)[kRows][kVectors]) {
   using V = Vec<T>;
-    const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
+  const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
 #pragma GCC unroll 32
-    for (int m = 0; m < kRows; ++m)
+  for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        sum[m][v] = sum[m][v] < low ? low : sum[m][v];
-        sum[m][v] = sum[m][v] > high ? high : sum[m][v];
-      }
+    for (int v = 0; v < kVectors; ++v) {
+      sum[m][v] = sum[m][v] < low ? low : sum[m][v];
+      sum[m][v] = sum[m][v] > high ? high : sum[m][v];
+    }
 }
 
 // What follows the products of a tile's rows, at `column` of c's rows.
