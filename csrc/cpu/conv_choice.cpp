@@ -389,6 +389,9 @@ ConvAlgorithm first_that_applies(const Rule (&rules)[kCount], const Case& c) {
 
 std::atomic<bool> winograd_switch{true};
 
+// Whether sums are in the type of what is summed.
+bool is_wide(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kFloat64; }
+
 }  // namespace
 
 void allow_winograd(bool allowed) { winograd_switch.store(allowed, std::memory_order_relaxed); }
@@ -400,7 +403,7 @@ ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd)
 
 bool goes_by_patches(const ConvProblem& p, StridedPass pass) {
   // Only dgrad's scattered columns are worse than the patches of two-byte types.
-  const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
+  const bool wide = is_wide(p.dtype);
   const bool half = p.dtype == DType::kBFloat16 || p.dtype == DType::kFloat16;
   const bool serves = wide || (half && pass == StridedPass::kDgrad && p.R * p.S > 1);
   const bool narrow = (pass == StridedPass::kFprop || wide) && p.R * p.S > 1 && p.Q < kPatchColumns;
@@ -428,7 +431,7 @@ bool fprop_by_channels_last(const ConvProblem& p, const ConvView& view, bool win
 
 bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& views,
                             bool winograd) {
-  const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
+  const bool wide = is_wide(p.dtype);
   return wide && p.groups == 1 && p.layout == Layout::kNCHW && p.weight_layout == Layout::kNCHW &&
          views.size() > 1 && std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
            const Algorithm algorithm = gather_algorithm(view, p.dtype, winograd);
@@ -438,7 +441,7 @@ bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& v
 }
 
 bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {
-  const bool wide = p.dtype == DType::kFloat32 || p.dtype == DType::kFloat64;
+  const bool wide = is_wide(p.dtype);
   if (!wide || views.empty() || !col2im_applies(p)) return false;
   const auto pixels = static_cast<double>(p.P * p.Q), taps = static_cast<double>(p.R * p.S);
   const double size = p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);

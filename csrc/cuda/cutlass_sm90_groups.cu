@@ -96,13 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1) groups_kernel(const __grid_consta
 
   const int lane = thread % 32, warp = thread / 32 % 4, g = lane / 4, t = lane % 4;
   float bias[16];
-#pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    const int k = first_channel + i / 2 * 8 + 2 * t + i % 2;
-    bias[i] = p.bias == nullptr || k >= p.K
-                  ? 0.f
-                  : static_cast<float>(static_cast<const Element*>(p.bias)[k]);
-  }
+  load_bias<Element>(p.bias, first_channel + 2 * t, p.K, bias);
   const uint32_t filters_at = cute::cast_smem_ptr_to_uint(filters);
   const uint32_t stages_at = cute::cast_smem_ptr_to_uint(stages);
   unsigned char* stored = outputs + warpgroup * (kStored * kUnitBytes);
@@ -146,22 +140,11 @@ __global__ void __launch_bounds__(kThreads, 1) groups_kernel(const __grid_consta
       if (thread % 128 == 0) cute::tma_store_wait<kStored - 1>();
       meet();
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int at = 16 * warp + g + 8 * half;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          float z[2];
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const float sum =
-                sums[8 * j / kGroup][4 * j % (kGroup / 2) + 2 * half + e] + bias[2 * j + e];
-            const float raised = sum < p.low ? p.low : sum;
-            z[e] = raised > p.high ? p.high : raised;
-          }
-          *reinterpret_cast<uint32_t*>(output + at * kPixelBytes + ((j ^ (at & 7)) << 4) + 4 * t) =
-              rounded(z[0], z[1], Element{});
-        }
-      }
+      for (int half = 0; half < 2; ++half)
+        store_row<Element>(output, 16 * warp + g + 8 * half, t, bias, p.low, p.high,
+                           [&](int j, int e) {
+                             return sums[8 * j / kGroup][4 * j % (kGroup / 2) + 2 * half + e];
+                           });
       cute::tma_store_fence();
       meet();
       if (thread % 128 == 0) {

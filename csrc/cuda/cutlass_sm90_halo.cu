@@ -96,13 +96,7 @@ __global__ void __launch_bounds__(kThreads, 1) halo_kernel(const __grid_constant
 
   const int lane = thread % 32, warp = thread / 32 % 4, g = lane / 4, t = lane % 4;
   float bias[16];
-#pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    const int k = i / 2 * 8 + 2 * t + i % 2;
-    bias[i] = p.bias == nullptr || k >= p.K
-                  ? 0.f
-                  : static_cast<float>(static_cast<const Element*>(p.bias)[k]);
-  }
+  load_bias<Element>(p.bias, 2 * t, p.K, bias);
   const uint32_t patch = cute::cast_smem_ptr_to_uint(patches + group * kPatchBytes);
   const uint32_t filters_at = cute::cast_smem_ptr_to_uint(filters);
   unsigned char* output = outputs + group * kOutputBytes;
@@ -142,21 +136,9 @@ __global__ void __launch_bounds__(kThreads, 1) halo_kernel(const __grid_constant
 #pragma unroll
     for (int i = 0; i < kFragments; ++i)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = 64 * i + 16 * warp + g + 8 * half;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          float z[2];
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const float sum = sums[i][4 * j + 2 * half + e] + bias[2 * j + e];
-            const float raised = sum < p.low ? p.low : sum;
-            z[e] = raised > p.high ? p.high : raised;
-          }
-          *reinterpret_cast<uint32_t*>(output + row * kRowBytes + ((j ^ (row & 7)) << 4) + 4 * t) =
-              rounded(z[0], z[1], Element{});
-        }
-      }
+      for (int half = 0; half < 2; ++half)
+        store_row<Element>(output, 64 * i + 16 * warp + g + 8 * half, t, bias, p.low, p.high,
+                           [&](int j, int e) { return sums[i][4 * j + 2 * half + e]; });
     cute::tma_store_fence();
     meet();
     if (thread % 128 == 0) {

@@ -64,6 +64,38 @@ __device__ __forceinline__ uint32_t rounded(float first, float second, __nv_bflo
   return reinterpret_cast<const uint32_t&>(pair);
 }
 
+// What a thread adds to its columns of 64: bias[i] to column i / 2 * 8 + i % 2 of its pairs, which
+// begin at `first`; zero from channel K on.
+template <class Element>
+__device__ __forceinline__ void load_bias(const void* bias, int first, int K, float (&values)[16]) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const int k = first + i / 2 * 8 + i % 2;
+    values[i] =
+        bias == nullptr || k >= K ? 0.f : static_cast<float>(static_cast<const Element*>(bias)[k]);
+  }
+}
+
+// Row `row` of the thread's pairs t of 64 columns, sum_at(column pair, element), with the bias and
+// within [low, high], to rows of 128 bytes in shared memory with their swizzle.
+template <class Element, typename Sum>
+__device__ __forceinline__ void store_row(unsigned char* rows, int row, int t,
+                                          const float (&bias)[16], float low, float high,
+                                          const Sum& sum_at) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    float z[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float sum = sum_at(j, e) + bias[2 * j + e];
+      const float raised = sum < low ? low : sum;
+      z[e] = raised > high ? high : raised;
+    }
+    *reinterpret_cast<uint32_t*>(rows + row * 128 + ((j ^ (row & 7)) << 4) + 4 * t) =
+        rounded(z[0], z[1], Element{});
+  }
+}
+
 // A tensor, innermost size first and contiguous, the strides of the others in elements, in boxes
 // with a swizzle as long as their rows.
 template <int kRank>
