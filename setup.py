@@ -118,8 +118,8 @@ class BuildLibraries(build_ext):
 
     def _files(self) -> list[str]:
         names = [build.library_name(isa) for isa in isas()]
-        if (self._target() / build.GROWTH_LIBRARY).is_file():  # not every PyTorch can build it
-            names.append(build.GROWTH_LIBRARY)
+        bound = build.bound_libraries(ROOT / "csrc")
+        names += [name for name in bound if (self._target() / name).is_file()]  # what PyTorch lets
         return [f"lib/{n}" for name in names for n in (name, str(build.record_path(Path(name))))]
 
     def get_outputs(self) -> list[str]:

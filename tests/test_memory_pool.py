@@ -286,7 +286,7 @@ print("both right")
 CANNOT_GROW = """
 import torch, torchconv
 from torchconv import _build
-_build.growth_fault = lambda library: "was built for another PyTorch"
+_build.bound_fault = lambda library: "was built for another PyTorch"
 import torchconv.functional as F
 x = torch.randn(1, 16, 512, 512)
 y = F.max_pool2d(x, 2)

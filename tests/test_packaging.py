@@ -120,7 +120,7 @@ def test_wheel_with_libraries_is_for_any_python(tree: Path, tmp_path: Path) -> N
     for name in ("ops", "cpu"):  # one name in two folders, as in the real tree
         (small / "csrc" / name).mkdir(parents=True)
         (small / "csrc" / name / "same.cpp").write_text(f"int torchconv_{name}() {{ return 1; }}")
-    shutil.copytree(tree / "csrc" / "growth", small / "csrc" / "growth")
+    shutil.copytree(tree / "csrc" / "bound", small / "csrc" / "bound")
     wheel = run_hook(small, "build_wheel", tmp_path / "dist")
     assert re.fullmatch(NAME + r"-py3-none-(linux|macosx)_\w+\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as archive:

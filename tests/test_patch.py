@@ -144,7 +144,7 @@ def test_batch_norm(call: Callable[[Tensor], Tensor]) -> None:
     input = x().requires_grad_()
     with torchconv.patch():
         result = call(input)
-    assert "BatchNorm2d" in type(result.grad_fn).__name__
+    assert "BatchNorm2d" in result.grad_fn.name()
     assert_equal(result, call(input))
 
 
@@ -153,7 +153,7 @@ def test_batch_norm_of_the_rest_is_pytorchs() -> None:
         with torchconv.patch():
             result = F.batch_norm(input.requires_grad_(), None, None, training=True)
         assert type(result) is type(input)
-        assert "BatchNorm2d" not in type(result.grad_fn).__name__
+        assert "BatchNorm2d" not in result.grad_fn.name()
     for call in (
         lambda: F.batch_norm(x(), None, None),
         lambda: F.batch_norm(None, None, None, training=True),  # type: ignore[arg-type]

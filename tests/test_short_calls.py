@@ -16,7 +16,7 @@ from conftest import in_layout
 from dispatch_log import DispatchLog
 from operator_samples import FORMATS, OPERATORS, OPS, samples
 from test_batch_norm import OPERATORS as NORM, samples as norm_samples
-from torchconv import _dispatch, nn
+from torchconv import _dispatch, _load, nn
 from torchconv._settings import OVERLOADED, Signature, settings_of
 
 
@@ -210,8 +210,11 @@ def test_only_a_plain_call_is_short(name: str, short_calls: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_call_is_short(name: str, short_calls: list[Any]) -> None:
-    """Forward and backward; the gradients are those of the operators, watched."""
+def test_a_recorded_call_is_short(
+    name: str, short_calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward, in Python; the gradients are those of the operators, watched."""
+    monkeypatch.setattr(_load, "records", False)
     call, tensors = calls()[name]
     leaves = [t.clone().requires_grad_() for t in tensors]
     y = call(*leaves)

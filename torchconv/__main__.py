@@ -34,6 +34,13 @@ def _or_fault(what: object) -> str:
         return f"none: {str(error).splitlines()[0].rpartition('library: ')[2]}"
 
 
+# What is lost without each of the libraries that are bound to one PyTorch.
+_BOUND = {
+    _build.GROWTH_LIBRARY: "large outputs cannot grow in place",
+    _build.RECORDED_LIBRARY: "small layers train more slowly",
+}
+
+
 def _libraries() -> list[tuple[str, str]]:
     """Each library ahead of time, and the one that this CPU runs."""
     root, rows = _build.source_root(), []
@@ -49,10 +56,11 @@ def _libraries() -> list[tuple[str, str]]:
     library = _load.library_path()
     rows.append(("library for this CPU", str(library or "none yet (JIT)")))
     if library is not None:
-        growth = library.parent / _build.GROWTH_LIBRARY
-        fault = _build.growth_fault(growth)
-        refused = f" ({fault}: large outputs cannot grow in place)" if fault else ""
-        rows.append(("growth library", f"{growth}{refused}"))
+        for name, loss in _BOUND.items():
+            bound = library.parent / name
+            fault = _build.bound_fault(bound)
+            refused = f" ({fault}: {loss})" if fault else ""
+            rows.append(("bound to PyTorch", f"{bound}{refused}"))
     record = _build.read_record(library or Path())
     if record is not None:
         rows.append(("built with", f"torch {record.torch}, {record.compiler}"))

@@ -151,12 +151,15 @@ SANITIZE_FLAGS = (
     "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer", "-O1", "-g1",
 )  # fmt: skip
-# The one source outside the stable ABI, see there: a library beside the others, for one PyTorch
-# only. C++20, under the name that the oldest compilers know, because PyTorch's own headers need it.
-GROWTH_SOURCE = "growth/growth.cpp"
+# The sources outside the stable ABI, see there: each a library beside the others, bound to one
+# PyTorch. C++20, under the name that the oldest compilers know, because PyTorch's own headers need
+# it; and no headers of operators but those asked for, which halves what is read.
+BOUND_PATTERNS = ("bound/*.cpp",)
 GROWTH_LIBRARY = "torchconv_growth.so"
-GROWTH_FLAGS = (
-    "-std=c++2a", "-O2", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
+RECORDED_LIBRARY = "torchconv_recorded.so"
+BOUND_FLAGS = (
+    "-std=c++2a", "-O1", "-DNDEBUG", "-DAT_PER_OPERATOR_HEADERS", "-fPIC", "-fvisibility=hidden",
+    "-Wall", "-Wextra",
 )  # fmt: skip
 SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "ops/cpu/*.cpp", "cpu/**/*.cpp")
 HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cpu/**/*.h")
@@ -246,9 +249,9 @@ def headers(root: Path, variant: str = "") -> list[Path]:
     return sorted(_found(root, CUDA_HEADER_PATTERNS if variant == CUDA else HEADER_PATTERNS))
 
 
-def growth_source(root: Path) -> list[Path]:
-    """The growth library's one source, where there is one."""
-    return [path for path in [root / GROWTH_SOURCE] if path.is_file()]
+def bound_libraries(root: Path) -> dict[str, Path]:
+    """The names of the libraries that are bound to one PyTorch, each with its one source."""
+    return {f"torchconv_{path.stem}.so": path for path in sorted(_found(root, BOUND_PATTERNS))}
 
 
 def sanitize_flags() -> tuple[str, ...]:
@@ -295,8 +298,8 @@ def source_hash(variant: str, root: Path) -> str:
     if variant == CUDA:
         parts += NVCC_FLAGS
     else:
-        files += growth_source(root)
-        parts += GROWTH_FLAGS
+        files += bound_libraries(root).values()
+        parts += BOUND_FLAGS
     parts += [*DRIVER_PATTERNS, *DRIVER_FLAGS["gcc"], *DRIVER_FLAGS["clang"], *FULL_PATTERNS]
     parts += [*TRIM_FLAGS["gcc"], *WHOLE_PATTERNS]
     parts += [*LIGHT_PATTERNS, *LIGHT_FLAGS, *LEAST_PATTERNS, *LEAST_FLAGS]
@@ -381,17 +384,17 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
         "  description = link $out",
         # Does not fail: a PyTorch whose C++ API has changed costs this library, not the others. Nor
         # does it leave an older one in its place.
-        "rule growth",
+        "rule bound",
         "  command = rm -f $out; $cxx $flags $shared -shared $in $link -o $out || true",
-        "  description = growth $out",
+        "  description = bound $out",
     ]
     if CUDA in wanted:
         toolkit = cuda_toolkit()
         lines += _cuda_rules(root, toolkit, folders)
-    for source in growth_source(root) if any(each != CUDA for each in wanted) else []:
+    for name, source in _bound_along(wanted, root).items():
         lines += [
-            f"build {GROWTH_LIBRARY}: growth {_ninja_path(source)}",
-            f"  flags = {_ninja_command(GROWTH_FLAGS)}",
+            f"build {name}: bound {_ninja_path(source)}",
+            f"  flags = {_ninja_command(BOUND_FLAGS)}",
         ]
     chosen = optimization(root)
     # A wrapper such as ccache mostly cannot keep what was compiled with a precompiled header.
@@ -456,7 +459,7 @@ def compile_libraries(
 ) -> list[Path]:
     """Builds into build_dir, again only what changed, and returns the libraries.
 
-    The last of them is the growth library, if this PyTorch and this compiler can build it.
+    The last of them are the bound libraries, if this PyTorch and this compiler can build them.
     progress is called with how many of the files (objects and libraries) are done. What the
     compiler says, warnings too, goes to build_dir/output.txt.
     """
@@ -492,11 +495,17 @@ def compile_libraries(
     libraries = [build_dir / library_name(variant) for variant in wanted]
     for variant, library in zip(wanted, libraries, strict=True):
         write_record(library, variant, root)
-    growth = build_dir / GROWTH_LIBRARY
-    if growth.is_file():
-        write_record(growth, wanted[0], root)  # whose sources are among those of any of them
-        libraries.append(growth)
+    for name in _bound_along(wanted, root):
+        bound = build_dir / name
+        if bound.is_file():
+            write_record(bound, wanted[0], root)  # whose sources are among those of any of them
+            libraries.append(bound)
     return libraries
+
+
+def _bound_along(wanted: Sequence[str], root: Path) -> dict[str, Path]:
+    """Those bound libraries that come with these variants: only CPUs' have any."""
+    return bound_libraries(root) if any(each != CUDA for each in wanted) else {}
 
 
 def _compile_error(output: str) -> BuildError:
@@ -561,8 +570,8 @@ def fault(library: Path, expected_source_hash: str) -> str:
         return f"cannot be read ({error.strerror})"
 
 
-def growth_fault(library: Path) -> str:
-    """Why the growth library must not be opened, in words; empty if it may.
+def bound_fault(library: Path) -> str:
+    """Why a bound library must not be opened, in words; empty if it may.
 
     It lies beside a library that `fault` has found to be of the right sources. What must be right
     besides is PyTorch, to the letter: its C++ API has no stable ABI.

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 _mutex = threading.RLock()
+records = False  # whether the library is open that records calls in C++
 _loaded: Path | None = None
 _loaded_cuda: Path | None = None
 
@@ -225,10 +226,16 @@ def _open_library(path: Path, name: str) -> None:
         atexit.register(library.torchconv_set_tf32_switch, None)
         return
     growth = path.parent / _build.GROWTH_LIBRARY
-    if not _build.growth_fault(growth):
+    if not _build.bound_fault(growth):
         with contextlib.suppress(OSError):  # without it only growing does not work
             let_grow = ctypes.CDLL(str(growth)).torchconv_let_grow
             ctypes.CDLL(str(path)).torchconv_set_let_grow(let_grow)
+    recorded = path.parent / _build.RECORDED_LIBRARY
+    if not _build.bound_fault(recorded):
+        global records
+        with contextlib.suppress(OSError):  # without it small layers train more slowly
+            torch.ops.load_library(str(recorded))
+            records = True
 
 
 def _passed_over(name: str, root: Path, prebuilt: Path) -> str:

@@ -272,14 +272,15 @@ def batch_norm(
         op = _batch_norm_inference if given else _batch_norm_training
         values = (eps, inside) if given else (momentum, eps, inside)
         tensors = (input, weight, bias, residual, running_mean, running_var)
-        if records(input, weight, bias, residual):
+        if not records(input, weight, bias, residual):
+            out = op.call(*tensors, op.settings(values))
+            out = out if given else out[0]
+        elif given:
             out = op.derivative(*tensors, *values)
         else:
-            out = op.call(*tensors, op.settings(values))
-        if not given:
-            out = out[0]
-            if running_mean is not None and not running_mean.is_inference():
-                increment_version((running_mean, running_var))  # type: ignore[arg-type]
+            out = op.recorded(*tensors, values)
+        if not given and running_mean is not None and not running_mean.is_inference():
+            increment_version((running_mean, running_var))  # type: ignore[arg-type]
         return out if inside == name else activate(activation, out)
     out = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return activate(activation, out if residual is None else out + residual)

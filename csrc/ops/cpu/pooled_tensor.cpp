@@ -22,7 +22,7 @@ FromBlob from_blob_with_deleter() {
   return function;
 }
 
-// growth/growth.cpp's torchconv_let_grow. Null where its library is not there, or was built for
+// bound/growth.cpp's torchconv_let_grow. Null where its library is not there, or was built for
 // another PyTorch: then a tensor in memory of the pool refuses to grow.
 std::atomic<void (*)(void* tensor)> let_grow{nullptr};
 

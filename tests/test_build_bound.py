@@ -1,4 +1,4 @@
-"""The growth library, for one PyTorch only, which is compiled along and missed by nobody."""
+"""The libraries that are bound to one PyTorch: compiled along, and missed by nobody."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ EXPORT = 'extern "C" __attribute__((visibility("default")))'
 @pytest.fixture
 def growing(root: Path) -> Path:
     """Sources with a growth library, and a library that says whether it was handed over."""
-    (root / "growth").mkdir()
-    (root / "growth/growth.cpp").write_text(f"{EXPORT} void torchconv_let_grow(void*) {{}}\n")
+    (root / "bound").mkdir()
+    (root / "bound/growth.cpp").write_text(f"{EXPORT} void torchconv_let_grow(void*) {{}}\n")
     (root / "ops/can_grow.cpp").write_text(
         "static void* let_grow;\n"
         f"{EXPORT} void torchconv_set_let_grow(void* function) {{ let_grow = function; }}\n"
@@ -42,7 +42,7 @@ def test_growth_library_is_compiled_along_and_opened(growing: Path, cache: Path)
     library = get(growing)
     assert (library.parent / "torchconv_growth.so").is_file()
     assert can_grow(library)
-    source = growing / "growth/growth.cpp"
+    source = growing / "bound/growth.cpp"
     source.write_text(source.read_text() + "\n")
     assert get(growing) != library
 
@@ -61,7 +61,7 @@ def test_growth_library_that_is_not_good_is_not_opened_and_missed_by_nobody(
     growing: Path, cache: Path, tmp_path: Path, spoil: str, why: str
 ) -> None:
     library, growth = _build.compile_libraries(["default"], growing, tmp_path / "lib")
-    assert _build.growth_fault(growth) == ""
+    assert _build.bound_fault(growth) == ""
     record = growth.with_suffix(".json")
     if spoil == "version":
         record.write_text(json.dumps({**json.loads(record.read_text()), "torch": "2.13.0+other"}))
@@ -73,7 +73,7 @@ def test_growth_library_that_is_not_good_is_not_opened_and_missed_by_nobody(
         os.truncate(growth, 4096)
     else:
         make_foreign(growth)
-    assert _build.growth_fault(growth) == why
+    assert _build.bound_fault(growth) == why
     assert get(growing, library.parent) == library
     assert answer_of(library) == 42 and not can_grow(library)
 
@@ -81,7 +81,7 @@ def test_growth_library_that_is_not_good_is_not_opened_and_missed_by_nobody(
 def test_growth_library_that_does_not_compile_costs_nothing_else(
     growing: Path, cache: Path
 ) -> None:
-    (growing / "growth/growth.cpp").write_text("#error this PyTorch is too new\n")
+    (growing / "bound/growth.cpp").write_text("#error this PyTorch is too new\n")
     library = get(growing)
     assert sorted(path.name for path in library.parent.iterdir()) == [
         "torchconv_cpu_default.json", "torchconv_cpu_default.so",
