@@ -103,3 +103,4 @@ def test_report_says_why_outputs_cannot_grow(
     assert __main__.main([]) == 0
     out = capsys.readouterr().out
     assert "torchconv_growth.so (is missing: large outputs cannot grow in place)" in out
+    assert "torchconv_recorded.so (is missing: small layers train more slowly)" in out

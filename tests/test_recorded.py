@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 import torchconv.functional as F
 from conftest import in_layout
 from dispatch_log import DispatchLog
-from torchconv import _load, _recorded
+from torchconv import _build, _load, _recorded
 
 LAYOUTS = ("contiguous", "channels_last")
 
@@ -210,6 +210,15 @@ def test_what_python_records(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not is_in_cpp(F.conv2d(x, w, b, activation=activation))
     y = F.conv2d(x, w, b)
     assert is_in_cpp(y) and not is_in_cpp(F.conv2d(x, w, b, residual=y))
+
+
+def test_a_library_for_another_pytorch_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _load.load()
+    monkeypatch.setattr(_load, "records", False)
+    monkeypatch.setattr(_build, "bound_fault", lambda _: "was built for PyTorch 2.13.0+other")
+    _load._open_library(library, _load.isa())
+    assert not _load.records
+    assert not is_in_cpp(F.conv2d(*leaves_of("conv")))
 
 
 def test_every_pooling_has_its_place() -> None:
