@@ -279,8 +279,7 @@ def test_a_recorded_call_is_the_operators(name: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = function(*leaves)
     expected = operator(*leaves)
-    kind = "Pool2d" if "pool" in name else "Conv2d"
-    assert kind in y.grad_fn.name() and kind in expected.grad_fn.name()
+    assert expected.grad_fn.name().removesuffix("Backward") in y.grad_fn.name()
     assert bool(packed) == (name != "avg_pool2d")
     assert_same(y, expected)
     dy = torch.randn_like(y)

@@ -47,7 +47,7 @@ _record_batch_norm = _in_cpp(
     "record_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, "
     "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor settings) -> Tensor"
 )
-# By operator, in the order of pooling_of there: the name of its Function, what to call forward and
+# By operator, in the order of record_pool2d there: the name of its Function, what to call forward and
 # backward, and how many of its arguments backward takes.
 _POOLINGS = {
     "max_pool2d": ("MaxPool2d", "max_pool2d_with_offsets", "select_pool2d_backward", 4),

@@ -145,6 +145,12 @@ std::vector<bool> wanted(const AutogradContext* ctx, const std::vector<bool>& gi
   return result;
 }
 
+// Behind the other settings of a backward, its output_mask.
+void push_mask(const std::vector<bool>& mask, Integers* numbers) {
+  numbers->push_back(static_cast<int64_t>(mask.size()));
+  numbers->insert(numbers->end(), mask.begin(), mask.end());
+}
+
 bool any(const std::vector<bool>& flags) {
   return std::find(flags.begin(), flags.end(), true) != flags.end();
 }
@@ -174,8 +180,7 @@ struct Conv2dFunction : Function<Conv2dFunction> {
     if (!grads[0].defined() || !any(mask)) return gradients;
     const variable_list saved = ctx->get_saved_variables();
     Integers numbers = integers(ctx->saved_data[kSettings].toTensor());
-    numbers.push_back(std::ssize(mask));
-    numbers.insert(numbers.end(), mask.begin(), mask.end());
+    push_mask(mask, &numbers);
     const variable_list all = op({grads[0], saved[0], saved[1], saved[2]}, numbers);
     for (size_t i = 0; i < mask.size(); ++i) {
       if (mask[i]) gradients[i] = all[i];
@@ -184,55 +189,67 @@ struct Conv2dFunction : Function<Conv2dFunction> {
   }
 };
 
-namespace {
-
-struct Pooling {
-  Operator op, backward;
-  // How many of the forward's settings the backward takes, between input's size and layout.
-  int64_t taken;
-};
-
-const Pooling& pooling_of(int64_t which) {
-  static const Pooling poolings[] = {
-      {Operator("max_pool2d_with_offsets"), Operator("select_pool2d_backward"), 12},
-      {Operator("min_pool2d_with_offsets"), Operator("select_pool2d_backward"), 12},
-      {Operator("avg_pool2d"), Operator("avg_pool2d_backward"), 13},
-      {Operator("adaptive_avg_pool2d"), Operator("adaptive_avg_pool2d_backward"), 0},
-      {Operator("adaptive_max_pool2d"), Operator("adaptive_max_pool2d_backward"), 0},
-  };
-  return poolings[which];
-}
-
-}  // namespace
-
-// A pooling, by its place in pooling_of.
-struct Pool2dFunction : Function<Pool2dFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& settings,
-                        int64_t which) {
-    const Pooling& pooling = pooling_of(which);
+// A pooling. Each is a type of its own, because autograd names the node by it.
+template <typename T>
+struct Pool2d : Function<T> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& settings) {
+    static const Operator op(T::kOp);
     ctx->set_materialize_grads(false);
-    variable_list outputs = pooling.op.in_short({input}, settings);
+    variable_list outputs = op.in_short({input}, settings);
     Integers numbers = {input.dim()};
     numbers.insert(numbers.end(), input.sizes().begin(), input.sizes().end());
     const Integers given = integers(settings);
-    numbers.insert(numbers.end(), given.begin(), given.begin() + pooling.taken);
+    numbers.insert(numbers.end(), given.begin(), given.begin() + T::kTaken);
     numbers.push_back(input.suggest_memory_format() == at::MemoryFormat::ChannelsLast);
     // What was selected, if that is how the operator pools.
     ctx->save_for_backward({outputs.begin() + 1, outputs.end()});
     ctx->saved_data[kSettings] = settings_of(numbers);
-    ctx->saved_data["which"] = which;
     return outputs[0];
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    variable_list gradients(3);
+    static const Operator op(T::kBackward);
+    variable_list gradients(2);
     if (!grads[0].defined()) return gradients;
-    const Pooling& pooling = pooling_of(ctx->saved_data["which"].toInt());
     variable_list tensors = ctx->get_saved_variables();
     tensors.insert(tensors.begin(), grads[0]);
-    gradients[0] = pooling.backward(tensors, integers(ctx->saved_data[kSettings].toTensor()))[0];
+    gradients[0] = op(tensors, integers(ctx->saved_data[kSettings].toTensor()))[0];
     return gradients;
   }
+
+  static Tensor record(const Tensor& input, const Tensor& settings) {
+    return T::apply(input, settings);
+  }
+};
+
+// kTaken: how many of the forward's settings the backward takes, between input's size and layout.
+struct MaxPool2dFunction : Pool2d<MaxPool2dFunction> {
+  static constexpr const char *kOp = "max_pool2d_with_offsets",
+                              *kBackward = "select_pool2d_backward";
+  static constexpr int64_t kTaken = 12;
+};
+
+struct MinPool2dFunction : Pool2d<MinPool2dFunction> {
+  static constexpr const char *kOp = "min_pool2d_with_offsets",
+                              *kBackward = "select_pool2d_backward";
+  static constexpr int64_t kTaken = 12;
+};
+
+struct AvgPool2dFunction : Pool2d<AvgPool2dFunction> {
+  static constexpr const char *kOp = "avg_pool2d", *kBackward = "avg_pool2d_backward";
+  static constexpr int64_t kTaken = 13;
+};
+
+struct AdaptiveAvgPool2dFunction : Pool2d<AdaptiveAvgPool2dFunction> {
+  static constexpr const char *kOp = "adaptive_avg_pool2d",
+                              *kBackward = "adaptive_avg_pool2d_backward";
+  static constexpr int64_t kTaken = 0;
+};
+
+struct AdaptiveMaxPool2dFunction : Pool2d<AdaptiveMaxPool2dFunction> {
+  static constexpr const char *kOp = "adaptive_max_pool2d",
+                              *kBackward = "adaptive_max_pool2d_backward";
+  static constexpr int64_t kTaken = 0;
 };
 
 // `batch_norm_training`, which changes the running statistics.
@@ -275,8 +292,7 @@ struct BatchNorm2dFunction : Function<BatchNorm2dFunction> {
                                     of_inputs[2]};
     if (any(mask)) {
       Integers numbers = integers(ctx->saved_data[kSettings].toTensor());
-      numbers.push_back(std::ssize(mask));
-      numbers.insert(numbers.end(), mask.begin(), mask.end());
+      push_mask(mask, &numbers);
       saved.insert(saved.begin(), grads[0]);
       const variable_list all = op(saved, numbers);
       constexpr int kPlaces[] = {0, 3, 1, 2};
@@ -296,8 +312,12 @@ Tensor record_conv2d(const Tensor& input, const Tensor& weight, const Optional& 
   return Conv2dFunction::apply(input, weight, bias, settings);
 }
 
+// which: its place here, as in _POOLINGS of torchconv/_recorded.py.
 Tensor record_pool2d(const Tensor& input, const Tensor& settings, int64_t which) {
-  return Pool2dFunction::apply(input, settings, which);
+  constexpr decltype(&MaxPool2dFunction::record) kPoolings[] = {
+      MaxPool2dFunction::record, MinPool2dFunction::record, AvgPool2dFunction::record,
+      AdaptiveAvgPool2dFunction::record, AdaptiveMaxPool2dFunction::record};
+  return kPoolings[which](input, settings);
 }
 
 Tensor record_batch_norm(const Tensor& input, const Optional& weight, const Optional& bias,
