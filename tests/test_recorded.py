@@ -4,6 +4,8 @@ Python record: the same bits and strides, errors, hooks and derivatives."""
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -190,6 +192,36 @@ def test_a_bias_that_only_counts_by_its_type_may_change(recorder: str) -> None:
         b.add_(1)
     y.sum().backward()
     assert b.grad is not None
+
+
+@by_name
+def test_a_gradient_of_another_size_is_refused(name: str, recorder: str) -> None:
+    """A hook can hand a node one that the engine has not compared with the output."""
+    call, tensors = CASES[name][0], leaves_of(name)
+    y = call(*tensors)
+    y.grad_fn.register_prehook(lambda grads: (grads[0][:1], *grads[1:]))  # type: ignore[union-attr]
+    for create_graph in (False, True):
+        with pytest.raises(RuntimeError, match="size"):
+            torch.autograd.grad(
+                y, tensors, torch.ones_like(y), retain_graph=True, create_graph=create_graph
+            )
+
+
+def test_first_call_may_be_recomputed_by_another_recorder() -> None:
+    """The call that opens the libraries is recorded in Python, a checkpoint's second in C++."""
+    code = """
+import torch
+import torchconv.functional as F
+from torch.utils.checkpoint import checkpoint
+x, w, b = (torch.rand(4, *n, requires_grad=True) for n in ((4, 6, 6), (), ()))
+def call(x):
+    return F.batch_norm(x, None, None, w, b, True, residual=x, activation="relu")
+y = checkpoint(call, x, use_reentrant=False)
+y.sum().backward()
+first, second = y.grad_fn.name(), call(x).grad_fn.name()
+assert "CppNode" not in first and "CppNode" in second, (first, second)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_running_statistics_change(recorder: str) -> None:

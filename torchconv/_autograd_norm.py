@@ -122,6 +122,10 @@ def batch_norm_backward_derivative(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """batch_norm_backward by PyTorch's differentiable operators. Their results are those of the
     input's own mean and invstd, on whose way to it the derivative also goes."""
+    if grad.shape != input.shape:  # which PyTorch's kernel would read past its end
+        raise RuntimeError(
+            f"expected grad_output of size {list(input.shape)}, but got {list(grad.shape)}"
+        )
     if activation != "none":
         z = output
         if z is None:
