@@ -47,8 +47,8 @@ _record_batch_norm = _in_cpp(
     "record_batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, "
     "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor settings) -> Tensor"
 )
-# By operator, in the order of record_pool2d there: the name of its Function, what to call forward and
-# backward, and how many of its arguments backward takes.
+# By operator, in the order of record_pool2d there: the name of its Function, what to call forward
+# and backward, and how many of its arguments backward takes.
 _POOLINGS = {
     "max_pool2d": ("MaxPool2d", "max_pool2d_with_offsets", "select_pool2d_backward", 4),
     "min_pool2d": ("MinPool2d", "min_pool2d_with_offsets", "select_pool2d_backward", 4),

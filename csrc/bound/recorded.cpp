@@ -14,7 +14,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <cstring>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -317,6 +317,8 @@ Tensor record_pool2d(const Tensor& input, const Tensor& settings, int64_t which)
   constexpr decltype(&MaxPool2dFunction::record) kPoolings[] = {
       MaxPool2dFunction::record, MinPool2dFunction::record, AvgPool2dFunction::record,
       AdaptiveAvgPool2dFunction::record, AdaptiveMaxPool2dFunction::record};
+  TORCH_CHECK(which >= 0 && which < static_cast<int64_t>(std::size(kPoolings)),
+              "record_pool2d: no pooling has the number ", which);
   return kPoolings[which](input, settings);
 }
 
