@@ -211,6 +211,24 @@ def test_large_planes(stride: int, layout: str) -> None:
         check(x, w, b, layout, stride=stride, padding=1)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("r", [3, 5, 7])
+def test_long_rows(r: int, stride: int) -> None:
+    """Many strips, the last of which is short or overlaps."""
+    for width in (256, 258, 289, 513, 575):
+        x, w, b = operands(2, 2, 7, width, r, "contiguous", torch.float32)
+        check(x, w, b, "contiguous", stride=stride, padding=r // 2)
+
+
+@cpu_only
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(2, 10, 330, 660), (8, 690, 28, 28), (1, 60, 288, 256)], ids=str)
+def test_planes_from_memory(size: tuple[int, int, int, int], stride: int) -> None:
+    """So many that they are asked for ahead, and whole rows streamed past the caches."""
+    x, w, b = operands(*size, 3, "contiguous", torch.float32)
+    check(x, w, b, "contiguous", stride=stride, padding=1)
+
+
 @on_formats
 @pytest.mark.parametrize("activation", ["relu", "relu6", "silu"])
 @on_types

@@ -94,6 +94,8 @@ class DepthwisePlanes {
         sum.first = piece.first;
         sum.last = piece.last;
         sum.out_pitch = s_.J;
+        sum.ahead =
+            kConverts ? 0 : fetch_distance<A>(s_.N * (s_.src_n + s_.dst_n), s_.height, s_.width);
         sum.streams = false;
         sum.clamps = in_place && epilogue.clamps();
         sum.most = epilogue.most();
@@ -133,7 +135,7 @@ class DepthwisePlanes {
             sum.streams = epilogue.activation == Activation::kNone &&
                           WideVec<T>::streams(epilogue.y, s_.N * s_.dst_n, s_.J);
             call(sum, piece);
-            if (!sum.clamps)
+            if (!epilogue.clamps_at_most())
               activate(epilogue.activation, epilogue.y + dst, epilogue.y + dst,
                        piece.planes * count);
             continue;

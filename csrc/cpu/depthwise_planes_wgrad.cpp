@@ -68,12 +68,14 @@ class PlanesWgrad {
     for (int64_t s = 1; s < slabs_; ++s)
       for (int64_t i = 0; i < sums; ++i) totals[i] += totals[s * sums + i];
     bool finite = true;
+    const double* from = totals.get();
     for (int64_t k = 0; k < channels_; ++k)
-      for (int64_t t = 0; t < taps; ++t) {
-        const auto total = static_cast<A>(totals[k * taps + t]);
-        finite = finite && std::isfinite(total);
-        dw[k * taps_.filter + taps_.weight(t / taps_.rows, t % taps_.rows)] = from_wide<T>(total);
-      }
+      for (int64_t r = 0; r < taps_.rows; ++r)
+        for (int64_t s = 0; s < taps_.rows; ++s) {
+          const auto total = static_cast<A>(*from++);
+          finite = finite && std::isfinite(total);
+          dw[k * taps_.filter + taps_.weight(r, s)] = from_wide<T>(total);
+        }
     return finite;
   }
 
@@ -82,6 +84,7 @@ class PlanesWgrad {
   void accumulate(int64_t channel, int64_t slab, A* x_copy, A* dz_copy, double* totals) const {
     const int64_t taps = taps_.rows * taps_.rows;
     PlaneRowsDot<A> dot;
+    dot.src_ahead = dot.dz_ahead = 0;
     dot.channels = std::min(chunk_, channels_ - channel);
     dot.totals = totals + channel * taps;
     std::fill(dot.totals, dot.totals + dot.channels * taps, 0.0);
@@ -109,6 +112,11 @@ class PlanesWgrad {
         dot.dz = dz;
         dot.src_plane = v_.src.n;
         dot.dz_plane = v_.dst.n;
+        const int64_t elements = v_.N * (v_.src.n + v_.dst.n);
+        if (elements >= kStreamedBytes / static_cast<int64_t>(sizeof(A))) {
+          dot.src_ahead = fetch_distance<A>(elements, v_.H, v_.W);
+          dot.dz_ahead = fetch_distance<A>(elements, v_.I, v_.J);
+        }
       }
       for_plane_rows(taps_, v_, [&](const PlaneRows& shape, int64_t row, int64_t rows) {
         PlaneRowsDot<A> part = dot;

@@ -9,6 +9,10 @@
 
 namespace torchconv::cpu {
 
+// Tensors of so many bytes do not stay in a core's own caches; and how far ahead those that come
+// from a shared cache or from memory are asked for.
+inline constexpr int64_t kSharedBytes = 1 << 20, kNearAhead = 6 << 10, kFarAhead = 56 << 10;
+
 struct DepthwiseTaps {
   DepthwiseTaps() = default;
   explicit DepthwiseTaps(const ConvView& view);
@@ -45,6 +49,19 @@ void pack_taps(const DepthwiseTaps& taps, int64_t channels, const T* w, Wide<T>*
 
 // Whether dgrad is one of a square depthwise kernel of 3, 5 or 7 taps with a stride of 2.
 bool depthwise_spreads(const ConvProblem& p);
+
+// How far ahead a walk through planes is to ask for them, where those of a call have so many
+// elements that they come from memory, or from a cache that others share; else 0. Strips of a row
+// alternate with those of the next, which the hardware's prefetchers do not follow. Whole planes
+// ahead lie the same strips, and whole rows ahead in a large plane.
+template <typename A>
+int64_t fetch_distance(int64_t elements, int64_t height, int64_t width) {
+  constexpr auto kSize = static_cast<int64_t>(sizeof(A));
+  if (elements < kSharedBytes / kSize) return 0;
+  const int64_t ahead = (elements < kStreamedBytes / kSize ? kNearAhead : kFarAhead) / kSize;
+  const int64_t unit = height * width <= ahead ? height * width : width;
+  return std::max<int64_t>(ahead / std::max<int64_t>(unit, 1), 1) * unit;
+}
 
 // f(shape, row, rows): output rows row, row + gap_h, ... of the view, so many; with a row gap above
 // 1 each residue on its own. Source (0, 0) of the shape is that of the row's first tap.

@@ -41,8 +41,9 @@ struct PlaneRowsSum {
   int64_t planes, src_plane, out_plane, weight_plane;
   int64_t weight_row, weight_column;
   int64_t out_pitch, first, last;
-  bool streams;  // past the caches, where whole vectors are aligned
-  bool clamps;   // the outputs, to [0, most]; not with kSpread
+  int64_t ahead;  // sources that many elements on are fetched from memory, where not 0
+  bool streams;   // past the caches, where whole vectors are aligned
+  bool clamps;    // the outputs, to [0, most]; not with kSpread
   A most;
 
   template <int N>
@@ -63,6 +64,7 @@ struct PlaneRowsDot {
   int64_t channels, src_channel, dz_channel;
   int64_t planes, src_plane, dz_plane;
   int64_t dz_pitch, first, last, begin, end;
+  int64_t src_ahead, dz_ahead;  // as of PlaneRowsSum
 };
 template <typename A>
 void plane_rows_dot(const PlaneRows& shape, const PlaneRowsDot<A>& dot);

@@ -22,6 +22,7 @@ void dot_columns(const PlaneRows p, const PlaneRowsDot<A> t) {
   using Type = typename V::Type;
   constexpr int kRows = (R + kStep - 1) / kStep, kHeld = kEnd - kFirst;
   StripSource<A, N, R, kStep> source(p, t.begin * N);
+  const bool fetches = kFirst == 0 && t.src_ahead != 0;  // by the first of several passes
   for (int64_t channel = 0; channel < t.channels; ++channel) {
     Type sum[R][kHeld];
 #pragma GCC unroll 32
@@ -41,9 +42,11 @@ void dot_columns(const PlaneRows p, const PlaneRowsDot<A> t) {
 #pragma GCC unroll 16
           for (int m = kRows - 1; m > 0; --m) gradient[m] = gradient[m - 1];
           gradient[0] = left > 0 ? lanes.load(dz) : Type{};
+          if (fetches) __builtin_prefetch(dz + t.dz_ahead, 0, 2);
           unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
             if (y >= p.top && y < p.bottom) {
               const auto row = source.row(src);
+              if (fetches) source.fetch(src + t.src_ahead);
               unroll<kHeld>([&](auto s) TORCHCONV_INLINE_LAMBDA {
                 const Type x = source.template column<kFirst + s>(row);
                 unroll<kRows>([&](auto m) TORCHCONV_INLINE_LAMBDA {

@@ -99,6 +99,11 @@ class StripSource {
     }
     return row;
   }
+  // Asks for what the row at p will load.
+  TORCHCONV_INLINE void fetch(const A* p) const {
+    unroll<kStep>([&](auto k)
+                      TORCHCONV_INLINE_LAMBDA { __builtin_prefetch(p + offset_ + k * N, 0, 2); });
+  }
   template <int s>
   TORCHCONV_INLINE Type column(const Row& row) const {
     if constexpr (kStep == 1) {

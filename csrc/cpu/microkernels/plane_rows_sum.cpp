@@ -128,7 +128,7 @@ void sum_three_rows(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t column
   const int64_t above = std::clamp<int64_t>(source.begin - (t.first + R - 1), 0, t.last - t.first);
   const int64_t opening = std::clamp<int64_t>(t.first + R - 1 - source.begin, 0, source.size());
   const int64_t rows = source.size() - opening, rest = t.last - t.first - above - rows;
-  const int64_t pitch = p.pitch, gap = p.dilation, out_pitch = t.out_pitch;
+  const int64_t pitch = p.pitch, gap = p.dilation, out_pitch = t.out_pitch, ahead = t.ahead;
   const int64_t weight_row = t.weight_row, weight_column = t.weight_column;
   const bool clamps = t.clamps;
   const Type most = V::broadcast(t.most);
@@ -157,6 +157,10 @@ void sum_three_rows(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t column
     };
     const auto add_row = [&]() TORCHCONV_INLINE_LAMBDA {
       roll();
+      if (ahead != 0)
+        unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+          __builtin_prefetch(row + k * apart + ahead, 0, 2);
+        });
       unroll<R * kStrips>([&](auto i) TORCHCONV_INLINE_LAMBDA {
         constexpr int s = i / kStrips, k = i % kStrips;
         const Type x = inside[s][k].load(row + k * apart + s * gap);
@@ -200,7 +204,7 @@ void sum_three_rows_by_two(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t
     before[k] = Lanes::of(p.left < middle ? N - 1 : N, p.right - middle + N);
   });
   const auto there = Lanes::of(0, p.columns);
-  const int64_t pitch = p.pitch, out_pitch = t.out_pitch, last = t.last;
+  const int64_t pitch = p.pitch, out_pitch = t.out_pitch, last = t.last, ahead = t.ahead;
   const int64_t weight_row = t.weight_row, weight_column = t.weight_column;
   const bool clamps = t.clamps;
   const Type most = V::broadcast(t.most);
@@ -223,6 +227,10 @@ void sum_three_rows_by_two(const PlaneRows& p, const PlaneRowsSum<A>& t, int64_t
       unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA {
         const A* at = row + 2 * k * apart;
         const Type a = low[k].load(at), b = high[k].load(at + N);
+        if (ahead != 0) {
+          __builtin_prefetch(at + ahead, 0, 2);
+          __builtin_prefetch(at + ahead + N, 0, 2);
+        }
         const Type odd = alternate_lanes<1>(a, b, kIndex);
         f(k, consecutive_lanes<A, N, N - 1>(before[k].load(at - N), odd),
           alternate_lanes<0>(a, b, kIndex), odd);
