@@ -136,8 +136,10 @@ class BatchNormBackward : NormLanes<T> {
     return s;
   }
 
-  // dy, or zero where the activation is constant; for z of NaN it is not.
+  // dy, or zero where the activation is constant; for z of NaN it is not. A masked load of dy would
+  // wait for x before it so much as began.
   static TORCHCONV_INLINE V gradient(V dy, V z, V low, V high) {
+    keep_in_register(dy);
     return (z <= low) | (z >= high) ? V{} : dy;
   }
 

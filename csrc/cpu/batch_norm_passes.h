@@ -15,6 +15,7 @@
 #include "core/range.h"
 #include "cpu/batch_norm_lanes.h"
 #include "cpu/parallel_range.h"
+#include "cpu/unroll.h"
 
 namespace torchconv::cpu {
 
@@ -352,56 +353,86 @@ class NormPasses : NormLanes<T> {
     parallel_for(pool_, 0, blocks.count, work_grain(operations), f);
   }
 
-  // f(whether it is partial, first pixel, pixels, first channel) for every vector of channels in
-  // every few pixels.
-  template <typename F>
-  static TORCHCONV_INLINE void over_columns(const Region& region, int64_t few, const F& f) {
+  // The sums of a region, by the index of channels. Far from the processor memory is read fastest
+  // in long runs, nearer to it with all constants in registers.
+  template <bool kExact>
+  void reduce(const Region& region, Rows rows, double* sums) const {
+    constexpr int64_t kFarBytes = 8 << 20;
+    constexpr int kFar = 8, kNear = 4;
+    for (double* const to : {sums, sums + rows.pitch})
+      std::fill_n(to + region.channels.first, round_up(region.channels.count, kLanes), 0.0);
+    const bool far = pass_.reads() * pixels_ * p_.C * static_cast<int64_t>(sizeof(T)) >= kFarBytes;
     const int64_t end = region.first + region.pixels;
-    const int64_t last = region.channels.first + region.channels.count;
-    for (int64_t r = region.first; r < end; r += few) {
-      const int64_t rows = std::min(few, end - r);
-      int64_t c = region.channels.first;
-      for (; c + kLanes <= last; c += kLanes) f(std::false_type(), r, rows, c);
-      if (c < last) f(std::true_type(), r, rows, c);
+    for (int64_t r = region.first; r < end; r += kPixelRows) {
+      const int64_t count = std::min(kPixelRows, end - r);
+      if constexpr (kExact) {
+        reduce_runs<true, 1>(r, count, region.channels, rows, sums);
+      } else if (far) {
+        reduce_runs<false, kFar>(r, count, region.channels, rows, sums);
+      } else {
+        reduce_runs<false, kNear>(r, count, region.channels, rows, sums);
+      }
     }
   }
 
-  // The sums of a region, by the index of channels.
-  template <bool kExact>
-  void reduce(const Region& region, Rows rows, double* sums) const {
-    auto source = pass_.source();
+  // So many vectors of channels at a time, and of the rest half as many.
+  template <bool kExact, int kVectors>
+  void reduce_runs(int64_t pixel, int64_t count, Channels channels, Rows rows, double* sums) const {
+    constexpr int64_t kRun = kVectors * kLanes;
+    int64_t c = channels.first;
+    const int64_t last = c + channels.count;
+    for (; c + kRun <= last; c += kRun)
+      reduce_run<kExact, kVectors, false>(pixel, count, c, rows, sums);
+    if constexpr (kVectors > 1) {
+      reduce_runs<kExact, kVectors / 2>(pixel, count, {c, last - c}, rows, sums);
+    } else if (c < last) {
+      reduce_run<kExact, 1, true>(pixel, count, c, rows, sums);
+    }
+  }
+
+  template <bool kExact, int kVectors, bool kPartial>
+  TORCHCONV_INLINE void reduce_run(int64_t pixel, int64_t count, int64_t c, Rows rows,
+                                   double* sums) const {
     double* const products = sums + rows.pitch;
     const int64_t pitch = p_.C;
-    for (double* const to : {sums, products})
-      std::fill_n(to + region.channels.first, round_up(region.channels.count, kLanes), 0.0);
-    over_columns(region, kPixelRows, [&](auto partial, int64_t first, int64_t count, int64_t c) {
-      source.take(OfPixels{rows.from(c)});
-      Sums<kExact> of;
-      int64_t at = first * pitch + c;
-      for (int64_t r = 0; r < count; ++r, at += pitch) {
-        source.prefetch(at + kPixelRows * pitch);
-        of.add(source.template terms<partial.value>(at, pitch - c));
-      }
-      of.sum.add(Sum::load(sums + c));
-      of.products.add(Sum::load(products + c));
-      of.widen();
-      of.sum.store(sums + c);
-      of.products.store(products + c);
+    const auto blank = pass_.source();
+    std::remove_const_t<decltype(blank)> source[kVectors];
+    Sums<kExact> of[kVectors];
+    unroll<kVectors>([&](auto v) TORCHCONV_INLINE_LAMBDA {
+      source[v] = blank;
+      source[v].take(OfPixels{rows.from(c + v * kLanes)});
+    });
+    int64_t at = pixel * pitch + c;
+    for (int64_t r = 0; r < count; ++r, at += pitch)
+      unroll<kVectors>([&](auto v) TORCHCONV_INLINE_LAMBDA {
+        of[v].add(source[v].template terms<kPartial>(at + v * kLanes, pitch - c));
+      });
+    unroll<kVectors>([&](auto v) TORCHCONV_INLINE_LAMBDA {
+      const int64_t i = c + v * kLanes;
+      of[v].sum.add(Sum::load(sums + i));
+      of[v].products.add(Sum::load(products + i));
+      of[v].widen();
+      of[v].sum.store(sums + i);
+      of[v].products.store(products + i);
     });
   }
 
+  // In the order of memory: constants are near, and what is read may be far.
   void write(const Region& region, Rows rows) const {
     auto target = pass_.target();
     const int64_t pitch = p_.C;
-    // So many pixels in turn keep the constants in registers, no more than one set of the
-    // first-level cache holds where their pitch is a power of two.
-    const int64_t few = target.arrays() > 2 ? 2 : 4;
-    over_columns(region, few, [&](auto partial, int64_t first, int64_t count, int64_t c) {
-      target.take(OfPixels{rows.from(c)});
-      int64_t at = first * pitch + c;
-      for (int64_t r = 0; r < count; ++r, at += pitch)
-        target.template write<partial.value>(at, pitch - c);
-    });
+    const int64_t last = region.channels.first + region.channels.count;
+    for (int64_t r = region.first; r < region.first + region.pixels; ++r) {
+      int64_t c = region.channels.first;
+      for (; c + kLanes <= last; c += kLanes) {
+        target.take(OfPixels{rows.from(c)});
+        target.template write<false>(r * pitch + c, kLanes);
+      }
+      if (c < last) {
+        target.take(OfPixels{rows.from(c)});
+        target.template write<true>(r * pitch + c, pitch - c);
+      }
+    }
   }
 
   const BatchNormProblem& p_;
