@@ -215,6 +215,17 @@ def test_outputs_past_the_caches(layout: str) -> None:
     Problem((2, 64, 184, 184), torch.float32, layout).check(True, "relu")
 
 
+@on_dtypes
+@on_formats
+def test_far_in_memory(dtype: torch.dtype, layout: str) -> None:
+    """So large that what a pass reads is in no near cache: several vectors of channels at a time,
+    and all kinds of rests."""
+    channels = 239
+    height = (8 << 20) // (dtype.itemsize * channels * 61) + 1
+    for residual in (False, True):
+        Problem((1, channels, height, 61), dtype, layout, residual=residual).check(True, "relu6")
+
+
 def test_constant_channels() -> None:
     for layout, value in itertools.product(FORMATS, (0.0, 0.1, 3e4)):
         x = in_layout(torch.full((3, 5, 7, 9), value), layout)
@@ -482,7 +493,7 @@ def test_bias_may_change_before_backward(training: bool) -> None:
 @on_formats
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_threads_and_repetition(dtype: torch.dtype, layout: str) -> None:
-    for size in ((5, 19, 30, 31), (3, 130, 14, 14), (64, 7, 6, 5)):
+    for size in ((5, 19, 30, 31), (3, 130, 14, 14), (64, 7, 6, 5), (8, 180, 56, 56)):
         problem = Problem(size, dtype, layout, residual=True)
         results = []
         for count in (1, 1, 2, 3):

@@ -353,21 +353,26 @@ class NormPasses : NormLanes<T> {
     parallel_for(pool_, 0, blocks.count, work_grain(operations), f);
   }
 
-  // The sums of a region, by the index of channels. Far from the processor memory is read fastest
-  // in long runs, nearer to it with all constants in registers.
+  // Whether a pass finds little in the caches of its own core or near it. Far memory is read
+  // fastest in long runs, near memory with all constants in registers.
+  bool far() const {
+    constexpr int64_t kFarBytes = 8 << 20;
+    return std::max(pass_.reads(), 1) * pixels_ * p_.C * static_cast<int64_t>(sizeof(T)) >=
+           kFarBytes;
+  }
+
+  // The sums of a region, by the index of channels.
   template <bool kExact>
   void reduce(const Region& region, Rows rows, double* sums) const {
-    constexpr int64_t kFarBytes = 8 << 20;
-    constexpr int kFar = 8, kNear = 4;
+    constexpr int kFar = 8, kNear = 2;
     for (double* const to : {sums, sums + rows.pitch})
       std::fill_n(to + region.channels.first, round_up(region.channels.count, kLanes), 0.0);
-    const bool far = pass_.reads() * pixels_ * p_.C * static_cast<int64_t>(sizeof(T)) >= kFarBytes;
     const int64_t end = region.first + region.pixels;
     for (int64_t r = region.first; r < end; r += kPixelRows) {
       const int64_t count = std::min(kPixelRows, end - r);
       if constexpr (kExact) {
         reduce_runs<true, 1>(r, count, region.channels, rows, sums);
-      } else if (far) {
+      } else if (far()) {
         reduce_runs<false, kFar>(r, count, region.channels, rows, sums);
       } else {
         reduce_runs<false, kNear>(r, count, region.channels, rows, sums);
@@ -417,21 +422,26 @@ class NormPasses : NormLanes<T> {
     });
   }
 
-  // In the order of memory: constants are near, and what is read may be far.
   void write(const Region& region, Rows rows) const {
     auto target = pass_.target();
     const int64_t pitch = p_.C;
+    // So many pixels in turn keep the constants in registers, no more than one set of the
+    // first-level cache holds where their pitch is a power of two. What is far is read in the order
+    // of memory.
+    const int64_t few = far() ? 1 : target.arrays() > 2 ? 2 : 4;
+    const int64_t end = region.first + region.pixels;
     const int64_t last = region.channels.first + region.channels.count;
-    for (int64_t r = region.first; r < region.first + region.pixels; ++r) {
+    for (int64_t r = region.first; r < end; r += few) {
+      const int64_t count = std::min(few, end - r);
+      const auto column = [&](auto partial, int64_t c) {
+        target.take(OfPixels{rows.from(c)});
+        int64_t at = r * pitch + c;
+        for (int64_t i = 0; i < count; ++i, at += pitch)
+          target.template write<partial.value>(at, pitch - c);
+      };
       int64_t c = region.channels.first;
-      for (; c + kLanes <= last; c += kLanes) {
-        target.take(OfPixels{rows.from(c)});
-        target.template write<false>(r * pitch + c, kLanes);
-      }
-      if (c < last) {
-        target.take(OfPixels{rows.from(c)});
-        target.template write<true>(r * pitch + c, pitch - c);
-      }
+      for (; c + kLanes <= last; c += kLanes) column(std::false_type(), c);
+      if (c < last) column(std::true_type(), c);
     }
   }
 
