@@ -1,6 +1,7 @@
 // See direct_run.h.
 #include "cpu/microkernels/direct_run.h"
 
+#include "cpu/processor.h"
 #include "cpu/unroll.h"
 
 namespace torchconv::cpu {
@@ -145,8 +146,9 @@ DirectMicrokernel<float> direct_run_microkernel(int64_t filters) {
   constexpr int kL = kLanes<float>;
   if constexpr (kVectorBytes == 64) {
     if (filters <= kL / 2) return direct_run<kL / 2, 1, kL, kMaxRows>;
-    if (filters <= kL) return direct_run<kL / 2, 2, kL, kMaxRows>;
-    if (filters <= kL + kL / 2) return direct_run<kL / 2, 3, 2 * kL, kMaxRows / 2>;
+    static const bool halves = halves_wide_vectors();
+    if (halves && filters <= kL) return direct_run<kL / 2, 2, kL, kMaxRows>;
+    if (halves && filters <= kL + kL / 2) return direct_run<kL / 2, 3, 2 * kL, kMaxRows / 2>;
   }
   return filters <= kL ? direct_run<kL, 1, kL, kMaxRows> : direct_run<kL, 2, 2 * kL, kMaxRows>;
 }

@@ -2,11 +2,11 @@
 // lie evenly apart, in the source and in the destination, each of them read through one tap.
 //
 // Terms are elements 0, 1, 2, ... from each pixel on, as of one tap without a band: it reads no
-// table of them and none of pixels, which takes as long as several terms do, and takes vectors of
-// half the width where AVX-512 would fill the last one to no more than half, or be bound by its
-// loads: those of one vector of filters do one product each, and only half as many are loaded in a
-// cycle at full width. A term adds to each sum as it does there, so that either may compute a
-// pixel.
+// table of them and none of pixels, which takes as long as several terms do. It takes vectors of
+// half the width where AVX-512 would fill a single one to no more than half. So it does where a
+// last one would be half empty, or one vector of filters bound by its loads, on processors whose
+// products of whole vectors take twice as long (processor.h). A term adds to each sum as it does
+// there, so that either may compute a pixel.
 #pragma once
 
 #include <cstdint>
