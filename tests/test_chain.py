@@ -164,6 +164,69 @@ def test_sums_that_only_layers_can(other: str, first: bool, runs: list[int]) -> 
     assert len(runs) == (2 if other == "other layout" and not first else 0)
 
 
+def concatenated(read: int) -> Network:
+    """Convolutions of all kinds, `read` of which are concatenated."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        branches = [m.point(x), m.square(x), m.few(x), m.strided(x), m.grouped(x)]
+        return m.last(torch.cat(branches[:read], 1))
+
+    widths = (24, 40, 3, 16, 32)
+    return Network(
+        forward,
+        stem=nn.Conv2d(3, 32, 1),
+        point=nn.Sequential(nn.Conv2d(32, 24, 1), nn.ReLU()),
+        square=nn.Conv2d(32, 40, 3, padding=1),
+        few=nn.Conv2d(32, 3, 3, padding=1),
+        strided=nn.Conv2d(32, 16, 1),
+        grouped=nn.Conv2d(32, 32, 3, padding=1, groups=8),
+        last=nn.Conv2d(sum(widths[:read]), 7, 1),
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("read", [2, 5])
+def test_concatenations(read: int, layout: str, dtype: torch.dtype, runs: list[int]) -> None:
+    kind = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    made = torchconv.fuse(concatenated(read).eval().to(dtype).to(memory_format=kind))  # type: ignore[call-overload]
+    for size in ((1, 3, 14, 15), (3, 3, 9, 8), (2, 3, 1, 6), (1, 3, 1, 1)):
+        x = images(*size, layout=layout, dtype=dtype)
+        for value in (0.0, float("inf"), float("nan")):
+            x[0, 0, 0, 0] = value
+            expected = by_layers(made, x)
+            for _ in range(2):
+                got = made(x)
+                assert got.stride() == expected.stride()
+                assert torch.equal(got.isnan(), expected.isnan())
+                assert torch.equal(got.nan_to_num(), expected.nan_to_num())
+    assert len(runs) >= 20
+
+
+def test_parts_that_are_read_elsewhere(runs: list[int]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a, b = m.left(x), m.right(x)
+        c = torch.cat((m.first(a), b), 1)
+        d = torch.cat((b, m.last(c)), -3)
+        return torch.cat((d, d), 2).abs() + a.sum()
+
+    made = torchconv.fuse(
+        Network(
+            forward,
+            left=nn.Conv2d(16, 32, 1),
+            right=nn.Conv2d(16, 16, 1),
+            first=nn.Conv2d(32, 16, 1),
+            last=nn.Conv2d(32, 16, 1),
+        ).eval()
+    )
+    x = images(2, 16, 7, 9, layout="channels_last")
+    expected = by_layers(made, x)
+    for _ in range(3):
+        assert_same(made(x), expected)
+    assert runs
+
+
 def test_intermediate_results_are_given_back(runs: list[int]) -> None:
     made = torchconv.fuse(nn.Sequential(*(nn.Conv2d(8, 8, 1) for _ in range(6))).eval())
     x = images(1, 8, 512, 512)
@@ -633,7 +696,7 @@ def test_operator(layout: str, device: str) -> None:
     )
     for got, wanted in zip(torch.ops.torchconv.chain([x, w, b], program), expected, strict=True):
         assert_same(got, wanted)
-    for wrong, message in ((7, "no operator 7"), (-1, "no operator -1")):
+    for wrong, message in ((8, "no operator 8"), (-1, "no operator -1")):
         program[1] = wrong
         with pytest.raises(RuntimeError, match=message):
             torch.ops.torchconv.chain([t.to("meta") for t in (x, w, b)], program)
@@ -641,6 +704,33 @@ def test_operator(layout: str, device: str) -> None:
     meta = [t.to("meta") for t in (x, w, b)]
     for got, wanted in zip(torch.ops.torchconv.chain(meta, program), expected, strict=True):
         assert got.shape == wanted.shape and got.stride() == wanted.stride()
+
+
+def test_parts_need_no_copy() -> None:
+    x = images(2, 16, 6, 5, layout="channels_last")
+    w, v = torch.randn(16, 16, 1, 1), torch.randn(24, 16, 1, 1)
+    parts = [step("conv2d", [0, at, -1, -1], CONV, []) for at in (1, 2)]
+    both = step("cat", [3, 4], (1,), [])
+
+    def chain(first: int, second: int, channels: int = 40) -> list[Tensor]:
+        steps = [
+            parts[0]._replace(part=(5, first, channels)),
+            parts[1]._replace(part=(5, second, channels)),
+            both,
+        ]
+        found: list[Tensor] = torch.ops.torchconv.chain([x, w, v], program_of(steps, [5, 3, 4]))
+        return found
+
+    expected = torch.cat((F.conv2d(x, w), F.conv2d(x, v)), 1)
+    whole, left, right = chain(0, 16)
+    torch.testing.assert_close(whole, expected)
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+    assert left.data_ptr() == whole.data_ptr() and right.data_ptr() == whole[:, 16:].data_ptr()
+    # Places in another order, with room between, and none.
+    for first, second, channels in ((24, 0, 40), (0, 16, 64), (-1, 30, 40), (9, 16, 20)):
+        whole, _, _ = chain(first, second, channels)
+        torch.testing.assert_close(whole, expected)
+        assert whole.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.usefixtures("device")

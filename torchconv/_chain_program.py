@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -186,4 +187,23 @@ def _steps_of(
             parameter += 1 + has_bias
         read = [_in_program(arg, inputs, first) for arg in last]
         steps.append(Step(call.operator, tensors, settings, read))
+    _find_parts(steps, snapshot.parameters(), inputs)
     return steps
+
+
+def _find_parts(steps: list[Step], parameters: Sequence[Tensor], inputs: int) -> None:
+    """Notes of convolutions that are concatenated, and not read elsewhere, where they belong."""
+    first = inputs + len(parameters)
+    reads = Counter(position for step in steps for position in step.tensors)
+    for at, whole in enumerate(steps):
+        if whole.operator != "cat" or whole.settings[0] not in (1, -3):
+            continue
+        made = [position - first for position in whole.tensors]
+        if not all(
+            i >= 0 and steps[i].operator == "conv2d" and reads[first + i] == 1 for i in made
+        ) or not {*whole.tensors} <= {*whole.done}:
+            continue
+        filters = [parameters[steps[i].tensors[1] - inputs].shape[0] for i in made]
+        for number, i in enumerate(made):
+            part = (first + at, sum(filters[:number]), sum(filters))
+            steps[i] = steps[i]._replace(part=part)

@@ -23,7 +23,9 @@ __all__ = ["Step", "call_pytorch", "program_of"]
 
 # In the order of csrc/ops/chain.cpp; the last ones are PyTorch's.
 _OF_PYTORCH = ("mul", "hardsigmoid", "cat")
-_OPERATORS = ("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", *_OF_PYTORCH)
+_OF_OURS = ("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+# conv2d again, as a part of a concatenation.
+_OPERATORS = (*_OF_OURS, *_OF_PYTORCH, "part")
 
 
 class Step(NamedTuple):
@@ -37,14 +39,17 @@ class Step(NamedTuple):
     # weights.
     settings: Sequence[int]
     done: Sequence[int]  # positions that no later step reads
+    # Of conv2d, where the result is only read by a concatenation of channels: that one's position,
+    # the first of its channels that are the result's, and all of its channels.
+    part: Sequence[int] = ()
 
 
 def program_of(steps: Sequence[Step], outputs: Sequence[int]) -> Tensor:
     """The steps, and the positions of what is returned, as the operator takes them."""
     numbers = [len(steps)]
-    for name, tensors, settings, done in steps:
-        numbers += (_OPERATORS.index(name), len(tensors), *tensors)
-        numbers += (*settings, len(done), *done)
+    for name, tensors, settings, done, part in steps:
+        numbers += (_OPERATORS.index("part" if part else name), len(tensors), *tensors)
+        numbers += (*part, *settings, len(done), *done)
     return torch.tensor([*numbers, len(outputs), *outputs], dtype=torch.int64, device="cpu")
 
 
@@ -72,6 +77,9 @@ def _run_step(known: Sequence[Any], numbers: Iterator[int]) -> Tensor:
     tensors: list[Any] = [None if i == -1 else _at(known, i) for i in positions]
     if name in _OF_PYTORCH:
         return call_pytorch(name, tensors, [next(numbers)] if name == "cat" else ())
+    if name == "part":
+        _position, _first, _channels = next(numbers), next(numbers), next(numbers)
+        name = "conv2d"
     in_same_layout = name == "conv2d" and next(numbers)
     signature = Signature(name)
     values = tuple(read_values(signature.types, numbers))

@@ -28,6 +28,9 @@ struct ConvProblem {
   Layout weight_layout;  // of w and its gradient
   Activation activation;
   bool flip;
+  // Channels from a pixel of z to the next where z is a part of an image in NHWC, or 0: as many as
+  // it has. Only for conv2d_fprop, where conv2d_writes_parts.
+  int64_t pixel_channels;
 };
 
 }  // namespace torchconv

@@ -533,6 +533,19 @@ void conv2d_fprop(const ConvProblem& problem, const void* x, const void* w,
   }
 }
 
+bool conv2d_writes_parts(const ConvProblem& problem) {
+  const ConvProblem p = merged(problem);
+  if (p.dtype != DType::kFloat32 || p.layout != Layout::kNHWC || p.groups != 1) return false;
+  const ConvView view = fprop_view(p);
+  const bool winograd = winograd_allowed();
+  if (is_empty(view) || goes_by_patches(p, StridedPass::kFprop) ||
+      fprop_by_channels_last(p, view, winograd) ||
+      strides_by_winograd(p, StridedPass::kFprop, winograd))
+    return false;
+  const ConvAlgorithm algorithm = gather_algorithm(view, p.dtype, winograd);
+  return algorithm == ConvAlgorithm::kDirectProduct || algorithm == ConvAlgorithm::kWinograd;
+}
+
 void conv2d_backward(const ConvProblem& problem, const void* dy, const void* saved, const void* x,
                      const void* w, void* dx, void* dw, void* db, const Parallel& pool) {
   const ConvProblem p = merged(problem);

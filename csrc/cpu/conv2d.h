@@ -15,6 +15,10 @@ void conv2d_fprop(const ConvProblem& problem, const void* x, const void* w,
                   const WeightsOwner& owner, const void* bias, const void* residual, void* y,
                   void* preactivation, const Parallel& pool);
 
+// Whether conv2d_fprop's way of this problem can write y as a part of the channels of a larger
+// image (pixel_channels), at no cost and to the same bits.
+bool conv2d_writes_parts(const ConvProblem& problem);
+
 // Gradients of L with respect to x, w and b from dy = dL/dy; any of dx, dw, db may be null.
 // saved is y, or the pre-activation where derivative_needs_preactivation, or null for kNone.
 void conv2d_backward(const ConvProblem& problem, const void* dy, const void* saved, const void* x,

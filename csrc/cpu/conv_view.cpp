@@ -126,7 +126,7 @@ ConvView fprop_view(const ConvProblem& p) {
   view.step_h = p.P > 1 ? std::min(p.stride_h, p.H) : 1;
   view.step_w = p.Q > 1 ? std::min(p.stride_w, p.W) : 1;
   view.src = image_strides(p.layout, p.C, p.H, p.W);
-  view.dst = image_strides(p.layout, p.K, p.P, p.Q);
+  view.dst = image_strides(p.layout, p.pixel_channels > 0 ? p.pixel_channels : p.K, p.P, p.Q);
   view.dst_offset = 0;
   view.weight_group = view.K * w.k;
   view.weight_k = w.k;

@@ -40,6 +40,16 @@ class Known {
 
   void add(Tensor t) { tensors_.emplace_back(std::move(t)); }
 
+  // Of the next result.
+  int64_t next() const { return static_cast<int64_t>(tensors_.size()); }
+
+  // What is to be the result at this position, as far as its parts are written.
+  std::optional<Tensor>& whole(int64_t position) {
+    for (auto& [of, whole] : wholes_)
+      if (of == position) return whole;
+    return wholes_.emplace_back(position, std::nullopt).second;
+  }
+
   void drop(int64_t position) {
     at(position);
     tensors_[position].reset();
@@ -47,6 +57,7 @@ class Known {
 
  private:
   std::vector<std::optional<Tensor>> tensors_;
+  std::vector<std::pair<int64_t, std::optional<Tensor>>> wholes_;
   int64_t given_;
 };
 
@@ -71,7 +82,27 @@ Tensor multiply(const Known& known, IntList positions, SettingsReader program) {
   return aten("aten::mul", "Tensor", a, b);
 }
 
-Tensor run_step(const Known& known, SettingsReader* program) {
+// The next result: parts that convolutions have written to their places in it need no copy.
+Tensor concatenate(Known* known, IntList positions, int64_t dim) {
+  std::vector<Tensor> parts;
+  for (const int64_t position : positions) parts.push_back(*known->at(position));
+  const std::optional<Tensor> whole = std::exchange(known->whole(known->next()), std::nullopt);
+  if (!whole.has_value()) return aten("aten::cat", "", parts, dim);
+  int64_t first = 0;
+  const bool all = std::all_of(parts.begin(), parts.end(), [&](const Tensor& part) {
+    const int64_t offset = first * whole->element_size();
+    first += part.size(1);
+    return static_cast<const char*>(part.const_data_ptr()) ==
+           static_cast<const char*>(whole->const_data_ptr()) + offset;
+  });
+  if (all && first == whole->size(1)) return *whole;
+  // As they would lie apart.
+  for (Tensor& part : parts) part = dense(part, suggested_layout(part));
+  return aten("aten::cat", "", parts, dim);
+}
+
+Tensor run_step(Known* all, SettingsReader* program) {
+  const Known& known = *all;
   const int64_t step = program->take<int64_t>();
   const IntList positions = program->take<IntList>();
   // The step's tensors: those that it must have, and those that may be none.
@@ -93,10 +124,13 @@ Tensor run_step(const Known& known, SettingsReader* program) {
       return multiply(known, positions, *program);
     case 5:
       return aten("aten::hardsigmoid", "", input);
-    case 6: {
-      std::vector<Tensor> parts;
-      for (size_t i = 0; i < positions.size(); ++i) parts.push_back(tensor(i));
-      return aten("aten::cat", "", parts, program->take<int64_t>());
+    case 6:
+      return concatenate(all, positions, program->take<int64_t>());
+    case 7: {
+      const int64_t whole = program->take<int64_t>(), first = program->take<int64_t>();
+      const ConcatenatedPart part{first, program->take<int64_t>(), &all->whole(whole)};
+      return conv2d_step(input, tensor(1), known.optional(position(2)), known.optional(position(3)),
+                         program, &part);
     }
   }
   fail({"a chain has no operator ", step});
@@ -108,7 +142,7 @@ std::vector<Tensor> chain(const std::vector<Tensor>& tensors, const Tensor& prog
   SettingsReader reader(program);
   Known known(tensors);
   for (int64_t steps = reader.take<int64_t>(); steps > 0; --steps) {
-    known.add(run_step(known, &reader));
+    known.add(run_step(&known, &reader));
     for (const int64_t position : reader.take<IntList>()) known.drop(position);
   }
   std::vector<Tensor> results;

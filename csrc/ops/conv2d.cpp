@@ -149,13 +149,34 @@ void check_output_like(const ConvProblem& p, const Tensor& input, const Tensor& 
   check_same_kind(input, t, name);
 }
 
+#ifndef TORCHCONV_CUDA
+// Where the part of a concatenation lies, if the kernels can write it there and the sizes fit.
+std::optional<Tensor> place_of(const ConvProblem& p, const Tensor& input,
+                               const ConcatenatedPart& part) {
+  // Smaller ones leave a choice of layout.
+  if (p.layout != Layout::kNHWC || p.K < 2 || p.P < 2 || p.Q < 2 ||
+      !kernels::conv2d_writes_parts(p))
+    return std::nullopt;
+  const std::array<int64_t, 4> sizes{p.N, part.channels, p.P, p.Q};
+  std::optional<Tensor>& whole = *part.whole;
+  if (!whole.has_value()) whole = new_tensor(input, sizes, input.scalar_type(), p.layout);
+  const IntList s = whole->sizes();
+  const bool fits = std::equal(s.begin(), s.end(), sizes.begin()) &&
+                    whole->scalar_type() == input.scalar_type() && part.first >= 0 &&
+                    part.first <= part.channels - p.K;
+  if (!fits) return std::nullopt;
+  return torch::stable::narrow(*whole, 1, part.first, p.K);
+}
+#endif
+
 // y, and z where it is asked for.
 std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Tensor& weight,
                                                   const std::optional<Tensor>& bias,
                                                   const std::optional<Tensor>& residual,
                                                   const ConvArguments& a, bool preactivation,
-                                                  const WeightsOwner& owner = {}) {
-  const ConvProblem p = describe(input, weight, a);
+                                                  const WeightsOwner& owner = {},
+                                                  const ConcatenatedPart* part = nullptr) {
+  ConvProblem p = describe(input, weight, a);
   std::optional<Tensor> b;
   if (bias.has_value()) {
     const IntList sizes = bias->sizes();
@@ -175,7 +196,12 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
   }
   const Tensor x = dense(input, p.layout), w = dense(weight, p.weight_layout);
   const std::array<int64_t, 4> sizes{p.N, p.K, p.P, p.Q};
-  Tensor y = new_tensor(input, sizes, input.scalar_type(), p.layout);
+  std::optional<Tensor> place;
+#ifndef TORCHCONV_CUDA
+  if (part != nullptr && !residual.has_value()) place = place_of(p, input, *part);
+#endif
+  if (place.has_value()) p.pixel_channels = part->channels;
+  Tensor y = place.has_value() ? *place : new_tensor(input, sizes, input.scalar_type(), p.layout);
   std::optional<Tensor> z;
   if (preactivation) z = new_tensor(input, sizes, input.scalar_type(), p.layout);
   // A dense copy is at an address of its own in every call.
@@ -307,15 +333,16 @@ std::string explain_conv2d(const Tensor& input, const Tensor& weight, IntList st
 }  // namespace
 
 Tensor conv2d_step(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                   const std::optional<Tensor>& residual, SettingsReader* reader) {
+                   const std::optional<Tensor>& residual, SettingsReader* reader,
+                   const ConcatenatedPart* part) {
   const bool in_same_layout = reader->take<bool>();
   const ConvSettings conv(reader);
   const WeightsOwner owner{reader->take<int64_t>(), reader->take<int64_t>()};
   TORCHCONV_CHECK(!in_same_layout || (residual.has_value() &&
                                       suggested_layout(*residual) == output_layout(input, weight)),
                   "the residual is in another layout than the output");
-  return std::get<0>(
-      forward(input, weight, bias, residual, conv.arguments(), /*preactivation=*/false, owner));
+  return std::get<0>(forward(input, weight, bias, residual, conv.arguments(),
+                             /*preactivation=*/false, owner, part));
 }
 
 #ifndef TORCHCONV_CUDA
