@@ -20,6 +20,10 @@ void SelectionTaps::list_row(const PoolProblem& p, const RowGeometry& g, int64_t
   }
 }
 
+void SelectionTaps::skip_row(const RowGeometry& g) {
+  first.insert(first.end(), static_cast<size_t>(g.phase_count()), list.size());
+}
+
 void SelectionTaps::list_run(const PoolProblem& p, const RowGeometry& g) {
   for (int64_t r = std::min(p.R - 1, (p.H - 1 + p.pad_h) / p.dilation_h); r >= 0; r--) {
     const int64_t h = r * p.dilation_h - p.pad_h;
@@ -32,14 +36,26 @@ void SelectionTaps::list_run(const PoolProblem& p, const RowGeometry& g) {
   first.push_back(list.size());
 }
 
+bool selection_reads_inside(const RowGeometry& g, int64_t plane, int64_t h, int64_t total,
+                            int lanes) {
+  if (g.windows.count(h) == 0) return true;
+  return plane + g.windows.begin(h)->output * g.out_row >= g.left &&
+         plane + (g.windows.end(h) - 1)->output * g.out_row + g.reach(lanes) <= total;
+}
+
 SelectionPlan::SelectionPlan(const PoolProblem& p, const RowGeometry& g, int64_t copied_pitch,
-                             bool in_place)
-    : rows(static_cast<size_t>(p.H)), copied_rows(static_cast<size_t>(p.H)) {
+                             bool in_place, int64_t total, int lanes) {
   const bool same = p.stride_h == 1 && p.stride_w == 1 && p.P == p.H && p.Q == p.W;
   if (in_place && same) run.list_run(p, g);
+  const int64_t last_plane = (g.planes - 1) * p.P * g.out_row;
   for (int64_t h = 0; h < p.H; h++) {
-    rows[static_cast<size_t>(h)].list_row(p, g, h, 0, g.out_row, false);
-    copied_rows[static_cast<size_t>(h)].list_row(p, g, h, g.left, copied_pitch, true);
+    if (in_place) rows.list_row(p, g, h, 0, g.out_row, false);
+    // Only the tensor's first and last rows reach outside.
+    if (in_place && selection_reads_inside(g, 0, h, total, lanes) &&
+        selection_reads_inside(g, last_plane, h, total, lanes))
+      copied_rows.skip_row(g);
+    else
+      copied_rows.list_row(p, g, h, g.left, copied_pitch, true);
   }
 }
 

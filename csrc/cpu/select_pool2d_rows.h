@@ -21,7 +21,8 @@
 
 namespace torchconv::cpu {
 
-// The taps of a row of dx, by phase.
+// The taps of rows of dx, one row after another and by phase: of all in one list, because a list
+// for each row costs more than the kernel on small planes.
 struct SelectionTaps {
   // Element 0 of a phase: how far in memory the output that it may receive from is, and the code
   // that says so.
@@ -29,26 +30,38 @@ struct SelectionTaps {
     int64_t distance, code;
   };
   std::vector<Tap> list;
-  std::vector<size_t> first = {0};  // of phase f: list[first[f]] up to list[first[f + 1]]
+  // Of phase f, counted through the rows: list[first[f]] up to list[first[f + 1]].
+  std::vector<size_t> first = {0};
 
-  // Of row h, whose output rows are `pitch` elements apart: those of a plane, which starts at
+  // Appends row h, whose output rows are `pitch` elements apart: those of a plane, which starts at
   // `origin`, or copies of those that the row needs.
   void list_row(const PoolProblem& p, const RowGeometry& g, int64_t h, int64_t origin,
                 int64_t pitch, bool copied);
+
+  // Appends a row that is not used.
+  void skip_row(const RowGeometry& g);
 
   // Of the whole tensor.
   void list_run(const PoolProblem& p, const RowGeometry& g);
 };
 
+// Whether the outputs of row h of the plane whose outputs begin at `plane`, read by vectors of
+// `lanes`, and their margins lie within the tensor's `total` elements.
+bool selection_reads_inside(const RowGeometry& g, int64_t plane, int64_t h, int64_t total,
+                            int lanes);
+
 // The taps of a call. As SelectionTaps it is in select_pool2d_backward.cpp, compiled once for all
 // element types.
 struct SelectionPlan {
-  // Copied rows are `copied_pitch` elements long.
-  SelectionPlan(const PoolProblem& p, const RowGeometry& g, int64_t copied_pitch, bool in_place);
+  // Copied rows are `copied_pitch` elements long. in_place: rows are read in place where they may
+  // be, of `total` elements by vectors of `lanes`.
+  SelectionPlan(const PoolProblem& p, const RowGeometry& g, int64_t copied_pitch, bool in_place,
+                int64_t total, int lanes);
   ~SelectionPlan();
 
-  SelectionTaps run;                             // where the whole tensor is one run, else empty
-  std::vector<SelectionTaps> rows, copied_rows;  // by row of a plane
+  SelectionTaps run;          // where the whole tensor is one run, else empty
+  SelectionTaps rows;         // of a plane, where any is read in place, else empty
+  SelectionTaps copied_rows;  // of a plane; nothing of those that every plane reads in place
 };
 
 // kIndex: codes are indices in the image, else offsets of a byte in the window.
@@ -73,7 +86,7 @@ class SelectionRows {
         total_(p.N * p.C * p.P * p.Q),
         scratch_row_(g_.left + g_.reach(kLanes)),
         rows_in_place_(!kIndex && p.Q * p.stride_w >= std::max(p.W, p.S)),
-        plan_(p, g_, scratch_row_, rows_in_place_) {
+        plan_(p, g_, scratch_row_, rows_in_place_, total_, kLanes) {
     if constexpr (!kIndex) return;
     for (int64_t phase = 0; phase < std::min(p.stride_w, p.W); phase++) {
       for (int64_t j = 0; j < g_.line_length(kLanes); j++)
@@ -167,7 +180,7 @@ class SelectionRows {
       T* to = dx_ + i * g_.in_row;
       const int64_t run = run_rows(i, end);
       if (run > 0) {
-        write_run(sums(dy_ + i * g_.in_row, offsets(i * g_.in_row), plan_.run, 0), 0,
+        write_run(sums(dy_ + i * g_.in_row, offsets(i * g_.in_row), plan_.run, 0, 0), 0,
                   run * g_.in_row, g_.streams, to);
         i += run;
         continue;
@@ -175,21 +188,22 @@ class SelectionRows {
       const int64_t h = i % p_.H, plane = i / p_.H * p_.P * g_.out_row;
       const bool in_place = reads_in_place(plane, h);
       if (!in_place) copy_outputs(plane, h, scratch);
-      const SelectionTaps& taps =
-          (in_place ? plan_.rows : plan_.copied_rows)[static_cast<size_t>(h)];
+      const SelectionTaps& taps = in_place ? plan_.rows : plan_.copied_rows;
       const T* values = in_place ? dy_ + plane : scratch.values.get();
       const Held* codes = in_place ? offsets(plane) : scratch.codes.get();
-      write_row(g_, sums(values, codes, taps, h), scratch.line.get(), to);
+      write_row(g_, sums(values, codes, taps, h * g_.phase_count(), h), scratch.line.get(), to);
       i++;
     }
     if (g_.streams) stream_fence();
   }
 
-  Sums sums(const T* values, const Held* codes, const SelectionTaps& taps, int64_t h) const {
+  // Of row h, whose phases in `taps` begin with first_phase.
+  Sums sums(const T* values, const Held* codes, const SelectionTaps& taps, int64_t first_phase,
+            int64_t h) const {
     return {values,
             codes,
             taps.list.data(),
-            taps.first.data(),
+            taps.first.data() + first_phase,
             columns_.data(),
             g_.line_length(kLanes),
             static_cast<Code>(kIndex ? h * p_.W : 0)};
@@ -198,10 +212,7 @@ class SelectionRows {
   const Held* offsets(int64_t from) const { return static_cast<const Held*>(selected_) + from; }
 
   bool reads_in_place(int64_t plane, int64_t h) const {
-    if (kIndex || !rows_in_place_) return false;
-    if (g_.windows.count(h) == 0) return true;
-    return plane + g_.windows.begin(h)->output * g_.out_row >= g_.left &&
-           plane + (g_.windows.end(h) - 1)->output * g_.out_row + g_.reach(kLanes) <= total_;
+    return rows_in_place_ && selection_reads_inside(g_, plane, h, total_, kLanes);
   }
 
   void copy_outputs(int64_t plane, int64_t h, const Scratch& scratch) const {
