@@ -236,16 +236,38 @@ def test_activation(dtype: torch.dtype, activation: str, layout: str) -> None:
     """Of narrow and of several strips, by every kernel; NaN stays."""
     cases = [(3, 1, (9, 10)), (3, 2, (11, 41)), (5, 2, (9, 14)), (7, 1, (8, 35)), (3, 1, (21, 17))]
     for r, stride, size in cases:
-        x, w, b = operands(2, 24, *size, r, layout, dtype)
+        x, w, b = operands(2, 40, *size, r, layout, dtype)
         x, b = 3 * x, 2 * b
         x[1, 5, 4, 7] = math.nan
-        kwargs = {"stride": stride, "padding": r // 2, "groups": 24}
+        kwargs = {"stride": stride, "padding": r // 2, "groups": 40}
         kwargs["dilation"] = 2 if size == (21, 17) else 1
         out = F.conv2d(x, w, b, **kwargs, activation=activation)
         truth = torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)
         wanted = getattr(torch_F, activation)(truth)
         assert torch.equal(out.isnan(), wanted.isnan())
         assert_accurate(out.nan_to_num(), wanted.nan_to_num())
+
+
+@on_formats
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("r", [3, 5])
+def test_bfloat16_extremes(r: int, stride: int, layout: str) -> None:
+    """Sums beyond the largest number are infinite, NaN stays NaN, and denormals, which may count as
+    zero, harm nothing else."""
+    x, w, _ = operands(2, 40, 9, 12, r, layout, torch.bfloat16)
+    kwargs = {"stride": stride, "padding": r // 2, "groups": 40}
+    w = w.abs() + 1
+    x[0, ::2] = 3e38
+    x[1, ::3] = 1e-39
+    x[1, 1, 4, 4] = math.nan
+    x[1, 2, 5, 5] = -math.inf
+    found = F.conv2d(x, w, **kwargs)
+    truth = torch_F.conv2d(x.double(), w.double(), **kwargs)
+    rounded = truth.bfloat16()
+    assert torch.equal(found.isnan(), rounded.isnan())
+    assert torch.equal(found.isinf(), rounded.isinf())
+    finite = rounded.isfinite()
+    assert_accurate(found[finite], truth[finite])
 
 
 @on_formats

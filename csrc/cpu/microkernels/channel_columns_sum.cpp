@@ -1,211 +1,22 @@
 // channel_columns_sum and channel_columns_spread.
-#include <algorithm>
-
-#include "core/range.h"
-#include "cpu/microkernels/channel_columns.h"
-#include "cpu/unroll.h"
+#include "cpu/microkernels/channel_columns_impl.h"
+#include "cpu/microkernels/channel_columns_rounded.h"
+#include "cpu/microkernels/direct_tile.h"
 
 namespace torchconv::cpu {
-namespace {
-
-// f(lane) for the vectors of channels.
-template <int kL, typename F>
-TORCHCONV_INLINE void for_vectors(int64_t channels, F&& f) {
-  for (int64_t lane = 0; lane < channels; lane += kL) f(std::min(lane, channels - kL));
-}
-
-// Where the lines of a vector of channels go.
-template <typename T>
-class Outputs {
- public:
-  using V = WideVec<T>;
-  using Type = typename V::Type;
-
-  TORCHCONV_INLINE Outputs(const ChannelColumnsSum<T>& t, int64_t lane)
-      : streams_(t.streams), clamps_(t.clamps), most_(V::broadcast(t.most)) {
-    unroll<kColumnLines>([&](auto line) TORCHCONV_INLINE_LAMBDA {
-      out_[line] = t.out[line] != nullptr ? t.out[line] + lane : nullptr;
-      wide_[line] = t.wide[line] != nullptr ? t.wide[line] + lane : nullptr;
-    });
-  }
-
-  TORCHCONV_INLINE bool there(int line) const { return out_[line] != nullptr; }
-  // `at` and `wide_at`: of the column.
-  TORCHCONV_INLINE void store(int line, int64_t at, [[maybe_unused]] int64_t wide_at,
-                              Type v) const {
-    if (clamps_) v = clamped(v, most_);
-    if constexpr (!std::is_same_v<T, Wide<T>>)
-      if (wide_[line] != nullptr) return V::Registers::store(wide_[line] + wide_at, v);
-    V::store(out_[line] + at, v, streams_);
-  }
-
- private:
-  T* out_[kColumnLines];
-  Wide<T>* wide_[kColumnLines];
-  bool streams_, clamps_;
-  Type most_;
-};
-
-template <typename T, int R, int kStep>
-void sum_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t lane) {
-  using V = WideVec<T>;
-  using W = typename V::Registers;
-  using Type = typename V::Type;
-  constexpr int kLines = kColumnLines, kSources = R + (kLines - 1) * kStep;
-  constexpr int kColumns = (R + kStep - 1) / kStep;  // output columns that a source column reaches
-  // Few weights stay in registers; of many, the rows that the second line needs again.
-  constexpr bool kHeld = R == 3;
-  const Wide<T>* weights = t.weights + lane;
-  const int64_t weight_step = t.weight_step;
-  Type held[kHeld ? R * R : 1];
-  if constexpr (kHeld)
-    unroll<R * R>([&](auto i)
-                      TORCHCONV_INLINE_LAMBDA { held[i] = W::load(weights + i * weight_step); });
-  const Outputs<T> outputs(t, lane);
-  const int64_t columns = p.columns, pitch = p.pitch, row = t.src_row;
-  const uint32_t there = t.rows;
-  const auto columns_there = static_cast<uint64_t>(std::max<int64_t>(p.right - p.left, 0));
-  // Each vector fetches its part of what is read next in the order of memory.
-  constexpr int64_t kFetched = kLines * kStep * V::kLanes * int64_t{sizeof(T)};  // by a column
-  const char* next = reinterpret_cast<const char*>(t.next);
-  if (next != nullptr) next += lane / V::kLanes * static_cast<int64_t>(columns_there) * kFetched;
-  const bool fetches_out = t.next_out[0] != nullptr;
-  const T* next_out[kLines];
-  unroll<kLines>([&](auto line) TORCHCONV_INLINE_LAMBDA {
-    next_out[line] = fetches_out ? t.next_out[line] + lane : nullptr;
-  });
-  const Type start = W::load(t.start + lane);
-  Type sum[kLines][kColumns];
-  unroll<kLines * kColumns>(
-      [&](auto i) TORCHCONV_INLINE_LAMBDA { sum[i / kColumns][i % kColumns] = start; });
-  const T* src = t.src + lane;
-  auto y = static_cast<uint64_t>(-p.left);  // of the columns that are there
-  const int64_t out_step = t.out_step;
-  int64_t out = (1 - kColumns) * out_step;
-  for (int64_t done = 1 - kColumns; done < columns; ++done) {
-    unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
-      if (y < columns_there) {
-        if (next != nullptr) {
-          unroll<(kFetched + 63) / 64>(
-              [&](auto i) TORCHCONV_INLINE_LAMBDA { __builtin_prefetch(next + i * 64, 0, 2); });
-          next += kFetched;
-        }
-        // By its type: GCC 13.3 of Ubuntu 24.04 crashes on `phase` itself here.
-        constexpr int kPhase = decltype(phase)::value;
-        constexpr int kTaps = (R - kPhase + kStep - 1) / kStep;
-        Type kept[kStep][kTaps];
-        unroll<kSources>([&](auto source) TORCHCONV_INLINE_LAMBDA {
-          Type row_weights[kTaps];
-          if constexpr (source < R)
-            unroll<kTaps>([&](auto m) TORCHCONV_INLINE_LAMBDA {
-              constexpr int tap = source * R + kPhase + m * kStep;
-              if constexpr (kHeld)
-                row_weights[m] = held[tap];
-              else
-                row_weights[m] = W::load(weights + tap * weight_step);
-            });
-          if ((there >> source & 1) != 0) {
-            Type x = V::load(src + source * row);
-            if constexpr (kTaps > 1 || (source >= kStep && source < R)) keep_in_register(x);
-            unroll<kTaps>([&](auto m) TORCHCONV_INLINE_LAMBDA {
-              if constexpr (source < R) sum[0][m] += row_weights[m] * x;
-              if constexpr (source >= kStep) sum[1][m] += kept[source % kStep][m] * x;
-            });
-          }
-          if constexpr (source < R)
-            unroll<kTaps>(
-                [&](auto m) TORCHCONV_INLINE_LAMBDA { kept[source % kStep][m] = row_weights[m]; });
-        });
-      }
-      ++y;
-      src += pitch;
-    });
-    if (done >= 0) {
-      if (fetches_out)
-        unroll<kLines>([&](auto line) TORCHCONV_INLINE_LAMBDA {
-          __builtin_prefetch(next_out[line] + out, 1, 2);
-        });
-      outputs.store(0, out, done * t.wide_step, sum[0][kColumns - 1]);
-      if (outputs.there(1)) outputs.store(1, out, done * t.wide_step, sum[1][kColumns - 1]);
-    }
-    out += out_step;
-    unroll<kLines>([&](auto line) TORCHCONV_INLINE_LAMBDA {
-      unroll<kColumns - 1>([&](auto m) TORCHCONV_INLINE_LAMBDA {
-        sum[line][kColumns - 1 - m] = sum[line][kColumns - 2 - m];
-      });
-      sum[line][0] = start;
-    });
-  }
-}
-
-template <typename T, int R>
-void spread_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t lane) {
-  using V = WideVec<T>;
-  using W = typename V::Registers;
-  using Type = typename V::Type;
-  constexpr int kSources = (R + 1) / 2;
-  const Wide<T>* weights = t.weights + lane;
-  Type sum[2][R];
-  unroll<2 * R>([&](auto i) TORCHCONV_INLINE_LAMBDA { sum[i / R][i % R] = Type{}; });
-  const Outputs<T> outputs(t, lane);
-  const T* next = t.next;
-  const int64_t last = floor_div(p.columns - 1 + p.pad_w, 2);
-  for (int64_t q = floor_div(p.pad_w - (R - 1), 2); q <= last; ++q) {
-    if (next != nullptr && q >= p.left && q < p.right)
-      __builtin_prefetch(next + q * p.pitch + lane);
-    if (q >= p.left && q < p.right)
-      unroll<kSources>([&](auto m) TORCHCONV_INLINE_LAMBDA {
-        if ((t.rows >> m & 1) == 0) return;
-        const Type x = V::load(t.src + m * t.src_row + q * p.pitch + lane);
-        unroll<2 * R>([&](auto i) TORCHCONV_INLINE_LAMBDA {
-          constexpr int line = i / R, s = i % R, r = 2 * m + line;
-          if constexpr (r < R) sum[line][s] += W::load(weights + (r * R + s) * t.weight_step) * x;
-        });
-      });
-    unroll<2>([&](auto e) TORCHCONV_INLINE_LAMBDA {
-      const int64_t w = 2 * q + e - p.pad_w;
-      if (w < 0 || w >= p.columns) return;
-      unroll<2>([&](auto line) TORCHCONV_INLINE_LAMBDA {
-        if (outputs.there(line)) outputs.store(line, w * t.out_step, w * t.wide_step, sum[line][e]);
-      });
-    });
-    unroll<2 * R>([&](auto i) TORCHCONV_INLINE_LAMBDA {
-      constexpr int line = i / R, s = i % R;
-      if constexpr (s + 2 < R)
-        sum[line][s] = sum[line][s + 2];
-      else
-        sum[line][s] = Type{};
-    });
-  }
-}
-
-template <typename T, int R, int kStep>
-void sum_vectors(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
-  for_vectors<WideVec<T>::kLanes>(p.channels,
-                                  [&](int64_t lane) { sum_lines<T, R, kStep>(p, t, lane); });
-}
-
-template <typename T, int R>
-void spread_vectors(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
-  for_vectors<WideVec<T>::kLanes>(p.channels,
-                                  [&](int64_t lane) { spread_lines<T, R>(p, t, lane); });
-}
-
-}  // namespace
 
 template <typename T>
 void channel_columns_sum(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
-  const bool one = p.step == 1;
-  if (p.R == 3) return one ? sum_vectors<T, 3, 1>(p, t) : sum_vectors<T, 3, 2>(p, t);
-  if (p.R == 5) return one ? sum_vectors<T, 5, 1>(p, t) : sum_vectors<T, 5, 2>(p, t);
-  sum_vectors<T, 7, 1>(p, t);
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (has_pair_products()) return channel_columns_rounded_sum(p, t);
+  sum_columns<T, ChannelVec<T>>(p, t);
 }
 
 template <typename T>
 void channel_columns_spread(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
-  if (p.R == 3) return spread_vectors<T, 3>(p, t);
-  if (p.R == 5) return spread_vectors<T, 5>(p, t);
-  spread_vectors<T, 7>(p, t);
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (has_pair_products()) return channel_columns_rounded_spread(p, t);
+  spread_columns<T, ChannelVec<T>>(p, t);
 }
 
 #define TORCHCONV_CHANNEL_COLUMNS(T)                                                     \

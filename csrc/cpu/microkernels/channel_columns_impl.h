@@ -1,0 +1,255 @@
+// The loops of channel_columns_sum and channel_columns_spread. V loads and stores vectors of T: a
+// WideVec<T>, or what takes its place for the instructions that a file is compiled for.
+#pragma once
+
+#include <algorithm>
+
+#include "core/range.h"
+#include "cpu/microkernels/channel_columns.h"
+#include "cpu/unroll.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// f(lane) for the vectors of channels from `lane` on.
+template <int kL, typename F>
+TORCHCONV_INLINE void for_vectors(int64_t lane, int64_t channels, F&& f) {
+  for (; lane < channels; lane += kL) f(std::min(lane, channels - kL));
+}
+
+// Vectors of channels that are walked together: of bfloat16 and float16 those of a cache line, half
+// of which would else be fetched again for the next, where their sums have room in registers.
+template <typename T>
+constexpr int columns_together(int R) {
+  return kVectorBytes == 64 && sizeof(T) == 2 && R == 3 ? 2 : 1;
+}
+
+// How a vector of channels is loaded and stored.
+template <typename T>
+struct ChannelVec : WideVec<T> {
+  using Type = typename WideVec<T>::Type;
+  // Neighbouring vectors.
+  template <int kV>
+  static TORCHCONV_INLINE void store(T* p, const Type (&v)[kV], bool streams) {
+    unroll<kV>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+      WideVec<T>::store(p + i * WideVec<T>::kLanes, v[i], streams);
+    });
+  }
+};
+
+// Where the lines of a vector of channels go.
+template <typename T, typename V>
+class Outputs {
+ public:
+  using Type = typename V::Type;
+
+  TORCHCONV_INLINE Outputs(const ChannelColumnsSum<T>& t, int64_t lane)
+      : streams_(t.streams), clamps_(t.clamps), most_(V::broadcast(t.most)) {
+    unroll<kColumnLines>([&](auto line) TORCHCONV_INLINE_LAMBDA {
+      out_[line] = t.out[line] != nullptr ? t.out[line] + lane : nullptr;
+      wide_[line] = t.wide[line] != nullptr ? t.wide[line] + lane : nullptr;
+    });
+  }
+
+  TORCHCONV_INLINE bool there(int line) const { return out_[line] != nullptr; }
+  // Neighbouring vectors. `at` and `wide_at`: of the column.
+  template <int kV>
+  TORCHCONV_INLINE void store(int line, int64_t at, [[maybe_unused]] int64_t wide_at,
+                              Type (&v)[kV]) const {
+    if (clamps_) unroll<kV>([&](auto i) TORCHCONV_INLINE_LAMBDA { v[i] = clamped(v[i], most_); });
+    if constexpr (!std::is_same_v<T, Wide<T>>)
+      if (wide_[line] != nullptr)
+        return unroll<kV>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+          V::Registers::store(wide_[line] + wide_at + i * V::kLanes, v[i]);
+        });
+    V::store(out_[line] + at, v, streams_);
+  }
+
+ private:
+  T* out_[kColumnLines];
+  Wide<T>* wide_[kColumnLines];
+  bool streams_, clamps_;
+  Type most_;
+};
+
+template <typename T, typename V, int R, int kStep, int kV>
+void sum_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t lane) {
+  using W = typename V::Registers;
+  using Type = typename V::Type;
+  constexpr int kLines = kColumnLines, kSources = R + (kLines - 1) * kStep;
+  constexpr int kColumns = (R + kStep - 1) / kStep;  // output columns that a source column reaches
+  // Few weights stay in registers; of many, the rows that the second line needs again.
+  constexpr bool kHeld = R == 3 && kV == 1;
+  const Wide<T>* weights = t.weights + lane;
+  const int64_t weight_step = t.weight_step;
+  Type held[kHeld ? R * R : 1];
+  if constexpr (kHeld)
+    unroll<R * R>([&](auto i)
+                      TORCHCONV_INLINE_LAMBDA { held[i] = W::load(weights + i * weight_step); });
+  const Outputs<T, V> outputs(t, lane);
+  const int64_t columns = p.columns, pitch = p.pitch, row = t.src_row;
+  const uint32_t there = t.rows;
+  const auto columns_there = static_cast<uint64_t>(std::max<int64_t>(p.right - p.left, 0));
+  // Each vector fetches its part of what is read next in the order of memory.
+  constexpr int64_t kL = V::kLanes;
+  constexpr int64_t kFetched = kLines * kStep * kV * kL * int64_t{sizeof(T)};  // by a column
+  const char* next = reinterpret_cast<const char*>(t.next);
+  if (next != nullptr) next += lane / kL * static_cast<int64_t>(columns_there) * (kFetched / kV);
+  // Once for each line; those that a step writes whole are not waited for.
+  const bool fetches_out =
+      kV == 1 && t.next_out[0] != nullptr && lane * int64_t{sizeof(T)} % 64 == 0;
+  const T* next_out[kLines];
+  unroll<kLines>([&](auto line) TORCHCONV_INLINE_LAMBDA {
+    next_out[line] = fetches_out ? t.next_out[line] + lane : nullptr;
+  });
+  Type start[kV];
+  Type sum[kV][kLines][kColumns];
+  unroll<kV>([&](auto v) TORCHCONV_INLINE_LAMBDA {
+    start[v] = W::load(t.start + lane + v * kL);
+    unroll<kLines * kColumns>(
+        [&](auto i) TORCHCONV_INLINE_LAMBDA { sum[v][i / kColumns][i % kColumns] = start[v]; });
+  });
+  const T* src = t.src + lane;
+  auto y = static_cast<uint64_t>(-p.left);  // of the columns that are there
+  const int64_t out_step = t.out_step;
+  int64_t out = (1 - kColumns) * out_step;
+  for (int64_t done = 1 - kColumns; done < columns; ++done) {
+    unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
+      if (y < columns_there) {
+        if (next != nullptr) {
+          unroll<(kFetched + 63) / 64>(
+              [&](auto i) TORCHCONV_INLINE_LAMBDA { __builtin_prefetch(next + i * 64, 0, 2); });
+          next += kFetched;
+        }
+        // By its type: GCC 13.3 of Ubuntu 24.04 crashes on `phase` itself here.
+        constexpr int kPhase = decltype(phase)::value;
+        constexpr int kTaps = (R - kPhase + kStep - 1) / kStep;
+        Type kept[kV][kStep][kTaps];
+        unroll<kSources>([&](auto source) TORCHCONV_INLINE_LAMBDA {
+          Type row_weights[kV][kTaps];
+          if constexpr (source < R)
+            unroll<kV * kTaps>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+              constexpr int v = i / kTaps, m = i % kTaps, tap = source * R + kPhase + m * kStep;
+              if constexpr (kHeld)
+                row_weights[v][m] = held[tap];
+              else
+                row_weights[v][m] = W::load(weights + tap * weight_step + v * kL);
+            });
+          if ((there >> source & 1) != 0) {
+            unroll<kV>([&](auto v) TORCHCONV_INLINE_LAMBDA {
+              Type x = V::load(src + source * row + v * kL);
+              if constexpr (kTaps > 1 || (source >= kStep && source < R)) keep_in_register(x);
+              unroll<kTaps>([&](auto m) TORCHCONV_INLINE_LAMBDA {
+                if constexpr (source < R) sum[v][0][m] += row_weights[v][m] * x;
+                if constexpr (source >= kStep) sum[v][1][m] += kept[v][source % kStep][m] * x;
+              });
+            });
+          }
+          if constexpr (source < R)
+            unroll<kV * kTaps>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+              constexpr int v = i / kTaps, m = i % kTaps;
+              kept[v][source % kStep][m] = row_weights[v][m];
+            });
+        });
+      }
+      ++y;
+      src += pitch;
+    });
+    if (done >= 0) {
+      if (fetches_out)
+        unroll<kLines>([&](auto line) TORCHCONV_INLINE_LAMBDA {
+          __builtin_prefetch(next_out[line] + out, 1, 2);
+        });
+      unroll<kLines>([&](auto line) TORCHCONV_INLINE_LAMBDA {
+        if (line > 0 && !outputs.there(line)) return;
+        Type done_sums[kV];
+        unroll<kV>([&](auto v)
+                       TORCHCONV_INLINE_LAMBDA { done_sums[v] = sum[v][line][kColumns - 1]; });
+        outputs.store(line, out, done * t.wide_step, done_sums);
+      });
+    }
+    out += out_step;
+    unroll<kV * kLines>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+      constexpr int v = i / kLines, line = i % kLines;
+      unroll<kColumns - 1>([&](auto m) TORCHCONV_INLINE_LAMBDA {
+        sum[v][line][kColumns - 1 - m] = sum[v][line][kColumns - 2 - m];
+      });
+      sum[v][line][0] = start[v];
+    });
+  }
+}
+
+template <typename T, typename V, int R>
+void spread_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t lane) {
+  using W = typename V::Registers;
+  using Type = typename V::Type;
+  constexpr int kSources = (R + 1) / 2;
+  const Wide<T>* weights = t.weights + lane;
+  Type sum[2][R];
+  unroll<2 * R>([&](auto i) TORCHCONV_INLINE_LAMBDA { sum[i / R][i % R] = Type{}; });
+  const Outputs<T, V> outputs(t, lane);
+  const T* next = t.next;
+  const int64_t last = floor_div(p.columns - 1 + p.pad_w, 2);
+  for (int64_t q = floor_div(p.pad_w - (R - 1), 2); q <= last; ++q) {
+    if (next != nullptr && q >= p.left && q < p.right)
+      __builtin_prefetch(next + q * p.pitch + lane);
+    if (q >= p.left && q < p.right)
+      unroll<kSources>([&](auto m) TORCHCONV_INLINE_LAMBDA {
+        if ((t.rows >> m & 1) == 0) return;
+        const Type x = V::load(t.src + m * t.src_row + q * p.pitch + lane);
+        unroll<2 * R>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+          constexpr int line = i / R, s = i % R, r = 2 * m + line;
+          if constexpr (r < R) sum[line][s] += W::load(weights + (r * R + s) * t.weight_step) * x;
+        });
+      });
+    unroll<2>([&](auto e) TORCHCONV_INLINE_LAMBDA {
+      const int64_t w = 2 * q + e - p.pad_w;
+      if (w < 0 || w >= p.columns) return;
+      unroll<2>([&](auto line) TORCHCONV_INLINE_LAMBDA {
+        Type done[1] = {sum[line][e]};
+        if (outputs.there(line)) outputs.store(line, w * t.out_step, w * t.wide_step, done);
+      });
+    });
+    unroll<2 * R>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+      constexpr int line = i / R, s = i % R;
+      if constexpr (s + 2 < R)
+        sum[line][s] = sum[line][s + 2];
+      else
+        sum[line][s] = Type{};
+    });
+  }
+}
+
+template <typename T, typename V, int R, int kStep>
+void sum_vectors(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
+  constexpr int kV = columns_together<T>(R), kLanes = kV * V::kLanes;
+  const int64_t together = kV == 1 ? 0 : p.channels / kLanes * kLanes;
+  if constexpr (kV > 1)
+    for_vectors<kLanes>(0, together,
+                        [&](int64_t lane) { sum_lines<T, V, R, kStep, kV>(p, t, lane); });
+  for_vectors<V::kLanes>(together, p.channels,
+                         [&](int64_t lane) { sum_lines<T, V, R, kStep, 1>(p, t, lane); });
+}
+
+template <typename T, typename V, int R>
+void spread_vectors(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
+  for_vectors<V::kLanes>(0, p.channels, [&](int64_t lane) { spread_lines<T, V, R>(p, t, lane); });
+}
+
+template <typename T, typename V>
+void sum_columns(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
+  const bool one = p.step == 1;
+  if (p.R == 3) return one ? sum_vectors<T, V, 3, 1>(p, t) : sum_vectors<T, V, 3, 2>(p, t);
+  if (p.R == 5) return one ? sum_vectors<T, V, 5, 1>(p, t) : sum_vectors<T, V, 5, 2>(p, t);
+  sum_vectors<T, V, 7, 1>(p, t);
+}
+
+template <typename T, typename V>
+void spread_columns(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
+  if (p.R == 3) return spread_vectors<T, V, 3>(p, t);
+  if (p.R == 5) return spread_vectors<T, V, 5>(p, t);
+  spread_vectors<T, V, 7>(p, t);
+}
+
+}  // namespace
+}  // namespace torchconv::cpu
