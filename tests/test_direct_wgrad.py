@@ -95,7 +95,8 @@ def test_ragged_channels(kind: str, layout: str, weight_layout: str) -> None:
     kernel, kwargs = KINDS[kind]
     for c, k in [
         (1, 16), (2, 33), (3, 64), (5, 9), (6, 16), (7, 48), (11, 31), (12, 12), (13, 97),
-        (16, 1), (16, 3), (17, 20), (32, 32), (33, 65), (48, 7), (64, 80),
+        (16, 1), (16, 3), (16, 7), (16, 23), (17, 20), (24, 10), (32, 32), (33, 65), (48, 7),
+        (64, 80),
     ]:  # fmt: skip
         assert_right((2, c, 9, 11), (k, c, *kernel), layout, weight_layout, kwargs)
 
@@ -107,6 +108,7 @@ def test_ragged_channels(kind: str, layout: str, weight_layout: str) -> None:
     [
         (70, 20, 1, 1), (9, 20, 7, 7), (5, 20, 14, 14), (3, 20, 13, 17), (2, 20, 3, 450),
         (2, 20, 450, 1), (2, 20, 1, 450), (33, 3, 6, 6), (2, 3, 5, 430), (2, 3, 41, 50),
+        (9, 16, 7, 7), (2, 16, 3, 450), (2, 16, 450, 1), (2, 16, 41, 50),
     ],
     ids=str,
 )  # fmt: skip
@@ -132,8 +134,8 @@ def test_many_channels(kind: str, c: int, k: int, layout: str) -> None:
 
 
 @on_formats
-@pytest.mark.parametrize(("c", "k"), [(9, 20), (32, 16), (5, 32), (20, 10)])
-@pytest.mark.parametrize("kind", ["1x1", "3x3_p1", "3x3_s2_p1"])
+@pytest.mark.parametrize(("c", "k"), [(9, 20), (32, 16), (5, 32), (20, 10), (16, 16)])
+@pytest.mark.parametrize("kind", ["1x1", "3x3", "3x3_p1", "3x3_s2_p1"])
 def test_groups(kind: str, c: int, k: int, layout: str) -> None:
     kernel, kwargs = KINDS[kind]
     kwargs = {"groups": 3, **kwargs}
@@ -157,7 +159,7 @@ def test_error_does_not_grow_with_the_number_of_pixels(c: int, k: int, layout: s
 
 @on_formats
 @pytest.mark.parametrize("kind", ["1x1", "3x3_p1", "3x3_s2_p1"])
-@pytest.mark.parametrize(("c", "k"), [(3, 32), (40, 72), (72, 40)])
+@pytest.mark.parametrize(("c", "k"), [(3, 32), (16, 18), (40, 72), (72, 40)])
 def test_bits_do_not_depend_on_threads(kind: str, c: int, k: int, layout: str) -> None:
     kernel, kwargs = KINDS[kind]
     size = (5, c, 33, 35)
@@ -171,7 +173,7 @@ def test_bits_do_not_depend_on_threads(kind: str, c: int, k: int, layout: str) -
 
 @on_formats
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
-@pytest.mark.parametrize("c", [3, 20])
+@pytest.mark.parametrize("c", [3, 16, 20])
 def test_padding_meets_no_infinity(c: int, value: float, layout: str) -> None:
     """Taps that see padding where the gradient is not finite get nothing from it."""
     x, dz, w = (t.float() for t in problem((1, c, 8, 9), (32, c, 3, 3), layout, layout, padding=1))

@@ -58,7 +58,7 @@ class ConvWgrad {
 
   ConvWgrad(const ConvView& view, const A* dz, const A* x, bool band)
       : view_(view), dz_(dz), x_(x), pixels_(view), taps_(static_cast<int64_t>(view.taps.size())) {
-    choose_columns();
+    choose_columns(band);
     vectors_ = ceil_div(columns_.channels, kL);
     panels_ = ceil_div(vectors_, kProductVectors);
     width_ = ceil_div(vectors_, panels_) * kL;
@@ -71,6 +71,8 @@ class ConvWgrad {
     if (band && filters_ && taps_ > 1 && !pixels_.shared() && block_ < kBandChannels)
       band_.emplace(view, pixels_, block_);
     if (band_ && !band_->fits()) band_.reset();
+    neighbours_ =
+        across_ || (!band_ && vectors_ == 1 && rows_.stride == 1 && block_ > kProductRows);
     partial_ = block_ * taps_ * ld_;
     const int64_t tasks = view.groups * blocks_;
     const int64_t bytes = std::max<int64_t>(1, tasks * partial_ * static_cast<int64_t>(sizeof(A)));
@@ -173,7 +175,7 @@ class ConvWgrad {
   };
 
   // Columns cost a register tile for every vector and, unless they are read in place, a copy.
-  void choose_columns() {
+  void choose_columns(bool band) {
     const Operand dz{dz_, view_.K, view_.dst.c, pixels_.dz_step()};
     const Operand x{x_, view_.C, view_.src.c, pixels_.x_step()};
     const auto in_place = [](const Operand& o) { return o.stride == 1 && o.channels % kL == 0; };
@@ -187,6 +189,19 @@ class ConvWgrad {
     rows_ = filters_ ? x : dz;
     columns_ = filters_ ? dz : x;
     columns_in_place_ = in_place(columns_);
+    // Pixels of one vector: a tile takes several taps of them, which read a row's element once. A
+    // band copies them as a run of memory.
+    across_ = x.channels == kL && x.stride == 1 && dz.stride == 1 && dz.channels > kProductRows &&
+              taps_ > 1 && (pixels_.shared() || (band && view_.groups == 1));
+    if (across_ && !pixels_.shared()) {
+      band_.emplace(view_, pixels_, view_.C);
+      across_ = band_->fits();
+    }
+    if (!across_) return;
+    filters_ = false;
+    rows_ = dz;
+    columns_ = x;
+    columns_in_place_ = true;
   }
 
   // The order of the rows of a partial gradient, as close to that of dw as blocks allow.
@@ -194,7 +209,7 @@ class ConvWgrad {
 
   // Whether columns are whole vectors of dw, and a single slab's sums those of dw.
   bool sums_in_place() const {
-    return slabs_ == 1 && !compensated_ && !filters_ && view_.weight_c == 1 &&
+    return slabs_ == 1 && !compensated_ && !filters_ && !across_ && view_.weight_c == 1 &&
            columns_.channels % kL == 0;
   }
 
@@ -213,8 +228,11 @@ class ConvWgrad {
         if (panels.end < t.last_panel) {
           fetch_columns(t, stripe(t, panels.end), pieces, count, s);
         } else {
-          fetch_rows(t, next, next_count, s);
+          // The band is copied first.
+          const bool rows_first = !band_ || filters_;
+          if (rows_first) fetch_rows(t, next, next_count, s);
           fetch_columns(t, stripe(t, t.first_panel), next, next_count, s);
+          if (!rows_first) fetch_rows(t, next, next_count, s);
         }
         s.fetch.close(s.runs);
         multiply(t, panels, pieces, count, shared,
@@ -245,8 +263,8 @@ class ConvWgrad {
   int64_t panel_channels(int64_t panel) const {
     return std::min(panel_begin(panel + 1), columns_.channels) - panel_begin(panel);
   }
-  // Whether the runs of one tap are those of all, so that a tile may hold rows of several.
-  bool shared_rows() const { return filters_ && (band_ || pixels_.shared()); }
+  // Whether the runs of one tap are those of all, and a tile holds rows of several.
+  bool shared_rows() const { return filters_ && !neighbours_ && (band_ || pixels_.shared()); }
 
   // `shared` are the runs of all taps, where they are shared.
   void multiply(const Task& t, Range panels, const PixelPiece* pieces, int64_t count,
@@ -254,8 +272,10 @@ class ConvWgrad {
     const A* rows = rows_.data + (t.group * rows_.channels + t.row) * rows_.stride;
     const A* columns = columns_.data + t.group * columns_.channels * columns_.stride;
     PixelProduct<A> tile;
-    tile.row_step = band_ ? band_->step() : rows_.step;
-    tile.column_step = columns_in_place_ ? columns_.step : width_;
+    tile.row_step = band_ && filters_ ? band_->step() : rows_.step;
+    tile.column_step = band_ && !filters_  ? band_->step()
+                       : columns_in_place_ ? columns_.step
+                                           : width_;
     tile.accumulate = accumulate;
     tile.runs = s.runs;
     const int64_t panel_size = pixels_.chunk() * width_;
@@ -263,15 +283,20 @@ class ConvWgrad {
       for (int64_t panel = panels.begin; panel < panels.end; ++panel)
         pack_panel(columns + panel_begin(panel) * columns_.stride, panel_channels(panel), pieces,
                    count, s, s.stripe + (panel - panels.begin) * panel_size);
+    if (across_) return multiply_across(t, pieces, count, rows, columns, tile, s);
     int64_t fetched = 0;
     // `total` rows, whose first pixels `locate` lists in order and whose sums start at `sums`.
     const auto multiply_rows = [&](int64_t total, const Runs& runs, A* sums, auto&& locate) {
-      const int64_t tiles = ceil_div(total, kProductRows);
+      const int64_t tiles = ceil_div(total, neighbours_ ? neighbour_rows(1) : kProductRows);
+      tile.apart[0] = 0;
       tile.run_count = runs.count;
       int64_t row = 0;
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t n = total / tiles + (i < total % tiles ? 1 : 0);
-        for (int64_t m = 0; m < n; ++m) tile.rows[m] = locate();
+        for (int64_t m = 0; m < n; ++m) {
+          const A* first_pixel = locate();
+          if (m == 0 || !neighbours_) tile.rows[m] = first_pixel;
+        }
         for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
           const int64_t begin = panel_begin(panel);
           tile.columns =
@@ -279,7 +304,10 @@ class ConvWgrad {
           tile.sum = sums + row * tile.sum_stride + begin;
           tile.fetch = s.fetch.from(fetched);
           fetched += runs.pixels;
-          pixel_product_kernel<A>(n, (panel_begin(panel + 1) - begin) / kL)(tile);
+          if (neighbours_)
+            pixel_product_neighbours_kernel<A>(n, 1)(tile);
+          else
+            pixel_product_kernel<A>(n, (panel_begin(panel + 1) - begin) / kL)(tile);
         }
         row += n;
       }
@@ -314,13 +342,39 @@ class ConvWgrad {
     }
   }
 
+  // All taps of x, some at a time, by rows of dz. `tile` has what does not change.
+  void multiply_across(const Task& t, const PixelPiece* pieces, int64_t count, const A* rows,
+                       const A* columns, PixelProduct<A> tile, Scratch& s) const {
+    const Runs runs = plan_runs(t, 0, pieces, count, s);
+    tile.run_count = runs.count;
+    tile.columns = band_ ? s.band : columns;
+    tile.sum_stride = taps_ * ld_;
+    const int64_t groups = ceil_div(taps_, kNeighbourVectors);
+    int64_t fetched = 0;
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t first = g * taps_ / groups, taps = (g + 1) * taps_ / groups - first;
+      for (int64_t v = 0; v < taps; ++v)
+        tile.apart[v] = band_ ? band_->tap_offset(first + v) : pixels_.tap_offset(first + v);
+      const int64_t tiles = ceil_div(t.rows, neighbour_rows(static_cast<int>(taps)));
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t row = i * t.rows / tiles;
+        tile.rows[0] = rows + row;
+        tile.sum = t.partial + (row * taps_ + first) * ld_;
+        tile.fetch = s.fetch.from(fetched);
+        fetched += runs.pixels;
+        pixel_product_neighbours_kernel<A>((i + 1) * t.rows / tiles - row, taps)(tile);
+      }
+    }
+  }
+
   // The runs of a tap, into s.runs. Fills the band too.
   Runs plan_runs(const Task& t, int64_t tap, const PixelPiece* pieces, int64_t count,
                  Scratch& s) const {
     Runs runs{0, 0};
     if (band_) {
-      const A* x = x_ + (t.group * view_.C + t.row) * view_.src.c;
-      runs.count = band_->fill(x, t.rows, pieces, count, s.band, s.pixels);
+      const int64_t c = t.group * view_.C + (filters_ ? t.row : 0);
+      runs.count = band_->fill(x_ + c * view_.src.c, filters_ ? t.rows : view_.C, pieces, count,
+                               s.band, s.pixels);
     } else {
       runs.count = pixels_.tap_pixels(tap, pieces, count, s.pixels);
     }
@@ -507,6 +561,8 @@ class ConvWgrad {
   int64_t blocks_, block_;                          // of row channels
   int64_t partial_, slabs_, slab_chunks_, parts_;   // slabs have this many chunks or one less
   bool compensated_;
+  bool neighbours_;  // a tile's rows are channels side by side, one tap's or dz's
+  bool across_;      // its vectors are a pixel's, seen through several taps
 };
 
 }  // namespace

@@ -28,6 +28,17 @@ inline constexpr int kProductRows = 6;
 inline constexpr int kProductRows = 5;
 #endif
 
+// Rows that are neighbours in memory share a pointer, so that a tile may have more of them, and its
+// vectors of columns lie anywhere: those of one pixel seen through several taps. A tile of one
+// vector and few rows would wait for its sums.
+#if defined(__AVX512F__)
+inline constexpr int kNeighbourVectors = 3;
+constexpr int neighbour_rows(int vectors) { return vectors == 1 ? 16 : 24 / vectors; }
+#else
+inline constexpr int kNeighbourVectors = 2;
+constexpr int neighbour_rows(int vectors) { return 12 / vectors; }
+#endif
+
 // `count` pixels, in elements from the pointers of the tile.
 struct ProductRun {
   int64_t row, column, count;
@@ -35,8 +46,9 @@ struct ProductRun {
 
 template <typename T>
 struct PixelProduct {
-  const T* rows[kProductRows];  // pixel i of a run is at run.row + i*row_step
-  const T* columns;             // and at run.column + i*column_step
+  const T* rows[kProductRows];       // pixel i of a run is at run.row + i*row_step
+  const T* columns;                  // and at run.column + i*column_step
+  int64_t apart[kNeighbourVectors];  // of a tile of neighbours: from columns to each vector
   int64_t row_step, column_step;
   const ProductRun* runs;
   int64_t run_count;
@@ -52,5 +64,9 @@ using PixelProductKernel = void (*)(const PixelProduct<T>&);
 // 1 <= rows <= kProductRows, 1 <= vectors <= kProductVectors; T is float or double.
 template <typename T>
 PixelProductKernel<T> pixel_product_kernel(int64_t rows, int64_t vectors);
+// Row m is that of rows[0], m elements further. 1 <= vectors <= kNeighbourVectors, 1 <= rows <=
+// neighbour_rows(vectors).
+template <typename T>
+PixelProductKernel<T> pixel_product_neighbours_kernel(int64_t rows, int64_t vectors);
 
 }  // namespace torchconv::cpu
