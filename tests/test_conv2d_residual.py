@@ -47,6 +47,7 @@ PROBLEMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "winograd_s2": ((1, 64, 28, 27), (64, 64, 3, 3), {"padding": 1, "stride": 2}),
     "winograd_s2_stem": ((1, 3, 64, 64), (64, 3, 7, 7), {"padding": 3, "stride": 2}),
     "winograd_rows": ((2, 3, 12, 21), (24, 3, 3, 3), {"padding": 1}),
+    "winograd_rows_by_points": ((2, 24, 9, 49), (24, 24, 3, 8), {"padding": 2}),
     "channels_last_copies": ((2, 64, 7, 7), (5, 64, 5, 5), {}),
     "matrix_product": ((2, 33, 7, 6), (41, 33, 1, 1), {}),
     "matrix_product_in_chunks": ((1, 700, 5, 6), (150, 700, 1, 1), {}),
@@ -221,7 +222,10 @@ def test_gradients_have_the_same_bits(activation: str, layout: str) -> None:
 
 
 @on_formats
-@pytest.mark.parametrize("name", ["winograd", "winograd_s2", "winograd_rows", "matrix_product"])
+@pytest.mark.parametrize(
+    "name",
+    ["winograd", "winograd_s2", "winograd_rows", "winograd_rows_by_points", "matrix_product"],
+)
 def test_nan_and_infinity(name: str, layout: str) -> None:
     """Of the residual where they stand, of the image where the direct sum has them."""
     (x, w, b), residual, _, kwargs = problem(name, torch.float32)

@@ -58,6 +58,9 @@ CASES |= {
     "few_channels_5x5": ((2, 3, 12, 33), (16, 3, 5, 5), {"padding": 2}),
     "few_channels_7x7": ((1, 15, 10, 27), (17, 15, 7, 7), {"padding": 3}),
     "more_channels_long_rows": ((2, 32, 15, 70), (32, 32, 5, 10), {"stride": 2}),
+    "more_channels_wide": ((1, 24, 13, 131), (70, 24, 3, 5), {"padding": 2}),
+    "more_channels_one_vector": ((2, 24, 12, 141), (17, 24, 5, 5), {"stride": 2, "padding": 2}),
+    "more_channels_one_row": ((2, 32, 4, 60), (37, 32, 1, 9), {"padding": (0, 4)}),
     "one_vector_1x1": ((2, 18, 13, 29), (16, 18, 1, 1), {}),
     "one_vector_1x1_first_layer": ((2, 3, 13, 29), (16, 3, 1, 1), {}),
     "one_vector_3x1": ((2, 16, 9, 31), (16, 16, 3, 1), {"padding": (1, 0)}),
@@ -163,12 +166,11 @@ def test_winograd_rows_obey_the_switch(case: str, layout: str) -> None:
 
 
 @on_layouts
-def test_streamed_outputs(layout: str) -> None:
-    x, w, b = (
-        in_layout(torch.randn(1, 3, 200, 208), layout),
-        torch.randn(64, 3, 3, 3),
-        torch.randn(64),
-    )
+@pytest.mark.parametrize("size", [(64, 3, 3, 3), (64, 12, 5, 5)], ids=str)
+def test_streamed_outputs(layout: str, size: tuple[int, ...]) -> None:
+    k, c, r, _ = size
+    x, w, b = in_layout(torch.randn(1, c, 200, 208), layout), torch.randn(size), torch.randn(k)
+    args: dict[str, Any] = {"padding": r // 2}
     assert_accurate(
-        F.conv2d(x, w, b, padding=1), torch_F.conv2d(x.double(), w.double(), b.double(), padding=1)
+        F.conv2d(x, w, b, **args), torch_F.conv2d(x.double(), w.double(), b.double(), **args)
     )

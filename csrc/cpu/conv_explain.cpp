@@ -29,6 +29,7 @@
 #include "cpu/wgrad_pixels.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
+#include "cpu/winograd_rows_points.h"
 #include "cpu/winograd_rows_transforms.h"
 #include "cpu/winograd_tiles.h"
 #include "cpu/winograd_transforms.h"
@@ -143,7 +144,8 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kWinogradRows:
       return text("F(4,n) along rows, at most 3 of %lld taps: %lld tiles, %lld filters in a vector",
                   tap_span(v, &ConvTap::w).size(), ceil_div(v.J, int64_t{winograd::rows::kOutputs}),
-                  lanes);
+                  lanes) +
+             (winograd::rows::points_apart(v) ? ", a product for each point" : "");
     case ConvAlgorithm::kBandAlongPixels: {
       const std::vector<ConvView> pieces = column_pieces(v, size, lanes);
       const std::string blocking = band_blocking(ConvBand(pieces[0], true, size, lanes));

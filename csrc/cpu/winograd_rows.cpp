@@ -18,11 +18,11 @@
 #include <memory>
 
 #include "core/buffer.h"
-#include "cpu/axis_groups.h"
 #include "cpu/conv_pack.h"
 #include "cpu/parallel_range.h"
-#include "cpu/pool_simd.h"
-#include "cpu/winograd_rows_source.h"
+#include "cpu/winograd_rows_points.h"
+#include "cpu/winograd_rows_terms.h"
+#include "cpu/winograd_rows_tile.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -31,15 +31,12 @@ namespace rows = winograd::rows;
 using rows::kMostPoints;
 using rows::kMostTaps;
 using rows::kOutputs;
+using rows::kPixels;
+using rows::kTiles;
 using rows::points_of;
 using V = Vec<float>;
 using Register = V::Type;
 constexpr int kL = V::kLanes;
-
-// Tiles whose products are in registers, and their pixels: a whole number of vectors. Or one tile
-// less, where no tile of a row is then in vain.
-constexpr int kTiles = kVectorBytes == 64 ? 4 : 2;
-constexpr int kPixels = kTiles * kOutputs;
 
 // Rows that a task reads beyond its own, and the taps of a row.
 constexpr int64_t kMostHalo = 16, kMostStep = 4, kMostColumns = 32;
@@ -47,24 +44,15 @@ constexpr int64_t kMostHalo = 16, kMostStep = 4, kMostColumns = 32;
 constexpr int64_t kMostTerms = 1024;
 constexpr int64_t kSourceBytes = 256 << 10;
 constexpr int64_t kTasksWanted = 12;
-// With so few products to an output, stores that first read what they overwrite take longer than
-// the products, from fewer bytes on than elsewhere (kStreamedBytes).
-constexpr int64_t kStreamed = kStreamedBytes / 2 / static_cast<int64_t>(sizeof(float));
 
-struct RowTile {
+struct RowTile : rows::RowOutputs {
   const float* v;  // of the first tile
   int64_t plane;   // from a point to the next
   const int64_t* offsets;
   int64_t terms[kMostTaps];  // of three taps, of two and of one, in this order
   const float* u;
   const float* bias;  // as the first points
-  bool stream;  // past the caches: every vector of dst aligned and whole, but for missing pixels
-  bool clamp;   // to [0, high], NaN kept
-  float high;
-  float* dst;
-  int64_t dst_c, dst_column;
-  int64_t ahead;            // from dst to where the tile's place in the next row is
-  int64_t pixels, filters;  // that exist
+  int64_t ahead;      // from dst to where the tile's place in the next row is
 };
 
 // The products of terms of kTaps taps, from `offsets` and `u`, which it leaves at those that
@@ -87,47 +75,6 @@ TORCHCONV_INLINE void add_terms(const RowTile& tile, const int64_t*& offsets, co
       const float* const each = kAlongTiles ? filters : tiles;
 #pragma GCC unroll 4
       for (int t = 0; t < kWide; ++t) sum[t][p] += V::broadcast(each[t]) * vector;
-    }
-  }
-}
-
-// Vectors along filters, where these are neighbours.
-template <int kCount>
-TORCHCONV_INLINE void store_filters(const RowTile& tile, const Register (&y)[kCount]) {
-  float* const dst = tile.dst;
-  const int64_t column = tile.dst_column, pixels = tile.pixels, filters = tile.filters;
-  const bool stream = tile.stream;
-  if (pixels == kCount && filters == kL) {
-#pragma GCC unroll 16
-    for (int p = 0; p < kCount; ++p) WideVec<float>::store(dst + p * column, y[p], stream);
-  } else {
-#pragma GCC unroll 16
-    for (int p = 0; p < kCount; ++p)
-      if (p < pixels) V::store_partial(dst + p * column, y[p], filters);
-  }
-}
-
-// Or along pixels.
-template <int kCount>
-TORCHCONV_INLINE void store_pixels(const RowTile& tile, const Register (&y)[kCount]) {
-  const int64_t row = tile.dst_c, filters = tile.filters;
-  const bool stream = tile.stream;
-#pragma GCC unroll 4
-  for (int first = 0; first < kCount; first += kL) {
-    const int64_t pixels = std::min<int64_t>(tile.pixels - first, kL);
-    if (pixels <= 0) break;
-    float* const dst = tile.dst + first;
-    Register square[kL];
-#pragma GCC unroll 16
-    for (int i = 0; i < kL; ++i) square[i] = first + i < kCount ? y[first + i] : Register{};
-    transpose_steps<1>(square);
-    if (pixels == kL && filters == kL) {
-#pragma GCC unroll 16
-      for (int i = 0; i < kL; ++i) WideVec<float>::store(dst + i * row, square[i], stream);
-    } else {
-#pragma GCC unroll 16
-      for (int i = 0; i < kL; ++i)
-        if (i < filters) V::store_partial(dst + i * row, square[i], pixels);
     }
   }
 }
@@ -158,30 +105,7 @@ Register multiply(const RowTile& tile) {
   add_terms<2, false>(tile, offsets, u, sum);
   add_terms<1, false>(tile, offsets, u, sum);
 
-  // Of a tile's outputs together: at worst a large sum is taken for an overflow.
-  auto special = Register{};
-  Register y[kCount];
-#pragma GCC unroll 4
-  for (int t = 0; t < kWide; ++t) {
-    Register outputs[kOutputs];
-    rows::transform_output(sum[t], outputs);
-    special += ((outputs[0] + outputs[1]) + (outputs[2] + outputs[3])) * Register{};
-#pragma GCC unroll 4
-    for (int i = 0; i < kOutputs; ++i) y[t * kOutputs + i] = outputs[i];
-  }
-  if (tile.clamp) {
-    const Register low{}, high = V::broadcast(tile.high);
-#pragma GCC unroll 16
-    for (int p = 0; p < kCount; ++p) {
-      y[p] = y[p] < low ? low : y[p];
-      y[p] = y[p] > high ? high : y[p];
-    }
-  }
-  if constexpr (kTransposed)
-    store_pixels(tile, y);
-  else
-    store_filters(tile, y);
-  return special;
+  return rows::store_outputs<kTransposed>(tile, sum);
 }
 
 // kTiles filters of a vector of tiles: u and bias are those of the first, v of the first tile.
@@ -241,12 +165,6 @@ bool has_nan(Register special) {
   return std::any_of(lanes, lanes + kL, [](float lane) { return lane != lane; });
 }
 
-int64_t weights_of(const std::vector<rows::TapGroup>& groups) {
-  int64_t weights = 0;
-  for (const rows::TapGroup& group : groups) weights += rows::weights_of(group.taps);
-  return weights;
-}
-
 // Columns of a row of taps.
 int64_t columns_of(const ConvView& view) {
   const Range span = tap_span(view, &ConvTap::w);
@@ -266,51 +184,27 @@ class WinogradRows {
       : view_(view),
         src_(src),
         epilogue_(epilogue),
-        rows_(distinct_offsets(view, &ConvTap::h)),
-        first_column_(tap_span(view, &ConvTap::w).begin),
-        columns_(columns_of(view)),
-        groups_(rows::tap_groups(columns_, view.step_w)),
+        terms_(view),
         tiles_(ceil_div(view.J, kOutputs)),
         plane_(round_up(round_up(tiles_, kTiles), kL)),
         source_(view, plane_),
         source_row_(view.C * source_.channel()),
         vectors_(ceil_div(view.K, kL)),
-        weights_(static_cast<int64_t>(rows_.size()) * view.C * weights_of(groups_)),
+        weights_(terms_.weights()),
         u_(vectors_ * weights_ * kL),
-        bias_(vectors_ * points_of(1) * kL),
-        special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()) {
-    for (int64_t k = 0; k < vectors_ * kL; k += kL) {
-      float lanes[kL] = {};
-      if (bias != nullptr) std::copy_n(bias + k, std::min<int64_t>(view.K - k, kL), lanes);
-      Register outputs[kOutputs], points[points_of(1)];
-      std::fill_n(outputs, kOutputs, V::load(lanes));
-      rows::transform_input<1>(outputs, points);
-      for (int p = 0; p < points_of(1); ++p)
-        V::store(bias_.get() + k * points_of(1) + p * kL, points[p]);
-    }
-    for (const rows::TapGroup& group : groups_) {
-      const int64_t terms = static_cast<int64_t>(rows_.size()) * view.C;
-      terms_[kMostTaps - group.taps] += terms;
-      for (const int64_t h : rows_)
-        for (int64_t c = 0; c < view.C; ++c)
-          offsets_.push_back((h - rows_[0]) * source_row_ + c * source_.channel() +
-                             group.plane * plane_);
-    }
-    direct_ = epilogue.activates_only() && epilogue.clamps_at_most() &&
-              (view.dst.c == 1 || view.dst.column == 1);
+        bias_(rows::bias_points(bias, view.K)),
+        special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()),
+        offsets_(terms_.offsets<int64_t>(source_row_, source_.channel(), plane_)),
+        outputs_(rows::outputs_of(view, epilogue)),
+        direct_(rows::stores_directly(view, epilogue)) {
     const bool transposed = view.dst.c != 1;
-    streams_ = direct_ && (transposed ? view.dst.c : view.dst.column) % kL == 0 &&
-               view.dst.row % kL == 0 && WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
-               view.N * view.pixels() * view.K >= kStreamed;
     // The products of a filter in vain against what its outputs save of the transposition's steps.
     const int64_t in_vain = round_up(tiles_, kL) - tiles_;
-    const auto terms = static_cast<int64_t>(rows_.size()) * source_row_ / plane_;
+    const auto terms = static_cast<int64_t>(terms_.rows().size()) * source_row_ / plane_;
     along_tiles_ =
         direct_ && transposed && 4 * in_vain <= tiles_ && 2 * terms * in_vain <= kL * tiles_;
     transform_weights(w);
-    clamp_ = direct_ && epilogue.clamps();
-    high_ = epilogue.most();
-    const int64_t halo = rows_.back() - rows_.front();
+    const int64_t halo = terms_.halo();
     const int64_t affordable = kSourceBytes / (source_row_ * static_cast<int64_t>(sizeof(float)));
     block_rows_ = std::max(ceil_div(view.I, ceil_div(kTasksWanted, view.N)), 2 * halo);
     block_rows_ = std::min(block_rows_, (affordable - halo) / view.step_h);
@@ -338,7 +232,7 @@ class WinogradRows {
         if (!multiply_block(n, i, v, v + source + row))
           special_[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
       }
-      if (streams_) stream_fence();
+      if (outputs_.stream) stream_fence();
     });
     std::vector<int64_t> special;
     for (int64_t n = 0; n < view_.N; ++n)
@@ -348,37 +242,17 @@ class WinogradRows {
 
  private:
   void transform_weights(const float* w) {
-    std::vector<int64_t> weight(view_.taps.size());  // [row][column], ascending
-    for (const ConvTap& tap : view_.taps) {
-      const int64_t r = std::lower_bound(rows_.begin(), rows_.end(), tap.h) - rows_.begin();
-      weight[static_cast<size_t>(r * columns_ + tap.w - first_column_)] = tap.weight;
-    }
     float* u = u_.get();
     for (int64_t k = 0; k < view_.K; k += kL)
-      for (const rows::TapGroup& group : groups_)
-        for (size_t r = 0; r < rows_.size(); ++r)
-          for (int64_t c = 0; c < view_.C; ++c, u += rows::weights_of(group.taps) * kL) {
-            Register g[kMostTaps], points[kMostPoints];
-            for (int s = 0; s < group.taps; ++s) {
-              const int64_t tap =
-                  static_cast<int64_t>(r) * columns_ + group.column + s * view_.step_w;
-              const float* from = w + weight[static_cast<size_t>(tap)] + c * view_.weight_c;
-              float lanes[kL] = {};
-              for (int64_t l = 0; l < std::min<int64_t>(view_.K - k, kL); ++l)
-                lanes[l] = from[(k + l) * view_.weight_k];
-              g[s] = V::load(lanes);
-            }
-            if (group.taps == 3) rows::transform_weight<3>(g, points);
-            if (group.taps == 2) rows::transform_weight<2>(g, points);
-            if (group.taps == 1) rows::transform_weight<1>(g, points);
-            for (int p = 0; p < rows::weights_of(group.taps); ++p) V::store(u + p * kL, points[p]);
-          }
+      terms_.for_weights(view_, w, k, [&](int64_t, int taps, const Register* points) {
+        for (int p = 0; p < rows::weights_of(taps); ++p, u += kL) V::store(u, points[p]);
+      });
   }
 
   void transform_source(int64_t n, Range i, float* v, float* scratch) const {
-    const int64_t count = (i.size() - 1) * view_.step_h + rows_.back() - rows_.front() + 1;
+    const int64_t count = (i.size() - 1) * view_.step_h + terms_.halo() + 1;
     for (int64_t y = 0; y < count; ++y, v += source_row_) {
-      const int64_t h = i.begin * view_.step_h + rows_.front() + y;
+      const int64_t h = i.begin * view_.step_h + terms_.rows().front() + y;
       if (h < 0 || h >= view_.H)
         std::fill_n(v, source_row_, 0.0f);
       else
@@ -391,14 +265,11 @@ class WinogradRows {
     const bool transposed = view_.dst.c != 1;
     auto special = Register{};
     RowTile tile{};
+    static_cast<rows::RowOutputs&>(tile) = outputs_;
     tile.plane = plane_;
     tile.offsets = offsets_.data();
-    std::copy_n(terms_, kMostTaps, tile.terms);
-    tile.clamp = clamp_;
-    tile.stream = streams_;
-    tile.high = high_;
-    tile.dst_c = direct_ ? view_.dst.c : transposed ? kPixels : 1;
-    tile.dst_column = direct_ ? view_.dst.column : transposed ? 1 : kL;
+    for (int taps = 1; taps <= kMostTaps; ++taps)
+      tile.terms[kMostTaps - taps] = terms_.of_taps(taps);
     const auto tall = transposed ? multiply<true, kTiles> : multiply<false, kTiles>;
     const auto narrow = transposed ? multiply<true, kTiles - 1> : multiply<false, kTiles - 1>;
     const int64_t narrow_tiles = tiles_of_narrow(tiles_);
@@ -430,7 +301,7 @@ class WinogradRows {
         tile.pixels = std::min<int64_t>(view_.J - t * kOutputs, wide * kOutputs);
         tile.dst = direct_ ? epilogue_.y + dst : outputs;
         special += wide == kTiles ? tall(tile) : narrow(tile);
-        if (!direct_) store(tile, dst);
+        if (!direct_) rows::store_scratch(tile, view_, epilogue_, dst);
       }
     };
     // Destinations almost in the order of memory.
@@ -441,25 +312,10 @@ class WinogradRows {
     return !has_nan(special);
   }
 
-  // A tile from scratch.
-  void store(const RowTile& tile, int64_t dst) const {
-    if (tile.dst_column == 1) {
-      for (int64_t f = 0; f < tile.filters; ++f)
-        epilogue_.store(tile.dst + f * kPixels, tile.pixels, dst + f * view_.dst.c,
-                        view_.dst.column);
-    } else {
-      for (int64_t p = 0; p < tile.pixels; ++p)
-        epilogue_.store(tile.dst + p * tile.dst_column, tile.filters, dst + p * view_.dst.column,
-                        1);
-    }
-  }
-
   const ConvView& view_;
   const float* src_;
   const Epilogue<float>& epilogue_;
-  std::vector<int64_t> rows_;  // distinct offsets of the taps
-  int64_t first_column_, columns_;
-  std::vector<rows::TapGroup> groups_;
+  rows::Terms terms_;
   int64_t tiles_, plane_;
   rows::Source source_;
   int64_t source_row_;
@@ -468,11 +324,10 @@ class WinogradRows {
   Buffer<float> u_;                               // [vectors][group, row, channel][point][filter]
   Buffer<float> bias_;                            // [filter]
   std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
-  int64_t terms_[kMostTaps] = {};                 // of three taps, two and one
-  std::vector<int64_t> offsets_;   // [group, row, channel], in the transformed source
-  bool direct_, clamp_, streams_;  // the kernel applies the epilogue
-  bool along_tiles_;               // vectors, instead of along filters
-  float high_;
+  std::vector<int64_t> offsets_;  // [group, row, channel], in the transformed source
+  rows::RowOutputs outputs_;
+  bool direct_;       // the kernel applies the epilogue
+  bool along_tiles_;  // vectors, instead of along filters
   int64_t block_rows_, source_rows_;
 };
 
@@ -501,6 +356,7 @@ double winograd_rows_products(const ConvView& view) {
 std::vector<int64_t> winograd_rows(const ConvView& view, const float* src, const float* w,
                                    const float* bias, const Epilogue<float>& epilogue,
                                    const Parallel& pool) {
+  if (rows::points_apart(view)) return rows::gather_points(view, src, w, bias, epilogue, pool);
   return WinogradRows(view, src, w, bias, epilogue).run(pool);
 }
 

@@ -89,8 +89,11 @@ Source::Source(const ConvView& view, int64_t plane)
   groups_ = tap_groups(taps.size(), step_);
   first_column_ = taps.begin;
   phase_ = plane_ + round_up(taps.size() / apart_ + 2, kL);
-  columns_ = {std::clamp<int64_t>(first_column_, 0, view.W),
-              std::clamp<int64_t>(first_column_ + phase_ * apart_, 0, view.W)};
+  columns_ = {
+      std::clamp<int64_t>(first_column_, 0, view.W),
+      std::clamp<int64_t>(first_column_ + (ceil_div(view.J, int64_t{kOutputs}) - 1) * apart_ +
+                              step_ * (kOutputs - 1) + taps.size(),
+                          0, view.W)};
   tiles_ = std::max<int64_t>(ceil_div(columns_.end - first_column_, apart_), 0);
   const int64_t channels = strides_.c == 1 ? C_ : 1;
   line_ = phase_ * apart_ * channels;
