@@ -38,6 +38,9 @@ using V = Vec<float>;
 using Register = V::Type;
 constexpr int kL = V::kLanes;
 
+// Or of two vectors of filters, where registers hold more than one tile of both.
+constexpr int kPairTiles = kTiles / 2;
+
 // Rows that a task reads beyond its own, and the taps of a row.
 constexpr int64_t kMostHalo = 16, kMostStep = 4, kMostColumns = 32;
 // Terms of a sum, for the bound on its error.
@@ -51,15 +54,17 @@ struct RowTile : rows::RowOutputs {
   const int64_t* offsets;
   int64_t terms[kMostTaps];  // of three taps, of two and of one, in this order
   const float* u;
-  const float* bias;  // as the first points
-  int64_t ahead;      // from dst to where the tile's place in the next row is
+  int64_t next_vector;  // of filters, in u
+  const float* bias;    // as the first points
+  int64_t ahead;        // from dst to where the tile's place in the next row is
 };
 
 // The products of terms of kTaps taps, from `offsets` and `u`, which it leaves at those that
-// follow: of kWide tiles and a vector of filters, or of kWide filters and a vector of tiles.
-template <int kTaps, bool kAlongTiles, int kWide>
+// follow: of kWide tiles and vectors of filters, or of kWide filters and a vector of tiles.
+template <int kTaps, bool kAlongTiles, int kVectors, int kWide>
 TORCHCONV_INLINE void add_terms(const RowTile& tile, const int64_t*& offsets, const float*& u,
-                                Register (&sum)[kWide][kMostPoints]) {
+                                Register (&sum)[kVectors][kWide][kMostPoints]) {
+  static_assert(!kAlongTiles || kVectors == 1);
   constexpr int kPoints = points_of(kTaps);
   const int64_t plane = tile.plane, terms = tile.terms[kMostTaps - kTaps];
 #pragma GCC unroll 2
@@ -70,26 +75,36 @@ TORCHCONV_INLINE void add_terms(const RowTile& tile, const int64_t*& offsets, co
     for (int p = 0; p < kPoints; ++p) {
       const float* const tiles = p < 3 ? v0 + p * plane : v3 + (p - 3) * plane;
       const float* const filters = kTaps == 1 ? u : u + p * kL;
-      Register vector = V::load(kAlongTiles ? tiles : filters);
-      if constexpr (kAlongTiles) keep_in_register(vector);
+      Register vector[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v)
+        vector[v] = V::load(kAlongTiles ? tiles : filters + v * tile.next_vector);
+      if constexpr (kAlongTiles) keep_in_register(vector[0]);
       const float* const each = kAlongTiles ? filters : tiles;
 #pragma GCC unroll 4
-      for (int t = 0; t < kWide; ++t) sum[t][p] += V::broadcast(each[t]) * vector;
+      for (int t = 0; t < kWide; ++t) {
+        const Register x = V::broadcast(each[t]);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sum[v][t][p] += x * vector[v];
+      }
     }
   }
 }
 
 // Returns a vector with a NaN where a sum is not finite.
-template <bool kTransposed, int kWide>
+template <bool kTransposed, int kVectors, int kWide>
 Register multiply(const RowTile& tile) {
   constexpr int kCount = kWide * kOutputs;
-  Register sum[kWide][kMostPoints];
+  Register sum[kVectors][kWide][kMostPoints];
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v)
 #pragma GCC unroll 6
-  for (int p = 0; p < kMostPoints; ++p) {
-    const Register bias = p < points_of(1) ? V::load(tile.bias + p * kL) : Register{};
+    for (int p = 0; p < kMostPoints; ++p) {
+      const Register bias =
+          p < points_of(1) ? V::load(tile.bias + (v * points_of(1) + p) * kL) : Register{};
 #pragma GCC unroll 4
-    for (int t = 0; t < kWide; ++t) sum[t][p] = bias;
-  }
+      for (int t = 0; t < kWide; ++t) sum[v][t][p] = bias;
+    }
 
   // What the next tile overwrites, or where filters lie apart the same one of the next row.
   if (!tile.stream) {
@@ -97,7 +112,8 @@ Register multiply(const RowTile& tile) {
     const float* ahead = tile.dst + (kTransposed ? tile.ahead : kCount * tile.dst_column);
 #pragma GCC unroll 4
     for (int i = 0; i < (kTransposed ? kL : kCount); ++i, ahead += row)
-      __builtin_prefetch(ahead, 1, 3);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(ahead + v * kL, 1, 3);
   }
   const float* u = tile.u;
   const int64_t* offsets = tile.offsets;
@@ -105,17 +121,26 @@ Register multiply(const RowTile& tile) {
   add_terms<2, false>(tile, offsets, u, sum);
   add_terms<1, false>(tile, offsets, u, sum);
 
-  return rows::store_outputs<kTransposed>(tile, sum);
+  if constexpr (kVectors == 1) return rows::store_outputs<kTransposed>(tile, sum[0]);
+  // All but the last vector are whole.
+  rows::RowOutputs to = tile;
+  auto special = Register{};
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v, to.dst += kL) {
+    to.filters = v + 1 < kVectors ? kL : tile.filters - v * kL;
+    special += rows::store_outputs<kTransposed>(to, sum[v]);
+  }
+  return special;
 }
 
 // kTiles filters of a vector of tiles: u and bias are those of the first, v of the first tile.
 __attribute__((noinline)) Register multiply_planes(const RowTile& tile) {
-  Register sum[kTiles][kMostPoints];
+  Register sum[1][kTiles][kMostPoints];
 #pragma GCC unroll 6
   for (int p = 0; p < kMostPoints; ++p)
 #pragma GCC unroll 4
     for (int f = 0; f < kTiles; ++f)
-      sum[f][p] = p < points_of(1) ? V::broadcast(tile.bias[p * kL + f]) : Register{};
+      sum[0][f][p] = p < points_of(1) ? V::broadcast(tile.bias[p * kL + f]) : Register{};
   // What the same tile of the next row overwrites.
   if (!tile.stream) {
     const float* ahead = tile.dst + tile.ahead;
@@ -135,7 +160,7 @@ __attribute__((noinline)) Register multiply_planes(const RowTile& tile) {
 #pragma GCC unroll 4
   for (int f = 0; f < kTiles; ++f) {
     Register y[kOutputs], even[2], odd[2];
-    rows::transform_output(sum[f], y);
+    rows::transform_output(sum[0][f], y);
     special += ((y[0] + y[1]) + (y[2] + y[3])) * Register{};
     interleave<float>(y[0], y[2], &even[0], &even[1]);
     interleave<float>(y[1], y[3], &odd[0], &odd[1]);
@@ -268,10 +293,13 @@ class WinogradRows {
     static_cast<rows::RowOutputs&>(tile) = outputs_;
     tile.plane = plane_;
     tile.offsets = offsets_.data();
+    tile.next_vector = weights_ * kL;
     for (int taps = 1; taps <= kMostTaps; ++taps)
       tile.terms[kMostTaps - taps] = terms_.of_taps(taps);
-    const auto tall = transposed ? multiply<true, kTiles> : multiply<false, kTiles>;
-    const auto narrow = transposed ? multiply<true, kTiles - 1> : multiply<false, kTiles - 1>;
+    if constexpr (kPairTiles > 1)
+      if (direct_ && !transposed && view_.K > kL) return !has_nan(multiply_pairs(n, i, v, tile));
+    const auto tall = transposed ? multiply<true, 1, kTiles> : multiply<false, 1, kTiles>;
+    const auto narrow = transposed ? multiply<true, 1, kTiles - 1> : multiply<false, 1, kTiles - 1>;
     const int64_t narrow_tiles = tiles_of_narrow(tiles_);
     const auto multiply_row = [&](int64_t y, int64_t k) {
       const int64_t row =
@@ -310,6 +338,33 @@ class WinogradRows {
       for (int64_t k = 0; k < view_.K; k += kL)
         for (int64_t y = first; y < first + rows; ++y) multiply_row(y, k);
     return !has_nan(special);
+  }
+
+  // For channels_last, pairs of vectors of filters, for both of which a tile is loaded once: as
+  // many loads as products, where one vector takes five for every four. All filters of a pixel
+  // together, since their weights are near.
+  Register multiply_pairs(int64_t n, Range i, const float* v, RowTile tile) const {
+    auto special = Register{};
+    for (int64_t y = 0; y < i.size(); ++y)
+      for (int64_t t = 0; t < tiles_; t += kPairTiles) {
+        const bool full = t + kPairTiles <= tiles_;
+        tile.v = v + y * view_.step_h * source_row_ + t;
+        tile.pixels = view_.J - t * kOutputs;
+        if (full) tile.pixels = std::min<int64_t>(tile.pixels, kPairTiles * kOutputs);
+        float* const dst = epilogue_.y + view_.dst_offset + n * view_.dst.n +
+                           (i.begin + y) * view_.dst.row + t * kOutputs * view_.dst.column;
+        for (int64_t k = 0; k < view_.K; k += 2 * kL) {
+          tile.u = u_.get() + k * weights_;
+          tile.bias = bias_.get() + k * points_of(1);
+          tile.filters = std::min<int64_t>(view_.K - k, 2 * kL);
+          tile.dst = dst + k;
+          special +=
+              (tile.filters > kL ? full ? multiply<false, 2, kPairTiles> : multiply<false, 2, 1>
+               : full            ? multiply<false, 1, kPairTiles>
+                                 : multiply<false, 1, 1>)(tile);
+        }
+      }
+    return special;
   }
 
   const ConvView& view_;
