@@ -68,10 +68,12 @@ TORCHCONV_INLINE void store_filters(const RowOutputs& to, const Vec<float>::Type
   using V = Vec<float>;
   float* const dst = to.dst;
   const int64_t column = to.dst_column, pixels = to.pixels, filters = to.filters;
-  const bool stream = to.stream;
-  if (pixels == kCount && filters == V::kLanes) {
+  if (pixels == kCount && filters == V::kLanes && to.stream) {
 #pragma GCC unroll 16
-    for (int p = 0; p < kCount; ++p) WideVec<float>::store(dst + p * column, y[p], stream);
+    for (int p = 0; p < kCount; ++p) stream_bytes(dst + p * column, y[p]);
+  } else if (pixels == kCount && filters == V::kLanes) {
+#pragma GCC unroll 16
+    for (int p = 0; p < kCount; ++p) V::store(dst + p * column, y[p]);
   } else {
 #pragma GCC unroll 16
     for (int p = 0; p < kCount; ++p)
@@ -85,7 +87,6 @@ TORCHCONV_INLINE void store_pixels(const RowOutputs& to, const Vec<float>::Type 
   using V = Vec<float>;
   constexpr int kL = V::kLanes;
   const int64_t row = to.dst_c, filters = to.filters;
-  const bool stream = to.stream;
 #pragma GCC unroll 4
   for (int first = 0; first < kCount; first += kL) {
     const int64_t pixels = std::min<int64_t>(to.pixels - first, kL);
@@ -95,9 +96,12 @@ TORCHCONV_INLINE void store_pixels(const RowOutputs& to, const Vec<float>::Type 
 #pragma GCC unroll 16
     for (int i = 0; i < kL; ++i) square[i] = first + i < kCount ? y[first + i] : V::Type{};
     transpose_steps<1>(square);
-    if (pixels == kL && filters == kL) {
+    if (pixels == kL && filters == kL && to.stream) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kL; ++i) WideVec<float>::store(dst + i * row, square[i], stream);
+      for (int i = 0; i < kL; ++i) stream_bytes(dst + i * row, square[i]);
+    } else if (pixels == kL && filters == kL) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kL; ++i) V::store(dst + i * row, square[i]);
     } else {
 #pragma GCC unroll 16
       for (int i = 0; i < kL; ++i)
