@@ -67,8 +67,9 @@ constexpr int64_t kStridedWgradPixels = 128;
 // A 5x5 kernel has 25 taps to transform back, which few pixels of few channels do not pay for.
 constexpr int64_t kLargeWgradChannels = 8, kLargeWgradPixels = 36, kLargeWgradWork = 25000;
 // But for a first layer: a 7x7 kernel has products enough with any channels, a 3x3 kernel with
-// stride 1 from so many channels and filters on.
-constexpr int64_t kFirstLayerChannels = 3, kFirstLayerFilters = 32;
+// stride 1 from so many channels and filters on. With fewer channels the transforms of dz take
+// longer than its products with all taps.
+constexpr int64_t kFirstLayerChannels = 5, kFirstLayerFilters = 32;
 // A side this narrow would use a fraction of a register tile of the products.
 constexpr int64_t kNarrow = 8;
 // Rows from which vectors along them serve so few filters, and half of them, better than products

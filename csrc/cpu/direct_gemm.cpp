@@ -266,14 +266,20 @@ class DirectGemm : DirectTasks {
     return kernel(rows, ceil_div(filters, kLanes<A>));
   }
 
+  // Pixels of one row, or of several that are whole runs.
+  bool has_runs(const DirectPosition& at) const {
+    return runs_ && at.n.size() == 1 && (at.i.size() == 1 || at.j.size() % kMaxRows == 0);
+  }
+
   template <typename F>
   void for_tiles(const Task& t, Chunk& c, F&& f) const {
     const bool one_vector = !c.runs && t.at.k.size() <= kLanes<A> && plan_.tile_rows == kMaxRows;
     for (const DirectPixels& group : t.groups) {
       int64_t begin = group.pixels.begin;
       while (c.runs && begin + kMaxRows <= group.pixels.end) {
+        const int64_t left = group.even - (begin - group.pixels.begin) % group.even;
         const int64_t runs =
-            std::min(c.runs_at_once, (group.pixels.end - begin) / int64_t{kMaxRows});
+            std::min(c.runs_at_once, std::min(left, group.pixels.end - begin) / int64_t{kMaxRows});
         f(group, begin, runs * kMaxRows);
         begin += runs * kMaxRows;
       }
@@ -359,7 +365,7 @@ class DirectGemm : DirectTasks {
         // Rows of terms are read in the next panel's order, as the hardware foresees.
         c.tile.next_step =
             view_.weight_k == 1 ? 0 : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
-        c.runs = runs_ && at.n.size() == 1 && at.i.size() == 1;
+        c.runs = has_runs(at);
         for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
           if (fetches && c.last) fetch_outputs(t, k, first + rows, rows);
           if constexpr (std::is_same_v<T, A>)
@@ -397,7 +403,7 @@ class DirectGemm : DirectTasks {
       const int64_t most_panels =
           std::max<int64_t>(1, kLinesAtOnce / std::max<int64_t>(1, lines_ahead));
       // Panels after each other write an even run of pixels as it lies in memory.
-      c.runs = runs_ && t.at.n.size() == 1 && t.at.i.size() == 1;
+      c.runs = has_runs(at);
       const bool asks_results = c.runs && plan_.reads_neighbours && depth > 0 &&
                                 (!streams_ || epilogue_.residual != nullptr);
       // Few terms do not repay a call for each run.
