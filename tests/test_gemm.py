@@ -111,6 +111,8 @@ SHAPES: dict[str, tuple[int, int, int, int, tuple[int, int], dict[str, Any]]] = 
     "stride_above_kernel": (20, 17, 18, 20, (2, 2), {"stride": 5}),
     "stride_3_dilation_2": (20, 17, 18, 20, (3, 3), {"stride": 3, "dilation": 2, "padding": 2}),
     "1x1_stride_2": (64, 15, 14, 40, (1, 1), {"stride": 2}),
+    "1x1_stride_2_runs": (40, 11, 56, 70, (1, 1), {"stride": 2}),
+    "1x1_stride_2x1_run": (40, 11, 14, 70, (1, 1), {"stride": (2, 1)}),
     "1x1_padding": (64, 5, 6, 40, (1, 1), {"padding": 1}),
     "same_cache_sets": (1024, 6, 5, 40, (1, 1), {}),
     "same_cache_sets_strided": (512, 7, 9, 40, (1, 1), {"stride": 2}),
