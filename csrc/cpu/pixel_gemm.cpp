@@ -194,7 +194,8 @@ class PixelGemm {
     if (pixel_blocks_ > kEvenTasks)
       pixel_blocks_ = std::min(panels, round_up(pixel_blocks_, kEvenTasks));
     if (weights_ == nullptr) {
-      pixel_blocks_ = ceil_div(panels, limit);
+      // Weights are packed again for each block of pixels.
+      pixel_blocks_ = ceil_div(panels, 2 * limit);
       panels_ = ceil_div(panels, pixel_blocks_);
       filter_blocks_ = std::max(kOwners, ceil_div(view_.K, kMostFilters));
       return;
@@ -266,6 +267,9 @@ class PixelGemm {
             }
           }
           next.take(&tile);
+          if (weights_ == nullptr && offsets[depth - 1] - offsets[0] == depth - 1)
+            fetch_weights(w_ + g * view_.weight_group + offsets[0], depth, filter + rows,
+                          at / kPanel<A>, ceil_div(pixels, kPanel<A>));
           if (last)
             finish(kernel, tile, g * view_.K + filter, rows, pixel + at, count, s.runs);
           else
@@ -274,6 +278,15 @@ class PixelGemm {
       }
       terms += depth;
     }
+  }
+
+  // Asks for a part of what the tile of filters from `filter` on packs, whose terms are neighbours.
+  void fetch_weights(const T* w, int64_t depth, int64_t filter, int64_t part, int64_t parts) const {
+    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+    const int64_t rows = std::min<int64_t>(kMaxRows, view_.K - filter);
+    for (int64_t m = part * rows / parts; m < (part + 1) * rows / parts; ++m)
+      for (int64_t i = 0; i < depth; i += kLine)
+        __builtin_prefetch(w + (filter + m) * view_.weight_k + i, 0, 2);
   }
 
   // The last block: to the destination, from registers or by way of the sums.
