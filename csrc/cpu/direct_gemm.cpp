@@ -62,8 +62,8 @@ class DirectGemm : DirectTasks {
     high_ = epilogue.most();
     const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1;
-    runs_ = std::is_same_v<T, float> && to_dst_ && !plan.band && !plan.reads_taps &&
-            plan.tile_rows == kMaxRows;
+    runs_ = (kPairs ? taps_ == 1 : std::is_same_v<T, float> && to_dst_ && !plan.band) &&
+            !plan.reads_taps && plan.tile_rows == kMaxRows;
     rounds_ = kPairs && simple && (view.dst.c == 1 || view.dst.column == 1);
     if constexpr (std::is_same_v<T, A>)
       streams_ =
@@ -262,12 +262,16 @@ class DirectGemm : DirectTasks {
   DirectMicrokernel<A> tile_kernel(const Chunk& c, int64_t rows, int64_t filters) const {
     if constexpr (std::is_same_v<T, float>)
       if (c.runs && rows % kMaxRows == 0) return direct_run_microkernel(filters);
+    if constexpr (kPairs)
+      if (c.runs && rows % kMaxRows == 0)
+        return direct_pair_run_microkernel(ceil_div(filters, kLanes<A>));
     if (c.even) return even_kernel();
     return kernel(rows, ceil_div(filters, kLanes<A>));
   }
 
-  // Pixels of one row, or of several that are whole runs.
+  // Pixels of one row, or of several that are whole runs; one vector of pairs has its own kernel.
   bool has_runs(const DirectPosition& at) const {
+    if (kPairs && at.k.size() <= kLanes<A>) return false;
     return runs_ && at.n.size() == 1 && (at.i.size() == 1 || at.j.size() % kMaxRows == 0);
   }
 
@@ -491,7 +495,7 @@ class DirectGemm : DirectTasks {
   A high_;
   bool to_dst_;                            // by the kernel
   bool streams_ = false, rounds_ = false;  // past the caches; by the kernel to a narrower type
-  bool runs_;  // direct_run.h computes tiles of pixels that lie evenly apart
+  bool runs_;  // direct_run.h, or its like of pairs, computes pixels that lie evenly apart
 };
 
 }  // namespace

@@ -88,17 +88,33 @@ bool takes_patches(const ConvView& view) {
          view.taps.back().h == view.taps.front().h + R - 1;
 }
 
+// The elements of a run's vector: as many as it has pairs at most, and a row of the kernel at most.
+using PatchRow = Vec<uint16_t, kVectorBytes / 4>;
+
+// count runs, `apart` elements from one to the next: of `length` elements, step elements apart,
+// from each of R rows. kR: their number, or 0. What is written past a run is what follows there.
+template <int kR>
+void copy_runs(const BFloat16* const (&rows)[kPatchRows], int64_t R, int64_t step, int64_t length,
+               int64_t count, int64_t apart, PatchRow::Type inside, BFloat16* to) {
+  const int64_t last = (kR > 0 ? kR : R) - 1;
+  for (int64_t q = 0; q < count; ++q, to += apart) {
+    BFloat16* run = to;
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < last; ++r, run += length)
+      PatchRow::store(run, PatchRow::load(rows[r] + q * step));
+    PatchRow::store(run, PatchRow::load(rows[last] + q * step) & inside);
+  }
+}
+
 void fill_patches(const ConvView& image, const ChannelBand& band, const BFloat16* src, Range i,
                   Range j, float* scratch) {
-  // As many elements as a run has pairs at most, and a row of the kernel at most.
-  using Row = Vec<uint16_t, kVectorBytes / 4>;
   BFloat16 laid_out[kPatchRows][kRowElements];
-  const Interleave interleave(image.C);
+  const Interleave interleave(image.src.c == 1 ? 0 : image.C);
   const int64_t S = row_taps(image), R = static_cast<int64_t>(image.taps.size()) / S;
   const int64_t step = image.step_w * image.C, run = S * image.C;
   const int64_t most = ((kRowElements - kSlack) / image.C - S) / image.step_w + 1;
   const auto inside =
-      bit_cast<Row::Type>(Vec<int16_t, Row::kLanes>::iota() < static_cast<int16_t>(run));
+      bit_cast<PatchRow::Type>(Vec<int16_t, PatchRow::kLanes>::iota() < static_cast<int16_t>(run));
   for (int64_t p = 0; p < j.size(); p += most) {
     const int64_t n = std::min(most, j.size() - p);
     const int64_t top = i.begin * image.step_h + image.taps[0].h;
@@ -117,17 +133,13 @@ void fill_patches(const ConvView& image, const ChannelBand& band, const BFloat16
       const BFloat16* rows[kPatchRows];
       for (int64_t r = 0; r < R; ++r) rows[r] = laid_out[(first + r - top) % R];
       float* pixel = scratch + y * band.row + p * band.pixel;
-      // What is written past a run is what follows there, but for the last pixel.
-      const auto write = [&](int64_t q, float* run_of_all) {
-        auto* to = reinterpret_cast<BFloat16*>(run_of_all);
-        for (int64_t r = 0; r < R; ++r, to += run) {
-          const Row::Type v = Row::load(rows[r] + q * step);
-          Row::store(to, r + 1 < R ? v : v & inside);
-        }
-      };
-      for (int64_t q = 0; q + 1 < n; ++q, pixel += band.pixel) write(q, pixel);
+      const auto copy = R == 3 ? copy_runs<3> : copy_runs<0>;
+      copy(rows, R, step, run, n - 1, 2 * band.pixel, inside, reinterpret_cast<BFloat16*>(pixel));
+      pixel += (n - 1) * band.pixel;
+      for (int64_t r = 0; r < R; ++r) rows[r] += (n - 1) * step;
+      // The last pixel has nothing behind it.
       float last[kVectorBytes / 2];
-      write(n - 1, last);
+      copy(rows, R, step, run, 1, 0, inside, reinterpret_cast<BFloat16*>(last));
       copy_wide(pixel, last, ceil_div(R * run, int64_t{2}));
     }
   }
@@ -195,7 +207,7 @@ void fill_row_pairs(const ConvView& image, const ChannelBand& band, const ConvVi
   using Elements = Vec<uint32_t>;
   constexpr int64_t kL = Elements::kLanes;
   BFloat16 laid_out[kRowElements];
-  const Interleave interleave(image.C);
+  const Interleave interleave(image.src.c == 1 ? 0 : image.C);
   const int64_t step = image.step_w * image.C, S = channels / image.C;
   const int64_t most = ((kRowElements - kSlack) / image.C - S) / image.step_w + 1;
   const int64_t pairs = ceil_div(channels, int64_t{2});

@@ -84,5 +84,7 @@ DirectMicrokernel<T> direct_even_microkernel();
 bool has_pair_products();
 DirectMicrokernel<float> direct_pair_microkernel(int64_t rows, int64_t vectors);
 DirectMicrokernel<float> direct_even_pair_microkernel();
+// Of several times kMaxRows pixels, as direct_even_microkernel, whose terms are neighbours.
+DirectMicrokernel<float> direct_pair_run_microkernel(int64_t vectors);
 
 }  // namespace torchconv::cpu

@@ -8,6 +8,7 @@
 #pragma GCC push_options
 #pragma GCC target("avx512bf16")
 #include "cpu/microkernels/direct_even_impl.h"
+#include "cpu/microkernels/direct_pair_run_impl.h"
 
 namespace torchconv::cpu {
 
@@ -22,6 +23,10 @@ DirectMicrokernel<float> direct_pair_microkernel(int64_t rows, int64_t vectors) 
 
 DirectMicrokernel<float> direct_even_pair_microkernel() { return direct_even_tile<PairProduct>; }
 
+DirectMicrokernel<float> direct_pair_run_microkernel(int64_t vectors) {
+  return vectors == 1 ? direct_pair_run<PairProduct, 1> : direct_pair_run<PairProduct, 2>;
+}
+
 }  // namespace torchconv::cpu
 
 #pragma GCC pop_options
@@ -31,6 +36,7 @@ namespace torchconv::cpu {
 bool has_pair_products() { return false; }
 DirectMicrokernel<float> direct_pair_microkernel(int64_t, int64_t) { std::abort(); }
 DirectMicrokernel<float> direct_even_pair_microkernel() { std::abort(); }
+DirectMicrokernel<float> direct_pair_run_microkernel(int64_t) { std::abort(); }
 
 }  // namespace torchconv::cpu
 #endif
