@@ -60,6 +60,11 @@ CASES |= {
     "more_channels_long_rows": ((2, 32, 15, 70), (32, 32, 5, 10), {"stride": 2}),
     "more_channels_wide": ((1, 24, 13, 131), (70, 24, 3, 5), {"padding": 2}),
     "more_channels_one_vector": ((2, 24, 12, 141), (17, 24, 5, 5), {"stride": 2, "padding": 2}),
+    "more_channels_blocks_of_padding": (
+        (1, 24, 4, 20),
+        (17, 24, 3, 9),
+        {"padding": (1, 200)},
+    ),
     "more_channels_one_row": ((2, 32, 4, 60), (37, 32, 1, 9), {"padding": (0, 4)}),
     "one_vector_1x1": ((2, 18, 13, 29), (16, 18, 1, 1), {}),
     "one_vector_1x1_first_layer": ((2, 3, 13, 29), (16, 3, 1, 1), {}),

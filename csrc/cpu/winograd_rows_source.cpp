@@ -94,7 +94,8 @@ Source::Source(const ConvView& view, int64_t plane)
       std::clamp<int64_t>(first_column_ + (ceil_div(view.J, int64_t{kOutputs}) - 1) * apart_ +
                               step_ * (kOutputs - 1) + taps.size(),
                           0, view.W)};
-  tiles_ = std::max<int64_t>(ceil_div(columns_.end - first_column_, apart_), 0);
+  // A block of columns may lie in the padding only, on either side of the image.
+  tiles_ = columns_.size() > 0 ? ceil_div(columns_.end - first_column_, apart_) : 0;
   const int64_t channels = strides_.c == 1 ? C_ : 1;
   line_ = phase_ * apart_ * channels;
   for (const TapGroup& group : groups_)
