@@ -269,10 +269,13 @@ class DirectGemm : DirectTasks {
     return kernel(rows, ceil_div(filters, kLanes<A>));
   }
 
-  // Pixels of one row, or of several that are whole runs; one vector of pairs has its own kernel.
-  bool has_runs(const DirectPosition& at) const {
-    if (kPairs && at.k.size() <= kLanes<A>) return false;
-    return runs_ && at.n.size() == 1 && (at.i.size() == 1 || at.j.size() % kMaxRows == 0);
+  // Where the rows of each group are whole runs, or follow each other: a run from one row to the
+  // next would not be even. One vector of pairs has its own kernel.
+  bool has_runs(const Task& t) const {
+    if (!runs_ || t.at.n.size() > 1 || (kPairs && t.at.k.size() <= kLanes<A>)) return false;
+    return std::all_of(t.groups.begin(), t.groups.end(), [](const DirectPixels& group) {
+      return group.even % kMaxRows == 0 || group.even == group.pixels.size();
+    });
   }
 
   template <typename F>
@@ -369,7 +372,7 @@ class DirectGemm : DirectTasks {
         // Rows of terms are read in the next panel's order, as the hardware foresees.
         c.tile.next_step =
             view_.weight_k == 1 ? 0 : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
-        c.runs = has_runs(at);
+        c.runs = has_runs(t);
         for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
           if (fetches && c.last) fetch_outputs(t, k, first + rows, rows);
           if constexpr (std::is_same_v<T, A>)
@@ -407,7 +410,7 @@ class DirectGemm : DirectTasks {
       const int64_t most_panels =
           std::max<int64_t>(1, kLinesAtOnce / std::max<int64_t>(1, lines_ahead));
       // Panels after each other write an even run of pixels as it lies in memory.
-      c.runs = has_runs(at);
+      c.runs = has_runs(t);
       const bool asks_results = c.runs && plan_.reads_neighbours && depth > 0 &&
                                 (!streams_ || epilogue_.residual != nullptr);
       // Few terms do not repay a call for each run.
