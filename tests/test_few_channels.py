@@ -179,3 +179,14 @@ def test_streamed_outputs(layout: str, size: tuple[int, ...]) -> None:
     assert_accurate(
         F.conv2d(x, w, b, **args), torch_F.conv2d(x.double(), w.double(), b.double(), **args)
     )
+
+
+def test_streamed_phases() -> None:
+    """Of a stride's input gradient, whose samples are no whole number of vectors apart."""
+    x = in_layout(torch.randn(2, 24, 421, 421), "channels_last").requires_grad_()
+    w = torch.randn(4, 24, 3, 3)
+    z = F.conv2d(x, w, stride=2, padding=1)
+    dz = torch.randn_like(z)
+    (dx,) = torch.autograd.grad(z, x, dz)
+    truth = torch.nn.grad.conv2d_input(x.shape, w.double(), dz.double(), stride=2, padding=1)
+    assert_accurate(dx, truth)

@@ -40,7 +40,7 @@ inline RowOutputs outputs_of(const ConvView& view, const Epilogue<float>& epilog
   const bool direct = stores_directly(view, epilogue), transposed = view.dst.c != 1;
   RowOutputs to{};
   to.stream = direct && (transposed ? view.dst.c : view.dst.column) % Vec<float>::kLanes == 0 &&
-              view.dst.row % Vec<float>::kLanes == 0 &&
+              view.dst.row % Vec<float>::kLanes == 0 && view.dst.n % Vec<float>::kLanes == 0 &&
               WideVec<float>::streamable(epilogue.y + view.dst_offset) &&
               view.N * view.pixels() * view.K >= kStreamed;
   to.clamp = direct && epilogue.clamps();
