@@ -184,12 +184,6 @@ __attribute__((noinline)) Register multiply_planes(const RowTile& tile) {
   return special;
 }
 
-bool has_nan(Register special) {
-  float lanes[kL];
-  V::store(lanes, special);
-  return std::any_of(lanes, lanes + kL, [](float lane) { return lane != lane; });
-}
-
 // Columns of a row of taps.
 int64_t columns_of(const ConvView& view) {
   const Range span = tap_span(view, &ConvTap::w);
@@ -297,7 +291,8 @@ class WinogradRows {
     for (int taps = 1; taps <= kMostTaps; ++taps)
       tile.terms[kMostTaps - taps] = terms_.of_taps(taps);
     if constexpr (kPairTiles > 1)
-      if (direct_ && !transposed && view_.K > kL) return !has_nan(multiply_pairs(n, i, v, tile));
+      if (direct_ && !transposed && view_.K > kL)
+        return !rows::has_nan(multiply_pairs(n, i, v, tile));
     const auto tall = transposed ? multiply<true, 1, kTiles> : multiply<false, 1, kTiles>;
     const auto narrow = transposed ? multiply<true, 1, kTiles - 1> : multiply<false, 1, kTiles - 1>;
     const int64_t narrow_tiles = tiles_of_narrow(tiles_);
@@ -337,7 +332,7 @@ class WinogradRows {
     for (int64_t first = 0; first < i.size(); first += rows)
       for (int64_t k = 0; k < view_.K; k += kL)
         for (int64_t y = first; y < first + rows; ++y) multiply_row(y, k);
-    return !has_nan(special);
+    return !rows::has_nan(special);
   }
 
   // For channels_last, pairs of vectors of filters, for both of which a tile is loaded once: as

@@ -165,9 +165,7 @@ class PointProducts {
       for (int64_t y = 0; y < t.rows.size(); ++y)
         for (int64_t first = k; first < end; first += kL) special += store_row(t, n, y, first);
     }
-    float lanes[kL];
-    V::store(lanes, special);
-    return std::all_of(lanes, lanes + kL, [](float lane) { return lane == lane; });
+    return !has_nan(special);
   }
 
   // From filter k on, of all tiles of the task.

@@ -143,4 +143,12 @@ TORCHCONV_INLINE Vec<float>::Type store_outputs(const RowOutputs& to,
   return special;
 }
 
+// Whether one of the vectors that store_outputs returned had one.
+inline bool has_nan(Vec<float>::Type special) {
+  constexpr int kL = Vec<float>::kLanes;
+  float lanes[kL];
+  Vec<float>::store(lanes, special);
+  return std::any_of(lanes, lanes + kL, [](float lane) { return lane != lane; });
+}
+
 }  // namespace torchconv::cpu::winograd::rows
