@@ -733,6 +733,32 @@ def test_parts_need_no_copy() -> None:
         assert whole.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parts_beside_others(layout: str, last: bool) -> None:
+    """What no convolution writes to its place is copied there, and the rest stays where it is; a
+    part in another layout decides on the whole's."""
+    x = images(2, 16, 6, 5, layout="channels_last")
+    z = images(2, 8, 6, 5, layout=layout)
+    w, v = torch.randn(16, 16, 1, 1), torch.randn(24, 1, 3, 3)
+    grouped = ((1, 1), (1, 1, 1, 1), (1, 1), 8, "none", False)
+    steps = [step("conv2d", [0, 2, -1, -1], CONV, []), step("conv2d", [1, 3, -1, -1], grouped, [])]
+    expected = [F.conv2d(x, w), F.conv2d(z, v, padding=1, groups=8)]
+    if last:
+        steps.reverse()
+        expected.reverse()
+    parts = [
+        steps[0]._replace(part=(6, 0, 40)),
+        steps[1]._replace(part=(6, 24 if last else 16, 40)),
+        step("cat", [4, 5], (1,), []),
+    ]
+    whole, *found = torch.ops.torchconv.chain([x, z, w, v], program_of(parts, [6, 4, 5]))
+    assert_same(whole, torch.cat(expected, 1))
+    if layout == "channels_last":
+        written = whole[:, 24:] if last else whole
+        assert found[last].data_ptr() == written.data_ptr()
+
+
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dies", [True, False])
 @pytest.mark.parametrize("gate_first", [True, False])

@@ -82,22 +82,45 @@ Tensor multiply(const Known& known, IntList positions, SettingsReader program) {
   return aten("aten::mul", "Tensor", a, b);
 }
 
+// Whether the parts make up `whole`, where some have been written to their places: the others are
+// copied to theirs.
+bool complete(Tensor whole, const std::vector<Tensor>& parts) {
+  const IntList all = whole.sizes();
+  std::vector<std::pair<const Tensor*, int64_t>> others;
+  int64_t first = 0;
+  for (const Tensor& part : parts) {
+    const IntList sizes = part.sizes();
+    const bool fits = sizes.size() == 4 && part.scalar_type() == whole.scalar_type() &&
+                      sizes[0] == all[0] && sizes[2] == all[2] && sizes[3] == all[3];
+    if (!fits) return false;
+    const bool written =
+        static_cast<const char*>(part.const_data_ptr()) ==
+        static_cast<const char*>(whole.const_data_ptr()) + first * whole.element_size();
+    // One that is written elsewhere in it has the whole's strides.
+    if (!written) {
+      if (part.stride(3) != sizes[1] || suggested_layout(part) != Layout::kNHWC) return false;
+      others.emplace_back(&part, first);
+    }
+    first += sizes[1];
+  }
+  if (first != all[1]) return false;
+  for (const auto& [part, at] : others) {
+    Tensor place = torch::stable::narrow(whole, 1, at, part->size(1));
+    torch::stable::copy_(place, *part);
+  }
+  return true;
+}
+
 // The next result: parts that convolutions have written to their places in it need no copy.
 Tensor concatenate(Known* known, IntList positions, int64_t dim) {
   std::vector<Tensor> parts;
   for (const int64_t position : positions) parts.push_back(*known->at(position));
   const std::optional<Tensor> whole = std::exchange(known->whole(known->next()), std::nullopt);
-  if (!whole.has_value()) return aten("aten::cat", "", parts, dim);
-  int64_t first = 0;
-  const bool all = std::all_of(parts.begin(), parts.end(), [&](const Tensor& part) {
-    const int64_t offset = first * whole->element_size();
-    first += part.size(1);
-    return static_cast<const char*>(part.const_data_ptr()) ==
-           static_cast<const char*>(whole->const_data_ptr()) + offset;
-  });
-  if (all && first == whole->size(1)) return *whole;
-  // As they would lie apart.
-  for (Tensor& part : parts) part = dense(part, suggested_layout(part));
+  if (whole.has_value()) {
+    if (complete(*whole, parts)) return *whole;
+    // As they would lie apart.
+    for (Tensor& part : parts) part = dense(part, suggested_layout(part));
+  }
   return aten("aten::cat", "", parts, dim);
 }
 
