@@ -204,6 +204,28 @@ def test_concatenations(read: int, layout: str, dtype: torch.dtype, runs: list[i
     assert len(runs) >= 20
 
 
+def test_parts_past_the_caches(runs: list[int]) -> None:
+    """So large that stores are streamed, which must be aligned."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return torch.cat([m.a(x), m.b(x), m.c(x), m.d(x)], 1)
+
+    layers = {
+        "stem": nn.Conv2d(3, 16, 1),
+        "a": nn.Conv2d(16, 64, 3, padding=1),
+        "b": nn.Conv2d(16, 24, 3, padding=1),
+        "c": nn.Conv2d(16, 64, 1),
+        "d": nn.Conv2d(16, 40, 1),
+    }
+    made = torchconv.fuse(Network(forward, **layers).eval())
+    x = images(1, 3, 256, 260, layout="channels_last")
+    expected = by_layers(made, x)
+    for _ in range(2):
+        assert_same(made(x), expected)
+    assert runs == [6]
+
+
 def test_parts_that_are_read_elsewhere(runs: list[int]) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         a, b = m.left(x), m.right(x)
