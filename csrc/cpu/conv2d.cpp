@@ -538,8 +538,9 @@ bool conv2d_writes_parts(const ConvProblem& problem) {
   if (p.dtype != DType::kFloat32 || p.layout != Layout::kNHWC || p.groups != 1) return false;
   const ConvView view = fprop_view(p);
   const bool winograd = winograd_allowed();
+  // The ways that fprop looks for before it asks for an algorithm, but the one of contiguous
+  // images.
   if (is_empty(view) || goes_by_patches(p, StridedPass::kFprop) ||
-      fprop_by_channels_last(p, view, winograd) ||
       strides_by_winograd(p, StridedPass::kFprop, winograd))
     return false;
   const ConvAlgorithm algorithm = gather_algorithm(view, p.dtype, winograd);
