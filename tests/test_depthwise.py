@@ -220,6 +220,16 @@ def test_long_rows(r: int, stride: int) -> None:
         check(x, w, b, "contiguous", stride=stride, padding=r // 2)
 
 
+@on_types
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_bands(stride: int, dtype: torch.dtype) -> None:
+    """Planes so large that bands of their rows are taken apart, which read more rows the longer the
+    stride."""
+    for r in (3, 4, 7):
+        x, w, b = operands(1, 2, 250, 331, r, "contiguous", dtype)
+        check(x, w, b, "contiguous", stride=stride, padding=1)
+
+
 @cpu_only
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(2, 10, 330, 660), (8, 690, 28, 28), (1, 60, 288, 256)], ids=str)

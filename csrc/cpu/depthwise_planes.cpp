@@ -70,8 +70,10 @@ class DepthwisePlanes {
     const int64_t chunks = ceil_div(s_.planes, together_);
     const int64_t taps = taps_.rows * taps_.rows;
     const bool in_place = !kConverts && epilogue.activates_only();
-    const int64_t most_rows = bands_ > 1 ? 2 * band_ + taps_.rows : s_.height;
-    const int64_t src_size = kConverts ? together_ * std::min(s_.height, most_rows) * s_.width : 0;
+    int64_t most_rows = 0;
+    for (int64_t first = 0; first < s_.I; first += band_)
+      most_rows = std::max(most_rows, rows_of(first, std::min(first + band_, s_.I)).size());
+    const int64_t src_size = kConverts ? together_ * most_rows * s_.width : 0;
     const int64_t dst_size = in_place ? 0 : together_ * band_ * s_.J;
     const int64_t weights_size = kConverts ? together_ * (taps + 1) : 0;
     const int64_t slot_size = round_up(src_size + 16, 16) + round_up(dst_size, 16) + weights_size;
