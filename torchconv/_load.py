@@ -216,6 +216,7 @@ def _allows_tf32() -> bool:
 
 
 def _open_library(path: Path, name: str) -> None:
+    global records
     import torch
 
     torch.ops.load_library(str(path))
@@ -232,7 +233,6 @@ def _open_library(path: Path, name: str) -> None:
             ctypes.CDLL(str(path)).torchconv_set_let_grow(let_grow)
     recorded = path.parent / _build.RECORDED_LIBRARY
     if not _build.bound_fault(recorded):
-        global records
         with contextlib.suppress(OSError):  # without it small layers train more slowly
             torch.ops.load_library(str(recorded))
             records = True

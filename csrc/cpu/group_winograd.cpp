@@ -9,8 +9,6 @@
 // planes that come next.
 #include "cpu/group_winograd.h"
 
-#include <atomic>
-#include <memory>
 #include <optional>
 
 #include "core/buffer.h"
@@ -19,6 +17,7 @@
 #include "cpu/microkernels/group_winograd.h"
 #include "cpu/parallel_range.h"
 #include "cpu/source_prefetch.h"
+#include "cpu/special_samples.h"
 #include "cpu/winograd_tiles.h"
 
 namespace torchconv::cpu {
@@ -158,7 +157,7 @@ class GroupWinograd {
         src_(src),
         w_(w),
         bias_(band_.blocks * band_.dst_vectors * kL),
-        special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()) {
+        special_(view.N) {
     for (int64_t i = 0; i < band_.blocks * band_.dst_vectors; ++i) {
       const int64_t block = i / band_.dst_vectors, vector = i % band_.dst_vectors;
       const int64_t first = block * band_.groups * view_.K + vector * band_.vector_filters;
@@ -213,15 +212,11 @@ class GroupWinograd {
         ahead.clear();
         if (view_.dst.c != 1 && !streams_) expect_outputs(t, ahead);
         if (task + 1 < end) expect_source(t, task_at(task + 1, band, 0), packed, ahead);
-        if (!run_band(t, ahead))
-          special_[static_cast<size_t>(t.n)].store(true, std::memory_order_relaxed);
+        if (!run_band(t, ahead)) special_.add(t.n);
       }
       if (streams_) stream_fence();
     });
-    std::vector<int64_t> special;
-    for (int64_t n = 0; n < view_.N; ++n)
-      if (special_[static_cast<size_t>(n)]) special.push_back(n);
-    return special;
+    return special_.list();
   }
 
  private:
@@ -343,10 +338,10 @@ class GroupWinograd {
   const GroupStore<float> store_;
   const float* src_;
   const float* w_;
-  Buffer<float> bias_;                            // [block][vector][lanes]
-  std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
-  bool by_block_;                                 // the order of tasks, see GroupTask
-  bool in_place_, streams_;                       // the tile itself can finish
+  Buffer<float> bias_;  // [block][vector][lanes]
+  SpecialSamples special_;
+  bool by_block_;            // the order of tasks, see GroupTask
+  bool in_place_, streams_;  // the tile itself can finish
 };
 
 }  // namespace

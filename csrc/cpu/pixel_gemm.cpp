@@ -188,11 +188,7 @@ class PixelGemm {
     const int64_t panel_bytes =
         std::max<int64_t>(depth_, 1) * kPanel<A> * static_cast<int64_t>(sizeof(A));
     const int64_t limit = std::max<int64_t>(1, std::min<int64_t>(kPanelBytes / panel_bytes, 32));
-    const int64_t wanted = std::max<int64_t>(1, kTasksWanted / view_.groups);
     pixel_panels_ = panels;
-    pixel_blocks_ = std::max(ceil_div(panels, limit), std::min(panels, wanted));
-    if (pixel_blocks_ > kEvenTasks)
-      pixel_blocks_ = std::min(panels, round_up(pixel_blocks_, kEvenTasks));
     if (weights_ == nullptr) {
       // Weights are packed again for each block of pixels.
       pixel_blocks_ = ceil_div(panels, 2 * limit);
@@ -200,6 +196,10 @@ class PixelGemm {
       filter_blocks_ = std::max(kOwners, ceil_div(view_.K, kMostFilters));
       return;
     }
+    const int64_t wanted = std::max<int64_t>(1, kTasksWanted / view_.groups);
+    pixel_blocks_ = std::max(ceil_div(panels, limit), std::min(panels, wanted));
+    if (pixel_blocks_ > kEvenTasks)
+      pixel_blocks_ = std::min(panels, round_up(pixel_blocks_, kEvenTasks));
     panels_ = ceil_div(panels, pixel_blocks_);
     const int64_t fewest = copies_lanes(view_) ? kFewestFiltersByLanes : kFewestFilters;
     const int64_t affordable = std::max<int64_t>(1, view_.K / fewest);

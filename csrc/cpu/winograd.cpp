@@ -10,8 +10,6 @@
 // all channels the products of a column of points do not leave the registers (winograd_column.h).
 #include "cpu/winograd.h"
 
-#include <atomic>
-#include <memory>
 #include <set>
 
 #include "core/buffer.h"
@@ -19,6 +17,7 @@
 #include "cpu/microkernels/winograd_gemm.h"
 #include "cpu/parallel_range.h"
 #include "cpu/shared_scratch.h"
+#include "cpu/special_samples.h"
 #include "cpu/wide_array.h"
 #include "cpu/winograd_groups.h"
 #include "cpu/winograd_input.h"
@@ -167,7 +166,7 @@ class Driver {
         narrow_(narrow),
         w_(w),
         u_(kept),
-        special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()),
+        special_(view.N),
         weights_(plan_),
         bias_(plan_.panels * kFilters) {
     for (int64_t k = 0; k < plan_.panels * kFilters; ++k)
@@ -179,10 +178,7 @@ class Driver {
       by_filters(pool);
     else
       by_tiles(pool);
-    std::vector<int64_t> special;
-    for (int64_t n = 0; n < plan_.view.N; ++n)
-      if (special_[static_cast<size_t>(n)]) special.push_back(n);
-    return special;
+    return special_.list();
   }
 
  private:
@@ -421,15 +417,15 @@ class Driver {
            images_.transform_products(plan_, s, panel, m, bias_.get() + panel * kFilters, scratch));
   }
   void note(const Segment& s, bool finite) const {
-    if (!finite) special_[static_cast<size_t>(s.n)].store(true, std::memory_order_relaxed);
+    if (!finite) special_.add(s.n);
   }
 
   const Plan<A> plan_;
   const Images<A>& images_;
   const bool narrow_;
   const A* w_;
-  const A* u_;                                    // or null
-  std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
+  const A* u_;  // or null
+  SpecialSamples special_;
   const WeightLayout<A> weights_;
   Buffer<A> bias_;
 };

@@ -14,12 +14,11 @@
 #include "cpu/winograd_rows.h"
 
 #include <algorithm>
-#include <atomic>
-#include <memory>
 
 #include "core/buffer.h"
 #include "cpu/conv_pack.h"
 #include "cpu/parallel_range.h"
+#include "cpu/special_samples.h"
 #include "cpu/winograd_rows_points.h"
 #include "cpu/winograd_rows_terms.h"
 #include "cpu/winograd_rows_tile.h"
@@ -212,7 +211,7 @@ class WinogradRows {
         weights_(terms_.weights()),
         u_(vectors_ * weights_ * kL),
         bias_(rows::bias_points(bias, view.K)),
-        special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()),
+        special_(view.N),
         offsets_(terms_.offsets<int64_t>(source_row_, source_.channel(), plane_)),
         outputs_(rows::outputs_of(view, epilogue)),
         direct_(rows::stores_directly(view, epilogue)) {
@@ -248,15 +247,11 @@ class WinogradRows {
         const int64_t i0 = task % blocks * block_rows_, n = task / blocks;
         const Range i{i0, std::min(i0 + block_rows_, view_.I)};
         transform_source(n, i, v, v + source);
-        if (!multiply_block(n, i, v, v + source + row))
-          special_[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
+        if (!multiply_block(n, i, v, v + source + row)) special_.add(n);
       }
       if (outputs_.stream) stream_fence();
     });
-    std::vector<int64_t> special;
-    for (int64_t n = 0; n < view_.N; ++n)
-      if (special_[static_cast<size_t>(n)].load(std::memory_order_relaxed)) special.push_back(n);
-    return special;
+    return special_.list();
   }
 
  private:
@@ -270,13 +265,9 @@ class WinogradRows {
 
   void transform_source(int64_t n, Range i, float* v, float* scratch) const {
     const int64_t count = (i.size() - 1) * view_.step_h + terms_.halo() + 1;
-    for (int64_t y = 0; y < count; ++y, v += source_row_) {
-      const int64_t h = i.begin * view_.step_h + terms_.rows().front() + y;
-      if (h < 0 || h >= view_.H)
-        std::fill_n(v, source_row_, 0.0f);
-      else
-        source_.transform(src_ + n * view_.src.n + h * view_.src.row, scratch, v);
-    }
+    const int64_t first = i.begin * view_.step_h + terms_.rows().front();
+    for (int64_t y = 0; y < count; ++y)
+      source_.transform(src_ + n * view_.src.n, first + y, scratch, v + y * source_row_);
   }
 
   // False where a sum is not finite.
@@ -370,10 +361,10 @@ class WinogradRows {
   rows::Source source_;
   int64_t source_row_;
   int64_t vectors_;
-  int64_t weights_;                               // vectors of them for a vector of filters
-  Buffer<float> u_;                               // [vectors][group, row, channel][point][filter]
-  Buffer<float> bias_;                            // [filter]
-  std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
+  int64_t weights_;     // vectors of them for a vector of filters
+  Buffer<float> u_;     // [vectors][group, row, channel][point][filter]
+  Buffer<float> bias_;  // [filter]
+  SpecialSamples special_;
   std::vector<int64_t> offsets_;  // [group, row, channel], in the transformed source
   rows::RowOutputs outputs_;
   bool direct_;       // the kernel applies the epilogue

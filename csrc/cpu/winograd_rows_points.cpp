@@ -11,12 +11,10 @@
 // points, come first.
 #include "cpu/winograd_rows_points.h"
 
-#include <atomic>
-#include <memory>
-
 #include "cpu/channel_band.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/parallel_range.h"
+#include "cpu/special_samples.h"
 #include "cpu/winograd_rows_terms.h"
 #include "cpu/winograd_rows_tile.h"
 
@@ -49,7 +47,7 @@ class PointProducts {
         plane_(round_up(block_tiles_, kL)),
         filters_(round_up(view.K, kL)),
         bias_(bias_points(bias, view.K)),
-        special_(new std::atomic<bool>[static_cast<size_t>(view.N)]()),
+        special_(view.N),
         outputs_(outputs_of(view, epilogue)),
         direct_(stores_directly(view, epilogue)) {
     for (int64_t t = 0; t < tiles_; t += block_tiles_) {
@@ -104,15 +102,11 @@ class PointProducts {
         if (t.block != prepared) sources_[static_cast<size_t>(t.block)].prepare(t.row);
         prepared = t.block;
         transform_source(t, n);
-        if (!multiply(t, n))
-          special_[static_cast<size_t>(n)].store(true, std::memory_order_relaxed);
+        if (!multiply(t, n)) special_.add(n);
       }
       if (outputs_.stream) stream_fence();
     });
-    std::vector<int64_t> special;
-    for (int64_t n = 0; n < view_.N; ++n)
-      if (special_[static_cast<size_t>(n)].load(std::memory_order_relaxed)) special.push_back(n);
-    return special;
+    return special_.list();
   }
 
  private:
@@ -131,23 +125,20 @@ class PointProducts {
       float* const u = u_.get() + panel * all_terms_ + (k - panel);
       terms_.for_weights(view_, w, k, [&](int64_t term, int taps, const Register* points) {
         float* to = u + term * width;
-        for (int p = 0; p < points_of(taps); to += terms_of_[p++] * width)
+        for (int p = 0; p < points_of(taps); ++p) {
           V::store(to, points[weights_of(taps) == 1 ? 0 : p]);
+          to += terms_of_[p] * width;
+        }
       });
     }
   }
 
   void transform_source(const Task& t, int64_t n) const {
     const int64_t count = (t.rows.size() - 1) * view_.step_h + terms_.halo() + 1;
-    float* v = t.v;
-    for (int64_t y = 0; y < count; ++y, v += source_row_) {
-      const int64_t h = t.rows.begin * view_.step_h + terms_.rows().front() + y;
-      if (h < 0 || h >= view_.H)
-        std::fill_n(v, source_row_, 0.0f);
-      else
-        sources_[static_cast<size_t>(t.block)].transform(src_ + n * view_.src.n + h * view_.src.row,
-                                                         t.row, v);
-    }
+    const int64_t first = t.rows.begin * view_.step_h + terms_.rows().front();
+    const Source& source = sources_[static_cast<size_t>(t.block)];
+    for (int64_t y = 0; y < count; ++y)
+      source.transform(src_ + n * view_.src.n, first + y, t.row, t.v + y * source_row_);
   }
 
   // False where a sum is not finite.
@@ -177,7 +168,7 @@ class PointProducts {
     tile.terms = offsets_.data();
     tile.panels = 1;
     tile.lanes = kL;
-    for (int p = 0; p < kMostPoints; u += terms_of_[p++] * width) {
+    for (int p = 0; p < kMostPoints; ++p) {
       alignas(64) float start[kWidth] = {};
       for (int64_t l = 0; p < points_of(1) && l < width; l += kL)
         V::store(start + l, V::load(bias_.get() + (k + l) * points_of(1) + p * kL));
@@ -197,6 +188,7 @@ class PointProducts {
         tile.next = static_cast<const char*>(tile.next) + tile.next_step * terms_of_[p];
         if (first > 0) tile.next = u, tile.next_step = 0;
       });
+      u += terms_of_[p] * width;
     }
   }
 
@@ -238,7 +230,7 @@ class PointProducts {
   int64_t terms_of_[kMostPoints] = {}, all_terms_ = 0;
   int64_t filters_;  // whole vectors of them
   Buffer<float> u_{0}, bias_;
-  std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
+  SpecialSamples special_;
   RowOutputs outputs_;
   bool direct_;  // stores apply the epilogue
   int64_t block_rows_;

@@ -80,6 +80,7 @@ int64_t planes_of(const std::vector<TapGroup>& groups) {
 
 Source::Source(const ConvView& view, int64_t plane)
     : C_(view.C),
+      H_(view.H),
       W_(view.W),
       step_(view.step_w),
       plane_(plane),
@@ -120,7 +121,12 @@ void Source::transform_group(const float* phases, const int64_t* inputs, float* 
   }
 }
 
-void Source::transform(const float* row, float* scratch, float* to) const {
+void Source::transform(const float* image, int64_t h, float* scratch, float* to) const {
+  if (h < 0 || h >= H_) {
+    std::fill_n(to, C_ * channel(), 0.0f);
+    return;
+  }
+  const float* const row = image + h * strides_.row;
   const bool together = strides_.c == 1 && C_ > 1;
   const int64_t lines = together ? 1 : C_, width = together ? C_ : 1;
   float* const phases = scratch + phases_offset_;

@@ -34,14 +34,14 @@ class Source {
   int64_t scratch_size() const { return phases_offset_ + C_ * apart_ * phase_; }
   // Once for each scratch.
   void prepare(float* scratch) const { std::fill_n(scratch, scratch_size(), 0.0f); }
-  // [channel][plane][tile] of a row of an image.
-  void transform(const float* row, float* scratch, float* to) const;
+  // [channel][plane][tile] of row h of an image, or of zeros beside it.
+  void transform(const float* image, int64_t h, float* scratch, float* to) const;
 
  private:
   template <int kTaps>
   void transform_group(const float* phases, const int64_t* inputs, float* to) const;
 
-  int64_t C_, W_, step_, plane_;
+  int64_t C_, H_, W_, step_, plane_;
   ConvStrides strides_;
   std::vector<TapGroup> groups_;
   std::vector<int64_t> inputs_;  // [group][point], in the phases of a channel

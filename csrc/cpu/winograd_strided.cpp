@@ -12,14 +12,12 @@
 // task owns panels of filters; an output is summed in the same order either way.
 #include "cpu/winograd_strided.h"
 
-#include <atomic>
-#include <memory>
-
 #include "core/buffer.h"
 #include "cpu/conv_view.h"
 #include "cpu/microkernels/winograd_gemm.h"
 #include "cpu/parallel_range.h"
 #include "cpu/shared_scratch.h"
+#include "cpu/special_samples.h"
 #include "cpu/winograd_strided_fold.h"
 #include "cpu/winograd_strided_output.h"
 #include "cpu/winograd_strided_source.h"
@@ -186,7 +184,7 @@ class Driver {
         w_(w),
         u_(u),
         epilogue_(epilogue),
-        special_(new std::atomic<bool>[static_cast<size_t>(plan.view.N)]()),
+        special_(plan.view.N),
         weights_(plan_),
         bias_(plan_.panels * kFilters) {
     for (int64_t k = 0; k < plan_.panels * kFilters; ++k)
@@ -198,10 +196,7 @@ class Driver {
       by_filters(pool);
     else
       by_tiles(pool);
-    std::vector<int64_t> special;
-    for (int64_t n = 0; n < plan_.view.N; ++n)
-      if (special_[static_cast<size_t>(n)]) special.push_back(n);
-    return special;
+    return special_.list();
   }
 
  private:
@@ -354,7 +349,7 @@ class Driver {
     for (const Segment& s : tiles.segments())
       if (!transform_products(plan_, tiles, s, panel, products, m, bias_.get() + panel * kFilters,
                               epilogue_, scratch))
-        special_[static_cast<size_t>(s.n)].store(true, std::memory_order_relaxed);
+        special_.add(s.n);
   }
 
   const Plan& plan_;
@@ -362,7 +357,7 @@ class Driver {
   const float* w_;
   const float* u_;
   const Epilogue<float>& epilogue_;
-  std::unique_ptr<std::atomic<bool>[]> special_;  // of each sample
+  SpecialSamples special_;
   const WeightLayout weights_;
   Buffer<float> bias_;
 };
