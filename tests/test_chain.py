@@ -23,7 +23,7 @@ import torchconv
 from conftest import FLOATS, Network, in_layout
 from torchconv import _chain
 from torchconv._fetch import Fetch
-from torchconv._programs import Step, program_of
+from torchconv._programs import KeptProgram, Step, program_of
 from torchconv._schemas import overload
 from torchconv._settings import Signature, settings_of
 
@@ -688,6 +688,24 @@ def step(name: str, tensors: list[int], values: tuple[Any, ...], done: list[int]
     return Step(name, tensors, [0, *settings] if name == "conv2d" else settings, done)
 
 
+def run_program(
+    tensors: list[Tensor], program: Tensor, device: str = "cpu", planned: bool | None = None
+) -> list[Tensor]:
+    """The operator's results, which are those of the same program where it is kept: in the call
+    that makes a plan and in those by the plan, if there is one."""
+    results: list[Tensor] = torch.ops.torchconv.chain(tensors, program)
+    if device != "cpu":
+        return results
+    kept = KeptProgram(program)
+    for _ in range(3):
+        again = kept(tensors)
+        assert len(again) == len(results)
+        for got, wanted in zip(again, results, strict=True):
+            assert_same(got, wanted)
+        assert planned is None or kept.plans() == planned
+    return results
+
+
 CONV = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "none", False)
 
 
@@ -716,7 +734,7 @@ def test_operator(layout: str, device: str) -> None:
         torch.cat((gate * mean, gate, gate * mean), 1),
         overload("max_pool2d")(y, *window, (1, 1), True),
     )
-    for got, wanted in zip(torch.ops.torchconv.chain([x, w, b], program), expected, strict=True):
+    for got, wanted in zip(run_program([x, w, b], program, device, False), expected, strict=True):
         assert_same(got, wanted)
     for wrong, message in ((8, "no operator 8"), (-1, "no operator -1")):
         program[1] = wrong
@@ -740,7 +758,12 @@ def test_parts_need_no_copy() -> None:
             parts[1]._replace(part=(5, second, channels)),
             both,
         ]
-        found: list[Tensor] = torch.ops.torchconv.chain([x, w, v], program_of(steps, [5, 3, 4]))
+        program = program_of(steps, [5, 3, 4])
+        run_program([x, w, v], program, planned=False)  # parts are no results of their own
+        run_program(
+            [x, w, v], program_of(steps, [5]), planned=(first, second, channels) == (0, 16, 40)
+        )
+        found: list[Tensor] = torch.ops.torchconv.chain([x, w, v], program)
         return found
 
     expected = torch.cat((F.conv2d(x, w), F.conv2d(x, v)), 1)
@@ -774,7 +797,7 @@ def test_parts_beside_others(layout: str, last: bool) -> None:
         steps[1]._replace(part=(6, 24 if last else 16, 40)),
         step("cat", [4, 5], (1,), []),
     ]
-    whole, *found = torch.ops.torchconv.chain([x, z, w, v], program_of(parts, [6, 4, 5]))
+    whole, *found = run_program([x, z, w, v], program_of(parts, [6, 4, 5]), planned=False)
     torch.testing.assert_close(whole, torch.cat(expected, 1))
     assert whole.stride() == torch.cat(expected, 1).stride()
     if layout == "channels_last":
@@ -814,7 +837,7 @@ def test_gates(
         ]
         before = x.clone()
         program = program_of(steps, [3, 4] if dies else [3, 4, 2])
-        got = torch.ops.torchconv.chain([x, gate], program)
+        got = run_program([x, gate], program, device)
         for image, result in zip((x, pooled), got, strict=False):
             assert_same(result, gate * image if gate_first else image * gate)
         assert torch.equal(x, before)

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from torchconv._chain_layers import FORWARDS, Call, attributes_of, settings_of
 from torchconv._fetch import Fetch
-from torchconv._programs import Step, program_of
+from torchconv._programs import KeptProgram, Step, program_of
 
 __all__ = ["Program", "compile_program"]
 
@@ -110,6 +109,7 @@ class Program:
         self._snapshot = snapshot
         self._parameters = snapshot.parameters()
         self._steps = steps
+        self._kept = KeptProgram(steps)
         packed = [getattr(layer, "_packed_weights", None) for layer in snapshot.layers]
         self._packed = [weakref.ref(kept, forget) for kept in packed if kept is not None]
 
@@ -126,9 +126,7 @@ class Program:
 
     def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         self.used = True
-        tensors = [*inputs, *self._parameters]
-        outputs: list[Tensor] = torch.ops.torchconv.chain(tensors, self._steps)
-        return outputs
+        return self._kept([*inputs, *self._parameters])
 
 
 def compile_program(

@@ -1,5 +1,8 @@
 """The operator ``torch.ops.torchconv.chain``: several operators in one call.
 
+A program that is to run more often is kept by the library, which then remembers what a call on
+inputs of these sizes comes to (csrc/ops/cpu/chain_program.cpp).
+
 It takes tensors and a program, a list of integers in the memory of a tensor, which
 csrc/ops/chain.cpp runs. As the overloads for short calls (_settings.py) it passes autograd by, and
 whoever calls it must know that nothing records, transforms, traces, casts or watches the call. What
@@ -8,6 +11,8 @@ lands here, on another device or before the library is loaded, is passed on to t
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torchconv import _load
 from torchconv._fake import conv_channels_last, is_channels_last
 from torchconv._schemas import LIBRARY, overload
 from torchconv._settings import Signature, read_values
 
-__all__ = ["Step", "call_pytorch", "program_of"]
+__all__ = ["KeptProgram", "Step", "call_pytorch", "program_of"]
 
 # In the order of csrc/ops/chain.cpp; the last ones are PyTorch's.
 _OF_PYTORCH = ("mul", "hardsigmoid", "cat")
@@ -105,3 +111,39 @@ def _run_apart(tensors: Sequence[Tensor], program: Tensor) -> list[Tensor]:
 LIBRARY.define("chain(Tensor[] tensors, Tensor program) -> Tensor[]")
 LIBRARY.impl("chain", _run_apart, "CompositeExplicitAutograd")
 LIBRARY.impl("chain", torch.library.fallthrough_kernel, "Autograd")
+LIBRARY.define("keep_chain(Tensor program) -> int")
+LIBRARY.define("run_kept_chain(Tensor[] tensors, int number) -> Tensor[]")
+for name in ("keep_chain", "run_kept_chain"):
+    LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_load.load()))
+    library.torchconv_forget_chain.argtypes = (ctypes.c_int64,)
+    library.torchconv_forget_chain.restype = None
+    library.torchconv_chain_plans.argtypes = (ctypes.c_int64,)
+    library.torchconv_chain_plans.restype = ctypes.c_int64
+    return library
+
+
+class KeptProgram:
+    """A program that the library keeps; a call runs it on tensors of the CPU."""
+
+    def __init__(self, program: Tensor) -> None:
+        _library()  # whose operators these are
+        self._number: int = overload("keep_chain")(program)
+        self._run = overload("run_kept_chain")._op
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        outputs: list[Tensor] = self._run(tensors, self._number)
+        return outputs
+
+    def plans(self) -> int:
+        """For how many kinds of tensors the library knows what to do."""
+        known: int = _library().torchconv_chain_plans(self._number)
+        return known
+
+    def __del__(self) -> None:
+        if hasattr(self, "_number") and _library is not None:
+            _library().torchconv_forget_chain(self._number)

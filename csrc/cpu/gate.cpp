@@ -1,6 +1,8 @@
 // See gate.h. Memory is rows of neighbours: a pixel's channels, or a channel's plane.
 #include "cpu/gate.h"
 
+#include <algorithm>
+
 #include "cpu/parallel_range.h"
 #include "cpu/simd.h"
 
@@ -50,6 +52,18 @@ void gate_channels(const GateProblem& p, const void* x, const void* gate, void* 
     gate_rows(p, static_cast<const T*>(x), static_cast<const T*>(gate), static_cast<T*>(y), pool);
   };
   return p.dtype == DType::kFloat64 ? run(double{}) : run(float{});
+}
+
+void hardsigmoid(DType dtype, int64_t count, const void* x, void* y) {
+  const auto run = [&](auto element) {
+    using T = decltype(element);
+    const T* const from = static_cast<const T*>(x);
+    T* const to = static_cast<T*>(y);
+    // In this order a NaN stays one.
+    for (int64_t i = 0; i < count; ++i)
+      to[i] = std::min(std::max(from[i] + T{3}, T{0}), T{6}) / T{6};
+  };
+  return dtype == DType::kFloat64 ? run(double{}) : run(float{});
 }
 
 }  // namespace torchconv::cpu

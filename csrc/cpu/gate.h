@@ -18,4 +18,7 @@ struct GateProblem {
 void gate_channels(const GateProblem& p, const void* x, const void* gate, void* y,
                    const Parallel& pool);
 
+// y = min(max(x + 3, 0), 6) / 6, with the bits of PyTorch's, of float or double. By one thread.
+void hardsigmoid(DType dtype, int64_t count, const void* x, void* y);
+
 }  // namespace torchconv::cpu

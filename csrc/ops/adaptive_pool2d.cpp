@@ -70,14 +70,25 @@ Tensor new_gradient(const Tensor& like, const AdaptiveProblem& p) {
   return new_tensor(like, std::array{p.N, p.C, p.H, p.W}, like.scalar_type(), p.layout);
 }
 
-Tensor adaptive_avg_pool2d(const Tensor& input, IntList output_size) {
+Tensor adaptive_avg_pool2d_with(const Tensor& input, [[maybe_unused]] Repeat* repeat,
+                                IntList output_size) {
   const AdaptiveProblem p =
       describe(input, input.sizes(), output_size, suggested_layout(input), "adaptive_avg_pool2d");
   const Execution run(input);
   const Tensor x = dense(input, p.layout);
   Tensor y = new_output(input, p, input.scalar_type());
   kernels::adaptive_avg_pool2d(p, x.const_data_ptr(), y.mutable_data_ptr(), run);
+#ifndef TORCHCONV_CUDA
+  if (repeat != nullptr && x.get() == input.get())
+    *repeat = [p](const StepMemory& m) {
+      kernels::adaptive_avg_pool2d(p, m.tensors[0], m.result, torch_threads());
+    };
+#endif
   return y;
+}
+
+Tensor adaptive_avg_pool2d(const Tensor& input, IntList output_size) {
+  return adaptive_avg_pool2d_with(input, nullptr, output_size);
 }
 
 Tensor adaptive_avg_pool2d_backward(const Tensor& grad_output, IntList input_size,
@@ -162,8 +173,8 @@ Tensor adaptive_max_pool2d_gather(const Tensor& input, const Tensor& indices) {
 
 }  // namespace
 
-Tensor adaptive_avg_pool2d_step(const Tensor& input, SettingsReader* reader) {
-  return with_next_settings<&adaptive_avg_pool2d>(reader, input);
+Tensor adaptive_avg_pool2d_step(const Tensor& input, SettingsReader* reader, Repeat* repeat) {
+  return with_next_settings<&adaptive_avg_pool2d_with>(reader, input, repeat);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {

@@ -175,6 +175,7 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
                                                   const std::optional<Tensor>& residual,
                                                   const ConvArguments& a, bool preactivation,
                                                   const WeightsOwner& owner = {},
+                                                  [[maybe_unused]] Repeat* repeat = nullptr,
                                                   const ConcatenatedPart* part = nullptr) {
   ConvProblem p = describe(input, weight, a);
   std::optional<Tensor> b;
@@ -210,6 +211,17 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
                         in_place ? owner : WeightsOwner{}, b ? b->const_data_ptr() : nullptr,
                         added ? added->const_data_ptr() : nullptr, y.mutable_data_ptr(),
                         z ? z->mutable_data_ptr() : nullptr, run);
+#ifndef TORCHCONV_CUDA
+  const auto as_it_is = [](const std::optional<Tensor>& read, const std::optional<Tensor>& given) {
+    return !given.has_value() || read->get() == given->get();
+  };
+  if (repeat != nullptr && !preactivation && in_place && x.get() == input.get() &&
+      as_it_is(b, bias) && as_it_is(added, residual))
+    *repeat = [p, owner](const StepMemory& m) {
+      kernels::conv2d_fprop(p, m.tensors[0], m.tensors[1], owner, m.tensors[2], m.tensors[3],
+                            m.result, nullptr, torch_threads());
+    };
+#endif
   return {y, z};
 }
 
@@ -333,7 +345,7 @@ std::string explain_conv2d(const Tensor& input, const Tensor& weight, IntList st
 }  // namespace
 
 Tensor conv2d_step(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                   const std::optional<Tensor>& residual, SettingsReader* reader,
+                   const std::optional<Tensor>& residual, SettingsReader* reader, Repeat* repeat,
                    const ConcatenatedPart* part) {
   const bool in_same_layout = reader->take<bool>();
   const ConvSettings conv(reader);
@@ -342,7 +354,7 @@ Tensor conv2d_step(const Tensor& input, const Tensor& weight, const std::optiona
                                       suggested_layout(*residual) == output_layout(input, weight)),
                   "the residual is in another layout than the output");
   return std::get<0>(forward(input, weight, bias, residual, conv.arguments(),
-                             /*preactivation=*/false, owner, part));
+                             /*preactivation=*/false, owner, repeat, part));
 }
 
 #ifndef TORCHCONV_CUDA

@@ -36,14 +36,16 @@ class Execution {
 namespace torchconv::ops {
 
 // PyTorch's own thread pool.
+inline Parallel torch_threads() {
+  return {[](int64_t begin, int64_t end, int64_t grain, Parallel::Body body, void* context) {
+    TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
+  }};
+}
+
 class Execution {
  public:
   explicit Execution(const Tensor&) {}
-  operator Parallel() const {
-    return {[](int64_t begin, int64_t end, int64_t grain, Parallel::Body body, void* context) {
-      TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
-    }};
-  }
+  operator Parallel() const { return torch_threads(); }
 };
 
 }  // namespace torchconv::ops

@@ -127,7 +127,8 @@ enum class Remember { kNothing, kOffsets, kIndices };
 
 // Maximum or minimum, and what was selected. The second tensor is absent for kNothing.
 std::tuple<Tensor, std::optional<Tensor>> select(Select which, Remember remember,
-                                                 const Tensor& input, const PoolArguments& a) {
+                                                 const Tensor& input, const PoolArguments& a,
+                                                 [[maybe_unused]] Repeat* repeat = nullptr) {
   const PoolProblem p = describe(input, which == Select::kMax ? "max_pool2d" : "min_pool2d", a);
   const Execution run(input);
   const Tensor x = dense(input, p.layout);
@@ -146,6 +147,12 @@ std::tuple<Tensor, std::optional<Tensor>> select(Select which, Remember remember
                          remember == Remember::kOffsets ? memory : nullptr,
                          remember == Remember::kIndices ? static_cast<int64_t*>(memory) : nullptr,
                          run);
+#ifndef TORCHCONV_CUDA
+  if (repeat != nullptr && x.get() == input.get())
+    *repeat = [p, which](const StepMemory& m) {
+      kernels::select_pool2d(p, which, m.tensors[0], m.result, nullptr, nullptr, torch_threads());
+    };
+#endif
   return {y, selected};
 }
 
@@ -225,8 +232,9 @@ Tensor select_pool2d_gather(const Tensor& input, const Tensor& selected, IntList
   return y;
 }
 
-Tensor avg_pool2d(const Tensor& input, IntList kernel_size, IntList stride, IntList padding,
-                  bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override) {
+Tensor avg_pool2d_with(const Tensor& input, [[maybe_unused]] Repeat* repeat, IntList kernel_size,
+                       IntList stride, IntList padding, bool ceil_mode, bool count_include_pad,
+                       std::optional<int64_t> divisor_override) {
   constexpr const char* kOp = "avg_pool2d";
   const PoolArguments a{kernel_size,       stride,          padding, kNoDilation, ceil_mode,
                         count_include_pad, divisor_override};
@@ -236,7 +244,25 @@ Tensor avg_pool2d(const Tensor& input, IntList kernel_size, IntList stride, IntL
   const Tensor x = dense(input, p.layout);
   Tensor y = new_tensor(input, output_sizes(p), input.scalar_type(), p.layout);
   kernels::avg_pool2d(p, x.const_data_ptr(), y.mutable_data_ptr(), run);
+#ifndef TORCHCONV_CUDA
+  if (repeat != nullptr && x.get() == input.get())
+    *repeat = [p](const StepMemory& m) {
+      kernels::avg_pool2d(p, m.tensors[0], m.result, torch_threads());
+    };
+#endif
   return y;
+}
+
+Tensor avg_pool2d(const Tensor& input, IntList kernel_size, IntList stride, IntList padding,
+                  bool ceil_mode, bool count_include_pad, std::optional<int64_t> divisor_override) {
+  return avg_pool2d_with(input, nullptr, kernel_size, stride, padding, ceil_mode, count_include_pad,
+                         divisor_override);
+}
+
+Tensor max_pool2d_with(const Tensor& input, Repeat* repeat, IntList kernel_size, IntList stride,
+                       IntList padding, IntList dilation, bool ceil_mode) {
+  const PoolArguments a{kernel_size, stride, padding, dilation, ceil_mode};
+  return std::get<0>(select(Select::kMax, Remember::kNothing, input, a, repeat));
 }
 
 Tensor avg_pool2d_backward(const Tensor& grad_output, IntList input_size, IntList kernel_size,
@@ -256,12 +282,12 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntList input_size, IntLis
 
 }  // namespace
 
-Tensor max_pool2d_step(const Tensor& input, SettingsReader* reader) {
-  return with_next_settings<&select_pool2d<Select::kMax>>(reader, input);
+Tensor max_pool2d_step(const Tensor& input, SettingsReader* reader, Repeat* repeat) {
+  return with_next_settings<&max_pool2d_with>(reader, input, repeat);
 }
 
-Tensor avg_pool2d_step(const Tensor& input, SettingsReader* reader) {
-  return with_next_settings<&avg_pool2d>(reader, input);
+Tensor avg_pool2d_step(const Tensor& input, SettingsReader* reader, Repeat* repeat) {
+  return with_next_settings<&avg_pool2d_with>(reader, input, repeat);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {

@@ -128,14 +128,13 @@ Tensor dense(const Tensor& t, Layout layout) {
   return is_dense || expected == 0 ? t : torch::stable::contiguous(t, memory_format(layout));
 }
 
-namespace {
-
-// As torch.empty has them: a size of zero counts as one, but not in channels_last.
 std::array<int64_t, 4> dense_strides(IntList s, Layout layout) {
   if (layout == Layout::kNHWC) return {s[1] * s[2] * s[3], 1, s[1] * s[3], s[1]};
   const auto one = [&](int d) { return std::max<int64_t>(s[d], 1); };
   return {one(1) * one(2) * one(3), one(2) * one(3), one(3), 1};
 }
+
+namespace {
 
 int64_t bytes_of(IntList sizes, int32_t type) {
   int64_t bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(type));

@@ -68,6 +68,9 @@ constexpr MemoryFormat memory_format(Layout layout) {
 // t itself where it is dense in this layout, else a dense copy.
 Tensor dense(const Tensor& t, Layout layout);
 
+// As torch.empty has them: a size of zero counts as one, but not in channels_last.
+std::array<int64_t, 4> dense_strides(IntList sizes, Layout layout);
+
 // Uninitialised, on the device of like.
 Tensor new_tensor(const Tensor& like, IntList sizes, ScalarType dtype, Layout layout);
 

@@ -1,0 +1,130 @@
+// Programs of chains (chain.cpp) that the library keeps, each with the plans of its last calls. It
+// keeps no tensor of a call: torch.utils.swap_tensors, for one, refuses what others hold on to. One
+// table for all programs behind one mutex, which no work is done under.
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "ops/cpu/chain_plan.h"
+
+namespace torchconv::ops {
+namespace {
+
+class ChainProgram {
+ public:
+  explicit ChainProgram(const Tensor& program) : program_(program) {}
+
+  std::vector<Tensor> run(const std::vector<Tensor>& tensors) {
+    if (const std::shared_ptr<const ChainPlan> plan = find(tensors)) return plan->run(tensors);
+    std::shared_ptr<const ChainPlan> plan;
+    std::vector<Tensor> results = ChainPlan::record(tensors, program_, &plan);
+    if (plan != nullptr) keep(std::move(plan));
+    return results;
+  }
+
+  int64_t plans() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::count_if(plans_.begin(), plans_.end(), [](const auto& p) { return p != nullptr; });
+  }
+
+ private:
+  using Plans = std::array<std::shared_ptr<const ChainPlan>, 2>;
+
+  // A forked child may find the mutex taken for ever: then it goes without plans.
+  std::shared_ptr<const ChainPlan> find(const std::vector<Tensor>& tensors) {
+    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) return nullptr;
+    const Plans plans = plans_;
+    lock.unlock();
+    for (const auto& plan : plans)
+      if (plan != nullptr && plan->fits(tensors)) return plan;
+    return nullptr;
+  }
+
+  void keep(std::shared_ptr<const ChainPlan> plan) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) return;
+    std::swap(plans_[0], plans_[1]);
+    plans_[0].swap(plan);
+  }
+
+  const Tensor program_;
+  std::mutex mutex_;
+  Plans plans_;  // of the last kinds of tensors
+};
+
+class Table {
+ public:
+  static Table& instance() {
+    static Table* const table = new Table;  // never destroyed: programs may outlive static objects
+    return *table;
+  }
+
+  std::mutex mutex;
+  std::unordered_map<int64_t, std::shared_ptr<ChainProgram>> programs;
+  int64_t last = 0;
+
+ private:
+  Table() {
+    // A child must not inherit a mutex that another thread of its parent held.
+    pthread_atfork([] { instance().mutex.lock(); }, [] { instance().mutex.unlock(); },
+                   [] { instance().mutex.unlock(); });
+  }
+};
+
+int64_t keep_chain(const Tensor& program) {
+  auto made = std::make_shared<ChainProgram>(program);
+  Table& table = Table::instance();
+  const std::lock_guard<std::mutex> lock(table.mutex);
+  table.programs.emplace(++table.last, std::move(made));
+  return table.last;
+}
+
+// Null where there is none.
+std::shared_ptr<ChainProgram> find_program(int64_t number) {
+  Table& table = Table::instance();
+  const std::lock_guard<std::mutex> lock(table.mutex);
+  const auto found = table.programs.find(number);
+  return found == table.programs.end() ? nullptr : found->second;
+}
+
+std::vector<Tensor> run_kept_chain(const std::vector<Tensor>& tensors, int64_t number) {
+  const std::shared_ptr<ChainProgram> program = find_program(number);
+  TORCHCONV_CHECK(program != nullptr, "no chain of number ", number, " is kept");
+  return program->run(tensors);
+}
+
+}  // namespace
+
+// For torchconv/_programs.py, through ctypes.
+#define TORCHCONV_EXPORT extern "C" __attribute__((visibility("default")))
+
+// How many plans its program has, -1 without one.
+TORCHCONV_EXPORT int64_t torchconv_chain_plans(int64_t number) {
+  const std::shared_ptr<ChainProgram> program = find_program(number);
+  return program == nullptr ? -1 : program->plans();
+}
+
+TORCHCONV_EXPORT void torchconv_forget_chain(int64_t number) {
+  std::shared_ptr<ChainProgram> forgotten;  // after the lock
+  Table& table = Table::instance();
+  const std::lock_guard<std::mutex> lock(table.mutex);
+  const auto found = table.programs.find(number);
+  if (found == table.programs.end()) return;
+  forgotten.swap(found->second);
+  table.programs.erase(found);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, m) {
+  m.impl("keep_chain", TORCH_BOX(&keep_chain));
+  m.impl("run_kept_chain", TORCH_BOX(&run_kept_chain));
+}
+
+}  // namespace torchconv::ops
