@@ -104,13 +104,10 @@ void pack(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, c
   if (algorithm == ConvAlgorithm::kBandProduct) band_gemm_pack_weights(view, w, packed, pool);
 }
 
-// The packed weights that the owner keeps, made where they are not there yet; or null.
+// What an algorithm packs of the weights that is worth keeping.
 template <typename T>
-PackedBuffer kept_weights(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm,
-                          const T* w, const WeightsOwner& owner, const Parallel& pool) {
-  if (owner.number == 0) return nullptr;
+PackedForm packed_form(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm) {
   const int64_t size = packed_size<T>(p, view, algorithm);
-  if (size == 0) return nullptr;
   const int64_t taps = p.R * p.S;
   PackedForm form{p, algorithm, size * static_cast<int64_t>(sizeof(Wide<T>))};
   form.problem.N = 0;
@@ -121,12 +118,21 @@ PackedBuffer kept_weights(const ConvProblem& p, const ConvView& view, ConvAlgori
     form.problem.P = view.step_h;
     form.problem.Q = view.step_w;
   }
-  const WeightsSource source(w, p.K * view.C * taps * static_cast<int64_t>(sizeof(T)),
-                             owner.version, pool);
+  return form;
+}
+
+// The packed weights that the owner keeps, made where they are not there yet; or null.
+template <typename T>
+PackedBuffer kept_weights(const ConvProblem& p, const ConvView& view, const PackedForm& form,
+                          const T* w, const WeightsOwner& owner, const Parallel& pool) {
+  if (owner.number == 0 || form.bytes == 0) return nullptr;
+  const int64_t bytes = p.K * view.C * p.R * p.S * static_cast<int64_t>(sizeof(T));
+  const WeightsSource source(w, bytes, owner.version, pool);
   PackedBuffer kept = packed_weights::find(owner.number, form, source);
   if (kept == nullptr) {
-    const auto packed = std::make_shared<Buffer<Wide<T>>>(size);
-    pack(p, view, algorithm, w, packed->get(), pool);
+    const auto packed =
+        std::make_shared<Buffer<Wide<T>>>(form.bytes / static_cast<int64_t>(sizeof(Wide<T>)));
+    pack(p, view, form.algorithm, w, packed->get(), pool);
     kept = PackedBuffer(packed, packed->get());
     packed_weights::keep(owner.number, form, source, kept);
   }
@@ -156,10 +162,11 @@ std::vector<int64_t> winograd_along_rows(const ConvView& view, ConvAlgorithm alg
   return winograd_rows(view, src, w, bias, epilogue, pool);
 }
 
-// packed: what `pack` made for this view and algorithm, or null.
+// packed: what `pack` made for this view and algorithm, or null. plan: of kDirectProduct, or null.
 template <typename T>
 void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T* w,
-            const void* packed, const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
+            const void* packed, const T* bias, const Epilogue<T>& epilogue, const Parallel& pool,
+            const DirectGemmPlan* plan = nullptr) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
     case ConvAlgorithm::kWinogradRows:
@@ -202,7 +209,8 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
     case ConvAlgorithm::kSampleProduct:
       return sample_gemm(view, src, w, bias, epilogue, pool);
     case ConvAlgorithm::kDirectProduct:
-      return direct_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
+      return direct_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool,
+                         plan);
     case ConvAlgorithm::kPixelProduct:
       return pixel_gemm(view, src, w, static_cast<const Wide<T>*>(packed), bias, epilogue, pool);
     case ConvAlgorithm::kPlanePairs:
@@ -317,8 +325,9 @@ void for_patches(const ConvProblem& p, ConvView view, const T* w, const T* bias,
   constexpr int64_t kPatchBytes = 8 << 20;
   const ConvProblem q = patch_problem(p);
   const ConvAlgorithm algorithm = gather_algorithm(view, kDType<T>, winograd_allowed());
-  const PackedBuffer kept = kept_weights(q, view, algorithm, w, owner, pool);
-  const int64_t packs = kept != nullptr ? 0 : packed_size<T>(q, view, algorithm);
+  const PackedForm form = packed_form<T>(q, view, algorithm);
+  const PackedBuffer kept = kept_weights(q, view, form, w, owner, pool);
+  const int64_t packs = kept != nullptr ? 0 : form.bytes / static_cast<int64_t>(sizeof(Wide<T>));
   const Buffer<Wide<T>> own(packs);
   if (packs > 0) pack(q, view, algorithm, w, own.get(), pool);
   const void* const packed = packs > 0 ? own.get() : kept.get();
@@ -336,10 +345,27 @@ void for_patches(const ConvProblem& p, ConvView view, const T* w, const T* bias,
   }
 }
 
+// fprop of a merged problem: which way it goes.
 template <typename T>
-void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
-           const void* bias, const void* residual, void* y, void* preactivation,
-           const Parallel& pool);
+class Fprop : public ConvPlan {
+ public:
+  explicit Fprop(const ConvProblem& p);
+  // For calls that repeat it. owned: with an owner of the weights.
+  void plan_tasks(bool owned);
+  void run(const void* x, const void* w, const WeightsOwner& owner, const void* bias,
+           const void* residual, void* y, void* preactivation, const Parallel& pool) const override;
+
+ private:
+  enum class Way : uint8_t { kNothing, kPatches, kChannelsLast, kStrided, kGather };
+
+  Way choose();
+
+  const ConvProblem p_;
+  const ConvView view_;
+  PackedForm form_{};  // and the algorithm of kStrided and kGather
+  const Way way_;
+  std::shared_ptr<const DirectGemmPlan> direct_;  // or null
+};
 
 // The fprop of contiguous images by way of channels_last ones.
 template <typename T>
@@ -351,47 +377,64 @@ void fprop_channels_last(const ConvProblem& p, const T* x, const T* w, const voi
   const Buffer<T> last_z(size), z(size);
   ConvProblem q = channels_last_problem(p);
   q.activation = Activation::kNone;
-  fprop<T>(merged(q), last_x.get(), last_w.get(), WeightsOwner{}, bias, nullptr, last_z.get(),
-           nullptr, pool);
+  Fprop<T>(merged(q)).run(last_x.get(), last_w.get(), WeightsOwner{}, bias, nullptr, last_z.get(),
+                          nullptr, pool);
   transpose_images(last_z.get(), p.N, pixels, p.K, z.get(), pool);
   store_array(epilogue, z.get(), size, pool);
 }
 
 template <typename T>
-void fprop(const ConvProblem& p, const void* x, const void* w, const WeightsOwner& owner,
-           const void* bias, const void* residual, void* y, void* preactivation,
-           const Parallel& pool) {
-  const ConvView view = fprop_view(p);
-  if (is_empty(view)) return;
-  const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p.activation,
-                             static_cast<const T*>(residual)};
-  if constexpr (std::is_floating_point_v<T>) {
-    if (goes_by_patches(p, StridedPass::kFprop))
-      return for_patches<T>(
-          p, fprop_view(patch_problem(p)), static_cast<const T*>(w), static_cast<const T*>(bias),
-          owner, pool, [&](const ConvProblem& part, int64_t n, T* patches, auto&& product) {
-            unfold_patches(part, static_cast<const T*>(x) + n * p.C * p.H * p.W, patches, pool);
-            product(patches, epilogue.at(n * view.dst.n));
-          });
-  }
+Fprop<T>::Fprop(const ConvProblem& p) : p_(p), view_(fprop_view(p)), way_(choose()) {}
+
+template <typename T>
+typename Fprop<T>::Way Fprop<T>::choose() {
+  if (is_empty(view_)) return Way::kNothing;
   const bool winograd = winograd_allowed();
   if constexpr (std::is_floating_point_v<T>) {
-    if (fprop_by_channels_last(p, view, winograd))
-      return fprop_channels_last(p, static_cast<const T*>(x), static_cast<const T*>(w), bias,
-                                 epilogue, pool);
+    if (goes_by_patches(p_, StridedPass::kFprop)) return Way::kPatches;
+    if (fprop_by_channels_last(p_, view_, winograd)) return Way::kChannelsLast;
   }
-  const bool strided = strides_by_winograd(p, StridedPass::kFprop, winograd);
-  const ConvAlgorithm algorithm =
-      strided ? ConvAlgorithm::kStridedWinograd : gather_algorithm(view, kDType<T>, winograd);
-  const T* weights = static_cast<const T*>(w);
-  const PackedBuffer packed = kept_weights(p, view, algorithm, weights, owner, pool);
+  const bool strided = strides_by_winograd(p_, StridedPass::kFprop, winograd);
+  form_ = packed_form<T>(
+      p_, view_,
+      strided ? ConvAlgorithm::kStridedWinograd : gather_algorithm(view_, kDType<T>, winograd));
+  return strided ? Way::kStrided : Way::kGather;
+}
+
+template <typename T>
+void Fprop<T>::plan_tasks(bool owned) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (way_ == Way::kGather && form_.algorithm == ConvAlgorithm::kDirectProduct)
+      direct_ = plan_direct_gemm(view_, owned && form_.bytes > 0);
+  }
+}
+
+template <typename T>
+void Fprop<T>::run(const void* x, const void* w, const WeightsOwner& owner, const void* bias,
+                   const void* residual, void* y, void* preactivation, const Parallel& pool) const {
+  if (way_ == Way::kNothing) return;
+  const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p_.activation,
+                             static_cast<const T*>(residual)};
+  const T* const src = static_cast<const T*>(x);
+  const T* const weights = static_cast<const T*>(w);
+  const T* const b = static_cast<const T*>(bias);
+  if constexpr (std::is_floating_point_v<T>) {
+    if (way_ == Way::kPatches)
+      return for_patches<T>(p_, fprop_view(patch_problem(p_)), weights, b, owner, pool,
+                            [&](const ConvProblem& part, int64_t n, T* patches, auto&& product) {
+                              unfold_patches(part, src + n * p_.C * p_.H * p_.W, patches, pool);
+                              product(patches, epilogue.at(n * view_.dst.n));
+                            });
+    if (way_ == Way::kChannelsLast)
+      return fprop_channels_last(p_, src, weights, bias, epilogue, pool);
+  }
+  const PackedBuffer packed = kept_weights(p_, view_, form_, weights, owner, pool);
   if constexpr (kInFloat<T>) {
-    if (strided)
-      return strided_gather(p, StridedPass::kFprop, {view}, static_cast<const T*>(x), weights,
-                            packed.get(), static_cast<const T*>(bias), epilogue, pool);
+    if (way_ == Way::kStrided)
+      return strided_gather(p_, StridedPass::kFprop, {view_}, src, weights, packed.get(), b,
+                            epilogue, pool);
   }
-  gather(view, algorithm, static_cast<const T*>(x), weights, packed.get(),
-         static_cast<const T*>(bias), epilogue, pool);
+  gather(view_, form_.algorithm, src, weights, packed.get(), b, epilogue, pool, direct_.get());
 }
 
 // dx from patches that the weights make of dz, by fold(part, patches, dx of the part).
@@ -519,17 +562,41 @@ void conv2d_fprop(const ConvProblem& problem, const void* x, const void* w,
                   const WeightsOwner& owner, const void* bias, const void* residual, void* y,
                   void* preactivation, const Parallel& pool) {
   const ConvProblem p = merged(problem);
+  const auto run = [&](const ConvPlan& plan) {
+    plan.run(x, w, owner, bias, residual, y, preactivation, pool);
+  };
   switch (p.dtype) {
     case DType::kFloat32:
-      return fprop<float>(p, x, w, owner, bias, residual, y, preactivation, pool);
+      return run(Fprop<float>(p));
     case DType::kFloat64:
-      return fprop<double>(p, x, w, owner, bias, residual, y, preactivation, pool);
+      return run(Fprop<double>(p));
     case DType::kBFloat16:
-      return fprop<BFloat16>(p, x, w, owner, bias, residual, y, preactivation, pool);
+      return run(Fprop<BFloat16>(p));
     case DType::kFloat16:
-      return fprop<Float16>(p, x, w, owner, bias, residual, y, preactivation, pool);
+      return run(Fprop<Float16>(p));
     default:
       return conv_integer(fprop_view(p), p.dtype, x, w, bias, y, pool);
+  }
+}
+
+std::shared_ptr<const ConvPlan> plan_conv2d_fprop(const ConvProblem& problem, bool owned) {
+  const ConvProblem p = merged(problem);
+  const auto plan = [&](auto element) -> std::shared_ptr<const ConvPlan> {
+    const auto made = std::make_shared<Fprop<decltype(element)>>(p);
+    made->plan_tasks(owned);
+    return made;
+  };
+  switch (p.dtype) {
+    case DType::kFloat32:
+      return plan(float{});
+    case DType::kFloat64:
+      return plan(double{});
+    case DType::kBFloat16:
+      return plan(BFloat16{});
+    case DType::kFloat16:
+      return plan(Float16{});
+    default:
+      return nullptr;
   }
 }
 

@@ -2,6 +2,8 @@
 // layouts.
 #pragma once
 
+#include <memory>
+
 #include "core/conv_problem.h"
 #include "core/parallel.h"
 #include "cpu/packed_weights.h"
@@ -14,6 +16,18 @@ namespace torchconv::cpu {
 void conv2d_fprop(const ConvProblem& problem, const void* x, const void* w,
                   const WeightsOwner& owner, const void* bias, const void* residual, void* y,
                   void* preactivation, const Parallel& pool);
+
+// conv2d_fprop of one problem, for calls that repeat it: what follows from the problem and the
+// switches of conv_choice.h alone has been found. Thread-safe.
+class ConvPlan {
+ public:
+  virtual ~ConvPlan() = default;
+  virtual void run(const void* x, const void* w, const WeightsOwner& owner, const void* bias,
+                   const void* residual, void* y, void* preactivation,
+                   const Parallel& pool) const = 0;
+};
+// owned: the calls will have an owner of the weights. Null for integers.
+std::shared_ptr<const ConvPlan> plan_conv2d_fprop(const ConvProblem& problem, bool owned);
 
 // Whether conv2d_fprop's way of this problem can write y as a part of the channels of a larger
 // image (pixel_channels), at no cost and to the same bits.

@@ -46,14 +46,25 @@ class DirectGemm : DirectTasks {
   DirectGemm(const ConvView& view, int64_t channels, const DirectPlan& plan, const T* src,
              const A* weights, const T* unpacked, const T* bias, const Epilogue<T>& epilogue,
              const ConvView* rows_of = nullptr)
-      : DirectTasks(view, plan, {src, sizeof(T), channels, kTermChannels, rows_of}, kPanel<A>,
-                    weights == nullptr),
+      : DirectGemm({view,
+                    plan,
+                    {src, sizeof(T), channels, kTermChannels, rows_of},
+                    kPanel<A>,
+                    weights == nullptr},
+                   src, weights, unpacked, bias, epilogue) {}
+
+  // planned: with weights or not, as here.
+  DirectGemm(const DirectTasks& planned, const T* src, const A* weights, const T* unpacked,
+             const T* bias, const Epilogue<T>& epilogue)
+      : DirectTasks(planned, src),
         src_(src),
         weights_(weights),
         unpacked_(unpacked),
         epilogue_(epilogue),
-        zero_bias_(view.groups * plan.padded_filters),
-        bias_(zero_bias_ + round_up(plan.padded_filters, kPanel<A>)) {
+        zero_bias_(view_.groups * plan_.padded_filters),
+        bias_(zero_bias_ + round_up(plan_.padded_filters, kPanel<A>)) {
+    const ConvView& view = view_;
+    const DirectPlan& plan = plan_;
     for (int64_t g = 0; g < view.groups; ++g)
       for (int64_t k = 0; k < plan.padded_filters; ++k)
         bias_[g * plan.padded_filters + k] =
@@ -198,7 +209,7 @@ class DirectGemm : DirectTasks {
     if ((chunk == 0 || c.last) && !cut) cut_segments(t, channels);
     DirectTile<A>& tile = c.tile;
     tile.a = plan_.band ? band : reinterpret_cast<const A*>(src_ + source_offset(t.at, chunk));
-    tile.terms = terms_.get() + (c.last ? plan_.channels * taps_ : 0);
+    tile.terms = terms() + (c.last ? plan_.channels * taps_ : 0);
     tile.totals = t.totals;
     tile.panel_size = c.depth * kPanel<A>;
     tile.stream = streams_;
@@ -503,11 +514,47 @@ class DirectGemm : DirectTasks {
 
 }  // namespace
 
+// Where the terms are no pairs.
+class DirectGemmPlan {
+ public:
+  template <typename T>
+  DirectGemmPlan(const ConvView& view, const T*, bool packed)
+      : flat_(flat_pixels(view)),
+        plan_(flat_, sizeof(Wide<T>), std::is_same_v<T, Wide<T>>, view.step_w * view.src.column),
+        packed_(packed),
+        along_(!packed && packs_along<T>(view)),
+        tasks_(flat_, plan_, {nullptr, sizeof(T), view.C}, kPanel<Wide<T>>, along_) {}
+  DirectGemmPlan(const DirectGemmPlan&) = delete;
+  DirectGemmPlan& operator=(const DirectGemmPlan&) = delete;
+
+  // Whether calls have packed weights, or else each task packs its own.
+  bool packed() const { return packed_; }
+  bool along() const { return along_; }
+  const DirectTasks& tasks() const { return tasks_; }
+
+ private:
+  template <typename T>
+  bool packs_along(const ConvView& view) const {
+    const bool panels = std::is_same_v<T, Wide<T>> && (view.weight_c == 1 || view.weight_k == 1);
+    return direct_gemm_packs_along<T>(view) ||
+           (panels && plan_.packs_along(flat_, sizeof(Wide<T>)));
+  }
+
+  const ConvView flat_;
+  const DirectPlan plan_;
+  const bool packed_, along_;
+  const DirectTasks tasks_;
+};
+
+std::shared_ptr<const DirectGemmPlan> plan_direct_gemm(const ConvView& view, bool packed) {
+  return std::make_shared<DirectGemmPlan>(view, static_cast<const float*>(nullptr), packed);
+}
+
 template <typename T>
 void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
-                 const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
+                 const T* bias, const Epilogue<T>& epilogue, const Parallel& pool,
+                 const DirectGemmPlan* known) {
   using A = Wide<T>;
-  const int64_t pixel = view.step_w * view.src.column;
   Buffer<A> own(0);
   // Those to multiply with, null where each task packs its own.
   const auto weights = [&](bool along) {
@@ -516,7 +563,6 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
     direct_gemm_pack_weights(view, w, own.get(), pool);
     return static_cast<const A*>(own.get());
   };
-  const bool always_along = direct_gemm_packs_along<T>(view);
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (takes_row_pairs(view)) {
       const ConvView image = row_image(view), rows = row_view(image), pairs = pair_view(rows);
@@ -529,25 +575,30 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
       const ConvView pairs = pair_view(flat_pixels(view));
       const bool whole = view.src.c == 1 && view.C % 2 == 0 &&
                          reinterpret_cast<uintptr_t>(src) % alignof(float) == 0;
-      const DirectPlan plan(pairs, sizeof(A), whole, pixel / 2);
-      const A* const b = weights(always_along || plan.packs_along(pairs, sizeof(A)));
+      const DirectPlan plan(pairs, sizeof(A), whole, view.step_w * view.src.column / 2);
+      const A* const b =
+          weights(direct_gemm_packs_along<T>(view) || plan.packs_along(pairs, sizeof(A)));
       return DirectGemm<T, true>(pairs, view.C, plan, src, b, w, bias, epilogue).run(pool);
     }
   }
-  const ConvView flat = flat_pixels(view);
-  const DirectPlan plan(flat, sizeof(A), std::is_same_v<T, A>, pixel);
-  const bool packs_panels = std::is_same_v<T, A> && (view.weight_c == 1 || view.weight_k == 1);
-  const A* const b = weights(always_along || (packs_panels && plan.packs_along(flat, sizeof(A))));
-  DirectGemm<T>(flat, view.C, plan, src, b, w, bias, epilogue).run(pool);
+  const auto run = [&](const DirectGemmPlan& plan) {
+    const A* const b = weights(plan.along());
+    DirectGemm<T>(plan.tasks(), src, b, w, bias, epilogue).run(pool);
+  };
+  if (known != nullptr && known->packed() == (packed != nullptr)) return run(*known);
+  run(DirectGemmPlan(view, w, packed != nullptr));
 }
 
 template void direct_gemm(const ConvView&, const float*, const float*, const float*, const float*,
-                          const Epilogue<float>&, const Parallel&);
+                          const Epilogue<float>&, const Parallel&, const DirectGemmPlan*);
 template void direct_gemm(const ConvView&, const double*, const double*, const double*,
-                          const double*, const Epilogue<double>&, const Parallel&);
+                          const double*, const Epilogue<double>&, const Parallel&,
+                          const DirectGemmPlan*);
 template void direct_gemm(const ConvView&, const BFloat16*, const BFloat16*, const float*,
-                          const BFloat16*, const Epilogue<BFloat16>&, const Parallel&);
+                          const BFloat16*, const Epilogue<BFloat16>&, const Parallel&,
+                          const DirectGemmPlan*);
 template void direct_gemm(const ConvView&, const Float16*, const Float16*, const float*,
-                          const Float16*, const Epilogue<Float16>&, const Parallel&);
+                          const Float16*, const Epilogue<Float16>&, const Parallel&,
+                          const DirectGemmPlan*);
 
 }  // namespace torchconv::cpu

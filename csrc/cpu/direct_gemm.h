@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "core/parallel.h"
 #include "cpu/activation.h"
@@ -42,10 +43,17 @@ template <>
 void direct_gemm_pack_panel(const ConvView& view, const BFloat16* w, int64_t channels,
                             int64_t filters, float* panel);
 
+// What direct_gemm finds out about a view before it sees memory.
+class DirectGemmPlan;
+// In float, for calls with packed weights or without.
+std::shared_ptr<const DirectGemmPlan> plan_direct_gemm(const ConvView& view, bool packed);
+
 // The grid must not be empty; the terms may be. packed: from direct_gemm_pack_weights, or null;
-// bias may be null. Instantiated for float, double, BFloat16 and Float16.
+// bias may be null; so may plan, of this view. Instantiated for float, double, BFloat16 and
+// Float16.
 template <typename T>
 void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
-                 const T* bias, const Epilogue<T>& epilogue, const Parallel& pool);
+                 const T* bias, const Epilogue<T>& epilogue, const Parallel& pool,
+                 const DirectGemmPlan* plan = nullptr);
 
 }  // namespace torchconv::cpu

@@ -83,13 +83,15 @@ DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const Dir
                 : panel),
       units_(ceil_div(view.K, unit_)),
       filter_pieces_(pieces_of(blocks() * view.groups, units_, kPanelsEnough * panel / unit_)),
-      filters_(ceil_div(units_, filter_pieces_) * unit_),
-      terms_(2 * plan.channels * taps_) {
-  group_pixels();
+      filters_(ceil_div(units_, filter_pieces_) * unit_) {
+  const int64_t terms = plan.channels * taps_;
+  const auto tables = std::make_shared<Tables>(Tables{Buffer<int32_t>(2 * terms), {}, {}, {}});
+  group_pixels(tables.get());
   if (view.terms() > 0) {
-    fill_terms(plan.channels, terms_.get());
-    fill_terms(plan.chunk_channels(view, plan.chunks - 1), terms_.get() + plan.channels * taps_);
+    fill_terms(plan.channels, tables->terms.get());
+    fill_terms(plan.chunk_channels(view, plan.chunks - 1), tables->terms.get() + terms);
   }
+  tables_ = tables;
 }
 
 DirectPosition DirectTasks::position(int64_t task) const {
@@ -165,7 +167,7 @@ void DirectTasks::fill_terms(int64_t channels, int32_t* terms) const {
   }
 }
 
-void DirectTasks::group_pixels() {
+void DirectTasks::group_pixels(Tables* tables) const {
   const auto group = [](int64_t count, int64_t total, int64_t size, const auto& of_block) {
     std::vector<std::vector<AxisGroup>> groups;
     for (int64_t b = 0; b < count; ++b) groups.push_back(of_block(block(b, size, total)));
@@ -173,8 +175,8 @@ void DirectTasks::group_pixels() {
   };
   if (!plan_.band && !plan_.reads_taps) {
     const auto whole = [](Range outputs) { return std::vector<AxisGroup>{{outputs, {0, 0}}}; };
-    row_groups_ = group(blocks_i_, view_.I, plan_.rows, whole);
-    column_groups_.push_back(group(blocks_j_, view_.J, plan_.columns, whole));
+    tables->row_groups = group(blocks_i_, view_.I, plan_.rows, whole);
+    tables->column_groups.push_back(group(blocks_j_, view_.J, plan_.columns, whole));
     return;
   }
   const std::vector<int64_t> taps_h = distinct_offsets(view_, &ConvTap::h);
@@ -183,17 +185,17 @@ void DirectTasks::group_pixels() {
     return std::lower_bound(offsets.begin(), offsets.end(), offset) - offsets.begin();
   };
   for (const ConvTap& tap : view_.taps)
-    ranks_.push_back({rank(taps_h, tap.h), rank(taps_w, tap.w)});
+    tables->ranks.push_back({rank(taps_h, tap.h), rank(taps_w, tap.w)});
   // In place there is no padding that could be read.
   const bool exact = plan_.reads_taps,
              deep = view_.terms() * source_.term_channels >= kTermsInRegisters;
   const int64_t rows =
       deep ? ceil_div(kTileEnough, plan_.nominal_samples * plan_.columns) : plan_.rows;
-  row_groups_ = group(blocks_i_, view_.I, plan_.rows, [&](Range outputs) {
+  tables->row_groups = group(blocks_i_, view_.I, plan_.rows, [&](Range outputs) {
     return group_outputs(taps_h, view_.step_h, view_.H, outputs, exact ? 1 : rows);
   });
   for (int64_t columns = 1; columns <= kTileEnough; ++columns)
-    column_groups_.push_back(group(blocks_j_, view_.J, plan_.columns, [&](Range outputs) {
+    tables->column_groups.push_back(group(blocks_j_, view_.J, plan_.columns, [&](Range outputs) {
       return group_outputs(taps_w, view_.step_w, view_.W, outputs,
                            exact  ? 1
                            : deep ? columns
@@ -220,10 +222,10 @@ void DirectTasks::order_pixels(DirectTask& t) const {
   t.pixel_step = column;
   t.groups.clear();
   int64_t p = 0;
-  for (const AxisGroup& r : row_groups_[at.i.begin / plan_.rows]) {
+  for (const AxisGroup& r : tables_->row_groups[at.i.begin / plan_.rows]) {
     const int64_t least = std::min(ceil_div(kTileEnough, plan_.nominal_samples * r.outputs.size()),
-                                   static_cast<int64_t>(column_groups_.size()));
-    for (const AxisGroup& c : column_groups_[least - 1][at.j.begin / plan_.columns]) {
+                                   static_cast<int64_t>(tables_->column_groups.size()));
+    for (const AxisGroup& c : tables_->column_groups[least - 1][at.j.begin / plan_.columns]) {
       const int64_t begin = p, width = c.outputs.size();
       for (int64_t n = 0; n < at.n.size(); ++n) {
         for (int64_t i = r.outputs.begin - at.i.begin; i < r.outputs.end - at.i.begin;
@@ -249,6 +251,7 @@ void DirectTasks::order_pixels(DirectTask& t) const {
 }
 
 void DirectTasks::cut_segments(DirectTask& t, int64_t channels) const {
+  const std::vector<TapRank>& ranks = tables_->ranks;
   const int64_t depth = channels * taps_;
   const int64_t block =
       even_piece(std::max<int64_t>(depth, 1),
@@ -258,9 +261,9 @@ void DirectTasks::cut_segments(DirectTask& t, int64_t channels) const {
   for (DirectPixels& group : t.groups) {
     group.segments = static_cast<int64_t>(segments.size());
     const auto reads = [&](int64_t tap) {
-      return ranks_.empty() ||
-             (group.rows.begin <= ranks_[tap].row && ranks_[tap].row < group.rows.end &&
-              group.columns.begin <= ranks_[tap].column && ranks_[tap].column < group.columns.end);
+      return ranks.empty() ||
+             (group.rows.begin <= ranks[tap].row && ranks[tap].row < group.rows.end &&
+              group.columns.begin <= ranks[tap].column && ranks[tap].column < group.columns.end);
     };
     group.terms = 0;
     for (int64_t tap = 0; tap < taps_;) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/buffer.h"
@@ -44,12 +45,17 @@ struct DirectSource {
 };
 
 class DirectTasks {
- protected:
+ public:
   // view: of terms, but for the strides. panel: filters in one. cuts_panels: a task's first panel
   // may begin inside of one, with any vector.
   DirectTasks(const ConvView& view, const DirectPlan& plan, const DirectSource& source,
               int64_t panel, bool cuts_panels);
+  // The same ones with the source there.
+  DirectTasks(const DirectTasks& planned, const void* first) : DirectTasks(planned) {
+    source_.first = first;
+  }
 
+ protected:
   // Of a group's pixels.
   int64_t blocks() const { return blocks_n_ * blocks_i_ * blocks_j_; }
   int64_t count() const { return blocks() * view_.groups * filter_pieces_; }
@@ -82,11 +88,12 @@ class DirectTasks {
 
   const ConvView& view_;
   const DirectPlan& plan_;
-  const DirectSource source_;
+  DirectSource source_;
   int64_t taps_, blocks_i_, blocks_j_, blocks_n_;
   int64_t unit_, units_, filter_pieces_;  // units: filters that stay together
   int64_t filters_;                       // of a task, at most
-  Buffer<int32_t> terms_;  // of a full chunk and of the last, as offsets from a pixel's first
+  // Of a full chunk and of the last, as offsets from a pixel's first.
+  const int32_t* terms() const { return tables_->terms.get(); }
 
  private:
   // Of a tap's offsets among the distinct ones of their axis.
@@ -95,12 +102,17 @@ class DirectTasks {
   };
   using BlockGroups = std::vector<std::vector<AxisGroup>>;  // [block]
 
-  void fill_terms(int64_t channels, int32_t* terms) const;
-  void group_pixels();
+  struct Tables {
+    Buffer<int32_t> terms;
+    BlockGroups row_groups;
+    std::vector<BlockGroups> column_groups;  // of at least 1, 2, ...; or of any number
+    std::vector<TapRank> ranks;  // [tap], or empty where every pixel reads through every tap
+  };
 
-  BlockGroups row_groups_;
-  std::vector<BlockGroups> column_groups_;  // of at least 1, 2, ...; or of any number
-  std::vector<TapRank> ranks_;  // [tap], or empty where every pixel reads through every tap
+  void fill_terms(int64_t channels, int32_t* terms) const;
+  void group_pixels(Tables* tables) const;
+
+  std::shared_ptr<const Tables> tables_;
 };
 
 // to[l] = first + l*step

@@ -217,10 +217,11 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
   };
   if (repeat != nullptr && !preactivation && in_place && x.get() == input.get() &&
       as_it_is(b, bias) && as_it_is(added, residual))
-    *repeat = [p, owner](const StepMemory& m) {
-      kernels::conv2d_fprop(p, m.tensors[0], m.tensors[1], owner, m.tensors[2], m.tensors[3],
-                            m.result, nullptr, torch_threads());
-    };
+    if (const auto plan = kernels::plan_conv2d_fprop(p, owner.number != 0))
+      *repeat = [plan, owner](const StepMemory& m) {
+        plan->run(m.tensors[0], m.tensors[1], owner, m.tensors[2], m.tensors[3], m.result, nullptr,
+                  torch_threads());
+      };
 #endif
   return {y, z};
 }
