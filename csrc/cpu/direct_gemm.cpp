@@ -15,6 +15,7 @@
 #include "core/buffer.h"
 #include "cpu/channel_band.h"
 #include "cpu/channel_pairs.h"
+#include "cpu/conv_pack.h"
 #include "cpu/direct_plan.h"
 #include "cpu/direct_tasks.h"
 #include "cpu/microkernels/direct_run.h"
@@ -65,10 +66,12 @@ class DirectGemm : DirectTasks {
         bias_(zero_bias_ + round_up(plan_.padded_filters, kPanel<A>)) {
     const ConvView& view = view_;
     const DirectPlan& plan = plan_;
-    for (int64_t g = 0; g < view.groups; ++g)
-      for (int64_t k = 0; k < plan.padded_filters; ++k)
-        bias_[g * plan.padded_filters + k] =
-            bias != nullptr && k < view.K ? to_wide(bias[g * view.K + k]) : A{0};
+    const int64_t known = bias != nullptr ? view.K : 0;
+    for (int64_t g = 0; g < view.groups; ++g) {
+      A* const filters = bias_.get() + g * plan.padded_filters;
+      copy_wide(filters, bias + g * known, known);
+      fill_zero(filters + known, plan.padded_filters - known);
+    }
     fill_zero(bias_.get() + zero_bias_, round_up(plan.padded_filters, kPanel<A>));
     high_ = epilogue.most();
     const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
