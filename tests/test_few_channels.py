@@ -3,7 +3,8 @@
 Inner products along channels (csrc/cpu/inner_gather.cpp) take few filters in channels_last,
 Winograd along the rows (csrc/cpu/winograd_rows.cpp) few channels and kernels of several columns,
 and direct products of few terms read several taps where they lie (csrc/cpu/direct_gemm.cpp), those
-of one vector of filters with fewer pointers than pixels (microkernels/direct_even_impl.h).
+of one vector of filters with fewer pointers than pixels (microkernels/direct_even_impl.h). Kernels
+of one row or column share what they read among their taps (csrc/cpu/shared_taps.cpp).
 """
 
 from __future__ import annotations
@@ -73,12 +74,21 @@ CASES |= {
     "one_vector_ragged": ((2, 22, 9, 37), (12, 22, 2, 1), {}),
     "one_vector_s2": ((2, 16, 9, 64), (16, 16, 1, 1), {"stride": 2}),
     "one_vector_long_reduction": ((1, 260, 6, 33), (16, 260, 3, 3), {"padding": 1}),
-    "few_channels_one_row": ((2, 16, 9, 40), (16, 16, 1, 3), {"padding": (0, 1)}),
+    "few_channels_one_row": ((2, 16, 9, 40), (18, 16, 1, 3), {"padding": (0, 1)}),
     "few_channels_few_filters": ((2, 9, 11, 45), (17, 9, 2, 2), {"padding": 1}),
     "in_place_row": ((2, 16, 9, 40), (13, 16, 1, 3), {"padding": (0, 1)}),
     "in_place_column": ((2, 13, 17, 33), (16, 13, 3, 1), {"padding": (1, 0)}),
     "in_place_dilated": ((2, 12, 5, 64), (11, 12, 1, 3), {"padding": (0, 9), "dilation": (1, 9)}),
     "in_place_square": ((2, 20, 11, 45), (15, 20, 2, 2), {"padding": 1}),
+    "shared_column": ((2, 16, 15, 35), (16, 16, 3, 1), {"padding": (1, 0)}),
+    "shared_column_of_5": ((2, 14, 16, 23), (16, 14, 5, 1), {"padding": (2, 0)}),
+    "shared_column_s1x2": ((2, 40, 12, 39), (13, 40, 3, 1), {"stride": (1, 2), "padding": (1, 0)}),
+    "shared_column_beyond": ((1, 18, 12, 16), (16, 18, 3, 1), {"padding": (7, 2)}),
+    "shared_row": ((2, 16, 9, 47), (16, 16, 1, 3), {"padding": (0, 1)}),
+    "shared_row_of_5": ((2, 22, 5, 32), (14, 22, 1, 5), {"padding": (1, 2)}),
+    "shared_row_s2x1": ((2, 50, 9, 33), (16, 50, 1, 3), {"stride": (2, 1)}),
+    "shared_row_beyond": ((1, 16, 4, 64), (16, 16, 1, 3), {"padding": (0, 17)}),
+    "shared_deep": ((1, 64, 4, 48), (16, 64, 1, 3), {"padding": (0, 1)}),
 }
 # But for rows that are too short for a stride.
 WINOGRAD_ROWS = [name for name in CASES if "_channels" in name and name != "few_channels_s2"]
@@ -168,6 +178,17 @@ def test_winograd_rows_obey_the_switch(case: str, layout: str) -> None:
     assert (
         relative_error(direct, torch_F.conv2d(x.double(), w.double(), b.double(), **kwargs)) < 1e-6
     )
+
+
+@cpu_only
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("shared_")])
+def test_shared_taps_explained(case: str) -> None:
+    (x, w, b), kwargs = make(case)
+    x = in_layout(x, "channels_last")
+    # A vector of filters is half as long elsewhere.
+    shared = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    fprop = torchconv.explain(x, w, b, **kwargs, peak=100.0, bandwidth=10.0)["fprop"]
+    assert fprop.algorithm.startswith("taps that share") == shared
 
 
 @on_layouts

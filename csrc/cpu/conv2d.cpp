@@ -32,6 +32,7 @@
 #include "cpu/pixel_gemm.h"
 #include "cpu/plane_pairs.h"
 #include "cpu/sample_gemm.h"
+#include "cpu/shared_taps.h"
 #include "cpu/wide_array.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
@@ -205,6 +206,10 @@ void gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, const T
       return band_gather(view, conv_band<T>(view, algorithm), src, w, bias, epilogue, pool);
     case ConvAlgorithm::kInnerProduct:
       if constexpr (std::is_floating_point_v<T>) inner_gather(view, src, w, bias, epilogue, pool);
+      return;
+    case ConvAlgorithm::kSharedTaps:
+      if constexpr (std::is_same_v<T, float> || std::is_same_v<T, BFloat16>)
+        shared_taps(view, src, w, bias, epilogue, pool);
       return;
     case ConvAlgorithm::kSampleProduct:
       return sample_gemm(view, src, w, bias, epilogue, pool);

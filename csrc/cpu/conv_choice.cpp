@@ -22,6 +22,7 @@
 #include "cpu/patches.h"
 #include "cpu/plane_pairs.h"
 #include "cpu/sample_gemm.h"
+#include "cpu/shared_taps.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
 #include "cpu/winograd_strided.h"
@@ -280,6 +281,10 @@ using Algorithm = ConvAlgorithm;
 
 // clang-format off
 constexpr Rule kGatherRules[] = {
+    {Algorithm::kSharedTaps, [](const Case& c) {
+       return (c.is(DType::kFloat32) || c.is(DType::kBFloat16)) &&
+              shared_taps_applies(c.v, c.is(DType::kBFloat16));
+     }},
     {Algorithm::kGroupWinograd, [](const Case& c) {
        return c.feeds_group_winograd() && group_winograd_applies(c.v) &&
               group_winograd_products(c.v) <= kGroupSquareLeft;

@@ -26,6 +26,7 @@ enum class ConvAlgorithm : uint8_t {
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
   kBandAlongChannels,  // the same, several groups side by side
   kInnerProduct,       // inner_gather.h
+  kSharedTaps,         // shared_taps.h
   kSampleProduct,      // sample_gemm.h
   kDirectProduct,      // direct_gemm.h
   kBandProduct,        // band_gemm.h

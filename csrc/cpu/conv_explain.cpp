@@ -23,6 +23,7 @@
 #include "cpu/microkernels/group_winograd.h"
 #include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
+#include "cpu/microkernels/shared_taps.h"
 #include "cpu/pair_wgrad.h"
 #include "cpu/patches.h"
 #include "cpu/sample_gemm.h"
@@ -77,6 +78,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "bands of rows, vectors along channels";
     case ConvAlgorithm::kInnerProduct:
       return "inner products along channels";
+    case ConvAlgorithm::kSharedTaps:
+      return "taps that share their pixels";
     case ConvAlgorithm::kSampleProduct:
       return "matrix product of samples, weights in place";
     case ConvAlgorithm::kDirectProduct:
@@ -178,6 +181,8 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kInnerProduct:
       return text("register tiles of %lld x %lld, %lld terms in a vector", kInnerPixels,
                   std::min(v.K, kInnerFilters), lanes);
+    case ConvAlgorithm::kSharedTaps:
+      return text("register tiles of %lld x %lld, taps side by side", kSharedTapsOutputs, lanes, 0);
     case ConvAlgorithm::kSampleProduct:
       return v.weight_c == 1 ? text("register tiles of %lld x %lld, %lld terms in a vector",
                                     kInnerPixels, kInnerFilters, lanes)
