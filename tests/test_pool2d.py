@@ -72,6 +72,8 @@ SELECT_CASES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "10x4_s1": ((1, 17, 12, 50), {"kernel_size": (10, 4), "stride": 1}),
     "5x5_s2_p2": ((2, 17, 20, 21), {"kernel_size": 5, "stride": 2, "padding": 2}),
     "4x4_s4": ((2, 3, 16, 140), {"kernel_size": 4, "stride": 4}),
+    "4x4_s4_wide": ((1, 3, 9, 1100), {"kernel_size": 4, "stride": 4}),
+    "7x7_s7_planes": ((3, 11, 14, 14), {"kernel_size": 7}),
     # Strides above 2, windows that share columns and rows, some wholly in the padding.
     "5x4_s2x3_d2x4_p2": (
         (3, 3, 20, 67),

@@ -8,6 +8,9 @@
 //
 // Columns come before rows here, so of equal maxima the one in the earlier row is not the first
 // that is met, and the row of each is kept: take_greater decides by it.
+//
+// Values alone of short rows are transposed, as many rows as a vector has lanes: a tap of an output
+// is then a vector of rows.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +19,7 @@
 #include <vector>
 
 #include "core/buffer.h"
+#include "cpu/conv_pack.h"
 #include "cpu/pool2d_rules.h"
 #include "cpu/pool_padded_rows.h"
 #include "cpu/pooled_rows.h"
@@ -62,7 +66,9 @@ class PoolStrided {
         out_(p, rule, y, selected),
         columns_(p, RowReach(horizontal_axis(p), kLanes), kLanes),
         valid_rows_(vertical_axis(p).all_valid_taps()),
-        block_(std::clamp<int64_t>(kBlockLanes / columns_.length, 1, kBlock)) {}
+        transposes_(!kCodes && columns_.length <= kBlockLanes / kLanes),
+        block_(transposes_ ? kLanes
+                           : std::clamp<int64_t>(kBlockLanes / columns_.length, 1, kBlock)) {}
 
   void run(const Parallel& pool) const {
     const int64_t row_bytes = p_.W * (std::min(p_.R, p_.H) + 2) * static_cast<int64_t>(sizeof(T));
@@ -96,12 +102,17 @@ class PoolStrided {
   // What one thread works with. The margins of folded rows, the padding, keep what they hold here.
   struct Work {
     Work(const PoolStrided& k, int64_t end)
-        : folded(k.block_, k.columns_.length, k.rule_.prepare(to_wide<T>(k.none()))),
-          phases(k.block_, k.columns_.line * static_cast<int64_t>(k.columns_.phases.size()), 0),
+        : folded(k.block_, round_up(k.columns_.length, kLanes),
+                 k.rule_.prepare(to_wide<T>(k.none()))),
+          phases(k.transposes_ ? 0 : k.block_,
+                 k.columns_.line * static_cast<int64_t>(k.columns_.phases.size()), 0),
+          columns(k.transposes_ ? folded.length : 0, kLanes, 0),
+          outputs(k.transposes_ ? round_up(k.p_.Q, kLanes) : 0, kLanes, 0),
           divisors(k.p_, vertical_axis(k.p_), horizontal_axis(k.p_), round_up(k.p_.Q, kLanes)),
           codes(k.p_.Q),
           y_end(k.out_.row(end)) {}
     Lines folded, phases;
+    Lines columns, outputs;  // of transposed rows, a lane each
     Divisors divisors;
     typename PooledRows<Rule, kCodes>::CodeBuffer codes;
     const T* y_end;
@@ -115,6 +126,12 @@ class PoolStrided {
       const int64_t count = std::min(block_, end - i);
       for (int64_t j = 0; j < count; j++)
         fold_down(i + j, work->folded.value_row(j), work->folded.code_row(j));
+      if constexpr (!kCodes) {
+        if (transposes_) {
+          finish_transposed(i, count, work);
+          continue;
+        }
+      }
       for (int64_t j = 0; j < count; j++) {
         sort(work->folded.value_row(j), work->phases.value_row(j));
         if constexpr (kCodes) sort(work->folded.code_row(j), work->phases.code_row(j));
@@ -165,6 +182,52 @@ class PoolStrided {
     } else {
       Values::store(values, best);
       if constexpr (kCodes) Codes::store(codes, code);
+    }
+  }
+
+  // to[c*to_row + r] = from[r*from_row + c] for r, c < kLanes.
+  static TORCHCONV_INLINE void transpose(const Lane* from, int64_t from_row, Lane* to,
+                                         int64_t to_row) {
+    V rows[kLanes];
+#pragma GCC unroll 16
+    for (int r = 0; r < kLanes; r++) rows[r] = Values::load(from + r * from_row);
+    transpose_steps<1>(rows);
+#pragma GCC unroll 16
+    for (int r = 0; r < kLanes; r++) Values::store(to + r * to_row, rows[r]);
+  }
+
+  // Along W, of the folded rows: output rows [i, i + count).
+  void finish_transposed(int64_t i, int64_t count, Work* work) const {
+    const Lines &folded = work->folded, &columns = work->columns, &outputs = work->outputs;
+    for (int64_t c = 0; c < folded.length; c += kLanes)
+      transpose(folded.value_row(0) + c, folded.length, columns.value_row(c), kLanes);
+    const auto taps = static_cast<int64_t>(columns_.taps.size());
+    for (int64_t q = 0; q < p_.Q; q++) {
+      const Lane* tap = columns.value_row(q * p_.stride_w);
+      V best = Values::load(tap);
+      C code{};
+      for (int64_t t = 1; t < taps; t++) {
+        tap += p_.dilation_w * kLanes;
+        Rule::template fold<false>(&best, &code, Values::load(tap), code);
+      }
+      Values::store(outputs.value_row(q), best);
+    }
+    // A row is written whole before the next.
+    Lane* const finished = columns.value_row(0);
+    const int64_t length = round_up(p_.Q, kLanes);
+    for (int64_t q = 0; q < length; q += kLanes)
+      transpose(outputs.value_row(q), kLanes, finished + q, length);
+    for (int64_t j = 0; j < count; j++) {
+      T* const y = out_.row(i + j);
+      if (taps_down(i + j).empty()) {
+        out_.empty_row(y, nullptr);
+        continue;
+      }
+      const Lane* const divisors = work->divisors.at((i + j) % p_.P);
+      for (int64_t q = 0; q < p_.Q; q += kLanes)
+        out_.store(Values::load(finished + j * length + q), C{}, q, divisors, y, work->y_end,
+                   nullptr);
+      out_.empty_outputs(y, nullptr);
     }
   }
 
@@ -222,7 +285,8 @@ class PoolStrided {
   PooledRows<Rule, kCodes> out_;
   StridedColumns columns_;
   std::vector<Range> valid_rows_;  // of the window of output row p
-  int64_t block_;                  // output rows at once
+  bool transposes_;
+  int64_t block_;  // output rows at once
 };
 
 }  // namespace torchconv::cpu
