@@ -362,6 +362,9 @@ def test_minimal_filtering_of_planes_and_their_borders(r: int) -> None:
     for top, left in ((0, 0), (1, 1), (r - 1, r - 1), (0, r - 1)):
         x, w, b = operands(2, 3, 8 + r, 25, r, "contiguous", torch.float32)
         check(x, w, b, "contiguous", padding=(top, left))
+    for columns in (9, 13, 14, 16):  # a row in one vector
+        x, w, b = operands(2, 3, 9, columns, r, "contiguous", torch.float32)
+        check(x, w, b, "contiguous", padding=r // 2)
     x, w, b = operands(2, 3, 9, 17, r, "contiguous", torch.float32)
     w, b = torch.cat((w, -w)), torch.cat((b, b))
     check(x, w, b, "contiguous", padding=r // 2)

@@ -42,7 +42,9 @@ struct Copies {
   }
 };
 
-// The outputs of a vector of source columns come `late` lanes late. kOne: a single vector has all.
+// The outputs of a vector of source columns come `late` lanes late. kOne: a single vector has all
+// of a row, and as much of the kernel lies left of it as right: columns left of the middle one are
+// then moved up and those right of it down, and outputs are not late.
 template <int R, bool kOne>
 Register filter_planes(const PlaneRows p, const PlaneRowsWinograd& t, const Strip* strips,
                        int64_t late) {
@@ -84,9 +86,29 @@ Register filter_planes(const PlaneRows p, const PlaneRowsWinograd& t, const Stri
           unroll<2>([&](auto line) TORCHCONV_INLINE_LAMBDA {
             // Up by a lane, after the last one of the strip before.
             const Register moved =
-                consecutive_lanes<float, kL, kL - 1>(kOne ? start : before[line][s - 1], y[line]);
-            if constexpr (!kOne) before[line][s - 1] = y[line];
+                consecutive_lanes<float, kL, kL - 1>(before[line][s - 1], y[line]);
+            before[line][s - 1] = y[line];
             y[line] = moved;
+          });
+        };
+        Register left[2], right[2];  // of one vector: the columns on either side of the middle one
+        const auto up = [](Register v) TORCHCONV_INLINE_LAMBDA {
+          return consecutive_lanes<float, kL, kL - 1>(Register{}, v);
+        };
+        const auto down = [](Register v) TORCHCONV_INLINE_LAMBDA {
+          return consecutive_lanes<float, kL, 1>(v, Register{});
+        };
+        // The k-th column outwards in, on the left and on the right in turn; last the middle one.
+        const auto add_to_one = [&](auto k, const Register(&z)[2]) TORCHCONV_INLINE_LAMBDA {
+          constexpr int kAt = decltype(k)::value;
+          unroll<2>([&](auto line) TORCHCONV_INLINE_LAMBDA {
+            if constexpr (kAt + 1 == R) {
+              y[line] = (left[line] + right[line]) + (z[line] + start);
+            } else if constexpr (kAt % 2 == 0) {
+              left[line] = up(kAt == 0 ? z[line] : left[line] + z[line]);
+            } else {
+              right[line] = down(kAt == 1 ? z[line] : right[line] + z[line]);
+            }
           });
         };
         if (kOne || column < width) {
@@ -106,7 +128,8 @@ Register filter_planes(const PlaneRows p, const PlaneRowsWinograd& t, const Stri
             d[part + 1] = there.keep(last - middle);
             x[3] = last;
           });
-          unroll<R>([&](auto s) TORCHCONV_INLINE_LAMBDA {
+          unroll<R>([&](auto k) TORCHCONV_INLINE_LAMBDA {
+            constexpr int s = !kOne ? k : k % 2 == 0 ? k / 2 : R - 1 - k / 2;
             Register sums = b[0] * weight(product_b(0), s), differences = c * weight(kProductC, s);
             unroll<kParts - 1>([&](auto part) TORCHCONV_INLINE_LAMBDA {
               sums += b[part + 1] * weight(product_b(part + 1), s);
@@ -118,11 +141,13 @@ Register filter_planes(const PlaneRows p, const PlaneRowsWinograd& t, const Stri
               y0 += a[part] * weight(product_a(R, part), s);
               y1 += d[part] * weight(product_a(R, part) + 1, s);
             });
-            if constexpr (s == 0) {
+            if constexpr (kOne) {
+              add_to_one(k, {y0, y1});
+            } else if constexpr (s == 0) {
               y[0] = start + y0;
               y[1] = start + y1;
             } else {
-              move(s);
+              move(k);
               y[0] += y0;
               y[1] += y1;
             }
@@ -144,12 +169,14 @@ Register filter_planes(const PlaneRows p, const PlaneRowsWinograd& t, const Stri
 
 template <int R>
 Register filter(const PlaneRows& p, const PlaneRowsWinograd& t) {
-  const int64_t width = p.right - p.left, late = R - 1 - p.left;
+  const int64_t width = p.right - p.left;
+  const bool one = R > 5 && p.left == R / 2 && std::max(width, p.columns) <= kL;
+  const int64_t late = one ? 0 : R - 1 - p.left;
   Strip strips[kMostWinogradColumns / kL + 2];
   for (int64_t column = 0, k = 0; column < p.columns + late; column += kL, ++k)
     strips[k] = {Lanes::of(0, width - column), Lanes::of(late - column, p.columns + late - column)};
   if constexpr (R > 5) {
-    if (p.columns + late <= kL) return filter_planes<R, true>(p, t, strips, late);
+    if (one) return filter_planes<R, true>(p, t, strips, late);
   }
   return filter_planes<R, false>(p, t, strips, late);
 }
