@@ -64,6 +64,7 @@ class SharedTaps {
         src_(src),
         epilogue_(epilogue),
         by_rows_(runs_along_rows(view)),
+        aligned_(reinterpret_cast<uintptr_t>(src) % alignof(float) == 0),
         taps_(static_cast<int64_t>(view.taps.size())),
         depth_(kPairs ? view.C / 2 : view.C),
         lines_(by_rows_ ? 1 : kSharedTapsLines),
@@ -140,7 +141,8 @@ class SharedTaps {
     tile.bias = bias_.get();
     tile.depth = depth_;
     tile.lanes = view_.K;
-    if (along_.holds(along, positions(), 1) && across_.holds(across, lines_, across_.step)) {
+    if (aligned_ && along_.holds(along, positions(), 1) &&
+        across_.holds(across, lines_, across_.step)) {
       // Pairs are numbers of 32 bits, in which distances are counted too.
       tile.source = reinterpret_cast<const float*>(src_ + n * view_.src.n + along_.at(along) +
                                                    across_.at(across));
@@ -153,7 +155,9 @@ class SharedTaps {
       tile.source_line = positions() * kPixel;
     }
     const bool whole = i + rows_of_tile() <= view_.I && j + columns_of_tile() <= view_.J;
-    if (whole && epilogue_.activates_only() && epilogue_.activation == Activation::kNone) {
+    if (whole && epilogue_.activates_only() && epilogue_.clamps_at_most()) {
+      tile.clamps = epilogue_.clamps();
+      tile.most = epilogue_.most();
       tile.step = along_.dst;
       tile.line_step = across_.dst;
       T* const to = epilogue_.y + view_.dst_offset + n * view_.dst.n + i * view_.dst.row +
@@ -217,7 +221,7 @@ class SharedTaps {
   const ConvView& view_;
   const T* src_;
   const Epilogue<T>& epilogue_;
-  bool by_rows_;
+  bool by_rows_, aligned_;                  // aligned_: terms in the source
   int64_t taps_, depth_, lines_, outputs_;  // outputs_: of a line of a tile
   Buffer<float> weights_;                   // [term of a tap][tap][kL]
   Buffer<float> bias_;

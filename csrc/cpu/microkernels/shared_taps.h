@@ -27,6 +27,8 @@ struct SharedTapsTile {
   const float* bias;
   int64_t depth;
   int64_t lanes;  // of the filters that exist
+  bool clamps;    // the outputs, to [0, most]
+  float most;
   float* out;
   BFloat16* rounded;  // of pairs, or null: where it goes instead of out
   int64_t line_step, step;

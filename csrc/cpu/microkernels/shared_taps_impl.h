@@ -41,6 +41,12 @@ void shared_taps_tile(const SharedTapsTile& tile) {
 #pragma GCC unroll 16
     for (int p = 0; p < kPointers; ++p) ++at[p];
   }
+  if (tile.clamps) {
+    const V::Type most = V::broadcast(tile.most);
+#pragma GCC unroll 16
+    for (int i = 0; i < kSharedTapsOutputs; ++i)
+      sums[i / kOutputs][i % kOutputs] = clamped(sums[i / kOutputs][i % kOutputs], most);
+  }
   const int64_t out_line = tile.line_step, out_step = tile.step;
   if constexpr (Product::kRounds) {
     if (tile.rounded != nullptr) {
