@@ -191,6 +191,15 @@ def test_shared_taps_explained(case: str) -> None:
     assert fprop.algorithm.startswith("taps that share") == shared
 
 
+def test_shared_taps_of_pairs_out_of_line() -> None:
+    """Pairs of channels that begin in the middle of 32 bits, and ReLU in registers."""
+    n, c, h, w = 2, 16, 8, 32
+    x = torch.randn(n * c * h * w + 1).bfloat16()[1:].view(n, h, w, c).permute(0, 3, 1, 2)
+    weight = torch.randn(16, c, 1, 3).bfloat16()
+    truth = torch_F.conv2d(x.double(), weight.double(), padding=(0, 1)).relu()
+    assert_accurate(F.conv2d(x, weight, padding=(0, 1), activation="relu"), truth)
+
+
 @on_layouts
 @pytest.mark.parametrize("size", [(64, 3, 3, 3), (64, 12, 5, 5)], ids=str)
 def test_streamed_outputs(layout: str, size: tuple[int, ...]) -> None:
