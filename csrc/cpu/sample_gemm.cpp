@@ -32,10 +32,9 @@ constexpr int64_t kTermsOfLaneConverted = 32;
 constexpr int64_t kSourceTerms = 1 << 15;
 // Filters of a task where those are neighbours: pieces of rows long enough to be worth a page.
 constexpr int64_t kFiltersTogether = 256, kFiltersTogetherConverted = 512;
-// Weights of so many bytes mostly come from the last-level cache, which the hardware foresees best
-// where it is read in its order: one filter after the other, as few samples leave the time for.
-// From memory several streams are faster.
-constexpr int64_t kFewestStreamed = 1 << 17, kMostStreamed = 12 << 20, kStreamedSamples = 2;
+// Bytes from a weight to the one that is asked for meanwhile, at least: what the last-level cache
+// takes to answer.
+constexpr int64_t kAheadBytes = 8 << 10;
 // Reading a weight takes as long as so many products.
 constexpr int64_t kWeightOperations = 8;
 
@@ -115,10 +114,7 @@ class SampleGemm {
     for (int64_t n = 0; n < samples.size(); ++n)
       for (int64_t k = 0; k < filters.size(); ++k)
         sums[n * filters_ + k] = bias_ != nullptr ? to_wide(bias_[filters.begin + k]) : A{0};
-    const int64_t bytes = view_.K * view_.C * static_cast<int64_t>(sizeof(T));
-    const bool streamed = !kConverts && samples.size() <= kStreamedSamples &&
-                          bytes >= kFewestStreamed && bytes <= kMostStreamed;
-    const int64_t pieces = ceil_div(filters.size(), streamed ? 1 : int64_t{kInnerFilters});
+    const int64_t pieces = ceil_div(filters.size(), kInnerFilters);
     // As many terms of few samples stay in cache that a filter's weights are read on and on.
     const int64_t block = round_up(ceil_div(kSourceTerms, samples.size()), kLaneTerms);
     for (int64_t c = 0; c < view_.C; c += block)
@@ -145,6 +141,8 @@ class SampleGemm {
     tile.run_count = 1;
     tile.w = w.at;
     tile.filter_step = w.step;
+    if constexpr (!kConverts)
+      tile.ahead = std::max(filters.size() * w.step, kAheadBytes / static_cast<int64_t>(sizeof(A)));
     tile.out_pixel = filters_;
     for (int64_t n = 0; n < samples.size();) {
       const int64_t now = inner_tile_pixels(samples.size() - n, filters.size());

@@ -62,13 +62,19 @@ void inner_tile(const InnerTile<T>& tile) {
   for (int i = 0; i < kPixels * kFilters; ++i) sum[i] = Register{};
 
   const int64_t step = tile.step, step3 = 3 * step, filter_step = tile.filter_step;
+  // Weights take longer to come than the products with so few pixels.
+  constexpr int kFewPixels = 2;
+  [[maybe_unused]] const int64_t ahead = tile.ahead;
   for (const TermRun *run = tile.runs, *end = run + tile.run_count; run != end; ++run) {
     const T* src = tile.src + run->src;
     const T* w = tile.w + run->w;
     const auto multiply = [&](const auto& load) {
       Register filters[kFilters];
 #pragma GCC unroll 4
-      for (int f = 0; f < kFilters; ++f) filters[f] = load(w + f * filter_step);
+      for (int f = 0; f < kFilters; ++f) {
+        filters[f] = load(w + f * filter_step);
+        if constexpr (kPixels <= kFewPixels) __builtin_prefetch(w + f * filter_step + ahead);
+      }
       const T* pixel = src;
 #pragma GCC unroll 16
       for (int m = 0; m < kPixels; m += 3, pixel += step3) {
