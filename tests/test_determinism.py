@@ -50,6 +50,8 @@ POOLINGS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
         ("5x5_s1", (3, 8, 24, 24), {"kernel_size": 5, "stride": 1, "padding": 2}),
         ("global", (6, 70, 7, 7), {"kernel_size": 7}),
         ("global_channels", (1, 48, 64, 64), {"kernel_size": 64}),
+        ("global_halves", (3, 130, 61, 40), {"kernel_size": (61, 40)}),
+        ("global_halves_deep", (3, 600, 21, 27), {"kernel_size": (21, 27)}),
     )
 }
 PROBLEMS = [*CONVOLUTIONS, *POOLINGS]

@@ -153,6 +153,11 @@ def test_global(dtype: torch.dtype, layout: str) -> None:
                 x = values((*planes, h, w), dtype, layout, shift)
                 check_select(x, {"kernel_size": (h, w)})
                 check_average(x.detach(), {"kernel_size": (h, w)})
+    # Large enough to be cut in two halves, of pixels with and without a part of a vector.
+    for size in ((1, 130, 61, 41), (2, 300, 29, 31), (3, 64, 60, 60)):
+        x = values(size, dtype, layout, 1)
+        check_select(x, {"kernel_size": size[2:]})
+        check_average(x.detach(), {"kernel_size": size[2:]})
     padded: dict[str, Any] = {"kernel_size": (9, 8), "stride": 9, "padding": (2, 1)}
     check_select(values((3, 17, 7, 7), dtype, layout, 0), padded)
     check_average(values((3, 17, 7, 7), dtype, layout, 0), padded)

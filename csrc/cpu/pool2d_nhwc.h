@@ -50,7 +50,10 @@ class PoolPixels {
     const int64_t vectors = ceil_div(p_.C, kLanes) * kLanes;
     const int64_t taps = std::min(p_.R, p_.H) * std::min(p_.S, p_.W);
     const int64_t row_bytes = p_.Q * vectors * static_cast<int64_t>(sizeof(T)) * (taps / 2 + 2);
-    if (whole_pixels()) return fold_images(pool, row_bytes);
+    if (whole_pixels()) {
+      if (row_bytes >= kHalvesBytes && p_.C <= kMostInOrder) return fold_halves(pool, row_bytes);
+      if (p_.C % kLanes == 0) return fold_images(pool, row_bytes);
+    }
     parallel_for_with_scratch(
         pool, 0, p_.N * p_.P, pool_grain(row_bytes), [&](int64_t begin, int64_t end) {
           Divisors divisors(p_, vertical_, horizontal_, p_.Q);
@@ -75,12 +78,13 @@ class PoolPixels {
     Count code, code_row_step, code_column_step;
   };
 
-  // Global pooling of whole vectors: there is but one output, so the channels go to the threads.
+  // Global pooling: there is but one output.
   bool whole_pixels() const {
     return !kCodes && p_.P == 1 && p_.Q == 1 && p_.dilation_h == 1 && p_.dilation_w == 1 &&
-           vertical_.valid_taps(0).size() == p_.H && columns_[0].size() == p_.W &&
-           p_.C % kLanes == 0;
+           vertical_.valid_taps(0).size() == p_.H && columns_[0].size() == p_.W;
   }
+
+  // Of whole vectors: the channels go to the threads.
 
   void fold_images(const Parallel& pool, int64_t image_bytes) const {
     const int64_t vectors = p_.C / kLanes;
@@ -112,16 +116,87 @@ class PoolPixels {
   static constexpr int64_t kMostInOrder = 16384 / static_cast<int64_t>(sizeof(Lane));
 
   void fold_pixels(int64_t n, Range channels, const Lane* divisor, Lane* folded) const {
-    const T* x = x_ + n * p_.H * p_.W * p_.C;
-    const int64_t pixels = p_.H * p_.W;
+    fold_in_order(x_ + n * p_.H * p_.W * p_.C, p_.H * p_.W, channels, folded);
+    for (int64_t c = channels.begin; c < channels.end; c += kLanes)
+      W::store(y_ + n * p_.C + c, rule_.finish_all(Vec<Lane>::load(folded + c), divisor));
+  }
+
+  void fold_in_order(const T* x, int64_t pixels, Range channels, Lane* folded) const {
     for (int64_t c = channels.begin; c < channels.end; c += kLanes)
       Vec<Lane>::store(folded + c, load<false>(x + c, 0));
     int64_t i = 1;
     for (; i + kInOrder <= pixels; i += kInOrder)
       fold_next<kInOrder>(x + i * p_.C, channels, folded);
     for (; i < pixels; i++) fold_next<1>(x + i * p_.C, channels, folded);
-    for (int64_t c = channels.begin; c < channels.end; c += kLanes)
-      W::store(y_ + n * p_.C + c, rule_.finish_all(Vec<Lane>::load(folded + c), divisor));
+  }
+
+  // Images of so many bytes are folded in two halves of their pixels, which two threads have where
+  // there is a single one: whatever wrote such an image, and will write to it, is dealt out by
+  // pixels too, and what another core has read since takes five times as long to write again.
+  static constexpr int64_t kHalvesBytes = 150000;
+
+  void fold_halves(const Parallel& pool, int64_t image_bytes) const {
+    const int64_t pixels = p_.H * p_.W, first = ceil_div(pixels, int64_t{2});
+    const int64_t width = ceil_div(p_.C, kLanes) * kLanes;
+    const auto fold_half = [&](int64_t n, int64_t half, Lane* folded) {
+      const T* x = x_ + (n * pixels + half * first) * p_.C;
+      fold_all_channels(x, half == 0 ? first : pixels - first, folded + half * width);
+    };
+    const auto finish = [&](int64_t n, const Lane* folded) {
+      Divisors divisors(p_, vertical_, horizontal_, 1);
+      for (int64_t c = 0; c < p_.C; c += kLanes) {
+        V best = Vec<Lane>::load(folded + c);
+        C code{};
+        Rule::template fold<false>(&best, &code, Vec<Lane>::load(folded + width + c), code);
+        W::store_partial(y_ + n * p_.C + c, rule_.finish_all(best, divisors.at(0)),
+                         std::min<int64_t>(kLanes, p_.C - c));
+      }
+    };
+    if (p_.N == 1) {
+      const Buffer<Lane> folded(2 * width);
+      parallel_for(pool, 0, 2, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t half = begin; half < end; half++) fold_half(0, half, folded.get());
+      });
+      return finish(0, folded.get());
+    }
+    parallel_for_with_scratch(pool, 0, p_.N, pool_grain(image_bytes),
+                              [&](int64_t begin, int64_t end) {
+                                const Buffer<Lane> folded(2 * width);
+                                for (int64_t n = begin; n < end; n++) {
+                                  for (int64_t half = 0; half < 2; half++)
+                                    fold_half(n, half, folded.get());
+                                  finish(n, folded.get());
+                                }
+                              });
+  }
+
+  void fold_all_channels(const T* x, int64_t pixels, Lane* folded) const {
+    const int64_t whole = p_.C / kLanes * kLanes;
+    int64_t c = 0;
+    if (p_.C >= kFewestInOrder) {
+      fold_in_order(x, pixels, {0, whole}, folded);
+      c = whole;
+    }
+    for (; c + 4 * kLanes <= whole; c += 4 * kLanes)
+      fold_strip<4, false>(x + c, pixels, kLanes, folded + c);
+    for (; c < whole; c += kLanes) fold_strip<1, false>(x + c, pixels, kLanes, folded + c);
+    if (c < p_.C) fold_strip<1, true>(x + c, pixels, p_.C - c, folded + c);
+  }
+
+  template <int kVectors, bool kPartial>
+  TORCHCONV_INLINE void fold_strip(const T* x, int64_t pixels, int64_t n, Lane* folded) const {
+    V best[kVectors];
+    C code{};
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) best[v] = load<kPartial>(x + v * kLanes, n);
+    for (int64_t i = 1; i < pixels; i++) {
+      x += p_.C;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++)
+        Rule::template fold<false>(&best[v], &code, load<kPartial>(x + v * kLanes, n), code);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) Vec<Lane>::store(folded + v * kLanes, best[v]);
   }
   static constexpr int kInOrder = 2;  // pixels
 
