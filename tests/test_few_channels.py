@@ -150,6 +150,25 @@ def test_bits_of_a_sample(case: str, layout: str) -> None:
     assert torch.equal(torch.autograd.grad(z_alone, alone, dz[1:2])[0][0], dx[1])
 
 
+@on_layouts
+@pytest.mark.parametrize("case", WINOGRAD_ROWS)
+def test_activated_where_they_lie(case: str, layout: str) -> None:
+    """Rows of outputs, of a sample that is computed again too: alone, in its batch and for every
+    number of threads."""
+    (x, w, b), kwargs = make(case)
+    x = in_layout(torch.cat([x, x.flip(0), x.flip(3)]), layout)
+    x[0, 0, 0, 0] = float("nan")
+    y = F.conv2d(x, w, b, **kwargs, activation="hardswish")
+    z = F.conv2d(x, w, b, **kwargs)
+    assert_accurate(y[1:], torch_F.hardswish(z[1:].double()))
+    assert torch.equal(y[0].isnan(), torch_F.hardswish(z[0]).isnan())
+    with threads(1 if torch.get_num_threads() > 1 else 2):
+        again = F.conv2d(x, w, b, **kwargs, activation="hardswish")
+    assert torch.equal(again.nan_to_num(), y.nan_to_num())
+    alone = F.conv2d(in_layout(x[1:2], layout), w, b, **kwargs, activation="hardswish")
+    assert torch.equal(alone[0], y[1])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), 3e38])
 @on_cases
 @on_layouts

@@ -195,13 +195,28 @@ int64_t tiles_of_narrow(int64_t tiles) {
   return narrow <= tiles ? narrow : 0;
 }
 
+// Whether rows of outputs lie without gaps, so that an activation that takes more than clamping is
+// applied to whole ones where they are, while they are in cache.
+bool activates_rows(const ConvView& view, const Epilogue<float>& epilogue) {
+  return epilogue.activates_only() && !epilogue.clamps_at_most() && view.dst.c == 1 &&
+         view.dst.column == view.K;
+}
+
+// What is left of the epilogue for a tile.
+Epilogue<float> of_tiles(const ConvView& view, const Epilogue<float>& epilogue) {
+  Epilogue<float> left = epilogue;
+  if (activates_rows(view, epilogue)) left.activation = Activation::kNone;
+  return left;
+}
+
 class WinogradRows {
  public:
   WinogradRows(const ConvView& view, const float* src, const float* w, const float* bias,
                const Epilogue<float>& epilogue)
       : view_(view),
         src_(src),
-        epilogue_(epilogue),
+        epilogue_(of_tiles(view, epilogue)),
+        activation_(activates_rows(view, epilogue) ? epilogue.activation : Activation::kNone),
         terms_(view),
         tiles_(ceil_div(view.J, kOutputs)),
         plane_(round_up(round_up(tiles_, kTiles), kL)),
@@ -213,9 +228,10 @@ class WinogradRows {
         bias_(rows::bias_points(bias, view.K)),
         special_(view.N),
         offsets_(terms_.offsets<int64_t>(source_row_, source_.channel(), plane_)),
-        outputs_(rows::outputs_of(view, epilogue)),
-        direct_(rows::stores_directly(view, epilogue)) {
+        outputs_(rows::outputs_of(view, epilogue_)),
+        direct_(rows::stores_directly(view, epilogue_)) {
     const bool transposed = view.dst.c != 1;
+    if (activation_ != Activation::kNone) outputs_.stream = false;  // they are read again
     // The products of a filter in vain against what its outputs save of the transposition's steps.
     const int64_t in_vain = round_up(tiles_, kL) - tiles_;
     const auto terms = static_cast<int64_t>(terms_.rows().size()) * source_row_ / plane_;
@@ -248,6 +264,7 @@ class WinogradRows {
         const Range i{i0, std::min(i0 + block_rows_, view_.I)};
         transform_source(n, i, v, v + source);
         if (!multiply_block(n, i, v, v + source + row)) special_.add(n);
+        if (activation_ != Activation::kNone) activate_block(n, i);
       }
       if (outputs_.stream) stream_fence();
     });
@@ -268,6 +285,12 @@ class WinogradRows {
     const int64_t first = i.begin * view_.step_h + terms_.rows().front();
     for (int64_t y = 0; y < count; ++y)
       source_.transform(src_ + n * view_.src.n, first + y, scratch, v + y * source_row_);
+  }
+
+  void activate_block(int64_t n, Range i) const {
+    float* row = epilogue_.y + view_.dst_offset + n * view_.dst.n + i.begin * view_.dst.row;
+    for (int64_t y = 0; y < i.size(); ++y, row += view_.dst.row)
+      activate(activation_, row, row, view_.J * view_.K);
   }
 
   // False where a sum is not finite.
@@ -355,7 +378,8 @@ class WinogradRows {
 
   const ConvView& view_;
   const float* src_;
-  const Epilogue<float>& epilogue_;
+  const Epilogue<float> epilogue_;
+  const Activation activation_;  // of whole rows, behind the epilogue
   rows::Terms terms_;
   int64_t tiles_, plane_;
   rows::Source source_;
