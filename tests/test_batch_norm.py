@@ -34,7 +34,8 @@ OPERATORS = ("batch_norm_training", "batch_norm_inference", "batch_norm_backward
 FORMATS = ("contiguous", "channels_last")
 ACTIVATIONS = (None, "relu", "relu6")
 HALVES = (torch.bfloat16, torch.float16)
-# Of one pixel, less than a vector, whole vectors, several blocks; one channel; one image.
+# Of one pixel, less than a vector, whole vectors, several blocks; one channel; one image; strips of
+# channels, and blocks of many vectors.
 SIZES = (
     (2, 1, 1, 1),
     (1, 3, 1, 2),
@@ -45,6 +46,8 @@ SIZES = (
     (1, 5, 13, 17),
     (4, 3, 40, 37),
     (3, 40, 16, 16),
+    (2, 150, 5, 7),
+    (3, 150, 16, 16),
 )
 EPS = 1e-5
 

@@ -244,9 +244,9 @@ class NormPasses : NormLanes<T> {
   };
 
   void run_pixels() const {
-    constexpr int64_t kStrips = 4, kFewestChannels = 32, kMostElements = 1 << 20;
+    constexpr int64_t kStrips = 4, kFewestChannels = 32, kMostPixels = 1 << 9;
     const int64_t strip = round_up(ceil_div(p_.C, kStrips), kLanes);
-    const bool strips = strip >= kFewestChannels && pixels_ * p_.C <= kMostElements;
+    const bool strips = strip >= kFewestChannels && pixels_ <= kMostPixels;
     const Blocks blocks(pixels_, p_.C);
     const int64_t width = round_up(p_.C, kLanes);
     const Buffer<Lane> constants(kConstants * width);
@@ -353,7 +353,7 @@ class NormPasses : NormLanes<T> {
     parallel_for(pool_, 0, blocks.count, work_grain(operations), f);
   }
 
-  // Whether a pass finds little in the caches of its own core or near it. Far memory is read
+  // Whether a pass finds little in the caches of its own core or near it. Far memory is written
   // fastest in long runs, near memory with all constants in registers.
   bool far() const {
     constexpr int64_t kFarBytes = 8 << 20;
@@ -364,7 +364,8 @@ class NormPasses : NormLanes<T> {
   // The sums of a region, by the index of channels.
   template <bool kExact>
   void reduce(const Region& region, Rows rows, double* sums) const {
-    constexpr int kFar = 8, kNear = 2;
+    // What training reads here was written long before: long runs are fetched ahead.
+    constexpr int kVectors = 8;
     for (double* const to : {sums, sums + rows.pitch})
       std::fill_n(to + region.channels.first, round_up(region.channels.count, kLanes), 0.0);
     const int64_t end = region.first + region.pixels;
@@ -372,10 +373,8 @@ class NormPasses : NormLanes<T> {
       const int64_t count = std::min(kPixelRows, end - r);
       if constexpr (kExact) {
         reduce_runs<true, 1>(r, count, region.channels, rows, sums);
-      } else if (far()) {
-        reduce_runs<false, kFar>(r, count, region.channels, rows, sums);
       } else {
-        reduce_runs<false, kNear>(r, count, region.channels, rows, sums);
+        reduce_runs<false, kVectors>(r, count, region.channels, rows, sums);
       }
     }
   }
