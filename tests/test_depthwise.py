@@ -96,6 +96,15 @@ def test_strips(dtype: torch.dtype, r: int, stride: int, layout: str) -> None:
             check(x, filters, b, layout, stride=stride, padding=padding)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("r", [3, 5, 7])
+def test_wide_images(r: int, stride: int) -> None:
+    """Bands that are cut by their bytes, and fetched ahead; the last vectors overlap."""
+    x, w, b = operands(2, 203, 21, 30, r, "channels_last", torch.float32)
+    for padding in (r // 2, r + 2):
+        check(x, w, b, "channels_last", stride=stride, padding=padding)
+
+
 @on_formats
 @pytest.mark.parametrize("stride", [1, 2, 3, 4])
 @pytest.mark.parametrize("r", [2, 3, 4, 5, 6, 7])

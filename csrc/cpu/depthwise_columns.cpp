@@ -95,12 +95,16 @@ class ColumnsWgrad {
  public:
   using A = Wide<T>;
   static constexpr int64_t kL = WideVec<T>::kLanes;
-  // Products that a lane adds up, and slabs.
-  static constexpr int64_t kSteps = 512, kSlabs = 16;
+  // Products that a lane adds up, slabs, and what a band reads: two of them are in the second
+  // cache.
+  static constexpr int64_t kSteps = 512, kSlabs = 16, kBandBytes = 3 << 17;
 
   ColumnsWgrad(const ConvView& view, const T* dz, const T* x)
       : v_(view), taps_(view), dz_(dz), x_(x), channels_(view.groups) {
-    band_ = std::clamp<int64_t>(kSteps / v_.J, 1, v_.I);
+    const int64_t row = (v_.J + v_.W * v_.step_h) * channels_ * int64_t{sizeof(T)};
+    band_ = std::clamp<int64_t>(std::min(kSteps / v_.J, kBandBytes / row), 1, v_.I);
+    bands_ = ceil_div(v_.I, band_);
+    band_ = ceil_div(v_.I, bands_);
     bands_ = ceil_div(v_.I, band_);
     const int64_t units = v_.N * bands_;
     slab_ = ceil_div(units, kSlabs);
@@ -110,6 +114,8 @@ class ColumnsWgrad {
     block_ = ceil_div(vectors, std::clamp<int64_t>(kSlabs / slabs_ / 2, 1, vectors)) * kL;
     blocks_ = ceil_div(channels_, block_);
     if (blocks_ > 1 && channels_ - (blocks_ - 1) * block_ < kL) block_ = channels_, blocks_ = 1;
+    fetches_ = blocks_ == 1 && v_.src.row == v_.W * channels_ && v_.dst.row == v_.J * channels_ &&
+               v_.N * (v_.src.n + v_.dst.n) * int64_t{sizeof(T)} >= kSecondCache;
   }
 
   bool run(T* dw, const Parallel& pool) const {
@@ -121,7 +127,7 @@ class ColumnsWgrad {
     split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t slab = task / blocks_, channel = task % blocks_ * block_;
-        accumulate(slab, channel, std::min(block_, channels_ - channel), width,
+        accumulate(slab, channel, std::min(block_, channels_ - channel), width, task + 1 < end,
                    sums.get() + slab * size + channel);
       }
     });
@@ -144,19 +150,29 @@ class ColumnsWgrad {
   }
 
  private:
-  void accumulate(int64_t slab, int64_t channel, int64_t channels, int64_t width, A* sums) const {
+  // The thread goes on with the next slab where that `follows`.
+  void accumulate(int64_t slab, int64_t channel, int64_t channels, int64_t width, bool follows,
+                  A* sums) const {
     const int64_t taps = taps_.rows * taps_.columns;
     for (int64_t t = 0; t < taps; ++t) fill_zero(sums + t * width, round_up(channels, kL));
     const int64_t last = std::min((slab + 1) * slab_, v_.N * bands_);
     for (int64_t unit = slab * slab_; unit < last; ++unit) {
       const int64_t n = unit / bands_, first = unit % bands_ * band_;
+      const int64_t next = unit + 1, next_n = next / bands_, next_first = next % bands_ * band_;
+      const bool fetches = fetches_ && (next < last || (follows && next < v_.N * bands_));
+      // From the first row that this band has not read.
+      const int64_t h =
+          next_first == 0 ? 0 : (next_first - 1) * v_.step_h + taps_.first_h + taps_.rows;
       const ChannelColumns shape{taps_.rows, v_.step_w,      channels,
                                  v_.J,       -taps_.first_w, v_.W - taps_.first_w,
                                  0,          v_.src.column};
       channel_columns_dot<T>(
           shape, {x_ + n * v_.src.n + channel + taps_.first_w * v_.src.column,
                   dz_ + n * v_.dst.n + channel, sums, width, v_.src.row, v_.dst.row, v_.dst.column,
-                  first, std::min(first + band_, v_.I), taps_.first_h, v_.H});
+                  first, std::min(first + band_, v_.I), taps_.first_h, v_.H,
+                  fetches ? x_ + next_n * v_.src.n + std::clamp<int64_t>(h, 0, v_.H) * v_.src.row
+                          : nullptr,
+                  fetches ? dz_ + next_n * v_.dst.n + next_first * v_.dst.row : nullptr});
     }
   }
 
@@ -168,6 +184,7 @@ class ColumnsWgrad {
   int64_t band_, bands_;  // rows that are added up in registers
   int64_t slab_, slabs_;
   int64_t block_, blocks_;  // of channels
+  bool fetches_;
 };
 
 }  // namespace

@@ -60,7 +60,8 @@ struct ChannelColumnsDot {
   Wide<T>* sums;
   int64_t sum_step, src_row, dz_row, dz_column;
   int64_t first, last;
-  int64_t first_h, rows;  // of the first tap; of the source
+  int64_t first_h, rows;        // of the first tap; of the source
+  const T *next_src, *next_dz;  // what is read after these rows, in the order of memory; or null
 };
 template <typename T>
 void channel_columns_dot(const ChannelColumns& shape, const ChannelColumnsDot<T>& dot);
