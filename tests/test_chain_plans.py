@@ -84,7 +84,20 @@ def test_sizes_and_batches(plans: list[int]) -> None:
     for _ in range(3):
         for size in ((2, 3, 20, 22), (1, 3, 20, 22), (1, 3, 20, 22), (1, 3, 31, 9)):
             assert_as_layers(made, image(*size))
-    assert plans[:3] == [1, 2, 2] and plans[-1] == 2
+    assert plans[:4] == [1, 2, 2, 3] and plans[-1] == 3
+
+
+def test_more_sizes_than_plans(plans: list[int]) -> None:
+    made = fused()
+    inputs = [image(1, 3, 8, width) for width in range(8, 15)]
+    expected = [by_layers(made, x) for x in inputs]
+    for _ in range(12):
+        for x, wanted in zip(inputs, expected, strict=True):
+            assert_same(made(x), wanted)
+    assert max(plans) == 4
+    for _ in range(64):  # until an attempt is made again
+        assert_same(made(inputs[0]), expected[0])
+    assert plans[-1] == 4
 
 
 def unaligned(x: Tensor) -> Tensor:

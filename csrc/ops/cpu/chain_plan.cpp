@@ -168,6 +168,7 @@ bool ChainPlan::fits(const std::vector<Tensor>& tensors) const {
 }
 
 std::vector<Tensor> ChainPlan::run(const std::vector<Tensor>& tensors) const {
+  used_ = true;
   const size_t first = tensors.size();
   std::vector<const void*> at(first + steps_.size());  // by position
   for (size_t i = 0; i < first; ++i) at[i] = tensors[i].const_data_ptr();

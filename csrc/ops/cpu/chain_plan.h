@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -37,6 +38,8 @@ class ChainPlan {
   bool fits(const std::vector<Tensor>& tensors) const;
   // The chain's results.
   std::vector<Tensor> run(const std::vector<Tensor>& tensors) const;
+  // Whether it has been run.
+  bool used() const { return used_; }
 
  private:
   class Recorder;
@@ -58,6 +61,7 @@ class ChainPlan {
     Layout layout;
   };
 
+  mutable std::atomic<bool> used_{false};
   bool winograd_;  // whether it was allowed
   std::vector<TensorKind> kinds_;
   std::vector<Step> steps_;

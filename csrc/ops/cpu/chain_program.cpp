@@ -22,10 +22,12 @@ class ChainProgram {
   explicit ChainProgram(const Tensor& program) : program_(program) {}
 
   std::vector<Tensor> run(const std::vector<Tensor>& tensors) {
-    if (const std::shared_ptr<const ChainPlan> plan = find(tensors)) return plan->run(tensors);
+    bool records = false;
+    if (const auto plan = find(tensors, &records)) return plan->run(tensors);
+    if (!records) return run_chain(tensors, program_, nullptr);
     std::shared_ptr<const ChainPlan> plan;
     std::vector<Tensor> results = ChainPlan::record(tensors, program_, &plan);
-    if (plan != nullptr) keep(std::move(plan));
+    keep(std::move(plan));
     return results;
   }
 
@@ -35,29 +37,43 @@ class ChainProgram {
   }
 
  private:
-  using Plans = std::array<std::shared_ptr<const ChainPlan>, 2>;
+  using Plans = std::array<std::shared_ptr<const ChainPlan>, 4>;
+  static constexpr int64_t kMostRest = 63;
 
-  // A forked child may find the mutex taken for ever: then it goes without plans.
-  std::shared_ptr<const ChainPlan> find(const std::vector<Tensor>& tensors) {
+  // records: whether a plan is to be made where there is none. A forked child may find the mutex
+  // taken for ever: then it goes without plans.
+  std::shared_ptr<const ChainPlan> find(const std::vector<Tensor>& tensors, bool* records) {
     std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock.owns_lock()) return nullptr;
     const Plans plans = plans_;
     lock.unlock();
     for (const auto& plan : plans)
       if (plan != nullptr && plan->fits(tensors)) return plan;
+    if (!lock.try_lock()) return nullptr;
+    *records = rest_ == 0;
+    if (rest_ > 0) --rest_;
     return nullptr;
   }
 
+  // In the place of the oldest. Where that was made in vain, or no plan can be, because the tensors
+  // are of others in every call, the next attempts come more and more rarely.
   void keep(std::shared_ptr<const ChainPlan> plan) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (!lock.owns_lock()) return;
-    std::swap(plans_[0], plans_[1]);
-    plans_[0].swap(plan);
+    const auto& oldest = plans_.back();
+    const bool wasted = plan == nullptr || (oldest != nullptr && !oldest->used());
+    pause_ = wasted ? std::min(2 * pause_ + 1, kMostRest) : 0;
+    rest_ = pause_;
+    if (plan == nullptr) return;
+    plans_.back().swap(plan);
+    std::rotate(plans_.begin(), plans_.end() - 1, plans_.end());
   }
 
   const Tensor program_;
   std::mutex mutex_;
-  Plans plans_;  // of the last kinds of tensors
+  Plans plans_;  // of the last kinds of tensors, the newest first
+  // For how many calls no plan is made, and for how many after the next one in vain.
+  int64_t rest_ = 0, pause_ = 0;
 };
 
 class Table {
