@@ -33,8 +33,8 @@ constexpr int64_t kSourceTerms = 1 << 15;
 // Filters of a task where those are neighbours: pieces of rows long enough to be worth a page.
 constexpr int64_t kFiltersTogether = 256, kFiltersTogetherConverted = 512;
 // Bytes from a weight to the one that is asked for meanwhile, at least: what the last-level cache
-// takes to answer.
-constexpr int64_t kAheadBytes = 8 << 10;
+// takes to answer. Of more weights most come from memory, which the hardware foresees better.
+constexpr int64_t kAheadBytes = 8 << 10, kMostAskedFor = 12 << 20;
 // Reading a weight takes as long as so many products.
 constexpr int64_t kWeightOperations = 8;
 
@@ -141,8 +141,9 @@ class SampleGemm {
     tile.run_count = 1;
     tile.w = w.at;
     tile.filter_step = w.step;
-    if constexpr (!kConverts)
-      tile.ahead = std::max(filters.size() * w.step, kAheadBytes / static_cast<int64_t>(sizeof(A)));
+    constexpr int64_t kSize = sizeof(A);
+    if (!kConverts && view_.K * view_.C * kSize <= kMostAskedFor)
+      tile.ahead = std::max(filters.size() * w.step, kAheadBytes / kSize);
     tile.out_pixel = filters_;
     for (int64_t n = 0; n < samples.size();) {
       const int64_t now = inner_tile_pixels(samples.size() - n, filters.size());

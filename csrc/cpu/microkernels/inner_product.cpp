@@ -1,6 +1,7 @@
 // The tiles of inner_product.h, one for each size.
 #include "cpu/microkernels/inner_product.h"
 
+#include <type_traits>
 #include <utility>
 
 namespace torchconv::cpu {
@@ -64,16 +65,16 @@ void inner_tile(const InnerTile<T>& tile) {
   const int64_t step = tile.step, step3 = 3 * step, filter_step = tile.filter_step;
   // Weights take longer to come than the products with so few pixels.
   constexpr int kFewPixels = 2;
-  [[maybe_unused]] const int64_t ahead = tile.ahead;
+  const int64_t ahead = tile.ahead;
   for (const TermRun *run = tile.runs, *end = run + tile.run_count; run != end; ++run) {
     const T* src = tile.src + run->src;
     const T* w = tile.w + run->w;
-    const auto multiply = [&](const auto& load) {
+    const auto multiply = [&](auto asks, const auto& load) {
       Register filters[kFilters];
 #pragma GCC unroll 4
       for (int f = 0; f < kFilters; ++f) {
         filters[f] = load(w + f * filter_step);
-        if constexpr (kPixels <= kFewPixels) __builtin_prefetch(w + f * filter_step + ahead);
+        if constexpr (asks) __builtin_prefetch(w + f * filter_step + ahead);
       }
       const T* pixel = src;
 #pragma GCC unroll 16
@@ -89,9 +90,16 @@ void inner_tile(const InnerTile<T>& tile) {
       }
     };
     int64_t left = run->length;
-    for (; left >= kL; left -= kL, src += kL, w += kL)
-      multiply([](const T* p) { return V::load(p); });
-    if (left > 0) multiply([left](const T* p) { return V::load_partial(p, left); });
+    const auto multiply_whole = [&](auto asks) {
+      for (; left >= kL; left -= kL, src += kL, w += kL)
+        multiply(asks, [](const T* p) { return V::load(p); });
+    };
+    if (kPixels <= kFewPixels && ahead != 0)
+      multiply_whole(std::bool_constant<kPixels <= kFewPixels>());
+    else
+      multiply_whole(std::false_type());
+    if (left > 0)
+      multiply(std::false_type(), [left](const T* p) { return V::load_partial(p, left); });
   }
 
   alignas(64) T sums[kPixels * kFilters + kL];

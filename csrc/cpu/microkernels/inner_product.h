@@ -27,7 +27,7 @@ struct InnerTile {
   int64_t run_count;
   const T* w;
   int64_t filter_step;
-  int64_t ahead;  // from a weight to the one that is asked for with it, where few pixels meet it
+  int64_t ahead;  // from a weight to the one that is asked for with it, or 0; of few pixels alone
   T* out;
   int64_t out_pixel;
 };
