@@ -77,8 +77,14 @@ def kinds(model: nn.Module) -> list[str]:
 JOINED: dict[str, tuple[Forward, list[str]]] = {
     "relu": (lambda m, x: m.act(m.bn(m.conv(x))), ["BatchNorm2d", "Conv2d"]),
     "relu6": (lambda m, x: m.act6(m.bn(m.conv(x))), ["BatchNorm2d", "Conv2d"]),
+    "silu": (lambda m, x: m.silu(m.bn(m.conv(x))), ["BatchNorm2d", "Conv2d"]),
+    "hardswish": (lambda m, x: F.hardswish(m.bn(m.conv(x))), ["BatchNorm2d", "Conv2d"]),
     "function": (lambda m, x: F.relu(m.bn(m.conv(x))), ["BatchNorm2d", "Conv2d"]),
     "sum": (lambda m, x: m.bn(m.conv(x)) + x, ["BatchNormAdd2d", "Conv2d"]),
+    "sum and silu": (
+        lambda m, x: m.silu(x + m.bn(m.conv(x))),
+        ["BatchNormAdd2d", "Conv2d", "SiLU"],
+    ),
     "sum and relu": (lambda m, x: m.act(x + m.bn(m.conv(x))), ["BatchNormAdd2d", "Conv2d"]),
     "in place": (
         lambda m, x: m.act(m.bn(m.conv(x)).add_(m.other(x))),
@@ -120,7 +126,7 @@ STAYS: dict[str, Forward] = {
     "called twice": lambda m, x: F.relu(m.bn(F.relu(m.bn(m.conv(x)) * 1)) * 1),
     "called twice in a row": lambda m, x: F.relu(m.bn(F.relu(m.bn(x)))),
     "convolution read twice": lambda m, x: m.bn(F.relu(y := m.conv(x)) + y),
-    "another activation": lambda m, x: m.silu(m.bn(m.conv(x))),
+    "another activation": lambda m, x: m.gelu(m.bn(m.conv(x))),
     "convolution": lambda m, x: m.bn(m.act(m.conv(x) + x)),
 }
 # PyTorch's backward of ReLU6 needs what went in alone.

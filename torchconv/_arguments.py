@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchconv._activations import ACTIVATIONS
 from torchconv._coverage import FLOATS, INTEGERS
-from torchconv.autograd import ACTIVATIONS
 
 FLOATING = frozenset(FLOATS)
 SELECT_DTYPES = FLOATING | {*INTEGERS, torch.uint16}

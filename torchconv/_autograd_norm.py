@@ -1,6 +1,6 @@
 """The derivatives of batch normalisation, as ``torchconv.autograd`` has those of everything else.
 
-With g, the gradient where the activation is not constant, and x^ = (x - mean) * invstd: the bias
+With g, the gradient times the activation's derivative, and x^ = (x - mean) * invstd: the bias
 has sum(g), the weight sum(g * x^), and the input weight * invstd * (g - mean(g) - x^ * mean(g *
 x^)) in training, where the statistics too depend on it, or else weight * invstd * g (Ioffe and
 Szegedy 2015, arXiv:1502.03167, section 3). The residual has g.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torchconv._activations import NEEDS_PREACTIVATION, activation_gradient
 from torchconv._dispatch import forward, operator, unrecorded
 
 __all__ = [
@@ -126,7 +127,10 @@ def batch_norm_backward_derivative(
         raise RuntimeError(
             f"expected grad_output of size {list(input.shape)}, but got {list(grad.shape)}"
         )
-    if activation != "none":
+    if activation in NEEDS_PREACTIVATION:
+        statistics = _own_statistics(input, mean, invstd) if training else (mean, invstd)
+        grad = activation_gradient(activation, grad, _by_channel(input, *statistics, weight, bias))
+    elif activation != "none":
         z = output
         if z is None:
             with torch.no_grad():
@@ -135,9 +139,9 @@ def batch_norm_backward_derivative(
         grad = torch.where(constant, torch.zeros_like(grad), grad)
     dtype = input.dtype if weight is None else weight.dtype
     mean, invstd = mean.detach().to(dtype), invstd.detach().to(dtype)
-    statistics = (None, None, mean, invstd) if training else (mean, invstd**-2, None, None)
+    given = (None, None, mean, invstd) if training else (mean, invstd**-2, None, None)
     dx, dw, db = torch.ops.aten.native_batch_norm_backward(
-        grad, input, weight, *statistics, training, 0.0, [mask[0], mask[2], mask[3]]
+        grad, input, weight, *given, training, 0.0, [mask[0], mask[2], mask[3]]
     )
     absent = input.new_empty(0)
     return (
@@ -146,6 +150,13 @@ def batch_norm_backward_derivative(
         dw if mask[2] else absent.clone(),
         db if mask[3] else absent.clone(),
     )
+
+
+def _own_statistics(input: Tensor, mean: Tensor, invstd: Tensor) -> tuple[Tensor, Tensor]:
+    """mean and invstd as functions of the input, whose batch they are of."""
+    var, own_mean = torch.var_mean(input.to(mean.dtype), (0, 2, 3), correction=0)
+    eps = invstd.detach() ** -2 - var.detach()
+    return own_mean, (var + eps) ** -0.5
 
 
 def _by_channel(

@@ -15,6 +15,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad as fwAD
 from torch.autograd.graph import increment_version
 
+from torchconv._activations import NEEDS_PREACTIVATION, activation_gradient
 from torchconv._autograd_adaptive import (
     AdaptiveAvgPool2dBackwardFunction,
     AdaptiveAvgPool2dFunction,
@@ -30,7 +31,6 @@ from torchconv._autograd_norm import (
 from torchconv._schemas import LIBRARY, defaults
 from torchconv._single_level import SingleLevelFunction
 from torchconv.autograd import (
-    NEEDS_PREACTIVATION,
     AvgPool2dBackwardFunction,
     AvgPool2dFunction,
     Conv2dBackwardFunction,
@@ -42,7 +42,6 @@ from torchconv.autograd import (
     MinPool2dWithIndicesFunction,
     SelectPool2dBackwardFunction,
     SelectPool2dGatherFunction,
-    activation_gradient,
 )
 
 

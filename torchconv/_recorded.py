@@ -19,13 +19,14 @@ from typing import Any
 from torch import Tensor
 
 from torchconv import _load
+from torchconv._activations import NEEDS_PREACTIVATION
 from torchconv._derivatives import DERIVATIVES
 from torchconv._dispatch import Operator, operator, unrecorded
 from torchconv._fake import is_channels_last
 from torchconv._schemas import LIBRARY, overload
 from torchconv._single_level import SingleLevelFunction
 from torchconv._wanted import wanted_gradients
-from torchconv.autograd import NEEDS_PREACTIVATION, conv2d_gradients, saved_for_derivative
+from torchconv.autograd import conv2d_gradients, saved_for_derivative
 
 __all__ = ["RECORDED"]
 

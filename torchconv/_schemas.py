@@ -77,7 +77,7 @@ SCHEMAS = (
     "bool channels_last) -> Tensor",
     "adaptive_max_pool2d_gather(Tensor input, Tensor indices) -> Tensor",
     # act(norm(input) + residual), and float64 mean and (var + eps)^-1/2 of each channel; activation
-    # is none, relu or relu6. On CPUs only
+    # is none, relu or relu6, or without a residual silu or hardswish. On CPUs only
     f"batch_norm_training({_NORM}, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
     f"float momentum, {_NORM_END}) -> (Tensor, Tensor, Tensor)",
     f"batch_norm_inference({_NORM}, Tensor running_mean, Tensor running_var, {_NORM_END}) "

@@ -12,7 +12,6 @@ operator's normal form (pairs, and padding as (left, right, top, bottom)): see
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torchconv._activations import (
+    DERIVATIVE_FROM_OUTPUT,
+    NEEDS_PREACTIVATION,
+    activation_gradient,
+)
 from torchconv._autograd_adaptive import AdaptiveAvgPool2dFunction, AdaptiveMaxPool2dFunction
 from torchconv._autograd_norm import BatchNorm2dFunction, BatchNorm2dInferenceFunction
 from torchconv._dispatch import (
@@ -51,57 +55,6 @@ _select_pool2d_backward = operator("select_pool2d_backward")
 _avg_pool2d = operator("avg_pool2d")
 _avg_pool2d_backward = operator("avg_pool2d_backward")
 
-# Derivatives that follow from the output y, where y is not constant; the others need the
-# pre-activation z.
-_DERIVATIVE_FROM_OUTPUT: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.ones_like,
-    "relu6": torch.ones_like,
-    "sigmoid": lambda y: y * (1 - y),
-    "tanh": lambda y: 1 - y * y,
-}
-
-
-def _silu_derivative(z: Tensor) -> Tensor:
-    s = torch.sigmoid(z)
-    return s * (1 + z * (1 - s))
-
-
-def _hardswish_derivative(z: Tensor) -> Tensor:
-    return torch.where(z < 3, z / 3 + 0.5, torch.ones_like(z))
-
-
-def _gelu_derivative(z: Tensor) -> Tensor:
-    cdf = 0.5 * (1 + torch.erf(z * math.sqrt(0.5)))
-    return cdf + z * torch.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
-
-
-NEEDS_PREACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": _silu_derivative,
-    "hardswish": _hardswish_derivative,
-    "gelu": _gelu_derivative,
-}
-ACTIVATIONS = ("none", *_DERIVATIVE_FROM_OUTPUT, *NEEDS_PREACTIVATION)
-
-
-# Where an activation is constant. There the gradient is zero by choice, not by a product: it stays
-# zero for an incoming gradient that is infinite or NaN, as in PyTorch.
-_CONSTANT: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": lambda y: y <= 0,
-    "relu6": lambda y: (y <= 0) | (y >= 6),
-    "hardswish": lambda z: z <= -3,
-}
-
-
-def activation_gradient(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
-    """g'(z) * grad by differentiable operators, from y or z as ``conv2d_backward`` takes it."""
-    formula = _DERIVATIVE_FROM_OUTPUT.get(activation) or NEEDS_PREACTIVATION[activation]
-    product = grad * formula(saved)
-    constant = _CONSTANT.get(activation)
-    if constant is None:
-        return product
-    return torch.where(constant(saved), torch.zeros_like(product), product)
-
-
 # The same in one pass by PyTorch's kernels, which round once, where nothing differentiates it. For
 # silu and gelu, and at a NaN for relu6 and hardswish, their bits depend on the number of threads.
 _BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -130,7 +83,7 @@ def saved_for_derivative(activation: str, y: Tensor, z: Tensor | None) -> Tensor
     """Which of y and z the activation's derivative needs, as ``conv2d_backward`` takes it."""
     if activation == "none":
         return None
-    return y if activation in _DERIVATIVE_FROM_OUTPUT else z
+    return y if activation in DERIVATIVE_FROM_OUTPUT else z
 
 
 def _sum(terms: Sequence[Tensor | None]) -> Tensor | None:

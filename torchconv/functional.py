@@ -149,8 +149,9 @@ def _convolve(
     return _conv2d((input, weight, bias, residual), values)
 
 
-# Those that batch normalisation's kernels have.
+# Those that batch normalisation's kernels have, and those that they have where nothing is added.
 _NORM_ACTIVATIONS = ("none", "relu", "relu6")
+_NORM_CURVES = ("silu", "hardswish")
 
 # Of PyTorch, by the operators' names.
 _ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -243,13 +244,14 @@ def batch_norm(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """``F.batch_norm``, and in the same passes over memory a sum and a ReLU or ReLU6 behind it.
+    """``F.batch_norm``, and in the same passes over memory a sum and an activation behind it.
 
     Args:
         input: N x C x H x W on a CPU, of a floating point type, for torchconv's kernels; anything
             else is PyTorch's, with the sum and the activation in passes of their own.
         running_mean, running_var, weight, bias, training, momentum, eps: as for ``F.batch_norm``.
-        activation: as for `conv2d`; one other than ReLU and ReLU6 is a pass of its own.
+        activation: as for `conv2d`. ReLU and ReLU6, and without a residual SiLU and Hardswish, cost
+            no pass of their own.
         residual: None, or what is added before the activation: of the input's size and dtype.
 
     Returns:
@@ -268,7 +270,8 @@ def batch_norm(
         and eps > 0
         and (running_mean is not None if given else input.numel() > input.shape[1])
     ):
-        inside = name if name in _NORM_ACTIVATIONS else "none"
+        has_kernel = name in _NORM_ACTIVATIONS or (residual is None and name in _NORM_CURVES)
+        inside = name if has_kernel else "none"
         op = _batch_norm_inference if given else _batch_norm_training
         values = (eps, inside) if given else (momentum, eps, inside)
         tensors = (input, weight, bias, residual, running_mean, running_var)

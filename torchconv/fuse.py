@@ -27,6 +27,7 @@ from torchconv._fuse_folds import folds_norm, folds_scale
 from torchconv._fuse_graph import (
     CLAMPS,
     FUNCTION_OF,
+    NORM_ACTIVATIONS,
     SUMS,
     SUMS_IN_PLACE,
     Tracer,
@@ -63,7 +64,7 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     Linear, which over images with channels last is a convolution, go a multiplication of each
     channel by a parameter, into weights and bias, and sum and activation, the sum also behind a
     permutation to N x K x H x W. A normalisation that no convolution can take keeps its statistics
-    and has sum and ReLU or ReLU6 in its own pass. The results are those of `model` but for
+    and has sum and activation in its own pass. The results are those of `model` but for
     rounding. All other layers are swapped as by `convert`.
 
     The copy is a torch.fx.GraphModule: what `model.forward` does in Python is recorded, once, with
@@ -108,10 +109,10 @@ def fuse_training(model: torch.nn.Module) -> GraphModule:
     """A second form of `model` for training, in which layers take along what follows them.
 
     Into a BatchNorm2d of torch.nn or torchconv.nn go, where nothing else reads what lies between,
-    a sum with another tensor and a ReLU or ReLU6 behind it; into a Conv2d or Linear an activation
-    that torchconv.nn.Conv2d has: the images are then read and written once instead of once a step,
-    in both directions. The results and gradients are those of `model` but for rounding. All other
-    layers are swapped as by `convert`.
+    a sum with another tensor and a ReLU or ReLU6 behind it, or SiLU or Hardswish alone; into a
+    Conv2d or Linear an activation that torchconv.nn.Conv2d has: the images are then read and
+    written once instead of once a step, in both directions. The results and gradients are those of
+    `model` but for rounding. All other layers are swapped as by `convert`.
 
     What is returned is a torch.fx.GraphModule, recorded as by `fuse`. Its parameters and buffers
     are those of `model`, the same tensors under the same names: whatever one learns the other
@@ -273,7 +274,10 @@ def _fuse_chain(recorded: GraphModule, node: Node, shared: bool = False) -> None
         activation = activation_of(recorded, reader, chain[-1])
         if kind is torch.nn.BatchNorm2d:
             keeps_result = total is not None
-            if activation not in CLAMPS or (keeps_result and _loses(recorded, reader, activation)):
+            known = CLAMPS if keeps_result else NORM_ACTIVATIONS
+            if activation is not None and (
+                activation not in known or (keeps_result and _loses(recorded, reader, activation))
+            ):
                 activation = None
         if activation is not None:
             chain.append(reader)

@@ -358,7 +358,7 @@ class BatchNorm2d(torch.nn.BatchNorm2d):
     """torch.nn.BatchNorm2d, whose passes take along a sum and an activation behind it.
 
     Args:
-        activation: as for `Conv2d`; ReLU and ReLU6 cost no pass of their own.
+        activation: as for `torchconv.functional.batch_norm`.
     """
 
     activation: str | None = None

@@ -61,15 +61,9 @@ void multiply_strip(Activation activation, const A* dy, const A* saved, A* dz, i
     case Activation::kTanh:
       return run([](V d, V y) { return d * (A{1} - y * y); });
     case Activation::kSiLU:
-      return run([](V d, V z) {
-        const V s = Math::sigmoid(z);
-        return d * (s * (A{1} + z * (A{1} - s)));
-      });
-    case Activation::kHardswish:  // 1 at NaN, as in PyTorch
-      return run([&](V d, V z) {
-        const V rising = z < A{3} ? d * (z * A(1.0 / 3) + A(0.5)) : d;
-        return z <= A{-3} ? zero : rising;
-      });
+      return run([](V d, V z) { return Math::silu_gradient(d, z); });
+    case Activation::kHardswish:
+      return run([](V d, V z) { return Math::hardswish_gradient(d, z); });
     case Activation::kGELU:
       return run([](V d, V z) { return d * Math::gelu_derivative(z); });
   }
@@ -123,8 +117,7 @@ TORCHCONV_INLINE void with_activation(Activation activation, const Run& run) {
     case Activation::kSiLU:
       return run([](V x) { return Math::silu(x); });
     case Activation::kHardswish:
-      return run(
-          [](V x) { return x * Math::at_most(Math::at_least(x + A{3}, 0), 6) * A(1.0 / 6); });
+      return run([](V x) { return Math::hardswish(x); });
     case Activation::kGELU:
       return run([](V x) { return Math::gelu(x); });
   }

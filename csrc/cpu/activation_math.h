@@ -99,6 +99,21 @@ struct VectorMath {
     return x < -Constants::kNormal ? x * A{0} : x / one_and_exp_of_negative(x);
   }
 
+  // dy times the derivative.
+  static TORCHCONV_INLINE V silu_gradient(V dy, V x) {
+    const V s = sigmoid(x);
+    return dy * (s * (A{1} + x * (A{1} - s)));
+  }
+
+  static TORCHCONV_INLINE V hardswish(V x) {
+    return x * at_most(at_least(x + A{3}, 0), 6) * A(1.0 / 6);
+  }
+  // dy at NaN, as in PyTorch.
+  static TORCHCONV_INLINE V hardswish_gradient(V dy, V x) {
+    const V rising = x < A{3} ? dy * (x * A(1.0 / 3) + A(0.5)) : dy;
+    return x <= A{-3} ? V{} : rising;
+  }
+
   // tanh(|x|) = -m / (2 + m) with m = exp(-2|x|) - 1, which does not cancel.
   static TORCHCONV_INLINE V tanh(V x) {
     const Exp e = exp(A{-2} * abs(x));

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "cpu/batch_norm_curves.h"
 #include "cpu/batch_norm_passes.h"
 
 namespace torchconv::cpu {
@@ -23,7 +24,7 @@ struct ForwardArguments {
   const Parallel& pool;
 };
 
-template <typename T>
+template <typename T, typename Curve>
 class BatchNormForward : NormLanes<T> {
   using L = NormLanes<T>;
   using L::kLanes;
@@ -34,6 +35,7 @@ class BatchNormForward : NormLanes<T> {
  public:
   static constexpr int kConstants = 3;  // shift, scale, offset
   static constexpr bool kTwice = true;
+  static constexpr int kVectors = 8;
 
   BatchNormForward(const BatchNormProblem& p, const ForwardArguments& a)
       : p_(p),
@@ -41,7 +43,7 @@ class BatchNormForward : NormLanes<T> {
         x_(static_cast<const T*>(a.x)),
         residual_(static_cast<const T*>(a.residual)),
         y_(static_cast<T*>(a.y)),
-        bounds_(activation_bounds(p.activation)) {
+        curve_(Curve::at(activation_bounds(p.activation))) {
     const int64_t plane = p.H * p.W, elements = p.N * plane;
     const bool pixels = runs_as_pixels(p);
     streams_ = L::W::streams(y_, elements * p.C, pixels ? p.C : plane);
@@ -114,7 +116,8 @@ class BatchNormForward : NormLanes<T> {
     const T* x;
     const T* residual;
     T* y;
-    V low, high, shift, scale, offset;
+    Curve curve;
+    V shift, scale, offset;
     bool streams;
 
     int arrays() const { return residual == nullptr ? 2 : 3; }
@@ -128,16 +131,11 @@ class BatchNormForward : NormLanes<T> {
     TORCHCONV_INLINE void write(int64_t at, int64_t n) const {
       V v = (L::template load<kPartial>(x + at, n) - shift) * scale + offset;
       if (residual != nullptr) v += L::template load<kPartial>(residual + at, n);
-      v = low > v ? low : v;
-      v = high < v ? high : v;
-      L::template store<kPartial>(y + at, v, n, streams);
+      L::template store<kPartial>(y + at, curve.value(v), n, streams);
     }
   };
 
-  Target target() const {
-    const V low = L::broadcast(bounds_.low), high = L::broadcast(bounds_.high);
-    return {x_, residual_, y_, low, high, V{}, V{}, V{}, streams_};
-  }
+  Target target() const { return {x_, residual_, y_, curve_, V{}, V{}, V{}, streams_}; }
 
  private:
   // Spread over all images: an image's first elements alone may be of another kind.
@@ -158,25 +156,42 @@ class BatchNormForward : NormLanes<T> {
   const T* x_;
   const T* residual_;
   T* y_;
-  Bounds bounds_;
+  Curve curve_;
   bool streams_;
   int64_t channel_;  // from one to the next
   int64_t samples_[kSamples];
 };
+
+template <template <typename> class Curve>
+struct Forward {
+  template <typename T>
+  using Kernel = BatchNormForward<T, Curve<Wide<T>>>;
+};
+
+void run_forward(const BatchNormProblem& p, const ForwardArguments& a) {
+  switch (p.activation) {
+    case Activation::kSiLU:
+      return run_typed<Forward<SiLUCurve>::Kernel>(p, a);
+    case Activation::kHardswish:
+      return run_typed<Forward<HardswishCurve>::Kernel>(p, a);
+    default:
+      return run_typed<Forward<ClampCurve>::Kernel>(p, a);
+  }
+}
 
 }  // namespace
 
 void batch_norm_training(const BatchNormProblem& p, const void* x, const void* residual,
                          BatchNormWeights weights, RunningStatistics running, double eps, void* y,
                          double* mean, double* invstd, const Parallel& pool) {
-  run_typed<BatchNormForward>(p, ForwardArguments{x, residual, y, weights, eps, nullptr, nullptr,
-                                                  running, mean, invstd, pool});
+  run_forward(p, ForwardArguments{x, residual, y, weights, eps, nullptr, nullptr, running, mean,
+                                  invstd, pool});
 }
 
 void batch_norm_inference(const BatchNormProblem& p, const void* x, const void* residual,
                           BatchNormWeights weights, const void* mean, const void* var, double eps,
                           void* y, const Parallel& pool) {
-  run_typed<BatchNormForward>(
+  run_forward(
       p, ForwardArguments{x, residual, y, weights, eps, mean, var, {}, nullptr, nullptr, pool});
 }
 

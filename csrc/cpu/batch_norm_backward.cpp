@@ -1,8 +1,10 @@
-// Batch normalisation backward. With g, dy where the activation is not constant, and d = x - shift:
-// a first pass sums g and g * d, a second makes dx of g, d and these sums. Whether the activation
-// is constant is computed again from x, by the forward pass's own operations, or seen in y where
-// there was a residual; the residual's gradient is g, which the second pass then reads.
+// Batch normalisation backward. With g, dy times the activation's derivative, and d = x - shift: a
+// first pass sums g and g * d, a second makes dx of g, d and these sums. What the activation was
+// applied to is computed again from x, by the forward pass's own operations, or where it is
+// constant seen in y where there was a residual; the residual's gradient is g, which the second
+// pass then reads.
 #include "cpu/batch_norm.h"
+#include "cpu/batch_norm_curves.h"
 #include "cpu/batch_norm_passes.h"
 
 namespace torchconv::cpu {
@@ -17,7 +19,7 @@ struct BackwardArguments {
   const Parallel& pool;
 };
 
-template <typename T>
+template <typename T, typename Curve>
 class BatchNormBackward : NormLanes<T> {
   using L = NormLanes<T>;
   using L::kLanes;
@@ -28,6 +30,8 @@ class BatchNormBackward : NormLanes<T> {
  public:
   static constexpr int kConstants = 5;  // shift, scale, offset; slope and constant of dx
   static constexpr bool kTwice = false;
+  // A curve's own constants leave fewer registers.
+  static constexpr int kVectors = std::is_same_v<Curve, ClampCurve<Lane>> ? 8 : 4;
 
   BatchNormBackward(const BatchNormProblem& p, const BackwardArguments& a)
       : p_(p),
@@ -37,8 +41,8 @@ class BatchNormBackward : NormLanes<T> {
         y_(static_cast<const T*>(a.y)),
         g_(static_cast<T*>(a.to.dresidual)),
         dx_(static_cast<T*>(a.to.dx)),
-        bounds_(unrounded_bounds(p)),
-        second_bounds_(g_ == nullptr ? bounds_ : activation_bounds(Activation::kNone)) {
+        curve_(Curve::at(unrounded_bounds(p))),
+        second_curve_(g_ == nullptr ? curve_ : Curve::at(activation_bounds(Activation::kNone))) {
     const int64_t row = runs_as_pixels(p) ? p.C : p.H * p.W;
     streams_ = dx_ != nullptr && L::W::streams(dx_, p.N * p.C * p.H * p.W, row);
   }
@@ -60,7 +64,8 @@ class BatchNormBackward : NormLanes<T> {
   struct Source {
     const T *x, *dy, *y;
     T* g;
-    V low, high, shift, scale, offset;
+    Curve curve;
+    V shift, scale, offset;
 
     template <typename Constants>
     TORCHCONV_INLINE void take(const Constants& constants) {
@@ -78,15 +83,12 @@ class BatchNormBackward : NormLanes<T> {
     TORCHCONV_INLINE Terms<V> terms(int64_t at, int64_t n) const {
       const V d = L::template load<kPartial>(x + at, n) - shift;
       const V z = y != nullptr ? L::template load<kPartial>(y + at, n) : d * scale + offset;
-      const V gradient_of_z = gradient(L::template load<kPartial>(dy + at, n), z, low, high);
+      const V gradient_of_z = curve.gradient(L::template load<kPartial>(dy + at, n), z);
       if (g != nullptr) L::template store<kPartial>(g + at, gradient_of_z, n, false);
       return {gradient_of_z, d};
     }
   };
-  Source source() const {
-    const V low = L::broadcast(bounds_.low), high = L::broadcast(bounds_.high);
-    return {x_, dy_, y_, g_, low, high, V{}, V{}, V{}};
-  }
+  Source source() const { return {x_, dy_, y_, g_, curve_, V{}, V{}, V{}}; }
 
   void finish(Channels c, Rows constants, const double* sums, int64_t width) const {
     const Statistics s = statistics(c);
@@ -101,7 +103,8 @@ class BatchNormBackward : NormLanes<T> {
     const T* x;
     const T* dy;
     T* dx;
-    V low, high, shift, scale, offset, slope, constant;
+    Curve curve;
+    V shift, scale, offset, slope, constant;
     bool training, streams;
 
     int arrays() const { return 3; }
@@ -117,15 +120,14 @@ class BatchNormBackward : NormLanes<T> {
     TORCHCONV_INLINE void write(int64_t at, int64_t n) const {
       const V d = L::template load<kPartial>(x + at, n) - shift;
       const V z = d * scale + offset;
-      V g = gradient(L::template load<kPartial>(dy + at, n), z, low, high) * scale;
+      V g = curve.gradient(L::template load<kPartial>(dy + at, n), z) * scale;
       if (training) g += d * slope + constant;
       L::template store<kPartial>(dx + at, g, n, streams);
     }
   };
   Target target() const {
     const T* const g = g_ != nullptr ? g_ : dy_;
-    const V low = L::broadcast(second_bounds_.low), high = L::broadcast(second_bounds_.high);
-    return {x_, g, dx_, low, high, V{}, V{}, V{}, V{}, V{}, a_.training, streams_};
+    return {x_, g, dx_, second_curve_, V{}, V{}, V{}, V{}, V{}, a_.training, streams_};
   }
 
  private:
@@ -136,13 +138,6 @@ class BatchNormBackward : NormLanes<T> {
     return s;
   }
 
-  // dy, or zero where the activation is constant; for z of NaN it is not. A masked load of dy would
-  // wait for x before it so much as began.
-  static TORCHCONV_INLINE V gradient(V dy, V z, V low, V high) {
-    keep_in_register(dy);
-    return (z <= low) | (z >= high) ? V{} : dy;
-  }
-
   const BatchNormProblem& p_;
   const BackwardArguments& a_;
   const T* dy_;
@@ -150,8 +145,14 @@ class BatchNormBackward : NormLanes<T> {
   const T* y_;
   T* g_;
   T* dx_;
-  Bounds bounds_, second_bounds_;
+  Curve curve_, second_curve_;
   bool streams_;
+};
+
+template <template <typename> class Curve>
+struct Backward {
+  template <typename T>
+  using Kernel = BatchNormBackward<T, Curve<Wide<T>>>;
 };
 
 }  // namespace
@@ -159,8 +160,15 @@ class BatchNormBackward : NormLanes<T> {
 void batch_norm_backward(const BatchNormProblem& p, const void* dy, const void* x, const void* y,
                          BatchNormWeights weights, const double* mean, const double* invstd,
                          bool training, BatchNormGradients to, const Parallel& pool) {
-  run_typed<BatchNormBackward>(
-      p, BackwardArguments{dy, x, y, weights, mean, invstd, training, to, pool});
+  const BackwardArguments a{dy, x, y, weights, mean, invstd, training, to, pool};
+  switch (p.activation) {
+    case Activation::kSiLU:
+      return run_typed<Backward<SiLUCurve>::Kernel>(p, a);
+    case Activation::kHardswish:
+      return run_typed<Backward<HardswishCurve>::Kernel>(p, a);
+    default:
+      return run_typed<Backward<ClampCurve>::Kernel>(p, a);
+  }
 }
 
 }  // namespace torchconv::cpu

@@ -61,6 +61,7 @@ struct Terms {
 //   accepts(channels, rows, sums, width): whether sums of a few elements in the lanes' type will
 //     do, else it prepares for exact ones; kTwice: whether it may not accept them;
 //   finish(channels, rows, sums, width): the constants of the second pass;
+//   kVectors: that the first pass takes together, a power of two;
 //   target(): what has take(constants), write<partial>(at, n), and arrays(), how many it goes
 //     through.
 // Channels are those of a tile, whose first constants and sums are where the pointers are, the
@@ -365,7 +366,7 @@ class NormPasses : NormLanes<T> {
   template <bool kExact>
   void reduce(const Region& region, Rows rows, double* sums) const {
     // What training reads here was written long before: long runs are fetched ahead.
-    constexpr int kVectors = 8;
+    constexpr int kVectors = Pass::kVectors;
     for (double* const to : {sums, sums + rows.pitch})
       std::fill_n(to + region.channels.first, round_up(region.channels.count, kLanes), 0.0);
     const int64_t end = region.first + region.pixels;

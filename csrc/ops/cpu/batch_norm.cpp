@@ -19,8 +19,10 @@ using MaybeTensor = std::optional<Tensor>;
 
 bool is_small_float(DType t) { return t == DType::kBFloat16 || t == DType::kFloat16; }
 
-// A problem without parameters has the type of its input for them.
-BatchNormProblem describe_norm(const Tensor& input, const std::string& activation) {
+// A problem without parameters has the type of its input for them. with_residual: whether something
+// is added before the activation, which then has to be one whose derivative its output tells.
+BatchNormProblem describe_norm(const Tensor& input, const std::string& activation,
+                               bool with_residual) {
   constexpr const char* kOp = "batch_norm";
   const IntList x = input.sizes();
   TORCHCONV_CHECK(x.size() == 4, "expected 4D input to torchconv::batch_norm (got ", to_string(x),
@@ -39,8 +41,13 @@ BatchNormProblem describe_norm(const Tensor& input, const std::string& activatio
     p.activation = Activation::kReLU;
   } else if (activation == "relu6") {
     p.activation = Activation::kReLU6;
+  } else if (activation == "silu" && !with_residual) {
+    p.activation = Activation::kSiLU;
+  } else if (activation == "hardswish" && !with_residual) {
+    p.activation = Activation::kHardswish;
   } else {
-    TORCHCONV_CHECK(activation == "none", "batch_norm takes no activation '", activation, "'");
+    TORCHCONV_CHECK(activation == "none", "batch_norm takes no activation '", activation, "'",
+                    with_residual ? " after a sum" : "");
     p.activation = Activation::kNone;
   }
   return p;
@@ -102,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_training(
     const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
     const MaybeTensor& residual, const MaybeTensor& running_mean, const MaybeTensor& running_var,
     double momentum, double eps, const std::string& activation) {
-  BatchNormProblem p = describe_norm(input, activation);
+  BatchNormProblem p = describe_norm(input, activation, residual.has_value());
   TORCHCONV_CHECK(input.numel() > p.C,
                   "Expected more than 1 value per channel when training, got input size ",
                   to_string(input.sizes()));
@@ -124,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_training(
 Tensor batch_norm_inference(const Tensor& input, const MaybeTensor& weight, const MaybeTensor& bias,
                             const MaybeTensor& residual, const Tensor& running_mean,
                             const Tensor& running_var, double eps, const std::string& activation) {
-  BatchNormProblem p = describe_norm(input, activation);
+  BatchNormProblem p = describe_norm(input, activation, residual.has_value());
   const MaybeTensor mean = running_mean, var = running_var;
   const auto [w, b, m, v] = parameters_of<4>(p, input, {&weight, &bias, &mean, &var},
                                              {"weight", "bias", "running_mean", "running_var"});
@@ -148,9 +155,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward(
     const Tensor& grad_output, const Tensor& input, const MaybeTensor& output,
     const MaybeTensor& weight, const MaybeTensor& bias, const Tensor& mean, const Tensor& invstd,
     bool training, const std::string& activation, const std::vector<bool>& output_mask) {
-  BatchNormProblem p = describe_norm(input, activation);
   TORCHCONV_CHECK(output_mask.size() == 4,
                   "expected output_mask to be a list of 4 values, but got ", output_mask.size());
+  BatchNormProblem p = describe_norm(input, activation, output.has_value() || output_mask[1]);
   const auto [w, b] = parameters_of<2>(p, input, {&weight, &bias}, {"weight", "bias"});
   TORCHCONV_CHECK((weight.has_value() || !output_mask[2]) && (bias.has_value() || !output_mask[3]),
                   "batch_norm_backward: no gradient of a parameter that is not there");
