@@ -50,6 +50,8 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, tuple[int, int], dict[str
     "first_wide": ((1, 3, 9, 821), 40, (3, 3), {"padding": 1, "stride": (2, 1)}),
     "stem": ((2, 3, 29, 30), 24, (7, 7), {"padding": 3, "stride": 2}),
     "5x5": ((2, 18, 9, 10), 34, (5, 5), {"padding": 2}),
+    "one_vector_chunks": ((2, 300, 9, 19), 16, (5, 5), {"padding": 2}),
+    "one_vector_chunks_back": ((2, 16, 9, 19), 300, (5, 5), {"padding": 2}),
     "3x1_s3": ((2, 17, 16, 11), 21, (3, 1), {"stride": 3, "padding": (1, 0)}),
     "3x5_s4": ((1, 37, 14, 13), 33, (3, 5), {"stride": 4}),
     "short_rows_s3_d2": ((2, 35, 22, 5), 18, (3, 3), {"stride": 3, "dilation": 2}),

@@ -25,8 +25,9 @@ void even_rows(const DirectTile<typename Product::Element>& tile, int64_t begin,
   // Terms are runs of neighbours, as long as a tap has channels: the ends tell the rest.
   const int64_t together = tile.run >= kTermsTogether ? kTermsTogether : INT64_MAX;
   const bool rounds = Product::kRounds && tile.rounded != nullptr;
-  // Two rows of c fill a vector.
-  const bool rounds_pairs = rounds && tile.packed && tile.residual == nullptr;
+  // Two rows of c fill a vector, which take no sums of other chunks nor a residual.
+  const bool rounds_pairs =
+      rounds && tile.packed && tile.before == nullptr && tile.residual == nullptr;
   for (int64_t part = begin; part < end_row; part += kRows) {
     const char* line[kLines];
 #pragma GCC unroll 32
