@@ -156,6 +156,31 @@ def test_switch() -> None:
     assert_as_layers(made, x)
 
 
+def test_switch_by_another_thread() -> None:
+    """What a call chose from both settings is not remembered as if it had met one."""
+    made = fused()
+    made(image())
+    stopped = threading.Event()
+
+    def switch() -> None:
+        while not stopped.is_set():
+            for allowed in (False, True):
+                torchconv.backends.allow_winograd(allowed)
+
+    for width in range(12, 36):
+        x = image(1, 3, 20, width)
+        stopped.clear()
+        worker = threading.Thread(target=switch)
+        worker.start()
+        for _ in range(4):
+            made(x)
+        stopped.set()
+        worker.join()
+        for allowed in (False, True):
+            with torchconv.backends.allow_winograd(allowed):
+                assert_as_layers(made, x)
+
+
 def test_number_of_threads() -> None:
     made, x = fused(), image()
     expected = made(x)

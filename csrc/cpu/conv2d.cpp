@@ -357,6 +357,11 @@ class Fprop : public ConvPlan {
   explicit Fprop(const ConvProblem& p);
   // For calls that repeat it. owned: with an owner of the weights.
   void plan_tasks(bool owned);
+  // See conv2d_writes_parts.
+  bool writes_parts() const {
+    return way_ == Way::kGather && (form_.algorithm == ConvAlgorithm::kDirectProduct ||
+                                    form_.algorithm == ConvAlgorithm::kWinograd);
+  }
   void run(const void* x, const void* w, const WeightsOwner& owner, const void* bias,
            const void* residual, void* y, void* preactivation, const Parallel& pool) const override;
 
@@ -607,16 +612,8 @@ std::shared_ptr<const ConvPlan> plan_conv2d_fprop(const ConvProblem& problem, bo
 
 bool conv2d_writes_parts(const ConvProblem& problem) {
   const ConvProblem p = merged(problem);
-  if (p.dtype != DType::kFloat32 || p.layout != Layout::kNHWC || p.groups != 1) return false;
-  const ConvView view = fprop_view(p);
-  const bool winograd = winograd_allowed();
-  // The ways that fprop looks for before it asks for an algorithm, but the one of contiguous
-  // images.
-  if (is_empty(view) || goes_by_patches(p, StridedPass::kFprop) ||
-      strides_by_winograd(p, StridedPass::kFprop, winograd))
-    return false;
-  const ConvAlgorithm algorithm = gather_algorithm(view, p.dtype, winograd);
-  return algorithm == ConvAlgorithm::kDirectProduct || algorithm == ConvAlgorithm::kWinograd;
+  return p.dtype == DType::kFloat32 && p.layout == Layout::kNHWC && p.groups == 1 &&
+         Fprop<float>(p).writes_parts();
 }
 
 void conv2d_backward(const ConvProblem& problem, const void* dy, const void* saved, const void* x,

@@ -393,15 +393,21 @@ ConvAlgorithm first_that_applies(const Rule (&rules)[kCount], const Case& c) {
       ->algorithm;
 }
 
-std::atomic<bool> winograd_switch{true};
+// Winograd's algorithm is allowed after an even number of them.
+std::atomic<int64_t> switched{0};
 
 // Whether sums are in the type of what is summed.
 bool is_wide(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kFloat64; }
 
 }  // namespace
 
-void allow_winograd(bool allowed) { winograd_switch.store(allowed, std::memory_order_relaxed); }
-bool winograd_allowed() { return winograd_switch.load(std::memory_order_relaxed); }
+void allow_winograd(bool allowed) {
+  int64_t changes = switched;
+  while ((changes % 2 == 0) != allowed && !switched.compare_exchange_weak(changes, changes + 1)) {
+  }
+}
+bool winograd_allowed() { return winograd_changes() % 2 == 0; }
+int64_t winograd_changes() { return switched; }
 
 ConvAlgorithm gather_algorithm(const ConvView& view, DType dtype, bool winograd) {
   return first_that_applies(kGatherRules, {view, dtype, winograd});

@@ -39,6 +39,8 @@ enum class ConvAlgorithm : uint8_t {
 // Process-wide, true at first. Calls that run already keep what they began with.
 void allow_winograd(bool allowed);
 bool winograd_allowed();
+// How often that has changed, for who asks several times and needs one answer.
+int64_t winograd_changes();
 
 // The view is not empty and the type floating point. With winograd false: what computes where
 // Winograd's algorithm is not allowed, or met infinity, NaN or an overflow.

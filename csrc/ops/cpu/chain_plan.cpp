@@ -43,7 +43,9 @@ bool TensorKind::describes(const Tensor& t) const {
 class ChainPlan::Recorder : public ChainRecorder {
  public:
   explicit Recorder(const std::vector<Tensor>& tensors)
-      : first_(static_cast<int64_t>(tensors.size())), plan_(std::make_shared<ChainPlan>()) {
+      : first_(static_cast<int64_t>(tensors.size())),
+        switched_(cpu::winograd_changes()),
+        plan_(std::make_shared<ChainPlan>()) {
     plan_->winograd_ = cpu::winograd_allowed();
     for (const Tensor& t : tensors) {
       possible_ = possible_ && t.is_cpu() && TensorKind::exists(t) && t.numel() > 0;
@@ -87,7 +89,10 @@ class ChainPlan::Recorder : public ChainRecorder {
     }
   }
 
-  std::shared_ptr<const ChainPlan> plan() const { return possible_ ? plan_ : nullptr; }
+  // Steps may have chosen differently where another thread meanwhile switched.
+  std::shared_ptr<const ChainPlan> plan() const {
+    return possible_ && switched_ == cpu::winograd_changes() ? plan_ : nullptr;
+  }
 
  private:
   struct Result {
@@ -144,7 +149,8 @@ class ChainPlan::Recorder : public ChainRecorder {
     possible_ = false;
   }
 
-  const int64_t first_;  // position of a result
+  const int64_t first_;     // position of a result
+  const int64_t switched_;  // winograd_changes at first
   bool possible_ = true;
   std::shared_ptr<ChainPlan> plan_;
   std::vector<int64_t> users_;       // of the plan's blocks: results that are not dropped
