@@ -167,7 +167,7 @@ def test_switch_by_another_thread() -> None:
             for allowed in (False, True):
                 torchconv.backends.allow_winograd(allowed)
 
-    for width in range(12, 36):
+    for width in range(8, 72):
         x = image(1, 3, 20, width)
         stopped.clear()
         worker = threading.Thread(target=switch)
