@@ -386,9 +386,15 @@ def test_gradcheck(layout: str, activation: str | None, training: bool) -> None:
             residual=residual,
         )
 
+    def shifted(x: Tensor, bias: Tensor) -> Tensor:
+        return F.batch_norm(
+            x, mean.clone(), var.clone(), None, bias, training, activation=activation
+        )
+
     inputs = (x, weight, bias.requires_grad_())
     torch.autograd.gradcheck(plain, inputs)
     torch.autograd.gradgradcheck(plain, inputs)
+    torch.autograd.gradgradcheck(shifted, (x, bias))
     torch.autograd.gradcheck(added, (*inputs, residual))
     torch.autograd.gradgradcheck(added, (*inputs, residual))
 

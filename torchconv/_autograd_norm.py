@@ -137,6 +137,8 @@ def batch_norm_backward_derivative(
                 z = _by_channel(input, mean, invstd, weight, bias)
         constant = z <= 0 if activation == "relu" else (z <= 0) | (z >= 6)
         grad = torch.where(constant, torch.zeros_like(grad), grad)
+    if weight is None and bias is not None:  # PyTorch's own derivative would leave the bias out
+        weight = torch.ones_like(bias)
     dtype = input.dtype if weight is None else weight.dtype
     mean, invstd = mean.detach().to(dtype), invstd.detach().to(dtype)
     given = (None, None, mean, invstd) if training else (mean, invstd**-2, None, None)
