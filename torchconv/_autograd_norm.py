@@ -127,16 +127,14 @@ def batch_norm_backward_derivative(
         raise RuntimeError(
             f"expected grad_output of size {list(input.shape)}, but got {list(grad.shape)}"
         )
-    if activation in NEEDS_PREACTIVATION:
-        statistics = _own_statistics(input, mean, invstd) if training else (mean, invstd)
-        grad = activation_gradient(activation, grad, _by_channel(input, *statistics, weight, bias))
-    elif activation != "none":
+    if activation != "none":
         z = output
         if z is None:
-            with torch.no_grad():
-                z = _by_channel(input, mean, invstd, weight, bias)
-        constant = z <= 0 if activation == "relu" else (z <= 0) | (z >= 6)
-        grad = torch.where(constant, torch.zeros_like(grad), grad)
+            statistics = mean, invstd
+            if training and activation in NEEDS_PREACTIVATION:
+                statistics = _own_statistics(input, mean, invstd)
+            z = _by_channel(input, *statistics, weight, bias)
+        grad = activation_gradient(activation, grad, z)
     if weight is None and bias is not None:  # PyTorch's own derivative would leave the bias out
         weight = torch.ones_like(bias)
     dtype = input.dtype if weight is None else weight.dtype

@@ -64,7 +64,7 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     Linear, which over images with channels last is a convolution, go a multiplication of each
     channel by a parameter, into weights and bias, and sum and activation, the sum also behind a
     permutation to N x K x H x W. A normalisation that no convolution can take keeps its statistics
-    and has sum and activation in its own pass. The results are those of `model` but for
+    and has in its own pass what `fuse_training` gives it. The results are those of `model` but for
     rounding. All other layers are swapped as by `convert`.
 
     The copy is a torch.fx.GraphModule: what `model.forward` does in Python is recorded, once, with
