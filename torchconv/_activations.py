@@ -1,4 +1,4 @@
-"""The activations' derivatives by PyTorch's differentiable operators."""
+"""The activations by name, and their derivatives by PyTorch's differentiable operators."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ NEEDS_PREACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": _gelu_derivative,
 }
 ACTIVATIONS = ("none", *DERIVATIVE_FROM_OUTPUT, *NEEDS_PREACTIVATION)
+
+# Those that batch normalisation's kernels have, and those that they have where nothing is added.
+NORM_CLAMPS = ("relu", "relu6")
+NORM_CURVES = ("silu", "hardswish")
 
 
 # Where an activation is constant. There the gradient is zero by choice, not by a product: it stays

@@ -45,10 +45,6 @@ FUNCTION_OF = {name: function for function, name in reversed(_FUNCTIONS.items())
 # Of a tensor.
 _METHODS = {name + end: name for name in ("relu", "sigmoid", "tanh") for end in ("", "_")}
 
-# Those that a normalisation takes along in training, behind a sum and without one.
-CLAMPS = ("relu", "relu6")
-NORM_ACTIVATIONS = (*CLAMPS, "silu", "hardswish")
-
 SUMS = (operator.add, torch.add, "add")
 PRODUCTS = (operator.mul, torch.mul, "mul")
 PRODUCTS_IN_PLACE = (operator.imul, "mul_")  # into the first factor

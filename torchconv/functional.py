@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from torchconv import _dispatch
+from torchconv._activations import NORM_CLAMPS, NORM_CURVES
 from torchconv._arguments import (
     FLOATING,
     SELECT_DTYPES,
@@ -149,10 +150,6 @@ def _convolve(
     return _conv2d((input, weight, bias, residual), values)
 
 
-# Those that batch normalisation's kernels have, and those that they have where nothing is added.
-_NORM_ACTIVATIONS = ("none", "relu", "relu6")
-_NORM_CURVES = ("silu", "hardswish")
-
 # Of PyTorch, by the operators' names.
 _ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda z: z,
@@ -270,7 +267,7 @@ def batch_norm(
         and eps > 0
         and (running_mean is not None if given else input.numel() > input.shape[1])
     ):
-        has_kernel = name in _NORM_ACTIVATIONS or (residual is None and name in _NORM_CURVES)
+        has_kernel = name in NORM_CLAMPS or (residual is None and name in NORM_CURVES)
         inside = name if has_kernel else "none"
         op = _batch_norm_inference if given else _batch_norm_training
         values = (eps, inside) if given else (momentum, eps, inside)

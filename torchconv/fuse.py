@@ -21,13 +21,12 @@ import torch
 from torch.fx import GraphModule, Node
 
 from torchconv import nn
+from torchconv._activations import NORM_CLAMPS, NORM_CURVES
 from torchconv._chain import Fused
 from torchconv._coverage import FLOATS
 from torchconv._fuse_folds import folds_norm, folds_scale
 from torchconv._fuse_graph import (
-    CLAMPS,
     FUNCTION_OF,
-    NORM_ACTIVATIONS,
     SUMS,
     SUMS_IN_PLACE,
     Tracer,
@@ -274,7 +273,7 @@ def _fuse_chain(recorded: GraphModule, node: Node, shared: bool = False) -> None
         activation = activation_of(recorded, reader, chain[-1])
         if kind is torch.nn.BatchNorm2d:
             keeps_result = total is not None
-            known = CLAMPS if keeps_result else NORM_ACTIVATIONS
+            known = NORM_CLAMPS if keeps_result else (*NORM_CLAMPS, *NORM_CURVES)
             if activation is not None and (
                 activation not in known or (keeps_result and _loses(recorded, reader, activation))
             ):
