@@ -229,6 +229,11 @@ for dtype, layout, at_end in COMBINATIONS:
         ((1, 8, 7, 6), (12, 3, 2), dict(groups=4, dilation=2)),
         ((1, 1, 28, 28), (6, 5, 5), dict(padding=2)),
         ((3, 2, 1, 1), (4, 3, 3), dict(padding=1)),
+        ((2, 16, 5, 32), (16, 1, 3), dict(padding=(0, 1))),
+        ((2, 16, 16, 9), (15, 5, 1), dict()),
+        ((1, 5, 7, 7), (5, 7, 7), dict(groups=5, padding=3)),
+        ((1, 37, 9, 8), (37, 3, 3), dict(groups=37, padding=1)),
+        ((2, 515, 1, 1), (6, 1, 1), dict()),
     ):
         x = torch.randn(n, c, h, w).to(dtype).contiguous(memory_format=layout)
         groups = kwargs.get("groups", 1)
@@ -250,6 +255,8 @@ for dtype, layout, at_end in COMBINATIONS:
         ((1, 17, 9, 8), (3, 2, 1)),
         ((1, 2, 5, 40), (3, 1, 1)),
         ((1, 33, 7, 7), (7,)),
+        ((2, 1025, 15, 13), ((15, 13),)),
+        ((2, 9, 11, 23), (3, 3)),
         ((1, 5, 9, 9), (5, 1, 2)),
         ((3, 4, 1, 1), (1,)),
         ((1, 1, 3, 3), ((3, 1), 1)),
