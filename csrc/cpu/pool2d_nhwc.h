@@ -85,7 +85,6 @@ class PoolPixels {
   }
 
   // Of whole vectors: the channels go to the threads.
-
   void fold_images(const Parallel& pool, int64_t image_bytes) const {
     const int64_t vectors = p_.C / kLanes;
     parallel_for_with_scratch(
@@ -120,6 +119,8 @@ class PoolPixels {
     for (int64_t c = channels.begin; c < channels.end; c += kLanes)
       W::store(y_ + n * p_.C + c, rule_.finish_all(Vec<Lane>::load(folded + c), divisor));
   }
+
+  static constexpr int kInOrder = 2;  // pixels
 
   void fold_in_order(const T* x, int64_t pixels, Range channels, Lane* folded) const {
     for (int64_t c = channels.begin; c < channels.end; c += kLanes)
@@ -198,7 +199,6 @@ class PoolPixels {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) Vec<Lane>::store(folded + v * kLanes, best[v]);
   }
-  static constexpr int kInOrder = 2;  // pixels
 
   template <int kPixels>
   TORCHCONV_INLINE void fold_next(const T* x, Range channels, Lane* folded) const {

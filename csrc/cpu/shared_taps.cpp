@@ -46,6 +46,7 @@ bool taps_along(const ConvView& view, int64_t ConvTap::* along, int64_t ConvTap:
   return true;
 }
 
+// The part of whole tiles that exists.
 double used(int64_t outputs, int64_t of_tile) {
   return static_cast<double>(outputs) / static_cast<double>(round_up(outputs, of_tile));
 }
@@ -237,7 +238,7 @@ bool shared_taps_applies(const ConvView& view, bool pairs) {
   const int64_t depth = pairs ? view.C / 2 : view.C;
   if (pairs && (view.C % 2 != 0 || !takes_pairs(view))) return false;
   if (depth < kLeastDepth || depth > kMostDepth || depth * taps > kDepth) return false;
-  if (view.K > kL || static_cast<double>(view.K) < kFiltersUsed * kL) return false;
+  if (view.K > kL || used(view.K, kL) < kFiltersUsed) return false;
   if (runs_along_rows(view))
     return view.step_w == 1 && taps_along(view, &ConvTap::w, &ConvTap::h) &&
            used(view.J, kSharedTapsOutputs) >= kOutputsUsed;
