@@ -65,7 +65,6 @@ void inner_tile(const InnerTile<T>& tile) {
   const int64_t step = tile.step, step3 = 3 * step, filter_step = tile.filter_step;
   // Weights take longer to come than the products with so few pixels.
   constexpr int kFewPixels = 2;
-  const int64_t ahead = tile.ahead;
   for (const TermRun *run = tile.runs, *end = run + tile.run_count; run != end; ++run) {
     const T* src = tile.src + run->src;
     const T* w = tile.w + run->w;
@@ -74,7 +73,7 @@ void inner_tile(const InnerTile<T>& tile) {
 #pragma GCC unroll 4
       for (int f = 0; f < kFilters; ++f) {
         filters[f] = load(w + f * filter_step);
-        if constexpr (asks) __builtin_prefetch(w + f * filter_step + ahead);
+        if constexpr (asks) __builtin_prefetch(w + f * filter_step + tile.ahead);
       }
       const T* pixel = src;
 #pragma GCC unroll 16
@@ -90,14 +89,11 @@ void inner_tile(const InnerTile<T>& tile) {
       }
     };
     int64_t left = run->length;
-    const auto multiply_whole = [&](auto asks) {
-      for (; left >= kL; left -= kL, src += kL, w += kL)
-        multiply(asks, [](const T* p) { return V::load(p); });
-    };
-    if (kPixels <= kFewPixels && ahead != 0)
-      multiply_whole(std::bool_constant<kPixels <= kFewPixels>());
-    else
-      multiply_whole(std::false_type());
+    const auto whole = [](const T* p) { return V::load(p); };
+    if constexpr (kPixels <= kFewPixels)
+      if (tile.ahead != 0)
+        for (; left >= kL; left -= kL, src += kL, w += kL) multiply(std::true_type(), whole);
+    for (; left >= kL; left -= kL, src += kL, w += kL) multiply(std::false_type(), whole);
     if (left > 0)
       multiply(std::false_type(), [left](const T* p) { return V::load_partial(p, left); });
   }
