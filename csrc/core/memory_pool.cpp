@@ -3,7 +3,6 @@
 // eighth larger also serves. What is kept beyond the limit goes back oldest first.
 #include "core/memory_pool.h"
 
-#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -15,6 +14,8 @@
 #include <list>
 #include <mutex>
 #include <unordered_map>
+
+#include "core/fork_safe.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -84,17 +85,19 @@ struct Block {
   int64_t size;
 };
 
-class Pool {
+class Pool : public ForkSafe<Pool> {
  public:
-  static Pool& instance() {
-    static Pool* const pool = new Pool;  // see the header: never destroyed
-    return *pool;
+  Pool() {
+    const char* const on = std::getenv("TORCHCONV_MEMORY_POOL");
+    const char* const limit = std::getenv("TORCHCONV_MEMORY_POOL_LIMIT");
+    stats_.enabled = on == nullptr || std::strcmp(on, "0") != 0;
+    stats_.limit = limit == nullptr ? default_limit() : std::max(std::atoll(limit), 0LL);
   }
 
   void* allocate(int64_t bytes) {
     if (bytes < kSmallest || bytes > INT64_MAX / 4) return nullptr;
     const int64_t size = rounded(bytes);
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::mutex> lock(mutex);
     if (!stats_.enabled) return nullptr;
     Block block = take_kept(size);
     if (block.data != nullptr) {
@@ -116,7 +119,7 @@ class Pool {
   }
 
   void release(void* data) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::mutex> lock(mutex);
     const auto found = used_.find(data);
     if (found == used_.end()) return;
     const Block block{data, found->second};
@@ -129,33 +132,23 @@ class Pool {
   }
 
   void configure(bool enabled, int64_t limit) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::mutex> lock(mutex);
     stats_.enabled = enabled;
     stats_.limit = std::max<int64_t>(limit, 0);
     trim(enabled ? stats_.limit : 0);
   }
 
   void empty_cache() {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::mutex> lock(mutex);
     trim(0);
   }
 
   Stats stats() {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::lock_guard<std::mutex> lock(mutex);
     return stats_;
   }
 
  private:
-  Pool() {
-    const char* const on = std::getenv("TORCHCONV_MEMORY_POOL");
-    const char* const limit = std::getenv("TORCHCONV_MEMORY_POOL_LIMIT");
-    stats_.enabled = on == nullptr || std::strcmp(on, "0") != 0;
-    stats_.limit = limit == nullptr ? default_limit() : std::max(std::atoll(limit), 0LL);
-    // A child must not inherit a mutex that another thread of its parent held.
-    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
-                   [] { instance().mutex_.unlock(); });
-  }
-
   // The kept block that fits best, of equals the most recently used, whose pages are the likeliest
   // to be in cache; without data where none fits.
   Block take_kept(int64_t size) {
@@ -182,7 +175,6 @@ class Pool {
     }
   }
 
-  std::mutex mutex_;
   std::list<Block> kept_;  // most recently used first
   std::unordered_map<void*, int64_t> used_;
   Stats stats_{};

@@ -162,36 +162,19 @@ class BatchNormForward : NormLanes<T> {
   int64_t samples_[kSamples];
 };
 
-template <template <typename> class Curve>
-struct Forward {
-  template <typename T>
-  using Kernel = BatchNormForward<T, Curve<Wide<T>>>;
-};
-
-void run_forward(const BatchNormProblem& p, const ForwardArguments& a) {
-  switch (p.activation) {
-    case Activation::kSiLU:
-      return run_typed<Forward<SiLUCurve>::Kernel>(p, a);
-    case Activation::kHardswish:
-      return run_typed<Forward<HardswishCurve>::Kernel>(p, a);
-    default:
-      return run_typed<Forward<ClampCurve>::Kernel>(p, a);
-  }
-}
-
 }  // namespace
 
 void batch_norm_training(const BatchNormProblem& p, const void* x, const void* residual,
                          BatchNormWeights weights, RunningStatistics running, double eps, void* y,
                          double* mean, double* invstd, const Parallel& pool) {
-  run_forward(p, ForwardArguments{x, residual, y, weights, eps, nullptr, nullptr, running, mean,
-                                  invstd, pool});
+  run_kernel<BatchNormForward>(p, ForwardArguments{x, residual, y, weights, eps, nullptr, nullptr,
+                                                   running, mean, invstd, pool});
 }
 
 void batch_norm_inference(const BatchNormProblem& p, const void* x, const void* residual,
                           BatchNormWeights weights, const void* mean, const void* var, double eps,
                           void* y, const Parallel& pool) {
-  run_forward(
+  run_kernel<BatchNormForward>(
       p, ForwardArguments{x, residual, y, weights, eps, mean, var, {}, nullptr, nullptr, pool});
 }
 

@@ -149,26 +149,13 @@ class BatchNormBackward : NormLanes<T> {
   bool streams_;
 };
 
-template <template <typename> class Curve>
-struct Backward {
-  template <typename T>
-  using Kernel = BatchNormBackward<T, Curve<Wide<T>>>;
-};
-
 }  // namespace
 
 void batch_norm_backward(const BatchNormProblem& p, const void* dy, const void* x, const void* y,
                          BatchNormWeights weights, const double* mean, const double* invstd,
                          bool training, BatchNormGradients to, const Parallel& pool) {
-  const BackwardArguments a{dy, x, y, weights, mean, invstd, training, to, pool};
-  switch (p.activation) {
-    case Activation::kSiLU:
-      return run_typed<Backward<SiLUCurve>::Kernel>(p, a);
-    case Activation::kHardswish:
-      return run_typed<Backward<HardswishCurve>::Kernel>(p, a);
-    default:
-      return run_typed<Backward<ClampCurve>::Kernel>(p, a);
-  }
+  run_kernel<BatchNormBackward>(
+      p, BackwardArguments{dy, x, y, weights, mean, invstd, training, to, pool});
 }
 
 }  // namespace torchconv::cpu

@@ -48,4 +48,32 @@ struct HardswishCurve {
   static TORCHCONV_INLINE V gradient(V dy, V z) { return VectorMath<A>::hardswish_gradient(dy, z); }
 };
 
+template <template <typename T, typename Curve> class Kernel, template <typename> class Curve,
+          typename Arguments>
+void run_typed(const BatchNormProblem& p, const Arguments& a) {
+  switch (p.dtype) {
+    case DType::kFloat64:
+      return Kernel<double, Curve<double>>(p, a).run();
+    case DType::kBFloat16:
+      return Kernel<BFloat16, Curve<float>>(p, a).run();
+    case DType::kFloat16:
+      return Kernel<Float16, Curve<float>>(p, a).run();
+    default:
+      return Kernel<float, Curve<float>>(p, a).run();
+  }
+}
+
+// Kernel<T, Curve>(p, arguments).run() for the problem's type and activation.
+template <template <typename T, typename Curve> class Kernel, typename Arguments>
+void run_kernel(const BatchNormProblem& p, const Arguments& a) {
+  switch (p.activation) {
+    case Activation::kSiLU:
+      return run_typed<Kernel, SiLUCurve>(p, a);
+    case Activation::kHardswish:
+      return run_typed<Kernel, HardswishCurve>(p, a);
+    default:
+      return run_typed<Kernel, ClampCurve>(p, a);
+  }
+}
+
 }  // namespace torchconv::cpu

@@ -89,19 +89,4 @@ struct NormLanes {
   }
 };
 
-// Kernel<T>(arguments...).run(), for the problem's type.
-template <template <typename> class Kernel, typename... Arguments>
-void run_typed(const BatchNormProblem& p, const Arguments&... arguments) {
-  switch (p.dtype) {
-    case DType::kFloat64:
-      return Kernel<double>(p, arguments...).run();
-    case DType::kBFloat16:
-      return Kernel<BFloat16>(p, arguments...).run();
-    case DType::kFloat16:
-      return Kernel<Float16>(p, arguments...).run();
-    default:
-      return Kernel<float>(p, arguments...).run();
-  }
-}
-
 }  // namespace torchconv::cpu

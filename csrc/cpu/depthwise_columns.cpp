@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "core/buffer.h"
+#include "cpu/channel_band.h"
 #include "cpu/depthwise_taps.h"
 #include "cpu/microkernels/channel_columns.h"
 #include "cpu/parallel_range.h"
@@ -102,9 +103,7 @@ class ColumnsWgrad {
   ColumnsWgrad(const ConvView& view, const T* dz, const T* x)
       : v_(view), taps_(view), dz_(dz), x_(x), channels_(view.groups) {
     const int64_t row = (v_.J + v_.W * v_.step_h) * channels_ * int64_t{sizeof(T)};
-    band_ = std::clamp<int64_t>(std::min(kSteps / v_.J, kBandBytes / row), 1, v_.I);
-    bands_ = ceil_div(v_.I, band_);
-    band_ = ceil_div(v_.I, bands_);
+    band_ = even_piece(v_.I, std::min(kSteps / v_.J, kBandBytes / row));
     bands_ = ceil_div(v_.I, band_);
     const int64_t units = v_.N * bands_;
     slab_ = ceil_div(units, kSlabs);

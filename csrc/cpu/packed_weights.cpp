@@ -2,14 +2,13 @@
 // nothing both pack, and the second result replaces the first.
 #include "cpu/packed_weights.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
 
+#include "core/fork_safe.h"
 #include "core/range.h"
 #include "cpu/parallel_range.h"
 #include "cpu/simd.h"
@@ -54,6 +53,7 @@ uint64_t checksum_of(const char* data, int64_t bytes) {
   for (const uint32_t lane : lanes) sum = (sum ^ lane) * kWideFactor;
   return sum;
 }
+
 // Forms kept for an owner: images of several sizes may need several.
 constexpr size_t kForms = 2;
 
@@ -63,23 +63,9 @@ struct Kept {
   PackedBuffer packed;
 };
 
-class Table {
- public:
-  static Table& instance() {
-    static Table* const table = new Table;  // never destroyed: owners may outlive static objects
-    return *table;
-  }
-
-  std::mutex mutex;
+struct Table : ForkSafe<Table> {
   std::unordered_map<int64_t, std::vector<Kept>> owners;  // most recently used form first
   int64_t last = 0;
-
- private:
-  Table() {
-    // A child must not inherit a mutex that another thread of its parent held.
-    pthread_atfork([] { instance().mutex.lock(); }, [] { instance().mutex.unlock(); },
-                   [] { instance().mutex.unlock(); });
-  }
 };
 
 }  // namespace

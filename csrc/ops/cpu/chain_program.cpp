@@ -2,8 +2,6 @@
 // keeps no tensor of a call: torch.utils.swap_tensors, for one, refuses what others hold on to. One
 // table for all programs behind one mutex, which no work is done under.
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <array>
 #include <memory>
@@ -12,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/fork_safe.h"
 #include "ops/cpu/chain_plan.h"
 
 namespace torchconv::ops {
@@ -76,23 +75,9 @@ class ChainProgram {
   int64_t rest_ = 0, pause_ = 0;
 };
 
-class Table {
- public:
-  static Table& instance() {
-    static Table* const table = new Table;  // never destroyed: programs may outlive static objects
-    return *table;
-  }
-
-  std::mutex mutex;
+struct Table : ForkSafe<Table> {
   std::unordered_map<int64_t, std::shared_ptr<ChainProgram>> programs;
   int64_t last = 0;
-
- private:
-  Table() {
-    // A child must not inherit a mutex that another thread of its parent held.
-    pthread_atfork([] { instance().mutex.lock(); }, [] { instance().mutex.unlock(); },
-                   [] { instance().mutex.unlock(); });
-  }
 };
 
 int64_t keep_chain(const Tensor& program) {
