@@ -2,9 +2,9 @@
 
 Inner products along channels (csrc/cpu/inner_gather.cpp) take few filters in channels_last,
 Winograd along the rows (csrc/cpu/winograd_rows.cpp) few channels and kernels of several columns,
-and direct products of few terms read several taps where they lie (csrc/cpu/direct_gemm.cpp), those
-of one vector of filters with fewer pointers than pixels (microkernels/direct_even_impl.h). Kernels
-of one row or column share what they read among their taps (csrc/cpu/shared_taps.cpp).
+and direct products of few terms read several taps where they lie (csrc/cpu/direct_gemm_blocks.h),
+those of one vector of filters with fewer pointers than pixels (microkernels/direct_even_impl.h).
+Kernels of one row or column share what they read among their taps (csrc/cpu/shared_taps.cpp).
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ FULL_PATTERNS = (
 # which has the most instances, and what runs once a call.
 LIGHT_PATTERNS = (
     "core/*.cpp", "ops/**/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
-    "cpu/conv_view.cpp", "cpu/conv2d.cpp", "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
+    "cpu/conv_view.cpp", "cpu/conv_gather.cpp", "cpu/conv_fprop.cpp", "cpu/conv_backward.cpp",
+    "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
     "cpu/winograd.cpp", "cpu/conv_wgrad.cpp", "cpu/depthwise_columns.cpp",
     "cpu/group_gather.cpp", "cpu/group_wgrad.cpp", "cpu/winograd_wgrad.cpp",
     "cpu/conv_band_wgrad.cpp", "cpu/direct_tasks.cpp", "cpu/parallel_range.cpp",
@@ -95,7 +96,8 @@ LEAST_FLAGS = ("-O1",)
 # These take longest to compile and are begun first, so that no core is idle at the end.
 SLOW_PATTERNS = (
     "cpu/*_pool2d*.cpp", "cpu/microkernels/*.cpp", "cpu/group_*.cpp", "cpu/*_gemm.cpp",
-    "cpu/*wgrad.cpp", "cpu/winograd*.cpp", "cpu/conv2d.cpp", "cpu/conv_band.cpp", "ops/*2d.cpp",
+    "cpu/*wgrad.cpp", "cpu/winograd*.cpp", "cpu/conv_gather.cpp", "cpu/conv_band.cpp",
+    "ops/*2d.cpp",
 )  # fmt: skip
 # Small sources that belong together are compiled as one translation unit, by its name: much of
 # their time goes to headers and to what they share. What each names in its anonymous namespace must
@@ -105,7 +107,8 @@ TOGETHER_PATTERNS = {
     "cpu/norm": ("cpu/batch_norm*.cpp",),
     "cpu/conv": (
         "core/*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp", "cpu/conv_view.cpp",
-        "cpu/conv2d.cpp", "cpu/packed_weights.cpp", "cpu/parallel_range.cpp",
+        "cpu/conv_gather.cpp", "cpu/conv_fprop.cpp", "cpu/conv_backward.cpp",
+        "cpu/packed_weights.cpp", "cpu/parallel_range.cpp",
     ),
     "cpu/depthwise": ("cpu/depthwise_[!c]*.cpp", "cpu/depthwise_channels.cpp"),
     "cpu/direct": ("cpu/channel_*.cpp", "cpu/direct_plan.cpp", "cpu/row_pairs.cpp"),

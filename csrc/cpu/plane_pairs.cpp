@@ -3,7 +3,7 @@
 // planes of each two channels to panels [pixels / 32][pair][32], which stay in the second-level
 // cache, and multiplies them with the weights, a tile's filters at a time. Tiles round and store
 // planes themselves, but where the epilogue needs more than the kernel offers. The reduction is cut
-// as in direct_gemm.cpp, by the number of channels only.
+// as in direct_plan.h, by the number of channels only.
 #include "cpu/plane_pairs.h"
 
 #include <algorithm>

@@ -1,0 +1,166 @@
+// fprop: which way a problem goes, by conv_choice.h, and the calls that repeat one.
+#include <memory>
+#include <type_traits>
+
+#include "core/buffer.h"
+#include "cpu/channels_last_copy.h"
+#include "cpu/conv2d.h"
+#include "cpu/conv_choice.h"
+#include "cpu/conv_gather.h"
+#include "cpu/conv_integer.h"
+#include "cpu/conv_patches.h"
+#include "cpu/conv_view.h"
+#include "cpu/direct_gemm.h"
+#include "cpu/wide_array.h"
+
+namespace torchconv::cpu {
+namespace {
+
+// fprop of a merged problem: which way it goes.
+template <typename T>
+class Fprop : public ConvPlan {
+ public:
+  explicit Fprop(const ConvProblem& p);
+  // For calls that repeat it. owned: with an owner of the weights.
+  void plan_tasks(bool owned);
+  // See conv2d_writes_parts.
+  bool writes_parts() const {
+    return way_ == Way::kGather && (form_.algorithm == ConvAlgorithm::kDirectProduct ||
+                                    form_.algorithm == ConvAlgorithm::kWinograd);
+  }
+  void run(const void* x, const void* w, const WeightsOwner& owner, const void* bias,
+           const void* residual, void* y, void* preactivation, const Parallel& pool) const override;
+
+ private:
+  enum class Way : uint8_t { kNothing, kPatches, kChannelsLast, kStrided, kGather };
+
+  Way choose();
+
+  const ConvProblem p_;
+  const ConvView view_;
+  PackedForm form_{};  // and the algorithm of kStrided and kGather
+  const Way way_;
+  std::shared_ptr<const DirectGemmPlan> direct_;  // or null
+};
+
+// The fprop of contiguous images by way of channels_last ones.
+template <typename T>
+void fprop_channels_last(const ConvProblem& p, const T* x, const T* w, const void* bias,
+                         const Epilogue<T>& epilogue, const Parallel& pool) {
+  const int64_t pixels = p.P * p.Q, size = p.N * p.K * pixels;
+  const Buffer<T> last_x = channels_last_copy(x, p.N, p.C, p.H * p.W, pool);
+  const Buffer<T> last_w = channels_last_copy(w, p.K, p.C, p.R * p.S, pool);
+  const Buffer<T> last_z(size), z(size);
+  ConvProblem q = channels_last_problem(p);
+  q.activation = Activation::kNone;
+  Fprop<T>(merged(q)).run(last_x.get(), last_w.get(), WeightsOwner{}, bias, nullptr, last_z.get(),
+                          nullptr, pool);
+  transpose_images(last_z.get(), p.N, pixels, p.K, z.get(), pool);
+  store_array(epilogue, z.get(), size, pool);
+}
+
+template <typename T>
+Fprop<T>::Fprop(const ConvProblem& p) : p_(p), view_(fprop_view(p)), way_(choose()) {}
+
+template <typename T>
+typename Fprop<T>::Way Fprop<T>::choose() {
+  if (is_empty(view_)) return Way::kNothing;
+  const bool winograd = winograd_allowed();
+  if constexpr (std::is_floating_point_v<T>) {
+    if (goes_by_patches(p_, StridedPass::kFprop)) return Way::kPatches;
+    if (fprop_by_channels_last(p_, view_, winograd)) return Way::kChannelsLast;
+  }
+  const bool strided = strides_by_winograd(p_, StridedPass::kFprop, winograd);
+  form_ = packed_form<T>(
+      p_, view_,
+      strided ? ConvAlgorithm::kStridedWinograd : gather_algorithm(view_, kDType<T>, winograd));
+  return strided ? Way::kStrided : Way::kGather;
+}
+
+template <typename T>
+void Fprop<T>::plan_tasks(bool owned) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (way_ == Way::kGather && form_.algorithm == ConvAlgorithm::kDirectProduct)
+      direct_ = plan_direct_gemm(view_, owned && form_.bytes > 0);
+  }
+}
+
+template <typename T>
+void Fprop<T>::run(const void* x, const void* w, const WeightsOwner& owner, const void* bias,
+                   const void* residual, void* y, void* preactivation, const Parallel& pool) const {
+  if (way_ == Way::kNothing) return;
+  const Epilogue<T> epilogue{static_cast<T*>(y), static_cast<T*>(preactivation), p_.activation,
+                             static_cast<const T*>(residual)};
+  const T* const src = static_cast<const T*>(x);
+  const T* const weights = static_cast<const T*>(w);
+  const T* const b = static_cast<const T*>(bias);
+  if constexpr (std::is_floating_point_v<T>) {
+    if (way_ == Way::kPatches)
+      return for_patches<T>(p_, fprop_view(patch_problem(p_)), weights, b, owner, pool,
+                            [&](const ConvProblem& part, int64_t n, T* patches, auto&& product) {
+                              unfold_patches(part, src + n * p_.C * p_.H * p_.W, patches, pool);
+                              product(patches, epilogue.at(n * view_.dst.n));
+                            });
+    if (way_ == Way::kChannelsLast)
+      return fprop_channels_last(p_, src, weights, bias, epilogue, pool);
+  }
+  const PackedBuffer packed = kept_weights(p_, view_, form_, weights, owner, pool);
+  if constexpr (kInFloat<T>) {
+    if (way_ == Way::kStrided)
+      return conv_gather_strided(p_, StridedPass::kFprop, {view_}, src, weights, packed.get(), b,
+                                 epilogue, pool);
+  }
+  conv_gather(view_, form_.algorithm, src, weights, packed.get(), b, epilogue, pool, direct_.get());
+}
+
+}  // namespace
+
+void conv2d_fprop(const ConvProblem& problem, const void* x, const void* w,
+                  const WeightsOwner& owner, const void* bias, const void* residual, void* y,
+                  void* preactivation, const Parallel& pool) {
+  const ConvProblem p = merged(problem);
+  const auto run = [&](const ConvPlan& plan) {
+    plan.run(x, w, owner, bias, residual, y, preactivation, pool);
+  };
+  switch (p.dtype) {
+    case DType::kFloat32:
+      return run(Fprop<float>(p));
+    case DType::kFloat64:
+      return run(Fprop<double>(p));
+    case DType::kBFloat16:
+      return run(Fprop<BFloat16>(p));
+    case DType::kFloat16:
+      return run(Fprop<Float16>(p));
+    default:
+      return conv_integer(fprop_view(p), p.dtype, x, w, bias, y, pool);
+  }
+}
+
+std::shared_ptr<const ConvPlan> plan_conv2d_fprop(const ConvProblem& problem, bool owned) {
+  const ConvProblem p = merged(problem);
+  const auto plan = [&](auto element) -> std::shared_ptr<const ConvPlan> {
+    const auto made = std::make_shared<Fprop<decltype(element)>>(p);
+    made->plan_tasks(owned);
+    return made;
+  };
+  switch (p.dtype) {
+    case DType::kFloat32:
+      return plan(float{});
+    case DType::kFloat64:
+      return plan(double{});
+    case DType::kBFloat16:
+      return plan(BFloat16{});
+    case DType::kFloat16:
+      return plan(Float16{});
+    default:
+      return nullptr;
+  }
+}
+
+bool conv2d_writes_parts(const ConvProblem& problem) {
+  const ConvProblem p = merged(problem);
+  return p.dtype == DType::kFloat32 && p.layout == Layout::kNHWC && p.groups == 1 &&
+         Fprop<float>(p).writes_parts();
+}
+
+}  // namespace torchconv::cpu
