@@ -4,7 +4,7 @@ On one small image a layer's way from Python to its kernel, through modules, che
 dispatcher, takes a good part of the layer's time: the layers before have left little of Python in
 the caches. Where neighbours in the recorded network are convolutions, poolings and what often lies
 between them, and nobody can ask for their results, a network therefore calls
-`torch.ops.torchconv.chain` once for all.
+`torch.ops.torchconv.run_kept_chain` once for all.
 
 What a layer is may change between two calls: somebody registers a hook, sets an attribute, swaps a
 module or loads weights. Each call of a chain looks for that, and then calls the layers one by one,

@@ -108,7 +108,6 @@ class Program:
         self.used = False
         self._snapshot = snapshot
         self._parameters = snapshot.parameters()
-        self._steps = steps
         self._kept = KeptProgram(steps)
         packed = [getattr(layer, "_packed_weights", None) for layer in snapshot.layers]
         self._packed = [weakref.ref(kept, forget) for kept in packed if kept is not None]

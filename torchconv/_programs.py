@@ -1,19 +1,17 @@
-"""The operator ``torch.ops.torchconv.chain``: several operators in one call.
+"""Several operators in one call: ``torch.ops.torchconv.run_kept_chain``.
 
-A program that is to run more often is kept by the library, which then remembers what a call on
-inputs of these sizes comes to (csrc/ops/cpu/chain_program.cpp).
-
-It takes tensors and a program, a list of integers in the memory of a tensor, which
-csrc/ops/chain.cpp runs. As the overloads for short calls (_settings.py) it passes autograd by, and
-whoever calls it must know that nothing records, transforms, traces, casts or watches the call. What
-lands here, on another device or before the library is loaded, is passed on to the operators.
+It takes tensors and the number of a program that the library keeps (``keep_chain``), a list of
+integers in the memory of a tensor, which csrc/ops/cpu/chain.cpp runs; what a call on tensors of
+these sizes comes to is remembered (chain_program.cpp, beside it). As the overloads for short calls
+(_settings.py) it passes autograd by, and whoever calls it must know that the tensors are on the CPU
+and that nothing records, transforms, traces, casts or watches the call.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,13 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torchconv import _load
-from torchconv._fake import conv_channels_last, is_channels_last
 from torchconv._schemas import LIBRARY, overload
-from torchconv._settings import Signature, read_values
 
 __all__ = ["KeptProgram", "Step", "call_pytorch", "program_of"]
 
-# In the order of csrc/ops/chain.cpp; the last ones are PyTorch's.
+# In the order of csrc/ops/cpu/chain.cpp; the last ones are PyTorch's.
 _OF_PYTORCH = ("mul", "hardsigmoid", "cat")
 _OF_OURS = ("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
 # conv2d again, as a part of a concatenation.
@@ -68,49 +64,6 @@ def call_pytorch(name: str, tensors: Sequence[Any], settings: Sequence[int]) -> 
     return torch.mul(tensors[0], tensors[1])
 
 
-def _at(known: Sequence[Any], position: int) -> Any:
-    if not 0 <= position < len(known) or known[position] is None:
-        raise RuntimeError(f"a chain reads tensor {position}, which is not there")
-    return known[position]
-
-
-def _run_step(known: Sequence[Any], numbers: Iterator[int]) -> Tensor:
-    number = next(numbers)
-    if not 0 <= number < len(_OPERATORS):
-        raise RuntimeError(f"a chain has no operator {number}")
-    name = _OPERATORS[number]
-    positions = [next(numbers) for _ in range(next(numbers))]
-    tensors: list[Any] = [None if i == -1 else _at(known, i) for i in positions]
-    if name in _OF_PYTORCH:
-        return call_pytorch(name, tensors, [next(numbers)] if name == "cat" else ())
-    if name == "part":
-        _position, _first, _channels = next(numbers), next(numbers), next(numbers)
-        name = "conv2d"
-    in_same_layout = name == "conv2d" and next(numbers)
-    signature = Signature(name)
-    values = tuple(read_values(signature.types, numbers))
-    if name == "conv2d":
-        _owner, _version = next(numbers), next(numbers)
-        input, weight, _bias, residual = tensors
-        if in_same_layout and is_channels_last(residual) != conv_channels_last(input, weight):
-            raise RuntimeError("the residual is in another layout than the output")
-    result: Tensor = overload(name)(*signature.joined(tensors, values))
-    return result
-
-
-def _run_apart(tensors: Sequence[Tensor], program: Tensor) -> list[Tensor]:
-    known: list[Any] = list(tensors)
-    numbers = iter(program.tolist())
-    for _ in range(next(numbers)):
-        known.append(_run_step(known, numbers))
-        for _ in range(next(numbers)):
-            known[next(numbers)] = None
-    return [_at(known, next(numbers)) for _ in range(next(numbers))]
-
-
-LIBRARY.define("chain(Tensor[] tensors, Tensor program) -> Tensor[]")
-LIBRARY.impl("chain", _run_apart, "CompositeExplicitAutograd")
-LIBRARY.impl("chain", torch.library.fallthrough_kernel, "Autograd")
 LIBRARY.define("keep_chain(Tensor program) -> int")
 LIBRARY.define("run_kept_chain(Tensor[] tensors, int number) -> Tensor[]")
 for name in ("keep_chain", "run_kept_chain"):

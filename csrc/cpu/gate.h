@@ -1,5 +1,5 @@
 // A gate on every channel of an image, as squeeze-and-excite has it, where it is no part of a
-// convolution: what a chain (ops/chain.cpp) multiplies.
+// convolution: what a chain (ops/cpu/chain.cpp) multiplies.
 #pragma once
 
 #include <cstdint>

@@ -173,9 +173,11 @@ Tensor adaptive_max_pool2d_gather(const Tensor& input, const Tensor& indices) {
 
 }  // namespace
 
+#ifndef TORCHCONV_CUDA
 Tensor adaptive_avg_pool2d_step(const Tensor& input, SettingsReader* reader, Repeat* repeat) {
   return with_next_settings<&adaptive_avg_pool2d_with>(reader, input, repeat);
 }
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
   implement<&adaptive_avg_pool2d, Tensor>(m, "adaptive_avg_pool2d");

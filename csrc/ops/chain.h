@@ -1,5 +1,5 @@
-// The steps of a chain (chain.cpp): an operator's result for these tensors and the settings that
-// come next in the program.
+// The steps of a chain (cpu/chain.cpp): an operator's result for these tensors and the settings
+// that come next in the program.
 #pragma once
 
 #include <functional>
@@ -17,7 +17,7 @@ struct StepMemory {
   void* result;
 };
 // A step once more, on tensors of the same sizes, strides and types: what follows from these alone
-// has been done. Steps of the CPU's library that read their tensors as they lie have one.
+// has been done. Steps that read their tensors as they lie have one.
 using Repeat = std::function<void(const StepMemory&)>;
 
 // A step that has been run.
@@ -40,7 +40,7 @@ class ChainRecorder {
   virtual void finish(IntList results) = 0;
 };
 
-// tensors and program: see chain.cpp. recorder may be null.
+// tensors and program: see cpu/chain.cpp. recorder may be null.
 std::vector<Tensor> run_chain(const std::vector<Tensor>& tensors, const Tensor& program,
                               ChainRecorder* recorder);
 

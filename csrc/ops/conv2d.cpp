@@ -345,6 +345,7 @@ std::string explain_conv2d(const Tensor& input, const Tensor& weight, IntList st
 
 }  // namespace
 
+#ifndef TORCHCONV_CUDA
 Tensor conv2d_step(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                    const std::optional<Tensor>& residual, SettingsReader* reader, Repeat* repeat,
                    const ConcatenatedPart* part) {
@@ -358,7 +359,6 @@ Tensor conv2d_step(const Tensor& input, const Tensor& weight, const std::optiona
                              /*preactivation=*/false, owner, repeat, part));
 }
 
-#ifndef TORCHCONV_CUDA
 STABLE_TORCH_LIBRARY_IMPL(torchconv, Meta, m) {
   m.impl("explain_conv2d", TORCH_BOX(&explain_conv2d));
 }

@@ -259,12 +259,6 @@ Tensor avg_pool2d(const Tensor& input, IntList kernel_size, IntList stride, IntL
                          divisor_override);
 }
 
-Tensor max_pool2d_with(const Tensor& input, Repeat* repeat, IntList kernel_size, IntList stride,
-                       IntList padding, IntList dilation, bool ceil_mode) {
-  const PoolArguments a{kernel_size, stride, padding, dilation, ceil_mode};
-  return std::get<0>(select(Select::kMax, Remember::kNothing, input, a, repeat));
-}
-
 Tensor avg_pool2d_backward(const Tensor& grad_output, IntList input_size, IntList kernel_size,
                            IntList stride, IntList padding, bool ceil_mode, bool count_include_pad,
                            std::optional<int64_t> divisor_override, bool channels_last) {
@@ -280,8 +274,17 @@ Tensor avg_pool2d_backward(const Tensor& grad_output, IntList input_size, IntLis
   return dx;
 }
 
+#ifndef TORCHCONV_CUDA
+Tensor max_pool2d_with(const Tensor& input, Repeat* repeat, IntList kernel_size, IntList stride,
+                       IntList padding, IntList dilation, bool ceil_mode) {
+  const PoolArguments a{kernel_size, stride, padding, dilation, ceil_mode};
+  return std::get<0>(select(Select::kMax, Remember::kNothing, input, a, repeat));
+}
+#endif
+
 }  // namespace
 
+#ifndef TORCHCONV_CUDA
 Tensor max_pool2d_step(const Tensor& input, SettingsReader* reader, Repeat* repeat) {
   return with_next_settings<&max_pool2d_with>(reader, input, repeat);
 }
@@ -289,6 +292,7 @@ Tensor max_pool2d_step(const Tensor& input, SettingsReader* reader, Repeat* repe
 Tensor avg_pool2d_step(const Tensor& input, SettingsReader* reader, Repeat* repeat) {
   return with_next_settings<&avg_pool2d_with>(reader, input, repeat);
 }
+#endif
 
 STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) {
   constexpr auto kOffsets = Remember::kOffsets, kIndices = Remember::kIndices;

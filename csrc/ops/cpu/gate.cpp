@@ -1,5 +1,5 @@
 // See ops/gate.h: which tensors the kernel of cpu/gate.h is for.
-#include "ops/gate.h"
+#include "ops/cpu/gate.h"
 
 #include "cpu/gate.h"
 #include "ops/execution.h"

@@ -12,15 +12,8 @@ namespace torchconv::ops {
 // in_place: x's memory may be the result's. repeat: see chain.h; the gate is the step's tensor
 // `gate_index`, 0 or 1, and x the other one.
 // The same of hardsigmoid, which is for few elements.
-#ifdef TORCHCONV_CUDA
-inline std::optional<Tensor> hardsigmoid(const Tensor&, Repeat*) { return std::nullopt; }
-inline std::optional<Tensor> gate_channels(const Tensor&, const Tensor&, bool, size_t, Repeat*) {
-  return std::nullopt;
-}
-#else
 std::optional<Tensor> hardsigmoid(const Tensor& x, Repeat* repeat);
 std::optional<Tensor> gate_channels(const Tensor& x, const Tensor& gate, bool in_place,
                                     size_t gate_index, Repeat* repeat);
-#endif
 
 }  // namespace torchconv::ops

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "ops/backend.h"
-#include "ops/gate.h"
+#include "ops/cpu/gate.h"
 #include "ops/settings.h"
 #include "ops/tensor_args.h"
 
@@ -200,15 +200,5 @@ std::vector<Tensor> run_chain(const std::vector<Tensor>& tensors, const Tensor& 
   if (recorder != nullptr) recorder->finish(returned);
   return results;
 }
-
-namespace {
-
-std::vector<Tensor> chain(const std::vector<Tensor>& tensors, const Tensor& program) {
-  return run_chain(tensors, program, nullptr);
-}
-
-}  // namespace
-
-STABLE_TORCH_LIBRARY_IMPL(torchconv, TORCHCONV_KEY, m) { m.impl("chain", TORCH_BOX(&chain)); }
 
 }  // namespace torchconv::ops
