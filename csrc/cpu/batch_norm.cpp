@@ -43,7 +43,7 @@ class BatchNormForward : NormLanes<T> {
         x_(static_cast<const T*>(a.x)),
         residual_(static_cast<const T*>(a.residual)),
         y_(static_cast<T*>(a.y)),
-        curve_(Curve::at(activation_bounds(p.activation))) {
+        curve_(Curve::at(p.activation, activation_bounds(p.activation))) {
     const int64_t plane = p.H * p.W, elements = p.N * plane;
     const bool pixels = runs_as_pixels(p);
     streams_ = L::W::streams(y_, elements * p.C, pixels ? p.C : plane);

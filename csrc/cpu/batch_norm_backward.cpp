@@ -41,8 +41,10 @@ class BatchNormBackward : NormLanes<T> {
         y_(static_cast<const T*>(a.y)),
         g_(static_cast<T*>(a.to.dresidual)),
         dx_(static_cast<T*>(a.to.dx)),
-        curve_(Curve::at(unrounded_bounds(p))),
-        second_curve_(g_ == nullptr ? curve_ : Curve::at(activation_bounds(Activation::kNone))) {
+        curve_(Curve::at(p.activation, unrounded_bounds(p))),
+        second_curve_(g_ == nullptr
+                          ? curve_
+                          : Curve::at(Activation::kNone, activation_bounds(Activation::kNone))) {
     const int64_t row = runs_as_pixels(p) ? p.C : p.H * p.W;
     streams_ = dx_ != nullptr && L::W::streams(dx_, p.N * p.C * p.H * p.W, row);
   }

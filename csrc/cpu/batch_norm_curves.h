@@ -1,5 +1,5 @@
 // What batch normalisation does to its result z, and to the gradient that comes for it: a curve has
-// value(z), gradient(dy, z), and at(bounds) that makes it.
+// value(z), gradient(dy, z), and at(activation, bounds) that makes it.
 #pragma once
 
 #include "cpu/activation_math.h"
@@ -14,7 +14,7 @@ struct ClampCurve {
   using V = typename Vec<A>::Type;
   V low, high;
 
-  static ClampCurve at(Bounds bounds) {
+  static ClampCurve at(Activation, Bounds bounds) {
     return {Vec<A>::broadcast(static_cast<A>(bounds.low)),
             Vec<A>::broadcast(static_cast<A>(bounds.high))};
   }
@@ -30,49 +30,53 @@ struct ClampCurve {
   }
 };
 
+// Any of them, chosen for each vector: for what is not worth kernels of its own, which take long to
+// compile.
 template <typename A>
-struct SiLUCurve {
+struct AnyCurve {
   using V = typename Vec<A>::Type;
+  Activation activation;
+  ClampCurve<A> clamp;
 
-  static SiLUCurve at(Bounds) { return {}; }
-  static TORCHCONV_INLINE V value(V z) { return VectorMath<A>::silu(z); }
-  static TORCHCONV_INLINE V gradient(V dy, V z) { return VectorMath<A>::silu_gradient(dy, z); }
-};
-
-template <typename A>
-struct HardswishCurve {
-  using V = typename Vec<A>::Type;
-
-  static HardswishCurve at(Bounds) { return {}; }
-  static TORCHCONV_INLINE V value(V z) { return VectorMath<A>::hardswish(z); }
-  static TORCHCONV_INLINE V gradient(V dy, V z) { return VectorMath<A>::hardswish_gradient(dy, z); }
-};
-
-template <template <typename T, typename Curve> class Kernel, template <typename> class Curve,
-          typename Arguments>
-void run_typed(const BatchNormProblem& p, const Arguments& a) {
-  switch (p.dtype) {
-    case DType::kFloat64:
-      return Kernel<double, Curve<double>>(p, a).run();
-    case DType::kBFloat16:
-      return Kernel<BFloat16, Curve<float>>(p, a).run();
-    case DType::kFloat16:
-      return Kernel<Float16, Curve<float>>(p, a).run();
-    default:
-      return Kernel<float, Curve<float>>(p, a).run();
+  static AnyCurve at(Activation activation, Bounds bounds) {
+    return {activation, ClampCurve<A>::at(activation, bounds)};
   }
-}
+  TORCHCONV_INLINE V value(V z) const {
+    switch (activation) {
+      case Activation::kSiLU:
+        return VectorMath<A>::silu(z);
+      case Activation::kHardswish:
+        return VectorMath<A>::hardswish(z);
+      default:
+        return clamp.value(z);
+    }
+  }
+  TORCHCONV_INLINE V gradient(V dy, V z) const {
+    switch (activation) {
+      case Activation::kSiLU:
+        return VectorMath<A>::silu_gradient(dy, z);
+      case Activation::kHardswish:
+        return VectorMath<A>::hardswish_gradient(dy, z);
+      default:
+        return clamp.gradient(dy, z);
+    }
+  }
+};
 
 // Kernel<T, Curve>(p, arguments).run() for the problem's type and activation.
 template <template <typename T, typename Curve> class Kernel, typename Arguments>
 void run_kernel(const BatchNormProblem& p, const Arguments& a) {
-  switch (p.activation) {
-    case Activation::kSiLU:
-      return run_typed<Kernel, SiLUCurve>(p, a);
-    case Activation::kHardswish:
-      return run_typed<Kernel, HardswishCurve>(p, a);
+  const bool clamps = p.activation != Activation::kSiLU && p.activation != Activation::kHardswish;
+  switch (p.dtype) {
+    case DType::kFloat64:
+      return Kernel<double, AnyCurve<double>>(p, a).run();
+    case DType::kBFloat16:
+      return Kernel<BFloat16, AnyCurve<float>>(p, a).run();
+    case DType::kFloat16:
+      return Kernel<Float16, AnyCurve<float>>(p, a).run();
     default:
-      return run_typed<Kernel, ClampCurve>(p, a);
+      return clamps ? Kernel<float, ClampCurve<float>>(p, a).run()
+                    : Kernel<float, AnyCurve<float>>(p, a).run();
   }
 }
 
