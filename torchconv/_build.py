@@ -164,6 +164,9 @@ BOUND_FLAGS = (
     "-std=c++2a", "-O1", "-DNDEBUG", "-DAT_PER_OPERATOR_HEADERS", "-fPIC", "-fvisibility=hidden",
     "-Wall", "-Wextra",
 )  # fmt: skip
+# What PyTorch's headers declare stays in use to the end of a source: that GCC looks again and again
+# for what it may throw away is a seventh of the time, and spares only a fifth of the memory.
+BOUND_MEMORY_FLAGS = {"gcc": ("--param=ggc-min-heapsize=1000000",), "clang": ()}
 SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "ops/cpu/*.cpp", "cpu/**/*.cpp")
 HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cpu/**/*.h")
 # The variant for GPUs. The operators are compiled once more, calling its kernels; the CUDA sources
@@ -394,10 +397,11 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
     if CUDA in wanted:
         toolkit = cuda_toolkit()
         lines += _cuda_rules(root, toolkit, folders)
+    bound_flags = [*BOUND_FLAGS, *BOUND_MEMORY_FLAGS[compiler_kind(compiler())]]
     for name, source in _bound_along(wanted, root).items():
         lines += [
             f"build {name}: bound {_ninja_path(source)}",
-            f"  flags = {_ninja_command(BOUND_FLAGS)}",
+            f"  flags = {_ninja_command(bound_flags)}",
         ]
     chosen = optimization(root)
     # A wrapper such as ccache mostly cannot keep what was compiled with a precompiled header.
