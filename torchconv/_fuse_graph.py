@@ -56,7 +56,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 # In eval mode these hand their input on.
 _IDENTITIES = (torch.nn.Identity, torch.nn.Dropout, torch.nn.Dropout2d)
 
-_LEAVES = (
+LEAVES = (
     torch.nn.Conv2d,
     torch.nn.Linear,
     torch.nn.BatchNorm2d,
@@ -67,33 +67,6 @@ _LEAVES = (
     nn.MinPool2d,
     nn.LocallyConnected2d,
 )
-
-
-class _Proxy(torch.fx.Proxy):
-    """torch.fx would record `x += y` as x + y, which leaves what else refers to x as it was."""
-
-
-def _record_in_place(name: str) -> None:
-    target = getattr(operator, name)
-
-    def record(self: torch.fx.Proxy, other: Any) -> torch.fx.Proxy:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    setattr(_Proxy, f"__{name}__", record)
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
-    _record_in_place(f"i{_name}")
-
-
-class Tracer(torch.fx.Tracer):
-    """Records each layer that may be fused or swapped as one node."""
-
-    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _LEAVES) or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: Node) -> torch.fx.Proxy:
-        return _Proxy(node, self)
 
 
 def called_layer(
@@ -154,7 +127,7 @@ def is_overwritten(recorded: GraphModule, node: Node) -> bool:
 def _makes_another(recorded: GraphModule, node: Node) -> bool:
     """Whether a node that changes nothing in place surely returns no view of what it reads."""
     if node.op == "call_module":
-        return isinstance(recorded.get_submodule(str(node.target)), (*_LEAVES, *_LAYERS))
+        return isinstance(recorded.get_submodule(str(node.target)), (*LEAVES, *_LAYERS))
     return node.target in (*SUMS, *PRODUCTS, *_FUNCTIONS, torch.cat)
 
 

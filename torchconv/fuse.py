@@ -29,7 +29,6 @@ from torchconv._fuse_graph import (
     FUNCTION_OF,
     SUMS,
     SUMS_IN_PLACE,
-    Tracer,
     activation_of,
     called_layer,
     drop_identities,
@@ -38,6 +37,7 @@ from torchconv._fuse_graph import (
     overwrites,
 )
 from torchconv._fuse_layers import BatchNormAdd2d, ConvAdd2d, LinearAdd
+from torchconv._fuse_record import Tracer
 from torchconv._fuse_written import join_written_activations
 from torchconv.convert import convert
 
@@ -54,7 +54,7 @@ _JOINED: dict[type, tuple[type, type]] = {
 }
 
 
-def fuse(model: torch.nn.Module) -> GraphModule:
+def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
     """A copy of `model` for inference, in which convolutions take along what follows them.
 
     Into a torch.nn.Conv2d or torchconv.nn.Conv2d go, in this order, where they follow and nothing
@@ -67,10 +67,12 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     rounding. All other layers are swapped as by `convert`.
 
     The copy is a torch.fx.GraphModule: what `model.forward` does in Python is recorded, once, with
-    its branches as they went then. It has weights of its own, so a later change of `model` does not
-    reach it. Layers with hooks, parametrizations or a class of somebody's own stay as they are,
-    and so does a normalisation or scale that would carry weights past their type's range. Under
-    autocast what is folded no longer promotes a result to its own type.
+    its branches as they went then. Where they depend on sizes, as in many models of transformers,
+    `example` tells which way they went; a call that would go another way raises. The copy has
+    weights of its own, so a later change of `model` does not reach it. Layers with hooks,
+    parametrizations or a class of somebody's own stay as they are, and so does a normalisation or
+    scale that would carry weights past their type's range. Under autocast what is folded no longer
+    promotes a result to its own type.
 
     SiLU, hard swish and hard sigmoid are known also where a model spells them out, x * sigmoid(x).
     Calls that nothing records, traces or watches go through runs of convolutions, poolings and what
@@ -78,6 +80,8 @@ def fuse(model: torch.nn.Module) -> GraphModule:
 
     Args:
         model: in eval mode, of any type and on any device. It is not changed.
+        example: the positional arguments of one call, which are then those of the copy; all others
+            keep their defaults. Only their shapes and types are looked at, nothing is computed.
 
     Raises:
         RuntimeError: `model` is in training mode, where no normalisation is fixed.
@@ -91,7 +95,7 @@ def fuse(model: torch.nn.Module) -> GraphModule:
         raise RuntimeError(
             "fuse makes a copy for inference, but the model is in training mode: call eval() first"
         )
-    recorded = _record(copy.deepcopy(model), model, Fused)
+    recorded = _record(copy.deepcopy(model), model, example, Fused)
     drop_identities(recorded)
     _part_norms(recorded)
     uses = _uses(recorded)
@@ -104,7 +108,7 @@ def fuse(model: torch.nn.Module) -> GraphModule:
     return _finish(recorded)
 
 
-def fuse_training(model: torch.nn.Module) -> GraphModule:
+def fuse_training(model: torch.nn.Module, *example: Any) -> GraphModule:
     """A second form of `model` for training, in which layers take along what follows them.
 
     Into a BatchNorm2d of torch.nn or torchconv.nn go, where nothing else reads what lies between,
@@ -123,6 +127,7 @@ def fuse_training(model: torch.nn.Module) -> GraphModule:
 
     Args:
         model: in training mode, of any type and on any device. It is not changed.
+        example: as for `fuse`.
 
     Raises:
         RuntimeError: `model` is in eval mode.
@@ -137,7 +142,7 @@ def fuse_training(model: torch.nn.Module) -> GraphModule:
             "or fuse for inference"
         )
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    recorded = _record(copy.deepcopy(model, shared), model)
+    recorded = _record(copy.deepcopy(model, shared), model, example)
     uses = _uses(recorded)
     for node in reversed(list(recorded.graph.nodes)):
         if uses[node.target] != 1:
@@ -150,9 +155,12 @@ def fuse_training(model: torch.nn.Module) -> GraphModule:
 
 
 def _record(
-    root: torch.nn.Module, model: torch.nn.Module, kind: type[GraphModule] = GraphModule
+    root: torch.nn.Module,
+    model: torch.nn.Module,
+    example: tuple[Any, ...],
+    kind: type[GraphModule] = GraphModule,
 ) -> GraphModule:
-    graph = Tracer().trace(root)
+    graph = Tracer(example).trace(root)
     for node in graph.nodes:
         if isinstance(node.type, str):
             node.type = None  # an annotation that was not evaluated, which cannot be pickled

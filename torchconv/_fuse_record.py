@@ -1,0 +1,257 @@
+"""How `torchconv.fuse` records a network.
+
+torch.fx calls the model with stand-ins for tensors, which know nothing of sizes: Python that asks
+for one, to branch, to loop or to compute an int, ends the recording. Given the arguments of one
+call, each stand-in also carries what it would be in that call, as a fake tensor that has a shape
+and no data, and such Python gets its answer. Each answer is recorded too, with a check that a later
+call gives the same one. (transformers.utils.fx does the first half of this with meta tensors.)
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Node, Proxy
+from torch.fx.proxy import TraceError
+from torch.utils import _pytree as pytree
+
+from torchconv._fuse_graph import LEAVES
+
+__all__ = ["Tracer"]
+
+
+def _recordable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes one node of a call of `function` where a recorded network is recorded once more, as
+    in unpickling it."""
+
+    @functools.wraps(function)
+    def call(found: Any, *others: Any) -> Any:
+        if isinstance(found, Proxy):
+            return found.tracer.create_proxy("call_function", call, (found, *others), {})
+        return function(found, *others)
+
+    return call
+
+
+@_recordable
+def holds(found: Any, recorded: Any) -> None:
+    """What a recorded network calls where Python asked for a value."""
+    if found != recorded:
+        raise RuntimeError(
+            f"this network was recorded where a size or branch gave {recorded!r}, which now gives "
+            f"{found!r}: record it again, with an example of these inputs"
+        )
+
+
+@_recordable
+def length(found: Any) -> int:
+    return len(found)
+
+
+@_recordable
+def truth(found: Any) -> bool:
+    return bool(found)
+
+
+class _Unknown:
+    """Of a value that only the data tells."""
+
+
+class _Proxy(torch.fx.Proxy):
+    """torch.fx would record `x += y` as x + y, which leaves what else refers to x as it was."""
+
+    tracer: Tracer
+
+    def __getattr__(self, k: str) -> _Attribute:
+        return _Attribute(self, k)
+
+    def __len__(self) -> int:
+        if self.tracer.value_of(self) is _Unknown:
+            raise TypeError(f"len() of a value that is not known{self.tracer.advice}")
+        found: int = self.tracer.settle(length, self)
+        return found
+
+    def __index__(self) -> int:
+        return self._number(int)
+
+    def __int__(self) -> int:
+        return self._number(int)
+
+    def __float__(self) -> float:
+        return self._number(float)
+
+    def _number(self, kind: Any) -> Any:
+        value = self.tracer.value_of(self)
+        if not isinstance(value, (int, float)):
+            raise TypeError(f"{kind.__name__}() of a value that is not known{self.tracer.advice}")
+        return kind(self.tracer.settle(None, self))
+
+
+class _Attribute(torch.fx.proxy.Attribute, _Proxy):
+    """Of a stand-in; becomes a node when it is used."""
+
+
+def _record_in_place(name: str) -> None:
+    target = getattr(operator, name)
+
+    def record(self: torch.fx.Proxy, other: Any) -> torch.fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    setattr(_Proxy, f"__{name}__", record)
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    _record_in_place(f"i{_name}")
+
+
+class Tracer(torch.fx.Tracer):
+    """Records each layer that may be fused or swapped as one node.
+
+    example: the arguments of one call; empty if none is known.
+    """
+
+    def __init__(self, example: Sequence[Any] = ()) -> None:
+        super().__init__()
+        self._fakes = FakeTensorMode(allow_non_fake_inputs=True) if example else None
+        self._example = list(example)
+        self._values: dict[Node, Any] = {}
+        self._settled: set[tuple[Any, Node]] = set()
+        self._evaluates = False
+        self._failure: Exception | None = None  # the first
+
+    @property
+    def advice(self) -> str:
+        """What an error adds."""
+        if self._fakes is not None:
+            return f" from the example's sizes alone ({self._failure})"
+        return ": an example of the inputs may tell it, as in torchconv.fuse(model, images)"
+
+    def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """With an example, the network takes as many arguments; those without tensors are
+        settled, and so are the defaults of all others."""
+        if self._fakes is None:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        bound = inspect.signature(self.root.forward).bind(*self._example)
+        names: list[str] = []
+        for name, value in bound.arguments.items():
+            several = bound.signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+            names += [f"{name}_{i}" for i in range(len(value))] if several else [name]
+        arguments = [self.create_proxy("placeholder", name, (), {}) for name in names]
+        for i, value in enumerate(self._example):
+            if not any(isinstance(part, torch.Tensor) for part in pytree.tree_leaves(value)):
+                arguments[i] = self.settle(None, arguments[i])
+        return root_fn, [self.root, *arguments]
+
+    def create_arg(self, a: Any) -> Any:
+        # A result that is a dict with attributes, of which torch.fx would keep the dict.
+        if isinstance(a, dict) and is_dataclass(a):
+            values = {f.name: self.create_arg(getattr(a, f.name)) for f in fields(a)}
+            return self.create_node("call_function", type(a), (), values)
+        return super().create_arg(a)
+
+    def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> Any:
+        proxy = super().create_proxy(kind, target, *args, **kwargs)
+        # Of the parts of a leaf's result, Python asks by `is None`, which no stand-in answers.
+        if target is operator.getitem and self.value_of(proxy) is None:
+            return self.settle(None, proxy)
+        return proxy
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        node = super().create_node(*args, **kwargs)
+        if self._fakes is not None:
+            self._values[node] = self._evaluate(node)
+        return node
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        if self._evaluates:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self._evaluates:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def _evaluate(self, node: Node) -> Any:
+        """What a node's result would be for the example."""
+        if node.op == "placeholder":
+            return self._fake(self._example[len(self._values)])
+        inputs = [self._values[source] for source in node.all_input_nodes]
+        if node.op == "output" or any(value is _Unknown for value in inputs):
+            return _Unknown
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
+        assert self._fakes is not None
+        self._evaluates = True
+        try:
+            with self._fakes, torch.no_grad():
+                return self._result(node, args, kwargs)
+        except Exception as error:
+            self._failure = self._failure or error
+            return _Unknown
+        finally:
+            self._evaluates = False
+
+    def _result(self, node: Node, args: Any, kwargs: Any) -> Any:
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "call_module":
+            layer = self.root.get_submodule(str(node.target))
+            own = (*layer.parameters(), *layer.buffers())
+            # With fakes, since it may count batches or move statistics.
+            return copy.deepcopy(layer, {id(t): self._fake(t) for t in own})(*args, **kwargs)
+        owner, _, name = str(node.target).rpartition(".")
+        return self._fake(getattr(self.root.get_submodule(owner), name))
+
+    def _fake(self, value: Any) -> Any:
+        """`value`, tensors in lists and dicts included, without data."""
+        assert self._fakes is not None
+        return pytree.tree_map_only(torch.Tensor, self._fakes.from_tensor, value)
+
+    def value_of(self, obj: Proxy) -> Any:
+        return self._values.get(obj.node, _Unknown)
+
+    def settle(self, function: Any, obj: Proxy) -> Any:
+        """What `function` of `obj`, or `obj` itself, is, now and in every later call."""
+        value = self.value_of(obj)
+        answer = value if function is None else function(value)
+        if (function, obj.node) not in self._settled:
+            self._settled.add((function, obj.node))
+            asked = obj
+            if function is not None:
+                asked = self.create_proxy("call_function", function, (obj,), {})
+            self.create_proxy("call_function", holds, (asked, answer), {})
+        return answer
+
+    def to_bool(self, obj: Proxy) -> bool:
+        value = self.value_of(obj)
+        if value is _Unknown or isinstance(value, torch.Tensor):
+            raise TraceError(f"a branch depends on a value that is not known{self.advice}")
+        if isinstance(value, (bool, int, float)):
+            return bool(self.settle(None, obj))
+        return bool(self.settle(truth, obj))
+
+    def iter(self, obj: Proxy) -> Iterator[Any]:
+        value = self.value_of(obj)
+        if value is _Unknown or not hasattr(value, "__len__"):
+            raise TraceError(f"a loop goes over a value that is not known{self.advice}")
+        if isinstance(value, dict):
+            raise TraceError("a recorded dict cannot be iterated")
+        return iter([obj[i] for i in range(len(obj))])  # type: ignore[index]
