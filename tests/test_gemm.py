@@ -114,6 +114,7 @@ SHAPES: dict[str, tuple[int, int, int, int, tuple[int, int], dict[str, Any]]] = 
     "1x1_stride_2_runs": (40, 11, 56, 70, (1, 1), {"stride": 2}),
     "1x1_stride_2x1_run": (40, 11, 14, 70, (1, 1), {"stride": (2, 1)}),
     "1x1_padding": (64, 5, 6, 40, (1, 1), {"padding": 1}),
+    "1x1_blocks_of_tiles": (24, 41, 43, 144, (1, 1), {}),
     "same_cache_sets": (1024, 6, 5, 40, (1, 1), {}),
     "same_cache_sets_strided": (512, 7, 9, 40, (1, 1), {"stride": 2}),
     "many_filters": (64, 5, 5, 700, (1, 1), {}),

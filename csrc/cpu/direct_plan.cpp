@@ -16,6 +16,8 @@ constexpr int64_t kBandBytes = 384 << 10;
 constexpr int64_t kWeightsOfBands = 4;
 // Outputs in a block: enough to repay its preparation.
 constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
+// Tiles of a block, from which it is of whole ones: its last would take as long with fewer rows.
+constexpr int64_t kTilesEnough = 4;
 // Of the first-level cache, at least: so many lines may fall into the same set.
 constexpr int64_t kCacheWays = 8;
 // Blocks of an image, for several threads, and panels of filters of which one more is few.
@@ -70,6 +72,8 @@ DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place
       columns = even_piece(view.J, ceil_div(view.J, blocks + 1));
   }
   if (in_place && aliased) tile_rows = std::min<int64_t>(kMaxRows, kCacheWays);
+  if (in_place && view.I == 1 && one_tap && columns < view.J && columns >= kTilesEnough * tile_rows)
+    columns = round_up(columns, tile_rows);
   if (view.terms() > 0 && !in_place) {
     const auto try_block = [&](int64_t block_rows, int64_t block_columns, int64_t limit) {
       band.emplace(view, block_rows, block_columns, channels, element_size);

@@ -1,6 +1,9 @@
 // See direct_run.h.
 #include "cpu/microkernels/direct_run.h"
 
+#include <algorithm>
+#include <type_traits>
+
 #include "cpu/processor.h"
 #include "cpu/unroll.h"
 
@@ -23,15 +26,23 @@ TORCHCONV_INLINE void for_rows(T* first, int64_t step, F&& f) {
   }
 }
 
+// f(std::true_type) or f(std::false_type): one jump for all rows, not one for each.
+template <typename F>
+TORCHCONV_INLINE void if_whole(bool whole, F&& f) {
+  if (whole)
+    f(std::true_type{});
+  else
+    f(std::false_type{});
+}
+
 // kVectors vectors of so many lanes, kRows pixels at a time; kTerm: elements of a term in b.
 template <int kN, int kVectors, int kTerm, int kRows>
 void direct_run(const DirectTile<float>& tile) {
   using V = Vec<float, kN>;
   using Register = typename V::Type;
   static_assert(kMaxRows % kRows == 0);
-  // Of three rows one has a pointer: the others lie once and twice the step behind it, where an
-  // address reaches.
-  constexpr int kApart = 3, kPointers = (kRows + kApart - 1) / kApart;
+  // Of five rows one has a pointer, which the others lie multiples of the step behind.
+  constexpr int kApart = 5, kPointers = (kRows + kApart - 1) / kApart;
   constexpr int64_t kSize = sizeof(float), kLine = 64;
   const int64_t step = tile.pixel_step * kSize, c_step = tile.c_step;
   // Of the last vector, which may be the second half of one as wide as the tile's.
@@ -40,10 +51,13 @@ void direct_run(const DirectTile<float>& tile) {
   const auto* const first = reinterpret_cast<const char*>(tile.a + tile.pixels[0]);
   const auto *next = static_cast<const char*>(tile.next),
              *also = static_cast<const char*>(tile.also);
-  const int64_t next_step = tile.next_step, also_step = tile.also_step;
-  const int64_t also_apart = tile.also_apart, also_row = tile.also_row;
-  const int64_t second_line = also_row != 0 ? kLine : 0;
-  int64_t place = 0;  // among what is asked for
+  const int64_t next_step = tile.next_step;
+  // From what it asks for to the next: in turn in the one image and in the other.
+  const int64_t also_step = (tile.also_row != 0 ? tile.also_row : 2 * tile.also_step),
+                apart = (tile.also_row != 0 ? 0 : tile.also_step) + tile.also_apart;
+  // The rows' first line and their second, over and over.
+  const int64_t ask_terms = tile.also_row != 0 ? 2 * kAskedRows : INT64_MAX;
+  int64_t line = kLine;
   const float *panel = tile.b, *bias = tile.bias;
   int64_t column = tile.c_rows[0];
   for (int64_t panels = tile.panels; panels > 0; --panels) {
@@ -60,30 +74,39 @@ void direct_run(const DirectTile<float>& tile) {
         for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
           for (int v = 0; v < kVectors; ++v) sum[m][v] = start[v];
-        for (int64_t terms = segment->end - segment->begin; terms > 0; --terms) {
-          Register filters[kVectors];
+        int64_t left = segment->end - segment->begin;
+        while (left > 0) {
+          const int64_t terms = std::min(left, ask_terms);
+          const char* asked = also;
+          int64_t ask_step = apart;
+          for (int64_t term = terms; term > 0; --term) {
+            Register filters[kVectors];
 #pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kN);
-          __builtin_prefetch(next, 0, 2);
-          __builtin_prefetch(also + (place >> 2 & (kAskedRows - 1)) * also_row +
-                                 (place >> 1 & 1) * second_line + (place & 1) * also_apart,
-                             0, 3);
-          ++place;
+            for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kN);
+            __builtin_prefetch(next, 0, 2);
+            __builtin_prefetch(asked, 0, 3);
 #pragma GCC unroll 16
-          for (int m = 0; m < kRows; ++m) {
-            const Register x =
-                V::broadcast(*reinterpret_cast<const float*>(row[m / kApart] + m % kApart * step));
+            for (int m = 0; m < kRows; ++m) {
+              const Register x = V::broadcast(
+                  *reinterpret_cast<const float*>(row[m / kApart] + m % kApart * step));
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v) sum[m][v] += x * filters[v];
-          }
+              for (int v = 0; v < kVectors; ++v) sum[m][v] += x * filters[v];
+            }
 #pragma GCC unroll 16
-          for (int r = 0; r < kPointers; ++r) {
-            row[r] += kSize;
-            keep_apart(row[r]);
+            for (int r = 0; r < kPointers; ++r) {
+              row[r] += kSize;
+              keep_apart(row[r]);
+            }
+            b += kTerm;
+            next += next_step;
+            asked += ask_step;
+            ask_step = also_step - ask_step;
           }
-          b += kTerm;
-          next += next_step;
-          also += also_step;
+          if (tile.also_row != 0)
+            also += line, line = -line;
+          else
+            also += terms * tile.also_step;
+          left -= terms;
         }
         if (segment != tile.segments) {
 #pragma GCC unroll 16
@@ -102,15 +125,15 @@ void direct_run(const DirectTile<float>& tile) {
         for (int v = 0; v < kVectors; ++v) start[v] = Register{};
       }
       const int64_t at = column + part * c_step;
-      if (tile.before != nullptr) {
-        for_rows<kRows>(tile.before + at, c_step,
-                        [&](int m, const float* from) TORCHCONV_INLINE_LAMBDA {
-                          for (int v = 0; v < kVectors; ++v)
-                            sum[m][v] += v + 1 < kVectors || lanes == kN
-                                             ? V::load(from + v * kN)
-                                             : V::load_partial(from + v * kN, lanes);
-                        });
-      }
+      if (tile.before != nullptr)
+        if_whole(lanes == kN, [&](auto whole) TORCHCONV_INLINE_LAMBDA {
+          for_rows<kRows>(
+              tile.before + at, c_step, [&](int m, const float* from) TORCHCONV_INLINE_LAMBDA {
+                for (int v = 0; v < kVectors; ++v)
+                  sum[m][v] += v + 1 < kVectors || whole ? V::load(from + v * kN)
+                                                         : V::load_partial(from + v * kN, lanes);
+              });
+        });
       if (tile.clamp) {
         const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
 #pragma GCC unroll 16
@@ -126,13 +149,15 @@ void direct_run(const DirectTile<float>& tile) {
           for (int v = 0; v < kVectors; ++v) stream_bytes(to + v * kN, sum[m][v]);
         });
       } else {
-        for_rows<kRows>(tile.c + at, c_step, [&](int m, float* to) TORCHCONV_INLINE_LAMBDA {
-          for (int v = 0; v < kVectors; ++v) {
-            if (v + 1 < kVectors || lanes == kN)
-              V::store(to + v * kN, sum[m][v]);
-            else
-              V::store_partial(to + v * kN, sum[m][v], lanes);
-          }
+        if_whole(lanes == kN, [&](auto whole) TORCHCONV_INLINE_LAMBDA {
+          for_rows<kRows>(tile.c + at, c_step, [&](int m, float* to) TORCHCONV_INLINE_LAMBDA {
+            for (int v = 0; v < kVectors; ++v) {
+              if (v + 1 < kVectors || whole)
+                V::store(to + v * kN, sum[m][v]);
+              else
+                V::store_partial(to + v * kN, sum[m][v], lanes);
+            }
+          });
         });
       }
     }
