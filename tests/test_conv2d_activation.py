@@ -152,6 +152,30 @@ def test_gradient_at_nan_and_infinity(name: str, dtype: torch.dtype, way: str) -
         torch.testing.assert_close(got, expected[0], equal_nan=True)
 
 
+@cpu_only
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("channels", [1, 3, 16, 24, 100, 1000, 5000])
+def test_bias_gradient_channels_last(channels: int, activation: str | None) -> None:
+    """Sums over many pixels, and the same bits for every number of threads."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 37, 29).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, 2, 1, 1)
+    bias = torch.randn(channels, requires_grad=True)
+    y = F.conv2d(x, weight, bias, activation=activation)
+    dy = (1 + torch.randn_like(y)).contiguous(memory_format=torch.channels_last)
+    truth = (dy.double() * (1 if activation is None else y > 0)).sum((0, 2, 3))
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found += torch.autograd.grad(y, bias, dy, retain_graph=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found)
+    assert relative_error(found[0], truth) < 5e-7
+
+
 @pytest.mark.parametrize("name", ["relu", "relu6", "hardswish", "silu", "gelu"])
 def test_activation_with_everything_else(name: str) -> None:
     """Flipped, padded by side, grouped, strided, dilated and unbatched at once."""

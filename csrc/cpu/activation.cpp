@@ -23,8 +23,9 @@ TORCHCONV_INLINE void transform(const A* from, A* to, int64_t n, const F& f) {
   if (i < n) V::store_partial(to + i, f(V::load_partial(from + i, n - i)), n - i);
 }
 
-// Elements that are converted, multiplied and summed together.
-constexpr int64_t kStrip = 256;
+// Elements that are converted and multiplied together, and of whole pixels those that are summed
+// together: in a first-level cache.
+constexpr int64_t kStrip = 256, kPixelStrip = 4096;
 
 // dz of n neighbours, dy * g'(z) from y or from z as derivative_needs_preactivation says: into row,
 // and into dz unless that is null.
@@ -96,6 +97,15 @@ A sum_strip(const A* row, int64_t n) {
   for (int64_t width = 8; width > 0; width /= 2)
     for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
   return lanes[0];
+}
+
+// to[i] += from[i]
+template <typename A>
+void add_row(A* to, const A* from, int64_t n) {
+  using V = Vec<A>;
+  int64_t i = 0;
+  for (; i + V::kLanes <= n; i += V::kLanes) V::store(to + i, V::load(to + i) + V::load(from + i));
+  for (; i < n; ++i) to[i] += from[i];
 }
 
 // run(g), g of a vector.
@@ -208,7 +218,7 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
   const double work = 4.0 * static_cast<double>(planes ? pixels : kPixels * p.K);
   const int64_t items = planes ? p.N * p.K : p.N * blocks;
   WorkSplit(items, work).run(pool, [&](int64_t begin, int64_t end, int64_t) {
-    Wide<T> row[kStrip];
+    Wide<T> row[kPixelStrip];
     for (int64_t item = begin; item < end; ++item) {
       if (planes) {
         double sum = 0;
@@ -226,20 +236,21 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
       Wide<T>* sums = partial.get() + item * p.K;
       if (db != nullptr) std::fill(sums, sums + p.K, Wide<T>{0});
       // A strip is part of a pixel's channels or several whole pixels.
-      const int64_t together = std::max<int64_t>(1, kStrip / p.K);
+      const int64_t together = std::max<int64_t>(1, kPixelStrip / p.K);
       for (int64_t pixel = first; pixel < last; pixel += together) {
-        const int64_t count = std::min(together, last - pixel) * p.K;
-        for (int64_t k = 0; k < count; k += kStrip) {
-          const int64_t size = std::min(kStrip, count - k), at = (n * pixels + pixel) * p.K + k;
-          derivative_strip(p.activation, dy + at, saved + (saved != nullptr ? at : 0),
-                           dz != nullptr ? dz + at : nullptr, size, row);
+        const int64_t count = std::min(together, last - pixel);
+        for (int64_t k = 0; k < p.K; k += kPixelStrip) {
+          const int64_t channels = std::min(kPixelStrip, p.K - k);
+          const int64_t size = count * channels, at = (n * pixels + pixel) * p.K + k;
+          for (int64_t i = 0; i < size; i += kStrip)
+            derivative_strip(p.activation, dy + at + i, saved + (saved != nullptr ? at + i : 0),
+                             dz != nullptr ? dz + at + i : nullptr, std::min(kStrip, size - i),
+                             row + i);
           if (db == nullptr) continue;
-          // Whole pixels are added in halves, which keeps the rounding error low for few channels.
-          for (int64_t rest = size / p.K; rest > 1; rest -= rest / 2) {
-            const Wide<T>* upper = row + (rest - rest / 2) * p.K;
-            for (int64_t e = 0; e < rest / 2 * p.K; ++e) row[e] += upper[e];
-          }
-          for (int64_t c = 0; c < std::min(size, p.K); ++c) sums[k + c] += row[c];
+          // Pixels are added in halves, which keeps the rounding error low.
+          for (int64_t rest = count; rest > 1; rest -= rest / 2)
+            add_row(row, row + (rest - rest / 2) * channels, rest / 2 * channels);
+          add_row(sums + k, row, channels);
         }
       }
     }
