@@ -139,6 +139,7 @@ def overwritten(m: Any, x: Tensor) -> Tensor:
 
 NOT_WRITTEN: dict[str, Forward] = {
     "another factor": lambda m, x: x * torch.sigmoid(m.conv(x)),
+    "a number for a factor": lambda m, x: 16 * torch.sigmoid(m.conv(x)),
     "overwritten between": overwritten,
     "another number": lambda m, x: F.relu6(m.conv(x) + 2.0) / 6.0,
     "read elsewhere": lambda m, x: (lambda y, s: y * s + s)(x, torch.sigmoid(x)),

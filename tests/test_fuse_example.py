@@ -190,3 +190,127 @@ def test_errors() -> None:
         torchconv.fuse_training(Squeezed().train(), images)  # no statistics of one value
     with pytest.raises(ValueError, match="expected 3 channels"):
         torchconv.fuse(Checked().eval(), torch.randn(1, 5, 8, 8))
+
+
+class Made(nn.Module):
+    """Overwrites a tensor that it makes, and returns another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = unit(3, 4)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        total = torch.zeros(1, 4, 1, 1)
+        total += self.body(images).mean((0, 2, 3), keepdim=True)
+        return total, torch.ones(2)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("by_example", [False, True])
+def test_each_call_makes_its_own_tensors(train: bool, by_example: bool) -> None:
+    model = Made().train(train)
+    images = torch.randn(2, 3, 6, 6)
+    fuse = torchconv.fuse_training if train else torchconv.fuse
+    fused = fuse(copy.deepcopy(model), *((images,) if by_example else ()))
+    assert not [name for name in fused.state_dict() if "constant" in name]
+    first, ones = fused(images)
+    kept = first.detach().clone()
+    ones.zero_()
+    for batch in (images, torch.randn(2, 3, 6, 6), images):
+        got, expected = fused(batch), model(batch)
+        assert relative_error(got[0], expected[0]) < 1e-5
+        assert torch.equal(got[1], expected[1])
+        got[0].sum().backward()  # of this call alone
+    assert torch.equal(first, kept)
+
+
+class Changed(Made):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("calls", torch.zeros(()))
+        self.plain = torch.zeros(1)
+
+
+def _moving(self: Changed, images: Tensor) -> Tensor:
+    self.mean.mul_(0.9).add_(self.body(images).detach().mean((0, 2, 3)))
+    return self.mean
+
+
+def _counting(self: Changed, images: Tensor) -> Tensor:
+    self.calls += 1
+    return self.body(images) * self.calls
+
+
+def _view(self: Changed, images: Tensor) -> Tensor:
+    self.plain[0] = 2
+    return self.body(images) * self.plain
+
+
+def _changed_between(self: Changed, images: Tensor) -> Tensor:
+    steps = torch.arange(6.0)
+    found = self.body(images) + steps
+    steps.mul_(2)
+    return found * steps
+
+
+def _noise(self: Changed, images: Tensor) -> Tensor:
+    return self.body(images) * torch.rand(1)
+
+
+def _order(self: Changed, images: Tensor) -> Tensor:
+    return self.body(images)[:, torch.randperm(4)]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [_moving, _counting, _view, _changed_between, _noise, _order],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize("fuse", [torchconv.fuse, torchconv.fuse_training])
+def test_what_each_call_would_do_again(
+    forward: Callable[..., Tensor], fuse: Callable[..., nn.Module]
+) -> None:
+    model = type("Model", (Changed,), {"forward": forward})()
+    model.train(fuse is torchconv.fuse_training)
+    before = copy.deepcopy(model.state_dict())
+    images = torch.randn(2, 3, 6, 6)
+    for example in ((), (images,)):
+        with pytest.raises(torch.fx.proxy.TraceError, match="each call would"):
+            fuse(model, *example)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_no_gradients_in_a_part() -> None:
+    class Part(Made):
+        def forward(self, images: Tensor) -> Any:
+            found = self.body(images)
+            with torch.no_grad():
+                weight = found.mean()
+            return found * weight
+
+    images = torch.randn(2, 3, 6, 6)
+    with pytest.raises(torch.fx.proxy.TraceError, match="gradients"):
+        torchconv.fuse_training(Part().train(), images)
+    model = Part().eval()
+    assert relative_error(torchconv.fuse(model, images)(images), model(images)) < 1e-6
+
+
+def test_none_of_any_kind_and_writing() -> None:
+    class Asks(Made):
+        def forward(self, images: Tensor, more: Any) -> Any:
+            found = self.body(images)
+            if more.get("mask") is not None:
+                found = found * 2
+            if images.grad is None:
+                found = found * 3
+            return found + more["scale"] if str(images.dtype) == "torch.float32" else found
+
+    model, images = Asks().eval(), torch.randn(2, 3, 6, 6)
+    more = {"scale": torch.ones(1), "mask": None}
+    fused = torchconv.fuse(model, images, more)
+    with torch.no_grad():
+        assert relative_error(fused(images, more), model(images, more)) < 1e-6
+        for other in ({**more, "mask": torch.ones(1)}, {**more, "mask": 1}):
+            with pytest.raises(RuntimeError, match="recorded where"):
+                fused(images, other)

@@ -111,13 +111,14 @@ def overwrites(recorded: GraphModule, node: Node) -> bool:
     )
 
 
-def is_overwritten(recorded: GraphModule, node: Node) -> bool:
-    """Whether the network may change the result of `node` in place, as it is or by a view of it."""
+def is_overwritten(recorded: GraphModule, node: Node, by_caller: bool = False) -> bool:
+    """Whether the network, or who calls it, may change the result of `node` in place, as it is or
+    by a view of it."""
     same = {node}
     for reader in recorded.graph.nodes:
         if same.isdisjoint(reader.all_input_nodes):
             continue
-        if overwrites(recorded, reader):
+        if overwrites(recorded, reader) or (by_caller and reader.op == "output"):
             return True
         if not _makes_another(recorded, reader):
             same.add(reader)

@@ -5,6 +5,9 @@ for one, to branch, to loop or to compute an int, ends the recording. Given the 
 call, each stand-in also carries what it would be in that call, as a fake tensor that has a shape
 and no data, and such Python gets its answer. Each answer is recorded too, with a check that a later
 call gives the same one. (transformers.utils.fx does the first half of this with meta tensors.)
+
+What `forward` does without stand-ins it does once, while it is recorded. Where each call would have
+to do it again, the recording ends: at random numbers, and at changes of what the network holds.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node, Proxy
 from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchconv._fuse_graph import LEAVES
 
@@ -61,8 +65,20 @@ def truth(found: Any) -> bool:
     return bool(found)
 
 
+def _storage(tensor: torch.Tensor) -> int:
+    """What tells which tensors share their memory."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError, ValueError):  # sparse, or not made yet
+        return id(tensor)
+
+
 class _Unknown:
     """Of a value that only the data tells."""
+
+
+# What Python may look up or compare in writing.
+_WRITTEN = (bool, int, float, str, torch.dtype, torch.device, torch.Size)
 
 
 class _Proxy(torch.fx.Proxy):
@@ -70,8 +86,18 @@ class _Proxy(torch.fx.Proxy):
 
     tracer: Tracer
 
-    def __getattr__(self, k: str) -> _Attribute:
-        return _Attribute(self, k)
+    def __getattr__(self, k: str) -> Any:
+        attribute = _Attribute(self, k)
+        value = self.tracer.value_of(self)
+        if not isinstance(value, torch.Tensor) or k in ("grad", "grad_fn"):
+            if getattr(value, k, _Unknown) is None:
+                return self.tracer.settle(None, attribute)  # no stand-in answers `is None`
+        return attribute
+
+    def __str__(self) -> str:
+        if isinstance(self.tracer.value_of(self), _WRITTEN):
+            return str(self.tracer.settle(None, self))
+        return repr(self)
 
     def __len__(self) -> int:
         if self.tracer.value_of(self) is _Unknown:
@@ -112,6 +138,28 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "
     _record_in_place(f"i{_name}")
 
 
+class _Watch(TorchDispatchMode):
+    """Sees what is computed while a network is recorded, and would not be in its calls."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self._tracer.evaluates:
+            if torch.Tag.nondeterministic_seeded in func.tags:
+                raise TraceError(
+                    f"each call would draw random numbers ({func}), which the recording does not "
+                    "see: let their size come from an input"
+                )
+            for i, declared in enumerate(func._schema.arguments):
+                if declared.is_write:
+                    value = args[i] if i < len(args) else kwargs.get(declared.name)
+                    self._tracer.check_unrecorded(func, value)
+        return func(*args, **kwargs)
+
+
 class Tracer(torch.fx.Tracer):
     """Records each layer that may be fused or swapped as one node.
 
@@ -124,8 +172,12 @@ class Tracer(torch.fx.Tracer):
         self._example = list(example)
         self._values: dict[Node, Any] = {}
         self._settled: set[tuple[Any, Node]] = set()
-        self._evaluates = False
+        self.evaluates = False
         self._failure: Exception | None = None  # the first
+        self._grad_enabled = torch.is_grad_enabled()
+        # Tensors that the network made without stand-ins; all that it holds.
+        self._made: dict[int, tuple[torch.Tensor, Node]] = {}
+        self._held: set[int] = set()
 
     @property
     def advice(self) -> str:
@@ -133,6 +185,26 @@ class Tracer(torch.fx.Tracer):
         if self._fakes is not None:
             return f" from the example's sizes alone ({self._failure})"
         return ": an example of the inputs may tell it, as in torchconv.fuse(model, images)"
+
+    @property
+    def made(self) -> set[str]:
+        """The names of tensors that `forward` made while it was recorded."""
+        return {str(node.target) for _, node in self._made.values()}
+
+    def trace(self, root: Any, concrete_args: Any = None) -> torch.fx.Graph:
+        own = pytree.tree_leaves([vars(module) for module in root.modules()])
+        self._held = {_storage(part) for part in own if isinstance(part, torch.Tensor)}
+        with _Watch(self):
+            return super().trace(root, concrete_args)
+
+    def check_unrecorded(self, function: Any, changed: Any) -> None:
+        """Raises where `function` is to overwrite what calls would have to overwrite too."""
+        for part in pytree.tree_leaves(changed):
+            if isinstance(part, torch.Tensor) and _storage(part) in self._held:
+                raise TraceError(
+                    f"each call would change a tensor that the network holds ({function}), "
+                    "which the recording does not see"
+                )
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
@@ -163,28 +235,40 @@ class Tracer(torch.fx.Tracer):
         if isinstance(a, dict) and is_dataclass(a):
             values = {f.name: self.create_arg(getattr(a, f.name)) for f in fields(a)}
             return self.create_node("call_function", type(a), (), values)
-        return super().create_arg(a)
+        if not isinstance(a, torch.Tensor) or isinstance(a, torch.nn.Parameter):
+            return super().create_arg(a)
+        if id(a) in self._made:
+            return self._made[id(a)][1]  # one node, so that all see what is done to it
+        known = _storage(a) in self._held
+        node = super().create_arg(a)
+        if not known and isinstance(node, Node):
+            self._made[id(a)] = a, node
+            self._held.add(_storage(a))
+        return node
 
     def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> Any:
         proxy = super().create_proxy(kind, target, *args, **kwargs)
-        # Of the parts of a leaf's result, Python asks by `is None`, which no stand-in answers.
-        if target is operator.getitem and self.value_of(proxy) is None:
+        # Python asks by `is None`, which no stand-in answers.
+        silent = kind == "placeholder" or target in (holds, getattr, operator.setitem)
+        if not silent and self.value_of(proxy) is None:
             return self.settle(None, proxy)
         return proxy
 
     def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        if self.root.training and torch.is_grad_enabled() != self._grad_enabled:
+            raise TraceError("a part that switches gradients off or on cannot be recorded")
         node = super().create_node(*args, **kwargs)
         if self._fakes is not None:
             self._values[node] = self._evaluate(node)
         return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
-        if self._evaluates:
+        if self.evaluates:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self._evaluates:
+        if self.evaluates:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
@@ -197,7 +281,7 @@ class Tracer(torch.fx.Tracer):
             return _Unknown
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
         assert self._fakes is not None
-        self._evaluates = True
+        self.evaluates = True
         try:
             with self._fakes, torch.no_grad():
                 return self._result(node, args, kwargs)
@@ -205,7 +289,7 @@ class Tracer(torch.fx.Tracer):
             self._failure = self._failure or error
             return _Unknown
         finally:
-            self._evaluates = False
+            self.evaluates = False
 
     def _result(self, node: Node, args: Any, kwargs: Any) -> Any:
         if node.op == "call_function":

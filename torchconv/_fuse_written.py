@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, symbolic_trace
+from torch.fx import Graph, GraphModule, Node, symbolic_trace
 from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 from torch.nn import functional as F
 
@@ -56,6 +56,11 @@ def _spellings(training: bool) -> Iterator[tuple[_Unary, _Unary]]:
         yield lambda x: F.hardsigmoid(x), _hardsigmoid
 
 
+def _is_whole(match: Any, _graph: Graph, pattern: Graph) -> bool:
+    """torch.fx takes 16 * sigmoid(x) for x * sigmoid(x), with 16 for x and without the sigmoid."""
+    return all(isinstance(match.nodes_map.get(n), Node) for n in pattern.nodes if n.op != "output")
+
+
 def _numbers_agree(match: Any, _graph: Graph, _pattern: Graph) -> bool:
     """Whether 3 is 3 or 3.0; whether relu6 works in place does not matter."""
     return all(
@@ -81,5 +86,5 @@ def join_written_activations(recorded: GraphModule) -> None:
     for function, spelling in _spellings(recorded.training):
         steps = [n.target for n in symbolic_trace(spelling).graph.nodes if n.op.startswith("call")]
         if there.issuperset(steps):
-            conditions: list[Any] = [_numbers_agree, nothing_is_overwritten]
+            conditions: list[Any] = [_is_whole, _numbers_agree, nothing_is_overwritten]
             replace_pattern_with_filters(recorded, spelling, function, conditions, True)

@@ -68,11 +68,12 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
 
     The copy is a torch.fx.GraphModule: what `model.forward` does in Python is recorded, once, with
     its branches as they went then. Where they depend on sizes, as in many models of transformers,
-    `example` tells which way they went; a call that would go another way raises. The copy has
-    weights of its own, so a later change of `model` does not reach it. Layers with hooks,
-    parametrizations or a class of somebody's own stay as they are, and so does a normalisation or
-    scale that would carry weights past their type's range. Under autocast what is folded no longer
-    promotes a result to its own type.
+    `example` tells which way they went; a call that would go another way raises. (While it is
+    recorded, isinstance(x, torch.Tensor) is false.) The copy has weights of its own, so a later
+    change of `model` does not reach it. Layers with hooks, parametrizations or a class of
+    somebody's own stay as they are, and so does a normalisation or scale that would carry weights
+    past their type's range. Under autocast what is folded no longer promotes a result to its own
+    type.
 
     SiLU, hard swish and hard sigmoid are known also where a model spells them out, x * sigmoid(x).
     Calls that nothing records, traces or watches go through runs of convolutions, poolings and what
@@ -86,8 +87,9 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
     Raises:
         RuntimeError: `model` is in training mode, where no normalisation is fixed.
         TypeError: `model` is no module.
-        Whatever torch.fx raises for a model that it cannot record, where control flow depends on
-        the values of tensors, for example: use `convert` there.
+        Whatever torch.fx raises for a model that it cannot record, and its TraceError where control
+            flow depends on the values of tensors, or where calls would draw random numbers or
+            change what the model holds beside its layers: use `convert` there.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"expected a torch.nn.Module, but got {type(model).__name__}")
@@ -132,7 +134,8 @@ def fuse_training(model: torch.nn.Module, *example: Any) -> GraphModule:
     Raises:
         RuntimeError: `model` is in eval mode.
         TypeError: `model` is no module.
-        Whatever torch.fx raises for a model that it cannot record, as for `fuse`.
+        Whatever torch.fx raises for a model that it cannot record, as for `fuse`, and its
+            TraceError where a part of the model switches gradients off.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"expected a torch.nn.Module, but got {type(model).__name__}")
@@ -160,14 +163,28 @@ def _record(
     example: tuple[Any, ...],
     kind: type[GraphModule] = GraphModule,
 ) -> GraphModule:
-    graph = Tracer(example).trace(root)
+    tracer = Tracer(example)
+    graph = tracer.trace(root)
     for node in graph.nodes:
         if isinstance(node.type, str):
             node.type = None  # an annotation that was not evaluated, which cannot be pickled
     recorded = kind(root, graph, type(model).__name__)
+    _make_anew(recorded, tracer.made)
     join_written_activations(recorded)
     _order_like(recorded, model)
     return recorded
+
+
+def _make_anew(recorded: GraphModule, names: set[str]) -> None:
+    """Gives each call tensors of its own, where it may change them, in the place of those that
+    `forward` made while it was recorded. No checkpoint has these."""
+    recorded._non_persistent_buffers_set |= names
+    for node in list(recorded.graph.nodes):
+        if node.op == "get_attr" and node.target in names:
+            if is_overwritten(recorded, node, by_caller=True):
+                with recorded.graph.inserting_after(node):
+                    own = recorded.graph.call_method("clone", (node,))
+                node.replace_all_uses_with(own, lambda user, own=own: user is not own)
 
 
 def _order_like(made: torch.nn.Module, model: torch.nn.Module) -> None:
