@@ -379,6 +379,76 @@ def test_converted_models_and_other_layers() -> None:
 # --- what stays ----------------------------------------------------------------------------------
 
 
+class Joined(nn.Module):
+    """A normalisation and an activation behind convolutions that stand side by side."""
+
+    def __init__(self, forward: Forward, **options: Any) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            nn.Conv2d(2, size, n, padding=n // 2, bias=n != 3)
+            for size, n in ((2, 3), (4, 5), (1, 1))
+        )
+        self.bn = norm(7, **options)
+        self.body = forward
+
+    def made(self, x: Tensor) -> list[Tensor]:
+        return [part(x[:, :2]) for part in self.parts]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+JOINED: dict[str, tuple[Forward, str | None]] = {
+    "norm": (lambda m, x: m.bn(torch.cat(m.made(x), 1)), None),
+    "relu": (lambda m, x: F.relu(m.bn(torch.cat(m.made(x), dim=1)), inplace=True), "relu"),
+    "silu": (lambda m, x: F.silu(m.bn(torch.concat(tuple(m.made(x)), dim=-3))), "silu"),
+    "another activation": (lambda m, x: F.elu(m.bn(torch.cat(m.made(x), 1))), None),
+}
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("case", JOINED)
+def test_norm_behind_a_concatenation(case: str, affine: bool) -> None:
+    forward, activation = JOINED[case]
+    made = fused(
+        Joined(forward, affine=affine),
+        image(),
+        image(1, 4, 9, 8).contiguous(memory_format=torch.channels_last),
+    )
+    assert kinds(made) == ["Conv2d"] * 3
+    assert {m.activation for m in made.modules() if isinstance(m, nn.Conv2d)} == {activation}
+
+
+JOINED_STAYS: dict[str, Forward] = {
+    "read elsewhere": lambda m, x: m.bn(y := torch.cat(m.made(x), 1)) + 2 * y,
+    "a part read elsewhere": lambda m, x: m.bn(torch.cat(p := m.made(x), 1)) * p[2],
+    "another part": lambda m, x: m.bn(torch.cat([*m.made(x)[:2], x[:, :1]], 1)),
+    "a part twice": lambda m, x: m.bn(torch.cat([(p := m.parts[0](x[:, :2])), p, p, x[:, :1]], 1)),
+    "a layer twice": lambda m, x: m.bn(torch.cat([m.parts[2](x[:, :2]) for _ in range(7)], 1)),
+    "rows": lambda m, x: m.bn(
+        torch.cat([m.parts[1](x[:, :2])] + [x] * 2, 2).repeat(1, 2, 1, 1)[:, :7]
+    ),
+    "a sum behind": lambda m, x: F.relu(m.bn(torch.cat(m.made(x), 1)) + x[:, :1]),
+}
+
+
+@pytest.mark.parametrize("forward", JOINED_STAYS.values(), ids=JOINED_STAYS.keys())
+def test_norm_behind_a_concatenation_stays(forward: Forward) -> None:
+    assert any(isinstance(m, nn.BatchNorm2d) for m in fused(Joined(forward)).modules())
+
+
+def test_norm_behind_a_concatenation_that_one_part_cannot_take() -> None:
+    model = Joined(lambda m, x: m.bn(torch.cat(m.made(x), 1))).eval()
+    model.bn.running_var[-1] = 1e-45  # the last one's weights would be too large
+    model.bn.eps = 1e-45
+    with torch.no_grad():
+        model.parts[-1].weight.fill_(3e38)
+    made = torchconv.fuse(model)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in made.modules())
+    for part, own in zip(model.parts, made.get_submodule("parts").children(), strict=True):
+        assert torch.equal(own.weight, part.weight)
+
+
 NORM_STAYS: dict[str, Forward] = {
     "read twice": lambda m, x: m.bn(y := m.conv(x)) + 2 * y,
     "norm before": lambda m, x: m.conv(m.bn(x)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +27,26 @@ def folds_norm(layer: torch.nn.Conv2d, norm: Any) -> bool:
     if norm.bias is not None:
         shift = shift + norm.bias.double()
     return _takes_parameters(layer, layer.weight.double() * factor.reshape(-1, 1, 1, 1), shift)
+
+
+def folds_norm_by_parts(layers: Sequence[torch.nn.Conv2d], norm: Any) -> bool:
+    """Folds a normalisation of these layers' results, one after another along the channels, into
+    weights and biases of all, if it can be."""
+    sizes = [layer.out_channels for layer in layers]
+    if norm.num_features != sum(sizes) or len({layer.weight.dtype for layer in layers}) > 1:
+        return False
+    names = ("running_mean", "running_var", "weight", "bias")
+    whole = {name: getattr(norm, name) for name in names}
+    were = [(layer.weight, layer.bias) for layer in layers]
+    start = 0
+    for layer, size in zip(layers, sizes, strict=True):
+        own = {n: None if t is None else t[start : start + size] for n, t in whole.items()}
+        if not folds_norm(layer, SimpleNamespace(training=norm.training, eps=norm.eps, **own)):
+            for changed, (weight, bias) in zip(layers, were, strict=True):
+                changed.weight, changed.bias = weight, bias
+            return False
+        start += size
+    return True
 
 
 def folds_scale(

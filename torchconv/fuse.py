@@ -24,7 +24,7 @@ from torchconv import nn
 from torchconv._activations import NORM_CLAMPS, NORM_CURVES
 from torchconv._chain import Fused
 from torchconv._coverage import FLOATS
-from torchconv._fuse_folds import folds_norm, folds_scale
+from torchconv._fuse_folds import folds_norm, folds_norm_by_parts, folds_scale
 from torchconv._fuse_graph import (
     FUNCTION_OF,
     SUMS,
@@ -59,12 +59,13 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
 
     Into a torch.nn.Conv2d or torchconv.nn.Conv2d go, in this order, where they follow and nothing
     else reads what lies between: a BatchNorm2d, into weights and bias; a sum with another tensor;
-    and an activation that torchconv.nn.Conv2d has, be it a layer, a function or a method. Into a
-    Linear, which over images with channels last is a convolution, go a multiplication of each
-    channel by a parameter, into weights and bias, and sum and activation, the sum also behind a
-    permutation to N x K x H x W. A normalisation that no convolution can take keeps its statistics
-    and has in its own pass what `fuse_training` gives it. The results are those of `model` but for
-    rounding. All other layers are swapped as by `convert`.
+    and an activation that torchconv.nn.Conv2d has, be it a layer, a function or a method.
+    BatchNorm2d and activation may also follow a torch.cat of several convolutions. Into a Linear,
+    which over images with channels last is a convolution, go a multiplication of each channel by a
+    parameter, into weights and bias, and sum and activation, the sum also behind a permutation to N
+    x K x H x W. A normalisation that no convolution can take keeps its statistics and has in its
+    own pass what `fuse_training` gives it. The results are those of `model` but for rounding. All
+    other layers are swapped as by `convert`.
 
     The copy is a torch.fx.GraphModule: what `model.forward` does in Python is recorded, once, with
     its branches as they went then. Where they depend on sizes, as in many models of transformers,
@@ -101,6 +102,8 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
     drop_identities(recorded)
     _part_norms(recorded)
     uses = _uses(recorded)
+    for node in list(recorded.graph.nodes):
+        _fold_into_parts(recorded, node, uses)
     # From the end: of two convolutions that are summed up, the later one finds its other term.
     # Normalisations last: what no convolution takes has an activation of its own.
     for takes in (_takes_along, _is_norm):
@@ -261,6 +264,45 @@ def _takes_along(recorded: GraphModule, node: Node) -> bool:
         and layer.weight.dtype in FLOATS
         and not layer.weight.is_meta
     )
+
+
+def _fold_into_parts(recorded: GraphModule, node: Node, uses: Counter[Any]) -> None:
+    """Moves normalisation and activation behind `node` to before it, if it concatenates the
+    channels of convolutions that serve for nothing else."""
+    if node.target not in (torch.cat, torch.concat, torch.concatenate) or len(node.args) > 2:
+        return
+    settings = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
+    parts: Any = settings.get("tensors")
+    if settings.get("dim") not in (1, -3) or settings.keys() > {"tensors", "dim"}:
+        return
+    if not isinstance(parts, (list, tuple)):
+        return
+    for part in parts:
+        if not isinstance(part, Node) or only_reader(part) is not node or uses[part.target] != 1:
+            return
+        if not _takes_along(recorded, part) or called_layer(recorded, part, *_LINEAR) is not None:
+            return
+    norm = only_reader(node)
+    if len(set(parts)) != len(parts) or norm is None or not _is_norm(recorded, norm):
+        return
+    end = only_reader(norm)
+    if end is not None and _other_term(recorded, [norm], end) is not None:
+        return  # the normalisation takes the sum along
+    layers: Any = [recorded.get_submodule(str(part.target)) for part in parts]
+    if not folds_norm_by_parts(layers, recorded.get_submodule(str(norm.target))):
+        return
+    norm.replace_all_uses_with(node)
+    recorded.graph.erase_node(norm)
+    reader = only_reader(node)
+    activation = None if reader is None else activation_of(recorded, reader, node)
+    if reader is None or activation is None:
+        return
+    for part in parts:
+        with recorded.graph.inserting_after(part):
+            active = recorded.graph.call_function(FUNCTION_OF[activation], (part,))
+        node.replace_input_with(part, active)
+    reader.replace_all_uses_with(node)
+    recorded.graph.erase_node(reader)
 
 
 def _fuse_chain(recorded: GraphModule, node: Node, shared: bool = False) -> None:
