@@ -205,6 +205,37 @@ BACK: dict[str, tuple[Forward, list[str]]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "drop",
+    [
+        lambda x: F.dropout(x, 0.5, True),
+        lambda x: F.dropout2d(x, training=True),
+        lambda x: x * torch.rand_like(x),
+        lambda x: x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5),
+        lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1),
+    ],
+)
+def test_eval_warns_where_dropout_stays(drop: Any) -> None:
+    model = Network(lambda m, x: drop(m.conv(x)), conv=nn.Conv2d(3, 4, 3)).train()
+    made = torchconv.fuse_training(model)
+    for second in (made, copy.deepcopy(made)):
+        with pytest.warns(UserWarning, match="stays in eval mode"):
+            second.eval()
+        assert not second.training
+
+
+@pytest.mark.parametrize(
+    "drop", [lambda x: F.dropout(x, 0.0, True), lambda x: F.dropout(x, 0.5, False)]
+)
+@pytest.mark.filterwarnings("error")
+def test_eval_of_layers_does_not_warn(drop: Any) -> None:
+    layers = {"conv": nn.Conv2d(3, 4, 3), "drop": nn.Dropout(0.5)}
+    model = Network(lambda m, x: drop(m.drop(m.conv(x))), **layers)
+    made = torchconv.fuse_training(model.train()).eval()
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(made(x), model.eval()(x))
+
+
 @pytest.mark.parametrize("forward, layers", BACK.values(), ids=BACK.keys())
 def test_of_a_converted_model_and_back_to_inference(forward: Forward, layers: list[str]) -> None:
     model = torchconv.convert(block(forward).double().train())

@@ -38,6 +38,7 @@ from torchconv._fuse_graph import (
 )
 from torchconv._fuse_layers import BatchNormAdd2d, ConvAdd2d, LinearAdd
 from torchconv._fuse_record import Tracer
+from torchconv._fuse_trained import Trained
 from torchconv._fuse_written import join_written_activations
 from torchconv.convert import convert
 
@@ -125,10 +126,11 @@ def fuse_training(model: torch.nn.Module, *example: Any) -> GraphModule:
     What is returned is a torch.fx.GraphModule, recorded as by `fuse`. Its parameters and buffers
     are those of `model`, the same tensors under the same names: whatever one learns the other
     knows, an optimizer or a checkpoint of either serves both, and `model` itself, or
-    ``fuse(model.eval())``, is what to evaluate with. (Moving one of the two to another device or
-    type parts them.) Layers with hooks, parametrizations or a class of somebody's own, and layers
-    that are called twice, stay as they are; so does a ReLU6 whose result is overwritten, where
-    backward would need it.
+    ``fuse(model.eval())``, is what to evaluate with: ``eval()`` of the second form reaches layers,
+    but not what is recorded outside them, and warns where that draws random numbers, as F.dropout.
+    (Moving one of the two to another device or type parts them.) Layers with hooks,
+    parametrizations or a class of somebody's own, and layers that are called twice, stay as they
+    are; so does a ReLU6 whose result is overwritten, where backward would need it.
 
     Args:
         model: in training mode, of any type and on any device. It is not changed.
@@ -148,7 +150,7 @@ def fuse_training(model: torch.nn.Module, *example: Any) -> GraphModule:
             "or fuse for inference"
         )
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    recorded = _record(copy.deepcopy(model, shared), model, example)
+    recorded = _record(copy.deepcopy(model, shared), model, example, Trained)
     uses = _uses(recorded)
     for node in reversed(list(recorded.graph.nodes)):
         if uses[node.target] != 1:
@@ -164,7 +166,7 @@ def _record(
     root: torch.nn.Module,
     model: torch.nn.Module,
     example: tuple[Any, ...],
-    kind: type[GraphModule] = GraphModule,
+    kind: type[GraphModule],
 ) -> GraphModule:
     tracer = Tracer(example)
     graph = tracer.trace(root)
