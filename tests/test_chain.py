@@ -849,7 +849,7 @@ def test_programs_that_are_none() -> None:
         (good[:0], "settings end too early"),
         (good.int(), "settings must be a list of integers"),
         (changed(0, 2), "a chain has no operator 1|settings end"),
-        (changed(1, 8), "a chain has no operator 8"),
+        (changed(1, 9), "a chain has no operator 9"),
         (changed(1, -1), "a chain has no operator -1"),
         (changed(2, 2**60), "settings end too early"),
         (changed(2, -1), "settings end too early"),

@@ -2,9 +2,9 @@
 
 On one small image a layer's way from Python to its kernel, through modules, checks and the
 dispatcher, takes a good part of the layer's time: the layers before have left little of Python in
-the caches. Where neighbours in the recorded network are convolutions, poolings and what often lies
-between them, and nobody can ask for their results, a network therefore calls
-`torch.ops.torchconv.run_kept_chain` once for all.
+the caches. Where neighbours in the recorded network are convolutions, poolings, what often lies
+between them and the linear layers at the end, and nobody can ask for their results, a network
+therefore calls `torch.ops.torchconv.run_kept_chain` once for all.
 
 What a layer is may change between two calls: somebody registers a hook, sets an attribute, swaps a
 module or loads weights. Each call of a chain looks for that, and then calls the layers one by one,
@@ -97,23 +97,40 @@ def _with_chains(forward: Callable[..., Any], graph: Graph) -> Callable[..., Any
 def _chained(network: Fused, graph: Graph) -> Callable[..., Any]:
     """The network's forward with calls of chains in it, which are put into the graph."""
     run: list[tuple[Node, Call]] = []
+    passed = _nodes_in_calls(network, graph)
     for node in list(graph.nodes):
+        if node in passed:
+            continue
         call = call_of(network, node)
-        if call is not None:
+        if call is not None and not _reads_rows(call, run):
             run.append((node, call))
             continue
         if len(run) > 1:
             _call_chain(network, graph, run)
-        run = []
+        run = [] if call is None else [(node, call)]
     kind: Any = type(GraphModule(network, graph))
     forward: Callable[..., Any] = kind.forward
     return forward
 
 
+def _nodes_in_calls(network: Fused, graph: Graph) -> set[Node]:
+    """Those that are a part of another one's call."""
+    calls = (call_of(network, node) for node in graph.nodes)
+    flattens = (call.flatten for call in calls if call is not None)
+    return {node for flatten in flattens if flatten is not None for node in flatten.nodes}
+
+
+def _reads_rows(call: Call, run: Sequence[tuple[Node, Call]]) -> bool:
+    """Whether it is no linear layer, but reads the result of one of this run."""
+    rows = {node for node, known in run if known.operator == "linear"}
+    return call.operator != "linear" and not rows.isdisjoint(call.tensors)
+
+
 def _call_chain(network: Fused, graph: Graph, run: Sequence[tuple[Node, Call]]) -> None:
     """Puts one call in the place of those of `run`."""
     nodes = [node for node, _ in run]
-    inside = set(nodes)
+    parts = [part for _, call in run if call.flatten is not None for part in call.flatten.nodes]
+    inside = {*nodes, *parts}
     read = dict.fromkeys(arg for _, call in run for arg in call.tensors)
     inputs = [arg for arg in read if arg not in inside]
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
@@ -123,8 +140,9 @@ def _call_chain(network: Fused, graph: Graph, run: Sequence[tuple[Node, Call]]) 
         for i, node in enumerate(outputs):
             result = graph.call_function(getitem, (results, i))
             node.replace_all_uses_with(result, lambda user: user not in inside)
-    for node in reversed(nodes):
-        graph.erase_node(node)
+    for node in reversed(list(graph.nodes)):
+        if node in inside:
+            graph.erase_node(node)
 
 
 class _Chain:
@@ -149,6 +167,9 @@ class _Chain:
             call._replace(tensors=tuple(position[arg] for arg in call.tensors)) for _, call in run
         ]
         self._outputs = [position[node] for node in outputs]
+        # Of the outputs, those that are rows; in a program they are images of one pixel.
+        linear = {node for node, call in run if call.operator == "linear"}
+        self._rows = [i for i, node in enumerate(outputs) if node in linear]
         # What each step is the last to read.
         last = {arg: i for i, call in enumerate(self._calls) for arg in call.tensors}
         self._done: list[list[int]] = [[] for _ in run]
@@ -172,22 +193,31 @@ class _Chain:
         if self._refused and _kinds_of(inputs) in self._refused:
             return self._by_layers(inputs)
         try:
-            return program.run(inputs)
+            outputs = program.run(inputs)
         except RuntimeError:
             outputs = self._by_layers(inputs)  # which say what is wrong
             self._refuse(inputs)
             return outputs
+        for i in self._rows:
+            outputs[i] = outputs[i].flatten(1)
+        return outputs
 
     def _by_layers(self, inputs: Sequence[Any]) -> Sequence[Any]:
         network = self._network()
+
+        def layer_of(name: Any) -> Any:
+            return functools.reduce(getattr, name.split("."), network)
+
         known = list(inputs)
         for call, done in zip(self._calls, self._done, strict=True):
             tensors = [known[arg] for arg in call.tensors]
             if call.target is None:
                 known.append(call_pytorch(call.operator, tensors, call.settings))
             else:
-                layer: Any = functools.reduce(getattr, call.target.split("."), network)
-                known.append(layer(*tensors))
+                if call.flatten is not None:
+                    flatten = call.flatten.function or layer_of(call.flatten.target)
+                    tensors = [flatten(*tensors)]
+                known.append(layer_of(call.target)(*tensors))
             for arg in done:
                 known[arg] = None
         return [known[output] for output in self._outputs]

@@ -9,15 +9,26 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from torchconv import nn
+from torchconv._arguments import activation_name
+from torchconv._coverage import MOST_ROWS, covers_matrix
 from torchconv._dispatch import is_plain, operator as operator_named
 from torchconv._fuse_layers import ConvAdd2d
 from torchconv.functional import average_values, select_values
 
-__all__ = ["FORWARDS", "Call", "attributes_of", "call_of", "settings_of"]
+__all__ = [
+    "FORWARDS",
+    "Call",
+    "Flatten",
+    "attributes_of",
+    "call_of",
+    "flattens_to_rows",
+    "settings_of",
+]
 
 _OPERATOR_OF: dict[type, str] = {
     nn.Conv2d: "conv2d",
@@ -25,6 +36,8 @@ _OPERATOR_OF: dict[type, str] = {
     nn.MaxPool2d: "max_pool2d",
     nn.AvgPool2d: "avg_pool2d",
     nn.AdaptiveAvgPool2d: "adaptive_avg_pool2d",
+    nn.Linear: "linear",
+    torch.nn.Flatten: "flatten",
 }
 # As they were: whoever has put another in its place wants that to be called.
 FORWARDS: dict[type, Any] = {kind: kind.forward for kind in _OPERATOR_OF}  # type: ignore[attr-defined]
@@ -33,9 +46,19 @@ FORWARDS: dict[type, Any] = {kind: kind.forward for kind in _OPERATOR_OF}  # typ
 _CONV = ("stride", "padding", "dilation", "groups", "padding_mode", "activation", "flip_kernel")
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVERAGE = ("count_include_pad", "divisor_override", "output_size")
-_READ = {*_CONV, *_POOL, *_AVERAGE, "other_first", "_parameters"}
+_FLATTEN = ("start_dim", "end_dim")
+_READ = {*_CONV, *_POOL, *_AVERAGE, *_FLATTEN, "other_first", "_parameters"}
 
+_POOLINGS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
 _PRODUCTS = (operator.mul, torch.mul)
+
+
+class Flatten(NamedTuple):
+    """What makes N x C of N x C x 1 x 1 in a recorded network."""
+
+    target: str | None  # the layer's name; None: a function or method
+    function: Callable[[Tensor], Tensor] | None  # if it is no layer
+    nodes: Sequence[Node]  # of the graph, in order
 
 
 class Call(NamedTuple):
@@ -45,6 +68,14 @@ class Call(NamedTuple):
     target: str | None  # the layer's name; None: a function of PyTorch's
     tensors: Sequence[Any]  # nodes; a chain puts their positions there
     settings: Sequence[int] = ()  # of a function: cat's dimension
+    # Of a linear layer: what makes rows of the images of one pixel that it reads.
+    flatten: Flatten | None = None
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """The names of the layers that it calls, in order."""
+        first = None if self.flatten is None else self.flatten.target
+        return [name for name in (first, self.target) if name is not None]
 
 
 def call_of(network: GraphModule, node: Node) -> Call | None:
@@ -52,11 +83,13 @@ def call_of(network: GraphModule, node: Node) -> Call | None:
     if node.op == "call_module" and not node.kwargs and len(node.args) in (1, 2):
         name = str(node.target)
         layer: Any = network.get_submodule(name)
-        kind = type(layer)
+        if type(layer) is nn.Linear:
+            return _head(network, node, layer)
         # Padding that depends on the input is none of an operator's settings.
         by_input = isinstance(getattr(layer, "padding", None), str)
-        if kind in _OPERATOR_OF and _are_nodes(node.args) and not by_input:
-            return Call(_OPERATOR_OF[kind], name, node.args)
+        operator_name = _OPERATOR_OF.get(type(layer))
+        if operator_name in ("conv2d", *_POOLINGS) and _are_nodes(node.args) and not by_input:
+            return Call(operator_name, name, node.args)
     if node.op == "call_function" and node.target is torch.cat:
         return _concatenation(node)
     if node.op == "call_function" and all(map(_is_image, node.args)):
@@ -65,6 +98,90 @@ def call_of(network: GraphModule, node: Node) -> Call | None:
         in_place = node.kwargs.get("inplace", False)
         if node.target is F.hardsigmoid and len(node.args) == 1 and not in_place:
             return Call("hardsigmoid", None, node.args)
+    return None
+
+
+def _head(network: GraphModule, node: Node, layer: Any) -> Call | None:
+    """A linear layer of many weights over rows, which are images of one pixel or another such
+    layer's result."""
+    (source,) = node.args if len(node.args) == 1 else (None,)
+    if not isinstance(source, Node) or not covers_matrix(layer.weight, layer.bias):
+        return None
+    if _is_head(network, source):
+        return Call("linear", str(node.target), (source,))
+    flatten = _flatten_of(network, source)
+    if flatten is None:
+        return None
+    image: Any = source.args[0]
+    # Then it has one pixel, or does not fit.
+    if _channels_of(network, image) != layer.in_features:
+        return None
+    return Call("linear", str(node.target), (image,), flatten=flatten)
+
+
+def _is_head(network: GraphModule, node: Node) -> bool:
+    call = call_of(network, node) if node.op == "call_module" else None
+    return call is not None and call.operator == "linear"
+
+
+def _flatten_of(network: GraphModule, node: Node) -> Flatten | None:
+    """`node`, where it does no more than to flatten a tensor for one reader."""
+    if len(node.users) != 1 or not node.args or not isinstance(node.args[0], Node):
+        return None
+    image: Any = node.args[0]
+    given = node.args[1:]
+    if node.op == "call_module":
+        name = str(node.target)
+        layer: Any = network.get_submodule(name)
+        if type(layer) is not torch.nn.Flatten or given or node.kwargs:
+            return None
+        return Flatten(name, None, (node,)) if flattens_to_rows(layer) else None
+    if node.target in (torch.flatten, "flatten"):
+        if (*given, *node.kwargs.values()) not in ((1,), (1, -1)):
+            return None
+        if not node.kwargs.keys() <= {"start_dim", "end_dim"}:
+            return None
+        return Flatten(None, lambda t: t.flatten(1), (node,))
+    if node.op == "call_method" and node.target in ("view", "reshape") and not node.kwargs:
+        sizes: Any = given[0] if len(given) == 1 else given
+        if not isinstance(sizes, (tuple, list)) or len(sizes) != 2 or sizes[1] != -1:
+            return None
+        asked, method = _batch_of(image, sizes[0]), str(node.target)
+        if any(len(asking.users) != 1 for asking in asked) or not asked:
+            return None
+        return Flatten(None, lambda t: getattr(t, method)(t.size(0), -1), (*asked, node))
+    return None
+
+
+def flattens_to_rows(layer: torch.nn.Flatten) -> bool:
+    return (layer.start_dim, layer.end_dim) == (1, -1)
+
+
+def _batch_of(image: Node, size: Any) -> Sequence[Node]:
+    """The nodes that ask for the first size of `image`, the last of which is `size`; none if that
+    is something else."""
+    if not isinstance(size, Node) or size.kwargs:
+        return ()
+    if (size.op, size.target) == ("call_method", "size"):
+        return (size,) if size.args == (image, 0) else ()
+    if size.target is not operator.getitem or size.args[1] != 0:
+        return ()
+    shape: Any = size.args[0]
+    return (shape, size) if shape.target is getattr and shape.args == (image, "shape") else ()
+
+
+def _channels_of(network: GraphModule, node: Node) -> int | None:
+    """Of images that a convolution or normalisation makes, and poolings behind it."""
+    while node.op == "call_module":
+        layer: Any = network.get_submodule(str(node.target))
+        if isinstance(layer, torch.nn.Conv2d):
+            return layer.out_channels
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            return layer.num_features
+        if _OPERATOR_OF.get(type(layer)) not in _POOLINGS or len(node.args) != 1:
+            return None
+        source: Any = node.args[0]
+        node = source
     return None
 
 
@@ -98,18 +215,20 @@ def attributes_of(layer: Any) -> _Reader:
 
 @functools.cache
 def _reader(names: tuple[str, ...]) -> _Reader:
-    return itemgetter(*names)
+    read = itemgetter(*names)
+    return read if len(names) > 1 else lambda values: (read(values),)
 
 
-def settings_of(layer: Any, calls: int) -> list[int] | None:
-    """What a step of a program takes for this layer, called on so many tensors, beside these; None
-    where that is not known: its class is another one, say, or it has not been called yet. Raises
-    what the operator's own checks of its arguments do."""
-    kind = type(layer)
-    if kind not in _OPERATOR_OF:
+def settings_of(name: str, layer: Any, calls: int) -> list[int] | None:
+    """What a step of a program, of the operator of this name, takes for this layer, called on so
+    many tensors, beside these; None where that is not known: its class is another one, say, or it
+    has not been called yet. Raises what the operator's own checks of its arguments do."""
+    if _OPERATOR_OF.get(type(layer)) != name:
         return None
-    if _OPERATOR_OF[kind] == "conv2d":
+    if name == "conv2d":
         return _of_convolution(layer, calls == 2)
+    if name == "linear":
+        return _of_linear(layer)
     return None if calls == 2 else _of_pooling(layer)
 
 
@@ -126,6 +245,19 @@ def _of_convolution(layer: Any, adds: bool) -> list[int] | None:
     settings = (*values, packed.owner_of(weight), weight._version)
     numbers = operator_named("conv2d").settings_once(settings).tolist()
     return [adds and layer.other_first, *numbers]
+
+
+def _of_linear(layer: Any) -> list[int] | None:
+    if layer._parameters.keys() != {"weight", "bias"}:
+        return None
+    weight, bias = layer.weight, layer.bias
+    if not is_plain(weight, bias):
+        return None
+    rows = MOST_ROWS if covers_matrix(weight, bias) else 0
+    activation = activation_name(layer.activation)
+    # Its kernel reads the weights where they are: there is nothing to keep.
+    settings = ((1, 1), (0, 0, 0, 0), (1, 1), 1, activation, False, 0, 0)
+    return [rows, False, *operator_named("conv2d").settings_once(settings).tolist()]
 
 
 def _of_pooling(layer: Any) -> list[int] | None:

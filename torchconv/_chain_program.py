@@ -9,8 +9,16 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.nn import Flatten
 
-from torchconv._chain_layers import FORWARDS, Call, attributes_of, settings_of
+from torchconv import nn
+from torchconv._chain_layers import (
+    FORWARDS,
+    Call,
+    attributes_of,
+    flattens_to_rows,
+    settings_of,
+)
 from torchconv._fetch import Fetch
 from torchconv._programs import KeptProgram, Step, program_of
 
@@ -26,6 +34,9 @@ class _Snapshot:
     def __init__(self, network: GraphModule, names: Sequence[str]) -> None:
         self._containers: dict[int, tuple[Any, Any, Any]] = {}
         self.layers = [self._find(network, name) for name in names]
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                layer._own_packed_weights()  # nothing yet, but who drops it drops the program
         self._kinds = list({type(layer) for layer in self.layers})
         self._attributes: list[Any] = []
         self._weights: list[Any] = []
@@ -123,7 +134,7 @@ class Program:
         """Whether no layer has dropped its own."""
         return all(kept() is not None for kept in self._packed)
 
-    def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         self.used = True
         return self._kept([*inputs, *self._parameters])
 
@@ -146,7 +157,7 @@ def compile_program(
         outputs: the positions of what it returns.
     """
     try:
-        snapshot = _Snapshot(network, [call.target for call in calls if call.target is not None])
+        snapshot = _Snapshot(network, [name for call in calls for name in call.targets])
         steps = _steps_of(snapshot, calls, done, inputs)
     except _ANY_ERROR:
         return None
@@ -172,9 +183,15 @@ def _steps_of(
     layers = iter(snapshot.layers)
     steps, parameter = [], inputs
     for call, last in zip(calls, done, strict=True):
+        if call.flatten is not None and call.flatten.target is not None:
+            flatten = next(layers)
+            if type(flatten) is not Flatten or not flattens_to_rows(flatten):
+                return None
         tensors = [_in_program(arg, inputs, first) for arg in call.tensors]
         layer = None if call.target is None else next(layers)
-        settings = call.settings if layer is None else settings_of(layer, len(tensors))
+        settings = (
+            call.settings if layer is None else settings_of(call.operator, layer, len(tensors))
+        )
         if settings is None:
             return None
         if layer is not None and layer._parameters:

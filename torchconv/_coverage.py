@@ -75,7 +75,7 @@ def covers_linear(input: Any, weight: Any, bias: Any, residual: Any = None) -> b
 
 
 # PyTorch multiplies few rows by one thread, whatever the matrix; a small one it multiplies faster.
-_MOST_ROWS = 32
+MOST_ROWS = 32
 _FEWEST_WEIGHTS = 1 << 18
 
 
@@ -85,16 +85,25 @@ def covers_few_rows(input: Any, weight: Any, bias: Any) -> bool:
     return (
         isinstance(input, torch.Tensor)
         and input.dim() == 2
-        and covers_conv(input, weight, bias)
+        and _covered(input, FLOATS)
         and input.device.type == "cpu"
-        and input.dtype in (torch.float32, torch.float64)
-        and 0 < input.shape[0] <= _MOST_ROWS
+        and 0 < input.shape[0] <= MOST_ROWS
+        and covers_matrix(weight, bias)
         and weight.dtype == input.dtype
+        and weight.shape[1] == input.shape[1]
+    )
+
+
+def covers_matrix(weight: Any, bias: Any) -> bool:
+    """Whether these are such as `covers_few_rows` asks for."""
+    return (
+        covers_conv(weight, weight, bias)
+        and weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.float64)
         and weight.dim() == 2
         and weight.is_contiguous()
-        and weight.shape[1] == input.shape[1]
         and weight.numel() >= _FEWEST_WEIGHTS
-        and (bias is None or (bias.dtype == input.dtype and bias.shape == weight.shape[:1]))
+        and (bias is None or (bias.dtype == weight.dtype and bias.shape == weight.shape[:1]))
     )
 
 

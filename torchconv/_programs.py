@@ -26,8 +26,8 @@ __all__ = ["KeptProgram", "Step", "call_pytorch", "program_of"]
 # In the order of csrc/ops/cpu/chain.cpp; the last ones are PyTorch's.
 _OF_PYTORCH = ("mul", "hardsigmoid", "cat")
 _OF_OURS = ("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
-# conv2d again, as a part of a concatenation.
-_OPERATORS = (*_OF_OURS, *_OF_PYTORCH, "part")
+# conv2d again, as a part of a concatenation, and of images of one pixel.
+_OPERATORS = (*_OF_OURS, *_OF_PYTORCH, "part", "linear")
 
 
 class Step(NamedTuple):
@@ -38,7 +38,7 @@ class Step(NamedTuple):
     tensors: Sequence[int]  # positions; -1: none
     # Of the operator's short overload, or cat's dimension. Before conv2d's comes whether the
     # residual's layout has to be the output's, and after them the owner and version of packed
-    # weights.
+    # weights. linear's: for how many rows at most it is a convolution, and conv2d's.
     settings: Sequence[int]
     done: Sequence[int]  # positions that no later step reads
     # Of conv2d, where the result is only read by a concatenation of channels: that one's position,

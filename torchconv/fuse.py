@@ -78,8 +78,8 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
     type.
 
     SiLU, hard swish and hard sigmoid are known also where a model spells them out, x * sigmoid(x).
-    Calls that nothing records, traces or watches go through runs of convolutions, poolings and what
-    lies between them in one operator (_chain.py), with the same bits.
+    Calls that nothing records, traces or watches go through runs of convolutions, poolings, what
+    lies between them and linear layers behind them in one operator (_chain.py), with the same bits.
 
     Args:
         model: in eval mode, of any type and on any device. It is not changed.

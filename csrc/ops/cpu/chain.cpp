@@ -4,13 +4,14 @@
 #include "ops/chain.h"
 
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "ops/backend.h"
+#include "ops/cpu/aten.h"
 #include "ops/cpu/gate.h"
+#include "ops/cpu/linear.h"
 #include "ops/settings.h"
 #include "ops/tensor_args.h"
 
@@ -60,15 +61,6 @@ class Known {
   std::vector<std::pair<int64_t, std::optional<Tensor>>> wholes_;
   int64_t given_;
 };
-
-// PyTorch's own operator for these arguments.
-template <typename... Arguments>
-Tensor aten(const char* name, const char* overload, const Arguments&... arguments) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, sizeof...(Arguments)> stack{from(arguments)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
 
 // A product of two tensors, in the memory of one of them where the step is the last to read it.
 Tensor multiply(const Known& known, IntList positions, SettingsReader program, Repeat* repeat) {
@@ -164,6 +156,8 @@ Tensor run_step(Known* all, SettingsReader* program, int64_t step, IntList posit
       return conv2d_step(input, tensor(1), known.optional(position(2)), known.optional(position(3)),
                          program, repeat, &part);
     }
+    case 8:
+      return linear_step(input, tensor(1), known.optional(position(2)), program, repeat);
   }
   fail({"a chain has no operator ", step});
 }

@@ -1,0 +1,419 @@
+"""Linear layers at the end of chains: the layers' own results, to the bit, whatever has happened to
+them since the call before."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.nn.utils import parametrizations
+
+import torchconv
+from conftest import FLOATS, Network
+from test_chain import (
+    LAYOUTS,
+    add_one,
+    assert_same,
+    by_layers,
+    images,
+    run_program,
+    runs as runs,
+    step,
+)
+from torchconv._programs import KeptProgram, Step, program_of
+
+C = 512  # so that C x C weights are just many enough
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+FLATTENS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "layer": lambda m, x: m.flatten(x),
+    "function": lambda m, x: torch.flatten(x, 1),
+    "keywords": lambda m, x: torch.flatten(x, start_dim=1),
+    "method": lambda m, x: x.flatten(1, -1),
+    "view": lambda m, x: x.view(x.size(0), -1),
+    "reshape": lambda m, x: x.reshape((x.shape[0], -1)),
+}
+
+
+def network(
+    flatten: Callable[[Any, Tensor], Tensor] = FLATTENS["layer"],
+    features: int = C,
+    filters: int = C,
+) -> Network:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(flatten(m, m.pool(m.stem(x))))
+
+    return Network(
+        forward,
+        stem=nn.Conv2d(3, C, 1),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        head=nn.Linear(features, filters),
+    )
+
+
+def fused(
+    made: nn.Module | None = None, layout: str = "contiguous", dtype: torch.dtype = torch.float32
+) -> GraphModule:
+    kind = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    made = made or network()
+    return torchconv.fuse(made.eval().to(dtype).to(memory_format=kind))  # type: ignore[call-overload]
+
+
+def image(batch: int = 2, **how: Any) -> Tensor:
+    return images(batch, 3, 5, 4, **how)
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("flatten", FLATTENS)
+def test_flattens(flatten: str, layout: str, runs: list[int]) -> None:
+    made = fused(network(FLATTENS[flatten]), layout)
+    for batch in (1, 2, 32, 33, 2):
+        x = image(batch, layout=layout)
+        expected = by_layers(made, x)
+        for _ in range(3):
+            assert_same(made(x), expected)
+    assert runs == [3] * 14
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_types(bias: bool, dtype: torch.dtype, runs: list[int]) -> None:
+    """Where the layer is PyTorch's, it stays outside."""
+    whole = network()
+    whole.head = nn.Linear(C, 700, bias=bias)
+    made = fused(whole, dtype=dtype)
+    x = image(dtype=dtype)
+    for _ in range(3):
+        assert_same(made(x), by_layers(made, x))
+    assert runs == [3 if dtype in (torch.float32, torch.float64) else 2] * 2
+
+
+@pytest.mark.parametrize(
+    "activation", ["relu", "relu6", "sigmoid", "tanh", "silu", "hardswish", "gelu"]
+)
+def test_several_with_activations(activation: str, runs: list[int]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = torch.flatten(m.pool(m.stem(x)), 1)
+        return m.last(
+            m.dropout(getattr(torch if activation in TORCH else F, activation)(m.first(x)))
+        )
+
+    whole = network()
+    layers = {"stem": whole.stem, "pool": whole.pool, "dropout": nn.Dropout()}
+    made = fused(
+        Network(forward, **layers, first=nn.Linear(C, 640), last=nn.Linear(640, C))  # type: ignore[arg-type]
+    )
+    for batch in (2, 40):
+        x = image(batch)
+        for _ in range(3):
+            assert_same(made(x), by_layers(made, x))
+    assert runs == [4] * 5
+
+
+TORCH = ("relu", "sigmoid", "tanh")
+
+
+def test_what_stays_outside(runs: list[int]) -> None:
+    """A small matrix; images of several pixels; rows that others read."""
+    small = network(filters=C - 1)
+    pixels = network(features=2 * C)
+    pixels.pool = nn.AdaptiveAvgPool2d((1, 2))
+
+    def flatten(m: Any, x: Tensor) -> Tensor:
+        x = torch.flatten(x, 1)
+        return x + x.abs()
+
+    for whole in (small, pixels, network(flatten)):
+        made, x = fused(whole), image()
+        for _ in range(3):
+            assert_same(made(x), by_layers(made, x))
+    assert runs == [2] * 6
+
+
+def test_rows_that_others_read(runs: list[int]) -> None:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+        pooled = m.pool(m.stem(x))
+        left = m.left(torch.flatten(pooled, 1))
+        right = m.right(torch.flatten(pooled, 1))
+        return pooled, left, torch.cat((left, right), 1) * 2, F.hardsigmoid(right) * left
+
+    whole = network()
+    layers = {"stem": whole.stem, "pool": whole.pool}
+    made = fused(Network(forward, **layers, left=nn.Linear(C, C), right=nn.Linear(C, C)))  # type: ignore[arg-type]
+    x = image()
+    expected: Any = by_layers(made, x)
+    for _ in range(3):
+        for got, wanted in zip(made(x), expected, strict=True):
+            assert_same(got, wanted)
+    assert runs[:2] == [4, 4]
+
+
+def test_number_of_threads() -> None:
+    made, x = fused(), image()
+    expected = made(x)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3, 2):
+            torch.set_num_threads(threads)
+            assert_same(made(x), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- what changes between two calls --------------------------------------------------------------
+
+
+def in_place(made: Any) -> None:
+    made.head.weight.mul_(2)
+
+
+def uncounted(made: Any) -> None:
+    made.head.weight.data.mul_(2)
+    made.head.bias.data.add_(1)
+
+
+def other_data(made: Any) -> None:
+    made.head.weight.data = torch.randn(C, C)
+
+
+def other_strides(made: Any) -> None:
+    made.head.weight.data = made.head.weight.data.T
+
+
+def other_type(made: Any) -> None:
+    made.bfloat16().float()
+
+
+def other_weight(made: Any) -> None:
+    made.head.weight = nn.Parameter(torch.randn(C + 1, C))
+    made.head.bias = nn.Parameter(torch.randn(C + 1))
+
+
+def small_weight(made: Any) -> None:
+    made.head.weight = nn.Parameter(torch.randn(3, C))
+    made.head.bias = None
+
+
+def no_bias(made: Any) -> None:
+    made.head.bias = None
+
+
+def short_bias(made: Any) -> None:
+    made.head.bias.data = torch.randn(1)
+
+
+def strided_bias(made: Any) -> None:
+    made.head.bias.data = torch.randn(C, 2)[:, 1]
+
+
+def swapped(made: Any) -> None:
+    torch.utils.swap_tensors(made.head.weight, nn.Parameter(torch.randn(C, C)))
+
+
+def state(made: Any) -> None:
+    made.load_state_dict({name: value / 2 for name, value in made.state_dict().items()})
+
+
+def assigned_state(made: Any) -> None:
+    halves = {name: value / 2 for name, value in made.state_dict().items()}
+    made.load_state_dict(halves, assign=True)
+
+
+def activation(made: Any) -> None:
+    made.head.activation = "tanh"
+
+
+def hook(made: Any) -> None:
+    made.head.register_forward_hook(add_one)
+
+
+def pre_hook(made: Any) -> None:
+    made.head.register_forward_pre_hook(add_one)
+
+
+def hook_of_the_flatten(made: Any) -> None:
+    made.flatten.register_forward_hook(add_one)
+
+
+def another_flatten(made: Any) -> None:
+    made.flatten = nn.Sequential(nn.Flatten(), nn.ReLU())
+
+
+def flatten_of_other_dimensions(made: Any) -> None:
+    made.flatten.end_dim = 1
+    made.head = nn.Conv2d(C, 3, 1)
+    made.pool = nn.Identity()
+
+
+def own_forward(made: Any) -> None:
+    made.head.forward = lambda x: x * 2
+
+
+def pytorchs(made: Any) -> None:
+    made.head = nn.Linear(C, C)
+
+
+def another_layer(made: Any) -> None:
+    made.head = nn.Sequential(nn.Linear(C, 4), nn.ReLU())
+
+
+def more_pixels(made: Any) -> None:
+    made.pool.output_size = (1, 2)
+    made.head = torchconv.nn.Linear(2 * C, C)
+
+
+def parametrized(made: Any) -> None:
+    parametrizations.weight_norm(made.head)
+
+
+def dropped(made: Any) -> None:
+    torchconv.drop_packed_weights(made)
+
+
+def training_mode(made: Any) -> None:
+    made.train()
+
+
+CHANGES = (
+    *(in_place, uncounted, other_data, other_strides, other_type, other_weight, small_weight),
+    *(no_bias, short_bias, strided_bias, swapped, state, assigned_state, activation, hook),
+    *(pre_hook, hook_of_the_flatten, another_flatten, flatten_of_other_dimensions, own_forward),
+    *(pytorchs, another_layer, more_pixels, parametrized, dropped, training_mode),
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_change_is_noticed(change: Callable[[Any], None], runs: list[int]) -> None:
+    made, x = fused(), image()
+    for _ in range(3):
+        made(x)
+    assert runs == [3, 3]
+    change(made)
+    for y in (x, image()):
+        for _ in range(3):
+            assert_same(made(y), by_layers(made, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_other_type_after_a_call(dtype: torch.dtype, runs: list[int]) -> None:
+    made = fused()
+    for kind in (torch.float32, dtype, torch.float32):
+        made.to(kind)
+        x = image(dtype=kind)
+        for _ in range(3):
+            assert_same(made(x), by_layers(made, x))
+    assert runs == [3] * 6
+
+
+def test_copies() -> None:
+    made, x = fused(), image()
+    for _ in range(3):
+        expected = made(x)
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        for _ in range(3):
+            assert_same(other(x), expected)
+        in_place(other)
+        assert_same(other(x), by_layers(other, x))
+        assert not torch.equal(other(x), expected)
+    assert_same(made(x), expected)
+
+
+def test_dropped_weights_are_given_back(runs: list[int]) -> None:
+    """Also where no convolution is in the chain."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(torch.flatten(m.pool(m.norm(x)), 1))
+
+    whole = network()
+    layers = {"norm": nn.BatchNorm2d(C), "pool": whole.pool, "head": whole.head}
+    made, x = fused(Network(forward, **layers)), images(1, C, 3, 4)  # type: ignore[arg-type]
+    for _ in range(3):
+        made(x)
+    assert runs == [2, 2]
+    head: Any = made.get_submodule("head")
+    weight = weakref.ref(head.weight)
+    torchconv.drop_packed_weights(made)
+    head.weight = None
+    gc.collect()
+    assert weight() is None
+
+
+def test_errors_and_empty_batches(runs: list[int]) -> None:
+    for flatten in ("view", "function"):
+        made, x = fused(network(FLATTENS[flatten])), image()
+        for _ in range(3):
+            made(x)
+        for bad in (images(2, 4, 5, 4), x.double(), x[:0]):
+            try:
+                expected = by_layers(made, bad)
+            except RuntimeError as error:
+                for _ in range(2):
+                    with pytest.raises(RuntimeError) as again:
+                        made(bad)
+                    assert str(again.value) == str(error)
+            else:
+                for _ in range(2):
+                    assert_same(made(bad), expected)
+        made.get_submodule("head").weight = nn.Parameter(torch.randn(C, C + 1))
+        with pytest.raises(RuntimeError, match="cannot be multiplied"):
+            made(x)
+
+
+# --- the operator --------------------------------------------------------------------------------
+
+
+def linear(tensors: list[int], rows: int = 32, activation: str = "none") -> Step:
+    values = ((1, 1), (0, 0, 0, 0), (1, 1), 1, activation, False)
+    settings = step("conv2d", tensors, values, []).settings
+    return Step("linear", tensors, [rows, *settings], [])
+
+
+@pytest.mark.parametrize("rows", [0, 2, 3])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_operator(batch: int, rows: int) -> None:
+    x, w, b = torch.randn(batch, 40, 1, 1), torch.randn(24, 40), torch.randn(24)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        y = x.contiguous(memory_format=layout)
+        program = program_of([linear([0, 1, 2], rows, "gelu"), linear([0, 1, -1], rows)], [3, 4])
+        first, second = run_program([y, w, b], program, planned=batch <= rows)
+        torch.testing.assert_close(first[:, :, 0, 0], F.gelu(F.linear(x.flatten(1), w, b)))
+        torch.testing.assert_close(second[:, :, 0, 0], F.linear(x.flatten(1), w))
+
+
+def test_operator_refuses() -> None:
+    x, w = torch.randn(2, 4, 1, 1), torch.randn(3, 4)
+    wrong: tuple[tuple[Tensor, Tensor, str], ...] = (
+        (x[..., 0], w, "dense images of one pixel"),
+        (x.expand(2, 4, 2, 1), w, "dense images of one pixel"),
+        (torch.randn(2, 8, 1, 1)[:, ::2], w, "dense images of one pixel"),
+        (x[:0], w, "dense images of one pixel"),
+        (x, w[:, :3], "takes no rows of 4"),
+        (x, w[:, :, None], "takes no rows of 4"),
+        (x, w.double(), "should be the same|API call failed"),
+    )
+    for rows in (0, 32):
+        program = program_of([linear([0, 1, -1], rows)], [2])
+        for image, weight, message in wrong:
+            with pytest.raises(RuntimeError, match=message):
+                KeptProgram(program)([image, weight])
