@@ -417,3 +417,60 @@ def test_operator_refuses() -> None:
         for image, weight, message in wrong:
             with pytest.raises(RuntimeError, match=message):
                 KeptProgram(program)([image, weight])
+
+
+# --- averages that are written as functions ------------------------------------------------------
+
+AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "function": lambda x: torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1),
+    "keyword": lambda x: F.adaptive_avg_pool2d(x, output_size=1).flatten(1),
+    "mean": lambda x: x.mean([2, 3]),
+    "torch.mean": lambda x: torch.mean(x, dim=(3, 2)),
+    "keepdim": lambda x: x.mean((2, 3), keepdim=True).flatten(start_dim=1),
+    "third argument": lambda x: torch.mean(x, (2, 3), True).flatten(1),
+}
+
+
+def averaged(average: Callable[[Tensor], Tensor]) -> Network:
+    whole = network()
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(average(m.stem(x)))
+
+    return Network(forward, stem=whole.stem, head=whole.head)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("average", AVERAGES)
+def test_averages(average: str, layout: str, dtype: torch.dtype, runs: list[int]) -> None:
+    whole = averaged(AVERAGES[average]).eval().to(dtype)
+    made, x = fused(whole, layout, dtype), image(layout=layout, dtype=dtype)
+    expected = by_layers(made, x)
+    tolerance = 1e-5 if dtype in (torch.float32, torch.float64) else 2e-2
+    torch.testing.assert_close(expected, whole(x), rtol=tolerance, atol=tolerance)
+    for _ in range(3):
+        assert_same(made(x), expected)
+    assert set(runs) == {3 if dtype in (torch.float32, torch.float64) else 2}
+
+
+def test_averages_that_stay() -> None:
+    """Of other dimensions, another type, a size that is known late, and what may be no images."""
+
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, ...]:
+        y = m.stem(x)
+        return (
+            y.mean((1, 3)),
+            y.mean((-2, -1)),
+            y.mean(),
+            y.mean((2, 3), dtype=torch.float64),
+            F.adaptive_avg_pool2d(y, (None, 2)),
+            F.adaptive_avg_pool2d(y, (y.size(2) // 2, 1)),
+            x.abs().mean((2, 3)),
+        )
+
+    whole = Network(forward, stem=nn.Conv2d(3, 4, 1))  # type: ignore[arg-type]
+    made, x = fused(whole), image()
+    assert [type(layer) for layer in made.children()] == [torchconv.nn.Conv2d]
+    for got, expected in zip(made(x), whole(x), strict=True):
+        torch.testing.assert_close(got, expected)

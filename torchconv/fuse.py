@@ -37,6 +37,7 @@ from torchconv._fuse_graph import (
     overwrites,
 )
 from torchconv._fuse_layers import BatchNormAdd2d, ConvAdd2d, LinearAdd
+from torchconv._fuse_pools import name_pools
 from torchconv._fuse_record import Tracer
 from torchconv._fuse_trained import Trained
 from torchconv._fuse_written import join_written_activations
@@ -77,7 +78,8 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
     past their type's range. Under autocast what is folded no longer promotes a result to its own
     type.
 
-    SiLU, hard swish and hard sigmoid are known also where a model spells them out, x * sigmoid(x).
+    SiLU, hard swish and hard sigmoid are known also where a model spells them out, x * sigmoid(x);
+    `F.adaptive_avg_pool2d` and the mean over rows and columns become layers.
     Calls that nothing records, traces or watches go through runs of convolutions, poolings, what
     lies between them and linear layers behind them in one operator (_chain.py), with the same bits.
 
@@ -111,6 +113,7 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
         for node in reversed(list(recorded.graph.nodes)):
             if takes(recorded, node):
                 _fuse_chain(recorded, node, shared=uses[node.target] > 1)
+    name_pools(recorded)
     return _finish(recorded)
 
 
