@@ -464,7 +464,7 @@ def test_averages_that_stay() -> None:
             y.mean((-2, -1)),
             y.mean(),
             y.mean((2, 3), dtype=torch.float64),
-            F.adaptive_avg_pool2d(y, (None, 2)),
+            F.max_pool2d(y, 2, return_indices=True)[1],
             F.adaptive_avg_pool2d(y, (y.size(2) // 2, 1)),
             x.abs().mean((2, 3)),
         )
@@ -474,3 +474,28 @@ def test_averages_that_stay() -> None:
     assert [type(layer) for layer in made.children()] == [torchconv.nn.Conv2d]
     for got, expected in zip(made(x), whole(x), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "max": lambda x: F.max_pool2d(x, 2),
+    "max, all arguments": lambda x: F.max_pool2d(x, (3, 2), 2, (1, 0), 1, ceil_mode=True),
+    "average": lambda x: F.avg_pool2d(x, kernel_size=3, stride=1, padding=1),
+    "average, all arguments": lambda x: F.avg_pool2d(x, 2, [], 1, True, False, 3),
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, (3, 2)),
+    "adaptive, one kept": lambda x: F.adaptive_avg_pool2d(x, (None, 2)),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_pools_that_are_functions(pool: str, runs: list[int]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.last(POOLS[pool](m.first(x)))
+
+    whole = Network(forward, first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 5, 1)).eval()
+    made, x = fused(whole), image()
+    for _ in range(3):
+        assert_same(made(x), by_layers(made, x))
+        torch.testing.assert_close(made(x), whole(x))
+    assert set(runs) == (set() if pool == "adaptive, one kept" else {3})
+    for _ in range(2):
+        torch.testing.assert_close(made(x[0]), whole(x[0]))

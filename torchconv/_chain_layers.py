@@ -85,8 +85,11 @@ def call_of(network: GraphModule, node: Node) -> Call | None:
         layer: Any = network.get_submodule(name)
         if type(layer) is nn.Linear:
             return _head(network, node, layer)
-        # Padding that depends on the input is none of an operator's settings.
-        by_input = isinstance(getattr(layer, "padding", None), str)
+        # Padding or a size that depends on the input is none of an operator's settings.
+        size = getattr(layer, "output_size", None)
+        by_input = isinstance(getattr(layer, "padding", None), str) or (
+            isinstance(size, (tuple, list)) and None in size
+        )
         operator_name = _OPERATOR_OF.get(type(layer))
         if operator_name in ("conv2d", *_POOLINGS) and _are_nodes(node.args) and not by_input:
             return Call(operator_name, name, node.args)

@@ -1,5 +1,5 @@
-"""Averages that a recorded network takes by a function: `F.adaptive_avg_pool2d`, and the mean over
-rows and columns. Each becomes a layer, which chains (_chain.py) can take."""
+"""Poolings that a recorded network calls as functions, the mean over rows and columns among them.
+Each becomes a layer, which chains (_chain.py) can take."""
 
 from __future__ import annotations
 
@@ -16,31 +16,48 @@ from torchconv._fuse_graph import PRODUCTS
 __all__ = ["name_pools"]
 
 _POOLS = (torch.nn.MaxPool2d, torch.nn.AvgPool2d, torch.nn.AdaptiveAvgPool2d)
+_WINDOW = ("kernel_size", "stride", "padding")
+_AVERAGE = (*_WINDOW, "ceil_mode", "count_include_pad", "divisor_override")
+# The layer, and the function's arguments behind the input, which are the layer's.
+_FUNCTIONS: dict[Any, tuple[type, Sequence[str]]] = {
+    F.adaptive_avg_pool2d: (torch.nn.AdaptiveAvgPool2d, ("output_size",)),
+    F.avg_pool2d: (torch.nn.AvgPool2d, _AVERAGE),
+    F.max_pool2d: (
+        torch.nn.MaxPool2d,
+        (*_WINDOW, "dilation", "ceil_mode", "return_indices"),
+    ),
+}
 _OF_IMAGES = (torch.nn.Conv2d, torch.nn.BatchNorm2d, *_POOLS)
 
 
 def name_pools(recorded: GraphModule) -> None:
-    """Puts layers in the place of functions that average images."""
+    """Puts layers in the place of functions that pool images."""
     for node in list(recorded.graph.nodes):
-        if node.target is F.adaptive_avg_pool2d:
-            size = _arguments(node, ("input", "output_size")).get("output_size")
-            if _is_size(size):
-                _call_layer(recorded, node, size, flat=False)
+        if node.target in _FUNCTIONS:
+            kind, names = _FUNCTIONS[node.target]
+            given = _arguments(node, ("input", *names))
+            image = given.pop("input", None)
+            if node.all_input_nodes == [image] and not given.get("return_indices"):
+                _call_layer(recorded, node, image, _layer(kind, given))
         elif node.target in (torch.mean, "mean") and node.args:
             given = _arguments(node, ("input", "dim", "keepdim"))
             flat = not given.pop("keepdim", False)
             if given.keys() == {"input", "dim"} and _are_rows_and_columns(given["dim"]):
                 if _is_image(recorded, given["input"]):
-                    _call_layer(recorded, node, 1, flat)
+                    layer = torch.nn.AdaptiveAvgPool2d(1)
+                    _call_layer(recorded, node, given["input"], layer, flat)
 
 
 def _arguments(node: Node, names: Sequence[str]) -> dict[str, Any]:
     return dict(zip(names, node.args, strict=False), **node.kwargs)
 
 
-def _is_size(size: Any) -> bool:
-    pair = (size, size) if isinstance(size, int) else size
-    return isinstance(pair, (tuple, list)) and [type(n) for n in pair] == [int, int]
+def _layer(kind: Any, given: dict[str, Any]) -> torch.nn.Module:
+    values = {k: tuple(v) if isinstance(v, (tuple, list)) else v for k, v in given.items()}
+    if values.get("stride") == ():
+        del values["stride"]  # the window's size
+    layer: torch.nn.Module = kind(**values)
+    return layer
 
 
 def _are_rows_and_columns(dims: Any) -> bool:
@@ -60,11 +77,12 @@ def _is_image(recorded: GraphModule, node: Any) -> bool:
     )
 
 
-def _call_layer(recorded: GraphModule, node: Node, size: Any, flat: bool) -> None:
+def _call_layer(
+    recorded: GraphModule, node: Node, image: Node, layer: torch.nn.Module, flat: bool = False
+) -> None:
     """flat: whether rows and columns go."""
-    name = next(name for i in count() if not hasattr(recorded, name := f"average_{i}"))
-    recorded.add_submodule(name, torch.nn.AdaptiveAvgPool2d(size))
-    image = _arguments(node, ("input",))["input"]
+    name = next(name for i in count() if not hasattr(recorded, name := f"pool_{i}"))
+    recorded.add_submodule(name, layer)
     with recorded.graph.inserting_before(node):
         made = recorded.graph.call_module(name, (image,))
         if flat:

@@ -79,7 +79,7 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
     type.
 
     SiLU, hard swish and hard sigmoid are known also where a model spells them out, x * sigmoid(x);
-    `F.adaptive_avg_pool2d` and the mean over rows and columns become layers.
+    poolings that are called as functions, and the mean over rows and columns, become layers.
     Calls that nothing records, traces or watches go through runs of convolutions, poolings, what
     lies between them and linear layers behind them in one operator (_chain.py), with the same bits.
 
