@@ -115,10 +115,13 @@ void clear(int64_t owner) {
 }
 
 void destroy(int64_t owner) {
-  clear(owner);
   Table& table = Table::instance();
+  std::vector<Kept> freed;  // after the lock
   const std::lock_guard<std::mutex> lock(table.mutex);
-  table.owners.erase(owner);
+  const auto found = table.owners.find(owner);
+  if (found == table.owners.end()) return;
+  freed.swap(found->second);
+  table.owners.erase(found);
 }
 
 int64_t bytes(int64_t owner) {
