@@ -476,6 +476,34 @@ def test_averages_that_stay() -> None:
         torch.testing.assert_close(got, expected)
 
 
+def test_average_with_or_without_dimensions() -> None:
+    """As each call says, and never of an image without a batch, which has no fourth."""
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 1)
+
+        def forward(self, images: Tensor, keepdim: bool) -> Tensor:
+            return self.stem(images).mean((2, 3), keepdim)
+
+    whole = Kept().eval()
+    x, made = image(), torchconv.fuse(whole)
+    recorded_once = torchconv.fuse(whole, x, False)
+    with torch.no_grad():
+        for keepdim in (True, False):
+            torch.testing.assert_close(made(x, keepdim), whole(x, keepdim))
+        torch.testing.assert_close(recorded_once(x, False), whole(x, False))
+        with pytest.raises(IndexError, match="Dimension out of range"):
+            recorded_once(x[0], False)
+    for average in ("mean", "torch.mean"):
+        headed = fused(averaged(AVERAGES[average]).eval())
+        for _ in range(3):
+            assert_same(headed(x), by_layers(headed, x))
+            with pytest.raises(IndexError, match="Dimension out of range"):
+                headed(x[0])
+
+
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda x: F.max_pool2d(x, 2),
     "max, all arguments": lambda x: F.max_pool2d(x, (3, 2), 2, (1, 0), 1, ceil_mode=True),

@@ -140,11 +140,13 @@ def _flatten_of(network: GraphModule, node: Node) -> Flatten | None:
             return None
         return Flatten(name, None, (node,)) if flattens_to_rows(layer) else None
     if node.target in (torch.flatten, "flatten"):
-        if (*given, *node.kwargs.values()) not in ((1,), (1, -1)):
+        dims: Any = (*given, *node.kwargs.values())
+        if dims not in ((1,), (1, -1), (1, 3)) or not node.kwargs.keys() <= {
+            "start_dim",
+            "end_dim",
+        }:
             return None
-        if not node.kwargs.keys() <= {"start_dim", "end_dim"}:
-            return None
-        return Flatten(None, lambda t: t.flatten(1), (node,))
+        return Flatten(None, lambda t: t.flatten(*dims), (node,))
     if node.op == "call_method" and node.target in ("view", "reshape") and not node.kwargs:
         sizes: Any = given[0] if len(given) == 1 else given
         if not isinstance(sizes, (tuple, list)) or len(sizes) != 2 or sizes[1] != -1:

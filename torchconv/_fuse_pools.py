@@ -41,11 +41,11 @@ def name_pools(recorded: GraphModule) -> None:
                 _call_layer(recorded, node, image, _layer(kind, given))
         elif node.target in (torch.mean, "mean") and node.args:
             given = _arguments(node, ("input", "dim", "keepdim"))
-            flat = not given.pop("keepdim", False)
-            if given.keys() == {"input", "dim"} and _are_rows_and_columns(given["dim"]):
-                if _is_image(recorded, given["input"]):
-                    layer = torch.nn.AdaptiveAvgPool2d(1)
-                    _call_layer(recorded, node, given["input"], layer, flat)
+            flat, image = not given.pop("keepdim", False), given.get("input")
+            if given.keys() != {"input", "dim"} or node.all_input_nodes != [image]:
+                continue
+            if _are_rows_and_columns(given["dim"]) and _is_image(recorded, image):
+                _call_layer(recorded, node, image, torch.nn.AdaptiveAvgPool2d(1), flat)
 
 
 def _arguments(node: Node, names: Sequence[str]) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def _call_layer(
     with recorded.graph.inserting_before(node):
         made = recorded.graph.call_module(name, (image,))
         if flat:
-            made = recorded.graph.call_function(torch.flatten, (made, 1))
+            # To the fourth dimension, without which there is no mean over it either.
+            made = recorded.graph.call_function(torch.flatten, (made, 1, 3))
     node.replace_all_uses_with(made)
     recorded.graph.erase_node(node)
