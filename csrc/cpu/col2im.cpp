@@ -10,6 +10,7 @@
 #include "cpu/col2im.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu/conv_pack.h"
 #include "cpu/parallel_range.h"
@@ -20,12 +21,13 @@ namespace {
 // Of an element of the columns, beside one of the product's.
 constexpr double kFoldOperations = 4;
 
-// dst[j] = the sum over `taps` of columns[plane of the tap][row i + h][j + w], j < J.
+// dst[j] = the sum over `taps` of columns[plane of the tap][row i + h][j + w], j < J. The planes
+// are `plane` apart.
 template <typename T>
-void fold_row(const ConvView& view, Range taps, const T* columns, int64_t i, T* dst) {
-  using V = Vec<T>;
+void fold_row(const ConvView& view, Range taps, const Wide<T>* columns, int64_t plane, int64_t i,
+              T* dst) {
+  using V = Vec<Wide<T>>;
   constexpr int64_t kL = V::kLanes;
-  const int64_t plane = view.H * view.W;
   for (int64_t j = 0; j < view.J; j += kL, dst += kL) {
     const int64_t count = std::min(kL, view.J - j);
     auto sum = typename V::Type{};
@@ -33,13 +35,16 @@ void fold_row(const ConvView& view, Range taps, const T* columns, int64_t i, T* 
       const ConvTap& tap = view.taps[t];
       const int64_t w = j + tap.w;
       const int64_t first = std::max(-w, int64_t{0}), last = std::min(view.W - w, count);
-      const T* const from = columns + tap.weight * plane + (i + tap.h) * view.W + w;
+      const Wide<T>* const from = columns + tap.weight * plane + (i + tap.h) * view.W + w;
       if (first == 0 && last == kL)
         sum += V::load(from);
       else if (first < last)
         sum += load_lanes(from, first, last);
     }
-    V::store_partial(dst, sum, count);
+    if constexpr (std::is_same_v<T, Wide<T>>)
+      V::store_partial(dst, sum, count);
+    else
+      WideVec<T>::store_partial(dst, sum, count);
   }
 }
 
@@ -78,6 +83,13 @@ RowTaps row_taps(const ConvView& view) {
 
 }  // namespace
 
+ColumnFold::ColumnFold(const ConvView& view) : view_(view), inside_(row_taps(view)) {}
+
+void ColumnFold::plane(const float* columns, int64_t step, BFloat16* dx) const {
+  for (int64_t i = 0; i < view_.I; ++i)
+    fold_row(view_, inside_[i], columns, step, i, dx + view_.dst_offset + i * view_.dst.row);
+}
+
 bool col2im_applies(const ConvProblem& p) {
   return p.N > 0 && p.C > 0 && p.K > 0 && p.groups == 1 && p.layout == p.weight_layout;
 }
@@ -96,7 +108,7 @@ void col2im(const ConvProblem& p, const std::vector<ConvView>& views, const T* c
       for (int64_t image = begin; image < end; ++image)
         for (size_t v = 0; v < views.size(); ++v)
           for (int64_t i = 0; i < views[v].I; ++i)
-            fold_row(views[v], inside[v][i], columns + image * p.R * p.S * pixels, i,
+            fold_row(views[v], inside[v][i], columns + image * p.R * p.S * pixels, pixels, i,
                      dx + image * p.H * p.W + views[v].dst_offset + i * views[v].dst.row);
     });
     return;

@@ -5,6 +5,8 @@
 
 #include "core/conv_problem.h"
 #include "core/parallel.h"
+#include "core/range.h"
+#include "core/types.h"
 #include "cpu/conv_view.h"
 
 namespace torchconv::cpu {
@@ -18,5 +20,18 @@ bool col2im_applies(const ConvProblem& p);
 template <typename T>
 void col2im(const ConvProblem& p, const std::vector<ConvView>& views, const T* columns, T* dx,
             const Parallel& pool);
+
+// The same for planes of bfloat16 one at a time, from float columns.
+class ColumnFold {
+ public:
+  // view: the only one of dgrad in NCHW.
+  explicit ColumnFold(const ConvView& view);
+  // columns: of one channel and image, [tap][p][q] with taps `step` apart; dx: its plane.
+  void plane(const float* columns, int64_t step, BFloat16* dx) const;
+
+ private:
+  const ConvView& view_;
+  std::vector<Range> inside_;  // for each row the taps whose row of the columns exists
+};
 
 }  // namespace torchconv::cpu

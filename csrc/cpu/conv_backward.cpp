@@ -8,6 +8,7 @@
 #include "cpu/activation.h"
 #include "cpu/channels_last_copy.h"
 #include "cpu/col2im.h"
+#include "cpu/column_pairs.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_choice.h"
@@ -166,6 +167,10 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
       return dgrad_patches(p, dz, w, dx, pool, [&](const ConvProblem& part, T* columns, T* to) {
         col2im(part, views, columns, to, pool);
       });
+  }
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (dgrad_by_columns(p, views, winograd))
+      return dgrad_column_pairs(p, views[0], dz, w, dx, pool);
   }
   for (const ConvView& view : views) gather_phase(view, w, epilogue);
 }

@@ -454,7 +454,9 @@ bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& v
 
 bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {
   const bool wide = is_wide(p.dtype);
-  if (!wide || views.empty() || !col2im_applies(p)) return false;
+  const bool pairs =
+      p.dtype == DType::kBFloat16 && p.layout == Layout::kNCHW && has_pair_products();
+  if ((!wide && !pairs) || views.empty() || !col2im_applies(p)) return false;
   const auto pixels = static_cast<double>(p.P * p.Q), taps = static_cast<double>(p.R * p.S);
   const double size = p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
   if (static_cast<double>(p.C) * taps * pixels * size > kMostColumnBytes) return false;
