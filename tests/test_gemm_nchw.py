@@ -6,7 +6,7 @@ and kernels as large as the image a product of samples (sample_gemm.cpp). The pr
 (csrc/cpu/band_gemm.cpp) takes the other kernels that Winograd leaves: sizes here reach its chunks
 of channels, its columns of taps, ragged filters and short rows. Where most of the gather's taps
 would lie beside dz, or few pixels meet many weights, dgrad is the fold of a product
-(csrc/cpu/col2im.cpp), in either layout.
+(csrc/cpu/col2im.cpp), in either layout, in bfloat16 that of a channel (column_pairs.cpp) in NCHW.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ COLUMN_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
     "s2_p2": ((3, 17, 16, 5), (130, 17, 5, 5), {"stride": 2, "padding": 2}),
     "uncovered": ((2, 12, 14, 17), (130, 12, 3, 3), {"stride": 5, "padding": (1, 0)}),
     "in_parts": ((6, 64, 14, 14), (128, 64, 9, 9), {}),
+    "filters_in_blocks": ((3, 5, 11, 12), (451, 5, 7, 7), {}),
 }
 CASES = {f"pixel_{k}": v for k, v in PIXEL_CASES.items()}
 CASES |= {f"band_{k}": v for k, v in BAND_CASES.items()}

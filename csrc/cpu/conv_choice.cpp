@@ -108,6 +108,9 @@ constexpr double kMostColumnBytes = 32 << 20;
 // weights apart: as long as for the products of so many pixels. Fewer filters do not pay for the
 // fold of planes.
 constexpr int64_t kColumnPixels = 48, kColumnFilters = 128;
+// Columns of pairs (column_pairs.h) pack the weights of a channel for few rows where there are few
+// taps, and for few columns where there are few pixels.
+constexpr int64_t kColumnPairTaps = 28, kColumnPairPixels = 24;
 // Wider groups fill the vectors of the general products; but for NCHW images, of which they have
 // to rearrange more, the phases of a stride, which the tiles pack and compute together, and kernels
 // of several taps, whose weights a product packs for other threads to read. Phases of larger
@@ -457,6 +460,7 @@ bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, 
   const bool pairs =
       p.dtype == DType::kBFloat16 && p.layout == Layout::kNCHW && has_pair_products();
   if ((!wide && !pairs) || views.empty() || !col2im_applies(p)) return false;
+  if (pairs && (p.R * p.S < kColumnPairTaps || p.P * p.Q < kColumnPairPixels)) return false;
   const auto pixels = static_cast<double>(p.P * p.Q), taps = static_cast<double>(p.R * p.S);
   const double size = p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
   if (static_cast<double>(p.C) * taps * pixels * size > kMostColumnBytes) return false;
