@@ -41,7 +41,8 @@ def name_pools(recorded: GraphModule) -> None:
                 _call_layer(recorded, node, image, _layer(kind, given))
         elif node.target in (torch.mean, "mean") and node.args:
             given = _arguments(node, ("input", "dim", "keepdim"))
-            flat, image = not given.pop("keepdim", False), given.get("input")
+            flat: bool = not given.pop("keepdim", False)
+            image: Any = given.get("input")
             if given.keys() != {"input", "dim"} or node.all_input_nodes != [image]:
                 continue
             if _are_rows_and_columns(given["dim"]) and _is_image(recorded, image):
