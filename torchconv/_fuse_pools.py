@@ -36,13 +36,13 @@ def name_pools(recorded: GraphModule) -> None:
         if node.target in _FUNCTIONS:
             kind, names = _FUNCTIONS[node.target]
             given = _arguments(node, ("input", *names))
-            image = given.pop("input", None)
+            image: Any = given.pop("input", None)
             if node.all_input_nodes == [image] and not given.get("return_indices"):
                 _call_layer(recorded, node, image, _layer(kind, given))
         elif node.target in (torch.mean, "mean") and node.args:
             given = _arguments(node, ("input", "dim", "keepdim"))
             flat: bool = not given.pop("keepdim", False)
-            image: Any = given.get("input")
+            image = given.get("input")
             if given.keys() != {"input", "dim"} or node.all_input_nodes != [image]:
                 continue
             if _are_rows_and_columns(given["dim"]) and _is_image(recorded, image):
