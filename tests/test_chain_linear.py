@@ -151,6 +151,18 @@ def test_what_stays_outside(runs: list[int]) -> None:
     assert runs == [2] * 6
 
 
+def test_flatten_of_images_and_channels() -> None:
+    """As in the network, its rows have one element, which the layer does not take."""
+    for flatten in (
+        lambda m, x: torch.flatten(x, end_dim=1),
+        lambda m, x: x.flatten(end_dim=1),
+    ):
+        made, x = fused(network(flatten)), image()
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="cannot be multiplied"):
+                made(x)
+
+
 def test_rows_that_others_read(runs: list[int]) -> None:
     def forward(m: Any, x: Tensor) -> tuple[Tensor, ...]:
         pooled = m.pool(m.stem(x))

@@ -140,11 +140,9 @@ def _flatten_of(network: GraphModule, node: Node) -> Flatten | None:
             return None
         return Flatten(name, None, (node,)) if flattens_to_rows(layer) else None
     if node.target in (torch.flatten, "flatten"):
-        dims: Any = (*given, *node.kwargs.values())
-        if dims not in ((1,), (1, -1), (1, 3)) or not node.kwargs.keys() <= {
-            "start_dim",
-            "end_dim",
-        }:
+        named: Any = dict(zip(("start_dim", "end_dim"), given, strict=False), **node.kwargs)
+        dims: Any = (named.pop("start_dim", 0), named.pop("end_dim", -1))
+        if named or len(given) > 2 or dims not in ((1, -1), (1, 3)):
             return None
         return Flatten(None, lambda t: t.flatten(*dims), (node,))
     if node.op == "call_method" and node.target in ("view", "reshape") and not node.kwargs:
