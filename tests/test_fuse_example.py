@@ -254,6 +254,30 @@ def _changed_between(self: Changed, images: Tensor) -> Tensor:
     return found * steps
 
 
+def _by_view(self: Changed, images: Tensor) -> Tensor:
+    total = torch.zeros(2, 4)
+    total[0].add_(self.body(images).mean((0, 2, 3)))
+    return self.body(images) + total.sum(0).reshape(1, 4, 1, 1) + total[0].reshape(1, 4, 1, 1)
+
+
+def _by_view_kept(self: Changed, images: Tensor) -> Tensor:
+    total = torch.zeros(2, 4)
+    first = total[0]
+    first += self.body(images).mean((0, 2, 3))
+    return self.body(images).mean((2, 3)) + total
+
+
+def _read_after(self: Changed, images: Tensor) -> Tensor:
+    total = torch.zeros(4)
+    total.add_(self.body(images).mean((0, 2, 3)))
+    return self.body(images) * total.sum()
+
+
+def _by_view_of_held(self: Changed, images: Tensor) -> Tensor:
+    self.mean[:2].copy_(self.body(images).detach().mean((0, 2, 3))[:2])
+    return self.body(images)
+
+
 def _noise(self: Changed, images: Tensor) -> Tensor:
     return self.body(images) * torch.rand(1)
 
@@ -264,7 +288,18 @@ def _order(self: Changed, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "forward",
-    [_moving, _counting, _view, _changed_between, _noise, _order],
+    [
+        _moving,
+        _counting,
+        _view,
+        _changed_between,
+        _by_view,
+        _by_view_kept,
+        _by_view_of_held,
+        _read_after,
+        _noise,
+        _order,
+    ],
     ids=lambda f: f.__name__,
 )
 @pytest.mark.parametrize("fuse", [torchconv.fuse, torchconv.fuse_training])
@@ -314,3 +349,44 @@ def test_none_of_any_kind_and_writing() -> None:
         for other in ({**more, "mask": torch.ones(1)}, {**more, "mask": 1}):
             with pytest.raises(RuntimeError, match="recorded where"):
                 fused(images, other)
+
+
+class Holds(Made):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("saved", torch.ones(1, 8, 1, 1))
+        self.register_buffer("unsaved", torch.ones(1, 4, 1, 1), persistent=False)
+        self.plain, self.several = torch.ones(1), [torch.ones(1), torch.ones(1)]
+
+    def forward(self, images: Tensor) -> Any:
+        held = self.plain + self.several[0] * self.unsaved
+        first = (self.body(images) + self.saved[:, :4]) * self.unsaved
+        return first + self.plain * held + (images.mean() * self.saved).mean() * self.several[1]
+
+
+@pytest.mark.parametrize("by_example", [False, True])
+def test_checkpoint_is_the_models(by_example: bool) -> None:
+    images = torch.randn(2, 3, 6, 6)
+    model = Holds().train()
+    fused = torchconv.fuse_training(model, *((images,) if by_example else ()))
+    assert fused.state_dict().keys() == model.state_dict().keys()
+    other = Holds().train()
+    nn.init.normal_(other.saved)
+    fused.load_state_dict(other.state_dict())
+    assert relative_error(fused(images), other(images)) < 1e-5
+
+
+def test_buffers_that_calls_change_are_the_models() -> None:
+    class Adds(Changed):
+        def forward(self, images: Tensor) -> Tensor:
+            found = self.body(images)
+            self.mean.add_(found.detach().mean((0, 2, 3)))
+            return found
+
+    images = torch.randn(2, 3, 6, 6)
+    model = Adds().train()
+    other = copy.deepcopy(model)
+    fused = torchconv.fuse_training(model, images)
+    for _ in range(2):
+        assert relative_error(fused(images), other(images)) < 1e-5
+        assert relative_error(model.mean, other.mean) < 1e-5

@@ -27,7 +27,7 @@ from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchconv._fuse_graph import LEAVES
+from torchconv._fuse_graph import LEAVES, overwrites
 
 __all__ = ["Tracer"]
 
@@ -153,6 +153,7 @@ class _Watch(TorchDispatchMode):
                     f"each call would draw random numbers ({func}), which the recording does not "
                     "see: let their size come from an input"
                 )
+            self._tracer.check_read(func, (args, kwargs))
             for i, declared in enumerate(func._schema.arguments):
                 if declared.is_write:
                     value = args[i] if i < len(args) else kwargs.get(declared.name)
@@ -178,6 +179,9 @@ class Tracer(torch.fx.Tracer):
         # Tensors that the network made without stand-ins; all that it holds.
         self._made: dict[int, tuple[torch.Tensor, Node]] = {}
         self._held: set[int] = set()
+        # The names of those that share their memory with one of either.
+        self.views: set[str] = set()
+        self._overwritten: set[int] = set()
 
     @property
     def advice(self) -> str:
@@ -204,6 +208,15 @@ class Tracer(torch.fx.Tracer):
                 raise TraceError(
                     f"each call would change a tensor that the network holds ({function}), "
                     "which the recording does not see"
+                )
+
+    def check_read(self, function: Any, read: Any) -> None:
+        """Raises where `function` is to read what only calls have written."""
+        for part in pytree.tree_leaves(read) if self._overwritten else ():
+            if isinstance(part, torch.Tensor) and _storage(part) in self._overwritten:
+                raise TraceError(
+                    f"each call would change a tensor that {function} reads, which the recording "
+                    "does not see: let `forward` go on with the result of the change"
                 )
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
@@ -239,11 +252,16 @@ class Tracer(torch.fx.Tracer):
             return super().create_arg(a)
         if id(a) in self._made:
             return self._made[id(a)][1]  # one node, so that all see what is done to it
-        known = _storage(a) in self._held
+        held = (*self.root.buffers(), *self.tensor_attrs)
+        named = any(a is own for own in held)
         node = super().create_arg(a)
-        if not known and isinstance(node, Node):
-            self._made[id(a)] = a, node
-            self._held.add(_storage(a))
+        if not named and isinstance(node, Node):
+            if _storage(a) in self._held:  # a view, as a rule
+                made = [n for t, n in self._made.values() if _storage(t) == _storage(a)]
+                self.views |= {str(same.target) for same in (node, *made)}
+            else:
+                self._made[id(a)] = a, node
+                self._held.add(_storage(a))
         return node
 
     def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> Any:
@@ -258,6 +276,10 @@ class Tracer(torch.fx.Tracer):
         if self.root.training and torch.is_grad_enabled() != self._grad_enabled:
             raise TraceError("a part that switches gradients off or on cannot be recorded")
         node = super().create_node(*args, **kwargs)
+        if self._made and overwrites(self.root, node):
+            self._overwritten |= {
+                _storage(t) for t, made in self._made.values() if made in node.all_input_nodes
+            }
         if self._fakes is not None:
             self._values[node] = self._evaluate(node)
         return node

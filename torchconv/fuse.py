@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.proxy import TraceError
 
 from torchconv import nn
 from torchconv._activations import NORM_CLAMPS, NORM_CURVES
@@ -177,16 +178,37 @@ def _record(
         if isinstance(node.type, str):
             node.type = None  # an annotation that was not evaluated, which cannot be pickled
     recorded = kind(root, graph, type(model).__name__)
+    _refuse_overwritten_views(recorded, tracer.views)
     _make_anew(recorded, tracer.made)
+    _save_like(recorded, model)
     join_written_activations(recorded)
     _order_like(recorded, model)
     return recorded
 
 
+def _refuse_overwritten_views(recorded: GraphModule, names: set[str]) -> None:
+    """Raises where calls would change a tensor by a view of it, which a copy would part from it."""
+    for node in recorded.graph.nodes:
+        if node.op == "get_attr" and node.target in names and is_overwritten(recorded, node):
+            raise TraceError(
+                "each call would change a tensor by a view of it that is made of no input, which "
+                "the recording does not see"
+            )
+
+
+def _save_like(made: torch.nn.Module, model: torch.nn.Module) -> None:
+    """Leaves out of checkpoints what the model's do not have: torch.fx makes buffers of all tensors
+    but parameters, which are saved."""
+    theirs = dict(model.named_modules(remove_duplicate=False))
+    for name, own in made.named_modules(remove_duplicate=False):
+        layer = theirs[name]
+        saved = layer._buffers.keys() - layer._non_persistent_buffers_set
+        own._non_persistent_buffers_set = own._buffers.keys() - saved
+
+
 def _make_anew(recorded: GraphModule, names: set[str]) -> None:
     """Gives each call tensors of its own, where it may change them, in the place of those that
-    `forward` made while it was recorded. No checkpoint has these."""
-    recorded._non_persistent_buffers_set |= names
+    `forward` made while it was recorded."""
     for node in list(recorded.graph.nodes):
         if node.op == "get_attr" and node.target in names:
             if is_overwritten(recorded, node, by_caller=True):
