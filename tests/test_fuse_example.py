@@ -390,3 +390,23 @@ def test_buffers_that_calls_change_are_the_models() -> None:
     for _ in range(2):
         assert relative_error(fused(images), other(images)) < 1e-5
         assert relative_error(model.mean, other.mean) < 1e-5
+
+
+def test_sizes_in_sets_and_dicts() -> None:
+    class Looks(Made):
+        def forward(self, images: Tensor) -> Tensor:
+            found = self.body(images)
+            if found.shape[1] in {4, 8}:
+                found = found * 2
+            if found.shape[-1] in {6: 1.0} and images.dtype in {torch.float32}:
+                found = found * {6: 3.0}[found.shape[-1]]
+            return found + {"06": 5.0}[f"{found.shape[2]:02d}"]
+
+    model, images = Looks().eval(), torch.randn(2, 3, 6, 6)
+    fused = torchconv.fuse(model, images)
+    with torch.no_grad():
+        assert relative_error(fused(images), model(images)) < 1e-6
+        for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+            assert torch.equal(other(images), fused(images))
+        with pytest.raises(RuntimeError, match="recorded where"):
+            fused(torch.randn(2, 3, 6, 7))

@@ -99,6 +99,17 @@ class _Proxy(torch.fx.Proxy):
             return str(self.tracer.settle(None, self))
         return repr(self)
 
+    def __hash__(self) -> int:
+        # Dicts and sets ask for it before they compare.
+        if isinstance(self.tracer.value_of(self), _WRITTEN):
+            return hash(self.tracer.settle(None, self))
+        return super().__hash__()
+
+    def __format__(self, spec: str) -> str:
+        if isinstance(self.tracer.value_of(self), _WRITTEN):
+            return format(self.tracer.settle(None, self), spec)
+        return super().__format__(spec)
+
     def __len__(self) -> int:
         if self.tracer.value_of(self) is _Unknown:
             raise TypeError(f"len() of a value that is not known{self.tracer.advice}")
