@@ -94,7 +94,7 @@ def only_reader(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def overwrites(recorded: GraphModule, node: Node) -> bool:
+def overwrites(recorded: torch.nn.Module, node: Node) -> bool:
     """Whether a node may change a tensor in place."""
     if node.op == "call_module":
         return bool(getattr(recorded.get_submodule(str(node.target)), "inplace", False))

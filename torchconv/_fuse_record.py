@@ -125,10 +125,13 @@ class _Proxy(torch.fx.Proxy):
     def __float__(self) -> float:
         return self._number(float)
 
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._number(lambda value: value), digits)
+
     def _number(self, kind: Any) -> Any:
         value = self.tracer.value_of(self)
         if not isinstance(value, (int, float)):
-            raise TypeError(f"{kind.__name__}() of a value that is not known{self.tracer.advice}")
+            raise TypeError(f"a number is asked of a value that is not known{self.tracer.advice}")
         return kind(self.tracer.settle(None, self))
 
 

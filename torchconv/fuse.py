@@ -73,7 +73,8 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
     The copy is a torch.fx.GraphModule: what `model.forward` does in Python is recorded, once, with
     its branches as they went then. Where they depend on sizes, as in many models of transformers,
     `example` tells which way they went; a call that would go another way raises. (While it is
-    recorded, isinstance(x, torch.Tensor) is false.) The copy has weights of its own, so a later
+    recorded, isinstance(x, torch.Tensor) and isinstance(x.shape[0], int) are false, and so is
+    x.dtype is torch.float32; == can be asked.) The copy has weights of its own, so a later
     change of `model` does not reach it. Layers with hooks, parametrizations or a class of
     somebody's own stay as they are, and so does a normalisation or scale that would carry weights
     past their type's range. Under autocast what is folded no longer promotes a result to its own
@@ -132,7 +133,9 @@ def fuse_training(model: torch.nn.Module, *example: Any) -> GraphModule:
     knows, an optimizer or a checkpoint of either serves both, and `model` itself, or
     ``fuse(model.eval())``, is what to evaluate with: ``eval()`` of the second form reaches layers,
     but not what is recorded outside them, and warns where that draws random numbers, as F.dropout.
-    (Moving one of the two to another device or type parts them.) Layers with hooks,
+    (Moving one of the two to another device or type parts them.) What `forward` computes of buffers
+    alone it computes once, while it is recorded, and what torch.utils.checkpoint would run again in
+    backward is kept. Layers with hooks,
     parametrizations or a class of somebody's own, and layers that are called twice, stay as they
     are; so does a ReLU6 whose result is overwritten, where backward would need it.
 
