@@ -274,6 +274,12 @@ def assert_same(out: Tensor, expected: Tensor) -> None:
         assert torch.equal(out[numbers].signbit(), expected[numbers].signbit()), "sign of a zero"
 
 
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()

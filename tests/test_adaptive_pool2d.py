@@ -21,7 +21,16 @@ from torch.func import jvp, vmap
 
 import torchconv
 import torchconv.functional as F
-from conftest import FLOATS, LAYOUTS, assert_accurate, assert_same, cpu_only, everywhere, in_layout
+from conftest import (
+    FLOATS,
+    LAYOUTS,
+    assert_accurate,
+    assert_same,
+    cpu_only,
+    everywhere,
+    in_layout,
+    threads,
+)
 from oracle import torch_F
 from torchconv.autograd import AdaptiveAvgPool2dFunction, AdaptiveMaxPool2dFunction
 
@@ -466,17 +475,14 @@ def test_same_bits_for_any_number_of_threads(sizes: Any, layout: str) -> None:
     x = in_layout(torch.randn(4, 24, *sizes[0]), layout).requires_grad_()
     dy = in_layout(torch.randn(4, 24, *sizes[1]), layout)
     results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+    for count in (1, 2, 3):
+        with threads(count):
             outputs = [
                 F.adaptive_avg_pool2d(x, sizes[1]),
                 *F.adaptive_max_pool2d(x, sizes[1], True),
             ]
             gradients = [torch.autograd.grad(y, x, dy)[0] for y in outputs[:2]]
             results.append(outputs + gradients)
-    finally:
-        torch.set_num_threads(1)
     for others in results[1:]:
         for a, b in zip(results[0], others, strict=True):
             assert_same(a, b)

@@ -9,7 +9,7 @@ import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -101,12 +101,6 @@ def assert_same(got: Tensor, expected: Tensor) -> None:
 def fused(layout: str = "contiguous", dtype: torch.dtype = torch.float32) -> GraphModule:
     kind = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     return torchconv.fuse(model().eval().to(dtype).to(memory_format=kind))  # type: ignore[call-overload]
-
-
-@pytest.fixture
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 pytestmark = pytest.mark.usefixtures("no_grad")

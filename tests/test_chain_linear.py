@@ -7,7 +7,7 @@ import copy
 import gc
 import pickle
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.nn.utils import parametrizations
 
 import torchconv
-from conftest import FLOATS, Network
+from conftest import FLOATS, Network, threads
 from test_chain import (
     LAYOUTS,
     add_one,
@@ -34,14 +34,9 @@ from torchconv._programs import KeptProgram, Step, program_of
 C = 512  # so that C x C weights are just many enough
 
 
-@pytest.fixture
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
-
-
 pytestmark = pytest.mark.usefixtures("no_grad")
 
+TORCH = ("relu", "sigmoid", "tanh")
 FLATTENS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "layer": lambda m, x: m.flatten(x),
     "function": lambda m, x: torch.flatten(x, 1),
@@ -131,9 +126,6 @@ def test_several_with_activations(activation: str, runs: list[int]) -> None:
     assert runs == [4] * 5
 
 
-TORCH = ("relu", "sigmoid", "tanh")
-
-
 def test_what_stays_outside(runs: list[int]) -> None:
     """A small matrix; images of several pixels; rows that others read."""
     small = network(filters=C - 1)
@@ -184,13 +176,9 @@ def test_rows_that_others_read(runs: list[int]) -> None:
 def test_number_of_threads() -> None:
     made, x = fused(), image()
     expected = made(x)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 3, 2):
-            torch.set_num_threads(threads)
+    for count in (1, 3, 2):
+        with threads(count):
             assert_same(made(x), expected)
-    finally:
-        torch.set_num_threads(before)
 
 
 # --- what changes between two calls --------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,17 +15,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import torchconv
-from conftest import Network
+from conftest import Network, threads
 from test_chain import assert_same, by_layers, images
 from torchconv import _chain, _programs
 
 pytestmark = pytest.mark.usefixtures("no_grad")
-
-
-@pytest.fixture
-def no_grad() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def forward(m: Any, x: Tensor) -> Tensor:
@@ -184,13 +178,9 @@ def test_switch_by_another_thread() -> None:
 def test_number_of_threads() -> None:
     made, x = fused(), image()
     expected = made(x)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 3, 2):
-            torch.set_num_threads(threads)
+    for count in (1, 3, 2):
+        with threads(count):
             assert_same(made(x), expected)
-    finally:
-        torch.set_num_threads(before)
 
 
 def in_place(layer: Any) -> None:

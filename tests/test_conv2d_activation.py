@@ -22,6 +22,7 @@ from conftest import (
     everywhere,
     in_layout,
     relative_error,
+    threads,
 )
 from oracle import torch_F
 from test_conv2d import FORMATS, make
@@ -164,14 +165,10 @@ def test_bias_gradient_channels_last(channels: int, activation: str | None) -> N
     y = F.conv2d(x, weight, bias, activation=activation)
     dy = (1 + torch.randn_like(y)).contiguous(memory_format=torch.channels_last)
     truth = (dy.double() * (1 if activation is None else y > 0)).sum((0, 2, 3))
-    threads = torch.get_num_threads()
     found = []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3):
+        with threads(count):
             found += torch.autograd.grad(y, bias, dy, retain_graph=True)
-    finally:
-        torch.set_num_threads(threads)
     assert all(torch.equal(found[0], other) for other in found)
     assert relative_error(found[0], truth) < 5e-7
 

@@ -116,6 +116,11 @@ def test_columns() -> None:
         x, w = operands(*sizes)
         found = at(x.to(memory_format=layout), w.to(memory_format=layout), None, stride)
         assert (words in found["dgrad"].blocking) == folds
+    # Of pairs in float, which pack weights for enough taps.
+    for kernel in (9, 5):
+        x, w = operands(1, 48, kernel + 5, kernel + 5, 256, kernel, dtype=torch.bfloat16)
+        blocking = at(x, w)["dgrad"].blocking
+        assert (words + ": register tiles of 8 x " in blocking) == (has_pairs() and kernel == 9)
 
 
 def test_strides_by_way_of_channels_last_images() -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional as torch_F
 
 import torchconv
 import torchconv.functional as F
-from conftest import assert_accurate, in_layout
+from conftest import assert_accurate, in_layout, threads
 
 # name: input size, weight size, further arguments of conv2d
 PIXEL_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
@@ -182,16 +182,12 @@ def test_bits_of_a_sample(case: str, dtype: torch.dtype) -> None:
     (x, w, b), kwargs = make(case, dtype)
     x = torch.cat([x, x.flip(0)])
     x.requires_grad_()
-    threads = torch.get_num_threads()
     z = F.conv2d(x, w, b, **kwargs)
     dz = torch.randn_like(z)
     (dx,) = torch.autograd.grad(z, x, dz, retain_graph=True)
-    try:
-        torch.set_num_threads(1 if threads > 1 else 2)
+    with threads(1 if torch.get_num_threads() > 1 else 2):
         assert torch.equal(F.conv2d(x, w, b, **kwargs), z)
         assert torch.equal(torch.autograd.grad(z, x, dz)[0], dx)
-    finally:
-        torch.set_num_threads(threads)
     for n in (0, len(x) - 1):
         alone = x.detach()[n : n + 1].requires_grad_()
         z_alone = F.conv2d(alone, w, b, **kwargs)

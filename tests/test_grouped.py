@@ -15,7 +15,7 @@ from torch import Tensor
 
 import torchconv
 import torchconv.functional as F
-from conftest import assert_accurate, cpu_only, everywhere, in_layout
+from conftest import assert_accurate, cpu_only, everywhere, in_layout, threads
 from oracle import torch_F
 
 pytestmark = everywhere
@@ -140,14 +140,10 @@ def test_bits(case: str, layout: str) -> None:
     z = F.conv2d(x, w, b, **kwargs)
     dz = torch.randn_like(z)
     gradients = torch.autograd.grad(z, (x, w), dz, retain_graph=True)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1 if before > 1 else 2)
+    with threads(1 if torch.get_num_threads() > 1 else 2):
         assert torch.equal(F.conv2d(x, w, b, **kwargs), z)
         for one, other in zip(torch.autograd.grad(z, (x, w), dz), gradients, strict=True):
             assert torch.equal(one, other)
-    finally:
-        torch.set_num_threads(before)
     alone = x.detach()[1:2].requires_grad_()
     z_alone = F.conv2d(alone, w, b, **kwargs)
     assert torch.equal(z_alone[0], z[1])

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import torchconv
-from conftest import in_layout
+from conftest import in_layout, threads
 from dispatch_log import DispatchLog
 from packed_layers import SIZE, assert_fresh, kept, layer, packed as packed, unpacked
 from torchconv import nn
@@ -57,12 +57,8 @@ def test_same_bits(arguments: dict[str, Any], dtype: torch.dtype, layout: str) -
         # Few pixels after the stride: see test_few_pixels_keep_nothing.
         few = module.kernel_size == (1, 1) and module.stride != (1, 1) and layout != "contiguous"
         assert (kept(module) > 0) == (module.groups < 32 and not few)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3 - threads if threads < 3 else 1)
+    with threads(1 if torch.get_num_threads() > 1 else 2):
         assert_fresh(module, x)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_infinity_and_nan(packed: nn.Conv2d) -> None:

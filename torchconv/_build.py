@@ -164,8 +164,8 @@ BOUND_FLAGS = (
     "-std=c++2a", "-O1", "-DNDEBUG", "-DAT_PER_OPERATOR_HEADERS", "-fPIC", "-fvisibility=hidden",
     "-Wall", "-Wextra",
 )  # fmt: skip
-# What PyTorch's headers declare stays in use to the end of a source: that GCC looks again and again
-# for what it may throw away is a seventh of the time, and spares only a fifth of the memory.
+# What PyTorch's headers declare stays in use to the end of a source: GCC would look again and again
+# for what it may throw away, which takes longer than it spares memory.
 BOUND_MEMORY_FLAGS = {"gcc": ("--param=ggc-min-heapsize=1000000",), "clang": ()}
 SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "ops/cpu/*.cpp", "cpu/**/*.cpp")
 HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cpu/**/*.h")

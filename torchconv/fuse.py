@@ -135,9 +135,9 @@ def fuse_training(model: torch.nn.Module, *example: Any) -> GraphModule:
     but not what is recorded outside them, and warns where that draws random numbers, as F.dropout.
     (Moving one of the two to another device or type parts them.) What `forward` computes of buffers
     alone it computes once, while it is recorded, and what torch.utils.checkpoint would run again in
-    backward is kept. Layers with hooks,
-    parametrizations or a class of somebody's own, and layers that are called twice, stay as they
-    are; so does a ReLU6 whose result is overwritten, where backward would need it.
+    backward is kept. Layers with hooks, parametrizations or a class of somebody's own, and layers
+    that are called twice, stay as they are; so does a ReLU6 whose result is overwritten, where
+    backward would need it.
 
     Args:
         model: in training mode, of any type and on any device. It is not changed.
@@ -303,7 +303,7 @@ def _fold_into_parts(recorded: GraphModule, node: Node, uses: Counter[Any]) -> N
         return
     settings = dict(zip(("tensors", "dim"), node.args, strict=False)) | node.kwargs
     parts: Any = settings.get("tensors")
-    if settings.get("dim") not in (1, -3) or settings.keys() > {"tensors", "dim"}:
+    if settings.get("dim") not in (1, -3) or settings.keys() - {"tensors", "dim"}:
         return
     if not isinstance(parts, (list, tuple)):
         return

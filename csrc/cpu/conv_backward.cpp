@@ -162,14 +162,12 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
   if constexpr (std::is_same_v<T, Wide<T>>)
     if (dgrad_by_channels_last(p, views, winograd)) return dgrad_channels_last(p, dz, w, dx, pool);
   if (!covers_all) zero_array(dx, p.N * p.C * p.H * p.W, pool);
-  if constexpr (std::is_same_v<T, Wide<T>>) {
-    if (dgrad_by_columns(p, views, winograd))
+  if (dgrad_by_columns(p, views, winograd)) {
+    if constexpr (std::is_same_v<T, Wide<T>>)
       return dgrad_patches(p, dz, w, dx, pool, [&](const ConvProblem& part, T* columns, T* to) {
         col2im(part, views, columns, to, pool);
       });
-  }
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    if (dgrad_by_columns(p, views, winograd))
+    else if constexpr (std::is_same_v<T, BFloat16>)
       return dgrad_column_pairs(p, views[0], dz, w, dx, pool);
   }
   for (const ConvView& view : views) gather_phase(view, w, epilogue);

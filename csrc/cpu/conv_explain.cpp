@@ -20,6 +20,7 @@
 #include "cpu/group_winograd.h"
 #include "cpu/microkernels/channel_columns_winograd.h"
 #include "cpu/microkernels/gemm.h"
+#include "cpu/microkernels/gemm_pairs.h"
 #include "cpu/microkernels/group_winograd.h"
 #include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
@@ -375,7 +376,9 @@ std::string conv2d_explain(const ConvProblem& problem) {
         *std::max_element(views.begin(), views.end(), [](const ConvView& a, const ConvView& b) {
           return multiplications(a) < multiplications(b);
         });
-    const ConvAlgorithm dgrad = covers_all && strides_by_groups(q, views)
+    const bool pairs = adds_dx && !is_wide(p.dtype);
+    const ConvAlgorithm dgrad = pairs ? ConvAlgorithm::kPixelProduct
+                                : covers_all && strides_by_groups(q, views)
                                     ? ConvAlgorithm::kGroupTiles
                                     : gather_algorithm(largest, p.dtype, winograd);
     double operations = 0;
@@ -385,8 +388,11 @@ std::string conv2d_explain(const ConvProblem& problem) {
                             : strides_by_image(q, views, winograd)
                                 ? "by way of a channels_last image: "
                                 : "";
-    std::string blocking = (adds_dx ? "columns that are added up: " : words(folds_dx)) +
-                           (way + gather_blocking(largest, p.dtype, dgrad));
+    std::string blocking =
+        (adds_dx ? "columns that are added up: " : words(folds_dx)) +
+        (pairs ? text("register tiles of %lld x %lld, sums of at most %lld terms", kMaxPairRows,
+                      kMaxVectors * kLanes<float>, 2 * kDepth)
+               : way + gather_blocking(largest, p.dtype, dgrad));
     if (views.size() > 1)
       blocking = std::to_string(views.size()) + " phases of the stride; the largest: " + blocking;
     lines += covers_all && strides_by_winograd(q, StridedPass::kDgrad, winograd)

@@ -21,7 +21,7 @@ constexpr int64_t kResidueSize = 2;
 // Images and outputs of so many bytes are not in the second cache, in which a band is read again.
 constexpr int64_t kSecondCache = 3 << 18;
 // Of so many they are read from memory, so the next rows are asked for. From the last cache the
-// hardware reads ahead well enough, and asking costs a seventh of the time of 96x112x112.
+// hardware reads ahead well enough, and asking only costs time.
 constexpr int64_t kFarBytes = kStreamedBytes / 2;
 
 // What a gather of either kind does: `pairs` pairs of output rows of each sample, `apart` from each

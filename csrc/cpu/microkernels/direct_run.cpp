@@ -51,7 +51,8 @@ template <typename V, int... I>
 TORCHCONV_INLINE V join_halves(V low, V high, std::integer_sequence<int, I...>) {
 #if defined(__AVX512F__)
   // GCC would take a permutation, on fewer units.
-  if constexpr (sizeof(V) == 64) return (V)_mm512_mask_blend_ps(0xFF00, (__m512)low, (__m512)high);
+  if constexpr (sizeof(V) == 64)
+    return bit_cast<V>(_mm512_mask_blend_ps(0xFF00, bit_cast<__m512>(low), bit_cast<__m512>(high)));
 #endif
   constexpr int kCount = sizeof...(I);
   return shuffle<(I < kCount / 2 ? I : kCount + I)...>(low, high);

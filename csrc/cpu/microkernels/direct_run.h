@@ -5,9 +5,9 @@
 // table of them and none of pixels, which takes as long as several terms do. It takes vectors of
 // half the width where AVX-512 would fill a single one to no more than half. So it does where a
 // last one would be half empty, or one vector of filters bound by its loads, on processors whose
-// products of whole vectors take twice as long (processor.h); on others two pixels share that of 17
-// to 24 filters. A term adds to each sum as it does
-// there, so that either may compute a pixel.
+// products of whole vectors take twice as long (processor.h); on others two pixels share the second
+// vector of 17 to 24 filters. A term adds to each sum as it does there, so that either may compute
+// a pixel.
 #pragma once
 
 #include <cstdint>
