@@ -22,7 +22,7 @@ TESTS = (
     "test_winograd.py", "test_winograd_float64.py", "test_winograd_strided.py",
     "test_winograd_wgrad.py",
     "test_direct_wgrad.py", "test_gemm.py", "test_gemm_nchw.py", "test_grouped.py",
-    "test_depthwise.py", "test_conv2d_residual.py", "test_few_channels.py",
+    "test_depthwise.py", "test_conv2d_residual.py", "test_few_channels.py", "test_shared_vector.py",
 )  # fmt: skip
 # Leaks are not looked for: Python leaves memory behind at exit.
 OPTIONS = {
