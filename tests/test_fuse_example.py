@@ -273,6 +273,12 @@ def _read_after(self: Changed, images: Tensor) -> Tensor:
     return self.body(images) * total.sum()
 
 
+def _read_after_part(self: Changed, images: Tensor) -> Tensor:
+    total = torch.zeros(4)
+    total[1:3] = self.body(images).mean((0, 2, 3))[1:3]
+    return self.body(images) * (2 * total).reshape(1, 4, 1, 1)
+
+
 def _by_view_of_held(self: Changed, images: Tensor) -> Tensor:
     self.mean[:2].copy_(self.body(images).detach().mean((0, 2, 3))[:2])
     return self.body(images)
@@ -286,10 +292,16 @@ def _order(self: Changed, images: Tensor) -> Tensor:
     return self.body(images)[:, torch.randperm(4)]
 
 
+def _replaced(self: Changed, images: Tensor) -> Tensor:
+    self.plain = self.plain + self.body(images).detach().mean()
+    return self.body(images) * self.plain
+
+
 @pytest.mark.parametrize(
     "forward",
     [
         _moving,
+        _replaced,
         _counting,
         _view,
         _changed_between,
@@ -297,6 +309,7 @@ def _order(self: Changed, images: Tensor) -> Tensor:
         _by_view_kept,
         _by_view_of_held,
         _read_after,
+        _read_after_part,
         _noise,
         _order,
     ],
@@ -411,3 +424,143 @@ def test_sizes_in_sets_and_dicts() -> None:
             assert torch.equal(other(images), fused(images))
         with pytest.raises(RuntimeError, match="recorded where"):
             fused(torch.randn(2, 3, 6, 7))
+
+
+TENSORS_OF_SIZES: dict[str, Callable[[Tensor], Tensor]] = {
+    "zeros": lambda x: torch.zeros(x.shape[0], 4, 1, 1),
+    "ones of a tuple": lambda x: torch.ones((x.size(0), 4, 1, 1), dtype=x.dtype),
+    "empty": lambda x: torch.empty(x.size(0), 1, 1, 1).fill_(2),
+    "full": lambda x: torch.full([x.size(0), 1, 1, 1], 3.0),
+    "arange": lambda x: torch.arange(0, x.size(-1)) / 2,
+    "linspace": lambda x: torch.linspace(-1, 1, steps=x.size(-1)),
+    "eye": lambda x: torch.eye(x.size(-2), x.size(-1)),
+    "tensor": lambda x: torch.tensor([x.size(0), 1.0]).sum(),
+    "as_tensor": lambda x: torch.as_tensor(x.size(0) * 2),
+    "rand": lambda x: torch.rand(x.size(0), 4, 1, 1) * 0,
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS_OF_SIZES)
+@pytest.mark.parametrize("by_example", [False, True])
+def test_tensors_of_sizes(kind: str, by_example: bool) -> None:
+    class Adds(Made):
+        def forward(self, images: Tensor) -> Any:
+            return self.body(images) + TENSORS_OF_SIZES[kind](images)
+
+    factory = torch.zeros
+    model, images = Adds().eval(), torch.randn(2, 3, 6, 7)
+    fused = torchconv.fuse(model, *((images,) if by_example else ()))
+    assert torch.zeros is factory
+    with torch.no_grad():
+        for batch in (images, torch.randn(3, 3, 6, 7), torch.randn(3, 3, 9, 8)):
+            assert relative_error(fused(batch), model(batch)) < 1e-6
+
+
+@pytest.mark.parametrize("by_example", [False, True])
+def test_types_that_python_asks_for(by_example: bool) -> None:
+    class Asks(Made):
+        def forward(self, images: Tensor) -> Any:
+            found = self.body(images)
+            if isinstance(found, (tuple, list)) or isinstance(found, nn.Parameter):
+                found = found[0]
+            if isinstance(images.shape[0] * 2, int) and isinstance(images.size(), torch.Size):
+                found = found * 2
+            if isinstance(images.size(2), int) and isinstance(images.shape[1:], tuple):
+                found = found * 3
+            if isinstance(images.ndim + 1, Tensor) or isinstance(images.shape[3], float):
+                found = found * 5
+            if isinstance(images.shape[2] / 2, float) and isinstance(images.dtype, torch.dtype):
+                found = found * 7
+            return found
+
+    model, images = Asks().eval(), torch.randn(2, 3, 6, 6)
+    fused = torchconv.fuse(model, *((images,) if by_example else ()))
+    with torch.no_grad():
+        assert relative_error(fused(images), model(images)) < 1e-6
+
+
+def test_types_of_what_the_example_holds() -> None:
+    class Several(Made):
+        def forward(self, images: Any) -> Any:
+            if isinstance(images, dict):
+                images = images["images"]
+            if isinstance(images, (tuple, list)):
+                images = torch.cat(list(images))
+            return self.body(images)
+
+    model, images = Several().eval(), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        for given in (images, [images, images], {"images": (images, images)}):
+            fused = torchconv.fuse(model, given)
+            assert relative_error(fused(given), model(given)) < 1e-6
+            if given is not images:
+                with pytest.raises(RuntimeError, match="recorded where"):
+                    fused(images)
+
+
+def test_sizes_in_sets_need_an_example() -> None:
+    class Looks(Made):
+        def forward(self, images: Tensor) -> Any:
+            return self.body(images) if images.shape[1] in {3} else images
+
+    with pytest.raises(TypeError, match="an example of the inputs may tell it"):
+        torchconv.fuse(Looks().eval())
+
+
+@pytest.mark.parametrize("by_example", [False, True])
+def test_tensor_kept_for_the_next_call(by_example: bool) -> None:
+    class Grid(Made):
+        """As detection heads keep the places of their cells."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = torch.zeros(1)
+
+        def forward(self, images: Tensor) -> Any:
+            found = self.body(images)
+            self.cells = torch.arange(found.shape[-1], dtype=found.dtype)
+            return found + self.cells
+
+    model, images = Grid().eval(), torch.randn(2, 3, 6, 6)
+    fused = torchconv.fuse(model, *((images,) if by_example else ()))
+    with torch.no_grad():
+        for batch in (images, torch.randn(1, 3, 5, 9)):
+            assert relative_error(fused(batch), model(batch)) < 1e-6
+
+
+class Written(nn.Module):
+    """Writes into a part of what layers return, and of what it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = unit(3, 4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.head(self.body(images))
+        cells = torch.zeros(found.shape[0], 4, 3, 3)
+        cells[:, :, 1] = found[:, :, 0, :3]
+        cells[..., 0] *= 2
+        found[:, 1:3] = found[:, 0:1].sigmoid()
+        found[0, 0, 0, 0] = 7
+        return F.relu(found), cells
+
+
+@pytest.mark.parametrize("by_example", [False, True])
+@pytest.mark.parametrize("train", [False, True])
+def test_written_parts(by_example: bool, train: bool) -> None:
+    torch.manual_seed(0)
+    model, images = Written().train(train), torch.randn(2, 3, 6, 6)
+    fuse = torchconv.fuse_training if train else torchconv.fuse
+    fused = fuse(copy.deepcopy(model), *((images,) if by_example else ()))
+    for batch in (images, torch.randn(3, 3, 7, 5), images):
+        got, expected = fused(batch), model(batch)
+        for one, other in zip(got, expected, strict=True):
+            assert relative_error(one, other) < 1e-6
+        sum(part.square().sum() for part in got).backward()
+        sum(part.square().sum() for part in expected).backward()
+    if train:
+        assert relative_error(fused.head.weight.grad, model.head.weight.grad) < 1e-5
+    with torch.no_grad():
+        for _ in range(3):
+            for one, other in zip(fused(images), model(images), strict=True):
+                assert relative_error(one, other) < 1e-6

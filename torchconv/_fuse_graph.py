@@ -104,7 +104,7 @@ def overwrites(recorded: torch.nn.Module, node: Node) -> bool:
     return (
         (name.endswith("_") and not name.endswith("__"))
         or name.startswith("__i")
-        or name == "setitem"
+        or name in ("setitem", "__setitem__")
         or (getattr(operator, name, None) is node.target and name.startswith("i"))
         or bool(node.kwargs.get("inplace"))
         or "out" in node.kwargs

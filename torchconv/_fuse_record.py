@@ -27,6 +27,7 @@ from torch.fx.proxy import TraceError
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchconv._fuse_factories import recorded_factories
 from torchconv._fuse_graph import LEAVES, overwrites
 
 __all__ = ["Tracer"]
@@ -61,8 +62,24 @@ def length(found: Any) -> int:
 
 
 @_recordable
+def type_name(found: Any) -> str:
+    return type(found).__name__
+
+
+@_recordable
 def truth(found: Any) -> bool:
     return bool(found)
+
+
+def _read_by(node: Node) -> set[str]:
+    """The names of the tensors of a network of which `node` is made."""
+    found = {node}
+    waiting = [node]
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - found
+        found |= new
+        waiting += new
+    return {str(source.target) for source in found if source.op == "get_attr"}
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -80,11 +97,23 @@ class _Unknown:
 # What Python may look up or compare in writing.
 _WRITTEN = (bool, int, float, str, torch.dtype, torch.device, torch.Size)
 
+# The types of what each tensor tells of itself.
+_TOLD: dict[Any, type] = {
+    **{"shape": torch.Size, "ndim": int, "dtype": torch.dtype, "device": torch.device},
+    **{"size": torch.Size, "dim": int, "ndimension": int, "numel": int, "nelement": int},
+}
+
 
 class _Proxy(torch.fx.Proxy):
     """torch.fx would record `x += y` as x + y, which leaves what else refers to x as it was."""
 
     tracer: Tracer
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """What isinstance asks beside the type that this is. Never a tensor, whose memory PyTorch
+        would then read in what is none."""
+        return self.tracer.type_of(self)
 
     def __getattr__(self, k: str) -> Any:
         attribute = _Attribute(self, k)
@@ -103,6 +132,8 @@ class _Proxy(torch.fx.Proxy):
         # Dicts and sets ask for it before they compare.
         if isinstance(self.tracer.value_of(self), _WRITTEN):
             return hash(self.tracer.settle(None, self))
+        if self.__class__ in _WRITTEN:
+            raise TypeError(f"a set or dict of a value that is not known{self.tracer.advice}")
         return super().__hash__()
 
     def __format__(self, spec: str) -> str:
@@ -124,6 +155,9 @@ class _Proxy(torch.fx.Proxy):
 
     def __float__(self) -> float:
         return self._number(float)
+
+    def __setitem__(self, k: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, k, value), {})
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(self._number(lambda value: value), digits)
@@ -186,6 +220,7 @@ class Tracer(torch.fx.Tracer):
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True) if example else None
         self._example = list(example)
         self._values: dict[Node, Any] = {}
+        self._types: dict[Node, type] = {}
         self._settled: set[tuple[Any, Node]] = set()
         self.evaluates = False
         self._failure: Exception | None = None  # the first
@@ -212,8 +247,22 @@ class Tracer(torch.fx.Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> torch.fx.Graph:
         own = pytree.tree_leaves([vars(module) for module in root.modules()])
         self._held = {_storage(part) for part in own if isinstance(part, torch.Tensor)}
-        with _Watch(self):
-            return super().trace(root, concrete_args)
+        with _Watch(self), recorded_factories():
+            graph = super().trace(root, concrete_args)
+        self._check_kept(root)
+        return graph
+
+    def _check_kept(self, root: torch.nn.Module) -> None:
+        """Raises where calls would replace a tensor that the network holds by what they make of
+        it. (torch.nn.Module refuses stand-ins for parameters and buffers.)"""
+        for path, module in root.named_modules():
+            for name, value in vars(module).items():
+                own = f"{path}.{name}" if path else name
+                if isinstance(value, Proxy) and own in _read_by(value.node):
+                    raise TraceError(
+                        f"each call would replace {own!r}, which the network holds and the "
+                        "recording does not see"
+                    )
 
     def check_unrecorded(self, function: Any, changed: Any) -> None:
         """Raises where `function` is to overwrite what calls would have to overwrite too."""
@@ -258,6 +307,8 @@ class Tracer(torch.fx.Tracer):
         return root_fn, [self.root, *arguments]
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Proxy):
+            return a.node
         # A result that is a dict with attributes, of which torch.fx would keep the dict.
         if isinstance(a, dict) and is_dataclass(a):
             values = {f.name: self.create_arg(getattr(a, f.name)) for f in fields(a)}
@@ -296,6 +347,7 @@ class Tracer(torch.fx.Tracer):
             }
         if self._fakes is not None:
             self._values[node] = self._evaluate(node)
+        self._types[node] = self._type(node)
         return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
@@ -340,6 +392,24 @@ class Tracer(torch.fx.Tracer):
         owner, _, name = str(node.target).rpartition(".")
         return self._fake(getattr(self.root.get_submodule(owner), name))
 
+    def _type(self, node: Node) -> type:
+        """The type of a node's result, but for tensors. Where no example tells, only sizes and
+        numbers that tensors tell, and what is made of those, are something else."""
+        value = self._values.get(node, _Unknown)
+        if value is not _Unknown:
+            return _Proxy if isinstance(value, torch.Tensor) else type(value)
+        if node.op == "call_method" and node.target in _TOLD:
+            return int if len(node.args) > 1 or node.kwargs else _TOLD[node.target]
+        if node.target is getattr:
+            return _TOLD.get(node.args[1], _Proxy)
+        if getattr(node.target, "__module__", "") == operator.add.__module__:
+            of = {self._types[source] for source in node.all_input_nodes}
+            if of <= {int, float, torch.Size}:
+                if node.target is operator.getitem and isinstance(node.args[1], slice):
+                    return torch.Size
+                return float if float in of or node.target is operator.truediv else int
+        return _Proxy
+
     def _fake(self, value: Any) -> Any:
         """`value`, tensors in lists and dicts included, without data."""
         assert self._fakes is not None
@@ -347,6 +417,12 @@ class Tracer(torch.fx.Tracer):
 
     def value_of(self, obj: Proxy) -> Any:
         return self._values.get(obj.node, _Unknown)
+
+    def type_of(self, obj: Proxy) -> type:
+        kind = self._types.get(obj.node, _Proxy)
+        if kind not in (_Proxy, *_WRITTEN):
+            self.settle(type_name, obj)  # a list, for example, where there could be a tensor
+        return kind
 
     def settle(self, function: Any, obj: Proxy) -> Any:
         """What `function` of `obj`, or `obj` itself, is, now and in every later call."""
