@@ -137,8 +137,10 @@ class Inner(nn.Conv2d):
         return super()._conv_forward(input, weight, bias) + 1
 
 
-class Named(nn.Conv2d):
-    """Computes the same, but nothing says that it does."""
+class Marked(nn.Conv2d):
+    """A subclass with something else, that nothing says is not used by what it computes."""
+
+    scale = 1
 
 
 class Pool(nn.MaxPool2d):
@@ -170,7 +172,7 @@ def _quantizable() -> nn.Module:
     [
         lambda: Standardized(3, 4, 3),
         lambda: Inner(3, 4, 3),
-        lambda: Named(3, 4, 3),
+        lambda: Marked(3, 4, 3),
         lambda: Pool(2),
         lambda: parametrizations.weight_norm(Standardized(3, 4, 3)),
         lambda: nn.Conv2d(3, 4, 3, dtype=torch.cfloat),
@@ -191,6 +193,45 @@ def test_left_alone(make: Callable[[], nn.Module]) -> None:
     assert_untouched(model, before)
     torchconv.restore(model)
     assert_untouched(model, before)
+
+
+class Built(nn.Conv2d):
+    """As transformers' EfficientNet builds its depthwise convolutions: the rest is torch.nn's."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, groups=channels)
+
+
+class BuiltAgain(Built):
+    """With nothing but a name."""
+
+
+@pytest.mark.parametrize("kind", [Built, BuiltAgain])
+def test_subclasses_that_are_only_built_otherwise(kind: type[Built]) -> None:
+    model, x = nn.Sequential(kind(4), nn.BatchNorm2d(4)).eval(), torch.randn(2, 4, 6, 6)
+    before = classes(model)
+    expected, state = model(x), model.state_dict()
+    weight = model[0].weight
+    torchconv.convert(torchconv.convert(model))
+    assert isinstance(model[0], torchconv.nn.Conv2d) and isinstance(model[0], kind)
+    assert type(model[0]).__name__ == kind.__name__ and model[0].weight is weight
+    assert calls(model, x).count("conv2d") == 1
+    swapped = classes(model)
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert classes(other) == swapped
+        torch.testing.assert_close(other(x), expected)
+        other.load_state_dict(state)
+        parametrize.register_parametrization(other[0], "weight", Doubled())
+        parametrize.remove_parametrizations(other[0], "weight", leave_parametrized=False)
+        torchconv.restore(other)
+        assert classes(other) == before
+        torch.testing.assert_close(other(x), expected)
+    fused = torchconv.fuse(model)
+    assert [type(layer) for layer in fused.children()] == [torchconv.nn.Conv2d]
+    torch.testing.assert_close(fused(x), expected)
+    trained = torchconv.fuse_training(model.train())
+    assert type(getattr(trained, "0")) is torchconv.nn.Conv2d
+    assert getattr(trained, "0").weight is weight
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -4,11 +4,13 @@ A layer is swapped by changing its class and nothing else. torchconv's layers ke
 torch.nn's, so parameters, buffers, hooks, names, flags and every reference that somebody holds to
 the layer (an optimizer, a second parent, an fx graph) stay what they are: nothing is copied.
 torch.nn.utils.parametrize works the same way: it gives a layer a class of its own, with a property
-for each parametrized tensor. Such a class is rebuilt over the other base.
+for each parametrized tensor. Such a class is rebuilt over the other base. A subclass that changes
+nothing of what is computed gets a class of its own over both.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -37,7 +39,16 @@ _THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 # What an instance gains with its class: 'activation', 'flip_kernel' and a few private names.
 _ADDED = {ours: frozenset(dir(ours)) - frozenset(dir(theirs)) for theirs, ours in _OURS.items()}
 
-# On a class rebuilt for a parametrized layer: the class in whose place it stands.
+# What a subclass may define and still compute what its base does.
+_HARMLESS = frozenset(
+    (
+        *("__annotations__", "__constants__", "__doc__", "__firstlineno__", "__init__"),
+        *("__module__", "__orig_bases__", "__parameters__", "__static_attributes__"),
+        *("extra_repr", "reset_parameters"),
+    )
+)
+
+# On a class made for a layer: the class in whose place it stands.
 _ORIGINAL = "_torchconv_original_class"
 
 
@@ -51,18 +62,22 @@ def convert(model: _Model) -> _Model:
     names, flags, parametrizations and every other attribute. Input for which torchconv has no
     kernel, on a GPU or quantized for example, they still hand to PyTorch.
 
-    Left alone are subclasses, which may compute something else (`torchconv.patch` reaches the
-    functions that they call), layers whose `forward` was replaced on the instance, layers with
-    parameters other than float16, bfloat16, float32 and float64, scripted and quantized modules,
-    and layers that carry an attribute `activation` or `flip_kernel` of somebody else's.
+    Left alone are subclasses that may compute something else, since they define more than how they
+    are built (`torchconv.patch` reaches the functions that they call), layers whose `forward` was
+    replaced on the instance, layers with parameters other than float16, bfloat16, float32 and
+    float64, scripted and quantized modules, and layers that carry an attribute `activation` or
+    `flip_kernel` of somebody else's.
     Converting twice does nothing. Script or quantize a model before, or after `restore`.
     """
     for module in _modules(model):
         ours = _OURS.get(_layer_class(module))
         if ours is None or not _swappable(module, ours):
             continue
-        cls = type(module)
-        module.__class__ = _rebase(cls, ours, {_ORIGINAL: cls}) if _has_own_class(module) else ours
+        cls: Any = type(module)
+        if _has_own_class(module):
+            module.__class__ = _rebase(cls, ours, {_ORIGINAL: cls})
+        else:
+            module.__class__ = ours if cls in _OURS else _over_both(cls)
         vars(module)["_converted"] = True
     return model
 
@@ -109,9 +124,40 @@ def _has_own_class(module: torch.nn.Module) -> bool:
     )
 
 
+def plain_class(cls: type) -> type:
+    """The class of torch.nn or torchconv.nn that computes what `cls` does; `cls` itself where it
+    may compute something else."""
+    for base in cls.__mro__:
+        if base in _OURS or base in _THEIRS:
+            return base
+        if not vars(base).keys() <= _HARMLESS:
+            break
+    return cls
+
+
+@functools.cache
+def _over_both(cls: type) -> type:
+    """For layers of a subclass of torch.nn's: one of torchconv's that is still one of theirs."""
+    ours: Any = _OURS[plain_class(cls)]
+
+    def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+        _, _, *state = ours.__reduce_ex__(self, protocol)
+        return (_blank, (cls,), *state)
+
+    body = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__reduce_ex__": reduce}
+    return type(cls.__name__, (ours, cls), {**body, _ORIGINAL: cls})
+
+
+def _blank(cls: type) -> Any:
+    made: Any = _over_both(cls)
+    return made.__new__(made)
+
+
 def _layer_class(module: torch.nn.Module) -> type:
     cls = type(module)
-    return cls.__bases__[0] if _has_own_class(module) else cls
+    if _has_own_class(module) or _ORIGINAL in vars(cls):
+        return cls.__bases__[0]
+    return plain_class(cls)
 
 
 def _swappable(module: torch.nn.Module, ours: type) -> bool:
@@ -130,9 +176,9 @@ def _rebase(cls: type, base: type, extra: dict[str, Any]) -> type:
 
 def _former_class(module: torch.nn.Module, theirs: type) -> type:
     cls = type(module)
-    if not _has_own_class(module):
-        return theirs
     original: type | None = vars(cls).get(_ORIGINAL)
+    if not _has_own_class(module):
+        return original or theirs
     if original is not None and _properties(original) == _properties(cls):
         return original
     return _rebase(cls, theirs, {})  # parametrizations came or went after `convert`

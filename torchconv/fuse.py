@@ -42,7 +42,7 @@ from torchconv._fuse_pools import name_pools
 from torchconv._fuse_record import Tracer
 from torchconv._fuse_trained import Trained
 from torchconv._fuse_written import join_written_activations
-from torchconv.convert import convert
+from torchconv.convert import convert, plain_class
 
 __all__ = ["fuse", "fuse_training"]
 
@@ -75,7 +75,7 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
     `example` tells which way they went; a call that would go another way raises. (While it is
     recorded, isinstance(x, torch.Tensor) and x.dtype is torch.float32 are false; == can be asked.)
     The copy has weights of its own, so a later change of `model` does not reach it. Layers with
-    hooks, parametrizations or a class of somebody's own stay as they are, and so does a
+    hooks, parametrizations or a forward of somebody's own stay as they are, and so does a
     normalisation or scale that would carry weights past their type's range. Under autocast what is
     folded no longer promotes a result to its own type.
 
@@ -134,7 +134,7 @@ def fuse_training(model: torch.nn.Module, *example: Any) -> GraphModule:
     but not what is recorded outside them, and warns where that draws random numbers, as F.dropout.
     (Moving one of the two to another device or type parts them.) What `forward` computes of buffers
     alone it computes once, while it is recorded, and what torch.utils.checkpoint would run again in
-    backward is kept. Layers with hooks, parametrizations or a class of somebody's own, and layers
+    backward is kept. Layers with hooks, parametrizations or a forward of somebody's own, and layers
     that are called twice, stay as they are; so does a ReLU6 whose result is overwritten, where
     backward would need it.
 
@@ -174,6 +174,8 @@ def _record(
     example: tuple[Any, ...],
     kind: type[GraphModule],
 ) -> GraphModule:
+    for module in root.modules():
+        module.__class__ = plain_class(type(module))
     tracer = Tracer(example)
     graph = tracer.trace(root)
     for node in graph.nodes:
