@@ -4,6 +4,7 @@ overwrites what, and applies which activation."""
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from typing import Any
 
 import torch
@@ -87,6 +88,15 @@ def drop_identities(recorded: GraphModule) -> None:
         if layer is not None and not layer.training:
             node.replace_all_uses_with(node.args[0])
             recorded.graph.erase_node(node)
+
+
+def layer_uses(recorded: GraphModule) -> Counter[Any]:
+    """How often a layer is used: once for each call, and for each use of its parameters."""
+    return Counter(
+        node.target if node.op == "call_module" else str(node.target).rpartition(".")[0]
+        for node in recorded.graph.nodes
+        if node.op in ("call_module", "get_attr")
+    )
 
 
 def only_reader(node: Node) -> Node | None:

@@ -34,10 +34,12 @@ from torchconv._fuse_graph import (
     called_layer,
     drop_identities,
     is_overwritten,
+    layer_uses,
     only_reader,
     overwrites,
 )
 from torchconv._fuse_layers import BatchNormAdd2d, ConvAdd2d, LinearAdd
+from torchconv._fuse_pads import fold_pads
 from torchconv._fuse_pools import name_pools
 from torchconv._fuse_record import Tracer
 from torchconv._fuse_trained import Trained
@@ -80,7 +82,8 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
     folded no longer promotes a result to its own type.
 
     SiLU, hard swish and hard sigmoid are known also where a model spells them out, x * sigmoid(x);
-    poolings that are called as functions, and the mean over rows and columns, become layers.
+    poolings that are called as functions, and the mean over rows and columns, become layers. Zeros
+    put around images (ZeroPad2d, F.pad) become padding of the convolutions that read them.
     Calls that nothing records, traces or watches go through runs of convolutions, poolings, what
     lies between them and linear layers behind them in one operator (_chain.py), with the same bits.
 
@@ -104,8 +107,9 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
         )
     recorded = _record(copy.deepcopy(model), model, example, Fused)
     drop_identities(recorded)
+    fold_pads(recorded)
     _part_norms(recorded)
-    uses = _uses(recorded)
+    uses = layer_uses(recorded)
     for node in list(recorded.graph.nodes):
         _fold_into_parts(recorded, node, uses)
     # From the end: of two convolutions that are summed up, the later one finds its other term.
@@ -123,9 +127,10 @@ def fuse_training(model: torch.nn.Module, *example: Any) -> GraphModule:
 
     Into a BatchNorm2d of torch.nn or torchconv.nn go, where nothing else reads what lies between,
     a sum with another tensor and a ReLU or ReLU6 behind it, or SiLU or Hardswish alone; into a
-    Conv2d or Linear an activation that torchconv.nn.Conv2d has: the images are then read and
-    written once instead of once a step, in both directions. The results and gradients are those of
-    `model` but for rounding. All other layers are swapped as by `convert`.
+    Conv2d or Linear an activation that torchconv.nn.Conv2d has, and into a Conv2d zeros put around
+    its images: these are then read and written once instead of once a step, in both directions.
+    The results and gradients are those of `model` but for rounding. All other layers are swapped
+    as by `convert`.
 
     What is returned is a torch.fx.GraphModule, recorded as by `fuse`. Its parameters and buffers
     are those of `model`, the same tensors under the same names: whatever one learns the other
@@ -157,7 +162,8 @@ def fuse_training(model: torch.nn.Module, *example: Any) -> GraphModule:
         )
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     recorded = _record(copy.deepcopy(model, shared), model, example, Trained)
-    uses = _uses(recorded)
+    fold_pads(recorded)
+    uses = layer_uses(recorded)
     for node in reversed(list(recorded.graph.nodes)):
         if uses[node.target] != 1:
             continue
@@ -236,15 +242,6 @@ def _order_like(made: torch.nn.Module, model: torch.nn.Module) -> None:
     for name, child in made.named_children():
         if name in model._modules:
             _order_like(child, model.get_submodule(name))
-
-
-def _uses(recorded: GraphModule) -> Counter[Any]:
-    """How often a layer is used: once for each call, and for each use of its parameters."""
-    return Counter(
-        node.target if node.op == "call_module" else str(node.target).rpartition(".")[0]
-        for node in recorded.graph.nodes
-        if node.op in ("call_module", "get_attr")
-    )
 
 
 def _finish(recorded: GraphModule) -> GraphModule:
