@@ -25,6 +25,7 @@ from torch.autograd import profiler
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules import module as modules
 
+from torchconv._chain_checks import drop_checks, kinds_of
 from torchconv._chain_layers import Call, call_of
 from torchconv._chain_program import Program, compile_program
 from torchconv._coverage import FLOATS
@@ -40,6 +41,8 @@ _MODULE_CALL = torch.nn.Module.__call__
 _autocasts = torch._C._is_any_autocast_enabled
 _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
+# Of arguments, that a network remembers.
+_MOST_KINDS = 256
 
 
 class Fused(GraphModule):
@@ -74,10 +77,15 @@ def _with_chains(forward: Callable[..., Any], graph: Graph) -> Callable[..., Any
     """`forward` of a Fused with this graph, by chains where nothing records, traces or watches the
     call."""
     chained: Callable[..., Any] | None = None
+    # Without the checks that arguments of these kinds have passed, while the layers in chains are
+    # what they were.
+    unchecked: Callable[..., Any] | None = None
+    passed: set[Any] = set()
+    has_checks = True
 
     @functools.wraps(forward)
     def run(self: Fused, *args: Any, **kwargs: Any) -> Any:
-        nonlocal chained
+        nonlocal chained, unchecked, has_checks
         if (
             _is_compiling()
             or _grad_enabled()
@@ -87,15 +95,38 @@ def _with_chains(forward: Callable[..., Any], graph: Graph) -> Callable[..., Any
             or not (is_plain() and packed_weights_kept())
         ):
             return forward(self, *args, **kwargs)
+        if has_checks and unchecked is None:
+            own = _copy_of(graph)  # of each thread
+            has_checks = drop_checks(self, own)
+            if has_checks:
+                unchecked = _chained(self, own, passed.clear)
+        asks_anew = unchecked is None or kwargs or _autocasts()
+        kinds = None if asks_anew else kinds_of(args)
+        if unchecked is not None and kinds is not None:
+            if kinds in passed:
+                result = unchecked(self, *args)
+                if kinds in passed:
+                    return result
+                # Layers are no more what they were: what their checks say comes first.
+            result = forward(self, *args)
+            if len(passed) >= _MOST_KINDS:
+                passed.clear()
+            passed.add(kinds)
+            return result
         if chained is None:
-            chained = _chained(self, _copy_of(graph))  # of each thread's own
+            chained = _chained(self, _copy_of(graph))
         return chained(self, *args, **kwargs)
 
     return run
 
 
-def _chained(network: Fused, graph: Graph) -> Callable[..., Any]:
-    """The network's forward with calls of chains in it, which are put into the graph."""
+def _chained(
+    network: Fused, graph: Graph, changed: Callable[[], None] = lambda: None
+) -> Callable[..., Any]:
+    """The network's forward with calls of chains in it, which are put into the graph.
+
+    changed: to be called where layers in it are no more what they were.
+    """
     run: list[tuple[Node, Call]] = []
     passed = _nodes_in_calls(network, graph)
     for node in list(graph.nodes):
@@ -106,7 +137,7 @@ def _chained(network: Fused, graph: Graph) -> Callable[..., Any]:
             run.append((node, call))
             continue
         if len(run) > 1:
-            _call_chain(network, graph, run)
+            _call_chain(network, graph, run, changed)
         run = [] if call is None else [(node, call)]
     kind: Any = type(GraphModule(network, graph))
     forward: Callable[..., Any] = kind.forward
@@ -126,7 +157,12 @@ def _reads_rows(call: Call, run: Sequence[tuple[Node, Call]]) -> bool:
     return call.operator != "linear" and not rows.isdisjoint(call.tensors)
 
 
-def _call_chain(network: Fused, graph: Graph, run: Sequence[tuple[Node, Call]]) -> None:
+def _call_chain(
+    network: Fused,
+    graph: Graph,
+    run: Sequence[tuple[Node, Call]],
+    changed: Callable[[], None],
+) -> None:
     """Puts one call in the place of those of `run`."""
     nodes = [node for node, _ in run]
     parts = [part for _, call in run if call.flatten is not None for part in call.flatten.nodes]
@@ -134,7 +170,7 @@ def _call_chain(network: Fused, graph: Graph, run: Sequence[tuple[Node, Call]]) 
     read = dict.fromkeys(arg for _, call in run for arg in call.tensors)
     inputs = [arg for arg in read if arg not in inside]
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
-    chain = _Chain(network, run, inputs, outputs)
+    chain = _Chain(network, run, inputs, outputs, changed)
     with graph.inserting_before(nodes[0]):
         results = graph.call_function(chain, tuple(inputs))
         for i, node in enumerate(outputs):
@@ -158,7 +194,9 @@ class _Chain:
         run: Sequence[tuple[Node, Call]],
         inputs: Sequence[Node],
         outputs: Sequence[Node],
+        changed: Callable[[], None],
     ) -> None:
+        self._changed = changed
         self._network = weakref.ref(network)
         self._inputs = len(inputs)
         position = {node: i for i, node in enumerate((*inputs, *(node for node, _ in run)))}
@@ -187,6 +225,8 @@ class _Chain:
             return self._by_layers(inputs)
         program = self._program
         if program is None or not program.holds():
+            if program is not None:
+                self._changed()
             outputs = self._by_layers(inputs)
             self._renew(program)
             return outputs
@@ -235,6 +275,7 @@ class _Chain:
             chain = itself()
             if chain is not None:
                 chain._program = None
+                chain._changed()
 
         made = compile_program(
             network, self._calls, self._done, self._inputs, self._outputs, forget

@@ -104,6 +104,17 @@ def only_reader(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+def sources_of(node: Node) -> set[Node]:
+    """`node`, and whatever its result is made of."""
+    found = {node}
+    waiting = [node]
+    while waiting:
+        new = set(waiting.pop().all_input_nodes) - found
+        found |= new
+        waiting += new
+    return found
+
+
 def overwrites(recorded: torch.nn.Module, node: Node) -> bool:
     """Whether a node may change a tensor in place."""
     if node.op == "call_module":

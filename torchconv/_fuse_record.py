@@ -28,9 +28,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchconv._fuse_factories import recorded_factories
-from torchconv._fuse_graph import LEAVES, overwrites
+from torchconv._fuse_graph import LEAVES, overwrites, sources_of
 
-__all__ = ["Tracer"]
+__all__ = ["KINDS_TELL", "Tracer", "holds", "length", "truth", "type_name"]
 
 
 def _recordable(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,17 +71,6 @@ def truth(found: Any) -> bool:
     return bool(found)
 
 
-def _read_by(node: Node) -> set[str]:
-    """The names of the tensors of a network of which `node` is made."""
-    found = {node}
-    waiting = [node]
-    while waiting:
-        new = set(waiting.pop().all_input_nodes) - found
-        found |= new
-        waiting += new
-    return {str(source.target) for source in found if source.op == "get_attr"}
-
-
 def _storage(tensor: torch.Tensor) -> int:
     """What tells which tensors share their memory."""
     try:
@@ -97,8 +86,8 @@ class _Unknown:
 # What Python may look up or compare in writing.
 _WRITTEN = (bool, int, float, str, torch.dtype, torch.device, torch.Size)
 
-# The types of what each tensor tells of itself.
-_TOLD: dict[Any, type] = {
+# What each tensor tells of its kind, and of which type that is.
+KINDS_TELL: dict[Any, type] = {
     **{"shape": torch.Size, "ndim": int, "dtype": torch.dtype, "device": torch.device},
     **{"size": torch.Size, "dim": int, "ndimension": int, "numel": int, "nelement": int},
 }
@@ -258,7 +247,10 @@ class Tracer(torch.fx.Tracer):
         for path, module in root.named_modules():
             for name, value in vars(module).items():
                 own = f"{path}.{name}" if path else name
-                if isinstance(value, Proxy) and own in _read_by(value.node):
+                if isinstance(value, Proxy) and any(
+                    source.op == "get_attr" and source.target == own
+                    for source in sources_of(value.node)
+                ):
                     raise TraceError(
                         f"each call would replace {own!r}, which the network holds and the "
                         "recording does not see"
@@ -398,10 +390,10 @@ class Tracer(torch.fx.Tracer):
         value = self._values.get(node, _Unknown)
         if value is not _Unknown:
             return _Proxy if isinstance(value, torch.Tensor) else type(value)
-        if node.op == "call_method" and node.target in _TOLD:
-            return int if len(node.args) > 1 or node.kwargs else _TOLD[node.target]
+        if node.op == "call_method" and node.target in KINDS_TELL:
+            return int if len(node.args) > 1 or node.kwargs else KINDS_TELL[node.target]
         if node.target is getattr:
-            return _TOLD.get(node.args[1], _Proxy)
+            return KINDS_TELL.get(node.args[1], _Proxy)
         if getattr(node.target, "__module__", "") == operator.add.__module__:
             of = {self._types[source] for source in node.all_input_nodes}
             if of <= {int, float, torch.Size}:

@@ -1,0 +1,169 @@
+"""Chains of networks whose Python asks for sizes: checked once for each kind of images."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import torchconv
+from conftest import Network
+from test_chain import assert_same, by_layers, images, runs as runs
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+def forward(m: Any, x: Tensor) -> Tensor:
+    """Asks between layers; the rows decide about padding, the type about a factor."""
+    x = F.relu(m.first(x))
+    if x.shape[-2] % 2 == 0:
+        x = F.pad(x, (0, 0, 0, 1))
+    x = F.relu(m.second(x))
+    for _ in range(2 if x.dtype in (torch.float32,) else 1):
+        x = F.relu(m.third(x))
+    return m.pool(x).flatten(1) + x.shape[0]
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network(
+        forward,
+        first=nn.Conv2d(3, 8, 3, 2, 1),
+        second=nn.Conv2d(8, 8, 3, padding=1),
+        third=nn.Conv2d(8, 8, 1),
+        pool=nn.AdaptiveAvgPool2d(2),
+    ).eval()
+
+
+def test_one_chain_for_kinds_that_have_passed(runs: list[int]) -> None:
+    x = images(2, 3, 16, 18)
+    made = torchconv.fuse(network(), x)
+    for batch in (x, images(1, 3, 16, 12), images(2, 3, 20, 18, layout="channels_last")):
+        runs.clear()
+        for _ in range(4):
+            assert_same(made(batch), by_layers(made, batch))
+        assert runs and set(runs) == {5}
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        for _ in range(4):
+            assert_same(other(x), by_layers(made, x))
+    assert runs[-1] == 5
+
+
+def test_other_kinds_are_checked(runs: list[int]) -> None:
+    x = images(2, 3, 16, 18)
+    made = torchconv.fuse(network(), x)
+    for _ in range(4):
+        made(x)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="recorded where"):
+            made(images(2, 3, 18, 18))
+        assert_same(made(x), by_layers(made, x))
+    made.double()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="recorded where"):
+            made(x.double())
+    made.float()
+    with pytest.raises(RuntimeError, match="recorded where"), torch.autocast("cpu"):
+        made(x)
+
+
+def test_changed_layers_are_checked_again() -> None:
+    x = images(2, 3, 16, 18)
+    made: Any = torchconv.fuse(network(), x)
+    for _ in range(4):
+        made(x)
+    made.first.padding = (2, 1)  # an odd number of rows
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="recorded where"):
+            made(x)
+    made.first.padding = (3, 2)
+    for _ in range(4):
+        assert_same(made(x), by_layers(made, x))
+
+
+def test_overwritten_arguments() -> None:
+    def clears(m: Any, x: Tensor) -> Tensor:
+        x += x.shape[0] if x.shape[1] == 3 else 0
+        return forward(m, x)
+
+    model = network()
+    model.steps = clears
+    x = images(2, 3, 16, 18)
+    made = torchconv.fuse(model, x)
+    for _ in range(4):
+        expected = by_layers(made, x.clone())
+        own = x.clone()
+        assert_same(made(own), expected)
+        assert torch.equal(own, x + 2)
+        made.first.bias.add_(1)
+
+
+@pytest.mark.parametrize("kind", ["keyword", "list", "subclass"])
+def test_arguments_of_other_kinds(kind: str, runs: list[int]) -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def forward(self, given: Any) -> Tensor:
+            x: Tensor = given[0] if isinstance(given, list) else given
+            result: Tensor = self.body(x)
+            return result
+
+    x: Any = images(2, 3, 16, 18)
+    x = {"list": [x], "subclass": nn.Parameter(x, requires_grad=False)}.get(kind, x)
+    model = Given().eval()
+    made: Any = torchconv.fuse(model, x)
+    for _ in range(4):
+        got = made(given=x) if kind == "keyword" else made(x)
+        torch.testing.assert_close(got, model(x))
+    other = [images(2, 3, 18, 18)] if kind == "list" else images(2, 3, 18, 18)
+    with pytest.raises(RuntimeError, match="recorded where"):
+        made(given=other) if kind == "keyword" else made(other)
+
+
+def test_what_kinds_do_not_tell_is_asked_in_every_call() -> None:
+    def asks(m: Any, x: Tensor) -> Tensor:
+        y = F.relu(m.first(x))
+        if x.grad is None:
+            y = y + m.second(y)
+        return y + x.shape[0]
+
+    x = images(2, 8, 6, 6)
+    made = torchconv.fuse(
+        Network(asks, first=nn.Conv2d(8, 8, 1), second=nn.Conv2d(8, 8, 1)).eval(), x
+    )
+    for _ in range(4):
+        assert_same(made(x), by_layers(made, x))
+    x.grad = torch.ones_like(x)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="recorded where"):
+            made(x)
+
+
+def test_from_several_threads() -> None:
+    x = images(2, 3, 16, 18)
+    made = torchconv.fuse(network(), x)
+    expected, failed = by_layers(made, x), []
+
+    def call() -> None:
+        with torch.no_grad():
+            for size in (18, 22, 18, 26, 18):
+                batch = x if size == 18 else images(1, 3, 16, size)
+                if not torch.equal(made(batch), by_layers(made, batch)):
+                    failed.append(size)
+            if not torch.equal(made(x), expected):
+                failed.append(0)
+
+    workers = [threading.Thread(target=call) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failed

@@ -1,0 +1,61 @@
+"""The checks of a recorded network (_fuse_record.py) that calls with images of known kinds can go
+without.
+
+They compare what Python asked for, sizes as a rule, with what it was when the network was recorded.
+All of it follows from the kinds of what the network is called with: where these have passed, they
+pass again. And between two convolutions a check ends what one operator may run.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from torchconv._fuse_graph import is_overwritten, overwrites, sources_of
+from torchconv._fuse_record import KINDS_TELL, holds, length, truth, type_name
+
+__all__ = ["drop_checks", "kinds_of"]
+
+_OF_ANSWERS = {getattr, length, truth, type_name}
+
+
+def kinds_of(arguments: Sequence[Any]) -> tuple[Any, ...] | None:
+    """What tells whether the checks were passed before; None where that may take more."""
+    if not all(type(t) is torch.Tensor and t.layout is torch.strided for t in arguments):
+        return None
+    return tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in arguments)
+
+
+def drop_checks(network: GraphModule, graph: Graph) -> bool:
+    """Takes out of `graph` what the kinds of the network's arguments decide, and what only that
+    reads. Returns whether there was any. There is none to take where a call that overwrites its
+    arguments could not be made once more with them.
+    """
+    given = [node for node in graph.nodes if node.op in ("placeholder", "get_attr")]
+    if any(is_overwritten(network, node) for node in given):
+        return False
+    checks = [node for node in graph.nodes if node.target is holds and _follows_from_kinds(node)]
+    for check in checks:
+        unread = [check]
+        while unread:
+            node = unread.pop()
+            sources = node.all_input_nodes
+            graph.erase_node(node)
+            unread += [n for n in sources if not n.users and _is_of_answers(network, n)]
+    return bool(checks)
+
+
+def _follows_from_kinds(check: Node) -> bool:
+    return all(node.args[1] in KINDS_TELL for node in sources_of(check) if node.target is getattr)
+
+
+def _is_of_answers(network: GraphModule, node: Node) -> bool:
+    if node.op == "call_method":
+        return node.target in KINDS_TELL
+    if node.op != "call_function" or overwrites(network, node):
+        return False
+    return node.target in _OF_ANSWERS or node.target in vars(operator).values()
