@@ -81,6 +81,17 @@ def test_sizes_and_batches(plans: list[int]) -> None:
     assert plans[:4] == [1, 2, 2, 3] and plans[-1] == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_in_the_other_layout(dtype: torch.dtype, plans: list[int]) -> None:
+    made = fused().to(dtype)
+    for _ in range(4):
+        for size in ((2, 3, 20, 22), (1, 3, 31, 9)):
+            x = images(*size, dtype=dtype)
+            assert_as_layers(made, x)
+            assert torch.equal(made(x), made(x.to(memory_format=torch.channels_last)))
+    assert plans[-1] == (4 if dtype == torch.float32 else 0)
+
+
 def test_more_sizes_than_plans(plans: list[int]) -> None:
     made = fused()
     inputs = [image(1, 3, 8, width) for width in range(8, 15)]

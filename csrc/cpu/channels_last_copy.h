@@ -6,6 +6,7 @@
 #include "core/buffer.h"
 #include "core/conv_problem.h"
 #include "core/parallel.h"
+#include "core/types.h"
 
 namespace torchconv::cpu {
 
@@ -26,5 +27,15 @@ Buffer<T> channels_last_copy(const T* from, int64_t n, int64_t channels, int64_t
   transpose_images(from, n, channels, pixels, copy.get(), pool);
   return copy;
 }
+
+// Images that are dense in one layout, made dense in the other one.
+struct LayoutChange {
+  DType dtype;  // float32 or float64
+  int64_t n, channels, pixels;
+  Layout layout;  // of the result
+
+  int64_t bytes() const;
+  void run(const void* from, void* to, const Parallel& pool) const;
+};
 
 }  // namespace torchconv::cpu

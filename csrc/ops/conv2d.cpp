@@ -13,6 +13,10 @@
 #include "ops/chain.h"
 #include "ops/settings.h"
 #include "ops/tensor_args.h"
+#ifndef TORCHCONV_CUDA
+#include "core/buffer.h"
+#include "ops/cpu/layout_change.h"
+#endif
 
 namespace torchconv::ops {
 namespace {
@@ -215,11 +219,20 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
   const auto as_it_is = [](const std::optional<Tensor>& read, const std::optional<Tensor>& given) {
     return !given.has_value() || read->get() == given->get();
   };
-  if (repeat != nullptr && !preactivation && in_place && x.get() == input.get() &&
+  const bool is_input = x.get() == input.get();
+  const auto change = is_input ? std::nullopt : layout_change(input, p.layout);
+  if (repeat != nullptr && !preactivation && in_place && (is_input || change.has_value()) &&
       as_it_is(b, bias) && as_it_is(added, residual))
     if (const auto plan = kernels::plan_conv2d_fprop(p, owner.number != 0))
-      *repeat = [plan, owner](const StepMemory& m) {
-        plan->run(m.tensors[0], m.tensors[1], owner, m.tensors[2], m.tensors[3], m.result, nullptr,
+      *repeat = [plan, owner, change](const StepMemory& m) {
+        const void* image = m.tensors[0];
+        std::optional<Buffer<char>> copy;
+        if (change.has_value()) {
+          copy.emplace(change->bytes());
+          change->run(image, copy->get(), torch_threads());
+          image = copy->get();
+        }
+        plan->run(image, m.tensors[1], owner, m.tensors[2], m.tensors[3], m.result, nullptr,
                   torch_threads());
       };
 #endif

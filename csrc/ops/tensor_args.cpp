@@ -8,6 +8,10 @@
 #include <stdexcept>
 
 #include "ops/pooled_tensor.h"
+#ifndef TORCHCONV_CUDA
+#include "ops/cpu/layout_change.h"
+#include "ops/execution.h"
+#endif
 
 namespace torchconv::ops {
 
@@ -116,7 +120,7 @@ Layout suggested_layout(const Tensor& t) {
   return Layout::kNHWC;
 }
 
-Tensor dense(const Tensor& t, Layout layout) {
+bool is_dense(const Tensor& t, Layout layout) {
   static constexpr int kOrder[2][4] = {{3, 2, 1, 0}, {1, 3, 2, 0}};
   const IntList sizes = t.sizes(), strides = t.strides();
   int64_t expected = 1;
@@ -125,7 +129,19 @@ Tensor dense(const Tensor& t, Layout layout) {
     if (sizes[d] != 1 && strides[d] != expected) is_dense = false;
     expected *= sizes[d];
   }
-  return is_dense || expected == 0 ? t : torch::stable::contiguous(t, memory_format(layout));
+  return is_dense || expected == 0;
+}
+
+Tensor dense(const Tensor& t, Layout layout) {
+  if (is_dense(t, layout)) return t;
+#ifndef TORCHCONV_CUDA
+  if (const auto change = layout_change(t, layout)) {
+    const Tensor copy = new_tensor(t, t.sizes(), t.scalar_type(), layout);
+    change->run(t.const_data_ptr(), copy.mutable_data_ptr(), torch_threads());
+    return copy;
+  }
+#endif
+  return torch::stable::contiguous(t, memory_format(layout));
 }
 
 std::array<int64_t, 4> dense_strides(IntList s, Layout layout) {

@@ -65,6 +65,8 @@ constexpr MemoryFormat memory_format(Layout layout) {
   return layout == Layout::kNHWC ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
+// Whether an image's elements follow each other in this layout.
+bool is_dense(const Tensor& t, Layout layout);
 // t itself where it is dense in this layout, else a dense copy.
 Tensor dense(const Tensor& t, Layout layout);
 
