@@ -81,7 +81,7 @@ def test_sizes_and_batches(plans: list[int]) -> None:
     assert plans[:4] == [1, 2, 2, 3] and plans[-1] == 3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_images_in_the_other_layout(dtype: torch.dtype, plans: list[int]) -> None:
     made = fused().to(dtype)
     for _ in range(4):

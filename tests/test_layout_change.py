@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import torchconv.functional as ours
-from conftest import threads
+from conftest import FLOATS, threads
 
 CHANNELS = [1, 2, 3, 4, 5, 17, 64]
 SIZES = [(1, 1), (2, 15), (3, 16), (7, 9), (40, 131)]
@@ -40,7 +40,7 @@ def test_copy_is_exact(channels: int, size: tuple[int, int], dtype: torch.dtype)
 
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("size", SIZES[1:])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_same_as_in_its_own_layout(
     channels: int, size: tuple[int, int], dtype: torch.dtype
 ) -> None:

@@ -16,6 +16,8 @@ constexpr int64_t kRows = 64;
 // Columns of few rows that are written together.
 constexpr int64_t kColumns = 4096;
 
+bool is_few(int64_t rows) { return 2 <= rows && rows <= 4; }
+
 // Vector kPart of kFew rows whose elements take turns, of these rows' vectors: lane e of all is
 // element e / kFew of row e % kFew. Each shuffle puts the lanes of one more row in their places.
 template <int kFew, int kPart, typename Type, int... I>
@@ -66,6 +68,16 @@ void interleave_images(const T* from, int64_t n, int64_t columns, T* to, const P
   });
 }
 
+// Whether rows were so few.
+template <typename T>
+bool interleave_few(const T* from, int64_t n, int64_t rows, int64_t columns, T* to,
+                    const Parallel& pool) {
+  if (rows == 2) interleave_images<2>(from, n, columns, to, pool);
+  if (rows == 3) interleave_images<3>(from, n, columns, to, pool);
+  if (rows == 4) interleave_images<4>(from, n, columns, to, pool);
+  return is_few(rows);
+}
+
 template <typename T>
 void change_layout(const LayoutChange& c, const T* from, T* to, const Parallel& pool) {
   if (c.layout == Layout::kNHWC)
@@ -85,9 +97,7 @@ ConvProblem channels_last_problem(const ConvProblem& p) {
 template <typename T>
 void transpose_images(const T* from, int64_t n, int64_t rows, int64_t columns, T* to,
                       const Parallel& pool) {
-  if (rows == 2) return interleave_images<2>(from, n, columns, to, pool);
-  if (rows == 3) return interleave_images<3>(from, n, columns, to, pool);
-  if (rows == 4) return interleave_images<4>(from, n, columns, to, pool);
+  if (interleave_few(from, n, rows, columns, to, pool)) return;
   const int64_t pieces = ceil_div(rows, kRows);
   const WorkSplit split(n * pieces, static_cast<double>(kRows * columns));
   split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
@@ -99,16 +109,18 @@ void transpose_images(const T* from, int64_t n, int64_t rows, int64_t columns, T
   });
 }
 
-int64_t LayoutChange::bytes() const {
-  const int64_t size = dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
-  return n * channels * pixels * size;
+bool LayoutChange::exists() const {
+  return size == 4 || size == 8 || (size == 2 && layout == Layout::kNHWC && is_few(channels));
 }
 
 void LayoutChange::run(const void* from, void* to, const Parallel& pool) const {
-  if (dtype == DType::kFloat64)
+  if (size == 8)
     change_layout(*this, static_cast<const double*>(from), static_cast<double*>(to), pool);
-  else
+  else if (size == 4)
     change_layout(*this, static_cast<const float*>(from), static_cast<float*>(to), pool);
+  else
+    interleave_few(static_cast<const uint16_t*>(from), n, channels, pixels,
+                   static_cast<uint16_t*>(to), pool);
 }
 
 template void transpose_images(const float*, int64_t, int64_t, int64_t, float*, const Parallel&);

@@ -6,7 +6,6 @@
 #include "core/buffer.h"
 #include "core/conv_problem.h"
 #include "core/parallel.h"
-#include "core/types.h"
 
 namespace torchconv::cpu {
 
@@ -30,11 +29,13 @@ Buffer<T> channels_last_copy(const T* from, int64_t n, int64_t channels, int64_t
 
 // Images that are dense in one layout, made dense in the other one.
 struct LayoutChange {
-  DType dtype;  // float32 or float64
+  int64_t size;  // of an element
   int64_t n, channels, pixels;
   Layout layout;  // of the result
 
-  int64_t bytes() const;
+  // Whether there is a kernel.
+  bool exists() const;
+  int64_t bytes() const { return n * channels * pixels * size; }
   void run(const void* from, void* to, const Parallel& pool) const;
 };
 
