@@ -21,8 +21,9 @@ constexpr int64_t kResidueSize = 2;
 // Images and outputs of so many bytes are not in the second cache, in which a band is read again.
 constexpr int64_t kSecondCache = 3 << 18;
 // Of so many they are read from memory, so the next rows are asked for. From the last cache the
-// hardware reads ahead well enough, and asking only costs time.
-constexpr int64_t kFarBytes = kStreamedBytes / 2;
+// hardware reads ahead well enough, and asking only costs time, unless a stride leaves few products
+// for what is read.
+constexpr int64_t kFarBytes = kStreamedBytes / 2, kFarBytesStrided = kStreamedBytes / 8;
 
 // What a gather of either kind does: `pairs` pairs of output rows of each sample, `apart` from each
 // other, of which pair's first is row(pair) and rows outside [0, rows) are not there. call(n, pair,
@@ -216,7 +217,8 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
                               const Epilogue<T>& epilogue, const Parallel& pool) {
   const DepthwiseTaps taps(v);
   const int64_t R = taps.rows, step = v.step_h, gap_h = taps.gap_h, gap_w = taps.gap_w;
-  const bool far = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(T)} >= kFarBytes &&
+  const int64_t bytes = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(T)};
+  const bool far = bytes >= (step == 1 ? kFarBytes : kFarBytesStrided) &&
                    v.src.row == v.W * v.groups && gap_h * gap_w == 1;
   // The memory bounds these few products, and fetches of what is written would delay the reads.
   const bool waits = far && R == 3 && step == 2;
