@@ -23,6 +23,7 @@
 #include "cpu/plane_pairs.h"
 #include "cpu/sample_gemm.h"
 #include "cpu/shared_taps.h"
+#include "cpu/tap_runs.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
 #include "cpu/winograd_strided.h"
@@ -42,6 +43,8 @@ constexpr int64_t kRowsFilters = 16, kRowsWidth = 12, kRowsProducts = 9 * 24;
 // enough. Operands of so few channels stay in the first-level cache.
 constexpr int64_t kRowsChannels = 32, kRowsLong = 24, kRowsFewChannels = 8;
 constexpr double kRowsLeft = 0.7, kRowsLeftFewChannels = 0.8;
+// Filters up to which its transforms take longer than the products it saves, where more are left.
+constexpr int64_t kRunsFilters = 64;
 // The weights of a sample alone are transformed for its pixels only. Two tiles do not pay for that.
 constexpr int64_t kWinogradPixels = 33;
 // Pairs of bfloat16 are multiplied where they lie, and their weights need not be widened first.
@@ -243,6 +246,12 @@ struct Case {
     return v.J >= kRowsLong && winograd_rows_products(v) <=
                                    (v.C <= kRowsFewChannels ? kRowsLeftFewChannels : kRowsLeft);
   }
+  // Taps that are copied or transformed otherwise, and filters that leave no more of a vector empty
+  // than pixels along it would cost.
+  bool feeds_tap_runs() const {
+    return is(DType::kFloat32) && tap_runs_applies(v) &&
+           (v.step_w > 1 || (v.taps.size() > 1 && 2 * v.K > kFewFilters));
+  }
   bool feeds_winograd_wgrad() const {
     if (v.taps.size() == 25)
       return narrower_side() >= kLargeWgradChannels && wider_side() > kNarrow &&
@@ -296,11 +305,16 @@ constexpr Rule kGatherRules[] = {
        return c.winograd && c.feeds_winograd() && winograd_applies(c.v) &&
               c.winograd_saves_enough();
      }},
+    {Algorithm::kTapRuns, [](const Case& c) {
+       return c.v.step_w > 1 && c.v.K <= kRunsFilters && c.feeds_tap_runs() &&
+              winograd_rows_products(c.v) > kRowsLeft;
+     }},
     {Algorithm::kWinogradRows, [](const Case& c) {
        return c.winograd && c.is(DType::kFloat32) && c.v.C <= kRowsChannels &&
               c.v.K >= kRowsFilters && c.v.J >= kRowsWidth && c.rows_have_products() &&
               winograd_rows_applies(c.v) && c.rows_save_enough();
      }},
+    {Algorithm::kTapRuns, [](const Case& c) { return c.feeds_tap_runs(); }},
     {Algorithm::kDirectProduct, [](const Case& c) {
        return c.v.terms() == 0 && c.channels_last();
      }},

@@ -27,6 +27,7 @@ enum class ConvAlgorithm : uint8_t {
   kBandAlongChannels,  // the same, several groups side by side
   kInnerProduct,       // inner_gather.h
   kSharedTaps,         // shared_taps.h
+  kTapRuns,            // tap_runs.h
   kSampleProduct,      // sample_gemm.h
   kDirectProduct,      // direct_gemm.h
   kBandProduct,        // band_gemm.h

@@ -81,6 +81,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "inner products along channels";
     case ConvAlgorithm::kSharedTaps:
       return "taps that share their pixels";
+    case ConvAlgorithm::kTapRuns:
+      return "runs of taps in place";
     case ConvAlgorithm::kSampleProduct:
       return "matrix product of samples, weights in place";
     case ConvAlgorithm::kDirectProduct:
@@ -184,6 +186,9 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
                   std::min(v.K, kInnerFilters), lanes);
     case ConvAlgorithm::kSharedTaps:
       return text("register tiles of %lld x %lld, taps side by side", kSharedTapsOutputs, lanes, 0);
+    case ConvAlgorithm::kTapRuns:
+      return text("register tiles of %lld x %lld, runs of %lld terms", kMaxRows,
+                  kMaxVectors * lanes, tap_span(v, &ConvTap::w).size() * v.C);
     case ConvAlgorithm::kSampleProduct:
       return v.weight_c == 1 ? text("register tiles of %lld x %lld, %lld terms in a vector",
                                     kInnerPixels, kInnerFilters, lanes)

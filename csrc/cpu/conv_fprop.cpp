@@ -26,6 +26,7 @@ class Fprop : public ConvPlan {
   // See conv2d_writes_parts.
   bool writes_parts() const {
     return way_ == Way::kGather && (form_.algorithm == ConvAlgorithm::kDirectProduct ||
+                                    form_.algorithm == ConvAlgorithm::kTapRuns ||
                                     form_.algorithm == ConvAlgorithm::kWinograd);
   }
   void run(const void* x, const void* w, const WeightsOwner& owner, const void* bias,

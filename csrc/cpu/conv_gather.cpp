@@ -18,6 +18,7 @@
 #include "cpu/plane_pairs.h"
 #include "cpu/sample_gemm.h"
 #include "cpu/shared_taps.h"
+#include "cpu/tap_runs.h"
 #include "cpu/wide_array.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
@@ -184,6 +185,9 @@ void conv_gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, co
     case ConvAlgorithm::kSharedTaps:
       if constexpr (std::is_same_v<T, float> || std::is_same_v<T, BFloat16>)
         shared_taps(view, src, w, bias, epilogue, pool);
+      return;
+    case ConvAlgorithm::kTapRuns:
+      if constexpr (std::is_same_v<T, float>) tap_runs(view, src, w, bias, epilogue, pool);
       return;
     case ConvAlgorithm::kSampleProduct:
       return sample_gemm(view, src, w, bias, epilogue, pool);
