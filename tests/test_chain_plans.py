@@ -189,7 +189,7 @@ def test_switch_by_another_thread() -> None:
 def test_number_of_threads() -> None:
     made, x = fused(), image()
     expected = made(x)
-    for count in (1, 3, 2):
+    for count in (1, 3, 16, 17, 2):
         with threads(count):
             assert_same(made(x), expected)
 

@@ -32,12 +32,14 @@ class Execution {
 #else
 
 #include "core/parallel.h"
+#include "core/team.h"
 
 namespace torchconv::ops {
 
-// PyTorch's own thread pool.
+// PyTorch's own thread pool, or those of its threads that this one leads.
 inline Parallel torch_threads() {
   return {[](int64_t begin, int64_t end, int64_t grain, Parallel::Body body, void* context) {
+    if (Team* const team = Team::led_here()) return team->run(begin, end, grain, body, context);
     TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context));
   }};
 }

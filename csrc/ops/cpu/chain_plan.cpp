@@ -9,6 +9,7 @@
 
 #include "core/buffer.h"
 #include "cpu/conv_choice.h"
+#include "ops/execution.h"
 
 namespace torchconv::ops {
 namespace {
@@ -185,19 +186,27 @@ std::vector<Tensor> ChainPlan::run(const std::vector<Tensor>& tensors) const {
   for (const Returned& r : returned_)
     results.push_back(new_tensor(tensors[0], r.sizes, r.dtype, r.layout));
   std::vector<const void*> read(most_tensors_);
-  for (size_t i = 0; i < steps_.size(); ++i) {
-    const Step& step = steps_[i];
-    const Block& block = blocks_[step.block];
-    char*& begin = blocks[step.block];
-    if (begin == nullptr)
-      begin = block.returned >= 0 ? static_cast<char*>(results[block.returned].mutable_data_ptr())
-                                  : memory[step.block].emplace(block.bytes).get();
-    at[first + i] = begin + step.offset;
-    for (size_t t = 0; t < read.size(); ++t)
-      read[t] = t < step.tensors.size() && step.tensors[t] >= 0 ? at[step.tensors[t]] : nullptr;
-    step.repeat({read.data(), begin + step.offset});
-    for (const size_t freed : step.freed) memory[freed].reset();
-  }
+  const auto run_steps = [&] {
+    for (size_t i = 0; i < steps_.size(); ++i) {
+      const Step& step = steps_[i];
+      const Block& block = blocks_[step.block];
+      char*& begin = blocks[step.block];
+      if (begin == nullptr)
+        begin = block.returned >= 0 ? static_cast<char*>(results[block.returned].mutable_data_ptr())
+                                    : memory[step.block].emplace(block.bytes).get();
+      at[first + i] = begin + step.offset;
+      for (size_t t = 0; t < read.size(); ++t)
+        read[t] = t < step.tensors.size() && step.tensors[t] >= 0 ? at[step.tensors[t]] : nullptr;
+      step.repeat({read.data(), begin + step.offset});
+      for (const size_t freed : step.freed) memory[freed].reset();
+    }
+  };
+  uint32_t threads = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  if (1 < threads && threads <= Team::kMostThreads)
+    Team::lead(torch_threads(), threads, run_steps);
+  else
+    run_steps();
   return results;
 }
 
