@@ -24,7 +24,8 @@ class DirectGemmPlan {
         plan_(flat_, sizeof(Wide<T>), std::is_same_v<T, Wide<T>>, view.step_w * view.src.column),
         packed_(packed),
         along_(!packed && packs_along<T>(view)),
-        tasks_(flat_, plan_, {nullptr, sizeof(T), view.C}, kPanel<Wide<T>>, along_) {}
+        tasks_(flat_, plan_, {nullptr, sizeof(T), view.C}, kPanel<Wide<T>>, along_,
+               std::is_same_v<T, float> && direct_run_joins(view.K % kPanel<float>)) {}
   DirectGemmPlan(const DirectGemmPlan&) = delete;
   DirectGemmPlan& operator=(const DirectGemmPlan&) = delete;
 

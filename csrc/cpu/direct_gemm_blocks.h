@@ -41,7 +41,8 @@ class DirectGemm : DirectTasks {
                     plan,
                     {src, sizeof(T), channels, kTermChannels, rows_of},
                     kPanel<A>,
-                    weights == nullptr},
+                    weights == nullptr,
+                    false},
                    src, weights, unpacked, bias, epilogue) {}
 
   // planned: with weights or not, as here.
@@ -85,7 +86,9 @@ class DirectGemm : DirectTasks {
     const int64_t sums = to_dst_ ? 0 : round_up(pixels * ld, 16);
     const int64_t rounded = rounds_ && view_.dst.c != 1 ? round_up(pixels * ld / 2, 16) : 0;
     const int64_t bands = weights_ == nullptr ? plan_.chunks : 1;
-    const int64_t panel = weights_ == nullptr ? plan_.channels * taps_ * kPanel<A> : 0;
+    // One may join it.
+    const int64_t panel =
+        weights_ == nullptr ? plan_.channels * taps_ * (kPanel<A> + kLanes<A>) : 0;
     const int64_t slot_size = bands * band + panel + kTileSize<A> + sums + rounded;
     Buffer<A> scratch(split.slots * slot_size);
     Buffer<int64_t> tables(split.slots * pixels * 3);
@@ -224,14 +227,30 @@ class DirectGemm : DirectTasks {
     return c;
   }
 
-  // Of `count` panels from the task's panel on, whole ones if several, whose weights are b.
+  static bool is_run(int64_t rows) { return rows % kMaxRows == 0; }
+
+  // How many panels a tile takes from this one on, by direct_run.h where `runs`: some whole ones,
+  // or the last of them and the narrow one that joins it.
+  int64_t panels_at_once(const Task& t, bool runs, int64_t panel, int64_t most) const {
+    int64_t whole = t.at.k.size() / kPanel<A>;
+    if constexpr (std::is_same_v<T, float>) {
+      if (runs && direct_run_joins(t.at.k.size() % kPanel<A>)) {
+        if (panel + 1 == whole) return 2;
+        --whole;
+      }
+    }
+    return std::clamp<int64_t>(whole - panel, 1, most);
+  }
+
+  // Of `count` panels from the task's panel on, as panels_at_once has them, whose weights are b.
   void run_tile(const Task& t, Chunk& c, const A* b, int64_t panel, int64_t count,
                 const DirectPixels& group, int64_t first, int64_t rows) const {
     const DirectPosition& at = t.at;
     DirectTile<A>& tile = c.tile;
     const int64_t k = at.k.begin + panel * kPanel<A>;
     const Epilogue<T> to = epilogue_.at(dst_offset(at) + k);
-    const int64_t filters = std::min(kPanel<A>, at.k.end - k);
+    const int64_t whole = (count - 1) * kPanel<A>;  // before the last one
+    const int64_t filters = std::min(kPanel<A>, at.k.end - k - whole);
     const int64_t vectors = ceil_div(filters, kLanes<A>);
     tile.rows = rows;
     tile.pixels = t.src_offsets + first;
@@ -256,11 +275,12 @@ class DirectGemm : DirectTasks {
         tile.rounded_rows = (in_place ? t.dst_offsets : t.scratch_offsets) + first;
       }
     }
-    tile_kernel(c, rows, filters)(tile);
+    const bool joins = whole > 0 && filters < kPanel<A>;
+    tile_kernel(c, rows, joins ? kPanel<A> + filters : filters)(tile);
     const int64_t asked = group.terms * count * ceil_div(rows, int64_t{kMaxRows});
     tile.next = static_cast<const char*>(tile.next) + tile.next_step * asked;
     tile.also = static_cast<const char*>(tile.also) + tile.also_step * asked;
-    const int64_t width = (count - 1) * kPanel<A> + filters;
+    const int64_t width = whole + filters;
     if constexpr (std::is_same_v<T, A>) {
       if (c.last && to_dst_ && (to.preactivation != nullptr || !to.clamps_at_most()))
         activate_rows(to.activation, tile.c, to.y, tile.c_rows, rows, width);
@@ -273,18 +293,18 @@ class DirectGemm : DirectTasks {
 
   DirectMicrokernel<A> tile_kernel(const Chunk& c, int64_t rows, int64_t filters) const {
     if constexpr (std::is_same_v<T, float>)
-      if (c.runs && rows % kMaxRows == 0) return direct_run_microkernel(filters);
+      if (c.runs && is_run(rows)) return direct_run_microkernel(filters);
     if constexpr (kPairs)
-      if (c.runs && rows % kMaxRows == 0)
-        return direct_pair_run_microkernel(ceil_div(filters, kLanes<A>));
+      if (c.runs && is_run(rows)) return direct_pair_run_microkernel(ceil_div(filters, kLanes<A>));
     if (c.even) return even_kernel();
     return kernel(rows, ceil_div(filters, kLanes<A>));
   }
 
   // Where the rows of each group are whole runs, or follow each other: a run from one row to the
-  // next would not be even. One vector of pairs has its own kernel.
+  // next would not be even. One vector of pairs has its own kernel, and of several samples' pixels
+  // the other kernel takes more at a time.
   bool has_runs(const Task& t) const {
-    if (!runs_ || t.at.n.size() > 1 || (kPairs && t.at.k.size() <= kLanes<A>)) return false;
+    if (!runs_ || (t.at.k.size() <= kLanes<A> && (kPairs || t.at.n.size() > 1))) return false;
     return std::all_of(t.groups.begin(), t.groups.end(), [](const DirectPixels& group) {
       return group.even % kMaxRows == 0 || group.even == group.pixels.size();
     });
@@ -344,9 +364,10 @@ class DirectGemm : DirectTasks {
         __builtin_prefetch(y + t.dst_offsets[m] + f, 1, 3);
   }
 
-  // What a run of such a tile asks for beside weights: with the first panel the next tile's pixels,
-  // which another core may have written, then its own part of each row of the destination.
-  void ask_along(const Task& t, bool reads, int64_t k, int64_t first, int64_t rows,
+  // What a run of such a tile, of `count` panels, asks for beside weights: with the first panel the
+  // next tile's pixels, which another core may have written, then its own part of each row of the
+  // destination.
+  void ask_along(const Task& t, bool reads, int64_t k, int64_t count, int64_t first, int64_t rows,
                  Chunk* c) const {
     DirectTile<A>& tile = c->tile;
     const int64_t next = first + rows;
@@ -354,7 +375,8 @@ class DirectGemm : DirectTasks {
     tile.also_step = tile.also_row = tile.also_apart = 0;
     if (reads && plan_.reads_neighbours && next < t.at.pixels()) {
       tile.also = tile.a + t.src_offsets[next];
-      tile.also_step = rows * tile.pixel_step * static_cast<int64_t>(sizeof(A)) / c->depth;
+      tile.also_step =
+          rows * tile.pixel_step * static_cast<int64_t>(sizeof(A)) / (count * c->depth);
     } else if (!streams_ || epilogue_.residual != nullptr) {
       tile.also = results() + dst_offset(t.at) + k + t.dst_offsets[first];
       tile.also_row = tile.c_step * static_cast<int64_t>(sizeof(A));
@@ -372,24 +394,33 @@ class DirectGemm : DirectTasks {
     const int64_t panels = ceil_div(at.k.size(), kPanel<A>), tiles = count_tiles(t);
     const bool fetches = to_dst_ && !streams_ && view_.groups > 1;
     if (rounds_ && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
-    for (int64_t panel = 0; panel < panels; ++panel) {
+    const bool runs = has_runs(t);
+    for (int64_t panel = 0, count; panel < panels; panel += count) {
+      count = panels_at_once(t, runs, panel, 1);
       const int64_t k = at.k.begin + panel * kPanel<A>;
       const T* const w = unpacked_ + at.g * view_.weight_group + k * view_.weight_k;
-      const void* next = w + kPanel<A> * view_.weight_k;
+      const void* next = w + count * kPanel<A> * view_.weight_k;
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
         Chunk c = begin_chunk(t, chunk, t.band + chunk * t.band_size, ordered || panel > 0);
-        direct_gemm_pack_panel(view_, w + first_channel(chunk) * view_.weight_c,
-                               source_channels(chunk), std::min(kPanel<A>, at.k.end - k), t.panel);
+        const auto weights = [&](int64_t p) { return t.panel + p * c.tile.panel_size; };
+        for (int64_t p = 0; p < count; ++p)
+          direct_gemm_pack_panel(
+              view_, w + p * kPanel<A> * view_.weight_k + first_channel(chunk) * view_.weight_c,
+              source_channels(chunk), std::min(kPanel<A>, at.k.end - k - p * kPanel<A>),
+              weights(p));
         c.tile.next = next;
         // Rows of terms are read in the next panel's order, as the hardware foresees.
         c.tile.next_step =
             view_.weight_k == 1 ? 0 : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
-        c.runs = has_runs(t);
+        c.runs = runs;
         for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
-          if (fetches && c.last) fetch_outputs(t, k, first + rows, rows);
           if constexpr (std::is_same_v<T, A>)
-            if (c.runs) ask_along(t, panel == 0, k, first, rows, &c);
-          run_tile(t, c, t.panel, panel, 1, group, first, rows);
+            if (c.runs) ask_along(t, panel == 0, k, count, first, rows, &c);
+          for (int64_t p = 0, n; p < count; p += n) {
+            n = panels_at_once(t, runs && is_run(rows), panel + p, 1);
+            if (fetches && c.last) fetch_outputs(t, k + p * kPanel<A>, first + rows, rows);
+            run_tile(t, c, weights(p), panel + p, n, group, first, rows);
+          }
         });
         next = c.tile.next;
       }
@@ -409,20 +440,20 @@ class DirectGemm : DirectTasks {
     constexpr int64_t kSize = sizeof(A);
     const int64_t tiles = count_tiles(t);
     const int64_t lines_ahead = ceil_div(t.ahead.lines(), tiles * panels);
+    const bool runs = has_runs(t);
     // Weights that no other block of pixels will read come from memory one panel ahead.
-    const bool read_once =
-        panels > 1 && blocks() <= kBlocksOnce && at.pixels() * depth * kSize <= kPixelBytes;
+    const bool read_once = panels > panels_at_once(t, runs, 0, 1) && blocks() <= kBlocksOnce &&
+                           at.pixels() * depth * kSize <= kPixelBytes;
     if (at.k.size() * depth * kSize <= kWeightBytes && !read_once) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.
       const int64_t end = at.pixels();
       const T* const fetched = results();
       const bool fetches_dst = !plan_.reads_neighbours && to_dst_ && depth > 0 &&
                                (!streams_ || epilogue_.residual != nullptr);
-      const int64_t whole_panels = at.k.size() / kPanel<A>;
       const int64_t most_panels =
           std::max<int64_t>(1, kLinesAtOnce / std::max<int64_t>(1, lines_ahead));
       // Panels after each other write an even run of pixels as it lies in memory.
-      c.runs = has_runs(t);
+      c.runs = runs;
       const bool asks_results = c.runs && plan_.reads_neighbours && depth > 0 &&
                                 (!streams_ || epilogue_.residual != nullptr);
       // Few terms do not repay a call for each run.
@@ -450,7 +481,7 @@ class DirectGemm : DirectTasks {
           }
         }
         for (int64_t panel = 0, count; panel < panels; panel += count) {
-          count = std::clamp<int64_t>(whole_panels - panel, 1, most_panels);
+          count = panels_at_once(t, c.runs && is_run(rows), panel, most_panels);
           if (plan_.reads_neighbours || fetches_dst)
             t.ahead.ask(lines_ahead * count);
           else

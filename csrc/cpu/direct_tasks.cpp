@@ -69,7 +69,7 @@ void fill_steps(int64_t* to, int64_t n, int64_t first, int64_t step) {
 }
 
 DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const DirectSource& source,
-                         int64_t panel, bool cuts_panels)
+                         int64_t panel, bool cuts_panels, bool joins)
     : view_(view),
       plan_(plan),
       source_(source),
@@ -81,9 +81,9 @@ DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const Dir
       unit_(cuts_panels && blocks() * view.groups * ceil_div(view.K, panel) % 2 == 1
                 ? panel / kMaxVectors
                 : panel),
-      units_(ceil_div(view.K, unit_)),
+      units_(joins && unit_ == panel && view.K > panel ? view.K / panel : ceil_div(view.K, unit_)),
       filter_pieces_(pieces_of(blocks() * view.groups, units_, kPanelsEnough * panel / unit_)),
-      filters_(ceil_div(units_, filter_pieces_) * unit_) {
+      filters_((ceil_div(units_, filter_pieces_) + (units_ * unit_ < view.K ? 1 : 0)) * unit_) {
   const int64_t terms = plan.channels * taps_;
   const auto tables = std::make_shared<Tables>(Tables{Buffer<int32_t>(2 * terms), {}, {}, {}});
   group_pixels(tables.get());
@@ -98,7 +98,7 @@ DirectPosition DirectTasks::position(int64_t task) const {
   DirectPosition at;
   const int64_t piece = task % filter_pieces_;
   at.k = {piece * units_ / filter_pieces_ * unit_,
-          std::min((piece + 1) * units_ / filter_pieces_ * unit_, view_.K)};
+          piece + 1 == filter_pieces_ ? view_.K : (piece + 1) * units_ / filter_pieces_ * unit_};
   task /= filter_pieces_;
   at.j = block(task % blocks_j_, plan_.columns, view_.J);
   task /= blocks_j_;

@@ -2,6 +2,7 @@
 #include "cpu/microkernels/direct_run.h"
 
 #include <algorithm>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -36,21 +37,30 @@ TORCHCONV_INLINE void if_whole(bool whole, F&& f) {
     f(std::false_type{});
 }
 
-// Of vectors of two halves: the first half of both, the second, and one's first behind which lies
-// the other's second.
-template <typename V, int... I>
-TORCHCONV_INLINE V first_halves(V v, std::integer_sequence<int, I...>) {
-  return shuffle<(I % (static_cast<int>(sizeof...(I)) / 2))...>(v, v);
+// Of vectors of two halves: a half twice, one of the two, and one's first behind which lies the
+// other's second. GCC would take permutations, on fewer units.
+template <typename V, typename Half>
+TORCHCONV_INLINE V twice(Half half) {
+#if defined(__AVX512DQ__)
+  if constexpr (sizeof(V) == 64)
+    return bit_cast<V>(_mm512_maskz_broadcast_f32x8(0xFFFF, bit_cast<__m256>(half)));
+#endif
+  const Half both[2] = {half, half};
+  return bit_cast<V>(both);
 }
-template <typename V, int... I>
-TORCHCONV_INLINE V second_halves(V v, std::integer_sequence<int, I...>) {
-  constexpr int kHalf = sizeof...(I) / 2;
-  return shuffle<(kHalf + I % kHalf)...>(v, v);
+template <typename Half, int kHalf, typename V>
+TORCHCONV_INLINE Half half_of(V v) {
+#if defined(__AVX512DQ__)
+  if constexpr (sizeof(V) == 64)
+    return bit_cast<Half>(_mm512_extractf32x8_ps(bit_cast<__m512>(v), kHalf));
+#endif
+  Half halves[2];
+  std::memcpy(halves, &v, sizeof(v));
+  return halves[kHalf];
 }
 template <typename V, int... I>
 TORCHCONV_INLINE V join_halves(V low, V high, std::integer_sequence<int, I...>) {
 #if defined(__AVX512F__)
-  // GCC would take a permutation, on fewer units.
   if constexpr (sizeof(V) == 64)
     return bit_cast<V>(_mm512_mask_blend_ps(0xFF00, bit_cast<__m512>(low), bit_cast<__m512>(high)));
 #endif
@@ -59,16 +69,20 @@ TORCHCONV_INLINE V join_halves(V low, V high, std::integer_sequence<int, I...>) 
 }
 
 // kVectors vectors of so many lanes, kRows pixels at a time; kTerm: elements of a term in b.
-// kPixels: two where the second of two vectors has no more lanes than half of it, so that two
-// pixels share it, half by half, and their three products are those of three vectors, not four.
-template <int kN, int kVectors, int kTerm, int kRows, int kPixels = 1>
+// kShares: the last vector has no more lanes than half of it, so that two pixels share it, half by
+// half, and an odd last pixel has one to itself. Vectors beyond a panel's are those of the panel
+// behind it, of one vector.
+template <int kN, int kVectors, int kTerm, int kRows, bool kShares = false>
 void direct_run(const DirectTile<float>& tile) {
   using V = Vec<float, kN>;
   using Register = typename V::Type;
-  static_assert(kMaxRows % kRows == 0 && kRows % kPixels == 0);
-  constexpr bool kShares = kPixels == 2;
-  static_assert(!kShares || kVectors == 2);
-  constexpr int kGroups = kRows / kPixels, kSums = kShares ? 3 : kVectors;
+  using Last = Vec<float, kShares ? kN / 2 : kN>;  // of a pixel
+  static_assert(kMaxRows % kRows == 0);
+  constexpr bool kJoins = kVectors * kN > kPanel<float>;
+  static_assert(!kJoins || (kN == kLanes<float> && kVectors == kMaxVectors + 1));
+  // Vectors that each pixel has to itself; the sums of all rows in these, then those in the last.
+  constexpr int kOwn = kVectors - 1, kOwnSums = kRows * kOwn;
+  constexpr int kStep = kShares ? 2 : 1, kSums = kOwnSums + (kRows + kStep - 1) / kStep;
   constexpr auto kIndices = std::make_integer_sequence<int, kN>();
   // Of five rows one has a pointer, which the others lie multiples of the step behind.
   constexpr int kApart = 5, kPointers = (kRows + kApart - 1) / kApart;
@@ -89,24 +103,32 @@ void direct_run(const DirectTile<float>& tile) {
   int64_t line = kLine;
   const float *panel = tile.b, *bias = tile.bias;
   int64_t column = tile.c_rows[0];
-  for (int64_t panels = tile.panels; panels > 0; --panels) {
+  const auto last_filters = [](const float* from) TORCHCONV_INLINE_LAMBDA {
+    if constexpr (kShares)
+      return twice<Register>(Last::load(from));
+    else
+      return V::load(from);
+  };
+  for (int64_t panels = kJoins ? 1 : tile.panels; panels > 0; --panels) {
     for (int64_t part = 0; part < tile.rows; part += kRows) {
-      Register sum[kGroups][kSums], start[kSums];
+      Register sum[kSums], start[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) start[v] = V::load(bias + v * kN);
-      if constexpr (kShares) start[2] = first_halves(start[1], kIndices), start[1] = start[0];
+      for (int v = 0; v < kOwn; ++v) start[v] = V::load(bias + v * kN);
+      start[kOwn] = last_filters(bias + kOwn * kN);
       const char* row[kPointers];
 #pragma GCC unroll 16
       for (int r = 0; r < kPointers; ++r) row[r] = first + (part + r * kApart) * step;
       const auto broadcast_row = [&](int m) TORCHCONV_INLINE_LAMBDA {
         return V::broadcast(*reinterpret_cast<const float*>(row[m / kApart] + m % kApart * step));
       };
-      const float* b = panel;
+      const float *b = panel, *b_last = kJoins ? panel + tile.panel_size : panel + kOwn * kN;
       for (const TermSegment* segment = tile.segments;; ++segment) {
 #pragma GCC unroll 16
-        for (int m = 0; m < kGroups; ++m)
+        for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-          for (int v = 0; v < kSums; ++v) sum[m][v] = start[v];
+          for (int v = 0; v < kOwn; ++v) sum[m * kOwn + v] = start[v];
+#pragma GCC unroll 16
+        for (int i = kOwnSums; i < kSums; ++i) sum[i] = start[kOwn];
         int64_t left = segment->end - segment->begin;
         while (left > 0) {
           const int64_t terms = std::min(left, ask_terms);
@@ -115,30 +137,31 @@ void direct_run(const DirectTile<float>& tile) {
           for (int64_t term = terms; term > 0; --term) {
             Register filters[kVectors];
 #pragma GCC unroll 4
-            for (int v = 0; v < kVectors; ++v) filters[v] = V::load(b + v * kN);
-            if constexpr (kShares) filters[1] = first_halves(filters[1], kIndices);
+            for (int v = 0; v < kOwn; ++v) filters[v] = V::load(b + v * kN);
+            filters[kOwn] = last_filters(b_last);
             __builtin_prefetch(next, 0, 2);
             __builtin_prefetch(asked, 0, 3);
-#pragma GCC unroll 16
-            for (int m = 0; m < kRows; m += kPixels) {
-              const Register x = broadcast_row(m);
-              Register(&sums)[kSums] = sum[m / kPixels];
-              if constexpr (kShares) {
-                const Register y = broadcast_row(m + 1);
-                sums[0] += x * filters[0];
-                sums[1] += y * filters[0];
-                sums[2] += join_halves(x, y, kIndices) * filters[1];
-              } else {
+            const auto add_own = [&](int m, Register x) TORCHCONV_INLINE_LAMBDA {
 #pragma GCC unroll 4
-                for (int v = 0; v < kVectors; ++v) sums[v] += x * filters[v];
+              for (int v = 0; v < kOwn; ++v) sum[m * kOwn + v] += x * filters[v];
+            };
+#pragma GCC unroll 16
+            for (int m = 0; m < kRows; m += kStep) {
+              Register x = broadcast_row(m);
+              add_own(m, x);
+              if (kShares && m + 1 < kRows) {
+                const Register y = broadcast_row(m + 1);
+                add_own(m + 1, y);
+                x = join_halves(x, y, kIndices);
               }
+              sum[kOwnSums + m / kStep] += x * filters[kOwn];
             }
 #pragma GCC unroll 16
             for (int r = 0; r < kPointers; ++r) {
               row[r] += kSize;
               keep_apart(row[r]);
             }
-            b += kTerm;
+            b += kTerm, b_last += kJoins ? kN : kTerm;
             next += next_step;
             asked += ask_step;
             ask_step = also_step - ask_step;
@@ -150,65 +173,58 @@ void direct_run(const DirectTile<float>& tile) {
           left -= terms;
         }
         if (segment != tile.segments) {
-#pragma GCC unroll 16
-          for (int m = 0; m < kGroups; ++m)
-#pragma GCC unroll 4
-            for (int v = 0; v < kSums; ++v)
-              sum[m][v] += V::load(tile.totals + (m * kSums + v) * kN);
+#pragma GCC unroll 32
+          for (int i = 0; i < kSums; ++i) sum[i] += V::load(tile.totals + i * kN);
         }
         if (segment->last) break;
-#pragma GCC unroll 16
-        for (int m = 0; m < kGroups; ++m)
+#pragma GCC unroll 32
+        for (int i = 0; i < kSums; ++i) V::store(tile.totals + i * kN, sum[i]);
 #pragma GCC unroll 4
-          for (int v = 0; v < kSums; ++v) V::store(tile.totals + (m * kSums + v) * kN, sum[m][v]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kSums; ++v) start[v] = Register{};
+        for (int v = 0; v < kVectors; ++v) start[v] = Register{};
       }
-      Register result[kRows][kVectors];
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m) {
-        if constexpr (kShares) {
-          const Register shared = sum[m / 2][2];
-          result[m][0] = sum[m / 2][m % 2];
-          result[m][1] = m % 2 == 0 ? shared : second_halves(shared, kIndices);
-        } else {
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) result[m][v] = sum[m][v];
-        }
-      }
+      typename Last::Type last[kRows];
+      unroll<kRows>([&](auto m) TORCHCONV_INLINE_LAMBDA {
+        if constexpr (kShares)
+          last[m] = half_of<typename Last::Type, m % 2>(sum[kOwnSums + m / 2]);
+        else
+          last[m] = sum[kOwnSums + m];
+      });
       const int64_t at = column + part * c_step;
       if (tile.before != nullptr)
-        if_whole(lanes == kN, [&](auto whole) TORCHCONV_INLINE_LAMBDA {
-          for_rows<kRows>(
-              tile.before + at, c_step, [&](int m, const float* from) TORCHCONV_INLINE_LAMBDA {
-                for (int v = 0; v < kVectors; ++v)
-                  result[m][v] += v + 1 < kVectors || whole ? V::load(from + v * kN)
-                                                            : V::load_partial(from + v * kN, lanes);
-              });
+        if_whole(lanes == Last::kLanes, [&](auto whole) TORCHCONV_INLINE_LAMBDA {
+          for_rows<kRows>(tile.before + at, c_step,
+                          [&](int m, const float* from) TORCHCONV_INLINE_LAMBDA {
+                            for (int v = 0; v < kOwn; ++v)
+                              sum[m * kOwn + v] += V::load(from + v * kN);
+                            from += kOwn * kN;
+                            last[m] += whole ? Last::load(from) : Last::load_partial(from, lanes);
+                          });
         });
       if (tile.clamp) {
-        const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
+        const auto clamp = [&](auto& value) TORCHCONV_INLINE_LAMBDA {
+          using Value = std::decay_t<decltype(value)>;
+          const Value low = Value{} + tile.low, high = Value{} + tile.high;
+          value = value < low ? low : value;
+          value = value > high ? high : value;
+        };
+#pragma GCC unroll 32
+        for (int i = 0; i < kOwnSums; ++i) clamp(sum[i]);
 #pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; ++v) {
-            result[m][v] = result[m][v] < low ? low : result[m][v];
-            result[m][v] = result[m][v] > high ? high : result[m][v];
-          }
+        for (int m = 0; m < kRows; ++m) clamp(last[m]);
       }
-      if (tile.stream) {
+      if (!kShares && tile.stream) {
         for_rows<kRows>(tile.c + at, c_step, [&](int m, float* to) TORCHCONV_INLINE_LAMBDA {
-          for (int v = 0; v < kVectors; ++v) stream_bytes(to + v * kN, result[m][v]);
+          for (int v = 0; v < kOwn; ++v) stream_bytes(to + v * kN, sum[m * kOwn + v]);
+          stream_bytes(to + kOwn * kN, last[m]);
         });
       } else {
-        if_whole(lanes == kN, [&](auto whole) TORCHCONV_INLINE_LAMBDA {
+        if_whole(lanes == Last::kLanes, [&](auto whole) TORCHCONV_INLINE_LAMBDA {
           for_rows<kRows>(tile.c + at, c_step, [&](int m, float* to) TORCHCONV_INLINE_LAMBDA {
-            for (int v = 0; v < kVectors; ++v) {
-              if (v + 1 < kVectors || whole)
-                V::store(to + v * kN, result[m][v]);
-              else
-                V::store_partial(to + v * kN, result[m][v], lanes);
-            }
+            for (int v = 0; v < kOwn; ++v) V::store(to + v * kN, sum[m * kOwn + v]);
+            if (whole)
+              Last::store(to + kOwn * kN, last[m]);
+            else
+              Last::store_partial(to + kOwn * kN, last[m], lanes);
           });
         });
       }
@@ -219,16 +235,22 @@ void direct_run(const DirectTile<float>& tile) {
 
 }  // namespace
 
+bool direct_run_joins(int64_t filters) {
+  static const bool halves = halves_wide_vectors();
+  return kVectorBytes == 64 && !halves && 0 < filters && filters <= kLanes<float> / 2;
+}
+
 DirectMicrokernel<float> direct_run_microkernel(int64_t filters) {
-  constexpr int kL = kLanes<float>;
+  constexpr int kL = kLanes<float>, kHalf = kL / 2, kPair = 2 * kL;
   if constexpr (kVectorBytes == 64) {
-    if (filters <= kL / 2) return direct_run<kL / 2, 1, kL, kMaxRows>;
+    if (filters <= kHalf) return direct_run<kHalf, 1, kL, kMaxRows>;
     static const bool halves = halves_wide_vectors();
-    if (halves && filters <= kL) return direct_run<kL / 2, 2, kL, kMaxRows>;
-    if (halves && filters <= kL + kL / 2) return direct_run<kL / 2, 3, 2 * kL, kMaxRows / 2>;
-    if (kL < filters && filters <= kL + kL / 2) return direct_run<kL, 2, 2 * kL, kMaxRows, 2>;
+    if (halves && filters <= kL) return direct_run<kHalf, 2, kL, kMaxRows>;
+    if (halves && filters <= kL + kHalf) return direct_run<kHalf, 3, kPair, kMaxRows / 2>;
+    if (kL < filters && filters <= kL + kHalf) return direct_run<kL, 2, kPair, kMaxRows, true>;
+    if (filters > kPair) return direct_run<kL, 3, kPair, kMaxRows / 2, true>;
   }
-  return filters <= kL ? direct_run<kL, 1, kL, kMaxRows> : direct_run<kL, 2, 2 * kL, kMaxRows>;
+  return filters <= kL ? direct_run<kL, 1, kL, kMaxRows> : direct_run<kL, 2, kPair, kMaxRows>;
 }
 
 }  // namespace torchconv::cpu
