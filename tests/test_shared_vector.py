@@ -1,6 +1,6 @@
-"""1x1 convolutions of channels_last images whose last panel of 32 filters has 1 to 8 or 17 to 24:
-where a vector has 16 lanes, two pixels share the last one, and a run of pixels takes a panel of 1
-to 8 filters along with the one before it (csrc/cpu/microkernels/direct_run.cpp)."""
+"""1x1 convolutions of channels_last images whose last panel of 32 filters is not full: if vectors
+have 16 lanes, two pixels share the last one where it has 1 to 8, and a run of pixels takes a panel
+of one vector along with the one before it (csrc/cpu/microkernels/direct_run.cpp)."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_equals_torch(filters: int, channels: int, activation: str | None, adds:
     torch.testing.assert_close(one, y[1:], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("filters", [40, 72, 88, 104, 136])
+@pytest.mark.parametrize("filters", [40, 44, 72, 80, 88, 104, 136])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST])
 @pytest.mark.parametrize(("size", "stride"), [((28, 28), 1), ((29, 31), 1), ((57, 56), 2)])
 @pytest.mark.parametrize("biased", [False, True])

@@ -54,6 +54,12 @@ int64_t pieces_of(int64_t blocks, int64_t units, int64_t enough) {
   return best;
 }
 
+// Whether one of two threads has no more to do by a last panel that joins one of so many whole
+// ones.
+bool joins_evenly(int64_t blocks, int64_t whole_panels) {
+  return whole_panels > 0 && (blocks % 2 == 0 || whole_panels % 2 == 0);
+}
+
 Range block(int64_t index, int64_t size, int64_t total) {
   return {index * size, std::min((index + 1) * size, total)};
 }
@@ -81,7 +87,9 @@ DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const Dir
       unit_(cuts_panels && blocks() * view.groups * ceil_div(view.K, panel) % 2 == 1
                 ? panel / kMaxVectors
                 : panel),
-      units_(joins && unit_ == panel && view.K > panel ? view.K / panel : ceil_div(view.K, unit_)),
+      units_(joins && unit_ == panel && joins_evenly(blocks() * view.groups, view.K / panel)
+                 ? view.K / panel
+                 : ceil_div(view.K, unit_)),
       filter_pieces_(pieces_of(blocks() * view.groups, units_, kPanelsEnough * panel / unit_)),
       filters_((ceil_div(units_, filter_pieces_) + (units_ * unit_ < view.K ? 1 : 0)) * unit_) {
   const int64_t terms = plan.channels * taps_;

@@ -47,7 +47,7 @@ struct DirectSource {
 class DirectTasks {
  public:
   // view: of terms, but for the strides. panel: filters in one. cuts_panels: a task's first panel
-  // may begin inside of one, with any vector. joins: the last panel of a few filters costs less
+  // may begin inside of one, with any vector. joins: the last panel costs less
   // together with the one before it.
   DirectTasks(const ConvView& view, const DirectPlan& plan, const DirectSource& source,
               int64_t panel, bool cuts_panels, bool joins);

@@ -237,7 +237,7 @@ void direct_run(const DirectTile<float>& tile) {
 
 bool direct_run_joins(int64_t filters) {
   static const bool halves = halves_wide_vectors();
-  return kVectorBytes == 64 && !halves && 0 < filters && filters <= kLanes<float> / 2;
+  return kVectorBytes == 64 && !halves && 0 < filters && filters <= kLanes<float>;
 }
 
 DirectMicrokernel<float> direct_run_microkernel(int64_t filters) {
@@ -248,6 +248,7 @@ DirectMicrokernel<float> direct_run_microkernel(int64_t filters) {
     if (halves && filters <= kL) return direct_run<kHalf, 2, kL, kMaxRows>;
     if (halves && filters <= kL + kHalf) return direct_run<kHalf, 3, kPair, kMaxRows / 2>;
     if (kL < filters && filters <= kL + kHalf) return direct_run<kL, 2, kPair, kMaxRows, true>;
+    if (filters > kPair + kHalf) return direct_run<kL, 3, kPair, kMaxRows / 2>;
     if (filters > kPair) return direct_run<kL, 3, kPair, kMaxRows / 2, true>;
   }
   return filters <= kL ? direct_run<kL, 1, kL, kMaxRows> : direct_run<kL, 2, kPair, kMaxRows>;
