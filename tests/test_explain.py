@@ -145,6 +145,15 @@ def test_few_filters_over_short_rows() -> None:
         assert (words in at(x, w)["fprop"].blocking) == copied
 
 
+def test_few_filters_of_one_tap() -> None:
+    """The sum over the lanes of a filter's inner product takes as long as several terms do."""
+    inner = "inner products along channels"
+    for channels, filters, summed in ((16, 1, True), (16, 8, False), (32, 4, True), (64, 8, True)):
+        x, w = operands(2, channels, 28, 28, filters, 1)
+        found = at(x.to(memory_format=torch.channels_last), w)["fprop"].algorithm
+        assert found == (inner if summed else "matrix product in place")
+
+
 def test_few_filters_of_a_stride() -> None:
     """Bands along pixels would take the phases apart. Of a first layer that is little."""
     for channels, pairs in ((64, has_pairs()), (3, False)):

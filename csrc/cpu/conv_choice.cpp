@@ -94,6 +94,9 @@ constexpr int64_t kStridedPairsChannels = 16;
 // filters would leave empty, and the part of the inner products' lanes that must hold a term.
 constexpr int64_t kInnerFiltersMost = 8;
 constexpr double kLanesUsed = 0.7;
+// Of one tap, channels for each filter whose products repay the sum over the lanes, where filters
+// are more than so few.
+constexpr int64_t kInnerChannels = 8, kInnerFiltersFew = 3;
 // Terms of a sample's inner products that are summed for less than the weights are packed for.
 constexpr int64_t kSampleTerms = 128;
 // Filters whose products repay the rearrangement of the image.
@@ -360,6 +363,8 @@ constexpr Rule kGatherRules[] = {
      }},
     {Algorithm::kInnerProduct, [](const Case& c) {
        return c.v.K <= kInnerFiltersMost && !c.half() && inner_gather_applies(c.v) &&
+              (c.v.taps.size() > 1 || c.v.K <= kInnerFiltersFew ||
+               c.v.C >= kInnerChannels * c.v.K) &&
               c.lanes_used() >= kLanesUsed;
      }},
     {Algorithm::kBandAlongPixels, [](const Case& c) {
