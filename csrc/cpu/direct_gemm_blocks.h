@@ -136,6 +136,8 @@ class DirectGemm : DirectTasks {
   static constexpr int64_t kWeightBytes = 640 << 10, kPixelBytes = 448 << 10;
   // Of pixels, from which each of two threads takes one or shares one.
   static constexpr int64_t kBlocksOnce = 2;
+  // Of weights that are fetched in no time, and lie in the first-level cache beside the pixels.
+  static constexpr int64_t kFewWeightBytes = 24 << 10;
   // Terms of all panels that are worth a call, and runs that so few take together at most.
   static constexpr int64_t kTermsAtOnce = 512, kRunsAtOnce = 8;
   // Lines that are asked for together do not hold up the products that follow.
@@ -442,9 +444,11 @@ class DirectGemm : DirectTasks {
     const int64_t lines_ahead = ceil_div(t.ahead.lines(), tiles * panels);
     const bool runs = has_runs(t);
     // Weights that no other block of pixels will read come from memory one panel ahead.
-    const bool read_once = panels > panels_at_once(t, runs, 0, 1) && blocks() <= kBlocksOnce &&
+    const int64_t weight_bytes = at.k.size() * depth * kSize;
+    const bool read_once = weight_bytes > kFewWeightBytes && blocks() <= kBlocksOnce &&
+                           panels > panels_at_once(t, runs, 0, 1) &&
                            at.pixels() * depth * kSize <= kPixelBytes;
-    if (at.k.size() * depth * kSize <= kWeightBytes && !read_once) {
+    if (weight_bytes <= kWeightBytes && !read_once) {
       // All weights stay in the second-level cache, so that a tile's pixels are read once.
       const int64_t end = at.pixels();
       const T* const fetched = results();
