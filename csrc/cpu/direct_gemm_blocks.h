@@ -138,8 +138,9 @@ class DirectGemm : DirectTasks {
   static constexpr int64_t kBlocksOnce = 2;
   // Of weights that are fetched in no time, and lie in the first-level cache beside the pixels.
   static constexpr int64_t kFewWeightBytes = 24 << 10;
-  // Terms of all panels that are worth a call, and runs that so few take together at most.
-  static constexpr int64_t kTermsAtOnce = 512, kRunsAtOnce = 8;
+  // Terms of all panels that are worth a call, and runs that so few take together at most; and
+  // calls that a block is worth, each of which asks for the next one's lines.
+  static constexpr int64_t kTermsAtOnce = 2048, kRunsAtOnce = 16, kCallsEnough = 4;
   // Lines that are asked for together do not hold up the products that follow.
   static constexpr int64_t kLinesAtOnce = 8;
 
@@ -462,7 +463,8 @@ class DirectGemm : DirectTasks {
                                 (!streams_ || epilogue_.residual != nullptr);
       // Few terms do not repay a call for each run.
       if (plan_.reads_neighbours && depth > 0)
-        c.runs_at_once = std::clamp<int64_t>(kTermsAtOnce / (panels * depth), 1, kRunsAtOnce);
+        c.runs_at_once = std::clamp<int64_t>(
+            std::min(kTermsAtOnce / (panels * depth), tiles / kCallsEnough), 1, kRunsAtOnce);
       tile.next = tile.also = weights;
       tile.next_step = tile.also_step = 0;
       for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
