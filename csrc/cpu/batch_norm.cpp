@@ -49,7 +49,7 @@ class BatchNormForward : NormLanes<T> {
     streams_ = L::W::streams(y_, elements * p.C, pixels ? p.C : plane);
     channel_ = pixels ? 1 : plane;
     for (int64_t k = 0; k < kSamples; ++k) {
-      const int64_t i = k * elements / kSamples;
+      const int64_t i = (k * kSteps + (k + 1) * kStride % kSteps) * elements / (kSamples * kSteps);
       samples_[k] = pixels ? i * p.C : i / plane * p.C * plane + i % plane;
     }
   }
@@ -138,8 +138,9 @@ class BatchNormForward : NormLanes<T> {
   Target target() const { return {x_, residual_, y_, curve_, V{}, V{}, V{}, streams_}; }
 
  private:
-  // Spread over all images: an image's first elements alone may be of another kind.
-  static constexpr int64_t kSamples = 8;
+  // Spread over all images, and there by the golden ratio over rows and columns: an image's first
+  // elements, or those at its edges, may be of another kind.
+  static constexpr int64_t kSamples = 8, kSteps = 55, kStride = 34;
 
   static Lane finite(Lane value) { return std::isfinite(value) ? value : 0; }
 
