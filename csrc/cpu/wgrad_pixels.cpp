@@ -10,11 +10,19 @@ namespace {
 // Pixels of a chunk: whole images where they are small, else whole vectors.
 constexpr int64_t kChunk = 192;
 constexpr int64_t kMostPixels = 200;
+// So few that the first-level cache holds a panel of columns, for 1x1 layers in channels_last whose
+// narrower side has so many channels: a panel of one vector is small enough, and the pixels of more
+// channels lie too far apart.
+constexpr int64_t kNearChunk = 96;
+constexpr int64_t kNearChannels = 24, kFarChannels = 256;
 constexpr int64_t kLine = 64;
 
-int64_t chunk_size(int64_t image, int64_t all) {
+int64_t chunk_size(const ConvView& view) {
+  const int64_t image = view.pixels(), all = view.N * image, side = std::min(view.C, view.K);
   if (image <= kMostPixels) return std::min(all, kMostPixels / image * image);
-  return std::min(all, round_up(ceil_div(all, ceil_div(all, kChunk)), 16));
+  const bool near = view.taps.size() == 1 && view.groups == 1 && view.src.c == 1 &&
+                    view.dst.c == 1 && side >= kNearChannels && side < kFarChannels;
+  return std::min(all, round_up(ceil_div(all, ceil_div(all, near ? kNearChunk : kChunk)), 16));
 }
 
 }  // namespace
@@ -39,7 +47,7 @@ void FetchList::close(const void* p) {
 
 WgradPixels::WgradPixels(const ConvView& view)
     : view_(view),
-      chunk_(chunk_size(view.pixels(), view.N * view.pixels())),
+      chunk_(chunk_size(view)),
       chunks_(ceil_div(view.N * view.pixels(), chunk_)),
       shared_(true) {
   x_step_ = view.J > 1 ? view.step_w * view.src.column
