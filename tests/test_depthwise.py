@@ -96,6 +96,37 @@ def test_strips(dtype: torch.dtype, r: int, stride: int, layout: str) -> None:
             check(x, filters, b, layout, stride=stride, padding=padding)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(
+    "kernel",
+    [(1, 1), (1, 3), (3, 1), (2, 2), (4, 4), (1, 11), (11, 1), (2, 5), (6, 3), (9, 9), (8, 10)]
+    + [(1, 12), (30, 1), (31, 2), (4, 7), (7, 3)],
+    ids=str,
+)
+@on_types
+def test_any_kernel(dtype: torch.dtype, kernel: tuple[int, int], stride: int) -> None:
+    """Sides that differ, of kernels with and without a loop over their rows; rows in the padding
+    alone, the last line of an odd number, vectors that overlap.
+    """
+    r, s = kernel
+    for channels, size, padding in ((17, (9, 13), (r // 2, s // 2)), (70, (6, 5), (r - 1, s))):
+        x = in_layout(torch.randn(2, channels, *size).to(dtype), "channels_last")
+        w = torch.randn(channels, 1, r, s).to(dtype)
+        check(
+            x, w, torch.randn(channels).to(dtype), "channels_last", stride=stride, padding=padding
+        )
+    if stride > 1:
+        return
+    size, dilation = (3 * r + 2, 2 * s + 9), (3, 2)
+    x = in_layout(torch.randn(1, 33, *size).to(dtype), "channels_last")
+    w, b = torch.randn(33, 1, r, s).to(dtype), torch.randn(33).to(dtype)
+    check(x, w, b, "channels_last", padding=(r, s), dilation=dilation)
+    z = F.conv2d(x, w, b, padding=(r, s), dilation=dilation, groups=33, activation="hardswish")
+    doubles = (t.double().contiguous() for t in (x, w, b))
+    truth = torch_F.conv2d(*doubles, padding=(r, s), dilation=dilation, groups=33)
+    assert_accurate(z, torch.nn.functional.hardswish(truth))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("r", [3, 5, 7])
 def test_wide_images(r: int, stride: int) -> None:

@@ -151,9 +151,9 @@ struct Case {
     return is(DType::kFloat64) ? depthwise_columns_applies<double>(v)
                                : depthwise_columns_applies<float>(v);
   }
-  bool depthwise_columns_undilated() const {
-    return is(DType::kFloat64) ? depthwise_columns_undilated_applies<double>(v)
-                               : depthwise_columns_undilated_applies<float>(v);
+  bool depthwise_columns_square() const {
+    return is(DType::kFloat64) ? depthwise_columns_square_applies<double>(v)
+                               : depthwise_columns_square_applies<float>(v);
   }
   // Twice the multiplications of float.
   bool by_pairs() const { return is(DType::kBFloat16) && direct_gemm_by_pairs(v); }
@@ -381,7 +381,7 @@ constexpr Rule kGatherRules[] = {
 };
 
 constexpr Rule kWgradRules[] = {
-    {Algorithm::kDepthwiseColumns, [](const Case& c) { return c.depthwise_columns_undilated(); }},
+    {Algorithm::kDepthwiseColumns, [](const Case& c) { return c.depthwise_columns_square(); }},
     {Algorithm::kDepthwiseChannels, [](const Case& c) { return c.depthwise(); }},
     {Algorithm::kDepthwisePlanes, [](const Case& c) {
        return c.grouped() && depthwise_planes_wgrad_applies(c.v);

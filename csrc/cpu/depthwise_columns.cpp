@@ -37,6 +37,8 @@ struct RowPairs {
   void run(const DepthwiseTaps& grid, const T* w, const T* bias, const Epilogue<T>& epilogue,
            const Parallel& pool, Row&& row, Call&& call) const {
     using A = Wide<T>;
+    constexpr int64_t kL = WideVec<T>::kLanes;
+    const int64_t vectors = ceil_div(channels, kL);
     const ThreadCopies copies;
     const bool in_place = epilogue.clamps_at_most() && epilogue.activates_only();
     const int64_t line = columns * channels;
@@ -48,9 +50,11 @@ struct RowPairs {
                          WideVec<T>::streams(epilogue.y, N * dst_n, channels);
     Buffer<A> lines(in_place ? 0 : split.slots * kColumnLines * line);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
-      const A* weights = copies.get<A>((taps + 1) * channels, [&](A* packed) {
-        pack_taps(grid, channels, w, packed);
-        A* start = packed + taps * channels;
+      const A* weights = copies.get<A>(vectors * taps * kL + channels, [&](A* packed) {
+        for (int64_t v = 0; v < vectors; ++v)
+          pack_taps(grid, kL, w + std::min(v * kL, channels - kL) * grid.filter,
+                    packed + v * taps * kL);
+        A* start = packed + vectors * taps * kL;
         for (int64_t c = 0; c < channels; ++c) start[c] = bias != nullptr ? to_wide(bias[c]) : A{0};
       });
       for (int64_t item = begin; item < end; ++item) {
@@ -59,8 +63,7 @@ struct RowPairs {
         sum.out_step = in_place || kNarrow ? dst_column : channels;
         sum.wide_step = channels;
         sum.weights = weights;
-        sum.weight_step = channels;
-        sum.start = weights + taps * channels;
+        sum.start = weights + vectors * taps * kL;
         sum.next = nullptr;
         sum.streams = streams;
         sum.clamps = in_place && epilogue.clamps();
@@ -165,9 +168,9 @@ class ColumnsWgrad {
       // From the first row that this band has not read.
       const int64_t h =
           next_first == 0 ? 0 : (next_first - 1) * v_.step_h + taps_.first_h + taps_.rows;
-      const ChannelColumns shape{taps_.rows, v_.step_w,      channels,
-                                 v_.J,       -taps_.first_w, v_.W - taps_.first_w,
-                                 0,          v_.src.column};
+      const ChannelColumns shape{
+          taps_.rows,     taps_.columns,        v_.step_w, channels,     v_.J,
+          -taps_.first_w, v_.W - taps_.first_w, 0,         v_.src.column};
       channel_columns_dot<T>(
           shape, {x_ + n * v_.src.n + channel + taps_.first_w * v_.src.column,
                   dz_ + n * v_.dst.n + channel, sums, width, v_.src.row, v_.dst.row, v_.dst.column,
@@ -197,19 +200,21 @@ bool depthwise_columns_applies(const ConvView& v) {
       v.src.column != v.groups)
     return false;
   const DepthwiseTaps taps(v);
-  const int64_t R = taps.rows;
-  if (!taps.regular || R != taps.columns || (R != 3 && R != 5 && R != 7)) return false;
-  if (taps.gap_h == 1 && taps.gap_w == 1)
-    return v.step_h == v.step_w && (v.step_h == 1 || (v.step_h == 2 && R < 7));
+  if (!taps.regular || v.step_h != v.step_w || v.step_h > 2 || taps.columns < 1 ||
+      taps.columns > kMostColumns || taps.rows + v.step_h > kMostSourceRows)
+    return false;
+  if (taps.gap_h == 1 && taps.gap_w == 1) return true;
   // Each residue has columns enough to be worth its own walk.
-  return v.step_h == 1 && v.step_w == 1 && v.I >= taps.gap_h * kResidueSize &&
-         v.J >= taps.gap_w * kResidueSize && v.W >= taps.gap_w * kResidueSize;
+  return v.step_h == 1 && v.I >= taps.gap_h * kResidueSize && v.J >= taps.gap_w * kResidueSize &&
+         v.W >= taps.gap_w * kResidueSize;
 }
 
 template <typename T>
-bool depthwise_columns_undilated_applies(const ConvView& v) {
+bool depthwise_columns_square_applies(const ConvView& v) {
   const DepthwiseTaps taps(v);
-  return taps.gap_h == 1 && taps.gap_w == 1 && depthwise_columns_applies<T>(v);
+  const int64_t R = taps.rows;
+  return R == taps.columns && (R == 3 || R == 5 || (R == 7 && v.step_h == 1)) && taps.gap_h == 1 &&
+         taps.gap_w == 1 && depthwise_columns_applies<T>(v);
 }
 
 template <typename T>
@@ -223,11 +228,16 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
   // The memory bounds these few products, and fetches of what is written would delay the reads.
   const bool waits = far && R == 3 && step == 2;
   // Pairs of the residues of rows follow each other, so that all read one band of the image.
-  const RowPairs<T> rows{v.N,       ceil_div(ceil_div(v.I, gap_h), 2) * gap_h,
-                         gap_h,     v.I,
-                         v.J,       v.groups,
-                         R * R,     v.dst.n,
-                         v.dst.row, v.dst.column};
+  const RowPairs<T> rows{v.N,
+                         ceil_div(ceil_div(v.I, gap_h), 2) * gap_h,
+                         gap_h,
+                         v.I,
+                         v.J,
+                         v.groups,
+                         R * taps.columns,
+                         v.dst.n,
+                         v.dst.row,
+                         v.dst.column};
   const auto row = [=](int64_t pair) { return pair / gap_h * 2 * gap_h + pair % gap_h; };
   rows.run(taps, w, bias, epilogue.at(v.dst_offset), pool, row,
            [&](int64_t n, int64_t pair, const ChannelColumnsSum<T>& pixels) {
@@ -251,10 +261,15 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
                // apart by gap_w.
                const int64_t first = floor_div(j0 + taps.first_w, gap_w);
                const int64_t column = j0 + taps.first_w - first * gap_w;
-               const ChannelColumns shape{R,        step,
-                                          v.groups, ceil_div(v.J - j0, gap_w),
-                                          -first,   ceil_div(v.W - column, gap_w) - first,
-                                          0,        gap_w * v.groups};
+               const ChannelColumns shape{R,
+                                          taps.columns,
+                                          step,
+                                          v.groups,
+                                          ceil_div(v.J - j0, gap_w),
+                                          -first,
+                                          ceil_div(v.W - column, gap_w) - first,
+                                          0,
+                                          gap_w * v.groups};
                const T* image = src + n * v.src.n + (j0 + taps.first_w) * v.src.column;
                sum.src = image + top * v.src.row;
                for (int64_t l = 0; l < kColumnLines; ++l) {
@@ -283,7 +298,7 @@ template <typename T>
 void depthwise_columns_spread(const ConvProblem& p, const T* dz, const T* w, T* dx,
                               const Parallel& pool) {
   const DepthwiseTaps taps = DepthwiseTaps::of(p);
-  const ChannelColumns shape{p.R, 2, p.C, p.W, 0, p.Q, p.pad_left, p.C};
+  const ChannelColumns shape{p.R, p.R, 2, p.C, p.W, 0, p.Q, p.pad_left, p.C};
   // Output rows 2a - pad and 2a - pad + 1, from the first that is there.
   const int64_t first = p.pad_top / 2, last = floor_div(p.H - 1 + p.pad_top, 2);
   const RowPairs<T> rows{p.N,       last - first + 1, 1,         p.H, p.W, p.C,
@@ -305,7 +320,7 @@ void depthwise_columns_spread(const ConvProblem& p, const T* dz, const T* w, T* 
 
 #define TORCHCONV_DEPTHWISE_COLUMNS(T)                                                             \
   template bool depthwise_columns_applies<T>(const ConvView&);                                     \
-  template bool depthwise_columns_undilated_applies<T>(const ConvView&);                           \
+  template bool depthwise_columns_square_applies<T>(const ConvView&);                              \
   template void depthwise_columns_gather(const ConvView&, const T*, const T*, const T*,            \
                                          const Epilogue<T>&, const Parallel&);                     \
   template bool depthwise_columns_wgrad(const ConvView&, const T*, const T*, T*, const Parallel&); \

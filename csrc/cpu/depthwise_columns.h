@@ -14,9 +14,10 @@ namespace torchconv::cpu {
 // One channel and one filter in a group, at least a vector of channels.
 template <typename T>
 bool depthwise_columns_applies(const ConvView& view);
-// The same without dilation, which wgrad and minimal filtering ask for.
+// The same for square kernels of 3, 5 or 7 taps without dilation, which wgrad and minimal filtering
+// ask for.
 template <typename T>
-bool depthwise_columns_undilated_applies(const ConvView& view);
+bool depthwise_columns_square_applies(const ConvView& view);
 
 // The view applies and is not empty. bias may be null.
 template <typename T>

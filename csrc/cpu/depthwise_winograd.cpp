@@ -33,7 +33,8 @@ constexpr int64_t kNarrow = 2;
 constexpr int64_t kTasksWanted = 8;
 
 ChannelColumns columns_of(const ConvView& v, const DepthwiseTaps& taps) {
-  return {taps.rows, 1, v.groups, v.J, -taps.first_w, v.W - taps.first_w, 0, v.src.column};
+  return {taps.rows,     taps.columns,       1, v.groups,    v.J,
+          -taps.first_w, v.W - taps.first_w, 0, v.src.column};
 }
 
 // Those of each vector of channels, [vectors][products*R][lanes]; the last vector ends with the
@@ -51,7 +52,7 @@ void pack_weights(const DepthwiseTaps& taps, int64_t channels, const float* w, f
 
 bool depthwise_winograd_applies(const ConvView& v) {
   if (!kFiltersColumns || v.step_h != 1 || v.J < kWinogradTile ||
-      !depthwise_columns_undilated_applies<float>(v))
+      !depthwise_columns_square_applies<float>(v))
     return false;
   const int64_t computed = round_up(v.J, kWinogradTile);
   return channel_columns_walk(columns_of(v, DepthwiseTaps(v))) ||

@@ -14,9 +14,13 @@ namespace torchconv::cpu {
 
 inline constexpr int kColumnLines = 2;
 
-// Square kernels of R = 3, 5 or 7 taps; at least a vector of channels.
+// Columns of the widest kernel, and rows of the highest with what a second line reads.
+inline constexpr int kMostColumns = 11, kMostSourceRows = 32;
+
+// R by S taps; at least a vector of channels.
 struct ChannelColumns {
-  int64_t R, step;            // step 1 or 2; 2 with R = 3 or 5
+  // Square kernels of R = 3, 5 or 7 taps; channel_columns_sum takes any up to those above.
+  int64_t R, S, step;         // step 1 or 2; 2 with R = 3 or 5
   int64_t channels, columns;  // output columns
   int64_t left, right;        // source column j*step + s exists for [left, right)
   int64_t pad_w;              // of channel_columns_spread
@@ -34,14 +38,13 @@ struct ChannelColumnsSum {
   int64_t out_step;
   Wide<T>* wide[kColumnLines];  // or, of a narrower T, where the line goes unrounded
   int64_t wide_step;
-  const Wide<T>* weights;  // [R*R][weight_step]
+  const Wide<T>* weights;  // [vectors][R*S][lanes], of which the last vector ends with the channels
   const T* next;  // the source rows that the next two lines read beside these; null if near by
   const T* next_out[kColumnLines];  // the lines that are written next, or null
   bool streams;                     // past the caches
   bool clamps;                      // the outputs, to [0, most]
   Wide<T> most;
   const Wide<T>* start;  // of all sums, by channel
-  int64_t weight_step;
 };
 template <typename T>
 void channel_columns_sum(const ChannelColumns& shape, const ChannelColumnsSum<T>& sum);

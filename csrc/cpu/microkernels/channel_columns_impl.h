@@ -20,8 +20,8 @@ TORCHCONV_INLINE void for_vectors(int64_t lane, int64_t channels, F&& f) {
 // Vectors of channels that are walked together: of bfloat16 and float16 those of a cache line, half
 // of which would else be fetched again for the next, where their sums have room in registers.
 template <typename T>
-constexpr int columns_together(int R) {
-  return kVectorBytes == 64 && sizeof(T) == 2 && R == 3 ? 2 : 1;
+constexpr int columns_together(int S) {
+  return kVectorBytes == 64 && sizeof(T) == 2 && S <= 3 ? 2 : 1;
 }
 
 // How a vector of channels is loaded and stored.
@@ -72,27 +72,59 @@ class Outputs {
   Type most_;
 };
 
-// kWhole: all source rows are there.
-template <typename T, typename V, int R, int kStep, int kV, bool kWhole>
+// sum[vector][line][column] += the taps of kPhase in the source rows that are there, of a kernel of
+// any number of rows, whose weights are read from memory.
+template <typename V, int S, int kStep, int kPhase, typename T, int kV, int kColumns>
+TORCHCONV_INLINE void add_rows(const ChannelColumns& p, const ChannelColumnsSum<T>& t, const T* src,
+                               const Wide<T>* weights,
+                               typename V::Type (&sum)[kV][kColumnLines][kColumns]) {
+  using W = typename V::Registers;
+  constexpr int kTaps = (S - kPhase + kStep - 1) / kStep, kL = V::kLanes;
+  const int64_t vector = p.R * S * kL, row = t.src_row;
+  const int64_t begin = __builtin_ctz(t.rows), end = 32 - __builtin_clz(t.rows);
+  const int64_t shared = std::min<int64_t>(std::max<int64_t>(begin, kStep), end);
+  const int64_t second = std::clamp<int64_t>(p.R, shared, end);
+  // Source rows [from, to), of which the lines [kFirst, kLast] read.
+  const auto add = [&](int64_t from, int64_t to, auto first, auto last) TORCHCONV_INLINE_LAMBDA {
+    constexpr int kFirst = decltype(first)::value, kLast = decltype(last)::value;
+    const T* x = src + from * row;
+    const Wide<T>* w = weights + (from * S + kPhase) * kL;
+    for (int64_t source = from; source < to; ++source, x += row, w += S * kL)
+      unroll<kV>([&](auto v) TORCHCONV_INLINE_LAMBDA {
+        typename V::Type value = V::load(x + v * kL);
+        if constexpr (kTaps > 1 || kFirst < kLast) keep_in_register(value);
+        unroll<(kLast - kFirst + 1) * kTaps>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+          constexpr int line = kFirst + i / kTaps, m = i % kTaps;
+          sum[v][line][m] += W::load(w + v * vector + (m - line * S) * kStep * kL) * value;
+        });
+      });
+  };
+  constexpr std::integral_constant<int, 0> kUpper;
+  constexpr std::integral_constant<int, 1> kLower;
+  add(begin, std::min<int64_t>(shared, p.R), kUpper, kUpper);
+  add(shared, second, kUpper, kLower);
+  add(std::max<int64_t>(second, kStep), end, kLower, kLower);
+}
+
+// R rows, or any number of them where R is 0, of S columns. kWhole: all source rows are there.
+template <typename T, typename V, int R, int S, int kStep, int kV, bool kWhole>
 void sum_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t lane) {
   using W = typename V::Registers;
   using Type = typename V::Type;
-  constexpr int kLines = kColumnLines, kSources = R + (kLines - 1) * kStep;
-  constexpr int kColumns = (R + kStep - 1) / kStep;  // output columns that a source column reaches
+  constexpr int kLines = kColumnLines;
+  constexpr int kColumns = (S + kStep - 1) / kStep;  // output columns that a source column reaches
   // Few weights stay in registers; of many, the rows that the second line needs again.
-  constexpr bool kHeld = R == 3 && kV == 1;
-  const Wide<T>* weights = t.weights + lane;
-  const int64_t weight_step = t.weight_step;
-  Type held[kHeld ? R * R : 1];
+  constexpr bool kHeld = R > 0 && R * S <= 9 && kV == 1;
+  constexpr int64_t kL = V::kLanes;
+  const Wide<T>* weights = t.weights + ceil_div(lane, kL) * kL * p.R * S;
+  Type held[kHeld ? R * S : 1];
   if constexpr (kHeld)
-    unroll<R * R>([&](auto i)
-                      TORCHCONV_INLINE_LAMBDA { held[i] = W::load(weights + i * weight_step); });
+    unroll<R * S>([&](auto i) TORCHCONV_INLINE_LAMBDA { held[i] = W::load(weights + i * kL); });
   const Outputs<T, V> outputs(t, lane);
   const int64_t columns = p.columns, pitch = p.pitch, row = t.src_row;
   const uint32_t there = t.rows;
   const auto columns_there = static_cast<uint64_t>(std::max<int64_t>(p.right - p.left, 0));
   // Each vector fetches its part of what is read next in the order of memory.
-  constexpr int64_t kL = V::kLanes;
   constexpr int64_t kFetched = kLines * kStep * kV * kL * int64_t{sizeof(T)};  // by a column
   const char* next = reinterpret_cast<const char*>(t.next);
   if (next != nullptr) next += lane / kL * static_cast<int64_t>(columns_there) * (kFetched / kV);
@@ -124,34 +156,39 @@ void sum_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t l
         }
         // By its type: GCC 13.3 of Ubuntu 24.04 crashes on `phase` itself here.
         constexpr int kPhase = decltype(phase)::value;
-        constexpr int kTaps = (R - kPhase + kStep - 1) / kStep;
-        Type kept[kV][kStep][kTaps];
-        unroll<kSources>([&](auto source) TORCHCONV_INLINE_LAMBDA {
-          Type row_weights[kV][kTaps];
-          if constexpr (source < R)
-            unroll<kV * kTaps>([&](auto i) TORCHCONV_INLINE_LAMBDA {
-              constexpr int v = i / kTaps, m = i % kTaps, tap = source * R + kPhase + m * kStep;
-              if constexpr (kHeld)
-                row_weights[v][m] = held[tap];
-              else
-                row_weights[v][m] = W::load(weights + tap * weight_step + v * kL);
-            });
-          if (kWhole || (there >> source & 1) != 0) {
-            unroll<kV>([&](auto v) TORCHCONV_INLINE_LAMBDA {
-              Type x = V::load(src + source * row + v * kL);
-              if constexpr (kTaps > 1 || (source >= kStep && source < R)) keep_in_register(x);
-              unroll<kTaps>([&](auto m) TORCHCONV_INLINE_LAMBDA {
-                if constexpr (source < R) sum[v][0][m] += row_weights[v][m] * x;
-                if constexpr (source >= kStep) sum[v][1][m] += kept[v][source % kStep][m] * x;
+        if constexpr (R == 0) {
+          add_rows<V, S, kStep, kPhase>(p, t, src, weights, sum);
+        } else {
+          constexpr int kTaps = (S - kPhase + kStep - 1) / kStep;
+          constexpr int kSources = R + (kLines - 1) * kStep;
+          Type kept[kV][kStep][kTaps];
+          unroll<kSources>([&](auto source) TORCHCONV_INLINE_LAMBDA {
+            Type row_weights[kV][kTaps];
+            if constexpr (source < R)
+              unroll<kV * kTaps>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+                constexpr int v = i / kTaps, m = i % kTaps, tap = source * S + kPhase + m * kStep;
+                if constexpr (kHeld)
+                  row_weights[v][m] = held[tap];
+                else
+                  row_weights[v][m] = W::load(weights + (tap + v * R * S) * kL);
               });
-            });
-          }
-          if constexpr (source < R)
-            unroll<kV * kTaps>([&](auto i) TORCHCONV_INLINE_LAMBDA {
-              constexpr int v = i / kTaps, m = i % kTaps;
-              kept[v][source % kStep][m] = row_weights[v][m];
-            });
-        });
+            if (kWhole || (there >> source & 1) != 0) {
+              unroll<kV>([&](auto v) TORCHCONV_INLINE_LAMBDA {
+                Type x = V::load(src + source * row + v * kL);
+                if constexpr (kTaps > 1 || (source >= kStep && source < R)) keep_in_register(x);
+                unroll<kTaps>([&](auto m) TORCHCONV_INLINE_LAMBDA {
+                  if constexpr (source < R) sum[v][0][m] += row_weights[v][m] * x;
+                  if constexpr (source >= kStep) sum[v][1][m] += kept[v][source % kStep][m] * x;
+                });
+              });
+            }
+            if constexpr (source < R)
+              unroll<kV * kTaps>([&](auto i) TORCHCONV_INLINE_LAMBDA {
+                constexpr int v = i / kTaps, m = i % kTaps;
+                kept[v][source % kStep][m] = row_weights[v][m];
+              });
+          });
+        }
       }
       ++y;
       src += pitch;
@@ -184,8 +221,8 @@ template <typename T, typename V, int R>
 void spread_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t lane) {
   using W = typename V::Registers;
   using Type = typename V::Type;
-  constexpr int kSources = (R + 1) / 2;
-  const Wide<T>* weights = t.weights + lane;
+  constexpr int kSources = (R + 1) / 2, kL = V::kLanes;
+  const Wide<T>* weights = t.weights + ceil_div(lane, kL) * kL * R * R;
   Type sum[2][R];
   unroll<2 * R>([&](auto i) TORCHCONV_INLINE_LAMBDA { sum[i / R][i % R] = Type{}; });
   const Outputs<T, V> outputs(t, lane);
@@ -200,7 +237,7 @@ void spread_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_
         const Type x = V::load(t.src + m * t.src_row + q * p.pitch + lane);
         unroll<2 * R>([&](auto i) TORCHCONV_INLINE_LAMBDA {
           constexpr int line = i / R, s = i % R, r = 2 * m + line;
-          if constexpr (r < R) sum[line][s] += W::load(weights + (r * R + s) * t.weight_step) * x;
+          if constexpr (r < R) sum[line][s] += W::load(weights + (r * R + s) * kL) * x;
         });
       });
     unroll<2>([&](auto e) TORCHCONV_INLINE_LAMBDA {
@@ -221,15 +258,16 @@ void spread_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_
   }
 }
 
-template <typename T, typename V, int R, int kStep, bool kWhole = false>
+template <typename T, typename V, int R, int S, int kStep, bool kWhole = false>
 void sum_vectors(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
-  constexpr int kV = columns_together<T>(R), kLanes = kV * V::kLanes;
+  constexpr int kV = columns_together<T>(S), kLanes = kV * V::kLanes;
   const int64_t together = kV == 1 ? 0 : p.channels / kLanes * kLanes;
   if constexpr (kV > 1)
-    for_vectors<kLanes>(0, together,
-                        [&](int64_t lane) { sum_lines<T, V, R, kStep, kV, kWhole>(p, t, lane); });
-  for_vectors<V::kLanes>(together, p.channels,
-                         [&](int64_t lane) { sum_lines<T, V, R, kStep, 1, kWhole>(p, t, lane); });
+    for_vectors<kLanes>(
+        0, together, [&](int64_t lane) { sum_lines<T, V, R, S, kStep, kV, kWhole>(p, t, lane); });
+  for_vectors<V::kLanes>(together, p.channels, [&](int64_t lane) {
+    sum_lines<T, V, R, S, kStep, 1, kWhole>(p, t, lane);
+  });
 }
 
 template <typename T, typename V, int R>
@@ -237,15 +275,33 @@ void spread_vectors(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
   for_vectors<V::kLanes>(0, p.channels, [&](int64_t lane) { spread_lines<T, V, R>(p, t, lane); });
 }
 
+template <typename T, typename V, int... kIndex>
+void sum_any_rows(const ChannelColumns& p, const ChannelColumnsSum<T>& t,
+                  std::integer_sequence<int, kIndex...>) {
+  using Kernel = void (*)(const ChannelColumns&, const ChannelColumnsSum<T>&);
+  static constexpr Kernel kTable[3][sizeof...(kIndex)] = {{sum_vectors<T, V, 0, kIndex + 1, 1>...},
+                                                          {sum_vectors<T, V, 0, kIndex + 1, 2>...},
+                                                          {sum_vectors<T, V, 1, kIndex + 1, 1>...}};
+  kTable[p.step == 1 && p.R == 1 ? 2 : p.step - 1][p.S - 1](p, t);
+}
+
 template <typename T, typename V>
 void sum_columns(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
   const bool one = p.step == 1;
   // Few products do not hide the tests of rows that may not be there.
-  if (p.R == 3 && p.step == 2 && t.rows == (1U << (3 + 2)) - 1)
-    return sum_vectors<T, V, 3, 2, true>(p, t);
-  if (p.R == 3) return one ? sum_vectors<T, V, 3, 1>(p, t) : sum_vectors<T, V, 3, 2>(p, t);
-  if (p.R == 5) return one ? sum_vectors<T, V, 5, 1>(p, t) : sum_vectors<T, V, 5, 2>(p, t);
-  sum_vectors<T, V, 7, 1>(p, t);
+  if (p.R == 3 && p.S == 3 && p.step == 2 && t.rows == (1U << (3 + 2)) - 1)
+    return sum_vectors<T, V, 3, 3, 2, true>(p, t);
+  if (p.R == 3 && p.S == 3)
+    return one ? sum_vectors<T, V, 3, 3, 1>(p, t) : sum_vectors<T, V, 3, 3, 2>(p, t);
+  if (p.R == 5 && p.S == 5)
+    return one ? sum_vectors<T, V, 5, 5, 1>(p, t) : sum_vectors<T, V, 5, 5, 2>(p, t);
+  if (one && p.R == 7 && p.S == 7) return sum_vectors<T, V, 7, 7, 1>(p, t);
+  if (p.R == 2 && p.S == 2)
+    return one ? sum_vectors<T, V, 2, 2, 1>(p, t) : sum_vectors<T, V, 2, 2, 2>(p, t);
+  if (p.R == 4 && p.S == 4)
+    return one ? sum_vectors<T, V, 4, 4, 1>(p, t) : sum_vectors<T, V, 4, 4, 2>(p, t);
+  if (one && p.R == 3 && p.S == 1) return sum_vectors<T, V, 3, 1, 1>(p, t);
+  sum_any_rows<T, V>(p, t, std::make_integer_sequence<int, kMostColumns>());
 }
 
 template <typename T, typename V>
