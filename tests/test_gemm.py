@@ -211,6 +211,36 @@ def test_padded_pixels_of_neighbouring_tasks(groups: int, dtype: torch.dtype) ->
     check(x, w, padding=1, groups=groups)
 
 
+@on_dtypes
+@pytest.mark.parametrize("size", [(7, 28), (16, 29), (5, 64)], ids=str)
+def test_taps_along_an_axis(size: tuple[int, int], dtype: torch.dtype) -> None:
+    """Read in place with padding too: dilations up to and beyond the image, padding that whole rows
+    of the kernel lie in, panels of filters that are not full.
+    """
+    for C, K in ((20, 33), (64, 64), (130, 40)):
+        for taps, gap, padding in ((3, 1, 1), (3, 4, 4), (7, 1, 3), (2, 1, 1), (3, 16, 16)):
+            for vertical in (True, False):
+                pair = (lambda a, b: (a, b)) if vertical else (lambda a, b: (b, a))
+                check(
+                    channels_last(2, C, *size, dtype=dtype),
+                    channels_last(K, C, *pair(taps, 1), dtype=dtype),
+                    torch.randn(K).to(dtype),
+                    padding=pair(padding, 0),
+                    dilation=pair(gap, 1),
+                )
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("kernel", [(3, 1), (1, 3)], ids=str)
+def test_special_values_beside_padding(kernel: tuple[int, int], value: float) -> None:
+    x, w = channels_last(2, 40, 9, 30), torch.rand(64, 40, *kernel) + 0.5
+    x[1, 17, 8, 0] = x[0, 3, 0, 29] = value
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    y, theirs = F.conv2d(x, w, padding=padding), torch_F.conv2d(x, w, padding=padding)
+    assert torch.equal(torch.isfinite(y), torch.isfinite(theirs))
+    assert torch.equal(torch.isnan(y), torch.isnan(theirs))
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_special_values_stay_in_their_windows(value: float) -> None:
     x, w = channels_last(2, 40, 9, 11), torch.rand(35, 40, 3, 3) + 0.5

@@ -64,6 +64,10 @@ class DirectGemm : DirectTasks {
       fill_zero(filters + known, plan.padded_filters - known);
     }
     fill_zero(bias_.get() + zero_bias_, round_up(plan.padded_filters, kPanel<A>));
+    if (plan.reads_taps)
+      for (const ConvTap& tap : view.taps)
+        last_tap_ =
+            std::max(last_tap_, (tap.h * view.src.row + tap.w * view.src.column) / kTermChannels);
     high_ = epilogue.most();
     const bool simple = epilogue.preactivation == nullptr && epilogue.clamps_at_most();
     to_dst_ = std::is_same_v<T, A> && view.dst.c == 1;
@@ -377,7 +381,7 @@ class DirectGemm : DirectTasks {
     tile.also = t.panel;
     tile.also_step = tile.also_row = tile.also_apart = 0;
     if (reads && plan_.reads_neighbours && next < t.at.pixels()) {
-      tile.also = tile.a + t.src_offsets[next];
+      tile.also = tile.a + t.src_offsets[next] + last_tap_;
       tile.also_step =
           rows * tile.pixel_step * static_cast<int64_t>(sizeof(A)) / (count * c->depth);
     } else if (!streams_ || epilogue_.residual != nullptr) {
@@ -470,7 +474,7 @@ class DirectGemm : DirectTasks {
       for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
         const int64_t terms = panels * depth * ceil_div(rows, int64_t{kMaxRows});
         if (plan_.reads_neighbours && depth > 0 && first + rows < end) {
-          tile.next = tile.a + t.src_offsets[first + rows];
+          tile.next = tile.a + t.src_offsets[first + rows] + last_tap_;
           tile.next_step = (t.src_offsets[first + rows] - t.src_offsets[first]) * kSize / terms;
         }
         if constexpr (std::is_same_v<T, A>) {
@@ -545,6 +549,8 @@ class DirectGemm : DirectTasks {
   int64_t zero_bias_;  // where panels of zeros lie behind the bias
   Buffer<A> bias_;     // [group][padded_filters]
   A high_;
+  // Of several taps that are read in place: the one whose pixels no row before has read.
+  int64_t last_tap_ = 0;
   bool to_dst_;                            // by the kernel
   bool streams_ = false, rounds_ = false;  // past the caches; by the kernel to a narrower type
   bool runs_;  // direct_run.h, or its like of pairs, computes pixels that lie evenly apart

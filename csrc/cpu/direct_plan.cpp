@@ -31,9 +31,10 @@ bool all_inside(const ConvView& view, const ConvTap& tap) {
 
 // Whether several taps are read where they lie, all outputs through the taps that reach the image:
 // where there is no padding, or a pixel meets so few products that copying it first would take as
-// long as some of them.
+// long as some of them. Taps along one axis leave but two runs of outputs that read fewer, and a
+// pixel with few products.
 bool taps_in_place(const ConvView& view, int64_t filter_bytes) {
-  constexpr int64_t kFewProducts = 4, kWide = 2 * kMaxRows;
+  constexpr int64_t kFewProducts = 4, kFewAlongAxis = 64, kWide = 2 * kMaxRows;
   constexpr int64_t kMostOffset = int64_t{1} << 29;
   const auto taps = static_cast<int64_t>(view.taps.size());
   const auto of_all = [&](const auto& f) {
@@ -45,8 +46,11 @@ bool taps_in_place(const ConvView& view, int64_t filter_bytes) {
       }))
     return false;
   if (of_all([&](const ConvTap& tap) { return all_inside(view, tap); })) return true;
-  return taps * ceil_div(filter_bytes, kVectorBytes) <= kFewProducts && view.step_h == 1 &&
-         view.step_w == 1 && view.J >= kWide;
+  const bool along_axis = of_all([&](const ConvTap& tap) { return tap.h == view.taps[0].h; }) ||
+                          of_all([&](const ConvTap& tap) { return tap.w == view.taps[0].w; });
+  return taps * ceil_div(filter_bytes, kVectorBytes) <=
+             (along_axis ? kFewAlongAxis : kFewProducts) &&
+         view.step_h == 1 && view.step_w == 1 && view.J >= kWide;
 }
 
 }  // namespace
@@ -74,13 +78,16 @@ DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place
   if (in_place && aliased) tile_rows = std::min<int64_t>(kMaxRows, kCacheWays);
   if (in_place && view.I == 1 && one_tap && columns < view.J && columns >= kTilesEnough * tile_rows)
     columns = round_up(columns, tile_rows);
+  // Rows that several blocks read are copied for each of them, or asked for by each.
+  const int64_t halo =
+      view.taps.empty() ? 0 : std::abs(view.taps.back().h - view.taps.front().h) / view.step_h;
+  if (in_place)
+    while (rows < std::min(2 * halo, view.I / kBlocksWanted)) rows = even_piece(view.I, 2 * rows);
   if (view.terms() > 0 && !in_place) {
     const auto try_block = [&](int64_t block_rows, int64_t block_columns, int64_t limit) {
       band.emplace(view, block_rows, block_columns, channels, element_size);
       return band->size() * element_size <= limit;
     };
-    // Rows that several blocks read are copied for each of them.
-    const int64_t halo = std::abs(view.taps.back().h - view.taps.front().h) / view.step_h;
     while (rows < std::min(2 * halo, view.I / kBlocksWanted) &&
            try_block(even_piece(view.I, 2 * rows), columns, kBandBytes / 2))
       rows = even_piece(view.I, 2 * rows);
