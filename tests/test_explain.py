@@ -121,6 +121,12 @@ def test_columns() -> None:
         x, w = operands(1, 48, kernel + 5, kernel + 5, 256, kernel, dtype=torch.bfloat16)
         blocking = at(x, w)["dgrad"].blocking
         assert (words + ": register tiles of 8 x " in blocking) == (has_pairs() and kernel == 9)
+    # In channels_last of few channels.
+    for channels in (3, 48):
+        x, w = operands(1, channels, 13, 13, 256, 9, dtype=torch.bfloat16)
+        x = x.to(memory_format=torch.channels_last)
+        blocking = at(x, w.to(memory_format=torch.channels_last))["dgrad"].blocking
+        assert (words in blocking) == (has_pairs() and channels == 3)
 
 
 def test_strides_by_way_of_channels_last_images() -> None:

@@ -6,7 +6,7 @@ and kernels as large as the image a product of samples (sample_gemm.cpp). The pr
 (csrc/cpu/band_gemm.cpp) takes the other kernels that Winograd leaves: sizes here reach its chunks
 of channels, its columns of taps, ragged filters and short rows. Where most of the gather's taps
 would lie beside dz, or few pixels meet many weights, dgrad is the fold of a product
-(csrc/cpu/col2im.cpp), in either layout, in bfloat16 that of a channel (column_pairs.cpp) in NCHW.
+(csrc/cpu/col2im.cpp), in either layout, in bfloat16 that of a channel (column_pairs.cpp).
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ COLUMN_CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
     "uncovered": ((2, 12, 14, 17), (130, 12, 3, 3), {"stride": 5, "padding": (1, 0)}),
     "in_parts": ((6, 64, 14, 14), (128, 64, 9, 9), {}),
     "filters_in_blocks": ((3, 5, 11, 12), (451, 5, 7, 7), {}),
+    "few_channels": ((5, 3, 13, 13), (256, 3, 9, 9), {}),
+    "rows_apart": ((2, 2, 5, 40), (129, 2, 1, 30), {"stride": (2, 1)}),
 }
 CASES = {f"pixel_{k}": v for k, v in PIXEL_CASES.items()}
 CASES |= {f"band_{k}": v for k, v in BAND_CASES.items()}
@@ -127,7 +129,7 @@ def test_forward_and_input_gradient(case: str, dtype: torch.dtype, weight_format
     assert_accurate(dx, torch.autograd.grad(truth, x2, dz.double())[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", COLUMN_CASES)
 def test_columns_in_channels_last(case: str, dtype: torch.dtype) -> None:
     """The input gradient, and its bits alone and in a batch."""

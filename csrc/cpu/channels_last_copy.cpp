@@ -94,6 +94,12 @@ ConvProblem channels_last_problem(const ConvProblem& p) {
   return q;
 }
 
+ConvProblem contiguous_problem(const ConvProblem& p) {
+  ConvProblem q = p;
+  q.layout = q.weight_layout = Layout::kNCHW;
+  return q;
+}
+
 template <typename T>
 void transpose_images(const T* from, int64_t n, int64_t rows, int64_t columns, T* to,
                       const Parallel& pool) {

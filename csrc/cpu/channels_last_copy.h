@@ -11,6 +11,8 @@ namespace torchconv::cpu {
 
 // The same problem, of a single group, with images and weights in channels_last.
 ConvProblem channels_last_problem(const ConvProblem& p);
+// And in NCHW.
+ConvProblem contiguous_problem(const ConvProblem& p);
 
 // to[n][column][row] = from[n][row][column] of n matrices, where a row is a channel or a pixel.
 // Instantiated for float and double.

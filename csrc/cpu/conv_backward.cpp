@@ -168,7 +168,7 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
         col2im(part, views, columns, to, pool);
       });
     else if constexpr (std::is_same_v<T, BFloat16>)
-      return dgrad_column_pairs(p, views[0], dz, w, dx, pool);
+      return dgrad_column_pairs(p, dz, w, dx, pool);
   }
   for (const ConvView& view : views) gather_phase(view, w, epilogue);
 }

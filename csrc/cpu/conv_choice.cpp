@@ -6,6 +6,7 @@
 
 #include "cpu/band_gemm.h"
 #include "cpu/channel_pairs.h"
+#include "cpu/channels_last_copy.h"
 #include "cpu/col2im.h"
 #include "cpu/conv_band.h"
 #include "cpu/depthwise_channels.h"
@@ -476,9 +477,16 @@ bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& v
 
 bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {
   const bool wide = is_wide(p.dtype);
-  const bool pairs =
-      p.dtype == DType::kBFloat16 && p.layout == Layout::kNCHW && has_pair_products();
+  const bool pairs = p.dtype == DType::kBFloat16 && has_pair_products();
   if ((!wide && !pairs) || views.empty() || !col2im_applies(p)) return false;
+  // Whose columns are those of planes in either layout. Weights of neighbouring channels are read
+  // for one at a time, which many do not repay.
+  if (pairs && p.layout != Layout::kNCHW) {
+    if (p.C > kFewFilters) return false;
+    const ConvProblem planes = contiguous_problem(p);
+    bool covers_all;
+    return dgrad_by_columns(planes, dgrad_views(planes, &covers_all), winograd);
+  }
   if (pairs && (p.R * p.S < kColumnPairTaps || p.P * p.Q < kColumnPairPixels)) return false;
   const auto pixels = static_cast<double>(p.P * p.Q), taps = static_cast<double>(p.R * p.S);
   const double size = p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
@@ -488,7 +496,8 @@ bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, 
     const Algorithm algorithm = gather_algorithm(view, p.dtype, winograd);
     const bool transforms = algorithm == Algorithm::kWinograd && views.size() > 1;
     if (algorithm != Algorithm::kBandProduct && algorithm != Algorithm::kPixelProduct &&
-        algorithm != Algorithm::kDirectProduct && !transforms)
+        algorithm != Algorithm::kDirectProduct && !transforms &&
+        !(pairs && algorithm == Algorithm::kBandAlongPixels))
       return false;
     gathered += static_cast<double>(view.pixels()) * static_cast<double>(view.taps.size()) *
                 (transforms ? 0.5 : 1);
