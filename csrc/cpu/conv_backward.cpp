@@ -57,8 +57,7 @@ void wgrad(const ConvView& view, const T* dz, const T* x, T* dw, const Parallel&
   }
   switch (algorithm) {
     case ConvAlgorithm::kDepthwiseChannels:
-      if constexpr (std::is_floating_point_v<T>) depthwise_channels_wgrad(view, dz, x, dw, pool);
-      return;
+      return depthwise_channels_wgrad(view, dz, x, dw, pool);
     case ConvAlgorithm::kBandAlongPixels:
     case ConvAlgorithm::kBandAlongChannels:
       if (band_wgrad(view, algorithm == ConvAlgorithm::kBandAlongPixels, dz, x, dw, pool)) return;

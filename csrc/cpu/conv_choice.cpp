@@ -173,9 +173,8 @@ struct Case {
   }
   bool wgrad_by_pairs() const { return is(DType::kBFloat16) && pair_wgrad_applies(v); }
   bool depthwise() const {
-    return is(DType::kFloat32)   ? depthwise_channels_applies<float>(v)
-           : is(DType::kFloat64) ? depthwise_channels_applies<double>(v)
-                                 : false;
+    return is(DType::kFloat64) ? depthwise_channels_applies<double>(v)
+                               : depthwise_channels_applies<float>(v);
   }
   bool band_fits(bool along_pixels) const {
     const int64_t size = element_size();

@@ -164,9 +164,7 @@ void conv_gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, co
       return;
     }
     case ConvAlgorithm::kDepthwiseChannels:
-      if constexpr (std::is_floating_point_v<T>)
-        depthwise_channels_gather(view, src, w, bias, epilogue, pool);
-      return;
+      return depthwise_channels_gather(view, src, w, bias, epilogue, pool);
     case ConvAlgorithm::kDepthwiseColumns:
       return depthwise_columns_gather(view, src, w, bias, epilogue, pool);
     case ConvAlgorithm::kDepthwisePlanes:

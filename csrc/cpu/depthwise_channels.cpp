@@ -6,6 +6,7 @@
 #include "cpu/depthwise_channels.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/buffer.h"
 #include "cpu/microkernels/gemm.h"
@@ -20,11 +21,14 @@ struct TapRange {
   int64_t first, end;
 };
 
-template <typename A>
+template <typename T>
 class DepthwiseChannels {
  public:
+  using A = Wide<T>;
   using V = Vec<A>;
   static constexpr int64_t kL = V::kLanes;
+  // Whether sums may lie in the output.
+  static constexpr bool kSumsOut = std::is_same_v<T, A>;
 
   explicit DepthwiseChannels(const ConvView& view)
       : view_(view),
@@ -47,16 +51,17 @@ class DepthwiseChannels {
 
   int64_t taps() const { return static_cast<int64_t>(view_.taps.size()); }
 
-  void gather(const A* src, const A* w, const A* bias, const Epilogue<A>& epilogue,
+  void gather(const T* src, const T* w, const T* bias, const Epilogue<T>& epilogue,
               const Parallel& pool) const {
     // [tap][channel]
     Buffer<A> weights(taps() * channels_);
     Buffer<A> start(channels_);
-    for (int64_t c = 0; c < channels_; ++c) start[c] = bias != nullptr ? bias[c] : A{0};
+    for (int64_t c = 0; c < channels_; ++c) start[c] = bias != nullptr ? to_wide(bias[c]) : A{0};
     for (int64_t t = 0; t < taps(); ++t)
       for (int64_t c = 0; c < channels_; ++c)
-        weights[t * channels_ + c] = w[c * view_.weight_group + view_.taps[t].weight];
-    const bool in_place = epilogue.activation == Activation::kNone && epilogue.activates_only();
+        weights[t * channels_ + c] = to_wide(w[c * view_.weight_group + view_.taps[t].weight]);
+    const bool in_place =
+        kSumsOut && epilogue.activation == Activation::kNone && epilogue.activates_only();
     const int64_t row_size = in_place ? 0 : view_.J * channels_;
     const WorkSplit split(view_.N * view_.I, static_cast<double>(view_.J * channels_) *
                                                  static_cast<double>(taps() + 2) / 4);
@@ -67,7 +72,9 @@ class DepthwiseChannels {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t n = item / view_.I, i = item % view_.I;
         const int64_t dst = view_.dst_offset + n * view_.dst.n + i * view_.dst.row;
-        A* out = in_place ? epilogue.y + dst : rows.get() + slot * row_size;
+        A* out = rows.get() + slot * row_size;
+        if constexpr (kSumsOut)
+          if (in_place) out = epilogue.y + dst;
         const int64_t step = in_place ? view_.dst.column : channels_;
         gather_row(src + n * view_.src.n, i, weights.get(), start.get(), offsets, out, step);
         for (int64_t j = 0; j < view_.J && !in_place; ++j)
@@ -76,7 +83,7 @@ class DepthwiseChannels {
     });
   }
 
-  void wgrad(const A* dz, const A* x, A* dw, const Parallel& pool) const {
+  void wgrad(const T* dz, const T* x, T* dw, const Parallel& pool) const {
     // A slab is a run of output rows, by the shape alone; the last vector has sums of its own.
     constexpr int64_t kSlabs = 32, kRows = 8;
     const int64_t rows = view_.N * view_.I;
@@ -102,7 +109,7 @@ class DepthwiseChannels {
         const int64_t lane = c < whole_ ? c : whole_ + c - (channels_ - kL);
         A total = 0;
         for (int64_t s = 0; s < slabs; ++s) total += sums[s * size + t * width + lane];
-        dw[c * view_.weight_group + view_.taps[t].weight] = total;
+        dw[c * view_.weight_group + view_.taps[t].weight] = from_wide<T>(total);
       }
     }
   }
@@ -143,7 +150,7 @@ class DepthwiseChannels {
     if (has_tail_) f(channels_ - kL, int64_t{1}, whole_);
   }
 
-  void gather_row(const A* src, int64_t i, const A* weights, const A* start, int64_t* offsets,
+  void gather_row(const T* src, int64_t i, const A* weights, const A* start, int64_t* offsets,
                   A* out, int64_t step) const {
     const int64_t columns = static_cast<int64_t>(columns_.size());
     const TapRange rows = row_offsets(i, offsets);
@@ -153,7 +160,7 @@ class DepthwiseChannels {
       for_lanes([&](int64_t lane, int64_t vectors, int64_t) {
         const int64_t taps = (rows.end - rows.first) * columns;
         for (int64_t t = 0; t == 0 || t < taps; t += kDepth)
-          tap_sum<A>({src + interior_.begin * src_step + lane, out + interior_.begin * step + lane,
+          tap_sum<T>({src + interior_.begin * src_step + lane, out + interior_.begin * step + lane,
                       offsets + t, weights + t * channels_ + lane, t == 0 ? start + lane : nullptr,
                       std::min(kDepth, taps - t), channels_, interior_.end - interior_.begin,
                       src_step, step, vectors});
@@ -166,14 +173,14 @@ class DepthwiseChannels {
           for (int64_t r = 0; r < rows.end - rows.first; ++r)
             for (int64_t t = r * columns + in.first; t < r * columns + in.end; ++t)
               sum += V::load(weights + t * channels_ + lane) *
-                     V::load(src + j * src_step + offsets[t] + lane);
+                     WideVec<T>::load(src + j * src_step + offsets[t] + lane);
           V::store(out + j * step + lane, sum);
         }
       });
     });
   }
 
-  void wgrad_row(const A* dz, const A* x, int64_t i, int64_t* offsets, A* sums,
+  void wgrad_row(const T* dz, const T* x, int64_t i, int64_t* offsets, A* sums,
                  int64_t width) const {
     const int64_t columns = static_cast<int64_t>(columns_.size());
     const TapRange rows = row_offsets(i, offsets);
@@ -182,7 +189,7 @@ class DepthwiseChannels {
     sums += rows.first * columns * width;
     for_lanes([&](int64_t lane, int64_t vectors, int64_t slot) {
       if (interior_.begin < interior_.end)
-        tap_dot<A>({dz + interior_.begin * dz_step + lane, x + interior_.begin * src_step + lane,
+        tap_dot<T>({dz + interior_.begin * dz_step + lane, x + interior_.begin * src_step + lane,
                     offsets, sums + slot, count, width, interior_.end - interior_.begin, dz_step,
                     src_step, vectors});
     });
@@ -190,12 +197,12 @@ class DepthwiseChannels {
       const TapRange in = inside(columns_, j * view_.step_w, view_.W);
       for_lanes([&](int64_t lane, int64_t vectors, int64_t slot) {
         for (int64_t v = 0; v < vectors; ++v, lane += kL, slot += kL) {
-          const auto gradient = V::load(dz + j * dz_step + lane);
+          const auto gradient = WideVec<T>::load(dz + j * dz_step + lane);
           for (int64_t r = 0; r < rows.end - rows.first; ++r) {
             for (int64_t t = r * columns + in.first; t < r * columns + in.end; ++t) {
               A* sum = sums + t * width + slot;
-              V::store(sum,
-                       V::load(sum) + gradient * V::load(x + j * src_step + offsets[t] + lane));
+              V::store(sum, V::load(sum) +
+                                gradient * WideVec<T>::load(x + j * src_step + offsets[t] + lane));
             }
           }
         }
@@ -212,33 +219,33 @@ class DepthwiseChannels {
 
 }  // namespace
 
-template <typename A>
+template <typename T>
 bool depthwise_channels_applies(const ConvView& view) {
-  return view.C == 1 && view.K == 1 && view.groups >= kLanes<A> && view.src.c == 1 &&
+  return view.C == 1 && view.K == 1 && view.groups >= kLanes<Wide<T>> && view.src.c == 1 &&
          view.dst.c == 1 && !view.taps.empty();
 }
 
-template <typename A>
-void depthwise_channels_gather(const ConvView& view, const A* src, const A* w, const A* bias,
-                               const Epilogue<A>& epilogue, const Parallel& pool) {
-  DepthwiseChannels<A>(view).gather(src, w, bias, epilogue, pool);
+template <typename T>
+void depthwise_channels_gather(const ConvView& view, const T* src, const T* w, const T* bias,
+                               const Epilogue<T>& epilogue, const Parallel& pool) {
+  DepthwiseChannels<T>(view).gather(src, w, bias, epilogue, pool);
 }
 
-template <typename A>
-void depthwise_channels_wgrad(const ConvView& view, const A* dz, const A* x, A* dw,
+template <typename T>
+void depthwise_channels_wgrad(const ConvView& view, const T* dz, const T* x, T* dw,
                               const Parallel& pool) {
-  DepthwiseChannels<A>(view).wgrad(dz, x, dw, pool);
+  DepthwiseChannels<T>(view).wgrad(dz, x, dw, pool);
 }
 
-template bool depthwise_channels_applies<float>(const ConvView&);
-template bool depthwise_channels_applies<double>(const ConvView&);
-template void depthwise_channels_gather(const ConvView&, const float*, const float*, const float*,
-                                        const Epilogue<float>&, const Parallel&);
-template void depthwise_channels_gather(const ConvView&, const double*, const double*,
-                                        const double*, const Epilogue<double>&, const Parallel&);
-template void depthwise_channels_wgrad(const ConvView&, const float*, const float*, float*,
-                                       const Parallel&);
-template void depthwise_channels_wgrad(const ConvView&, const double*, const double*, double*,
-                                       const Parallel&);
+#define TORCHCONV_DEPTHWISE_CHANNELS(T)                                                  \
+  template bool depthwise_channels_applies<T>(const ConvView&);                          \
+  template void depthwise_channels_gather(const ConvView&, const T*, const T*, const T*, \
+                                          const Epilogue<T>&, const Parallel&);          \
+  template void depthwise_channels_wgrad(const ConvView&, const T*, const T*, T*, const Parallel&);
+TORCHCONV_DEPTHWISE_CHANNELS(float)
+TORCHCONV_DEPTHWISE_CHANNELS(double)
+TORCHCONV_DEPTHWISE_CHANNELS(BFloat16)
+TORCHCONV_DEPTHWISE_CHANNELS(Float16)
+#undef TORCHCONV_DEPTHWISE_CHANNELS
 
 }  // namespace torchconv::cpu

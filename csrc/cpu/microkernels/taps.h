@@ -15,29 +15,29 @@
 
 namespace torchconv::cpu {
 
-template <typename A>
+template <typename T>
 struct TapSum {
-  const A* src;
-  A* out;
+  const T* src;
+  Wide<T>* out;
   const int64_t* offsets;  // [taps]
-  const A* weights;        // [taps][weight_step], a vector each
-  const A* start;          // a vector, the bias; or null to add to out
+  const Wide<T>* weights;  // [taps][weight_step], a vector each
+  const Wide<T>* start;    // a vector, the bias; or null to add to out
   int64_t taps, weight_step;
   int64_t count, src_step, out_step, vectors;
 };
-template <typename A>
-void tap_sum(const TapSum<A>& sum);
+template <typename T>
+void tap_sum(const TapSum<T>& sum);
 
-template <typename A>
+template <typename T>
 struct TapDot {
-  const A* dz;
-  const A* src;
+  const T* dz;
+  const T* src;
   const int64_t* offsets;  // [taps]
-  A* sums;                 // [taps][sum_step], a vector each
+  Wide<T>* sums;           // [taps][sum_step], a vector each
   int64_t taps, sum_step;
   int64_t count, dz_step, src_step, vectors;
 };
-template <typename A>
-void tap_dot(const TapDot<A>& dot);
+template <typename T>
+void tap_dot(const TapDot<T>& dot);
 
 }  // namespace torchconv::cpu
