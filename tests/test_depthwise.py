@@ -96,10 +96,23 @@ def test_strips(dtype: torch.dtype, r: int, stride: int, layout: str) -> None:
             check(x, filters, b, layout, stride=stride, padding=padding)
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
 @pytest.mark.parametrize(
     "kernel",
-    [(1, 1), (1, 3), (3, 1), (2, 2), (4, 4), (1, 11), (11, 1), (2, 5), (6, 3), (9, 9), (8, 10)]
+    [
+        (1, 1),
+        (1, 3),
+        (3, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4),
+        (1, 11),
+        (11, 1),
+        (2, 5),
+        (6, 3),
+        (9, 9),
+        (8, 10),
+    ]
     + [(1, 12), (30, 1), (31, 2), (4, 7), (7, 3)],
     ids=str,
 )
@@ -212,6 +225,45 @@ def test_multiplier(stride: int, multiplier: int, layout: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         x, w, b = operands(3, 5, 9, 18, 3, layout, dtype, multiplier)
         check(x, w, b, layout, stride=stride, padding=1)
+
+
+@pytest.mark.parametrize("multiplier", [2, 3, 4, 7, 33])
+@on_types
+def test_repeated_channels(dtype: torch.dtype, multiplier: int) -> None:
+    """Vectors that begin within a channel's filters, more filters than lanes, a last vector that
+    overlaps, channels fewer than a vector's.
+    """
+    for channels, size, r, stride in ((20, (9, 11), 3, 1), (33, (7, 8), 5, 2), (11, (12, 9), 2, 1)):
+        x, w, b = operands(2, channels, *size, r, "channels_last", dtype, multiplier)
+        check(x, w, b, "channels_last", stride=stride, padding=r // 2)
+
+
+def test_repeated_channels_some_images_at_a_time() -> None:
+    x, w, b = operands(3, 8, 120, 120, 3, "channels_last", torch.float32, 8)
+    residual = in_layout(torch.randn(3, 64, 120, 120), "channels_last")
+    z = F.conv2d(x, w, b, padding=1, groups=8, activation="silu", residual=residual)
+    exact = torch_F.conv2d(*(t.double().contiguous() for t in (x, w, b)), padding=1, groups=8)
+    assert_accurate(z, torch_F.silu(exact + residual))
+    alone = F.conv2d(
+        x[2:],
+        w,
+        b,
+        padding=1,
+        groups=8,
+        activation="silu",
+        residual=residual[2:].contiguous(memory_format=torch.channels_last),
+    )
+    assert_same(alone[0], z[2])
+
+
+@cpu_only
+def test_channels_are_repeated() -> None:
+    for multiplier, layout in ((2, "channels_last"), (2, "contiguous"), (1, "channels_last")):
+        x, w, _ = operands(1, 40, 20, 20, 3, layout, torch.float32, multiplier)
+        found = explain(x, w, None, groups=40, peak=100.0, bandwidth=10.0)["fprop"]
+        repeats = multiplier > 1 and layout == "channels_last"
+        assert ("each channel once for each filter" in found.blocking) == repeats
+        assert found.algorithm.startswith("depthwise")
 
 
 @on_formats

@@ -6,6 +6,7 @@
 
 #include "cpu/band_gemm.h"
 #include "cpu/channel_pairs.h"
+#include "cpu/channel_repeat.h"
 #include "cpu/channels_last_copy.h"
 #include "cpu/col2im.h"
 #include "cpu/conv_band.h"
@@ -446,6 +447,15 @@ bool goes_by_patches(const ConvProblem& p, StridedPass pass) {
 
 bool wgrad_goes_by_patches(const ConvProblem& p) {
   return p.R * p.S == 1 && p.K >= kPatchFiltersWgrad && goes_by_patches(p, StridedPass::kFprop);
+}
+
+bool fprop_repeats_channels(const ConvProblem& p, bool winograd) {
+  // At least a vector of what is copied.
+  const auto least = kVectorBytes / static_cast<int64_t>(is_wide(p.dtype) ? sizeof(float) : 2);
+  if (p.layout != Layout::kNHWC || p.groups == 1 || p.groups != p.C || p.K == p.C || p.K < least)
+    return false;
+  const Algorithm algorithm = gather_algorithm(fprop_view(repeated_problem(p)), p.dtype, winograd);
+  return algorithm == Algorithm::kDepthwiseColumns || algorithm == Algorithm::kDepthwiseWinograd;
 }
 
 bool fprop_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd) {

@@ -52,6 +52,9 @@ bool goes_by_patches(const ConvProblem& p, StridedPass pass);
 // The same for wgrad.
 bool wgrad_goes_by_patches(const ConvProblem& p);
 
+// Whether fprop computes the problem's repeated_problem in its place, see channel_repeat.h.
+bool fprop_repeats_channels(const ConvProblem& p, bool winograd);
+
 // Whether fprop, of this view, or dgrad, of these, computes the problem's channels_last_problem in
 // its place, see channels_last_copy.h.
 bool fprop_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd);

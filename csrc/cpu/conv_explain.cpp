@@ -10,6 +10,7 @@
 
 #include "cpu/band_gemm.h"
 #include "cpu/channel_pairs.h"
+#include "cpu/channel_repeat.h"
 #include "cpu/channels_last_copy.h"
 #include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_choice.h"
@@ -264,6 +265,7 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
 }
 
 constexpr const char* kCopies = "by way of channels_last images: ";
+constexpr const char* kRepeats = "by way of an image with each channel once for each filter: ";
 
 // Without the transforms.
 double strided_operations(const ConvProblem& p, StridedPass pass) {
@@ -341,9 +343,11 @@ std::string conv2d_explain(const ConvProblem& problem) {
   const auto words = [](bool by_patches) { return by_patches ? "patches as pixels: " : ""; };
   const bool unfolds_x = goes_by_patches(p, StridedPass::kFprop);
   const bool copies_x = !unfolds_x && fprop_by_channels_last(p, fprop_view(p), winograd);
-  const ConvProblem fprop_problem = unfolds_x  ? patch_problem(p)
-                                    : copies_x ? merged(channels_last_problem(p))
-                                               : p;
+  const bool repeats_x = !unfolds_x && fprop_repeats_channels(p, winograd);
+  const ConvProblem fprop_problem = unfolds_x   ? patch_problem(p)
+                                    : repeats_x ? merged(repeated_problem(p))
+                                    : copies_x  ? merged(channels_last_problem(p))
+                                                : p;
   const ConvView view = fprop_view(fprop_problem);
   std::string lines;
 
@@ -364,7 +368,9 @@ std::string conv2d_explain(const ConvProblem& problem) {
   lines += strides_by_winograd(fprop_problem, StridedPass::kFprop, winograd)
                ? strided_line("fprop", StridedPass::kFprop, view)
                : formatted({"fprop", fprop, gather_otherwise(view, p.dtype, fprop),
-                            (copies_x ? kCopies : words(unfolds_x)) +
+                            (copies_x    ? kCopies
+                             : repeats_x ? kRepeats
+                                         : words(unfolds_x)) +
                                 gather_blocking(view, p.dtype, fprop),
                             direct, gather_operations(view, fprop), bytes});
 

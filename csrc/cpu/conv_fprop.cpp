@@ -1,8 +1,10 @@
 // fprop: which way a problem goes, by conv_choice.h, and the calls that repeat one.
+#include <algorithm>
 #include <memory>
 #include <type_traits>
 
 #include "core/buffer.h"
+#include "cpu/channel_repeat.h"
 #include "cpu/channels_last_copy.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv_choice.h"
@@ -15,6 +17,10 @@
 
 namespace torchconv::cpu {
 namespace {
+
+// What images with repeated channels may take. Few of them at a time cost more in waiting threads
+// than a copy in the caches gains.
+constexpr int64_t kRepeatedBytes = 8 << 20;
 
 // fprop of a merged problem: which way it goes.
 template <typename T>
@@ -33,7 +39,7 @@ class Fprop : public ConvPlan {
            const void* residual, void* y, void* preactivation, const Parallel& pool) const override;
 
  private:
-  enum class Way : uint8_t { kNothing, kPatches, kChannelsLast, kStrided, kGather };
+  enum class Way : uint8_t { kNothing, kPatches, kChannelsLast, kRepeated, kStrided, kGather };
 
   Way choose();
 
@@ -60,6 +66,24 @@ void fprop_channels_last(const ConvProblem& p, const T* x, const T* w, const voi
   store_array(epilogue, z.get(), size, pool);
 }
 
+// The fprop of images whose channels have several filters each, some images at a time.
+template <typename T>
+void fprop_repeated(const ConvProblem& p, const T* x, const T* w, const T* bias,
+                    const Epilogue<T>& epilogue, const Parallel& pool) {
+  const int64_t pixels = p.H * p.W, out = p.P * p.Q * p.K;
+  const int64_t images = std::clamp<int64_t>(
+      kRepeatedBytes / (pixels * p.K * static_cast<int64_t>(sizeof(T))), 1, p.N);
+  const Buffer<T> copy(images * pixels * p.K);
+  ConvProblem q = repeated_problem(p);
+  for (int64_t n = 0; n < p.N; n += images) {
+    q.N = std::min(images, p.N - n);
+    repeat_channels(x + n * pixels * p.C, q.N * pixels, p.C, p.K / p.C, copy.get(), pool);
+    const Epilogue<T> to = epilogue.at(n * out);
+    Fprop<T>(merged(q)).run(copy.get(), w, WeightsOwner{}, bias, to.residual, to.y,
+                            to.preactivation, pool);
+  }
+}
+
 template <typename T>
 Fprop<T>::Fprop(const ConvProblem& p) : p_(p), view_(fprop_view(p)), way_(choose()) {}
 
@@ -71,6 +95,7 @@ typename Fprop<T>::Way Fprop<T>::choose() {
     if (goes_by_patches(p_, StridedPass::kFprop)) return Way::kPatches;
     if (fprop_by_channels_last(p_, view_, winograd)) return Way::kChannelsLast;
   }
+  if (fprop_repeats_channels(p_, winograd)) return Way::kRepeated;
   const bool strided = strides_by_winograd(p_, StridedPass::kFprop, winograd);
   form_ = packed_form<T>(
       p_, view_,
@@ -105,6 +130,7 @@ void Fprop<T>::run(const void* x, const void* w, const WeightsOwner& owner, cons
     if (way_ == Way::kChannelsLast)
       return fprop_channels_last(p_, src, weights, bias, epilogue, pool);
   }
+  if (way_ == Way::kRepeated) return fprop_repeated(p_, src, weights, b, epilogue, pool);
   const PackedBuffer packed = kept_weights(p_, view_, form_, weights, owner, pool);
   if constexpr (kInFloat<T>) {
     if (way_ == Way::kStrided)

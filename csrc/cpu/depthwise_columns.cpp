@@ -200,8 +200,10 @@ bool depthwise_columns_applies(const ConvView& v) {
       v.src.column != v.groups)
     return false;
   const DepthwiseTaps taps(v);
-  if (!taps.regular || v.step_h != v.step_w || v.step_h > 2 || taps.columns < 1 ||
-      taps.columns > kMostColumns || taps.rows + v.step_h > kMostSourceRows)
+  if (!taps.regular || v.step_h != v.step_w || taps.columns < 1 || taps.columns > kMostColumns ||
+      taps.rows + v.step_h > kMostSourceRows)
+    return false;
+  if (v.step_h > 2 && !(v.step_h <= 4 && taps.rows == v.step_h && taps.columns == v.step_h))
     return false;
   if (taps.gap_h == 1 && taps.gap_w == 1) return true;
   // Each residue has columns enough to be worth its own walk.
@@ -213,8 +215,8 @@ template <typename T>
 bool depthwise_columns_square_applies(const ConvView& v) {
   const DepthwiseTaps taps(v);
   const int64_t R = taps.rows;
-  return R == taps.columns && (R == 3 || R == 5 || (R == 7 && v.step_h == 1)) && taps.gap_h == 1 &&
-         taps.gap_w == 1 && depthwise_columns_applies<T>(v);
+  return R == taps.columns && v.step_h <= 2 && (R == 3 || R == 5 || (R == 7 && v.step_h == 1)) &&
+         taps.gap_h == 1 && taps.gap_w == 1 && depthwise_columns_applies<T>(v);
 }
 
 template <typename T>

@@ -20,7 +20,7 @@ inline constexpr int kMostColumns = 11, kMostSourceRows = 32;
 // R by S taps; at least a vector of channels.
 struct ChannelColumns {
   // Square kernels of R = 3, 5 or 7 taps; channel_columns_sum takes any up to those above.
-  int64_t R, S, step;         // step 1 or 2; 2 with R = 3 or 5
+  int64_t R, S, step;         // step 1 or 2; 2 with R = 3 or 5; 3 and 4 with as large a kernel
   int64_t channels, columns;  // output columns
   int64_t left, right;        // source column j*step + s exists for [left, right)
   int64_t pad_w;              // of channel_columns_spread

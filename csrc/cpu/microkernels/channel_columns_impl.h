@@ -288,6 +288,8 @@ void sum_any_rows(const ChannelColumns& p, const ChannelColumnsSum<T>& t,
 template <typename T, typename V>
 void sum_columns(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
   const bool one = p.step == 1;
+  if (p.step == 3) return sum_vectors<T, V, 3, 3, 3>(p, t);
+  if (p.step == 4) return sum_vectors<T, V, 4, 4, 4>(p, t);
   // Few products do not hide the tests of rows that may not be there.
   if (p.R == 3 && p.S == 3 && p.step == 2 && t.rows == (1U << (3 + 2)) - 1)
     return sum_vectors<T, V, 3, 3, 2, true>(p, t);
