@@ -1,7 +1,7 @@
-// Depthwise convolution with channels contiguous (NHWC) by square kernels of 3, 5 and 7 taps,
-// strides of 1 and 2: straight from the image by the kernels of microkernels/channel_columns.h.
-// With a dilation, rows and columns of one residue at a time are an image without. Other shapes of
-// kernel are depthwise_channels.h's.
+// Depthwise convolution with channels contiguous (NHWC) by kernels of up to kMostColumns columns,
+// strides of 1 and 2, or of 3 and 4 by as large a kernel: straight from the image by the kernels of
+// microkernels/channel_columns.h. With a dilation, rows and columns of one residue at a time are an
+// image without. Wider kernels and other strides are depthwise_channels.h's.
 #pragma once
 
 #include "core/conv_problem.h"
