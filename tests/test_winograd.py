@@ -398,6 +398,13 @@ def test_switch() -> None:
     assert allowed()
 
 
+def test_switches_are_no_flags() -> None:
+    for name in torchconv.backends.__all__:
+        with pytest.raises(AttributeError, match=r"is called, not set: \w+\(False\)"):
+            setattr(torchconv.backends, name, False)
+    assert torchconv.backends.winograd_allowed()
+
+
 def test_switch_and_compile() -> None:
     """A compiled graph obeys when it runs; the context manager works inside a function too."""
     x, w = torch.randn(1, 64, 20, 20), torch.randn(64, 64, 3, 3)

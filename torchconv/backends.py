@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from abc import ABC, abstractmethod
-from types import TracebackType
+from types import ModuleType, TracebackType
+from typing import Any
 
 from torchconv import _load
 
@@ -125,3 +127,14 @@ class keep_packed_weights(_Switch):
     def _set(enabled: bool) -> None:
         global _keep_packed_weights
         _keep_packed_weights = enabled
+
+
+class _Backends(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # torch.backends has flags, and who sets one of these would switch nothing.
+        if name in __all__:
+            raise AttributeError(f"torchconv.backends.{name} is called, not set: {name}({value!r})")
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Backends
