@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 CUDA_DEV := $(VENV)/.cuda-dev
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort)
-EMULATOR := $(wildcard tests/emulator/*)
+CPP_TESTS := $(wildcard tests/*.cpp tests/emulator/*)
 PY := setup.py torchconv tests benchmarks examples tools
 
 .DEFAULT_GOAL := help
@@ -57,12 +57,12 @@ emulate: $(INSTALLED)  ## run the tests on the GPU's kernels, emulated (ARGS="--
 lint: $(INSTALLED)  ## check format and lint, C++ and Python
 	@$(BIN)/ruff format --check $(PY)
 	@$(BIN)/ruff check $(PY)
-	@$(BIN)/clang-format --dry-run --Werror $(CSRC) $(EMULATOR)
+	@$(BIN)/clang-format --dry-run --Werror $(CSRC) $(CPP_TESTS)
 
 format: $(INSTALLED)  ## format C++ and Python in place
 	@$(BIN)/ruff format $(PY)
 	@$(BIN)/ruff check --fix $(PY)
-	@$(BIN)/clang-format -i $(CSRC) $(EMULATOR)
+	@$(BIN)/clang-format -i $(CSRC) $(CPP_TESTS)
 
 typecheck: $(INSTALLED)  ## mypy
 	@$(BIN)/mypy
