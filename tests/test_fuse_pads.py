@@ -119,18 +119,72 @@ class Several(nn.Module):
             return self.first(self.first(y))
         if self.kind == "returned":
             return torch.cat((self.first(y).flatten(1), y.flatten(1)), 1)
-        y += 1
+        if self.kind == "image overwritten":
+            x += 1
+        else:
+            y += 1
         return self.first(y)
 
 
 @pytest.mark.parametrize(
-    ("kind", "left"), [("two", 0), ("twice", 1), ("returned", 1), ("overwritten", 1)]
+    ("kind", "left"),
+    [("two", 0), ("twice", 1), ("returned", 1), ("overwritten", 1), ("image overwritten", 1)],
 )
 def test_other_readers(kind: str, left: int) -> None:
     model, x = Several(kind).eval(), torch.randn(2, 4, 9, 9)
     fused = torchconv.fuse(model)
     assert pads_left(fused) == left
-    assert relative_error(fused(x), model(x)) < 1e-6
+    assert relative_error(fused(x.clone()), model(x)) < 1e-6
+
+
+def test_image_that_is_overwritten_behind() -> None:
+    """Backward reads what the convolution has read."""
+
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            y = self.second(F.pad(x, (1, 1, 2, 0)))
+            x += y
+            return x
+
+    model, x = Behind().double(), torch.randn(2, 4, 9, 9, dtype=torch.double)
+    trained = torchconv.fuse_training(model)
+    weight = model.first.weight
+    found = torch.autograd.grad(trained(x).square().sum(), weight)
+    expected = torch.autograd.grad(model(x).square().sum(), weight)
+    assert relative_error(found[0], expected[0]) < 1e-12
+    fused = torchconv.fuse(model.eval())
+    assert not pads_left(fused)
+    with torch.no_grad():
+        assert relative_error(fused(x), model(x)) < 1e-12
+
+
+def unpadded() -> nn.Module:
+    layer = nn.Conv2d(8, 8, 3)
+    layer._conv_forward = lambda x, w, b: F.conv2d(x, w, b)  # type: ignore[method-assign]
+    return layer
+
+
+def padded_alike() -> nn.Module:
+    layer = nn.Conv2d(8, 8, 3)
+    layer.padding = (1,)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize(
+    "make", [unpadded, padded_alike, lambda: nn.Conv2d(8, 8, 3, dtype=torch.cfloat)]
+)
+def test_layers_that_pad_otherwise(make: Callable[[], nn.Module]) -> None:
+    model = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), make()).eval()
+    x = torch.randn(2, 8, 9, 9).to(next(model.parameters()).dtype)
+    for other in (torchconv.fuse(model), torchconv.fuse_training(copy.deepcopy(model).train())):
+        assert pads_left(other) == 1
+        assert torch.allclose(other(x), model(x), atol=1e-5)
 
 
 def test_amounts_that_sizes_decide() -> None:

@@ -10,7 +10,8 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from torchconv import nn
-from torchconv._fuse_graph import called_layer, layer_uses
+from torchconv._coverage import FLOATS
+from torchconv._fuse_graph import called_layer, is_overwritten, layer_uses, overwrites
 
 __all__ = ["fold_pads"]
 
@@ -30,11 +31,11 @@ def fold_pads(recorded: GraphModule) -> None:
             continue
         kinds = (torch.nn.Conv2d, nn.Conv2d)
         layers = [called_layer(recorded, reader, *kinds) for reader in node.users]
-        if not all(map(_pads_sides, layers)):
+        image: Any = node.args[0] if node.args else node.kwargs["input"]
+        if not all(map(_pads_sides, layers)) or not _stays(recorded, image, node):
             continue
         for layer in layers:
             _pad_also(layer, sides)
-        image = node.args[0] if node.args else node.kwargs["input"]
         node.replace_all_uses_with(image)
         recorded.graph.erase_node(node)
 
@@ -61,7 +62,28 @@ def _zeros_of(recorded: GraphModule, node: Node) -> tuple[int, int, int, int] | 
 
 
 def _pads_sides(layer: Any) -> bool:
-    return layer is not None and layer.padding_mode == "zeros" and type(layer.padding) is tuple
+    return (
+        layer is not None
+        and layer.padding_mode == "zeros"
+        and type(layer.padding) is tuple
+        and len(layer.padding) in (2, 4)
+        and "_conv_forward" not in vars(layer)
+        and layer.weight.dtype in FLOATS
+    )
+
+
+def _stays(recorded: GraphModule, image: Node, node: Node) -> bool:
+    """Whether the readers of `node`, which pads `image`, find that as `node` did, and backward
+    too."""
+    if recorded.training and is_overwritten(recorded, image):
+        return False
+    waiting = set(node.users)
+    while waiting:
+        if overwrites(recorded, node):
+            return False
+        node = node.next
+        waiting.discard(node)
+    return True
 
 
 def _pad_also(layer: Any, sides: tuple[int, int, int, int]) -> None:
