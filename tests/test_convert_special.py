@@ -174,6 +174,7 @@ def _quantizable() -> nn.Module:
         lambda: Inner(3, 4, 3),
         lambda: Marked(3, 4, 3),
         lambda: Pool(2),
+        lambda: CalledOtherwise(3, 4, 3),
         lambda: parametrizations.weight_norm(Standardized(3, 4, 3)),
         lambda: nn.Conv2d(3, 4, 3, dtype=torch.cfloat),
         lambda: nn.Conv1d(3, 4, 3),
@@ -193,6 +194,15 @@ def test_left_alone(make: Callable[[], nn.Module]) -> None:
     assert_untouched(model, before)
     torchconv.restore(model)
     assert_untouched(model, before)
+
+
+class Twice(nn.Module):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs) * 2
+
+
+class CalledOtherwise(nn.Conv2d, Twice):
+    """Of two bases, of which the second comes before torch.nn.Module."""
 
 
 class Built(nn.Conv2d):
@@ -232,6 +242,33 @@ def test_subclasses_that_are_only_built_otherwise(kind: type[Built]) -> None:
     trained = torchconv.fuse_training(model.train())
     assert type(getattr(trained, "0")) is torchconv.nn.Conv2d
     assert getattr(trained, "0").weight is weight
+
+
+class AsksForClasses(nn.Module):
+    """What it does with a layer depends on the class; it refuses new attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Built(4), nn.Conv2d(4, 4, 1), CalledOtherwise(4, 4, 1)])
+        self.done = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "done" in vars(self) and name != "training":
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x) * (3 if isinstance(layer, Built) else 1)
+        return x
+
+
+def test_classes_that_a_model_asks_for() -> None:
+    model, x = nn.Sequential(AsksForClasses()).eval(), torch.randn(2, 4, 6, 6)
+    expected = model(x)
+    torch.testing.assert_close(torchconv.fuse(model)(x), expected)
+    torch.testing.assert_close(torchconv.fuse_training(model.train())(x), expected)
+    torch.testing.assert_close(torchconv.convert(model)(x), expected)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

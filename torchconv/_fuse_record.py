@@ -275,6 +275,8 @@ class Tracer(torch.fx.Tracer):
                 )
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
+        if type(m).__call__ is not torch.nn.Module.__call__:
+            return False  # of which a part is recorded already, and would be done twice
         return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: Node) -> torch.fx.Proxy:

@@ -127,9 +127,13 @@ def _has_own_class(module: torch.nn.Module) -> bool:
 def plain_class(cls: type) -> type:
     """The class of torch.nn or torchconv.nn that computes what `cls` does; `cls` itself where it
     may compute something else."""
-    for base in cls.__mro__:
+    bases = cls.__mro__
+    for i, base in enumerate(bases):
         if base in _OURS or base in _THEIRS:
-            return base
+            # Of several bases, some come after this one and yet before what all modules have.
+            own, end = base.__mro__, bases.index(torch.nn.Module)
+            others = (b for b in bases[i:end] if b not in own)
+            return base if all(vars(b).keys() <= _HARMLESS for b in others) else cls
         if not vars(base).keys() <= _HARMLESS:
             break
     return cls

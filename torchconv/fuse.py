@@ -180,10 +180,12 @@ def _record(
     example: tuple[Any, ...],
     kind: type[GraphModule],
 ) -> GraphModule:
-    for module in root.modules():
-        module.__class__ = plain_class(type(module))
     tracer = Tracer(example)
     graph = tracer.trace(root)
+    for module in root.modules():  # not before: a model may ask for a layer's class
+        plain = plain_class(type(module))
+        if plain is not type(module):
+            module.__class__ = plain
     for node in graph.nodes:
         if isinstance(node.type, str):
             node.type = None  # an annotation that was not evaluated, which cannot be pickled
