@@ -471,6 +471,11 @@ def test_types_that_python_asks_for(by_example: bool) -> None:
                 found = found * 5
             if isinstance(images.shape[2] / 2, float) and isinstance(images.dtype, torch.dtype):
                 found = found * 7
+            shape = images.shape
+            if isinstance(shape + (1,), int) or isinstance(shape[:2] * 2, int):
+                found = found * 11
+            if isinstance(shape[0] * 0.5, int) or not isinstance(shape[0] == 2, bool):
+                found = found * 13
             return found
 
     model, images = Asks().eval(), torch.randn(2, 3, 6, 6)

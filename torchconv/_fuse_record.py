@@ -86,6 +86,8 @@ class _Unknown:
 # What Python may look up or compare in writing.
 _WRITTEN = (bool, int, float, str, torch.dtype, torch.device, torch.Size)
 
+_COMPARISONS = {getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+
 # What each tensor tells of its kind, and of which type that is.
 KINDS_TELL: dict[Any, type] = {
     **{"shape": torch.Size, "ndim": int, "dtype": torch.dtype, "device": torch.device},
@@ -397,12 +399,21 @@ class Tracer(torch.fx.Tracer):
         if node.target is getattr:
             return KINDS_TELL.get(node.args[1], _Proxy)
         if getattr(node.target, "__module__", "") == operator.add.__module__:
-            of = {self._types[source] for source in node.all_input_nodes}
-            if of <= {int, float, torch.Size}:
-                if node.target is operator.getitem and isinstance(node.args[1], slice):
-                    return torch.Size
-                return float if float in of or node.target is operator.truediv else int
+            return self._type_of_operation(node)
         return _Proxy
+
+    def _type_of_operation(self, node: Node) -> type:
+        """Of one of Python's operators, where no example tells."""
+        operands = [self._types[a] if isinstance(a, Node) else type(a) for a in node.args]
+        if operands[0] is torch.Size and node.target is operator.getitem:
+            return {slice: torch.Size, int: int}.get(operands[1], _Proxy)
+        if not {*operands} <= {bool, int, float, tuple, torch.Size}:
+            return _Proxy
+        if node.target in _COMPARISONS:
+            return bool
+        if not {tuple, torch.Size}.isdisjoint(operands):
+            return torch.Size
+        return float if float in operands or node.target is operator.truediv else int
 
     def _fake(self, value: Any) -> Any:
         """`value`, tensors in lists and dicts included, without data."""
