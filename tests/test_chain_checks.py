@@ -87,6 +87,43 @@ def test_changed_layers_are_checked_again() -> None:
         assert_same(made(x), by_layers(made, x))
 
 
+@pytest.mark.parametrize("kind", ["in no chain", "before a chain", "image alone"])
+@pytest.mark.parametrize("calls", range(4))
+def test_layers_whose_change_no_chain_notices(kind: str, calls: int) -> None:
+    def alone(m: Any, x: Tensor) -> Tensor:
+        x = m.first(x)
+        if x.shape[-2] % 2 == 0:
+            x = F.pad(x, (0, 0, 0, 1), value=1.0)
+        return m.second(x)
+
+    def before(m: Any, x: Tensor) -> Tensor:
+        return forward(m, m.turned(x))
+
+    model: Any = network()
+    model.turned = nn.ConvTranspose2d(3, 3, 1)
+    model.steps = {"in no chain": alone, "before a chain": before}.get(kind, forward)
+    x = images(3, 16, 18) if kind == "image alone" else images(2, 3, 16, 18)
+    made: Any = torchconv.fuse(model, x)
+    for _ in range(calls):
+        made(x)
+    if kind == "before a chain":
+        made.turned.stride = (3, 1)  # 46 rows, of which the next layer makes 23
+    else:
+        made.first.padding = (2, 1)
+    for _ in range(6):
+        with pytest.raises(RuntimeError, match="recorded where"):
+            made(x)
+
+
+def test_single_images_are_not_computed_twice() -> None:
+    x, seen = images(3, 16, 18), []
+    made: Any = torchconv.fuse(network(), x)
+    made.second.register_forward_hook(lambda *_: seen.append(0))
+    for _ in range(12):
+        made(x)
+    assert len(seen) < 20
+
+
 def test_overwritten_arguments() -> None:
     def clears(m: Any, x: Tensor) -> Tensor:
         x += x.shape[0] if x.shape[1] == 3 else 0
@@ -101,7 +138,8 @@ def test_overwritten_arguments() -> None:
         own = x.clone()
         assert_same(made(own), expected)
         assert torch.equal(own, x + 2)
-        made.first.bias.add_(1)
+        made.first.weight.mul_(2)
+        made.second.weight.mul_(2)
 
 
 @pytest.mark.parametrize("kind", ["keyword", "list", "subclass"])
@@ -145,6 +183,22 @@ def test_what_kinds_do_not_tell_is_asked_in_every_call() -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="recorded where"):
             made(x)
+
+
+def test_parts_of_a_tensor() -> None:
+    def asks(m: Any, x: Tensor) -> Tensor:
+        y = F.relu(m.first(x))
+        if x.storage_offset() == 0:
+            y = y + m.second(y)
+        return y + x.shape[0]
+
+    x = images(4, 8, 6, 6)
+    model = Network(asks, first=nn.Conv2d(8, 8, 1), second=nn.Conv2d(8, 8, 1)).eval()
+    made = torchconv.fuse(model, x[:2])
+    for _ in range(4):
+        assert_same(made(x[:2]), by_layers(made, x[:2]))
+    with pytest.raises(RuntimeError, match="recorded where"):
+        made(x[2:])
 
 
 def test_from_several_threads() -> None:

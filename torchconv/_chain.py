@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import getitem
 from typing import Any
@@ -43,6 +44,8 @@ _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
 # Of arguments, that a network remembers.
 _MOST_KINDS = 256
+# Calls one after another that are made once more, with checks.
+_MOST_DOUBTS = 4
 
 
 class Fused(GraphModule):
@@ -81,6 +84,7 @@ def _with_chains(forward: Callable[..., Any], graph: Graph) -> Callable[..., Any
     # what they were.
     unchecked: Callable[..., Any] | None = None
     passed: set[Any] = set()
+    doubts: Counter[Any] = Counter()
     has_checks = True
 
     @functools.wraps(forward)
@@ -96,21 +100,22 @@ def _with_chains(forward: Callable[..., Any], graph: Graph) -> Callable[..., Any
         ):
             return forward(self, *args, **kwargs)
         if has_checks and unchecked is None:
-            own = _copy_of(graph)  # of each thread
-            has_checks = drop_checks(self, own)
-            if has_checks:
-                unchecked = _chained(self, own, passed.clear)
+            unchecked = _unchecked(self, graph, passed.clear)
+            has_checks = unchecked is not None
         asks_anew = unchecked is None or kwargs or _autocasts()
         kinds = None if asks_anew else kinds_of(args)
-        if unchecked is not None and kinds is not None:
+        if unchecked is not None and kinds is not None and doubts[kinds] < _MOST_DOUBTS:
             if kinds in passed:
                 result = unchecked(self, *args)
                 if kinds in passed:
+                    doubts.pop(kinds, None)
                     return result
-                # Layers are no more what they were: what their checks say comes first.
+                # Layers may be no more what they were: what their checks say comes first.
+                doubts[kinds] += 1
             result = forward(self, *args)
             if len(passed) >= _MOST_KINDS:
                 passed.clear()
+                doubts.clear()
             passed.add(kinds)
             return result
         if chained is None:
@@ -120,12 +125,33 @@ def _with_chains(forward: Callable[..., Any], graph: Graph) -> Callable[..., Any
     return run
 
 
+def _unchecked(
+    network: Fused, graph: Graph, changed: Callable[[], None]
+) -> Callable[..., Any] | None:
+    """The network's forward with calls of chains in it and without what the kinds of arguments
+    decide, unless layers decide it that are in no chain: nothing would notice their change. None
+    where that leaves all as it is."""
+    kept: set[int] = set()
+    while True:
+        own = _copy_of(graph)  # of each thread
+        taken = drop_checks(network, own, kept)
+        if not taken:
+            return None
+        forward = _chained(network, own, changed)
+        chains = [node.target for node in own.nodes if isinstance(node.target, _Chain)]
+        watched = {name for chain in chains for name in chain.layers}
+        unsure = {number for number, names in taken.items() if not names <= watched}
+        if not unsure:
+            return forward
+        kept |= unsure
+
+
 def _chained(
     network: Fused, graph: Graph, changed: Callable[[], None] = lambda: None
 ) -> Callable[..., Any]:
     """The network's forward with calls of chains in it, which are put into the graph.
 
-    changed: to be called where layers in it are no more what they were.
+    changed: to be called where layers in it may be no more what they were.
     """
     run: list[tuple[Node, Call]] = []
     passed = _nodes_in_calls(network, graph)
@@ -197,6 +223,7 @@ class _Chain:
         changed: Callable[[], None],
     ) -> None:
         self._changed = changed
+        self.layers = [name for _, call in run for name in call.targets]
         self._network = weakref.ref(network)
         self._inputs = len(inputs)
         position = {node: i for i, node in enumerate((*inputs, *(node for node, _ in run)))}
@@ -222,11 +249,11 @@ class _Chain:
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         if not _only_infers(inputs):
+            self._changed()
             return self._by_layers(inputs)
         program = self._program
         if program is None or not program.holds():
-            if program is not None:
-                self._changed()
+            self._changed()
             outputs = self._by_layers(inputs)
             self._renew(program)
             return outputs

@@ -9,7 +9,7 @@ pass again. And between two convolutions a check ends what one operator may run.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -19,6 +19,12 @@ from torchconv._fuse_graph import is_overwritten, overwrites, sources_of
 from torchconv._fuse_record import KINDS_TELL, holds, length, truth, type_name
 
 __all__ = ["drop_checks", "kinds_of"]
+
+# Functions and methods that ask a tensor for what its kind does not tell.
+_ASK_MORE = {
+    *("data_ptr", "is_conj", "is_inference", "is_neg", "is_pinned", "is_set_to", "is_shared"),
+    *("storage", "storage_offset", "untyped_storage"),
+}
 
 _OF_ANSWERS = {getattr, length, truth, type_name}
 
@@ -30,27 +36,45 @@ def kinds_of(arguments: Sequence[Any]) -> tuple[Any, ...] | None:
     return tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in arguments)
 
 
-def drop_checks(network: GraphModule, graph: Graph) -> bool:
+def drop_checks(network: GraphModule, graph: Graph, kept: Set[int]) -> dict[int, set[str]]:
     """Takes out of `graph` what the kinds of the network's arguments decide, and what only that
-    reads. Returns whether there was any. There is none to take where a call that overwrites its
-    arguments could not be made once more with them.
+    reads. There is none to take where a call that overwrites its arguments could not be made once
+    more with them.
+
+    kept: the numbers of checks that stay.
+
+    Returns, by the numbers of those that were taken, what of the network decides beside the kinds:
+    the names of layers and tensors.
     """
     given = [node for node in graph.nodes if node.op in ("placeholder", "get_attr")]
     if any(is_overwritten(network, node) for node in given):
-        return False
-    checks = [node for node in graph.nodes if node.target is holds and _follows_from_kinds(node)]
-    for check in checks:
-        unread = [check]
+        return {}
+    checks = [node for node in graph.nodes if node.target is holds]
+    taken = {
+        number: {
+            str(node.target) for node in sources_of(check) if node.op in ("call_module", "get_attr")
+        }
+        for number, check in enumerate(checks)
+        if number not in kept and _follows_from_kinds(check)
+    }
+    for number in taken:
+        unread = [checks[number]]
         while unread:
             node = unread.pop()
             sources = node.all_input_nodes
             graph.erase_node(node)
             unread += [n for n in sources if not n.users and _is_of_answers(network, n)]
-    return bool(checks)
+    return taken
 
 
 def _follows_from_kinds(check: Node) -> bool:
-    return all(node.args[1] in KINDS_TELL for node in sources_of(check) if node.target is getattr)
+    for node in sources_of(check):
+        if node.target is getattr and node.args[1] not in KINDS_TELL:
+            return False
+        name = str(getattr(node.target, "__name__", node.target))
+        if name in _ASK_MORE:
+            return False
+    return True
 
 
 def _is_of_answers(network: GraphModule, node: Node) -> bool:

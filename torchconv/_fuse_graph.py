@@ -136,7 +136,7 @@ def is_overwritten(recorded: GraphModule, node: Node, by_caller: bool = False) -
     """Whether the network, or who calls it, may change the result of `node` in place, as it is or
     by a view of it."""
     same = {node}
-    for reader in recorded.graph.nodes:
+    for reader in node.graph.nodes:
         if same.isdisjoint(reader.all_input_nodes):
             continue
         if overwrites(recorded, reader) or (by_caller and reader.op == "output"):
