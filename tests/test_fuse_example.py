@@ -7,6 +7,7 @@ import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -454,6 +455,22 @@ def test_tensors_of_sizes(kind: str, by_example: bool) -> None:
     with torch.no_grad():
         for batch in (images, torch.randn(3, 3, 6, 7), torch.randn(3, 3, 9, 8)):
             assert relative_error(fused(batch), model(batch)) < 1e-6
+
+
+def test_recorded_by_several_threads() -> None:
+    """What is recorded with stands in the place of PyTorch's own meanwhile."""
+
+    class Adds(Made):
+        def forward(self, images: Tensor) -> Any:
+            return self.body(images) + torch.zeros(images.shape[-1])
+
+    own = (torch.zeros, nn.Module.__call__, nn.Module.__getattr__)
+    models, images = [Adds().eval() for _ in range(16)], torch.randn(2, 3, 6, 7)
+    with ThreadPoolExecutor(4) as pool:
+        fused = list(pool.map(torchconv.fuse, models))
+    assert own == (torch.zeros, nn.Module.__call__, nn.Module.__getattr__)
+    for made, model in zip(fused, models, strict=True):
+        assert relative_error(made(images), model(images)) < 1e-6
 
 
 @pytest.mark.parametrize("by_example", [False, True])

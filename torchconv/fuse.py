@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import threading
 from collections import Counter
 from itertools import count
 from typing import Any
@@ -47,6 +48,10 @@ from torchconv._fuse_written import join_written_activations
 from torchconv.convert import convert, plain_class
 
 __all__ = ["fuse", "fuse_training"]
+
+# torch.fx puts functions of its own in the place of PyTorch's while it records, and then back what
+# was there.
+_ONE_AT_A_TIME = threading.RLock()
 
 _CONVOLUTIONS = (torch.nn.Conv2d, nn.Conv2d)
 _LINEAR = (torch.nn.Linear, nn.Linear)
@@ -180,22 +185,23 @@ def _record(
     example: tuple[Any, ...],
     kind: type[GraphModule],
 ) -> GraphModule:
-    tracer = Tracer(example)
-    graph = tracer.trace(root)
-    for module in root.modules():  # not before: a model may ask for a layer's class
-        plain = plain_class(type(module))
-        if plain is not type(module):
-            module.__class__ = plain
-    for node in graph.nodes:
-        if isinstance(node.type, str):
-            node.type = None  # an annotation that was not evaluated, which cannot be pickled
-    recorded = kind(root, graph, type(model).__name__)
-    _refuse_overwritten_views(recorded, tracer.views)
-    _make_anew(recorded, tracer.made)
-    _save_like(recorded, model)
-    join_written_activations(recorded)
-    _order_like(recorded, model)
-    return recorded
+    with _ONE_AT_A_TIME:
+        tracer = Tracer(example)
+        graph = tracer.trace(root)
+        for module in root.modules():  # not before: a model may ask for a layer's class
+            plain = plain_class(type(module))
+            if plain is not type(module):
+                module.__class__ = plain
+        for node in graph.nodes:
+            if isinstance(node.type, str):
+                node.type = None  # an annotation that was not evaluated, which cannot be pickled
+        recorded = kind(root, graph, type(model).__name__)
+        _refuse_overwritten_views(recorded, tracer.views)
+        _make_anew(recorded, tracer.made)
+        _save_like(recorded, model)
+        join_written_activations(recorded)
+        _order_like(recorded, model)
+        return recorded
 
 
 def _refuse_overwritten_views(recorded: GraphModule, names: set[str]) -> None:
