@@ -137,7 +137,8 @@ def test_other_readers(kind: str, left: int) -> None:
     assert relative_error(fused(x.clone()), model(x)) < 1e-6
 
 
-def test_image_that_is_overwritten_behind() -> None:
+@pytest.mark.parametrize("by_view", [False, True])
+def test_image_that_is_overwritten_behind(by_view: bool) -> None:
     """Backward reads what the convolution has read."""
 
     class Behind(nn.Module):
@@ -147,7 +148,7 @@ def test_image_that_is_overwritten_behind() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(x)
-            y = self.second(F.pad(x, (1, 1, 2, 0)))
+            y = self.second(F.pad(x[:, :] if by_view else x, (1, 1, 2, 0)))
             x += y
             return x
 

@@ -146,6 +146,19 @@ def is_overwritten(recorded: GraphModule, node: Node, by_caller: bool = False) -
     return False
 
 
+def may_be_viewed(recorded: GraphModule, node: Node) -> set[Node]:
+    """`node`, and what its result may be a view of."""
+    found = {node}
+    waiting = [node]
+    while waiting:
+        last = waiting.pop()
+        if not _makes_another(recorded, last):
+            new = set(last.all_input_nodes) - found
+            found |= new
+            waiting += new
+    return found
+
+
 def _makes_another(recorded: GraphModule, node: Node) -> bool:
     """Whether a node that changes nothing in place surely returns no view of what it reads."""
     if node.op == "call_module":

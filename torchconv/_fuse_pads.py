@@ -11,7 +11,13 @@ from torch.nn import functional as F
 
 from torchconv import nn
 from torchconv._coverage import FLOATS
-from torchconv._fuse_graph import called_layer, is_overwritten, layer_uses, overwrites
+from torchconv._fuse_graph import (
+    called_layer,
+    is_overwritten,
+    layer_uses,
+    may_be_viewed,
+    overwrites,
+)
 
 __all__ = ["fold_pads"]
 
@@ -75,8 +81,9 @@ def _pads_sides(layer: Any) -> bool:
 def _stays(recorded: GraphModule, image: Node, node: Node) -> bool:
     """Whether the readers of `node`, which pads `image`, find that as `node` did, and backward
     too."""
-    if recorded.training and is_overwritten(recorded, image):
-        return False
+    if recorded.training:
+        if any(is_overwritten(recorded, same) for same in may_be_viewed(recorded, image)):
+            return False
     waiting = set(node.users)
     while waiting:
         if overwrites(recorded, node):
