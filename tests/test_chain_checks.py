@@ -115,6 +115,21 @@ def test_layers_whose_change_no_chain_notices(kind: str, calls: int) -> None:
             made(x)
 
 
+def test_convolutions_by_themselves_are_watched(runs: list[int]) -> None:
+    def alone(m: Any, x: Tensor) -> Tensor:
+        x = m.first(x)
+        if x.shape[-2] % 2 == 0:
+            x = F.pad(x, (0, 0, 0, 1), value=1.0)
+        return m.second(x)
+
+    model, x = network(), images(2, 3, 16, 18)
+    model.steps = alone
+    made: Any = torchconv.fuse(model, x)
+    for _ in range(4):
+        assert_same(made(x), by_layers(made, x))
+    assert runs[-2:] == [1, 1]
+
+
 def test_single_images_are_not_computed_twice() -> None:
     x, seen = images(3, 16, 18), []
     made: Any = torchconv.fuse(network(), x)

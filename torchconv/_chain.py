@@ -147,11 +147,12 @@ def _unchecked(
 
 
 def _chained(
-    network: Fused, graph: Graph, changed: Callable[[], None] = lambda: None
+    network: Fused, graph: Graph, changed: Callable[[], None] | None = None
 ) -> Callable[..., Any]:
     """The network's forward with calls of chains in it, which are put into the graph.
 
-    changed: to be called where layers in it may be no more what they were.
+    changed: to be called where layers in it may be no more what they were. For that a convolution
+        is a chain by itself, too.
     """
     run: list[tuple[Node, Call]] = []
     passed = _nodes_in_calls(network, graph)
@@ -162,8 +163,9 @@ def _chained(
         if call is not None and not _reads_rows(call, run):
             run.append((node, call))
             continue
-        if len(run) > 1:
-            _call_chain(network, graph, run, changed)
+        watched = changed is not None and [known.operator for _, known in run] == ["conv2d"]
+        if len(run) > 1 or watched:
+            _call_chain(network, graph, run, changed or (lambda: None))
         run = [] if call is None else [(node, call)]
     kind: Any = type(GraphModule(network, graph))
     forward: Callable[..., Any] = kind.forward
