@@ -119,10 +119,15 @@ def test_strips(dtype: torch.dtype, r: int, stride: int, layout: str) -> None:
 @on_types
 def test_any_kernel(dtype: torch.dtype, kernel: tuple[int, int], stride: int) -> None:
     """Sides that differ, of kernels with and without a loop over their rows; rows in the padding
-    alone, the last line of an odd number, vectors that overlap.
+    alone, of one line and of both, the last line of an odd number, vectors that overlap.
     """
     r, s = kernel
-    for channels, size, padding in ((17, (9, 13), (r // 2, s // 2)), (70, (6, 5), (r - 1, s))):
+    cases = (
+        (17, (9, 13), (r // 2, s // 2)),
+        (70, (6, 5), (r - 1, s)),
+        (33, (3, 4), (r + 3, s + 2)),
+    )
+    for channels, size, padding in cases:
         x = in_layout(torch.randn(2, channels, *size).to(dtype), "channels_last")
         w = torch.randn(channels, 1, r, s).to(dtype)
         check(

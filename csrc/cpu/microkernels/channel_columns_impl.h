@@ -73,7 +73,7 @@ class Outputs {
 };
 
 // sum[vector][line][column] += the taps of kPhase in the source rows that are there, of a kernel of
-// any number of rows, whose weights are read from memory.
+// any number of rows, whose weights are read from memory. One of them is there.
 template <typename V, int S, int kStep, int kPhase, typename T, int kV, int kColumns>
 TORCHCONV_INLINE void add_rows(const ChannelColumns& p, const ChannelColumnsSum<T>& t, const T* src,
                                const Wide<T>* weights,
@@ -123,7 +123,9 @@ void sum_lines(const ChannelColumns& p, const ChannelColumnsSum<T>& t, int64_t l
   const Outputs<T, V> outputs(t, lane);
   const int64_t columns = p.columns, pitch = p.pitch, row = t.src_row;
   const uint32_t there = t.rows;
-  const auto columns_there = static_cast<uint64_t>(std::max<int64_t>(p.right - p.left, 0));
+  // Of no row none is read.
+  const auto columns_there =
+      there == 0 ? 0 : static_cast<uint64_t>(std::max<int64_t>(p.right - p.left, 0));
   // Each vector fetches its part of what is read next in the order of memory.
   constexpr int64_t kFetched = kLines * kStep * kV * kL * int64_t{sizeof(T)};  // by a column
   const char* next = reinterpret_cast<const char*>(t.next);
