@@ -62,6 +62,20 @@ def test_explained(case: str) -> None:
         assert found.blocking.endswith(f"runs of {columns * tensors[0].shape[1]} terms")
 
 
+@cpu_only
+def test_few_filters_of_a_large_kernel_with_a_stride() -> None:
+    """They would leave most of a vector empty, and taps enough repay vectors along the pixels."""
+    found = []
+    for kernel, filters in ((7, 1), (5, 1), (3, 1), (3, 32)):
+        shape, kwargs = (filters, 3, kernel, kernel), {"stride": 2, "padding": kernel // 2}
+        x, w = torch.randn(1, 3, 48, 50), torch.randn(shape)
+        x = x.contiguous(memory_format=torch.channels_last)
+        assert_accurate(F.conv2d(x, w, **kwargs), torch_F.conv2d(x.double(), w.double(), **kwargs))
+        report = torchconv.explain(x, w, **kwargs, peak=100.0, bandwidth=10.0)["fprop"]
+        found.append(report.algorithm == "runs of taps in place")
+    assert found == [False, False, True, True]
+
+
 @on_cases
 @on_activations
 @pytest.mark.parametrize("adds", [False, True], ids=["plain", "residual"])

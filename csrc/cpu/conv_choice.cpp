@@ -84,6 +84,8 @@ constexpr int64_t kLongRow = 16, kShortRow = 9;
 // So would filters that fill at most half a vector: vectors then run along pixels in either layout,
 // where as many taps share the transposed source.
 constexpr int64_t kFewFilters = kVectorBytes / 8, kManyTaps = 6;
+// The same with a stride, whose taps share fewer of its pixels.
+constexpr int64_t kManyStridedTaps = 25;
 // Beside so many vectors of the direct product, of which those of pairs have twice the terms, and
 // are copied as they are.
 constexpr double kDirectVectors = 1.2, kDirectVectorsOfPairs = 1.6;
@@ -251,10 +253,11 @@ struct Case {
                                    (v.C <= kRowsFewChannels ? kRowsLeftFewChannels : kRowsLeft);
   }
   // Taps that are copied or transformed otherwise, and filters that leave no more of a vector empty
-  // than pixels along it would cost.
+  // than pixels along it would cost. Few taps of a stride do not repay the image's transposition.
   bool feeds_tap_runs() const {
+    const auto taps = static_cast<int64_t>(v.taps.size());
     return is(DType::kFloat32) && tap_runs_applies(v) &&
-           (v.step_w > 1 || (v.taps.size() > 1 && 2 * v.K > kFewFilters));
+           ((v.step_w > 1 && taps < kManyStridedTaps) || (taps > 1 && 2 * v.K > kFewFilters));
   }
   bool feeds_winograd_wgrad() const {
     if (v.taps.size() == 25)
