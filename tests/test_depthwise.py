@@ -271,6 +271,15 @@ def test_channels_are_repeated() -> None:
         assert found.algorithm.startswith("depthwise")
 
 
+@cpu_only
+def test_large_copies_are_not_made_for_strides() -> None:
+    x, w, b = operands(1, 40, 400, 400, 3, "channels_last", torch.float32, 2)
+    for stride in (1, 2):
+        found = explain(x, w, None, stride=stride, groups=40, peak=100.0, bandwidth=10.0)["fprop"]
+        assert ("each channel once for each filter" in found.blocking) == (stride == 1)
+    check(x, w, b, "channels_last", stride=2)
+
+
 @on_formats
 @pytest.mark.parametrize("r", [3, 6])
 def test_multiplied_gradient(r: int, layout: str) -> None:

@@ -453,6 +453,11 @@ bool wgrad_goes_by_patches(const ConvProblem& p) {
 }
 
 bool fprop_repeats_channels(const ConvProblem& p, bool winograd) {
+  // Elements of an image's copy where a stride makes it larger than the outputs.
+  constexpr double kMostRepeated = 8 << 20;
+  const bool strided = p.stride_h > 1 || p.stride_w > 1;
+  if (strided && static_cast<double>(p.H * p.W) * static_cast<double>(p.K) > kMostRepeated)
+    return false;
   // At least a vector of what is copied.
   const auto least = kVectorBytes / static_cast<int64_t>(is_wide(p.dtype) ? sizeof(float) : 2);
   if (p.layout != Layout::kNHWC || p.groups == 1 || p.groups != p.C || p.K == p.C || p.K < least)
