@@ -80,11 +80,12 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
     The copy is a torch.fx.GraphModule: what `model.forward` does in Python is recorded, once, with
     its branches as they went then. Where they depend on sizes, as in many models of transformers,
     `example` tells which way they went; a call that would go another way raises. (While it is
-    recorded, isinstance(x, torch.Tensor) and x.dtype is torch.float32 are false; == can be asked.)
-    The copy has weights of its own, so a later change of `model` does not reach it. Layers with
-    hooks, parametrizations or a forward of somebody's own stay as they are, and so does a
-    normalisation or scale that would carry weights past their type's range. Under autocast what is
-    folded no longer promotes a result to its own type.
+    recorded, isinstance(x, torch.Tensor) and x.dtype is torch.float32 are false; == can be asked.
+    torch.fx records by replacing the call of torch.nn.Module, of the whole process: no other thread
+    should call a model meanwhile.) The copy has weights of its own, so a later change of `model`
+    does not reach it. Layers with hooks, parametrizations or a forward of somebody's own stay as
+    they are, and so does a normalisation or scale that would carry weights past their type's range.
+    Under autocast what is folded no longer promotes a result to its own type.
 
     SiLU, hard swish and hard sigmoid are known also where a model spells them out, x * sigmoid(x);
     poolings that are called as functions, and the mean over rows and columns, become layers. Zeros
