@@ -152,7 +152,8 @@ struct Case {
   // As are images of one pixel in either layout.
   bool channels_last() const { return direct_gemm_applies(v); }
   bool depthwise_columns() const {
-    return is(DType::kFloat64) ? depthwise_columns_applies<double>(v)
+    if (is(DType::kFloat64)) return depthwise_columns_applies<double>(v);
+    return is(DType::kFloat16) ? depthwise_columns_applies<Float16>(v)
                                : depthwise_columns_applies<float>(v);
   }
   bool depthwise_columns_square() const {

@@ -192,6 +192,12 @@ class ColumnsWgrad {
   bool fetches_;
 };
 
+// Whether every type has it.
+bool is_square(const ConvView& v, const DepthwiseTaps& taps) {
+  const int64_t R = taps.rows;
+  return R == taps.columns && v.step_h <= 2 && (R == 3 || R == 5 || (R == 7 && v.step_h == 1));
+}
+
 }  // namespace
 
 template <typename T>
@@ -205,6 +211,7 @@ bool depthwise_columns_applies(const ConvView& v) {
     return false;
   if (v.step_h > 2 && !(v.step_h <= 4 && taps.rows == v.step_h && taps.columns == v.step_h))
     return false;
+  if (!kColumnsOfAnyKernel<T> && !is_square(v, taps)) return false;
   if (taps.gap_h == 1 && taps.gap_w == 1) return true;
   // Each residue has columns enough to be worth its own walk.
   return v.step_h == 1 && v.I >= taps.gap_h * kResidueSize && v.J >= taps.gap_w * kResidueSize &&
@@ -214,9 +221,8 @@ bool depthwise_columns_applies(const ConvView& v) {
 template <typename T>
 bool depthwise_columns_square_applies(const ConvView& v) {
   const DepthwiseTaps taps(v);
-  const int64_t R = taps.rows;
-  return R == taps.columns && v.step_h <= 2 && (R == 3 || R == 5 || (R == 7 && v.step_h == 1)) &&
-         taps.gap_h == 1 && taps.gap_w == 1 && depthwise_columns_applies<T>(v);
+  return is_square(v, taps) && taps.gap_h == 1 && taps.gap_w == 1 &&
+         depthwise_columns_applies<T>(v);
 }
 
 template <typename T>

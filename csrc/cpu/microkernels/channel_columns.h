@@ -17,9 +17,14 @@ inline constexpr int kColumnLines = 2;
 // Columns of the widest kernel, and rows of the highest with what a second line reads.
 inline constexpr int kMostColumns = 11, kMostSourceRows = 32;
 
+// Types for which channel_columns_sum takes any kernel up to those above: for each there is a
+// function of its own for each width, and others gain more from what they have than from these.
+template <typename T>
+inline constexpr bool kColumnsOfAnyKernel = std::is_same_v<T, float> || std::is_same_v<T, BFloat16>;
+
 // R by S taps; at least a vector of channels.
 struct ChannelColumns {
-  // Square kernels of R = 3, 5 or 7 taps; channel_columns_sum takes any up to those above.
+  // Square kernels of R = 3, 5 or 7 taps, but for kColumnsOfAnyKernel.
   int64_t R, S, step;         // step 1 or 2; 2 with R = 3 or 5; 3 and 4 with as large a kernel
   int64_t channels, columns;  // output columns
   int64_t left, right;        // source column j*step + s exists for [left, right)

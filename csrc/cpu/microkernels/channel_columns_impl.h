@@ -287,25 +287,32 @@ void sum_any_rows(const ChannelColumns& p, const ChannelColumnsSum<T>& t,
   kTable[p.step == 1 && p.R == 1 ? 2 : p.step - 1][p.S - 1](p, t);
 }
 
+// Of other kernels than sum_columns has by itself.
 template <typename T, typename V>
-void sum_columns(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
+void sum_other_columns(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
   const bool one = p.step == 1;
   if (p.step == 3) return sum_vectors<T, V, 3, 3, 3>(p, t);
   if (p.step == 4) return sum_vectors<T, V, 4, 4, 4>(p, t);
-  // Few products do not hide the tests of rows that may not be there.
-  if (p.R == 3 && p.S == 3 && p.step == 2 && t.rows == (1U << (3 + 2)) - 1)
-    return sum_vectors<T, V, 3, 3, 2, true>(p, t);
-  if (p.R == 3 && p.S == 3)
-    return one ? sum_vectors<T, V, 3, 3, 1>(p, t) : sum_vectors<T, V, 3, 3, 2>(p, t);
-  if (p.R == 5 && p.S == 5)
-    return one ? sum_vectors<T, V, 5, 5, 1>(p, t) : sum_vectors<T, V, 5, 5, 2>(p, t);
-  if (one && p.R == 7 && p.S == 7) return sum_vectors<T, V, 7, 7, 1>(p, t);
   if (p.R == 2 && p.S == 2)
     return one ? sum_vectors<T, V, 2, 2, 1>(p, t) : sum_vectors<T, V, 2, 2, 2>(p, t);
   if (p.R == 4 && p.S == 4)
     return one ? sum_vectors<T, V, 4, 4, 1>(p, t) : sum_vectors<T, V, 4, 4, 2>(p, t);
   if (one && p.R == 3 && p.S == 1) return sum_vectors<T, V, 3, 1, 1>(p, t);
   sum_any_rows<T, V>(p, t, std::make_integer_sequence<int, kMostColumns>());
+}
+
+template <typename T, typename V>
+void sum_columns(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
+  const bool one = p.step == 1, square = p.R == p.S && p.step <= 2;
+  // Few products do not hide the tests of rows that may not be there.
+  if (square && p.R == 3 && p.step == 2 && t.rows == (1U << (3 + 2)) - 1)
+    return sum_vectors<T, V, 3, 3, 2, true>(p, t);
+  if (square && p.R == 3)
+    return one ? sum_vectors<T, V, 3, 3, 1>(p, t) : sum_vectors<T, V, 3, 3, 2>(p, t);
+  if (square && p.R == 5)
+    return one ? sum_vectors<T, V, 5, 5, 1>(p, t) : sum_vectors<T, V, 5, 5, 2>(p, t);
+  if (one && square && p.R == 7) return sum_vectors<T, V, 7, 7, 1>(p, t);
+  if constexpr (kColumnsOfAnyKernel<T>) sum_other_columns<T, V>(p, t);
 }
 
 template <typename T, typename V>
