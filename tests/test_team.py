@@ -22,17 +22,22 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 def team(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """A program of its own, plain and with the sanitizer of threads."""
-    program = tmp_path_factory.mktemp("team") / "team"
+    """A program of its own, plain and with the sanitizer of threads where the compiler has it."""
+    folder = tmp_path_factory.mktemp("team")
     assert COMPILER is not None
-    compiled = subprocess.run(
+    sanitizer = [f"-fsanitize={request.param}"] if request.param else []
+    empty = folder / "empty.cpp"
+    empty.write_text("int main() {}")
+    probe = [COMPILER, *sanitizer, "-o", str(folder / "empty"), str(empty)]
+    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"the compiler does not take {sanitizer}")
+    program = folder / "team"
+    subprocess.run(
         [COMPILER, "-std=c++17", "-O1", "-g", "-pthread", "-Wall", "-Werror", f"-I{SOURCES}"]
-        + ([f"-fsanitize={request.param}"] if request.param else [])
-        + ["-o", str(program), str(HERE / "team.cpp"), str(SOURCES / "core" / "team.cpp")],
-        check=not request.param,
+        + [*sanitizer, "-o", str(program)]
+        + [str(HERE / "team.cpp"), str(SOURCES / "core" / "team.cpp")],
+        check=True,
     )
-    if compiled.returncode != 0:
-        pytest.skip("the compiler has no sanitizer of threads")
     yield program
 
 

@@ -1,7 +1,8 @@
-// Depthwise convolution with channels contiguous (NHWC) by kernels of up to kMostColumns columns,
-// strides of 1 and 2, or of 3 and 4 by as large a kernel: straight from the image by the kernels of
-// microkernels/channel_columns.h. With a dilation, rows and columns of one residue at a time are an
-// image without. Wider kernels and other strides are depthwise_channels.h's.
+// Depthwise convolution with channels contiguous (NHWC), straight from the image by the kernels of
+// microkernels/channel_columns.h: in float32 and bfloat16 of up to kMostColumns columns with
+// strides of 1 and 2, or of 3 and 4 by as large a kernel, in others square ones of 3, 5 and 7 taps.
+// With a dilation, rows and columns of one residue at a time are an image without. The rest is
+// depthwise_channels.h's.
 #pragma once
 
 #include "core/conv_problem.h"

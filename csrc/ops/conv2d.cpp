@@ -219,11 +219,13 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
   const auto as_it_is = [](const std::optional<Tensor>& read, const std::optional<Tensor>& given) {
     return !given.has_value() || read->get() == given->get();
   };
-  const bool is_input = x.get() == input.get();
-  const auto change = is_input ? std::nullopt : layout_change(input, p.layout);
-  if (repeat != nullptr && !preactivation && in_place && (is_input || change.has_value()) &&
-      as_it_is(b, bias) && as_it_is(added, residual))
-    if (const auto plan = kernels::plan_conv2d_fprop(p, owner.number != 0))
+  if (repeat != nullptr && !preactivation && in_place && as_it_is(b, bias) &&
+      as_it_is(added, residual)) {
+    const bool turns = x.get() != input.get();
+    const auto change = turns ? layout_change(input, p.layout) : std::nullopt;
+    const auto plan =
+        turns && !change.has_value() ? nullptr : kernels::plan_conv2d_fprop(p, owner.number != 0);
+    if (plan != nullptr)
       *repeat = [plan, owner, change](const StepMemory& m) {
         const void* image = m.tensors[0];
         std::optional<Buffer<char>> copy;
@@ -235,6 +237,7 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
         plan->run(image, m.tensors[1], owner, m.tensors[2], m.tensors[3], m.result, nullptr,
                   torch_threads());
       };
+  }
 #endif
   return {y, z};
 }

@@ -24,8 +24,9 @@ inline constexpr bool kColumnsOfAnyKernel = std::is_same_v<T, float> || std::is_
 
 // R by S taps; at least a vector of channels.
 struct ChannelColumns {
-  // Square kernels of R = 3, 5 or 7 taps, but for kColumnsOfAnyKernel.
-  int64_t R, S, step;         // step 1 or 2; 2 with R = 3 or 5; 3 and 4 with as large a kernel
+  // Square kernels of 3, 5 or 7 taps, with a step of 1, or 2 if less than 7; of
+  // kColumnsOfAnyKernel any with a step of 1 or 2, and with 3 or 4 as large ones.
+  int64_t R, S, step;
   int64_t channels, columns;  // output columns
   int64_t left, right;        // source column j*step + s exists for [left, right)
   int64_t pad_w;              // of channel_columns_spread
