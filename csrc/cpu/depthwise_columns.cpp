@@ -211,7 +211,7 @@ bool depthwise_columns_applies(const ConvView& v) {
     return false;
   if (v.step_h > 2 && !(v.step_h <= 4 && taps.rows == v.step_h && taps.columns == v.step_h))
     return false;
-  if (!kColumnsOfAnyKernel<T> && !is_square(v, taps)) return false;
+  if (!columns_of_any_kernel<T>() && !is_square(v, taps)) return false;
   if (taps.gap_h == 1 && taps.gap_w == 1) return true;
   // Each residue has columns enough to be worth its own walk.
   return v.step_h == 1 && v.I >= taps.gap_h * kResidueSize && v.J >= taps.gap_w * kResidueSize &&

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "cpu/microkernels/direct_tile.h"
 #include "cpu/simd.h"
 
 namespace torchconv::cpu {
@@ -17,15 +18,19 @@ inline constexpr int kColumnLines = 2;
 // Columns of the widest kernel, and rows of the highest with what a second line reads.
 inline constexpr int kMostColumns = 11, kMostSourceRows = 32;
 
-// Types for which channel_columns_sum takes any kernel up to those above: for each there is a
-// function of its own for each width, and others gain more from what they have than from these.
+// Whether channel_columns_sum takes any kernel of T up to those above: for each there is a function
+// of its own for each width. Of bfloat16 that is compiled once for an instruction set: with 512 bits
+// for the processors that round by one instruction. Other types gain more from what they have.
 template <typename T>
-inline constexpr bool kColumnsOfAnyKernel = std::is_same_v<T, float> || std::is_same_v<T, BFloat16>;
+bool columns_of_any_kernel() {
+  if constexpr (std::is_same_v<T, BFloat16>) return kVectorBytes < 64 || has_pair_products();
+  return std::is_same_v<T, float>;
+}
 
 // R by S taps; at least a vector of channels.
 struct ChannelColumns {
-  // Square kernels of 3, 5 or 7 taps, with a step of 1, or 2 if less than 7; of
-  // kColumnsOfAnyKernel any with a step of 1 or 2, and with 3 or 4 as large ones.
+  // Square kernels of 3, 5 or 7 taps, with a step of 1, or 2 if less than 7; with
+  // columns_of_any_kernel any with a step of 1 or 2, and with 3 or 4 as large ones.
   int64_t R, S, step;
   int64_t channels, columns;  // output columns
   int64_t left, right;        // source column j*step + s exists for [left, right)

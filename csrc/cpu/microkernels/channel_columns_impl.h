@@ -28,6 +28,8 @@ constexpr int columns_together(int S) {
 template <typename T>
 struct ChannelVec : WideVec<T> {
   using Type = typename WideVec<T>::Type;
+  static constexpr bool kAnyKernel =
+      std::is_same_v<T, float> || (std::is_same_v<T, BFloat16> && kVectorBytes < 64);
   // Neighbouring vectors.
   template <int kV>
   static TORCHCONV_INLINE void store(T* p, const Type (&v)[kV], bool streams) {
@@ -312,7 +314,7 @@ void sum_columns(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
   if (square && p.R == 5)
     return one ? sum_vectors<T, V, 5, 5, 1>(p, t) : sum_vectors<T, V, 5, 5, 2>(p, t);
   if (one && square && p.R == 7) return sum_vectors<T, V, 7, 7, 1>(p, t);
-  if constexpr (kColumnsOfAnyKernel<T>) sum_other_columns<T, V>(p, t);
+  if constexpr (V::kAnyKernel) sum_other_columns<T, V>(p, t);
 }
 
 template <typename T, typename V>

@@ -16,6 +16,7 @@ namespace {
 // Widens by one instruction, where a shift would follow the conversion, and rounds by one, which
 // takes denormals for zeros.
 struct RoundedVec : WideVec<BFloat16> {
+  static constexpr bool kAnyKernel = true;
   using Halves = Vec<uint16_t, kLanes>;
   static TORCHCONV_INLINE Type load(const BFloat16* p) {
     // Word 2i + 1 is word i of memory, the others are zero.
