@@ -1,8 +1,8 @@
 """What the numbers were measured on: the machine's description, and its measured floor.
 
-The floor is what this machine can do with no overhead at all, measured once in every process with
-PyTorch's own simplest operations on the same threads: the bandwidth of copying and of reading a
-tensor far larger than the caches, and the arithmetic rate of a large matrix product in each dtype.
+The floor is what this machine can do with no overhead at all, measured once in every process on the
+same threads: the bandwidth of copying and of reading a tensor far larger than the caches, with
+PyTorch's own operations, and the rate of multiply-adds in registers in each dtype (_peak.py).
 A problem's floor time is max(operations / peak, bytes / bandwidth), its fraction floor / measured.
 Above 1 means that the tensors stayed in cache, or that Winograd did fewer operations.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.problems import DTYPES
+from torchconv import _peak
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,29 +60,12 @@ def _bandwidths(megabytes: int) -> tuple[float, float]:
     return 2 * moved / copy, moved / read
 
 
-def _matmul_rate(dtype: torch.dtype, size: int, repeats: int) -> float:
-    a = torch.randn(size, size).to(dtype)
-    b = torch.randn(size, size).to(dtype)
-    out = torch.empty(size, size, dtype=dtype)
-    return 2 * size**3 / _best(lambda: torch.matmul(a, b, out=out), repeats) / 1e9
-
-
-def measure_floor(dtypes: Sequence[str], megabytes: int = 256, size: int = 2048) -> Floor:
-    """Measure the floor with the current number of threads, in about two seconds."""
-    copy, read = _bandwidths(megabytes)
-    single = _matmul_rate(torch.float32, size, 5)
-    peak = {"float32": single}
-    for name in dtypes:
-        if name == "float32":
-            continue
-        dtype = getattr(torch, name)
-        # PyTorch's float16 product can be a scalar loop: do not wait for it on a large matrix.
-        rate = _matmul_rate(dtype, 384, 5)
-        if rate > single / 8:
-            rate = max(rate, _matmul_rate(dtype, size, 5))
-        # A 16-bit kernel may convert and compute in float32, so float32's peak is open to it.
-        peak[name] = rate if name == "float64" else max(rate, single)
-    return Floor(copy, read, peak)
+def measure_floor(dtypes: Sequence[str], megabytes: int = 256) -> Floor:
+    """Measure the floor with the current number of threads, in less than a second."""
+    threads = torch.get_num_threads()
+    names = dict.fromkeys(("float32", *dtypes))
+    peaks = {name: _peak.peak(getattr(torch, name), threads) for name in names}
+    return Floor(*_bandwidths(megabytes), peaks)
 
 
 def describe() -> dict[str, str]:

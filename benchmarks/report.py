@@ -106,7 +106,8 @@ def rows_table(report: Report, style: str = "simple") -> str:
 def means_table(report: Report, style: str = "simple") -> str:
     """Geometric means of the ratios: a line for each group and kind, a column for pass and layout.
 
-    A cell holds the mean, then the smallest ratio when there are several.
+    A cell holds the mean, then the smallest ratio when there are several, and the mean fraction of
+    the floor.
     """
     timed = [result for result in report.results if result.ratio is not None]
     if not timed:
@@ -134,15 +135,15 @@ def means_table(report: Report, style: str = "simple") -> str:
 
 
 def _mean_cell(results: Sequence[Result], pass_name: str, layout: str) -> str:
-    ratios = [
-        result.ratio
-        for result in results
-        if result.ratio is not None and (result.pass_name, result.layout) == (pass_name, layout)
-    ]
+    chosen = [each for each in results if (each.pass_name, each.layout) == (pass_name, layout)]
+    ratios = [each.ratio for each in chosen if each.ratio is not None]
     if not ratios:
         return ""
-    smallest = f" (min {min(ratios):.2f})" if len(ratios) > 1 else ""
-    return f"{geometric_mean(ratios):.2f}{smallest}"
+    notes = [f"min {min(ratios):.2f}"] if len(ratios) > 1 else []
+    fractions = [each.floor_fraction for each in chosen if each.floor_fraction]
+    if fractions:
+        notes.append(f"{geometric_mean(fractions):.2f} of floor")
+    return f"{geometric_mean(ratios):.2f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def failures_list(report: Report) -> str:

@@ -453,7 +453,8 @@ def test_tables() -> None:
     example = example_report()
     assert report.geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
     means = report.means_table(example)
-    assert "4.00 (min 2.00)" in means and "0.50 (min 0.50)" in means
+    assert "4.00 (min 2.00, 0.50 of floor)" in means
+    assert "0.50 (min 0.50, 0.50 of floor)" in means
     rows = report.rows_table(example).splitlines()
     assert len(rows) == 2 + 5
     assert "2.00" in rows[2] and "123 GFLOP/s" in rows[2] and "failed" in rows[-1]

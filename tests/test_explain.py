@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchconv
-from torchconv import _explain, explain
+from torchconv import _explain, _load, _peak, explain
 
 WINOGRAD, PRODUCT = "Winograd", "matrix product, vectors along pixels"
 SAMPLES = "matrix product of samples, weights in place"
@@ -233,6 +234,18 @@ def test_text() -> None:
     assert "100 GFLOP/s (given), 10.0 GB/s (given)" in str(at(x, w, padding=1))
 
 
+def test_the_peak_counts_what_every_thread_does() -> None:
+    library = ctypes.CDLL(str(_load.load()))
+    for kind in ("float32", "float64", "pairs"):
+        function = getattr(library, f"torchconv_multiply_adds_{kind}")
+        function.argtypes, function.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_int64
+        once = function(1, 1)
+        assert once > 0 or kind == "pairs"
+        assert function(3, 5) == 15 * once
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        assert 0 < _peak.peak(dtype, torch.get_num_threads()) < 1e5
+
+
 def test_the_machine_is_measured_whatever_the_default_device() -> None:
     devices = set()
 
@@ -245,6 +258,6 @@ def test_the_machine_is_measured_whatever_the_default_device() -> None:
             return out
 
     with torch.device("meta"), Devices():
-        _explain._peak.__wrapped__(torch.float32, torch.device("cpu"), 1)
+        _explain._rate.__wrapped__(torch.float32, torch.device("cpu"), 1)
         _explain._bandwidth.__wrapped__(torch.device("cpu"), 1)
     assert devices == {"cpu"}

@@ -128,7 +128,9 @@ TOGETHER_PATTERNS = {
     ),
     "cpu/microkernels/gemm": ("cpu/microkernels/gemm_float*.cpp",),
     "cpu/microkernels/group_tile": ("cpu/microkernels/group_tile_float*.cpp",),
-    "cpu/microkernels/product": ("cpu/microkernels/*_product.cpp",),
+    "cpu/microkernels/product": (
+        "cpu/microkernels/*_product.cpp", "cpu/microkernels/multiply_adds.cpp",
+    ),
     "cpu/microkernels/taps": (
         "cpu/microkernels/plane_rows_spread.cpp", "cpu/microkernels/tap*.cpp",
         "cpu/microkernels/winograd_column.cpp",

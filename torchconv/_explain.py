@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchconv import _load
+from torchconv import _load, _peak
 from torchconv._arguments import conv_arguments
 
 __all__ = ["Explanation", "Pass", "explain"]
@@ -111,9 +111,9 @@ def explain(
     Args:
         input ... residual: as for conv2d; bias, activation and residual change no choice on a CPU.
             What is said of a GPU is for no activation and no residual.
-        peak: GFLOP/s of this dtype, for the floor and the predicted time; None measures that of a
-            matrix product, with the current number of threads; on a GPU under the TF32 switch of
-            matrix products, which is not convolution's.
+        peak: GFLOP/s of this dtype, for the floor and the predicted time; None measures that of
+            multiply-adds in registers, with the current number of threads; on a GPU that of a
+            matrix product, under the TF32 switch of those, which is not convolution's.
         bandwidth: GB/s of memory; None measures that of a copy.
 
     Returns:
@@ -137,7 +137,7 @@ def explain(
     measured = []
     device = input.device if input.device.type == "cuda" else torch.device("cpu")
     if peak is None:
-        peak = _peak(input.dtype, device, torch.get_num_threads())
+        peak = _rate(input.dtype, device, torch.get_num_threads())
         measured.append("peak")
     if bandwidth is None:
         bandwidth = _bandwidth(device, torch.get_num_threads())
@@ -175,12 +175,11 @@ def _best(call: Callable[[], Any], device: torch.device) -> float:
 
 
 @functools.cache
-def _peak(dtype: torch.dtype, device: torch.device, threads: int) -> float:
-    """GFLOP/s of a matrix product. On the CPU 16-bit types compute in float32, at its peak."""
-    on_gpu = device.type == "cuda"
-    size = 8192 if on_gpu else 1024
-    if not on_gpu and dtype != torch.float64:
-        dtype = torch.float32
+def _rate(dtype: torch.dtype, device: torch.device, threads: int) -> float:
+    """GFLOP/s of multiply-adds in registers, or on a GPU of a matrix product."""
+    if device.type == "cpu":
+        return _peak.peak(dtype, threads)
+    size = 8192
     a = torch.ones(size, size, dtype=dtype, device=device)
     out = torch.empty_like(a)
     with torch.no_grad():

@@ -19,8 +19,8 @@ inline constexpr int kColumnLines = 2;
 inline constexpr int kMostColumns = 11, kMostSourceRows = 32;
 
 // Whether channel_columns_sum takes any kernel of T up to those above: for each there is a function
-// of its own for each width. Of bfloat16 that is compiled once for an instruction set: with 512 bits
-// for the processors that round by one instruction. Other types gain more from what they have.
+// of its own for each width. Of bfloat16 that is compiled once for an instruction set: with 512
+// bits for the processors that round by one instruction. Other types gain more from what they have.
 template <typename T>
 bool columns_of_any_kernel() {
   if constexpr (std::is_same_v<T, BFloat16>) return kVectorBytes < 64 || has_pair_products();
