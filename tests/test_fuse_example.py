@@ -529,6 +529,31 @@ def test_sizes_in_sets_need_an_example() -> None:
         torchconv.fuse(Looks().eval())
 
 
+@pytest.mark.parametrize("asked", [lambda x: f"{x.shape[1]}", lambda x: str(x.size(1))])
+def test_sizes_in_texts_need_an_example(asked: Callable[[Tensor], str]) -> None:
+    class Looks(Made):
+        def forward(self, images: Tensor) -> Any:
+            return self.body(images) * (2.0 if asked(images) == "3" else 1.0)
+
+    model, images = Looks().eval(), torch.randn(2, 3, 6, 6)
+    with pytest.raises(TypeError, match="an example of the inputs may tell it"):
+        torchconv.fuse(model)
+    with torch.no_grad():
+        assert relative_error(torchconv.fuse(model, images)(images), model(images)) < 1e-6
+
+
+def test_gradients_of_an_input_need_an_example() -> None:
+    class Looks(Made):
+        def forward(self, images: Tensor) -> Any:
+            return self.body(images) * (2.0 if images.grad is None else 1.0)
+
+    model, images = Looks().eval(), torch.randn(2, 3, 6, 6)
+    with pytest.raises(torch.fx.proxy.TraceError, match="an example of the inputs may tell it"):
+        torchconv.fuse(model)
+    with torch.no_grad():
+        assert relative_error(torchconv.fuse(model, images)(images), model(images)) < 1e-6
+
+
 @pytest.mark.parametrize("by_example", [False, True])
 def test_tensor_kept_for_the_next_call(by_example: bool) -> None:
     class Grid(Made):

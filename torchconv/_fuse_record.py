@@ -86,6 +86,9 @@ class _Unknown:
 # What Python may look up or compare in writing.
 _WRITTEN = (bool, int, float, str, torch.dtype, torch.device, torch.Size)
 
+# Attributes of tensors that Python compares with None, which no stand-in does.
+_OFTEN_NONE = ("grad", "grad_fn")
+
 _COMPARISONS = {getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")}
 
 # What each tensor tells of its kind, and of which type that is.
@@ -109,28 +112,34 @@ class _Proxy(torch.fx.Proxy):
     def __getattr__(self, k: str) -> Any:
         attribute = _Attribute(self, k)
         value = self.tracer.value_of(self)
-        if not isinstance(value, torch.Tensor) or k in ("grad", "grad_fn"):
+        if value is _Unknown and k in _OFTEN_NONE:
+            raise TraceError(f"`{k}` of a value that is not known{self.tracer.advice}")
+        if not isinstance(value, torch.Tensor) or k in _OFTEN_NONE:
             if getattr(value, k, _Unknown) is None:
                 return self.tracer.settle(None, attribute)  # no stand-in answers `is None`
         return attribute
 
     def __str__(self) -> str:
-        if isinstance(self.tracer.value_of(self), _WRITTEN):
-            return str(self.tracer.settle(None, self))
-        return repr(self)
+        return str(self.tracer.settle(None, self)) if self._written("text") else repr(self)
 
     def __hash__(self) -> int:
         # Dicts and sets ask for it before they compare.
-        if isinstance(self.tracer.value_of(self), _WRITTEN):
+        if self._written("a set or dict"):
             return hash(self.tracer.settle(None, self))
-        if self.__class__ in _WRITTEN:
-            raise TypeError(f"a set or dict of a value that is not known{self.tracer.advice}")
         return super().__hash__()
 
     def __format__(self, spec: str) -> str:
-        if isinstance(self.tracer.value_of(self), _WRITTEN):
+        if self._written("text"):
             return format(self.tracer.settle(None, self), spec)
         return super().__format__(spec)
+
+    def _written(self, what: str) -> bool:
+        """Whether this is a value that `what` can be made of; raises where it is not known."""
+        if isinstance(self.tracer.value_of(self), _WRITTEN):
+            return True
+        if self.__class__ in _WRITTEN:
+            raise TypeError(f"{what} of a value that is not known{self.tracer.advice}")
+        return False
 
     def __len__(self) -> int:
         if self.tracer.value_of(self) is _Unknown:
