@@ -74,8 +74,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     steps: dict[int, int] = {}
     keep, run = KeptProgram.__init__, KeptProgram.__call__
 
-    def kept(self: KeptProgram, program: Tensor) -> None:
-        keep(self, program)
+    def kept(self: KeptProgram, program: Tensor, *args: Any, **kwargs: Any) -> None:
+        keep(self, program, *args, **kwargs)
         steps[self._number] = int(program[0])
 
     def watched(self: KeptProgram, tensors: Any) -> Any:

@@ -266,8 +266,8 @@ def test_programs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers: list[int] = []
     keep = _programs.KeptProgram.__init__
 
-    def watched(self: Any, program: Tensor) -> None:
-        keep(self, program)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> None:
+        keep(self, *args, **kwargs)
         numbers.append(self._number)
 
     monkeypatch.setattr(_programs.KeptProgram, "__init__", watched)

@@ -38,6 +38,7 @@ def _or_fault(what: object) -> str:
 _BOUND = {
     _build.GROWTH_LIBRARY: "large outputs cannot grow in place",
     _build.RECORDED_LIBRARY: "small layers train more slowly",
+    _build.WATCH_LIBRARY: "calls of fused networks take longer",
 }
 
 

@@ -162,6 +162,7 @@ SANITIZE_FLAGS = (
 BOUND_PATTERNS = ("bound/*.cpp",)
 GROWTH_LIBRARY = "torchconv_growth.so"
 RECORDED_LIBRARY = "torchconv_recorded.so"
+WATCH_LIBRARY = "torchconv_watch.so"
 BOUND_FLAGS = (
     "-std=c++2a", "-O1", "-DNDEBUG", "-DAT_PER_OPERATOR_HEADERS", "-fPIC", "-fvisibility=hidden",
     "-Wall", "-Wextra",

@@ -24,6 +24,7 @@ __all__ = [
     "FORWARDS",
     "Call",
     "Flatten",
+    "attribute_names",
     "attributes_of",
     "call_of",
     "flattens_to_rows",
@@ -211,9 +212,14 @@ def _is_image(value: Any) -> bool:
 _Reader = Callable[[dict[str, Any]], tuple[Any, ...]]
 
 
+def attribute_names(layer: Any) -> tuple[str, ...]:
+    """Of the layer's own attributes those that matter to a chain."""
+    return tuple(name for name in vars(layer) if name in _READ)
+
+
 def attributes_of(layer: Any) -> _Reader:
-    """What reads, from the layer's own attributes, those that matter to a chain."""
-    return _reader(tuple(name for name in vars(layer) if name in _READ))
+    """What reads them."""
+    return _reader(attribute_names(layer))
 
 
 @functools.cache

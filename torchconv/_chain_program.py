@@ -15,17 +15,22 @@ from torchconv import nn
 from torchconv._chain_layers import (
     FORWARDS,
     Call,
+    attribute_names,
     attributes_of,
     flattens_to_rows,
     settings_of,
 )
 from torchconv._fetch import Fetch
 from torchconv._programs import KeptProgram, Step, program_of
+from torchconv._watch import Attribute, Instance, Table, Watch, WatchedTensor, can_watch
 
 __all__ = ["Program", "compile_program"]
 
 # Of whatever somebody has put in a layer's place.
 _ANY_ERROR = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
+# Attributes that no layer in a chain has, and hooks that none has registered.
+_OWN_FORWARDS = ("forward", "_conv_forward")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class _Snapshot:
@@ -47,8 +52,11 @@ class _Snapshot:
             if parameters:
                 weight, bias = parameters["weight"], parameters["bias"]
                 what = (weight, bias, weight._version, weight.data_ptr())
-                self._weights.append((parameters, *what))
+                self._weights.append((layer, parameters, *what))
         self._fetch = Fetch(self._looked_at())
+        self._watch = self._watched() if can_watch(self.parameters()) else None
+        # Of parameters that nobody asks for their addresses in each call.
+        self._memory = [t.untyped_storage() for t in self.parameters() if self.is_watched]
 
     def _find(self, network: GraphModule, name: str) -> Any:
         layer: Any = network
@@ -68,20 +76,49 @@ class _Snapshot:
         for known in self._attributes:
             layer, _, values, _, _, read = known
             yield from (known, layer, values, read, *read)
-            yield from (values["_forward_hooks"], values["_forward_pre_hooks"])
+            yield from (values[hooks] for hooks in _HOOKS)
         for known in self._weights:
             yield known
-            yield known[0]
+            yield known[1]
         yield from self.parameters()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether `holds` also says that all parameters are in the same memory, with the same
+        sizes, strides and types. Otherwise it leaves that to the operator."""
+        return self._watch is not None
+
+    def _watched(self) -> Watch:
+        """What `holds` looks at, for the library."""
+        instances, tables, tensors = [], [], []
+        for module, children, were in self._containers.values():
+            instances.append(Instance(module, type(module), vars(module)))
+            tables.append(Table(vars(module), same=(("_modules", children),)))
+            tables.append(Table(children, len(were), same=tuple(were.items())))
+        for layer, kind, values, size, _, known in self._attributes:
+            instances.append(Instance(layer, kind, values))
+            equal = tuple(zip(attribute_names(layer), known, strict=True))
+            tables.append(Table(values, size, (), equal, _HOOKS, _OWN_FORWARDS))
+        for layer, parameters, weight, bias, version, address in self._weights:
+            tables.append(Table(vars(layer), same=(("_parameters", parameters),)))
+            tables.append(Table(parameters, same=(("weight", weight), ("bias", bias))))
+            tensors.append(WatchedTensor(weight, address, version))
+            if bias is not None:
+                tensors.append(WatchedTensor(bias, bias.data_ptr()))
+        forwards = [Attribute(kind, "forward", FORWARDS[kind]) for kind in self._kinds]
+        return Watch(instances, tables, forwards, tensors)
 
     def parameters(self) -> list[Tensor]:
         """Of all layers in order: each one's weights, and its bias if it has one."""
         return [
-            t for _, weight, bias, _, _ in self._weights for t in (weight, bias) if t is not None
+            t for _, _, weight, bias, _, _ in self._weights for t in (weight, bias) if t is not None
         ]
 
     def holds(self) -> bool:
         self._fetch()
+        return self._holds_in_python() if self._watch is None else self._watch.holds()
+
+    def _holds_in_python(self) -> bool:
         for module, children, were in self._containers.values():
             if module._modules is not children or children != were:
                 return False
@@ -97,9 +134,10 @@ class _Snapshot:
                 or read(values) != known
             ):
                 return False
-        for parameters, weight, bias, version, address in self._weights:
+        for layer, parameters, weight, bias, version, address in self._weights:
             if (
-                parameters["weight"] is not weight
+                layer._parameters is not parameters
+                or parameters["weight"] is not weight
                 or parameters["bias"] is not bias
                 or weight._version != version
                 or weight.data_ptr() != address
@@ -118,8 +156,7 @@ class Program:
     def __init__(self, snapshot: _Snapshot, steps: Tensor, forget: Callable[[Any], None]) -> None:
         self.used = False
         self._snapshot = snapshot
-        self._parameters = snapshot.parameters()
-        self._kept = KeptProgram(steps)
+        self._kept = KeptProgram(steps, snapshot.parameters(), fixed=snapshot.is_watched)
         packed = [getattr(layer, "_packed_weights", None) for layer in snapshot.layers]
         self._packed = [weakref.ref(kept, forget) for kept in packed if kept is not None]
 
@@ -136,7 +173,7 @@ class Program:
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         self.used = True
-        return self._kept([*inputs, *self._parameters])
+        return self._kept(inputs)
 
 
 def compile_program(

@@ -20,6 +20,7 @@ import os
 import shutil
 import stat
 import sys
+import sysconfig
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -42,6 +43,7 @@ __all__ = [
 
 _mutex = threading.RLock()
 records = False  # whether the library is open that records calls in C++
+watching: Path | None = None  # the library that looks after Python's objects, if it can be opened
 _loaded: Path | None = None
 _loaded_cuda: Path | None = None
 
@@ -216,7 +218,7 @@ def _allows_tf32() -> bool:
 
 
 def _open_library(path: Path, name: str) -> None:
-    global records
+    global records, watching
     import torch
 
     torch.ops.load_library(str(path))
@@ -236,6 +238,12 @@ def _open_library(path: Path, name: str) -> None:
         with contextlib.suppress(OSError):  # without it small layers train more slowly
             torch.ops.load_library(str(recorded))
             records = True
+    watch = path.parent / _build.WATCH_LIBRARY
+    # Without Python's lock nothing may look at what others change.
+    if not _build.bound_fault(watch) and not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        with contextlib.suppress(OSError):  # without it fused networks take longer to call
+            ctypes.CDLL(str(watch))
+            watching = watch
 
 
 def _passed_over(name: str, root: Path, prebuilt: Path) -> str:

@@ -2,7 +2,8 @@
 
 It takes tensors and the number of a program that the library keeps (``keep_chain``), a list of
 integers in the memory of a tensor, which csrc/ops/cpu/chain.cpp runs; what a call on tensors of
-these sizes comes to is remembered (chain_program.cpp, beside it). As the overloads for short calls
+these sizes comes to is remembered (chain_program.cpp, beside it). ``run_planned_chain`` takes the
+images alone, where the program knows the parameters and remembers such a call. As the overloads for short calls
 (_settings.py) it passes autograd by, and whoever calls it must know that the tensors are on the CPU
 and that nothing records, transforms, traces, casts or watches the call.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -66,7 +68,8 @@ def call_pytorch(name: str, tensors: Sequence[Any], settings: Sequence[int]) -> 
 
 LIBRARY.define("keep_chain(Tensor program) -> int")
 LIBRARY.define("run_kept_chain(Tensor[] tensors, int number) -> Tensor[]")
-for name in ("keep_chain", "run_kept_chain"):
+LIBRARY.define("run_planned_chain(Tensor[] inputs, int number) -> Tensor[]")
+for name in ("keep_chain", "run_kept_chain", "run_planned_chain"):
     LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
 
 
@@ -75,22 +78,40 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(_load.load()))
     library.torchconv_forget_chain.argtypes = (ctypes.c_int64,)
     library.torchconv_forget_chain.restype = None
+    library.torchconv_fix_chain_parameters.argtypes = (
+        ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64,
+    )  # fmt: skip
+    library.torchconv_fix_chain_parameters.restype = None
     library.torchconv_chain_plans.argtypes = (ctypes.c_int64,)
     library.torchconv_chain_plans.restype = ctypes.c_int64
     return library
 
 
 class KeptProgram:
-    """A program that the library keeps; a call runs it on tensors of the CPU."""
+    """A program that the library keeps; a call runs it on tensors of the CPU.
 
-    def __init__(self, program: Tensor) -> None:
-        _library()  # whose operators these are
+    Args:
+        parameters: come after the tensors of each call.
+        fixed: these stay what they are, in the same memory. Who calls sees to it.
+    """
+
+    def __init__(
+        self, program: Tensor, parameters: Sequence[Tensor] = (), fixed: bool = False
+    ) -> None:
+        library = _library()  # whose operators these are
+        self._parameters = parameters
         self._number: int = overload("keep_chain")(program)
         self._run = overload("run_kept_chain")._op
+        self._run_planned = overload("run_planned_chain")._op if fixed else None
+        if fixed:
+            addresses = array("Q", (t.data_ptr() for t in parameters))
+            library.torchconv_fix_chain_parameters(self._number, *addresses.buffer_info())
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        outputs: list[Tensor] = self._run(tensors, self._number)
-        return outputs
+        outputs: list[Tensor] = []
+        if self._run_planned is not None:
+            outputs = self._run_planned(tensors, self._number)
+        return outputs or self._run([*tensors, *self._parameters], self._number)
 
     def plans(self) -> int:
         """For how many kinds of tensors the library knows what to do."""

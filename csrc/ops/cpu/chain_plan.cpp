@@ -167,18 +167,20 @@ std::vector<Tensor> ChainPlan::record(const std::vector<Tensor>& tensors, const 
   return results;
 }
 
-bool ChainPlan::fits(const std::vector<Tensor>& tensors) const {
-  if (winograd_ != cpu::winograd_allowed() || tensors.size() != kinds_.size()) return false;
+bool ChainPlan::fits(const std::vector<Tensor>& tensors, size_t fixed) const {
+  if (winograd_ != cpu::winograd_allowed() || tensors.size() + fixed != kinds_.size()) return false;
   for (size_t i = 0; i < tensors.size(); ++i)
     if (!kinds_[i].describes(tensors[i])) return false;
   return true;
 }
 
-std::vector<Tensor> ChainPlan::run(const std::vector<Tensor>& tensors) const {
+std::vector<Tensor> ChainPlan::run(const std::vector<Tensor>& tensors,
+                                   const std::vector<const void*>& fixed) const {
   used_ = true;
-  const size_t first = tensors.size();
+  const size_t first = tensors.size() + fixed.size();
   std::vector<const void*> at(first + steps_.size());  // by position
-  for (size_t i = 0; i < first; ++i) at[i] = tensors[i].const_data_ptr();
+  for (size_t i = 0; i < tensors.size(); ++i) at[i] = tensors[i].const_data_ptr();
+  std::copy(fixed.begin(), fixed.end(), at.begin() + tensors.size());
   std::vector<char*> blocks(blocks_.size());
   std::vector<std::optional<Buffer<char>>> memory(blocks_.size());
   std::vector<Tensor> results;

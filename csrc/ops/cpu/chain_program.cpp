@@ -18,6 +18,8 @@ namespace {
 
 class ChainProgram {
  public:
+  using Addresses = std::vector<const void*>;
+
   explicit ChainProgram(const Tensor& program) : program_(program) {}
 
   std::vector<Tensor> run(const std::vector<Tensor>& tensors) {
@@ -28,6 +30,26 @@ class ChainProgram {
     std::vector<Tensor> results = ChainPlan::record(tensors, program_, &plan);
     keep(std::move(plan));
     return results;
+  }
+
+  // By a plan for such inputs and the fixed parameters behind them; no results where there is none.
+  std::vector<Tensor> run_planned(const std::vector<Tensor>& inputs) {
+    std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) return {};
+    const Plans plans = plans_;
+    const auto parameters = parameters_;
+    lock.unlock();
+    if (parameters == nullptr) return {};
+    for (const auto& plan : plans)
+      if (plan != nullptr && plan->fits(inputs, parameters->size()))
+        return plan->run(inputs, *parameters);
+    return {};
+  }
+
+  void fix(Addresses parameters) {
+    auto fixed = std::make_shared<const Addresses>(std::move(parameters));
+    const std::lock_guard<std::mutex> lock(mutex_);
+    parameters_.swap(fixed);
   }
 
   int64_t plans() {
@@ -71,6 +93,7 @@ class ChainProgram {
   const Tensor program_;
   std::mutex mutex_;
   Plans plans_;  // of the last kinds of tensors, the newest first
+  std::shared_ptr<const Addresses> parameters_;
   // For how many calls no plan is made, and for how many after the next one in vain.
   int64_t rest_ = 0, pause_ = 0;
 };
@@ -102,6 +125,12 @@ std::vector<Tensor> run_kept_chain(const std::vector<Tensor>& tensors, int64_t n
   return program->run(tensors);
 }
 
+std::vector<Tensor> run_planned_chain(const std::vector<Tensor>& inputs, int64_t number) {
+  const std::shared_ptr<ChainProgram> program = find_program(number);
+  TORCHCONV_CHECK(program != nullptr, "no chain of number ", number, " is kept");
+  return program->run_planned(inputs);
+}
+
 }  // namespace
 
 // For torchconv/_programs.py, through ctypes.
@@ -111,6 +140,16 @@ std::vector<Tensor> run_kept_chain(const std::vector<Tensor>& tensors, int64_t n
 TORCHCONV_EXPORT int64_t torchconv_chain_plans(int64_t number) {
   const std::shared_ptr<ChainProgram> program = find_program(number);
   return program == nullptr ? -1 : program->plans();
+}
+
+// Of its tensors the last ones lie at these addresses, as long as it is kept, whatever else becomes
+// of them.
+TORCHCONV_EXPORT void torchconv_fix_chain_parameters(int64_t number, const uint64_t* addresses,
+                                                     int64_t count) {
+  std::vector<const void*> parameters;
+  for (int64_t i = 0; i < count; ++i)
+    parameters.push_back(reinterpret_cast<const void*>(addresses[i]));
+  if (const auto program = find_program(number)) program->fix(std::move(parameters));
 }
 
 TORCHCONV_EXPORT void torchconv_forget_chain(int64_t number) {
@@ -126,6 +165,7 @@ TORCHCONV_EXPORT void torchconv_forget_chain(int64_t number) {
 STABLE_TORCH_LIBRARY_IMPL(torchconv, CPU, m) {
   m.impl("keep_chain", TORCH_BOX(&keep_chain));
   m.impl("run_kept_chain", TORCH_BOX(&run_kept_chain));
+  m.impl("run_planned_chain", TORCH_BOX(&run_planned_chain));
 }
 
 }  // namespace torchconv::ops

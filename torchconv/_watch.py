@@ -1,0 +1,100 @@
+"""Whether Python's objects and tensors are as they were, asked in C++ (csrc/bound/watch.cpp)."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchconv import _load
+
+__all__ = ["Attribute", "Instance", "Table", "Watch", "WatchedTensor", "can_watch"]
+
+
+class Instance(NamedTuple):
+    """An object is of this class and has its attributes in this dict."""
+
+    object: Any
+    kind: type
+    attributes: dict[str, Any]
+
+
+class Table(NamedTuple):
+    """A dict is of this size and has these values."""
+
+    values: dict[str, Any]
+    size: int = -1  # any
+    same: Sequence[tuple[str, Any]] = ()  # the very objects
+    equal: Sequence[tuple[str, Any]] = ()
+    empty: Sequence[str] = ()  # keys of what is false
+    absent: Sequence[str] = ()  # keys that are not there
+
+
+class Attribute(NamedTuple):
+    """getattr(object, name) is this value."""
+
+    object: Any
+    name: str
+    value: Any
+
+
+class WatchedTensor(NamedTuple):
+    """Of a tensor on the CPU all but what its elements are. Its memory may be another's later:
+    somebody is to hold on to it."""
+
+    object: Tensor
+    address: int
+    version: int = -1  # any
+
+
+# Of an object, before what is its class's own. PyTorch has a tensor's at::Tensor there.
+_HEAD = object.__basicsize__
+
+
+def can_watch(tensors: Iterable[Tensor]) -> bool:
+    """Whether the library is there, and these can be watched."""
+    _load.load()
+    return _load.watching is not None and all(map(_is_known, tensors))
+
+
+def _is_known(tensor: Tensor) -> bool:
+    held = ctypes.c_void_p.from_address(id(tensor) + _HEAD).value
+    return tensor.is_cpu and tensor.layout is torch.strided and held == tensor._cdata
+
+
+@functools.cache
+def _library() -> ctypes.PyDLL:
+    library = ctypes.PyDLL(str(_load.watching))  # calls keep Python's lock
+    library.torchconv_watch.argtypes = (ctypes.py_object, ctypes.c_int64)
+    library.torchconv_watch.restype = ctypes.c_void_p
+    library.torchconv_watch_holds.argtypes = (ctypes.c_void_p,)
+    library.torchconv_watch_holds.restype = ctypes.c_bool
+    library.torchconv_end_watch.argtypes = (ctypes.c_void_p,)
+    library.torchconv_end_watch.restype = None
+    return library
+
+
+class Watch:
+    """`holds()`: whether all of these are still so, for which there is nothing to wait in Python."""
+
+    def __init__(
+        self,
+        instances: Iterable[Instance],
+        tables: Iterable[Table],
+        attributes: Iterable[Attribute],
+        tensors: Iterable[WatchedTensor],
+    ) -> None:
+        # Whose objects the library does not hold on to.
+        self._watched = (tuple(instances), tuple(tables), tuple(attributes), tuple(tensors))
+        self._watch = _library().torchconv_watch(self._watched, _HEAD)
+        self.holds: Callable[[], bool] = functools.partial(
+            _library().torchconv_watch_holds, self._watch
+        )
+
+    def __del__(self) -> None:
+        if hasattr(self, "_watch") and _library is not None:
+            _library().torchconv_end_watch(self._watch)
