@@ -104,3 +104,4 @@ def test_report_says_why_outputs_cannot_grow(
     out = capsys.readouterr().out
     assert "torchconv_growth.so (is missing: large outputs cannot grow in place)" in out
     assert "torchconv_recorded.so (is missing: small layers train more slowly)" in out
+    assert "torchconv_watch.so (is missing: calls of fused networks take longer)" in out

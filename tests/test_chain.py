@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations
 
 import torchconv
 from conftest import FLOATS, Network, in_layout
-from torchconv import _chain
+from torchconv import _chain, _load, _watch
 from torchconv._fetch import Fetch
 from torchconv._programs import KeptProgram, Step, program_of
 from torchconv._schemas import overload
@@ -88,6 +88,16 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.fixture(params=["in C++", "in C++ without versions", "in Python"])
+def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a chain looks for changes: as it does where all libraries are there, or some are not."""
+    _load.load()
+    if request.param == "in C++ without versions":
+        monkeypatch.setattr(_watch, "_have_versions", lambda: False)
+    if request.param == "in Python":
+        monkeypatch.setattr(_load, "watching", None)
+
+
 def by_layers(made: GraphModule, x: Tensor) -> Tensor:
     out: Tensor = GraphModule(made, made.graph)(x)
     return out
@@ -112,6 +122,7 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("images_layout", LAYOUTS)
+@pytest.mark.usefixtures("looks")
 def test_network(layout: str, images_layout: str, dtype: torch.dtype, runs: list[int]) -> None:
     made = fused(layout, dtype)
     for size in ((2, 3, 17, 22), (1, 3, 9, 9), (3, 3, 17, 22)):
@@ -261,6 +272,7 @@ def test_intermediate_results_are_given_back(runs: list[int]) -> None:
     assert runs == [6]
 
 
+@pytest.mark.usefixtures("looks")
 def test_dropped_weights_are_given_back(runs: list[int]) -> None:
     made, x = fused(), images()
     for _ in range(2):
@@ -275,6 +287,7 @@ def test_dropped_weights_are_given_back(runs: list[int]) -> None:
     assert network() is None
 
 
+@pytest.mark.usefixtures("looks")
 def test_threads() -> None:
     """Some call while another one changes a layer: each result is that of one or the other."""
     made, x = fused(), images()
@@ -401,6 +414,21 @@ def by_new_tables(made: GraphModule) -> None:
     made._modules = {**made._modules, "left": nn.Conv2d(8, 8, 1)}
 
 
+def by_weight_in_an_equal_table(made: GraphModule) -> None:
+    """Where nothing but the table was another one in the call before."""
+    layer(made)._parameters = dict(layer(made)._parameters)
+    for _ in range(2):
+        made(images())
+    layer(made).weight = nn.Parameter(torch.randn(24, 1, 3, 3))
+
+
+def by_hook_in_a_new_table(made: GraphModule) -> None:
+    layer(made)._forward_hooks = OrderedDict()
+    for _ in range(2):
+        made(images())
+    layer(made)._forward_hooks[0] = add_one
+
+
 def by_scripted_layer(made: GraphModule) -> None:
     made.first = torch.jit.script(nn.MaxPool2d(2))
 
@@ -487,6 +515,7 @@ CHANGES = [value for name, value in list(globals().items()) if name.startswith("
 CHANGES.remove(by_layers)
 
 
+@pytest.mark.usefixtures("looks")
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_change_is_noticed(change: Callable[[GraphModule], None], runs: list[int]) -> None:
     made, x = fused(), images()
@@ -499,6 +528,7 @@ def test_change_is_noticed(change: Callable[[GraphModule], None], runs: list[int
             assert_same(made(y), by_layers(made, y))
 
 
+@pytest.mark.usefixtures("looks")
 def test_registered_hooks_are_called(runs: list[int]) -> None:
     made, x = fused(), images()
     for _ in range(2):
@@ -604,6 +634,7 @@ def test_global_hooks_see_the_layers() -> None:
     assert seen.count("Conv2d") == 7 and "MaxPool2d" in seen
 
 
+@pytest.mark.usefixtures("looks")
 def test_class_that_somebody_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     made, x = fused(), images()
     for _ in range(2):
@@ -630,6 +661,7 @@ def test_without_kept_weights(runs: list[int]) -> None:
     assert not runs
 
 
+@pytest.mark.usefixtures("looks")
 def test_gradients_autocast_and_transforms(runs: list[int]) -> None:
     made, x = fused(), images()
     for _ in range(2):

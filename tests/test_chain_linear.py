@@ -25,6 +25,7 @@ from test_chain import (
     assert_same,
     by_layers,
     images,
+    looks as looks,
     run_program,
     runs as runs,
     step,
@@ -303,6 +304,7 @@ CHANGES = (
 )
 
 
+@pytest.mark.usefixtures("looks")
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_change_is_noticed(change: Callable[[Any], None], runs: list[int]) -> None:
     made, x = fused(), image()

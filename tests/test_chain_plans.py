@@ -16,8 +16,9 @@ from torch.fx import GraphModule
 
 import torchconv
 from conftest import Network, threads
-from test_chain import assert_same, by_layers, images
+from test_chain import assert_same, by_layers, images, looks as looks
 from torchconv import _chain, _programs
+from torchconv._settings import Signature, settings_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -62,6 +63,10 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(_chain.Program, "run", watched)
     return seen
+
+
+def settings_of_conv(values: tuple[Any, ...]) -> list[int]:
+    return settings_of(Signature("conv2d").types, (*values, 0, 0)).tolist()
 
 
 def image(*size: int) -> Tensor:
@@ -231,6 +236,7 @@ def swapped(layer: Any) -> None:
 CHANGES = (in_place, uncounted, other_data, other_strides, other_layout, strided_bias, swapped)
 
 
+@pytest.mark.usefixtures("looks")
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_changed_parameters(change: Callable[[Any], None], plans: list[int]) -> None:
     made, x = fused(), image()
@@ -278,13 +284,39 @@ def test_programs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [known(number) for number in numbers] == [1]
     torchconv.drop_packed_weights(made)
     assert [known(number) for number in numbers] == [-1]
-    with pytest.raises(RuntimeError, match=f"no chain of number {numbers[0]} is kept"):
-        torch.ops.torchconv.run_kept_chain([x], numbers[0])
+    for run in (torch.ops.torchconv.run_kept_chain, torch.ops.torchconv.run_planned_chain):
+        with pytest.raises(RuntimeError, match=f"no chain of number {numbers[0]} is kept"):
+            run([x], numbers[0])
     made(x)
     assert [known(number) for number in numbers] == [-1, 0]
     del made
     gc.collect()
     assert [known(number) for number in numbers] == [-1, -1]
+
+
+def test_parameters_that_are_fixed() -> None:
+    """From the second call on they are read where they are, and nobody passes them."""
+    x, w, b = image(2, 4, 5, 6), torch.randn(8, 4, 1, 1), torch.randn(8)
+    values = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "relu", False)
+    settings = _programs.Step("conv2d", [0, 1, 2, -1], [0, *settings_of_conv(values)], [0])
+    program = _programs.program_of([settings], [3])
+    planned = torch.ops.torchconv.run_planned_chain
+    kept = _programs.KeptProgram(program, (w, b))
+    for _ in range(3):
+        kept([x])
+        assert planned([x], kept._number) == []
+    kept = _programs.KeptProgram(program, (w, b), fixed=True)
+    assert planned([x], kept._number) == []
+    for _ in range(3):
+        w.mul_(-1)
+        b.mul_(-1)
+        (got,) = kept([x])
+        assert_same(got, torch.ops.torchconv.conv2d(x, w, b, *values))
+        assert_same(planned([x], kept._number)[0], got)
+    for other in ([image(1, 4, 5, 6)], [x.contiguous()], [x.double()], [x, x]):
+        assert planned(other, kept._number) == []
+    with torchconv.backends.allow_winograd(False):
+        assert planned([x], kept._number) == []
 
 
 @pytest.mark.parametrize("enabled", [True, False])

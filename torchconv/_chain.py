@@ -79,17 +79,10 @@ def _copy_of(graph: Graph) -> Graph:
 def _with_chains(forward: Callable[..., Any], graph: Graph) -> Callable[..., Any]:
     """`forward` of a Fused with this graph, by chains where nothing records, traces or watches the
     call."""
-    chained: Callable[..., Any] | None = None
-    # Without the checks that arguments of these kinds have passed, while the layers in chains are
-    # what they were.
-    unchecked: Callable[..., Any] | None = None
-    passed: set[Any] = set()
-    doubts: Counter[Any] = Counter()
-    has_checks = True
+    chains = _Chains(forward, graph)
 
     @functools.wraps(forward)
     def run(self: Fused, *args: Any, **kwargs: Any) -> Any:
-        nonlocal chained, unchecked, has_checks
         if (
             _is_compiling()
             or _grad_enabled()
@@ -99,30 +92,52 @@ def _with_chains(forward: Callable[..., Any], graph: Graph) -> Callable[..., Any
             or not (is_plain() and packed_weights_kept())
         ):
             return forward(self, *args, **kwargs)
-        if has_checks and unchecked is None:
-            unchecked = _unchecked(self, graph, passed.clear)
-            has_checks = unchecked is not None
-        asks_anew = unchecked is None or kwargs or _autocasts()
-        kinds = None if asks_anew else kinds_of(args)
-        if unchecked is not None and kinds is not None and doubts[kinds] < _MOST_DOUBTS:
-            if kinds in passed:
-                result = unchecked(self, *args)
-                if kinds in passed:
-                    doubts.pop(kinds, None)
-                    return result
-                # Layers may be no more what they were: what their checks say comes first.
-                doubts[kinds] += 1
-            result = forward(self, *args)
-            if len(passed) >= _MOST_KINDS:
-                passed.clear()
-                doubts.clear()
-            passed.add(kinds)
-            return result
-        if chained is None:
-            chained = _chained(self, _copy_of(graph))
-        return chained(self, *args, **kwargs)
+        return chains(self, args, kwargs)
 
     return run
+
+
+class _Chains:
+    """Calls a Fused with this graph by chains: without the checks in it that arguments of these
+    kinds have passed, while the layers in chains are what they were."""
+
+    def __init__(self, forward: Callable[..., Any], graph: Graph) -> None:
+        self._forward = forward
+        self._graph = graph
+        self._with_checks: Callable[..., Any] | None = None
+        self._unchecked: Callable[..., Any] | None = None
+        self._has_checks = True  # until they were looked for
+        self._passed: set[Any] = set()
+        self._doubts: Counter[Any] = Counter()
+
+    def __call__(self, network: Fused, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if self._has_checks and self._unchecked is None:
+            self._unchecked = _unchecked(network, self._graph, self._passed.clear)
+            self._has_checks = self._unchecked is not None
+        if self._has_checks and not kwargs and not _autocasts():
+            kinds = kinds_of(args)
+            if kinds is not None and self._doubts[kinds] < _MOST_DOUBTS:
+                return self._call_known(network, args, kinds)
+        if self._with_checks is None:
+            self._with_checks = _chained(network, _copy_of(self._graph))
+        return self._with_checks(network, *args, **kwargs)
+
+    def _call_known(self, network: Fused, args: Sequence[Any], kinds: Any) -> Any:
+        """The call without checks if these kinds have passed them, or else with them."""
+        unchecked = self._unchecked
+        if kinds in self._passed and unchecked is not None:
+            result = unchecked(network, *args)
+            if kinds in self._passed:
+                self._doubts.pop(kinds, None)
+                return result
+            # Layers may be no more what they were: what their checks say comes first.
+            self._doubts[kinds] += 1
+        result = self._forward(network, *args)
+        if len(self._passed) >= _MOST_KINDS:
+            self._passed.clear()
+            self._doubts.clear()
+        self._passed.add(kinds)
+        return result
 
 
 def _unchecked(
@@ -330,6 +345,6 @@ def _only_infers(inputs: Sequence[Any]) -> bool:
     if _grad_enabled() or _autocasts() or not is_plain(*inputs):
         return False
     for t in inputs:
-        if not (isinstance(t, Tensor) and t.is_cpu and t.dim() == 4 and t.dtype in FLOATS):
+        if t is None or not (t.is_cpu and t.dim() == 4 and t.dtype in FLOATS):
             return False
     return True

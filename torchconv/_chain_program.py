@@ -97,10 +97,11 @@ class _Snapshot:
             tables.append(Table(children, len(were), same=tuple(were.items())))
         for layer, kind, values, size, _, known in self._attributes:
             instances.append(Instance(layer, kind, values))
+            own = tuple((name, values[name]) for name in ("_parameters", *_HOOKS))
             equal = tuple(zip(attribute_names(layer), known, strict=True))
-            tables.append(Table(values, size, (), equal, _HOOKS, _OWN_FORWARDS))
-        for layer, parameters, weight, bias, version, address in self._weights:
-            tables.append(Table(vars(layer), same=(("_parameters", parameters),)))
+            tables.append(Table(values, size, own, equal, _OWN_FORWARDS))
+            tables += [Table(values[hooks], 0) for hooks in _HOOKS]
+        for _, parameters, weight, bias, version, address in self._weights:
             tables.append(Table(parameters, same=(("weight", weight), ("bias", bias))))
             tensors.append(WatchedTensor(weight, address, version))
             if bias is not None:
@@ -114,11 +115,20 @@ class _Snapshot:
             t for _, _, weight, bias, _, _ in self._weights for t in (weight, bias) if t is not None
         ]
 
-    def holds(self) -> bool:
-        self._fetch()
-        return self._holds_in_python() if self._watch is None else self._watch.holds()
+    @property
+    def holds(self) -> Callable[[], bool]:
+        """Tells whether the layers are what they were. Of the weights, the operator sees the
+        values."""
+        return self._holds if self._watch is None else self._watch.holds
 
-    def _holds_in_python(self) -> bool:
+    def _holds(self) -> bool:
+        try:
+            return self._are_as_they_were()
+        except _ANY_ERROR:
+            return False
+
+    def _are_as_they_were(self) -> bool:
+        self._fetch()
         for module, children, were in self._containers.values():
             if module._modules is not children or children != were:
                 return False
@@ -156,16 +166,10 @@ class Program:
     def __init__(self, snapshot: _Snapshot, steps: Tensor, forget: Callable[[Any], None]) -> None:
         self.used = False
         self._snapshot = snapshot
+        self.holds = snapshot.holds
         self._kept = KeptProgram(steps, snapshot.parameters(), fixed=snapshot.is_watched)
         packed = [getattr(layer, "_packed_weights", None) for layer in snapshot.layers]
         self._packed = [weakref.ref(kept, forget) for kept in packed if kept is not None]
-
-    def holds(self) -> bool:
-        """Whether the layers are what they were. Of the weights, the library sees the values."""
-        try:
-            return self._snapshot.holds()
-        except _ANY_ERROR:
-            return False
 
     def keeps_packed_weights(self) -> bool:
         """Whether no layer has dropped its own."""

@@ -3,9 +3,9 @@
 It takes tensors and the number of a program that the library keeps (``keep_chain``), a list of
 integers in the memory of a tensor, which csrc/ops/cpu/chain.cpp runs; what a call on tensors of
 these sizes comes to is remembered (chain_program.cpp, beside it). ``run_planned_chain`` takes the
-images alone, where the program knows the parameters and remembers such a call. As the overloads for short calls
-(_settings.py) it passes autograd by, and whoever calls it must know that the tensors are on the CPU
-and that nothing records, transforms, traces, casts or watches the call.
+images alone, where the program knows the parameters and remembers such a call. As the overloads for
+short calls (_settings.py) they pass autograd by, and whoever calls them must know that the tensors
+are on the CPU and that nothing records, transforms, traces, casts or watches the call.
 """
 
 from __future__ import annotations

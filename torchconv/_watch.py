@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +32,6 @@ class Table(NamedTuple):
     size: int = -1  # any
     same: Sequence[tuple[str, Any]] = ()  # the very objects
     equal: Sequence[tuple[str, Any]] = ()
-    empty: Sequence[str] = ()  # keys of what is false
     absent: Sequence[str] = ()  # keys that are not there
 
 
@@ -53,6 +54,8 @@ class WatchedTensor(NamedTuple):
 
 # Of an object, before what is its class's own. PyTorch has a tensor's at::Tensor there.
 _HEAD = object.__basicsize__
+# Of a dict, where CPython up to 3.13 has a number that each change of it changes (PEP 509).
+_VERSION = _HEAD + ctypes.sizeof(ctypes.c_ssize_t)
 
 
 def can_watch(tensors: Iterable[Tensor]) -> bool:
@@ -63,13 +66,60 @@ def can_watch(tensors: Iterable[Tensor]) -> bool:
 
 def _is_known(tensor: Tensor) -> bool:
     held = ctypes.c_void_p.from_address(id(tensor) + _HEAD).value
-    return tensor.is_cpu and tensor.layout is torch.strided and held == tensor._cdata
+    return (
+        held == tensor._cdata
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.dim() <= 4
+    )
+
+
+@functools.cache
+def _have_versions() -> bool:
+    """Whether this Python's dicts are known to have versions, and each kind of change is seen."""
+    if sys.implementation.name != "cpython" or sys.version_info >= (3, 14):
+        return False
+    thing = _Thing()
+    tables = ({}, OrderedDict(), vars(thing))
+    changes = [
+        change
+        for table in tables
+        for change in (
+            functools.partial(table.__setitem__, "a", 1),
+            functools.partial(table.__setitem__, "a", 2),
+            functools.partial(table.update, a=3),
+            functools.partial(table.pop, "a"),
+            functools.partial(table.setdefault, "b", 4),
+            table.clear,
+        )
+    ]
+    changes += [functools.partial(setattr, thing, "a", value) for value in (5, 6)]
+    changes += [thing.change, functools.partial(delattr, thing, "a")]
+    for change in changes:
+        before = _versions_of(tables)
+        if before != _versions_of(tables):
+            return False
+        change()
+        if before == _versions_of(tables):
+            return False
+    return True
+
+
+class _Thing:
+    a: int
+
+    def change(self) -> None:
+        self.a = 7
+
+
+def _versions_of(tables: Sequence[dict[str, Any]]) -> list[int]:
+    return [ctypes.c_uint64.from_address(id(table) + _VERSION).value for table in tables]
 
 
 @functools.cache
 def _library() -> ctypes.PyDLL:
     library = ctypes.PyDLL(str(_load.watching))  # calls keep Python's lock
-    library.torchconv_watch.argtypes = (ctypes.py_object, ctypes.c_int64)
+    library.torchconv_watch.argtypes = (ctypes.py_object, *(ctypes.c_int64,) * 2)
     library.torchconv_watch.restype = ctypes.c_void_p
     library.torchconv_watch_holds.argtypes = (ctypes.c_void_p,)
     library.torchconv_watch_holds.restype = ctypes.c_bool
@@ -79,7 +129,7 @@ def _library() -> ctypes.PyDLL:
 
 
 class Watch:
-    """`holds()`: whether all of these are still so, for which there is nothing to wait in Python."""
+    """`holds()` says whether all of these are so."""
 
     def __init__(
         self,
@@ -90,7 +140,8 @@ class Watch:
     ) -> None:
         # Whose objects the library does not hold on to.
         self._watched = (tuple(instances), tuple(tables), tuple(attributes), tuple(tensors))
-        self._watch = _library().torchconv_watch(self._watched, _HEAD)
+        version = _VERSION if _have_versions() else -1
+        self._watch = _library().torchconv_watch(self._watched, _HEAD, version)
         self.holds: Callable[[], bool] = functools.partial(
             _library().torchconv_watch_holds, self._watch
         )

@@ -21,7 +21,6 @@ extern "C" {
 #pragma weak PyLong_AsVoidPtr
 #pragma weak PyObject_GenericGetDict
 #pragma weak PyObject_GetAttr
-#pragma weak PyObject_IsTrue
 #pragma weak PyObject_RichCompareBool
 #pragma weak PyObject_Type
 #pragma weak PyTuple_GetItem
@@ -35,7 +34,6 @@ long PyLong_AsLong(PyObject* number);
 void* PyLong_AsVoidPtr(PyObject* number);
 PyObject* PyObject_GenericGetDict(PyObject* object, void* context);
 PyObject* PyObject_GetAttr(PyObject* object, PyObject* name);
-int PyObject_IsTrue(PyObject* object);
 int PyObject_RichCompareBool(PyObject* a, PyObject* b, int op);
 PyObject* PyObject_Type(PyObject* object);
 PyObject* PyTuple_GetItem(PyObject* tuple, ptrdiff_t at);  // borrowed
@@ -48,21 +46,26 @@ namespace torchconv {
 namespace {
 
 using Objects = std::vector<PyObject*>;
-using Pair = std::array<PyObject*, 2>;
 
 constexpr int kEqual = 2;  // Py_EQ
+constexpr int64_t kLine = 64;
+
+// Where an object's memory has what the stable ABIs do not tell, in bytes from its beginning; -1:
+// nowhere.
+struct Places {
+  int64_t tensor;   // an at::Tensor
+  int64_t version;  // the number that each change of a dict changes
+};
+
+template <typename T>
+const T& at(PyObject* object, int64_t place) {
+  return *reinterpret_cast<const T*>(reinterpret_cast<const char*>(object) + place);
+}
 
 Objects items(PyObject* tuple) {
   Objects found;
   for (ptrdiff_t i = 0, size = PyTuple_Size(tuple); i < size; ++i)
     found.push_back(PyTuple_GetItem(tuple, i));
-  return found;
-}
-
-std::vector<Pair> pairs(PyObject* tuple) {
-  std::vector<Pair> found;
-  for (PyObject* const each : items(tuple))
-    found.push_back({PyTuple_GetItem(each, 0), PyTuple_GetItem(each, 1)});
   return found;
 }
 
@@ -80,134 +83,206 @@ bool are_equal(PyObject* now, PyObject* known) {
   return result == 1;
 }
 
-// An object of a class, with the attributes in this dict.
-struct Instance {
-  PyObject *object, *type, *attributes;
-
-  explicit Instance(const Objects& fields)
-      : object(fields[0]), type(fields[1]), attributes(fields[2]) {}
-
-  bool holds() const {
-    return is(PyObject_Type(object), type) &&
-           is(PyObject_GenericGetDict(object, nullptr), attributes);
+// Memory on its way into the caches before it is read: a network's data have driven it out, and
+// asked for at once it arrives together. An address of nothing does no harm.
+class Fetch {
+ public:
+  void add(const void* begin, int64_t bytes) {
+    const auto first = reinterpret_cast<uintptr_t>(begin) / kLine * kLine;
+    for (uintptr_t line = first; line < reinterpret_cast<uintptr_t>(begin) + bytes; line += kLine)
+      lines_.push_back(line);
   }
+
+  void operator()() const {
+    for (const uintptr_t line : lines_) __builtin_prefetch(reinterpret_cast<const void*>(line));
+  }
+
+ private:
+  std::vector<uintptr_t> lines_;
 };
 
-struct Table {
-  PyObject* dict;
-  long size;  // -1: any
-  std::vector<Pair> same, equal;
-  Objects empty, absent;
+// An object of a class, with the attributes in this dict.
+class Instance {
+ public:
+  Instance(const Objects& fields, const Places&, Fetch* fetch)
+      : object_(fields[0]), type_(fields[1]), attributes_(fields[2]) {
+    // Where the dict is, lies before the object.
+    fetch->add(reinterpret_cast<const char*>(object_) - kLine / 2, kLine);
+  }
 
-  explicit Table(const Objects& fields)
-      : dict(fields[0]),
-        size(PyLong_AsLong(fields[1])),
-        same(pairs(fields[2])),
-        equal(pairs(fields[3])),
-        empty(items(fields[4])),
-        absent(items(fields[5])) {}
+  bool holds() {
+    return is(PyObject_Type(object_), type_) &&
+           is(PyObject_GenericGetDict(object_, nullptr), attributes_);
+  }
 
-  bool holds() const {
-    if (size >= 0 && PyDict_Size(dict) != size) return false;
-    for (const auto& [key, value] : same)
-      if (PyDict_GetItemWithError(dict, key) != value) return false;
-    for (const auto& [key, value] : equal) {
-      PyObject* const now = PyDict_GetItemWithError(dict, key);
-      if (now != value && (now == nullptr || !are_equal(now, value))) return false;
-    }
-    for (PyObject* const key : empty) {
-      PyObject* const now = PyDict_GetItemWithError(dict, key);
-      if (now == nullptr || PyObject_IsTrue(now) != 0) return false;
-    }
-    for (PyObject* const key : absent)
-      if (PyDict_GetItemWithError(dict, key) != nullptr) return false;
+ private:
+  PyObject *object_, *type_, *attributes_;
+};
+
+// A dict of a size, -1 for any, and what it has for some keys. All of that is only looked at where
+// something in it has changed.
+class Table {
+ public:
+  Table(const Objects& fields, const Places& places, Fetch* fetch)
+      : dict_(fields[0]), version_at_(places.version), size_(PyLong_AsLong(fields[1])) {
+    for (PyObject* const pair : items(fields[2]))
+      entries_.push_back({Relation::kSame, PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1)});
+    for (PyObject* const pair : items(fields[3]))
+      entries_.push_back({Relation::kEqual, PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1)});
+    for (PyObject* const key : items(fields[4])) entries_.push_back({Relation::kAbsent, key});
+    fetch->add(dict_, kLine / 2);
+  }
+
+  bool holds() {
+    const uint64_t now = version_at_ < 0 ? 0 : at<uint64_t>(dict_, version_at_);
+    if (now != 0 && now == version_) return true;
+    if (size_ >= 0 && PyDict_Size(dict_) != size_) return false;
+    for (const Entry& entry : entries_)
+      if (!entry.holds(dict_)) return false;
+    version_ = now;
     return true;
   }
+
+ private:
+  enum class Relation { kSame, kEqual, kAbsent };
+
+  struct Entry {
+    Relation relation;
+    PyObject* key;
+    PyObject* value = nullptr;
+
+    bool holds(PyObject* dict) const {
+      PyObject* const now = PyDict_GetItemWithError(dict, key);
+      switch (relation) {
+        case Relation::kSame:
+          return now == value;
+        case Relation::kEqual:
+          return now == value || (now != nullptr && are_equal(now, value));
+        default:
+          return now == nullptr;
+      }
+    }
+  };
+
+  PyObject* dict_;
+  int64_t version_at_;
+  uint64_t version_ = 0;  // with which all of it held; 0: none
+  ptrdiff_t size_;
+  std::vector<Entry> entries_;
 };
 
-// An attribute of an object that may come from its class.
-struct Attribute {
-  PyObject *object, *name, *value;
+// An attribute that may come from the object's class.
+class Attribute {
+ public:
+  Attribute(const Objects& fields, const Places&, Fetch*)
+      : object_(fields[0]), name_(fields[1]), value_(fields[2]) {}
 
-  explicit Attribute(const Objects& fields)
-      : object(fields[0]), name(fields[1]), value(fields[2]) {}
+  bool holds() { return is(PyObject_GetAttr(object_, name_), value_); }
 
-  bool holds() const { return is(PyObject_GetAttr(object, name), value); }
+ private:
+  PyObject *object_, *name_, *value_;
 };
 
 // A tensor, all but what its elements are.
 class WatchedTensor {
  public:
-  // head: bytes before the at::Tensor in a tensor's Python object.
-  WatchedTensor(const Objects& fields, int64_t head)
-      : held_(reinterpret_cast<const char*>(fields[0]) + head),
+  WatchedTensor(const Objects& fields, const Places& places, Fetch* fetch)
+      : impl_(&at<const c10::TensorImpl*>(fields[0], places.tensor)),
         data_(PyLong_AsVoidPtr(fields[1])),
         version_(PyLong_AsLong(fields[2])),
-        sizes_(now().sizes().vec()),
-        strides_(now().strides().vec()),
-        dtype_(now().dtype()),
-        keys_(now().key_set()) {}
+        shape_((*impl_)->sizes(), (*impl_)->strides()),
+        dtype_((*impl_)->dtype()),
+        keys_((*impl_)->key_set()) {
+    fetch->add(impl_, sizeof(void*));
+    fetch->add(*impl_, sizeof(c10::TensorImpl));
+    fetch->add((*impl_)->unsafe_storage().unsafeGetStorageImpl(), kLine);
+  }
 
-  bool holds() const {
-    const c10::TensorImpl& impl = now();
-    const c10::StorageImpl* const storage = impl.unsafe_storage().unsafeGetStorageImpl();
-    if (storage == nullptr || impl.key_set() != keys_ || impl.dtype() != dtype_) return false;
-    const auto offset = impl.storage_offset() * static_cast<int64_t>(impl.itemsize());
-    return static_cast<const char*>(storage->data()) + offset == data_ && impl.sizes() == sizes_ &&
-           impl.strides() == strides_ &&
-           (version_ < 0 || impl.version_counter().current_version() == version_);
+  bool holds() {
+    const c10::TensorImpl& now = **impl_;
+    const c10::StorageImpl* const storage = now.unsafe_storage().unsafeGetStorageImpl();
+    if (storage == nullptr || now.key_set() != keys_ || now.dtype() != dtype_) return false;
+    const auto offset = now.storage_offset() * static_cast<int64_t>(dtype_.itemsize());
+    return static_cast<const char*>(storage->data()) + offset == data_ &&
+           shape_.is(now.sizes(), now.strides()) &&
+           (version_ < 0 || now.version_counter().current_version() == version_);
   }
 
  private:
-  // torch.utils.swap_tensors gives the Python object another one.
-  const c10::TensorImpl& now() const { return **reinterpret_cast<c10::TensorImpl* const*>(held_); }
+  // Sizes and strides beside everything else, as long as they are no more than those of images.
+  class Shape {
+   public:
+    Shape(c10::IntArrayRef sizes, c10::IntArrayRef strides) : dim_(sizes.size()) {
+      if (!fits(sizes)) return;
+      std::copy(sizes.begin(), sizes.end(), sizes_.begin());
+      std::copy(strides.begin(), strides.end(), strides_.begin());
+    }
 
-  const char* held_;  // where the Python object has its at::Tensor, which is a pointer
+    bool is(c10::IntArrayRef sizes, c10::IntArrayRef strides) const {
+      return fits(sizes) && sizes.size() == dim_ &&
+             std::equal(sizes.begin(), sizes.end(), sizes_.begin()) &&
+             std::equal(strides.begin(), strides.end(), strides_.begin());
+    }
+
+   private:
+    bool fits(c10::IntArrayRef sizes) const { return sizes.size() <= sizes_.size(); }
+
+    size_t dim_;
+    std::array<int64_t, 4> sizes_, strides_;
+  };
+
+  // In the Python object, to which torch.utils.swap_tensors gives another one.
+  const c10::TensorImpl* const* impl_;
   const void* data_;
   int64_t version_;  // -1: any
-  std::vector<int64_t> sizes_, strides_;
+  Shape shape_;
   caffe2::TypeMeta dtype_;
   c10::DispatchKeySet keys_;
 };
 
-template <typename T, typename... More>
-std::vector<T> all_of(PyObject* tuple, More... more) {
+template <typename T>
+std::vector<T> all_of(PyObject* tuple, const Places& places, Fetch* fetch) {
   std::vector<T> found;
-  for (PyObject* const fields : items(tuple)) found.emplace_back(items(fields), more...);
+  for (PyObject* const fields : items(tuple)) found.emplace_back(items(fields), places, fetch);
   return found;
 }
 
 template <typename T>
-bool all_hold(const std::vector<T>& watched) {
-  return std::all_of(watched.begin(), watched.end(), [](const T& each) { return each.holds(); });
+bool all_hold(std::vector<T>* watched) {
+  return std::all_of(watched->begin(), watched->end(), [](T& each) { return each.holds(); });
 }
 
 // Of what it watches, Python keeps all objects alive, where its garbage collector sees them.
-struct Watch {
-  std::vector<Instance> instances;
-  std::vector<Table> tables;
-  std::vector<Attribute> attributes;
-  std::vector<WatchedTensor> tensors;
+class Watch {
+ public:
+  Watch(PyObject* watched, const Places& places)
+      : instances_(all_of<Instance>(PyTuple_GetItem(watched, 0), places, &fetch_)),
+        tables_(all_of<Table>(PyTuple_GetItem(watched, 1), places, &fetch_)),
+        attributes_(all_of<Attribute>(PyTuple_GetItem(watched, 2), places, &fetch_)),
+        tensors_(all_of<WatchedTensor>(PyTuple_GetItem(watched, 3), places, &fetch_)) {}
 
-  Watch(PyObject* watched, int64_t head)
-      : instances(all_of<Instance>(PyTuple_GetItem(watched, 0))),
-        tables(all_of<Table>(PyTuple_GetItem(watched, 1))),
-        attributes(all_of<Attribute>(PyTuple_GetItem(watched, 2))),
-        tensors(all_of<WatchedTensor>(PyTuple_GetItem(watched, 3), head)) {}
-
-  bool holds() const {
-    return all_hold(instances) && all_hold(tables) && all_hold(attributes) && all_hold(tensors);
+  bool holds() {
+    fetch_();
+    return all_hold(&instances_) && all_hold(&tables_) && all_hold(&attributes_) &&
+           all_hold(&tensors_);
   }
+
+ private:
+  Fetch fetch_;
+  std::vector<Instance> instances_;
+  std::vector<Table> tables_;
+  std::vector<Attribute> attributes_;
+  std::vector<WatchedTensor> tensors_;
 };
 
 }  // namespace
 
-// For whoever holds Python's lock. The tuples are those of torchconv/_watch.py.
-TORCHCONV_EXPORT Watch* torchconv_watch(PyObject* watched, int64_t head) {
-  return new Watch(watched, head);
+// For whoever holds Python's lock. The tuples are those of torchconv/_watch.py, the others Places.
+TORCHCONV_EXPORT Watch* torchconv_watch(PyObject* watched, int64_t tensor, int64_t version) {
+  return new Watch(watched, {tensor, version});
 }
 
-TORCHCONV_EXPORT bool torchconv_watch_holds(const Watch* watch) {
+TORCHCONV_EXPORT bool torchconv_watch_holds(Watch* watch) {
   const bool holds = watch->holds();
   if (!holds) PyErr_Clear();
   return holds;
