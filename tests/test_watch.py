@@ -110,7 +110,7 @@ def test_changed_objects(change: Callable[[Any], None]) -> None:
 
 
 def test_what_is_equal_or_undone() -> None:
-    thing = Thing()
+    thing: Any = Thing()
     watch = watch_of(thing)
     thing.size = (*[3], 4)
     assert watch.holds()
@@ -129,7 +129,8 @@ def test_what_is_equal_or_undone() -> None:
 
 
 def test_tables() -> None:
-    for table in ({}, OrderedDict()):
+    tables: list[dict[str, Any]] = [{}, OrderedDict()]
+    for table in tables:
         watch = Watch([], [Table(table, 0)], [], [])
         assert watch.holds()
         table["a"] = 1

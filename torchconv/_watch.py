@@ -80,7 +80,7 @@ def _have_versions() -> bool:
     if sys.implementation.name != "cpython" or sys.version_info >= (3, 14):
         return False
     thing = _Thing()
-    tables = ({}, OrderedDict(), vars(thing))
+    tables: Sequence[dict[str, Any]] = ({}, OrderedDict(), vars(thing))
     changes = [
         change
         for table in tables
