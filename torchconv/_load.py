@@ -242,8 +242,8 @@ def _open_library(path: Path, name: str) -> None:
     # Without Python's lock nothing may look at what others change.
     if not _build.bound_fault(watch) and not sysconfig.get_config_var("Py_GIL_DISABLED"):
         with contextlib.suppress(OSError):  # without it fused networks take longer to call
-            ctypes.CDLL(str(watch))
-            watching = watch
+            if ctypes.CDLL(str(watch)).torchconv_sees_python():
+                watching = watch
 
 
 def _passed_over(name: str, root: Path, prebuilt: Path) -> str:

@@ -277,6 +277,9 @@ class Watch {
 
 }  // namespace
 
+// Whether Python's functions are in sight: where a program has hidden its Python, they are not.
+TORCHCONV_EXPORT bool torchconv_sees_python() { return &PyDict_GetItemWithError != nullptr; }
+
 // For whoever holds Python's lock. The tuples are those of torchconv/_watch.py, the others Places.
 TORCHCONV_EXPORT Watch* torchconv_watch(PyObject* watched, int64_t tensor, int64_t version) {
   return new Watch(watched, {tensor, version});

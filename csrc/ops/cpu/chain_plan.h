@@ -34,8 +34,8 @@ class ChainPlan {
   static std::vector<Tensor> record(const std::vector<Tensor>& tensors, const Tensor& program,
                                     std::shared_ptr<const ChainPlan>* plan);
 
-  // Whether the plan is one for these. Where so many of the chain's tensors are fixed, the last ones,
-  // only the others are given.
+  // Whether the plan is one for these. Where so many of the chain's tensors are fixed, the last
+  // ones, only the others are given.
   bool fits(const std::vector<Tensor>& tensors, size_t fixed = 0) const;
   // The chain's results. fixed: where the others lie.
   std::vector<Tensor> run(const std::vector<Tensor>& tensors,
