@@ -1,7 +1,7 @@
 """Grouped convolution with several channels a group, against float64.
 
 Narrow groups lie side by side in vectors (csrc/cpu/group_gather.cpp, group_wgrad.cpp, and for 3x3
-kernels group_winograd.cpp): widths here fill a vector, leave lanes of it empty, or need several of
+kernels group_winograd*.cpp): widths here fill a vector, leave lanes of it empty, or need several of
 them. Wide groups of 3x3 kernels go by Winograd's algorithm, group by group.
 """
 
@@ -48,6 +48,12 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "5x6_s2_p0": ((2, 24, 9, 8), (24, 6, 5, 6), {"groups": 4, "stride": 2}),
     "7x5_p5": ((2, 16, 6, 5), (32, 8, 7, 5), {"groups": 2, "padding": 5}),
     "rows_winograd": ((2, 36, 17, 23), (72, 4, 3, 3), {"groups": 9, "padding": (0, 2)}),
+    "tiles_of_one_row": ((2, 16, 10, 64), (16, 4, 3, 3), {"groups": 4, "padding": 1}),
+    "tiles_of_long_rows": ((2, 20, 7, 58), (35, 4, 3, 3), {"groups": 5, "padding": (0, 2)}),
+    "tiles_of_two_rows": ((2, 24, 27, 29), (24, 8, 3, 3), {"groups": 3, "padding": 1}),
+    "tiles_of_two_whole_rows": ((1, 12, 17, 32), (18, 4, 3, 3), {"groups": 3, "padding": 1}),
+    "tiles_of_four_rows": ((3, 32, 14, 14), (32, 8, 3, 3), {"groups": 4, "padding": 1}),
+    "tiles_of_four_rows_p0": ((2, 64, 16, 18), (64, 16, 3, 3), {"groups": 4}),
     "winograd": ((3, 96, 9, 14), (96, 32, 3, 3), {"groups": 3, "padding": 1}),
     "winograd_of_many": ((2, 160, 7, 7), (240, 16, 3, 3), {"groups": 10, "padding": 1}),
 }
@@ -122,7 +128,9 @@ def test_image_widths(stride: int, layout: str) -> None:
 @on_formats
 @pytest.mark.parametrize("activation", ["relu", "relu6", "silu"])
 @on_dtypes
-@pytest.mark.parametrize("case", ["3x3", "5x5", "few_filters", "rows_winograd", "winograd"])
+@pytest.mark.parametrize(
+    "case", ["3x3", "5x5", "few_filters", "rows_winograd", "tiles_of_four_rows", "winograd"]
+)
 def test_epilogue(case: str, dtype: torch.dtype, activation: str, layout: str) -> None:
     leaves, kwargs = make(case, layout)
     leaves = [t.to(dtype) for t in leaves]
@@ -148,6 +156,18 @@ def test_bits(case: str, layout: str) -> None:
     z_alone = F.conv2d(alone, w, b, **kwargs)
     assert torch.equal(z_alone[0], z[1])
     assert torch.equal(torch.autograd.grad(z_alone, alone, dz[1:2])[0][0], gradients[0][1])
+
+
+@on_formats
+@pytest.mark.parametrize("size", [(56, 56), (28, 28), (20, 64)])
+def test_large_batch(size: tuple[int, int], layout: str) -> None:
+    """Outputs that go past the caches are those of a sample alone."""
+    samples = (9 << 20) // (32 * size[0] * size[1] * 4)
+    x, w, b = problem((samples, 32, *size), (32, 4, 3, 3), layout)
+    z = F.conv2d(x, w, b, padding=1, groups=8, activation="relu")
+    for n in (0, samples - 1):
+        alone = F.conv2d(x[n : n + 1], w, b, padding=1, groups=8, activation="relu")
+        assert torch.equal(z[n], alone[0])
 
 
 @on_formats

@@ -18,6 +18,7 @@
 #include "cpu/direct_gemm.h"
 #include "cpu/group_gather.h"
 #include "cpu/group_winograd.h"
+#include "cpu/group_winograd_planes.h"
 #include "cpu/inner_gather.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/pair_wgrad.h"
@@ -130,6 +131,11 @@ constexpr int64_t kGroupWidth = 16, kGroupWidthTaps = 40, kGroupWidthPixels = 64
 // that may be left by tiles along both axes, and along the rows.
 constexpr int64_t kGroupRowsChannels = 4;
 constexpr double kGroupSquareLeft = 0.54, kGroupRowsLeft = 0.75;
+// The part of the vectors along tiles that must have outputs for these to be faster than vectors
+// along channels, of which an image in NCHW has to be transposed.
+// What more channels have would not stay in the first-level cache from rows to rows.
+constexpr double kGroupPlanesLanes = 0.6;
+constexpr int64_t kGroupPlanesChannels = 8;
 // Below this width the columns that a band adds to a row cost more than packing.
 constexpr int64_t kBandWidth = 9;
 
@@ -304,6 +310,12 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kSharedTaps, [](const Case& c) {
        return (c.is(DType::kFloat32) || c.is(DType::kBFloat16)) &&
               shared_taps_applies(c.v, c.is(DType::kBFloat16));
+     }},
+    {Algorithm::kGroupPlanes, [](const Case& c) {
+       return c.feeds_group_winograd() && group_winograd_applies(c.v) &&
+              group_winograd_products(c.v) <= kGroupSquareLeft && group_planes_applies(c.v) &&
+              (c.wider_side() <= kGroupPlanesChannels || group_planes_at_once(c.v)) &&
+              group_planes_lanes_used(c.v) >= kGroupPlanesLanes;
      }},
     {Algorithm::kGroupWinograd, [](const Case& c) {
        return c.feeds_group_winograd() && group_winograd_applies(c.v) &&

@@ -22,6 +22,7 @@ enum class ConvAlgorithm : uint8_t {
   kPlanesWinograd,     // the same, minimal filtering
   kDepthwisePhases,    // depthwise_phases.h
   kGroupWinograd,      // group_winograd.h, group_wgrad.h
+  kGroupPlanes,        // group_winograd_planes.h
   kGroupTiles,         // group_gather.h, group_wgrad.h
   kBandAlongPixels,    // conv_band_gather.h, conv_band_wgrad.h
   kBandAlongChannels,  // the same, several groups side by side

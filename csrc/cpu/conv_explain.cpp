@@ -19,6 +19,7 @@
 #include "cpu/direct_gemm.h"
 #include "cpu/group_band.h"
 #include "cpu/group_winograd.h"
+#include "cpu/group_winograd_planes.h"
 #include "cpu/microkernels/channel_columns_winograd.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/microkernels/gemm_pairs.h"
@@ -72,6 +73,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "depthwise phases of bands of rows, vectors along pixels";
     case ConvAlgorithm::kGroupWinograd:
       return "Winograd, groups side by side in vectors";
+    case ConvAlgorithm::kGroupPlanes:
+      return "Winograd, vectors along tiles of a group's planes";
     case ConvAlgorithm::kGroupTiles:
       return "bands of rows, groups side by side in vectors";
     case ConvAlgorithm::kBandAlongPixels:
@@ -164,6 +167,9 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
       return band_blocking(ConvBand(v, false, size, lanes, 0, packs_channels(v, lanes)));
     case ConvAlgorithm::kGroupWinograd:
       return group_winograd_blocking("F(2x4,3x3)", v, kGroupWinogradRows);
+    case ConvAlgorithm::kGroupPlanes:
+      return text("F(2x4,3x3): %lld vectors of tiles for the %lld outputs of a filter",
+                  group_planes_vectors(v), v.pixels(), 0);
     case ConvAlgorithm::kGroupTiles:
       return group_blocking(dtype == DType::kBFloat16 && groups_take_pairs(v) ? pair_view(v) : v,
                             size);
@@ -250,7 +256,7 @@ double multiplications(const ConvView& v) {
 double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
   if (algorithm == ConvAlgorithm::kWinogradRows)
     return 2 * multiplications(v) * winograd_rows_products(v);
-  if (algorithm == ConvAlgorithm::kGroupWinograd)
+  if (algorithm == ConvAlgorithm::kGroupWinograd || algorithm == ConvAlgorithm::kGroupPlanes)
     return 2 * multiplications(v) * group_winograd_products(v);
   if (algorithm == ConvAlgorithm::kDepthwiseWinograd || algorithm == ConvAlgorithm::kPlanesWinograd)
     return 2 * multiplications(v) * depthwise_winograd_products(v);
@@ -310,6 +316,7 @@ std::string zeros(const char* pass, double bytes) {
 const char* gather_otherwise(const ConvView& v, DType dtype, ConvAlgorithm algorithm) {
   return algorithm == ConvAlgorithm::kWinograd || algorithm == ConvAlgorithm::kWinogradRows ||
                  algorithm == ConvAlgorithm::kGroupWinograd ||
+                 algorithm == ConvAlgorithm::kGroupPlanes ||
                  algorithm == ConvAlgorithm::kDepthwiseWinograd ||
                  algorithm == ConvAlgorithm::kPlanesWinograd
              ? name_of(gather_algorithm(v, dtype, false))

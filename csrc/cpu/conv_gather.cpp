@@ -13,6 +13,7 @@
 #include "cpu/depthwise_winograd.h"
 #include "cpu/group_gather.h"
 #include "cpu/group_winograd.h"
+#include "cpu/group_winograd_planes.h"
 #include "cpu/inner_gather.h"
 #include "cpu/pixel_gemm.h"
 #include "cpu/plane_pairs.h"
@@ -48,6 +49,8 @@ int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm al
       return pixel_gemm_packs_along(view) ? 0 : pixel_gemm_weights_size(view);
     case ConvAlgorithm::kGroupWinograd:
       return group_winograd_weights_size(view);
+    case ConvAlgorithm::kGroupPlanes:
+      return group_planes_weights_size(view);
     case ConvAlgorithm::kPlanePairs:
       return plane_pairs_weights_size(view);
     case ConvAlgorithm::kGroupTiles:
@@ -75,6 +78,9 @@ std::vector<int64_t> winograd_along_rows(const ConvView& view, ConvAlgorithm alg
   if (algorithm == ConvAlgorithm::kGroupWinograd)
     return group_winograd_gather(view, src, w, static_cast<const float*>(packed), bias, epilogue,
                                  pool);
+  if (algorithm == ConvAlgorithm::kGroupPlanes)
+    return group_planes_gather(view, src, w, static_cast<const float*>(packed), bias, epilogue,
+                               pool);
   if (algorithm == ConvAlgorithm::kDepthwiseWinograd)
     return depthwise_winograd(view, src, w, bias, epilogue, pool);
   if (algorithm == ConvAlgorithm::kPlanesWinograd)
@@ -111,6 +117,7 @@ void pack_weights(const ConvProblem& p, const ConvView& view, ConvAlgorithm algo
   if constexpr (std::is_same_v<T, float>) {
     if (algorithm == ConvAlgorithm::kGroupWinograd)
       group_winograd_pack_weights(view, w, packed, pool);
+    if (algorithm == ConvAlgorithm::kGroupPlanes) group_planes_pack_weights(view, w, packed, pool);
   }
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (algorithm == ConvAlgorithm::kPlanePairs) plane_pairs_pack_weights(view, w, packed, pool);
@@ -147,6 +154,7 @@ void conv_gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, co
     case ConvAlgorithm::kWinograd:
     case ConvAlgorithm::kWinogradRows:
     case ConvAlgorithm::kGroupWinograd:
+    case ConvAlgorithm::kGroupPlanes:
     case ConvAlgorithm::kDepthwiseWinograd:
     case ConvAlgorithm::kPlanesWinograd: {
       // Samples with an infinity, a NaN or an overflow, which Winograd spreads.

@@ -9,11 +9,9 @@
 // planes that come next.
 #include "cpu/group_winograd.h"
 
-#include <optional>
-
 #include "core/buffer.h"
 #include "cpu/group_store.h"
-#include "cpu/group_weights.h"
+#include "cpu/group_winograd_weights.h"
 #include "cpu/microkernels/group_winograd.h"
 #include "cpu/parallel_range.h"
 #include "cpu/source_prefetch.h"
@@ -68,83 +66,6 @@ int64_t channels_of(const ConvView& view) {
   return exchanges(view) ? round_up(view.C, kL / 4) : view.C;
 }
 
-// Elements of a vector of filters.
-int64_t weights_of(const ConvView& view) { return kPoints * channels_of(view) * kDown * kL; }
-
-// From channel c in vectors [c] to channel l ^ c of lane l, a bit of the lane at a time.
-void exchange_channels(float* taps, int64_t channels, int64_t size) {
-  LaneIndex<float> lane[kL];
-  for (int l = 0; l < kL; ++l) lane[l] = l;
-  const auto lanes = Vec<LaneIndex<float>>::load(lane);
-  for (int bit = 1; bit < channels; bit *= 2) {
-    const auto other = (lanes & bit) != 0;
-    for (int64_t c = 0; c < channels; ++c) {
-      if ((c & bit) != 0) continue;
-      float *const a = taps + c * size, *const b = taps + (c + bit) * size;
-      for (int64_t i = 0; i < size; i += kL) {
-        const Register x = V::load(a + i), y = V::load(b + i);
-        V::store(a + i, other ? y : x);
-        V::store(b + i, other ? x : y);
-      }
-    }
-  }
-}
-
-// G g G^T of the weights [row of taps][channel][tap] of a vector of filters, to [point of a row]
-// [lane ^ channel or channel][point of a column], all in vectors.
-class WeightTransform {
- public:
-  WeightTransform(const ConvView& view, const GroupBand& band, const float* w)
-      : view_(view), weights_({&view}, band, w), channels_(channels_of(view)) {}
-
-  int64_t scratch() const { return weights_.vector_size() + channels_ * kChannel; }
-  // Of vector i of all.
-  void run(int64_t i, float* scratch, float* u) const {
-    weights_.pack_vector(i, scratch, nullptr);
-    const float* from = scratch;
-    float* const taps = scratch + weights_.vector_size();
-    for (int64_t r = 0; r < kTaps; ++r)
-      for (int64_t c = 0; c < view_.C; ++c, from += kTapRow)
-        std::copy_n(from, kTapRow, taps + c * kChannel + r * kTapRow);
-    fill_zero(taps + view_.C * kChannel, (channels_ - view_.C) * kChannel);
-    if (exchanges(view_)) exchange_channels(taps, channels_, kChannel);
-    for (int64_t c = 0; c < channels_; ++c) {
-      Register g[kTaps][kPoints];
-      for (int r = 0; r < kTaps; ++r) {
-        const float* const row = taps + c * kChannel + r * kTapRow;
-        const Register tap[kTaps] = {V::load(row), V::load(row + kL), V::load(row + 2 * kL)};
-        winograd::transform_weight(tap, g[r]);
-      }
-      for (int p = 0; p < kPoints; ++p) {
-        const Register ends = (g[0][p] + g[2][p]) * 0.5f, middle = g[1][p] * 0.5f;
-        float* const to = u + (p * channels_ + c) * kDown * kL;
-        V::store(to, g[0][p]);
-        V::store(to + kL, ends + middle);
-        V::store(to + 2 * kL, ends - middle);
-        V::store(to + 3 * kL, g[2][p]);
-      }
-    }
-  }
-
- private:
-  static constexpr int64_t kTapRow = kTaps * kL, kChannel = kTaps * kTapRow;
-  const ConvView& view_;
-  const GroupWeights<float, false> weights_;
-  const int64_t channels_;
-};
-
-void transform_weights(const ConvView& view, const float* w, float* u, const Parallel& pool) {
-  const GroupBand band = gather_band(view);
-  const WeightTransform transform(view, band, w);
-  const int64_t size = weights_of(view);
-  const WorkSplit split(band.blocks * band.dst_vectors, static_cast<double>(size));
-  Buffer<float> scratch(split.slots * transform.scratch());
-  split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
-    for (int64_t i = begin; i < end; ++i)
-      transform.run(i, scratch.get() + slot * transform.scratch(), u + i * size);
-  });
-}
-
 class GroupWinograd {
  public:
   GroupWinograd(const ConvView& view, const float* src, const float* w, const float* bias,
@@ -154,6 +75,7 @@ class GroupWinograd {
         columns_(view.J, 1, kOutputs),
         lanes_(band_.source_lanes<float>(view)),
         store_(view.dst, view.J, epilogue),
+        weights_(view, band_, w, channels_of(view), exchanges(view)),
         src_(src),
         w_(w),
         bias_(band_.blocks * band_.dst_vectors * kL),
@@ -165,9 +87,9 @@ class GroupWinograd {
       for (int64_t l = 0; l < kL; ++l)
         bias_[i * kL + l] = bias != nullptr && l < filters ? bias[first + l] : 0.0f;
     }
+    const int64_t weights = band_.blocks * band_.dst_vectors * weights_.vector_size();
     // Weights of all blocks that do not stay in the second-level cache beside images that are near.
-    const bool far = band_.blocks * band_.dst_vectors * weights_of(view) >= kFarWeights &&
-                     view.N * (view.src.n + view.dst.n) <= kNearImages;
+    const bool far = weights >= kFarWeights && view.N * (view.src.n + view.dst.n) <= kNearImages;
     by_block_ = view.src.c != 1 || far;
     in_place_ = store_.simple && view.dst.c == 1;
     streams_ = store_.streams(band_.whole_vectors(view), band_.band, view.dst_offset, view.N);
@@ -178,19 +100,17 @@ class GroupWinograd {
   std::vector<int64_t> run(const float* packed, const Parallel& pool) const {
     const bool transforms = packed == nullptr && (by_block_ || view_.N * band_.bands == 1);
     const bool shares = packed == nullptr && !transforms;
-    std::optional<WeightTransform> transform;
-    if (transforms) transform.emplace(view_, band_, w_);
-    Buffer<float> own(shares ? group_winograd_weights_size(view_) : 0);
+    Buffer<float> own(shares ? weights_.size() : 0);
     if (shares) {
-      transform_weights(view_, w_, own.get(), pool);
+      weights_.run_all(own.get(), pool);
       packed = own.get();
     }
-    const int64_t weights = band_.dst_vectors * weights_of(view_);
+    const int64_t weights = band_.dst_vectors * weights_.vector_size();
     const int64_t tasks = view_.N * band_.bands * band_.blocks;
     const int64_t source = round_up(band_.size, 16);
-    const int64_t images = source + window_size() + group_winograd_scratch(band_.band) +
-                           out_size() + store_.planes_size(band_.band);
-    const int64_t slot_size = images + (transforms ? weights + transform->scratch() : 0);
+    const int64_t images =
+        source + kGroupWinogradScratch + out_size() + store_.planes_size(band_.band);
+    const int64_t slot_size = images + (transforms ? weights + weights_.scratch() : 0);
     const WorkSplit split(tasks,
                           static_cast<double>(band_.band * view_.J * band_.dst_vectors * kL) *
                               static_cast<double>(view_.terms() / 3 + 8));
@@ -205,7 +125,8 @@ class GroupWinograd {
         t.u = transforms ? u : packed + t.block * weights;
         if (transforms && t.block != transformed) {
           for (int64_t v = 0; v < band_.dst_vectors; ++v)
-            transform->run(t.block * band_.dst_vectors + v, u + weights, u + v * weights_of(view_));
+            weights_.run(t.block * band_.dst_vectors + v, u + weights,
+                         u + v * weights_.vector_size());
           transformed = t.block;
         }
         // The products leave the memory idle.
@@ -222,11 +143,10 @@ class GroupWinograd {
  private:
   struct Task {
     int64_t n, block, i0, rows;
-    float *band, *window, *points, *out;
+    float *band, *points, *out;
     const float* u;
   };
 
-  int64_t window_size() const { return (band_.band + kTaps - 1) * kPoints * kL; }
   int64_t out_size() const { return band_.band * view_.J * kL; }
 
   Task task_at(int64_t task, float* scratch, int64_t source) const {
@@ -238,8 +158,7 @@ class GroupWinograd {
             std::min(band_.band, view_.I - i0),
             scratch,
             scratch + source,
-            scratch + source + window_size(),
-            scratch + source + window_size() + group_winograd_scratch(band_.band),
+            scratch + source + kGroupWinogradScratch,
             nullptr};
   }
 
@@ -248,7 +167,7 @@ class GroupWinograd {
   void expect_source(const Task& t, const Task& next, const float* packed,
                      SourcePrefetch& ahead) const {
     constexpr auto kSize = static_cast<int64_t>(sizeof(float));
-    const int64_t weights = band_.dst_vectors * weights_of(view_);
+    const int64_t weights = band_.dst_vectors * weights_.vector_size();
     const int64_t taps = band_.groups * view_.weight_group;
     if (next.block != t.block && packed != nullptr)
       ahead.add(packed + next.block * weights, 1, 0, weights * kSize);
@@ -271,16 +190,18 @@ class GroupWinograd {
     const float* const src =
         src_ + t.n * view_.src.n + t.block * band_.groups * view_.C * view_.src.c;
     if (view_.src.c != 1) band_.fill<float>(view_, src_ + t.n * view_.src.n, t.block, t.i0, t.band);
-    GroupWinogradTile tile{};
-    tile.fetch = &ahead;
-    tile.lines = ceil_div(ahead.lines(), band_.dst_vectors * columns_.points() *
+    GroupWinogradBand band{};
+    set_source(t, src, band);
+    band.fetch = &ahead;
+    band.lines = ceil_div(ahead.lines(), band_.dst_vectors * columns_.points() *
                                              ceil_div(t.rows, int64_t{kGroupWinogradRows}));
-    tile.rows = t.rows;
-    tile.scratch = t.points;
-    tile.channels = channels_of(view_);
-    tile.stream = streams_ && in_place_;
-    tile.clamp = store_.simple && store_.clamps;
-    tile.high = store_.high;
+    band.tiles = &columns_;
+    band.rows = t.rows;
+    band.scratch = t.points;
+    band.channels = channels_of(view_);
+    band.stream = streams_ && in_place_;
+    band.clamp = store_.simple && store_.clamps;
+    band.high = store_.high;
     bool finite = true;
     for (int64_t v = 0; v < band_.dst_vectors; ++v) {
       const int64_t used = band_.filters_in(view_, t.block, v);
@@ -289,20 +210,14 @@ class GroupWinograd {
       const int64_t filter = t.block * band_.groups * view_.K + v * band_.vector_filters;
       const int64_t dst =
           view_.dst_offset + t.n * view_.dst.n + t.i0 * view_.dst.row + filter * view_.dst.c;
-      tile.lanes = exchanges(view_) ? nullptr : lanes_.data() + v * kL;
-      tile.weights = t.u + v * weights_of(view_);
-      tile.bias = bias_.get() + index * kL;
-      tile.dst_row = in_place_ ? view_.dst.row : view_.J * kL;
-      tile.dst_column = in_place_ ? view_.dst.column : kL;
-      tile.used = in_place_ ? used : kL;
-      for (int64_t c = 0; c < columns_.count; ++c) {
-        const int64_t j = columns_.begin(c);
-        tile.full = columns_.is_full(c);
-        tile.columns = columns_.outputs_of(c);
-        tile.dst = in_place_ ? store_.epilogue.y + dst + j * view_.dst.column : t.out + j * kL;
-        tile.src = source_of(t, src, j, tile.full);
-        finite &= group_winograd_tile(tile);
-      }
+      band.lanes = exchanges(view_) ? nullptr : lanes_.data() + v * kL;
+      band.weights = t.u + v * weights_.vector_size();
+      band.bias = bias_.get() + index * kL;
+      band.dst = in_place_ ? store_.epilogue.y + dst : t.out;
+      band.dst_row = in_place_ ? view_.dst.row : view_.J * kL;
+      band.dst_column = in_place_ ? view_.dst.column : kL;
+      band.used = in_place_ ? used : kL;
+      finite &= group_winograd_rows(band);
       if (in_place_) continue;
       if (view_.dst.c != 1)
         store_.store_planes(t.out, used, t.rows, dst, t.out + out_size(), streams_);
@@ -321,14 +236,24 @@ class GroupWinograd {
     return (t.n + 1 < view_.N ? view_.src.n : kL - t.n * view_.src.n) - t.i0 * view_.src.row;
   }
 
-  // The source of the tile at column j.
-  GroupPixels source_of(const Task& t, const float* src, int64_t j, bool full) const {
+  void set_source(const Task& t, const float* src, GroupWinogradBand& band) const {
     const int64_t rows = t.rows + kTaps - 1;
-    if (view_.src.c != 1) return {t.band + j * kL, band_.width * kL, kL, 0, rows, 0};
-    const int64_t channels = band_.groups_in(view_, t.block) * view_.C;
-    return group_pixels({view_.src, channels, view_.H, view_.W, t.i0 + band_.first_h, rows,
-                         j + band_.first_w, kPoints - (full ? 0 : 1), ahead_of(t)},
-                        src, t.window);
+    if (view_.src.c != 1) {
+      band.src = t.band;
+      band.src_row = band_.width * kL;
+      band.src_column = band.src_used = kL;
+      band.src_rows = {0, rows};
+      band.src_columns = {0, band_.width};
+      return;
+    }
+    const int64_t h = t.i0 + band_.first_h, w = band_.first_w;
+    band.src = src + h * view_.src.row + w * view_.src.column;
+    band.src_row = view_.src.row;
+    band.src_column = view_.src.column;
+    band.src_used = band_.groups_in(view_, t.block) * view_.C;
+    band.src_rows = {std::max<int64_t>(-h, 0), std::min(view_.H - h, rows)};
+    band.src_columns = {-w, view_.W - w};
+    band.ahead = ahead_of(t);
   }
 
   const ConvView& view_;
@@ -336,6 +261,7 @@ class GroupWinograd {
   const winograd::TileAxis columns_;
   const std::vector<LaneIndex<float>> lanes_;
   const GroupStore<float> store_;
+  const GroupWinogradWeights weights_;
   const float* src_;
   const float* w_;
   Buffer<float> bias_;  // [block][vector][lanes]
@@ -388,12 +314,16 @@ double group_winograd_products(const ConvView& view) {
 
 int64_t group_winograd_weights_size(const ConvView& view) {
   const GroupBand band = group_winograd::gather_band(view);
-  return band.blocks * band.dst_vectors * group_winograd::weights_of(view);
+  return band.blocks * band.dst_vectors *
+         group_winograd_vector_size(group_winograd::channels_of(view));
 }
 
 void group_winograd_pack_weights(const ConvView& view, const float* w, float* packed,
                                  const Parallel& pool) {
-  group_winograd::transform_weights(view, w, packed, pool);
+  const GroupBand band = group_winograd::gather_band(view);
+  GroupWinogradWeights(view, band, w, group_winograd::channels_of(view),
+                       group_winograd::exchanges(view))
+      .run_all(packed, pool);
 }
 
 std::vector<int64_t> group_winograd_gather(const ConvView& view, const float* src, const float* w,

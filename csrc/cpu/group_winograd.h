@@ -23,6 +23,13 @@ double group_winograd_products(const ConvView& view);
 double group_winograd_wgrad_products(const ConvView& view);
 // The blocks and bands, which have columns for whole tiles, and `unit` rows of outputs.
 GroupBand group_winograd_band(const ConvView& view, int64_t unit = 1);
+// Rows of pixels of one vector each, from the first tap of a tile's first output on.
+struct GroupPixels {
+  const float* src;
+  int64_t row, column;
+  int64_t begin, end;  // of the rows in the image; the others are zeros
+  int64_t ahead;       // from a pixel to one that will be read later, or 0
+};
 // A part of an image in channels_last: in place where it is inside and vectors are whole, else
 // copied with zeros around it.
 GroupPixels group_pixels(const GroupWindow& window, const float* src, float* copy);

@@ -1,8 +1,10 @@
-// All source rows are transformed first and all rows of outputs last, so that the products go
-// through the points of the rows one by one, whose weights then stay in the first-level cache. The
-// points of the columns do not leave the registers.
+// Some rows of outputs are computed tile by tile, so that neighbours are read and written one after
+// the other: below each other, pixels of many channels share few sets of the first-level cache. The
+// points of the last source rows wait for the next outputs; those of the columns do not leave the
+// registers.
 #include "cpu/microkernels/group_winograd.h"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "cpu/winograd_transforms.h"
@@ -21,23 +23,34 @@ constexpr int64_t kL = V::kLanes;
 constexpr int kRows = kGroupWinogradRows, kTiles = kRows / 2;
 constexpr int64_t kRow = kGroupWinogradRow;
 
-// A row's points to v.
-template <int kCount>
-TORCHCONV_INLINE void transform_row(const GroupPixels& pixels, int64_t row, float* v) {
-  Register d[kPoints] = {}, points[kPoints] = {};
-  if (row >= pixels.begin && row < pixels.end) {
-    const float* const src = pixels.src + row * pixels.row;
+// The points of rows [first, first + count) of the source, from a tile's first column on, to slots
+// of a ring. kEdge: where some of them lie beside the image, or lanes do.
+template <int kCount, bool kEdge>
+TORCHCONV_INLINE void transform_rows(const GroupWinogradBand& band, int64_t first, int64_t count,
+                                     int64_t column, const int64_t* slots, float* ring) {
+  const int64_t row = band.src_row, next = band.src_column, ahead = band.ahead;
+  const Range inside = band.src_rows;
+  const float* src = band.src + first * row + column * next;
+  for (int64_t r = 0; r < count; ++r, src += row) {
+    Register d[kPoints] = {}, points[kPoints] = {};
+    if (first + r >= inside.begin && first + r < inside.end) {
 #pragma GCC unroll 6
-    for (int s = 0; s < kCount; ++s) d[s] = V::load(src + s * pixels.column);
-    if (pixels.ahead != 0) {
+      for (int s = 0; s < kCount; ++s) {
+        if (!kEdge)
+          d[s] = V::load(src + s * next);
+        else if (column + s >= band.src_columns.begin && column + s < band.src_columns.end)
+          d[s] = V::load_partial(src + s * next, band.src_used);
+      }
+      if (ahead != 0) {
 #pragma GCC unroll 6
-      for (int s = kTaps - 1; s < kCount; ++s)
-        __builtin_prefetch(src + s * pixels.column + pixels.ahead, 0, 2);
+        for (int s = kTaps - 1; s < kCount; ++s) __builtin_prefetch(src + s * next + ahead, 0, 2);
+      }
+      winograd::transform_input<kCount == kPoints>(d, points);
     }
-    winograd::transform_input<kCount == kPoints>(d, points);
-  }
+    float* const v = ring + slots[r];
 #pragma GCC unroll 6
-  for (int p = 0; p < kCount; ++p) V::store(v + p * kL, points[p]);
+    for (int p = 0; p < kCount; ++p) V::store(v + p * kL, points[p]);
+  }
 }
 
 // Lane l ^ kX to lane l, in one instruction without an index: within 128 bits the cheapest that
@@ -63,10 +76,11 @@ TORCHCONV_INLINE void add_channel(const float* w, const Register (&v)[kCount][kD
 
 // From the points of kCount * 2 + 2 rows to those of the columns of kCount tiles.
 template <int kCount>
-TORCHCONV_INLINE void transform_point(const float* rows, Register (&v)[kCount][kDown]) {
+TORCHCONV_INLINE void transform_point(const float* points, const int64_t* rows,
+                                      Register (&v)[kCount][kDown]) {
   Register r[2 * kCount + 2];
 #pragma GCC unroll 6
-  for (int i = 0; i < 2 * kCount + 2; ++i) r[i] = V::load(rows + i * kRow);
+  for (int i = 0; i < 2 * kCount + 2; ++i) r[i] = V::load(points + rows[i]);
 #pragma GCC unroll 2
   for (int t = 0; t < kCount; ++t) {
     v[t][0] = r[2 * t] - r[2 * t + 2];
@@ -88,17 +102,17 @@ TORCHCONV_INLINE void finish_point(const Register (&sums)[kCount][kDown], float*
 
 // One point of the rows of kCount tiles, whose lanes are exchanged.
 template <int kCount>
-void multiply_exchanged(const GroupWinogradTile& tile, const float* w, const float* rows,
-                        float* to) {
+TORCHCONV_INLINE void multiply_exchanged(const GroupWinogradBand& band, const float* w,
+                                         const float* points, const int64_t* rows, float* to) {
   Register v[kCount][kDown], sums[kCount][kDown] = {};
-  transform_point<kCount>(rows, v);
+  transform_point<kCount>(points, rows, v);
   for (int64_t c = 0;;) {
     add_channel<0, kCount>(w, v, sums);
     add_channel<1, kCount>(w, v, sums);
     add_channel<2, kCount>(w, v, sums);
     add_channel<3, kCount>(w, v, sums);
     c += kQuarter;
-    if (c >= tile.channels) break;
+    if (c >= band.channels) break;
     w += kQuarter * kDown * kL;
     const bool odd = c / kQuarter % 2 != 0;
 #pragma GCC unroll 2
@@ -112,12 +126,12 @@ void multiply_exchanged(const GroupWinogradTile& tile, const float* w, const flo
 
 // The same for any lanes.
 template <int kCount>
-void multiply_permuted(const GroupWinogradTile& tile, const float* w, const float* rows,
-                       float* to) {
+TORCHCONV_INLINE void multiply_permuted(const GroupWinogradBand& band, const float* w,
+                                        const float* points, const int64_t* rows, float* to) {
   Register v[kCount][kDown], sums[kCount][kDown] = {};
-  transform_point<kCount>(rows, v);
-  Lanes lanes = Vec<LaneIndex<float>>::load(tile.lanes);
-  for (int64_t c = 0; c < tile.channels; ++c, lanes += 1, w += kDown * kL) {
+  transform_point<kCount>(points, rows, v);
+  Lanes lanes = Vec<LaneIndex<float>>::load(band.lanes);
+  for (int64_t c = 0; c < band.channels; ++c, lanes += 1, w += kDown * kL) {
 #pragma GCC unroll 4
     for (int q = 0; q < kDown; ++q) {
       Register filters = V::load(w + q * kL);
@@ -129,74 +143,129 @@ void multiply_permuted(const GroupWinogradTile& tile, const float* w, const floa
   finish_point<kCount>(sums, to);
 }
 
-// A row of outputs. Returns a vector with a NaN where one, before its bias, is not finite.
-template <int kCount>
-TORCHCONV_INLINE Register finish_row(const GroupWinogradTile& tile, const float* sums, float* dst) {
+// Rows of a tile's outputs. Returns a vector with a NaN where one, before its bias, is not finite.
+template <int kCount, bool kWhole, bool kStream>
+Register finish_rows(const GroupWinogradBand& band, const float* sums, int64_t rows,
+                     int64_t columns, float* dst) {
   constexpr int kColumns = kCount - kTaps + 1;
-  Register m[kPoints] = {}, y[kOutputs], all{};
+  const Register bias = V::load(band.bias), high = V::broadcast(band.high);
+  const bool clamp = band.clamp;
+  const int64_t next = band.dst_column, used = band.used;
+  Register all{};
+  for (int64_t r = 0; r < rows; ++r, sums += kRow, dst += band.dst_row) {
+    Register m[kPoints] = {}, y[kOutputs];
 #pragma GCC unroll 6
-  for (int p = 0; p < kCount; ++p) m[p] = V::load(sums + p * kL);
-  winograd::transform_output<kCount == kPoints>(m, y);
-  const Register bias = V::load(tile.bias);
-#pragma GCC unroll 4
-  for (int j = 0; j < kColumns; ++j) {
-    if (!tile.stream) __builtin_prefetch(dst + tile.dst_row * 2 + j * tile.dst_column, 1, 3);
-    all += y[j];
-    y[j] += bias;
-  }
-  if (tile.clamp) {
-    const Register high = V::broadcast(tile.high);
+    for (int p = 0; p < kCount; ++p) m[p] = V::load(sums + p * kL);
+    winograd::transform_output<kCount == kPoints>(m, y);
 #pragma GCC unroll 4
     for (int j = 0; j < kColumns; ++j) {
-      y[j] = y[j] < Register{} ? Register{} : y[j];
-      y[j] = y[j] > high ? high : y[j];
+      all += y[j];
+      y[j] += bias;
     }
-  }
-  if (tile.used == kL && tile.columns == kColumns) {
+    if (clamp) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kColumns; ++j)
-      WideVec<float>::store(dst + j * tile.dst_column, y[j], tile.stream);
-  } else {
+      for (int j = 0; j < kColumns; ++j) y[j] = clamped(y[j], high);
+    }
 #pragma GCC unroll 4
-    for (int j = 0; j < kColumns; ++j)
-      if (j < tile.columns) V::store_partial(dst + j * tile.dst_column, y[j], tile.used);
+    for (int j = 0; j < kColumns; ++j) {
+      if (kWhole)
+        WideVec<float>::store(dst + j * next, y[j], kStream);
+      else if (j < columns)
+        V::store_partial(dst + j * next, y[j], used);
+    }
   }
   return all * 0.0f;
 }
 
-template <int kCount>
-bool run(const GroupWinogradTile& tile) {
-  const int64_t source_rows = tile.rows + kTaps - 1;
-  float* const rows = tile.scratch;
-  float* const sums = rows + (round_up(tile.rows, kRows) + kTaps - 1) * kRow;
-  // Tiles have two rows of outputs.
-  for (int64_t s = 0; s < source_rows + tile.rows % 2; ++s)
-    transform_row<kCount>(tile.src, s, rows + s * kRow);
-  const bool permutes = tile.lanes != nullptr;
-  const auto multiply = permutes ? multiply_permuted<kTiles> : multiply_exchanged<kTiles>;
-  const auto multiply_last = permutes ? multiply_permuted<1> : multiply_exchanged<1>;
-  const float* w = tile.weights;
-  for (int64_t p = 0; p < kCount; ++p, w += tile.channels * kDown * kL)
-    for (int64_t i = 0; i < tile.rows; i += kRows) {
-      tile.fetch->ask(tile.lines);
-      const int64_t at = i * kRow + p * kL;
-      (tile.rows - i > 2 ? multiply : multiply_last)(tile, w, rows + at, sums + at);
+// How many rows of outputs are computed together, of how many tiles, whose source rows' points wait
+// in rings: with many channels, whose weights fill half of the first-level cache, more rows share a
+// point's weights.
+struct Strip {
+  int64_t rows, tiles;
+  constexpr int64_t ring() const { return rows + kTaps - 1; }
+  constexpr int64_t size() const { return (tiles * ring() + rows) * kRow; }
+};
+constexpr Strip kFewChannels{kRows, 8}, kManyChannels{2 * kRows, 4};
+static_assert(std::max(kFewChannels.size(), kManyChannels.size()) <= kGroupWinogradScratch);
+
+// Outputs [i, i + rows) of a tile. slots: of source rows from i on.
+template <int kCount, bool kPermutes>
+Register run_tile(const GroupWinogradBand& band, int64_t i, int64_t rows, int64_t tile, float* ring,
+                  const int64_t* slots, float* sums) {
+  const int64_t j = band.tiles->begin(tile), outputs = band.tiles->outputs_of(tile);
+  float* const dst = band.dst + i * band.dst_row + j * band.dst_column;
+  const bool edge =
+      j < band.src_columns.begin || j + kCount > band.src_columns.end || band.src_used < kL;
+  const int64_t first = i == 0 ? 0 : kTaps - 1,
+                count = round_up(rows, int64_t{2}) + kTaps - 1 - first;
+  const auto transform = edge ? transform_rows<kCount, true> : transform_rows<kCount, false>;
+  transform(band, i + first, count, j, slots + first, ring);
+  const float* next_src =
+      band.src + (i + kTaps - 1) * band.src_row + (j + kCount) * band.src_column;
+  const float* next_dst = dst + outputs * band.dst_column;
+  const float* w = band.weights;
+  for (int64_t p = 0; p < kCount; ++p, w += band.channels * kDown * kL) {
+    if (p < rows && band.ahead != 0) {
+#pragma GCC unroll 4
+      for (int o = 0; o < kOutputs; ++o) __builtin_prefetch(next_src + o * band.src_column, 0, 3);
+      if (!band.stream) {
+#pragma GCC unroll 4
+        for (int o = 0; o < kOutputs; ++o) __builtin_prefetch(next_dst + o * band.dst_column, 1, 3);
+      }
+      next_src += band.src_row;
+      next_dst += band.dst_row;
     }
-  Register special{};
-  for (int64_t r = 0; r < tile.rows; ++r)
-    special += finish_row<kCount>(tile, sums + r * kRow, tile.dst + r * tile.dst_row);
-  bool finite = true;
-  for (int l = 0; l < kL; ++l) finite &= special[l] == 0;
-  return finite;
+    for (int64_t r = 0; r < rows; r += kRows) {
+      band.fetch->ask(band.lines);
+      const float* const points = ring + p * kL;
+      float* const to = sums + r * kRow + p * kL;
+      if (kPermutes && rows - r > 2)
+        multiply_permuted<kTiles>(band, w, points, slots + r, to);
+      else if (kPermutes)
+        multiply_permuted<1>(band, w, points, slots + r, to);
+      else if (rows - r > 2)
+        multiply_exchanged<kTiles>(band, w, points, slots + r, to);
+      else
+        multiply_exchanged<1>(band, w, points, slots + r, to);
+    }
+  }
+  const bool whole = band.used == kL && outputs == kCount - kTaps + 1;
+  const auto finish = !whole        ? finish_rows<kCount, false, false>
+                      : band.stream ? finish_rows<kCount, true, true>
+                                    : finish_rows<kCount, true, false>;
+  return finish(band, sums, rows, outputs, dst);
 }
 
 }  // namespace
 
-bool group_winograd_tile(const GroupWinogradTile& tile) {
-  return tile.full ? run<kPoints>(tile) : run<kPoints - 1>(tile);
+bool group_winograd_rows(const GroupWinogradBand& band) {
+  const Strip strip = band.channels > 2 * kGroupQuarter ? kManyChannels : kFewChannels;
+  const int64_t ring = strip.ring(), pieces = ceil_div(band.tiles->count, strip.tiles);
+  float* const sums = band.scratch + strip.tiles * ring * kRow;
+  Register special{};
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t begin = piece * band.tiles->count / pieces,
+                  end = (piece + 1) * band.tiles->count / pieces;
+    for (int64_t i = 0; i < band.rows; i += strip.rows) {
+      int64_t slots[kManyChannels.ring()];
+      for (int64_t r = 0; r < ring; ++r) slots[r] = (i + r) % ring * kRow;
+      const int64_t rows = std::min(strip.rows, band.rows - i);
+      for (int64_t t = begin; t < end; ++t) {
+        const bool full = band.tiles->is_full(t);
+        const auto run = band.lanes == nullptr
+                             ? (full ? run_tile<kPoints, false> : run_tile<kPoints - 1, false>)
+                             : (full ? run_tile<kPoints, true> : run_tile<kPoints - 1, true>);
+        special += run(band, i, rows, t, band.scratch + (t - begin) * ring * kRow, slots, sums);
+      }
+    }
+  }
+  const auto lanes = special != special;
+  int64_t any = 0;
+  for (int l = 0; l < kL; ++l) any |= lanes[l];
+  return any == 0;
 }
 #else
-bool group_winograd_tile(const GroupWinogradTile&) { std::abort(); }
+bool group_winograd_rows(const GroupWinogradBand&) { std::abort(); }
 #endif
 
 }  // namespace torchconv::cpu
