@@ -21,9 +21,9 @@ namespace {
 constexpr int64_t kL = kLanes<float>;
 constexpr int64_t kRowOutputs = kGroupPlanesTiles * kGroupWinogradOutputs;
 
-// Elements of images that do not stay in the last cache. The processor itself asks early enough for
-// planes that do.
-constexpr int64_t kFarImages = 2 * kStreamedBytes / static_cast<int64_t>(sizeof(float));
+// Elements of images that other layers may have left no room for in the last cache. The processor
+// itself asks early enough for planes that are there.
+constexpr int64_t kFarImages = kStreamedBytes / 2 / static_cast<int64_t>(sizeof(float));
 
 // How planes are cut, see microkernels/group_winograd_planes.h. unit: what segments' rows are a
 // multiple of.
