@@ -94,6 +94,12 @@ ConvProblem channels_last_problem(const ConvProblem& p) {
   return q;
 }
 
+ConvProblem channels_last_images(const ConvProblem& p) {
+  ConvProblem q = p;
+  q.layout = Layout::kNHWC;
+  return q;
+}
+
 ConvProblem contiguous_problem(const ConvProblem& p) {
   ConvProblem q = p;
   q.layout = q.weight_layout = Layout::kNCHW;

@@ -1,6 +1,7 @@
 // Copies of contiguous images and weights whose channels are neighbours, and back. Where rows are
-// short, or a stride leaves few pixels of them, vectors along pixels are mostly empty: such a
-// problem in NCHW takes longer than its copies and the same problem in channels_last.
+// short, or a stride leaves few pixels of them, vectors along pixels are mostly empty, or few
+// products share what each row takes: such a problem in NCHW takes longer than its copies and the
+// same problem in channels_last.
 #pragma once
 
 #include "core/buffer.h"
@@ -11,6 +12,8 @@ namespace torchconv::cpu {
 
 // The same problem, of a single group, with images and weights in channels_last.
 ConvProblem channels_last_problem(const ConvProblem& p);
+// The same problem, with the weights as they are.
+ConvProblem channels_last_images(const ConvProblem& p);
 // And in NCHW.
 ConvProblem contiguous_problem(const ConvProblem& p);
 

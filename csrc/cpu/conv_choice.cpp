@@ -93,6 +93,11 @@ constexpr double kDirectVectors = 1.2, kDirectVectorsOfPairs = 1.6;
 // What an inner product takes beside a sum along pixels, with the sum of its lanes, and what a
 // copy in channels_last takes of an element, as a part of a vector's product.
 constexpr double kInnerVectors = 1.2, kCopyVectors = 0.4;
+// Of a row of outputs through a tap: products of short rows in bands along filters, times their
+// length, and packing along pixels beside products of so many filters, that take as long as an
+// element's copy; and what the copy of a result takes of that of an image's element.
+constexpr double kBandRowCopies = 0.5, kPixelRowCopies = 56, kPackingFilters = 160,
+                 kResultCopies = 0.5;
 // Channels of an NCHW image whose rearrangement in pairs for so few filters a stride repays.
 constexpr int64_t kStridedPairsChannels = 16;
 // Filters so few that the lanes of the inner products are summed for less than the lanes that
@@ -294,6 +299,29 @@ struct Case {
     return nchw() && v.taps.size() == 1 && v.pixels() == v.H * v.W && v.step_h == 1 &&
            v.step_w == 1;
   }
+  // Whether the inner products of a copy in channels_last take less than bands along the pixels.
+  bool inner_products_repay_copies() const {
+    const int64_t lanes = kVectorBytes / element_size();
+    const double filters = static_cast<double>(v.K * static_cast<int64_t>(v.taps.size()));
+    const double saved =
+        filters * (static_cast<double>(band_vectors()) -
+                   kInnerVectors * static_cast<double>(v.pixels()) / static_cast<double>(lanes));
+    return v.K <= kInnerFiltersMost && v.C % lanes == 0 &&
+           saved >= kCopyVectors * (static_cast<double>(v.H * v.W) + filters);
+  }
+  // The same of the direct product and what `algorithm` does for each row of a tap.
+  bool direct_product_repays_copies(ConvAlgorithm algorithm) const {
+    const auto taps = static_cast<int64_t>(v.taps.size());
+    const auto rows = static_cast<double>(taps * v.I), K = static_cast<double>(v.K);
+    const double copied = static_cast<double>(v.H * v.W) + kResultCopies * K *
+                                                               static_cast<double>(v.pixels()) /
+                                                               static_cast<double>(v.C);
+    if (taps < 2) return false;
+    if (algorithm == ConvAlgorithm::kBandProduct)
+      return rows * K >= kBandRowCopies * static_cast<double>(v.J) * copied;
+    return algorithm == ConvAlgorithm::kPixelProduct &&
+           rows * (kPackingFilters + K) >= kPixelRowCopies * copied;
+  }
   // Several taps share a band of the source, which a single one would only copy.
   bool taps_share_a_band() const { return v.taps.size() > 1 && v.step_w == 1 && v.J >= kBandWidth; }
 };
@@ -479,19 +507,23 @@ bool fprop_repeats_channels(const ConvProblem& p, bool winograd) {
   return algorithm == Algorithm::kDepthwiseColumns || algorithm == Algorithm::kDepthwiseWinograd;
 }
 
-bool fprop_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd) {
+std::optional<ConvProblem> fprop_by_channels_last(const ConvProblem& p, const ConvView& view,
+                                                  bool winograd) {
   const Case c{view, p.dtype, winograd};
   if (c.half() || p.groups != 1 || p.layout != Layout::kNCHW || p.weight_layout != Layout::kNCHW ||
-      view.K > kInnerFiltersMost ||
-      gather_algorithm(view, p.dtype, winograd) != Algorithm::kBandAlongPixels)
-    return false;
-  const int64_t lanes = kVectorBytes / c.element_size();
-  const double filters = static_cast<double>(view.K * static_cast<int64_t>(view.taps.size()));
-  const double saved =
-      filters * (static_cast<double>(c.band_vectors()) -
-                 kInnerVectors * static_cast<double>(view.pixels()) / static_cast<double>(lanes));
-  return view.C % lanes == 0 &&
-         saved >= kCopyVectors * (static_cast<double>(view.H * view.W) + filters);
+      strides_by_winograd(p, StridedPass::kFprop, winograd))
+    return std::nullopt;
+  const Algorithm algorithm = gather_algorithm(view, p.dtype, winograd);
+  if (algorithm == Algorithm::kBandAlongPixels) {
+    if (!c.inner_products_repay_copies()) return std::nullopt;
+    return merged(channels_last_problem(p));
+  }
+  if (!c.direct_product_repays_copies(algorithm)) return std::nullopt;
+  const ConvProblem q = channels_last_images(p);
+  if (strides_by_winograd(q, StridedPass::kFprop, winograd) ||
+      gather_algorithm(fprop_view(q), q.dtype, winograd) != Algorithm::kDirectProduct)
+    return std::nullopt;
+  return q;
 }
 
 bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& views,

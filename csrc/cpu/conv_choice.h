@@ -56,9 +56,11 @@ bool wgrad_goes_by_patches(const ConvProblem& p);
 // Whether fprop computes the problem's repeated_problem in its place, see channel_repeat.h.
 bool fprop_repeats_channels(const ConvProblem& p, bool winograd);
 
-// Whether fprop, of this view, or dgrad, of these, computes the problem's channels_last_problem in
-// its place, see channels_last_copy.h.
-bool fprop_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd);
+// The problem with channels_last images that fprop, of this view, computes in the problem's place,
+// if any, and whether dgrad, of these views, computes channels_last_problem; see
+// channels_last_copy.h.
+std::optional<ConvProblem> fprop_by_channels_last(const ConvProblem& p, const ConvView& view,
+                                                  bool winograd);
 bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& views,
                             bool winograd);
 

@@ -1,6 +1,7 @@
 // fprop: which way a problem goes, by conv_choice.h, and the calls that repeat one.
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <type_traits>
 
 #include "core/buffer.h"
@@ -13,6 +14,8 @@
 #include "cpu/conv_patches.h"
 #include "cpu/conv_view.h"
 #include "cpu/direct_gemm.h"
+#include "cpu/direct_plan.h"
+#include "cpu/parallel_range.h"
 #include "cpu/wide_array.h"
 
 namespace torchconv::cpu {
@@ -21,6 +24,14 @@ namespace {
 // What images with repeated channels may take. Few of them at a time cost more in waiting threads
 // than a copy in the caches gains.
 constexpr int64_t kRepeatedBytes = 8 << 20;
+// The same of images in another layout and their outputs: of all threads, and of one.
+constexpr int64_t kTurnedBytes = 8 << 20, kTurnedBytesOfTask = 2 << 20;
+// As many samples are nearly even for a few threads.
+constexpr int64_t kManySamples = 12;
+
+// One thread.
+constexpr Parallel kAlone{[](int64_t begin, int64_t end, int64_t, Parallel::Body body,
+                             void* context) { body(begin, end, context); }};
 
 // fprop of a merged problem: which way it goes.
 template <typename T>
@@ -45,26 +56,89 @@ class Fprop : public ConvPlan {
 
   const ConvProblem p_;
   const ConvView view_;
-  PackedForm form_{};  // and the algorithm of kStrided and kGather
+  std::optional<ConvProblem> turned_;  // of kChannelsLast
+  PackedForm form_{};                  // and the algorithm of kStrided and kGather
   const Way way_;
   std::shared_ptr<const DirectGemmPlan> direct_;  // or null
 };
 
 // The fprop of contiguous images by way of channels_last ones.
 template <typename T>
-void fprop_channels_last(const ConvProblem& p, const T* x, const T* w, const void* bias,
-                         const Epilogue<T>& epilogue, const Parallel& pool) {
-  const int64_t pixels = p.P * p.Q, size = p.N * p.K * pixels;
-  const Buffer<T> last_x = channels_last_copy(x, p.N, p.C, p.H * p.W, pool);
-  const Buffer<T> last_w = channels_last_copy(w, p.K, p.C, p.R * p.S, pool);
-  const Buffer<T> last_z(size), z(size);
-  ConvProblem q = channels_last_problem(p);
-  q.activation = Activation::kNone;
-  Fprop<T>(merged(q)).run(last_x.get(), last_w.get(), WeightsOwner{}, bias, nullptr, last_z.get(),
-                          nullptr, pool);
-  transpose_images(last_z.get(), p.N, pixels, p.K, z.get(), pool);
-  store_array(epilogue, z.get(), size, pool);
-}
+class TurnedFprop {
+ public:
+  // q: what computes p, see fprop_by_channels_last.
+  TurnedFprop(const ConvProblem& p, const ConvProblem& q, const Epilogue<T>& epilogue)
+      : p_(p),
+        q_(q),
+        view_(fprop_view(q)),
+        algorithm_(gather_algorithm(view_, kDType<T>, winograd_allowed())),
+        epilogue_(epilogue) {}
+
+  void run(const T* x, const T* w, const WeightsOwner& owner, const T* bias,
+           const Parallel& pool) const {
+    const bool turns = q_.weight_layout != p_.weight_layout;
+    const Buffer<T> turned =
+        turns ? channels_last_copy(w, p_.K, p_.C, p_.R * p_.S, pool) : Buffer<T>(0);
+    const T* const weights = turns ? turned.get() : w;
+    const PackedForm form = packed_form<T>(q_, view_, algorithm_);
+    const PackedBuffer kept =
+        kept_weights(q_, view_, form, weights, turns ? WeightsOwner{} : owner, pool);
+    if (!samples_apart(form.bytes > 0)) {
+      const int64_t images = images_of(kTurnedBytes);
+      for (int64_t n = 0; n < p_.N; n += images)
+        gather({n, std::min(n + images, p_.N)}, x, weights, kept.get(), bias, pool);
+      return;
+    }
+    const int64_t packs = kept != nullptr ? 0 : form.bytes / static_cast<int64_t>(sizeof(Wide<T>));
+    const Buffer<Wide<T>> own(packs);
+    if (packs > 0) pack_weights(q_, view_, algorithm_, weights, own.get(), pool);
+    const void* const packed = packs > 0 ? own.get() : kept.get();
+    const double operations = static_cast<double>(view_.pixels() * view_.K * view_.terms());
+    parallel_for_with_scratch(pool, 0, p_.N, work_grain(operations), [&](int64_t b, int64_t e) {
+      const int64_t images = images_of(kTurnedBytesOfTask);
+      for (int64_t n = b; n < e; n += images)
+        gather({n, std::min(n + images, e)}, x, weights, packed, bias, kAlone);
+    });
+  }
+
+ private:
+  int64_t image() const { return p_.C * p_.H * p_.W; }
+  int64_t out() const { return p_.K * p_.P * p_.Q; }
+  int64_t images_of(int64_t bytes) const {
+    return std::clamp<int64_t>(bytes / ((image() + out()) * static_cast<int64_t>(sizeof(T))), 1,
+                               p_.N);
+  }
+  // Whether a thread turns the images that it then reads, which else come from other caches: there
+  // are enough for each, and pixels that repay weights packed before.
+  bool samples_apart(bool packs) const {
+    return (p_.N % 4 == 0 || p_.N >= kManySamples) &&
+           (!packs || p_.N * view_.pixels() > kPixelsPackedAlong);
+  }
+
+  void gather(Range samples, const T* x, const T* w, const void* packed, const T* bias,
+              const Parallel& pool) const {
+    const int64_t pixels = p_.P * p_.Q, size = samples.size() * out();
+    ConvView view = view_;
+    view.N = samples.size();
+    const Epilogue<T> to = epilogue_.at(samples.begin * out());
+    const Buffer<T> last_x =
+        channels_last_copy(x + samples.begin * image(), view.N, p_.C, p_.H * p_.W, pool);
+    const Buffer<T> last_z(size);
+    // Where nothing is added behind the product, that ends with the activation.
+    const bool ends = to.activates_only();
+    conv_gather(view, algorithm_, last_x.get(), w, packed, bias,
+                Epilogue<T>{last_z.get(), nullptr, ends ? to.activation : Activation::kNone}, pool);
+    if (ends) return transpose_images(last_z.get(), view.N, pixels, p_.K, to.y, pool);
+    const Buffer<T> z(size);
+    transpose_images(last_z.get(), view.N, pixels, p_.K, z.get(), pool);
+    store_array(to, z.get(), size, pool);
+  }
+
+  const ConvProblem &p_, &q_;
+  const ConvView view_;
+  const ConvAlgorithm algorithm_;
+  const Epilogue<T>& epilogue_;
+};
 
 // The fprop of images whose channels have several filters each, some images at a time.
 template <typename T>
@@ -92,8 +166,8 @@ typename Fprop<T>::Way Fprop<T>::choose() {
   if (is_empty(view_)) return Way::kNothing;
   const bool winograd = winograd_allowed();
   if constexpr (std::is_floating_point_v<T>) {
+    if ((turned_ = fprop_by_channels_last(p_, view_, winograd))) return Way::kChannelsLast;
     if (goes_by_patches(p_, StridedPass::kFprop)) return Way::kPatches;
-    if (fprop_by_channels_last(p_, view_, winograd)) return Way::kChannelsLast;
   }
   if (fprop_repeats_channels(p_, winograd)) return Way::kRepeated;
   const bool strided = strides_by_winograd(p_, StridedPass::kFprop, winograd);
@@ -128,7 +202,7 @@ void Fprop<T>::run(const void* x, const void* w, const WeightsOwner& owner, cons
                               product(patches, epilogue.at(n * view_.dst.n));
                             });
     if (way_ == Way::kChannelsLast)
-      return fprop_channels_last(p_, src, weights, bias, epilogue, pool);
+      return TurnedFprop<T>(p_, *turned_, epilogue).run(src, weights, owner, b, pool);
   }
   if (way_ == Way::kRepeated) return fprop_repeated(p_, src, weights, b, epilogue, pool);
   const PackedBuffer packed = kept_weights(p_, view_, form_, weights, owner, pool);

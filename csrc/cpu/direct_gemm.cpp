@@ -37,9 +37,8 @@ class DirectGemmPlan {
  private:
   template <typename T>
   bool packs_along(const ConvView& view) const {
-    const bool panels = std::is_same_v<T, Wide<T>> && (view.weight_c == 1 || view.weight_k == 1);
     return direct_gemm_packs_along<T>(view) ||
-           (panels && plan_.packs_along(flat_, sizeof(Wide<T>)));
+           (std::is_same_v<T, Wide<T>> && plan_.packs_along(flat_, sizeof(Wide<T>)));
   }
 
   const ConvView flat_;

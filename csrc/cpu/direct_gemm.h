@@ -34,8 +34,7 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
 // nothing is kept, DirectPlan::packs_along decides too.
 template <typename T>
 bool direct_gemm_packs_along(const ConvView& view);
-// The panel of these filters over so many channels, of all taps; either lie side by side. Of
-// bfloat16 it is one of pairs, and any axis may be innermost.
+// The panel of these filters over so many channels, of all taps. Of bfloat16 it is one of pairs.
 template <typename T>
 void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, int64_t filters,
                             Wide<T>* panel);

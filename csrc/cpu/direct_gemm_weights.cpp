@@ -383,6 +383,15 @@ void direct_gemm_pack_panel(const ConvView& view, const T* w, int64_t channels, 
                             Wide<T>* panel) {
   constexpr int64_t kL = WideVec<T>::kLanes;
   const int64_t width = round_up(filters, kL);
+  if (view.weight_k != 1 && view.weight_c != 1) {  // taps are innermost
+    std::vector<TermRun> runs;
+    std::vector<int32_t> rows;
+    order_terms(view, 0, channels, &runs, &rows);
+    const PanelRows<T> to{panel, 0, width, false};
+    for (const TermRun& run : runs)
+      pack_run(w + run.source, view.weight_k, filters, rows.data() + run.first, run.count, to);
+    return;
+  }
   for (const ConvTap& tap : view.taps) {
     const T* const from = w + tap.weight;
     if (view.weight_k == 1) {

@@ -109,6 +109,10 @@ DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place
       nominal_samples = std::min(nominal_samples, kBandBytes / (band->size() * element_size));
     nominal_samples = std::max<int64_t>(1, nominal_samples);
     samples = even_piece(view.N, nominal_samples);
+    // Of one panel a block of all samples would be the only task.
+    const bool one_panel = view.groups == 1 && view.K * element_size <= kMaxVectors * kVectorBytes;
+    if (one_panel && samples == view.N && view.N * view.pixels() >= kTilesEnough * kMaxRows)
+      samples = ceil_div(view.N, 2);
   }
 }
 
