@@ -13,6 +13,7 @@
 #include "cpu/conv_band_wgrad.h"
 #include "cpu/conv_choice.h"
 #include "cpu/conv_gather.h"
+#include "cpu/conv_pack.h"
 #include "cpu/conv_patches.h"
 #include "cpu/conv_view.h"
 #include "cpu/conv_wgrad.h"
@@ -24,7 +25,9 @@
 #include "cpu/group_wgrad.h"
 #include "cpu/group_winograd.h"
 #include "cpu/pair_wgrad.h"
+#include "cpu/parallel_range.h"
 #include "cpu/phase_image.h"
+#include "cpu/samples_apart.h"
 #include "cpu/wide_array.h"
 #include "cpu/winograd_wgrad.h"
 
@@ -102,6 +105,25 @@ void dgrad_patches(const ConvProblem& p, const T* dz, const T* w, T* dx, const P
 template <typename T>
 void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel& pool);
 
+// dx in NCHW, of so many channels, from the columns of a channels_last problem: a thread turns what
+// it has folded.
+template <typename T>
+void fold_and_turn(const ConvProblem& p, const std::vector<ConvView>& views, bool covers_all,
+                   int64_t channels, const T* columns, T* dx, const Parallel& pool) {
+  const int64_t size = p.C * p.H * p.W, depth = p.C * p.R * p.S * p.P * p.Q;
+  ConvProblem sample = p;
+  sample.N = 1;
+  parallel_for_with_scratch(
+      pool, 0, p.N, work_grain(static_cast<double>(size + depth)), [&](int64_t begin, int64_t end) {
+        const Buffer<T> image(size);
+        if (!covers_all) fill_zero(image.get(), size);
+        for (int64_t n = begin; n < end; ++n) {
+          col2im(sample, views, columns + n * depth, image.get(), kAlone);
+          transpose_images(image.get(), 1, size / channels, channels, dx + n * size, kAlone);
+        }
+      });
+}
+
 // The dgrad of contiguous images by way of channels_last ones.
 template <typename T>
 void dgrad_channels_last(const ConvProblem& p, const T* dz, const T* w, T* dx,
@@ -109,8 +131,16 @@ void dgrad_channels_last(const ConvProblem& p, const T* dz, const T* w, T* dx,
   const int64_t pixels = p.H * p.W;
   const Buffer<T> last_dz = channels_last_copy(dz, p.N, p.K, p.P * p.Q, pool);
   const Buffer<T> last_w = channels_last_copy(w, p.K, p.C, p.R * p.S, pool);
+  const ConvProblem q = merged(channels_last_problem(p));
+  bool covers_all = false;
+  const std::vector<ConvView> views = dgrad_views(q, &covers_all);
+  if (is_even_for_threads(p.N) && dgrad_by_columns(q, views, winograd_allowed()))
+    return dgrad_patches(q, last_dz.get(), last_w.get(), dx, pool,
+                         [&](const ConvProblem& part, const T* columns, T* to) {
+                           fold_and_turn(part, views, covers_all, p.C, columns, to, pool);
+                         });
   const Buffer<T> last_dx(p.N * p.C * pixels);
-  dgrad<T>(merged(channels_last_problem(p)), last_dz.get(), last_w.get(), last_dx.get(), pool);
+  dgrad<T>(q, last_dz.get(), last_w.get(), last_dx.get(), pool);
   transpose_images(last_dx.get(), p.N, pixels, p.C, dx, pool);
 }
 

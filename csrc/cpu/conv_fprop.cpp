@@ -16,6 +16,7 @@
 #include "cpu/direct_gemm.h"
 #include "cpu/direct_plan.h"
 #include "cpu/parallel_range.h"
+#include "cpu/samples_apart.h"
 #include "cpu/wide_array.h"
 
 namespace torchconv::cpu {
@@ -26,13 +27,6 @@ namespace {
 constexpr int64_t kRepeatedBytes = 8 << 20;
 // The same of images in another layout and their outputs: of all threads, and of one.
 constexpr int64_t kTurnedBytes = 8 << 20, kTurnedBytesOfTask = 2 << 20;
-// As many samples are nearly even for a few threads.
-constexpr int64_t kManySamples = 12;
-
-// One thread.
-constexpr Parallel kAlone{[](int64_t begin, int64_t end, int64_t, Parallel::Body body,
-                             void* context) { body(begin, end, context); }};
-
 // fprop of a merged problem: which way it goes.
 template <typename T>
 class Fprop : public ConvPlan {
@@ -111,8 +105,7 @@ class TurnedFprop {
   // Whether a thread turns the images that it then reads, which else come from other caches: there
   // are enough for each, and pixels that repay weights packed before.
   bool samples_apart(bool packs) const {
-    return (p_.N % 4 == 0 || p_.N >= kManySamples) &&
-           (!packs || p_.N * view_.pixels() > kPixelsPackedAlong);
+    return is_even_for_threads(p_.N) && (!packs || p_.N * view_.pixels() > kPixelsPackedAlong);
   }
 
   void gather(Range samples, const T* x, const T* w, const void* packed, const T* bias,
