@@ -70,6 +70,14 @@ def test_where_copies_do_not_pay() -> None:
         assert WORDS not in found.blocking
 
 
+def test_weight_gradients_explained() -> None:
+    """Of few filters over images that most taps read."""
+    for filters, stride, copied in ((5, 1, True), (8, 1, True), (16, 1, False), (8, 4, False)):
+        x, w = torch.randn(3, 64, 7, 7), torch.randn(filters, 64, 4, 4)
+        found = torchconv.explain(x, w, None, stride, peak=100.0, bandwidth=10.0)["wgrad"]
+        assert (WORDS in found.blocking) == copied
+
+
 @on_cases
 @on_dtypes
 @pytest.mark.parametrize("activation", [None, "relu6", "hardswish"])

@@ -225,6 +225,13 @@ void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, con
     const bool covers_all =
         static_cast<int64_t>(view.taps.size()) == p.R * p.S && p.N * p.P * p.Q > 0;
     if (!covers_all) zero_array(dw, p.K * (p.C / p.groups) * p.R * p.S, pool);
+    if constexpr (std::is_same_v<T, Wide<T>>) {
+      if (!is_empty(view) && wgrad_by_channels_last(p, view, winograd_allowed())) {
+        const Buffer<T> last_x = channels_last_copy(x, p.N, p.C, p.H * p.W, pool);
+        const Buffer<T> last_dz = channels_last_copy(dz, p.N, p.K, p.P * p.Q, pool);
+        return wgrad(fprop_view(channels_last_images(p)), last_dz.get(), last_x.get(), dw, pool);
+      }
+    }
     wgrad(view, dz, x, dw, pool);
   }
 }

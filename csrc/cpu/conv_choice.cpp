@@ -98,6 +98,8 @@ constexpr double kInnerVectors = 1.2, kCopyVectors = 0.4;
 // element's copy; and what the copy of a result takes of that of an image's element.
 constexpr double kBandRowCopies = 0.5, kPixelRowCopies = 56, kPackingFilters = 160,
                  kResultCopies = 0.5;
+// Products of a pixel with a filter's weight gradients that repay its copy.
+constexpr int64_t kWgradCopies = 2;
 // Channels of an NCHW image whose rearrangement in pairs for so few filters a stride repays.
 constexpr int64_t kStridedPairsChannels = 16;
 // Filters so few that the lanes of the inner products are summed for less than the lanes that
@@ -535,6 +537,18 @@ bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& v
            return algorithm == Algorithm::kBandProduct || algorithm == Algorithm::kPixelProduct ||
                   algorithm == Algorithm::kWinograd;
          });
+}
+
+bool wgrad_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd) {
+  const Case c{view, p.dtype, winograd};
+  // Weights of more filters are written as they lie by transposing the products.
+  const bool few = !c.half() && p.groups == 1 && view.K <= kNarrow && view.taps.size() > 1 &&
+                   view.C % (kVectorBytes / c.element_size()) == 0;
+  return few && p.layout == Layout::kNCHW && p.weight_layout == Layout::kNCHW &&
+         view.pixels() * static_cast<int64_t>(view.taps.size()) >= kWgradCopies * view.H * view.W &&
+         wgrad_algorithm(view, p.dtype, winograd) == Algorithm::kWgradProduct &&
+         wgrad_algorithm(fprop_view(channels_last_images(p)), p.dtype, winograd) ==
+             Algorithm::kWgradProduct;
 }
 
 bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd) {

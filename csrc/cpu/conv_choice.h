@@ -57,12 +57,13 @@ bool wgrad_goes_by_patches(const ConvProblem& p);
 bool fprop_repeats_channels(const ConvProblem& p, bool winograd);
 
 // The problem with channels_last images that fprop, of this view, computes in the problem's place,
-// if any, and whether dgrad, of these views, computes channels_last_problem; see
-// channels_last_copy.h.
+// if any, whether dgrad, of these views, computes channels_last_problem, and whether wgrad, of
+// fprop's view, computes channels_last_images; see channels_last_copy.h.
 std::optional<ConvProblem> fprop_by_channels_last(const ConvProblem& p, const ConvView& view,
                                                   bool winograd);
 bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& views,
                             bool winograd);
+bool wgrad_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd);
 
 // Whether dgrad, of these views, is the fold of a matrix product (col2im.h), patch_problem's dgrad.
 bool dgrad_by_columns(const ConvProblem& p, const std::vector<ConvView>& views, bool winograd);

@@ -420,7 +420,10 @@ std::string conv2d_explain(const ConvProblem& problem) {
   }
 
   const bool unfolds = wgrad_goes_by_patches(p);
-  const ConvView whole = fprop_view(unfolds ? patch_problem(p) : p);
+  const bool copies = !unfolds && wgrad_by_channels_last(p, fprop_view(p), winograd);
+  const ConvView whole = fprop_view(unfolds  ? patch_problem(p)
+                                    : copies ? channels_last_images(p)
+                                             : p);
   if (whole.terms() == 0) return lines + zeros("wgrad", bytes);
   const ConvAlgorithm wgrad = wgrad_algorithm(whole, p.dtype, winograd);
   const bool multiplies_padding =
@@ -431,9 +434,10 @@ std::string conv2d_explain(const ConvProblem& problem) {
   const char* otherwise = multiplies_padding ? name_of(ConvAlgorithm::kWgradProduct) : "";
   if (wgrad == ConvAlgorithm::kWinograd)
     otherwise = name_of(wgrad_algorithm(whole, p.dtype, false));
-  return lines + formatted({"wgrad", wgrad, otherwise,
-                            words(unfolds) + wgrad_blocking(whole, p.dtype, wgrad), direct,
-                            wgrad_operations(whole, wgrad), bytes});
+  return lines +
+         formatted({"wgrad", wgrad, otherwise,
+                    (copies ? kCopies : words(unfolds)) + wgrad_blocking(whole, p.dtype, wgrad),
+                    direct, wgrad_operations(whole, wgrad), bytes});
 }
 
 }  // namespace torchconv::cpu
