@@ -95,11 +95,14 @@ constexpr double kDirectVectors = 1.2, kDirectVectorsOfPairs = 1.6;
 constexpr double kInnerVectors = 1.2, kCopyVectors = 0.4;
 // Of a row of outputs through a tap: products of short rows in bands along filters, times their
 // length, and packing along pixels beside products of so many filters, that take as long as an
-// element's copy; and what the copy of a result takes of that of an image's element.
-constexpr double kBandRowCopies = 0.5, kPixelRowCopies = 56, kPackingFilters = 160,
+// element's copy, which another core may have to read; and what the copy of a result takes of that.
+constexpr double kBandRowCopies = 2, kPixelRowCopies = 85, kPackingFilters = 160,
                  kResultCopies = 0.5;
+// Terms that repay the calls, and the part of them that must lie inside the image.
+constexpr int64_t kCopiedTerms = 192;
+constexpr double kCopiedInside = 0.85;
 // Products of a pixel with a filter's weight gradients that repay its copy.
-constexpr int64_t kWgradCopies = 2;
+constexpr double kWgradCopies = 4.5;
 // Channels of an NCHW image whose rearrangement in pairs for so few filters a stride repays.
 constexpr int64_t kStridedPairsChannels = 16;
 // Filters so few that the lanes of the inner products are summed for less than the lanes that
@@ -318,9 +321,11 @@ struct Case {
     const double copied = static_cast<double>(v.H * v.W) + kResultCopies * K *
                                                                static_cast<double>(v.pixels()) /
                                                                static_cast<double>(v.C);
-    if (taps < 2) return false;
+    if (taps < 2 || v.terms() < kCopiedTerms) return false;
+    // Bands leave most of the padding out.
     if (algorithm == ConvAlgorithm::kBandProduct)
-      return rows * K >= kBandRowCopies * static_cast<double>(v.J) * copied;
+      return rows * K >= kBandRowCopies * static_cast<double>(v.J) * copied &&
+             products_inside() >= kCopiedInside * static_cast<double>(v.pixels() * taps);
     return algorithm == ConvAlgorithm::kPixelProduct &&
            rows * (kPackingFilters + K) >= kPixelRowCopies * copied;
   }
@@ -545,7 +550,8 @@ bool wgrad_by_channels_last(const ConvProblem& p, const ConvView& view, bool win
   const bool few = !c.half() && p.groups == 1 && view.K <= kNarrow && view.taps.size() > 1 &&
                    view.C % (kVectorBytes / c.element_size()) == 0;
   return few && p.layout == Layout::kNCHW && p.weight_layout == Layout::kNCHW &&
-         view.pixels() * static_cast<int64_t>(view.taps.size()) >= kWgradCopies * view.H * view.W &&
+         static_cast<double>(view.pixels() * static_cast<int64_t>(view.taps.size())) >=
+             kWgradCopies * static_cast<double>(view.H * view.W) &&
          wgrad_algorithm(view, p.dtype, winograd) == Algorithm::kWgradProduct &&
          wgrad_algorithm(fprop_view(channels_last_images(p)), p.dtype, winograd) ==
              Algorithm::kWgradProduct;
