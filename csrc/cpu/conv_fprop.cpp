@@ -14,7 +14,6 @@
 #include "cpu/conv_patches.h"
 #include "cpu/conv_view.h"
 #include "cpu/direct_gemm.h"
-#include "cpu/direct_plan.h"
 #include "cpu/parallel_range.h"
 #include "cpu/samples_apart.h"
 #include "cpu/wide_array.h"
@@ -27,6 +26,9 @@ namespace {
 constexpr int64_t kRepeatedBytes = 8 << 20;
 // The same of images in another layout and their outputs: of all threads, and of one.
 constexpr int64_t kTurnedBytes = 8 << 20, kTurnedBytesOfTask = 2 << 20;
+// Of all samples, from which each thread repays weights that are packed before.
+constexpr int64_t kPixelsApart = 96;
+
 // fprop of a merged problem: which way it goes.
 template <typename T>
 class Fprop : public ConvPlan {
@@ -105,7 +107,7 @@ class TurnedFprop {
   // Whether a thread turns the images that it then reads, which else come from other caches: there
   // are enough for each, and pixels that repay weights packed before.
   bool samples_apart(bool packs) const {
-    return is_even_for_threads(p_.N) && (!packs || p_.N * view_.pixels() > kPixelsPackedAlong);
+    return is_even_for_threads(p_.N) && (!packs || p_.N * view_.pixels() >= kPixelsApart);
   }
 
   void gather(Range samples, const T* x, const T* w, const void* packed, const T* bias,
