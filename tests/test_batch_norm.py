@@ -237,10 +237,9 @@ def test_outputs_past_the_caches(layout: str) -> None:
 @on_formats
 def test_far_in_memory(dtype: torch.dtype, layout: str) -> None:
     """So large that what a pass reads is in no near cache: several vectors of channels at a time,
-    and all kinds of rests."""
-    channels = 239
-    height = (8 << 20) // (dtype.itemsize * channels * 61) + 1
-    for residual in (False, True):
+    and all kinds of rests; of many channels, pixel by pixel."""
+    for channels, residual in ((239, False), (239, True), (600, True)):
+        height = (8 << 20) // (dtype.itemsize * channels * 61) + 1
         Problem((1, channels, height, 61), dtype, layout, residual=residual).check(True, "relu6")
 
 

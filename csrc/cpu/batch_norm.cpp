@@ -73,6 +73,7 @@ class BatchNormForward : NormLanes<T> {
     const T* x;
     V shift;
 
+    int arrays() const { return 1; }
     template <typename Constants>
     TORCHCONV_INLINE void take(const Constants& constants) {
       shift = constants[0];

@@ -69,6 +69,7 @@ class BatchNormBackward : NormLanes<T> {
     Curve curve;
     V shift, scale, offset;
 
+    int arrays() const { return 2 + (y != nullptr ? 1 : 0) + (g != nullptr ? 1 : 0); }
     template <typename Constants>
     TORCHCONV_INLINE void take(const Constants& constants) {
       shift = constants[0];

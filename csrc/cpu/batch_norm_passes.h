@@ -57,7 +57,7 @@ struct Terms {
 //   writes(), streams(): whether there is a second, and past the caches;
 //   prepare(channels, rows): the constants of the first pass;
 //   source(): what has take(constants), to begin with other channels, terms<partial>(at, n), of n
-//     lanes, and prefetch(at);
+//     lanes, prefetch(at), and arrays(), how many it goes through;
 //   accepts(channels, rows, sums, width): whether sums of a few elements in the lanes' type will
 //     do, else it prepares for exact ones; kTwice: whether it may not accept them;
 //   finish(channels, rows, sums, width): the constants of the second pass;
@@ -365,8 +365,8 @@ class NormPasses : NormLanes<T> {
   // The sums of a region, by the index of channels.
   template <bool kExact>
   void reduce(const Region& region, Rows rows, double* sums) const {
-    // What training reads here was written long before: long runs are fetched ahead.
     constexpr int kVectors = Pass::kVectors;
+    const bool in_order = reads_in_order(region.channels);
     for (double* const to : {sums, sums + rows.pitch})
       std::fill_n(to + region.channels.first, round_up(region.channels.count, kLanes), 0.0);
     const int64_t end = region.first + region.pixels;
@@ -374,13 +374,65 @@ class NormPasses : NormLanes<T> {
       const int64_t count = std::min(kPixelRows, end - r);
       if constexpr (kExact) {
         reduce_runs<true, 1>(r, count, region.channels, rows, sums);
+      } else if (in_order) {
+        over_spans(region.channels,
+                   [&](Channels span) { reduce_span(r, count, span, rows, sums); });
       } else {
         reduce_runs<false, kVectors>(r, count, region.channels, rows, sums);
       }
     }
   }
 
-  // So many vectors of channels at a time, and of the rest half as many.
+  // Whether to go through pixels one after another, with the sums in memory, and not through runs
+  // of each of kPixelRows, with the sums in registers. Three or four far arrays (of a residual)
+  // then take 0.75 of the time if a pixel is several runs; two, or near ones, take longer.
+  bool reads_in_order(Channels channels) const {
+    constexpr int64_t kFewestChannels = 256, kFarBytes = 32 << 20;
+    const int64_t arrays = pass_.source().arrays();
+    return arrays > pass_.reads() && channels.count >= kFewestChannels &&
+           arrays * pixels_ * p_.C * static_cast<int64_t>(sizeof(T)) >= kFarBytes;
+  }
+
+  // What reduce_span takes: its sums and constants stay in the first-level cache.
+  static constexpr int64_t kSpan = 512;
+
+  template <typename F>
+  static void over_spans(Channels c, const F& f) {
+    for (int64_t i = 0; i < c.count; i += kSpan)
+      f(Channels{c.first + i, std::min(kSpan, c.count - i)});
+  }
+
+  void reduce_span(int64_t pixel, int64_t count, Channels span, Rows rows, double* sums) const {
+    alignas(64) Lane few[kSpan] = {}, few_products[kSpan] = {};
+    const auto blank = pass_.source();
+    const int64_t pitch = p_.C;
+    int64_t at = pixel * pitch + span.first;
+    for (int64_t r = 0; r < count; ++r, at += pitch) {
+      const auto column = [&](auto partial, int64_t c) TORCHCONV_INLINE_LAMBDA {
+        auto source = blank;
+        source.take(OfPixels{rows.from(span.first + c)});
+        const auto terms = source.template terms<partial.value>(at + c, span.count - c);
+        Lanes::store(few + c, Lanes::load(few + c) + terms.one);
+        Lanes::store(few_products + c, Lanes::load(few_products + c) + terms.one * terms.other);
+      };
+      int64_t c = 0;
+      for (; c + kLanes <= span.count; c += kLanes) column(std::false_type(), c);
+      if (c < span.count) column(std::true_type(), c);
+    }
+    double* const products = sums + rows.pitch;
+    for (int64_t c = 0; c < span.count; c += kLanes) {
+      const auto add = [&](double* to, const Lane* from) {
+        Sum sum = Sum::load(to + span.first + c);
+        sum.add(L::widen(Lanes::load(from + c)));
+        sum.store(to + span.first + c);
+      };
+      add(sums, few);
+      add(products, few_products);
+    }
+  }
+
+  // So many vectors of channels at a time, and of the rest half as many: what training reads here
+  // was written long before, and long runs are fetched ahead.
   template <bool kExact, int kVectors>
   void reduce_runs(int64_t pixel, int64_t count, Channels channels, Rows rows, double* sums) const {
     constexpr int64_t kRun = kVectors * kLanes;
