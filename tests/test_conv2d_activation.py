@@ -173,6 +173,31 @@ def test_bias_gradient_channels_last(channels: int, activation: str | None) -> N
     assert relative_error(found[0], truth) < 5e-7
 
 
+@on_dtypes
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("name", [None, "relu", "hardswish"])
+@pytest.mark.parametrize("channels", [2, 24, 300, 5000])
+def test_gradient_of_a_part(
+    channels: int, name: str | None, layout: str, dtype: torch.dtype
+) -> None:
+    """The gradient is a view of channels of an image, or of something else: the same bits as of a
+    copy of it."""
+    x = in_layout(torch.randn(2, 3, 7, 5, dtype=dtype), layout)
+    weight = torch.randn(channels, 3, 1, 1, dtype=dtype)
+    leaves = [t.requires_grad_() for t in (x, weight, torch.randn(channels, dtype=dtype))]
+    y = F.conv2d(*leaves, activation=name)
+    whole = torch.randn(3, channels + 9, 7, 6, dtype=dtype)
+    for part, gaps in ((whole[:2, :, :, :5], False), (whole[1:, :, :, 1:], True)):
+        image = part if gaps else in_layout(part, layout)
+        dy = image.narrow(1, 4, channels)
+        for got, expected in zip(
+            torch.autograd.grad(y, leaves, dy, retain_graph=True),
+            torch.autograd.grad(y, leaves, dy.clone(), retain_graph=True),
+            strict=True,
+        ):
+            assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize("name", ["relu", "relu6", "hardswish", "silu", "gelu"])
 def test_activation_with_everything_else(name: str) -> None:
     """Flipped, padded by side, grouped, strided, dilated and unbatched at once."""

@@ -28,8 +28,8 @@ struct ConvProblem {
   Layout weight_layout;  // of w and its gradient
   Activation activation;
   bool flip;
-  // Channels from a pixel of z to the next where z is a part of an image in NHWC, or 0: as many as
-  // it has. Only for conv2d_fprop, where conv2d_writes_parts.
+  // The channels of the image that z is a part of, or 0: it is one of its own. Only on the CPU: z
+  // of conv2d_fprop in NHWC where conv2d_writes_parts, and z's gradient with an activation.
   int64_t pixel_channels;
 };
 

@@ -27,25 +27,31 @@ TORCHCONV_INLINE void transform(const A* from, A* to, int64_t n, const F& f) {
 // together: in a first-level cache.
 constexpr int64_t kStrip = 256, kPixelStrip = 4096;
 
-// dz of n neighbours, dy * g'(z) from y or from z as derivative_needs_preactivation says: into row,
-// and into dz unless that is null.
+// dz of n neighbours in each row, dy * g'(z) from y or from z as derivative_needs_preactivation
+// says: into row, and into dz unless that is null. All are dense but dy, whose rows are `pitch`
+// apart.
 template <typename A>
-void multiply_strip(Activation activation, const A* dy, const A* saved, A* dz, int64_t n, A* row) {
+void multiply_strip(Activation activation, const A* dy, int64_t pitch, const A* saved, A* dz,
+                    int64_t rows, int64_t n, A* row) {
   using Math = VectorMath<A>;
   using V = typename Math::V;
   const V zero{};
-  const auto run = [&](const auto& f) {
+  const auto run_row = [n](const auto& f, const A* d, const A* z, A* to, A* too) {
     using Lanes = Vec<A>;
     int64_t i = 0;
     for (; i + Lanes::kLanes <= n; i += Lanes::kLanes) {
-      const V product = f(Lanes::load(dy + i), Lanes::load(saved + i));
-      Lanes::store(row + i, product);
-      if (dz != nullptr) Lanes::store(dz + i, product);
+      const V product = f(Lanes::load(d + i), Lanes::load(z + i));
+      Lanes::store(to + i, product);
+      if (too != nullptr) Lanes::store(too + i, product);
     }
     if (i == n) return;
-    const V product = f(Lanes::load_partial(dy + i, n - i), Lanes::load_partial(saved + i, n - i));
-    Lanes::store_partial(row + i, product, n - i);
-    if (dz != nullptr) Lanes::store_partial(dz + i, product, n - i);
+    const V product = f(Lanes::load_partial(d + i, n - i), Lanes::load_partial(z + i, n - i));
+    Lanes::store_partial(to + i, product, n - i);
+    if (too != nullptr) Lanes::store_partial(too + i, product, n - i);
+  };
+  const auto run = [&](const auto& f) {
+    for (int64_t r = 0; r < rows; ++r)
+      run_row(f, dy + r * pitch, saved + r * n, row + r * n, dz != nullptr ? dz + r * n : nullptr);
   };
   switch (activation) {
     case Activation::kNone:
@@ -75,16 +81,31 @@ template <typename T>
 void derivative_strip(Activation activation, const T* dy, const T* saved, T* dz, int64_t n,
                       Wide<T>* row) {
   if constexpr (std::is_same_v<T, Wide<T>>) {
-    if (activation != Activation::kNone) return multiply_strip(activation, dy, saved, dz, n, row);
+    if (activation != Activation::kNone)
+      return multiply_strip(activation, dy, 0, saved, dz, 1, n, row);
     copy_wide(row, dy, n);
   } else {
     copy_wide(row, dy, n);
     if (activation == Activation::kNone) return;
     Wide<T> values[kStrip];
     copy_wide(values, saved, n);
-    multiply_strip<Wide<T>>(activation, row, values, nullptr, n, row);
+    multiply_strip<Wide<T>>(activation, row, 0, values, nullptr, 1, n, row);
     if (dz != nullptr) copy_narrow(dz, row, n);
   }
+}
+
+// The same of any number of rows.
+template <typename T>
+void derivative_rows(Activation activation, const T* dy, int64_t pitch, const T* saved, T* dz,
+                     int64_t rows, int64_t n, Wide<T>* row) {
+  if constexpr (std::is_same_v<T, Wide<T>>)
+    if (rows > 1) return multiply_strip(activation, dy, pitch, saved, dz, rows, n, row);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < n; i += kStrip) {
+      const int64_t at = r * n + i;
+      derivative_strip(activation, dy + r * pitch + i, saved + (saved != nullptr ? at : 0),
+                       dz != nullptr ? dz + at : nullptr, std::min(kStrip, n - i), row + at);
+    }
 }
 
 template <typename A>
@@ -211,6 +232,7 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
   constexpr int64_t kPixels = 512;
   if (p.K == 0) return;
   const int64_t pixels = p.P * p.Q;
+  const int64_t whole = p.pixel_channels > 0 ? p.pixel_channels : p.K;  // channels of dy's image
   const bool planes = p.layout == Layout::kNCHW;
   const int64_t blocks = planes ? 1 : (pixels + kPixels - 1) / kPixels;
   // [n][block][k]
@@ -222,9 +244,10 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
     for (int64_t item = begin; item < end; ++item) {
       if (planes) {
         double sum = 0;
+        const T* const gradient = dy + (item + item / p.K * (whole - p.K)) * pixels;
         for (int64_t i = 0; i < pixels; i += kStrip) {
           const int64_t n = std::min(kStrip, pixels - i), at = item * pixels + i;
-          derivative_strip(p.activation, dy + at, saved + (saved != nullptr ? at : 0),
+          derivative_strip(p.activation, gradient + i, saved + (saved != nullptr ? at : 0),
                            dz != nullptr ? dz + at : nullptr, n, row);
           if (db != nullptr) sum += static_cast<double>(sum_strip(row, n));
         }
@@ -242,10 +265,10 @@ void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* d
         for (int64_t k = 0; k < p.K; k += kPixelStrip) {
           const int64_t channels = std::min(kPixelStrip, p.K - k);
           const int64_t size = count * channels, at = (n * pixels + pixel) * p.K + k;
-          for (int64_t i = 0; i < size; i += kStrip)
-            derivative_strip(p.activation, dy + at + i, saved + (saved != nullptr ? at + i : 0),
-                             dz != nullptr ? dz + at + i : nullptr, std::min(kStrip, size - i),
-                             row + i);
+          const bool is_part = whole != p.K;
+          derivative_rows(p.activation, dy + (n * pixels + pixel) * whole + k, whole,
+                          saved + (saved != nullptr ? at : 0), dz != nullptr ? dz + at : nullptr,
+                          is_part ? count : 1, is_part ? channels : size, row);
           if (db == nullptr) continue;
           // Pixels are added in halves, which keeps the rounding error low.
           for (int64_t rest = count; rest > 1; rest -= rest / 2)

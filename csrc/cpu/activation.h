@@ -73,7 +73,8 @@ struct Epilogue {
 
 // dz = dy * g'(saved) and db = dz summed over all but channels. saved is y, or the pre-activation
 // where derivative_needs_preactivation, or null with kNone. dz and db may be null; with kNone dz
-// must be. db is summed in blocks fixed by the shape.
+// must be. db is summed in blocks fixed by the shape. dy may be a part of an image
+// (pixel_channels).
 template <typename T>
 void activation_backward(const ConvProblem& p, const T* dy, const T* saved, T* dz, T* db,
                          const Parallel& pool);

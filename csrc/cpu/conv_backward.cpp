@@ -203,14 +203,15 @@ void dgrad(const ConvProblem& p, const T* dz, const T* w, T* dx, const Parallel&
 }
 
 template <typename T>
-void backward(const ConvProblem& p, const T* dy, const T* saved, const T* x, const T* w, T* dx,
-              T* dw, T* db, const Parallel& pool) {
+void backward(ConvProblem p, const T* dy, const T* saved, const T* x, const T* w, T* dx, T* dw,
+              T* db, const Parallel& pool) {
   const bool active = p.activation != Activation::kNone;
   const bool need_dz = active && (dx != nullptr || dw != nullptr);
   Buffer<T> derivative(need_dz ? p.N * p.K * p.P * p.Q : 0);
   if (need_dz || db != nullptr)
     activation_backward(p, dy, saved, need_dz ? derivative.get() : nullptr, db, pool);
   const T* dz = need_dz ? derivative.get() : dy;
+  p.pixel_channels = 0;
 
   if (dx != nullptr && p.N > 0 && p.C > 0) dgrad(p, dz, w, dx, pool);
   if (dw != nullptr) {

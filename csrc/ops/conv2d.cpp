@@ -173,6 +173,20 @@ std::optional<Tensor> place_of(const ConvProblem& p, const Tensor& input,
 }
 #endif
 
+#ifndef TORCHCONV_CUDA
+// The channels of the image that the gradient is a part of in the problem's layout, or 0: it is no
+// part of one, or of so few pixels that the layout is not certain.
+int64_t channels_of_whole(const ConvProblem& p, const Tensor& grad_output) {
+  if (p.N < 1 || p.K < 2 || p.P < 2 || p.Q < 2) return 0;
+  const IntList s = grad_output.strides();
+  const bool pixels = p.layout == Layout::kNHWC;
+  const int64_t channels = pixels ? s[3] : s[0] / (p.P * p.Q);
+  const std::array<int64_t, 4> sizes{p.N, channels, p.P, p.Q};
+  const auto strides = dense_strides({sizes.data(), sizes.size()}, p.layout);
+  return channels > p.K && std::equal(s.begin(), s.end(), strides.begin()) ? channels : 0;
+}
+#endif
+
 // y, and z where it is asked for.
 std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Tensor& weight,
                                                   const std::optional<Tensor>& bias,
@@ -330,7 +344,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad_output, co
     check_output_like(p, input, *saved, "saved");
     s = dense(*saved, p.layout);
   }
-  const Tensor dy = dense(grad_output, p.layout);
+#ifndef TORCHCONV_CUDA
+  if (s.has_value()) p.pixel_channels = channels_of_whole(p, grad_output);
+#endif
+  const Tensor dy = p.pixel_channels > 0 ? grad_output : dense(grad_output, p.layout);
   const Tensor x = dense(input, p.layout), w = dense(weight, p.weight_layout);
   const ScalarType type = input.scalar_type();
   const Tensor dx =
