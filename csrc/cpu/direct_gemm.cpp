@@ -24,7 +24,7 @@ class DirectGemmPlan {
         plan_(flat_, sizeof(Wide<T>), std::is_same_v<T, Wide<T>>, view.step_w * view.src.column),
         packed_(packed),
         along_(!packed && packs_along<T>(view)),
-        tasks_(flat_, plan_, {nullptr, sizeof(T), view.C}, kPanel<Wide<T>>, along_,
+        tasks_(flat_, plan_, {nullptr, sizeof(T), view.C}, kPanel<Wide<T>>, cut<T>(),
                std::is_same_v<T, float> && direct_run_joins(view.K % kPanel<float>)) {}
   DirectGemmPlan(const DirectGemmPlan&) = delete;
   DirectGemmPlan& operator=(const DirectGemmPlan&) = delete;
@@ -39,6 +39,18 @@ class DirectGemmPlan {
   bool packs_along(const ConvView& view) const {
     return direct_gemm_packs_along<T>(view) ||
            (std::is_same_v<T, Wide<T>> && plan_.packs_along(flat_, sizeof(Wide<T>)));
+  }
+
+  // See DirectTasks. Few pixels leave too many out of runs, which alone take half a vector in half
+  // the time.
+  template <typename T>
+  int64_t cut() const {
+    using A = Wide<T>;
+    if (!along_) return kPanel<A>;
+    const bool runs = std::is_same_v<T, float> && kRunsTakeHalves && flat_.dst.c == 1 &&
+                      flat_.pixels() >= kPixelsForTwo && plan_.tile_rows == kMaxRows &&
+                      !plan_.band && !plan_.reads_taps;
+    return runs ? kLanes<A> / 2 : kLanes<A>;
   }
 
   const ConvView flat_;

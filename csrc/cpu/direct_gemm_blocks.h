@@ -41,7 +41,7 @@ class DirectGemm : DirectTasks {
                     plan,
                     {src, sizeof(T), channels, kTermChannels, rows_of},
                     kPanel<A>,
-                    weights == nullptr,
+                    weights == nullptr ? kLanes<A> : kPanel<A>,
                     false},
                    src, weights, unpacked, bias, epilogue) {}
 

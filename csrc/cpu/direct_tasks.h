@@ -46,11 +46,11 @@ struct DirectSource {
 
 class DirectTasks {
  public:
-  // view: of terms, but for the strides. panel: filters in one. cuts_panels: a task's first panel
-  // may begin inside of one, with any vector. joins: the last panel costs less
-  // together with the one before it.
+  // view: of terms, but for the strides. panel: filters in one. cut: the multiples of filters that
+  // a task may begin with, which are vectors or halves of them where that may be inside of a panel.
+  // joins: the last panel costs less together with the one before it.
   DirectTasks(const ConvView& view, const DirectPlan& plan, const DirectSource& source,
-              int64_t panel, bool cuts_panels, bool joins);
+              int64_t panel, int64_t cut, bool joins);
   // The same ones with the source there.
   DirectTasks(const DirectTasks& planned, const void* first) : DirectTasks(planned) {
     source_.first = first;

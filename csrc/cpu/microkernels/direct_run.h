@@ -16,6 +16,8 @@
 
 namespace torchconv::cpu {
 
+// Whether a last vector of filters that is at most half full takes half the time of a full one.
+inline constexpr bool kRunsTakeHalves = kVectorBytes == 64;
 // Whether a run takes the last panel, of so many filters, along with the whole one before it.
 bool direct_run_joins(int64_t filters);
 // Of the tile's tables of pixels and rows it reads the first alone. filters: of its last panel, or
