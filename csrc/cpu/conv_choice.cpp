@@ -113,7 +113,7 @@ constexpr double kLanesUsed = 0.7;
 // are more than so few.
 constexpr int64_t kInnerChannels = 8, kInnerFiltersFew = 3;
 // Terms of a sample's inner products that are summed for less than the weights are packed for.
-constexpr int64_t kSampleTerms = 128;
+constexpr int64_t kSampleTerms = 96;
 // Filters whose products repay the rearrangement of the image.
 constexpr int64_t kPatchFilters = 32;
 // Patches of several taps are copied by rows of outputs: shorter ones cost more than the product's

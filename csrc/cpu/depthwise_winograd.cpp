@@ -83,8 +83,9 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
   const int64_t pairs = ceil_div(v.I, 2), line = v.J * channels;
   const int64_t band = narrow ? ceil_div(pairs, std::min(pairs, ceil_div(kTasksWanted, v.N))) : 1;
   const int64_t bands = ceil_div(pairs, band);
-  const WorkSplit split(v.N * bands, static_cast<double>(2 * band * line) *
-                                         static_cast<double>(products * R / 2 + 8));
+  // Twice those of an output: its vectors run that much faster than work_grain reckons.
+  const WorkSplit split(
+      v.N * bands, static_cast<double>(2 * band * line) * static_cast<double>(products * R + 16));
   Buffer<float> lines(in_place ? 0 : split.slots * 2 * line);
   const ThreadCopies copies;
   const std::unique_ptr<std::atomic<bool>[]> special(
