@@ -18,6 +18,8 @@ constexpr int64_t kWeightsOfBands = 4;
 constexpr int64_t kBlockPixels = 224, kBlockProducts = 1 << 20;
 // Tiles of a block, from which it is of whole ones: its last would take as long with fewer rows.
 constexpr int64_t kTilesEnough = 4;
+// Threads that are to have equally many of an image's blocks, where these are more.
+constexpr int64_t kThreads = 4;
 // Of the first-level cache, at least: so many lines may fall into the same set.
 constexpr int64_t kCacheWays = 8;
 // Blocks of an image, for several threads, and panels of filters of which one more is few.
@@ -69,11 +71,14 @@ DirectPlan::DirectPlan(const ConvView& view, int64_t element_size, bool in_place
   const bool in_place = in_place_possible && (chunks == 1 || one_tap) &&
                         (one_tap || taps_in_place(view, padded_filters * element_size));
   if (in_place && view.I == 1 && one_tap) {
-    // Of an odd number of blocks one thread would have more.
-    const int64_t blocks = ceil_div(view.J, columns);
-    const bool odd = blocks * view.N * view.groups % 2 == 1;
-    if (odd && (blocks > 1 || direct_plan_cuts_pixels(view, element_size)))
-      columns = even_piece(view.J, ceil_div(view.J, blocks + 1));
+    int64_t blocks = ceil_div(view.J, columns);
+    const int64_t images = view.N * view.groups;
+    if (blocks > 1 || direct_plan_cuts_pixels(view, element_size)) {
+      // As many for each of two or four threads, which would otherwise have to share filters.
+      const int64_t multiple = blocks > kThreads ? kThreads : 2;
+      while (blocks * images % multiple != 0) ++blocks;
+      columns = even_piece(view.J, ceil_div(view.J, blocks));
+    }
   }
   if (in_place && aliased) tile_rows = std::min<int64_t>(kMaxRows, kCacheWays);
   if (in_place && view.I == 1 && one_tap && columns < view.J && columns >= kTilesEnough * tile_rows)
