@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -201,16 +202,20 @@ void direct_run(const DirectTile<float>& tile) {
                           });
         });
       if (tile.clamp) {
-        const auto clamp = [&](auto& value) TORCHCONV_INLINE_LAMBDA {
-          using Value = std::decay_t<decltype(value)>;
-          const Value low = Value{} + tile.low, high = Value{} + tile.high;
-          value = value < low ? low : value;
-          value = value > high ? high : value;
-        };
+        // ReLU has no upper bound to compare with.
+        if_whole(tile.high == std::numeric_limits<float>::infinity(),
+                 [&](auto unbounded) TORCHCONV_INLINE_LAMBDA {
+                   const auto clamp = [&](auto& value) TORCHCONV_INLINE_LAMBDA {
+                     using Value = std::decay_t<decltype(value)>;
+                     const Value low = Value{} + tile.low, high = Value{} + tile.high;
+                     value = value < low ? low : value;
+                     if (!unbounded) value = value > high ? high : value;
+                   };
 #pragma GCC unroll 32
-        for (int i = 0; i < kOwnSums; ++i) clamp(sum[i]);
+                   for (int i = 0; i < kOwnSums; ++i) clamp(sum[i]);
 #pragma GCC unroll 16
-        for (int m = 0; m < kRows; ++m) clamp(last[m]);
+                   for (int m = 0; m < kRows; ++m) clamp(last[m]);
+                 });
       }
       if (!kShares && tile.stream) {
         for_rows<kRows>(tile.c + at, c_step, [&](int m, float* to) TORCHCONV_INLINE_LAMBDA {
