@@ -39,7 +39,8 @@ def test_every_operator_is_listed() -> None:
     names = torch._C._dispatch_get_all_op_names()
     short = (f"{n}.settings" for n in OVERLOADED)
     recorded = ("record_conv2d", "record_pool2d", "record_batch_norm")
-    others = ("explain_conv2d", "keep_chain", "run_kept_chain", *short, *recorded)
+    chains = ("keep_chain", "run_kept_chain", "run_planned_chain")
+    others = ("explain_conv2d", *chains, *short, *recorded)
     assert sorted(n for n in names if n.startswith("torchconv::")) == sorted(
         f"torchconv::{n}" for n in (*OPERATORS, *ADAPTIVE, *NORM, *others)
     )

@@ -514,8 +514,9 @@ bool fprop_repeats_channels(const ConvProblem& p, bool winograd) {
   return algorithm == Algorithm::kDepthwiseColumns || algorithm == Algorithm::kDepthwiseWinograd;
 }
 
-std::optional<ConvProblem> fprop_by_channels_last(const ConvProblem& p, const ConvView& view,
-                                                  bool winograd) {
+std::optional<ConvProblem> fprop_by_channels_last(const ConvProblem& p, const ConvView& view) {
+  // What Winograd serves goes the same way without it as the samples that it cannot serve.
+  constexpr bool winograd = true;
   const Case c{view, p.dtype, winograd};
   if (c.half() || p.groups != 1 || p.layout != Layout::kNCHW || p.weight_layout != Layout::kNCHW ||
       strides_by_winograd(p, StridedPass::kFprop, winograd))

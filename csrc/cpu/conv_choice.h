@@ -59,8 +59,7 @@ bool fprop_repeats_channels(const ConvProblem& p, bool winograd);
 // The problem with channels_last images that fprop, of this view, computes in the problem's place,
 // if any, whether dgrad, of these views, computes channels_last_problem, and whether wgrad, of
 // fprop's view, computes channels_last_images; see channels_last_copy.h.
-std::optional<ConvProblem> fprop_by_channels_last(const ConvProblem& p, const ConvView& view,
-                                                  bool winograd);
+std::optional<ConvProblem> fprop_by_channels_last(const ConvProblem& p, const ConvView& view);
 bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& views,
                             bool winograd);
 bool wgrad_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd);

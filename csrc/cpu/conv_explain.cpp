@@ -348,7 +348,7 @@ std::string conv2d_explain(const ConvProblem& problem) {
       (product_of({p.N, p.C, p.H, p.W}) + product_of({p.K, p.C / p.groups, p.R, p.S}) +
        product_of({p.N, p.K, p.P, p.Q}));
   const auto words = [](bool by_patches) { return by_patches ? "patches as pixels: " : ""; };
-  const std::optional<ConvProblem> copies_x = fprop_by_channels_last(p, fprop_view(p), winograd);
+  const std::optional<ConvProblem> copies_x = fprop_by_channels_last(p, fprop_view(p));
   const bool unfolds_x = !copies_x && goes_by_patches(p, StridedPass::kFprop);
   const bool repeats_x = !unfolds_x && fprop_repeats_channels(p, winograd);
   const ConvProblem fprop_problem = unfolds_x   ? patch_problem(p)

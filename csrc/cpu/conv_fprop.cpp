@@ -161,7 +161,7 @@ typename Fprop<T>::Way Fprop<T>::choose() {
   if (is_empty(view_)) return Way::kNothing;
   const bool winograd = winograd_allowed();
   if constexpr (std::is_floating_point_v<T>) {
-    if ((turned_ = fprop_by_channels_last(p_, view_, winograd))) return Way::kChannelsLast;
+    if ((turned_ = fprop_by_channels_last(p_, view_))) return Way::kChannelsLast;
     if (goes_by_patches(p_, StridedPass::kFprop)) return Way::kPatches;
   }
   if (fprop_repeats_channels(p_, winograd)) return Way::kRepeated;
