@@ -526,7 +526,7 @@ std::optional<ConvProblem> fprop_by_channels_last(const ConvProblem& p, const Co
     if (!c.inner_products_repay_copies()) return std::nullopt;
     return merged(channels_last_problem(p));
   }
-  if (!c.direct_product_repays_copies(algorithm)) return std::nullopt;
+  if (!c.is(DType::kFloat32) || !c.direct_product_repays_copies(algorithm)) return std::nullopt;
   const ConvProblem q = channels_last_images(p);
   if (strides_by_winograd(q, StridedPass::kFprop, winograd) ||
       gather_algorithm(fprop_view(q), q.dtype, winograd) != Algorithm::kDirectProduct)
@@ -548,7 +548,7 @@ bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& v
 bool wgrad_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd) {
   const Case c{view, p.dtype, winograd};
   // Weights of more filters are written as they lie by transposing the products.
-  const bool few = !c.half() && p.groups == 1 && view.K <= kNarrow && view.taps.size() > 1 &&
+  const bool few = c.is(DType::kFloat32) && p.groups == 1 && view.K <= kNarrow && view.taps.size() > 1 &&
                    view.C % (kVectorBytes / c.element_size()) == 0;
   return few && p.layout == Layout::kNCHW && p.weight_layout == Layout::kNCHW &&
          static_cast<double>(view.pixels() * static_cast<int64_t>(view.taps.size())) >=
