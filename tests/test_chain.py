@@ -364,6 +364,14 @@ def by_own_forward_for_another_attribute(made: GraphModule) -> None:
     layer(made, "right").forward = lambda x: x.repeat(1, 1, 1, 1)
 
 
+def by_own_call(made: GraphModule) -> None:
+    layer(made)._call_impl = lambda x: x * 2
+
+
+def by_compiled_layer(made: GraphModule) -> None:
+    layer(made)._compiled_call_impl = lambda x: x * 2
+
+
 def by_own_convolution(made: GraphModule) -> None:
     layer(made)._conv_forward = lambda x, w, b: x * 2
 
@@ -398,6 +406,18 @@ def by_new_data(made: GraphModule) -> None:
 
 def by_writing_bias(made: GraphModule) -> None:
     layer(made).bias.data.add_(1)
+
+
+def by_negated_weight(made: GraphModule) -> None:
+    layer(made, "expand.0").weight.data = torch._neg_view(layer(made, "expand.0").weight.data)
+
+
+def by_negated_bias(made: GraphModule) -> None:
+    layer(made, "project").bias = nn.Parameter(torch.randn(8, dtype=torch.cfloat).conj().imag)
+
+
+def by_zeros_without_memory(made: GraphModule) -> None:
+    layer(made, "project").bias.data = torch._efficientzerotensor(8)
 
 
 def by_state(made: GraphModule) -> None:
@@ -524,7 +544,7 @@ def test_change_is_noticed(change: Callable[[GraphModule], None], runs: list[int
     assert runs == STEPS
     change(made)
     for y in (x, images()):
-        for _ in range(2):
+        for _ in range(4):
             assert_same(made(y), by_layers(made, y))
 
 

@@ -223,7 +223,10 @@ def test_counted_changes() -> None:
 
 def test_tensors_that_cannot_be_watched() -> None:
     assert can_watch([torch.randn(2), nn.Parameter(torch.randn(1, 2, 3, 4))])
-    for other in (torch.randn(2, device="meta"), torch.eye(2).to_sparse(), torch.randn((1,) * 5)):
+    for other in (
+        torch.randn(2, device="meta"), torch.eye(2).to_sparse(), torch.randn((1,) * 5),
+        torch._neg_view(torch.randn(2)), torch._efficientzerotensor(2),
+    ):  # fmt: skip
         assert not can_watch([torch.randn(2), other])
 
 

@@ -29,7 +29,7 @@ __all__ = ["Program", "compile_program"]
 # Of whatever somebody has put in a layer's place.
 _ANY_ERROR = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 # Attributes that no layer in a chain has, and hooks that none has registered.
-_OWN_FORWARDS = ("forward", "_conv_forward")
+_OWN_FORWARDS = ("forward", "_conv_forward", "_call_impl", "_compiled_call_impl")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -137,8 +137,7 @@ class _Snapshot:
                 layer.__class__ is not kind
                 or layer.__dict__ is not values
                 or len(values) != size
-                or "forward" in values
-                or "_conv_forward" in values
+                or not values.keys().isdisjoint(_OWN_FORWARDS)
                 or values["_forward_hooks"]
                 or values["_forward_pre_hooks"]
                 or read(values) != known

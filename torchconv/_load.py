@@ -242,7 +242,9 @@ def _open_library(path: Path, name: str) -> None:
     # Without Python's lock nothing may look at what others change.
     if not _build.bound_fault(watch) and not sysconfig.get_config_var("Py_GIL_DISABLED"):
         with contextlib.suppress(OSError):  # without it fused networks take longer to call
-            if ctypes.CDLL(str(watch)).torchconv_sees_python():
+            sees_python = ctypes.CDLL(str(watch)).torchconv_sees_python
+            sees_python.restype = ctypes.c_bool
+            if sees_python():
                 watching = watch
 
 

@@ -66,12 +66,18 @@ def can_watch(tensors: Iterable[Tensor]) -> bool:
 
 def _is_known(tensor: Tensor) -> bool:
     held = ctypes.c_void_p.from_address(id(tensor) + _HEAD).value
-    return (
-        held == tensor._cdata
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and tensor.dim() <= 4
-    )
+    return held == tensor._cdata and _keys_of(tensor) == _plain_keys() and tensor.dim() <= 4
+
+
+@functools.cache
+def _plain_keys() -> int:
+    return _keys_of(torch.empty(0, device="cpu"))
+
+
+def _keys_of(tensor: Tensor) -> int:
+    """What decides how operators read its memory: the device, the layout, and whether they are to
+    negate it (`z.conj().imag`) or to take it for zeros."""
+    return torch._C._dispatch_keys(tensor).raw_repr()
 
 
 @functools.cache
