@@ -21,7 +21,7 @@ from torchconv._fuse_layers import ConvAdd2d
 from torchconv.functional import average_values, select_values
 
 __all__ = [
-    "FORWARDS",
+    "METHODS",
     "Call",
     "Flatten",
     "attribute_names",
@@ -40,8 +40,11 @@ _OPERATOR_OF: dict[type, str] = {
     nn.Linear: "linear",
     torch.nn.Flatten: "flatten",
 }
-# As they were: whoever has put another in its place wants that to be called.
-FORWARDS: dict[type, Any] = {kind: kind.forward for kind in _OPERATOR_OF}  # type: ignore[attr-defined]
+# As they were, of each class: whoever has put another in its place wants that to be called.
+METHODS: dict[type, dict[str, Any]] = {
+    kind: {name: getattr(kind, name) for name in ("__call__", "_call_impl", "forward")}
+    for kind in _OPERATOR_OF
+}
 
 # What the layers' own attributes say of the operator's arguments.
 _CONV = ("stride", "padding", "dilation", "groups", "padding_mode", "activation", "flip_kernel")

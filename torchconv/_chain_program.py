@@ -13,7 +13,7 @@ from torch.nn import Flatten
 
 from torchconv import nn
 from torchconv._chain_layers import (
-    FORWARDS,
+    METHODS,
     Call,
     attribute_names,
     attributes_of,
@@ -106,8 +106,10 @@ class _Snapshot:
             tensors.append(WatchedTensor(weight, address, version))
             if bias is not None:
                 tensors.append(WatchedTensor(bias, bias.data_ptr()))
-        forwards = [Attribute(kind, "forward", FORWARDS[kind]) for kind in self._kinds]
-        return Watch(instances, tables, forwards, tensors)
+        methods = [
+            Attribute(kind, *method) for kind in self._kinds for method in METHODS[kind].items()
+        ]
+        return Watch(instances, tables, methods, tensors)
 
     def parameters(self) -> list[Tensor]:
         """Of all layers in order: each one's weights, and its bias if it has one."""
@@ -152,7 +154,11 @@ class _Snapshot:
                 or weight.data_ptr() != address
             ):
                 return False
-        return all(kind.forward is FORWARDS[kind] for kind in self._kinds)
+        return all(
+            getattr(kind, name) is method
+            for kind in self._kinds
+            for name, method in METHODS[kind].items()
+        )
 
 
 class Program:
