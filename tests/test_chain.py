@@ -490,6 +490,20 @@ def by_window(made: GraphModule) -> None:
     layer(made, "first").kernel_size = 2
 
 
+def by_window_in_a_list(made: GraphModule) -> None:
+    layer(made, "first").kernel_size = [2, 2]
+    for _ in range(4):
+        made(images())
+    layer(made, "first").kernel_size[0] = 3
+
+
+def by_stride_in_a_list(made: GraphModule) -> None:
+    layer(made, "stem.0").stride = [1, 2]
+    for _ in range(4):
+        made(images())
+    layer(made, "stem.0").stride[1] = 3
+
+
 def by_output_size(made: GraphModule) -> None:
     layer(made, "pool").output_size = (None, 2)
 

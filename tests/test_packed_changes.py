@@ -133,6 +133,14 @@ def by_padding(module: nn.Conv2d) -> None:
     module.padding = (0, 2)
 
 
+def by_padding_in_a_list(module: nn.Conv2d) -> None:
+    padding: Any = [0, 1]
+    module.padding = padding
+    with torch.no_grad():
+        module(torch.randn(SIZE))
+    padding[0] = 2
+
+
 def by_padding_mode(module: nn.Conv2d) -> None:
     module.padding_mode = "reflect"
 
@@ -156,8 +164,8 @@ def by_parametrizing_bias(module: nn.Conv2d) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(by_activation, by_padding, by_padding_mode, by_new_bias, by_no_bias, by_writing_bias),
-        by_parametrizing_bias,
+        *(by_activation, by_padding, by_padding_in_a_list, by_padding_mode, by_new_bias),
+        *(by_no_bias, by_writing_bias, by_parametrizing_bias),
     ],
     ids=lambda f: f.__name__,
 )

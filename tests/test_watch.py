@@ -128,6 +128,18 @@ def test_what_is_equal_or_undone() -> None:
     assert watch.holds()
 
 
+def test_values_that_change_and_stay_the_same_objects() -> None:
+    thing: Any = Thing()
+    thing.size = [3, 4]
+    values = vars(thing)
+    watch = Watch([], [Table(values, equal=(("size", [3, 4]),))], [], [])
+    assert watch.holds() and watch.holds()
+    thing.size[0] = 2
+    assert not watch.holds()
+    thing.size[0] = 3
+    assert watch.holds()
+
+
 def test_tables() -> None:
     tables: list[dict[str, Any]] = [{}, OrderedDict()]
     for table in tables:

@@ -47,7 +47,9 @@ class _Snapshot:
         self._weights: list[Any] = []
         for layer in self.layers:
             values, read = vars(layer), attributes_of(layer)
-            self._attributes.append((layer, type(layer), values, len(values), read, read(values)))
+            # Lists may change and stay the same objects.
+            known = tuple([*v] if isinstance(v, list) else v for v in read(values))
+            self._attributes.append((layer, type(layer), values, len(values), read, known))
             parameters = values["_parameters"]
             if parameters:
                 weight, bias = parameters["weight"], parameters["bias"]
@@ -98,7 +100,8 @@ class _Snapshot:
         for layer, kind, values, size, _, known in self._attributes:
             instances.append(Instance(layer, kind, values))
             own = tuple((name, values[name]) for name in ("_parameters", *_HOOKS))
-            equal = tuple(zip(attribute_names(layer), known, strict=True))
+            named = zip(attribute_names(layer), known, strict=True)
+            equal = tuple((name, value) for name, value in named if name != "_parameters")
             tables.append(Table(values, size, own, equal, _OWN_FORWARDS))
             tables += [Table(values[hooks], 0) for hooks in _HOOKS]
         for _, parameters, weight, bias, version, address in self._weights:

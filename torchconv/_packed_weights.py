@@ -97,7 +97,9 @@ class PackedWeights:
         self, layer: tuple[Any, ...], bias: Tensor | None, values: tuple[Any, ...]
     ) -> None:
         """The operator's arguments that these settings of the layer come to, for any batch."""
-        self._layer, self._bias, self._values = layer, bias, values
+        # A list may come to others, and be the same object.
+        known = None if any(isinstance(setting, list) for setting in layer) else values
+        self._layer, self._bias, self._values = layer, bias, known
 
     def values_of(
         self, layer: tuple[Any, ...], input: Any, weight: Any, bias: Any

@@ -31,7 +31,7 @@ class Table(NamedTuple):
     values: dict[str, Any]
     size: int = -1  # any
     same: Sequence[tuple[str, Any]] = ()  # the very objects
-    equal: Sequence[tuple[str, Any]] = ()
+    equal: Sequence[tuple[str, Any]] = ()  # lists' elements, too, if these are others than there
     absent: Sequence[str] = ()  # keys that are not there
 
 

@@ -21,6 +21,7 @@ extern "C" {
 #pragma weak PyLong_AsVoidPtr
 #pragma weak PyObject_GenericGetDict
 #pragma weak PyObject_GetAttr
+#pragma weak PyObject_Hash
 #pragma weak PyObject_RichCompareBool
 #pragma weak PyObject_Type
 #pragma weak PyTuple_GetItem
@@ -34,6 +35,7 @@ long PyLong_AsLong(PyObject* number);
 void* PyLong_AsVoidPtr(PyObject* number);
 PyObject* PyObject_GenericGetDict(PyObject* object, void* context);
 PyObject* PyObject_GetAttr(PyObject* object, PyObject* name);
+ptrdiff_t PyObject_Hash(PyObject* object);
 int PyObject_RichCompareBool(PyObject* a, PyObject* b, int op);
 PyObject* PyObject_Type(PyObject* object);
 PyObject* PyTuple_GetItem(PyObject* tuple, ptrdiff_t at);  // borrowed
@@ -83,6 +85,13 @@ bool are_equal(PyObject* now, PyObject* known) {
   return result == 1;
 }
 
+// Whether an object has a hash: what has none, such as a list, may change and stay the same object.
+bool has_hash(PyObject* object) {
+  const bool has = PyObject_Hash(object) != -1;
+  if (!has) PyErr_Clear();
+  return has;
+}
+
 // Memory on its way into the caches before it is read: a network's data have driven it out, and
 // asked for at once it arrives together. An address of nothing does no harm.
 class Fetch {
@@ -120,15 +129,17 @@ class Instance {
 };
 
 // A dict of a size, -1 for any, and what it has for some keys. All of that is only looked at where
-// something in it has changed.
+// something in it has changed, or may have without the dict.
 class Table {
  public:
   Table(const Objects& fields, const Places& places, Fetch* fetch)
       : dict_(fields[0]), version_at_(places.version), size_(PyLong_AsLong(fields[1])) {
     for (PyObject* const pair : items(fields[2]))
       entries_.push_back({Relation::kSame, PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1)});
-    for (PyObject* const pair : items(fields[3]))
+    for (PyObject* const pair : items(fields[3])) {
       entries_.push_back({Relation::kEqual, PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1)});
+      if (!has_hash(entries_.back().value)) version_at_ = -1;
+    }
     for (PyObject* const key : items(fields[4])) entries_.push_back({Relation::kAbsent, key});
     fetch->add(dict_, kLine / 2);
   }
