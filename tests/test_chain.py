@@ -408,6 +408,21 @@ def by_writing_bias(made: GraphModule) -> None:
     layer(made).bias.data.add_(1)
 
 
+class Halved(nn.Parameter):
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return result / 2 if isinstance(result, Tensor) and result.dim() == 4 else result
+
+
+def by_weight_of_another_class(made: GraphModule) -> None:
+    layer(made, "expand.0").weight.__class__ = Halved
+
+
+def by_bias_of_another_class(made: GraphModule) -> None:
+    layer(made, "expand.0").bias.__class__ = Halved
+
+
 def by_negated_weight(made: GraphModule) -> None:
     layer(made, "expand.0").weight.data = torch._neg_view(layer(made, "expand.0").weight.data)
 

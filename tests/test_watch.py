@@ -187,6 +187,18 @@ def other_memory(p: Any) -> None:
     p.data = p.data.clone()
 
 
+def same_memory_of_another_storage(p: Any) -> None:
+    p.data = torch.from_numpy(p.detach().numpy())
+
+
+class Subclass(nn.Parameter):
+    pass
+
+
+def of_another_tensor_class(p: Any) -> None:
+    p.__class__ = Subclass
+
+
 def other_type(p: Any) -> None:
     p.data = p.data.view(torch.bfloat16)[:, :4]
 
@@ -205,6 +217,7 @@ def resized(p: Any) -> None:
 
 OF_TENSORS = [
     transposed, part, later_part, other_memory, other_type, one_dimension_more, swapped, resized,
+    same_memory_of_another_storage, of_another_tensor_class,
 ]  # fmt: skip
 
 

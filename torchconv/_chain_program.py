@@ -20,6 +20,7 @@ from torchconv._chain_layers import (
     flattens_to_rows,
     settings_of,
 )
+from torchconv._dispatch import PLAIN
 from torchconv._fetch import Fetch
 from torchconv._programs import KeptProgram, Step, program_of
 from torchconv._watch import Attribute, Instance, Table, Watch, WatchedTensor, can_watch
@@ -155,6 +156,8 @@ class _Snapshot:
                 or parameters["bias"] is not bias
                 or weight._version != version
                 or weight.data_ptr() != address
+                or type(weight) not in PLAIN
+                or type(bias) not in PLAIN
             ):
                 return False
         return all(

@@ -23,6 +23,7 @@ from torchconv._schemas import overload
 from torchconv._settings import Signature, settings_of
 
 __all__ = [
+    "PLAIN",
     "Operator",
     "below_autograd",
     "forward",
@@ -43,7 +44,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 
 # Others have a meaning of their own. None is an optional tensor that is not there.
-_PLAIN = frozenset((Tensor, Parameter, type(None)))
+PLAIN = frozenset((Tensor, Parameter, type(None)))
 
 
 class Operator:
@@ -81,7 +82,7 @@ operator = functools.cache(Operator)
 def is_plain(*tensors: Any) -> bool:
     """Whether nothing transforms, traces or watches a call with these; autograd may record it."""
     for tensor in tensors:
-        if type(tensor) not in _PLAIN:
+        if type(tensor) not in PLAIN:
             return False
     return not (
         fwAD._current_level >= 0

@@ -44,8 +44,8 @@ class Attribute(NamedTuple):
 
 
 class WatchedTensor(NamedTuple):
-    """Of a tensor on the CPU all but what its elements are. Its memory may be another's later:
-    somebody is to hold on to it."""
+    """Of a tensor on the CPU all but what its elements are. Somebody is to hold on to its storage,
+    whose place may be another's later."""
 
     object: Tensor
     address: int

@@ -199,22 +199,26 @@ class WatchedTensor {
  public:
   WatchedTensor(const Objects& fields, const Places& places, Fetch* fetch)
       : impl_(&at<const c10::TensorImpl*>(fields[0], places.tensor)),
+        type_at_(&at<PyObject*>(fields[0], places.tensor - sizeof(PyObject*))),
+        type_(*type_at_),
+        storage_((*impl_)->unsafe_storage().unsafeGetStorageImpl()),
         data_(PyLong_AsVoidPtr(fields[1])),
         version_(PyLong_AsLong(fields[2])),
         shape_((*impl_)->sizes(), (*impl_)->strides()),
         dtype_((*impl_)->dtype()),
         keys_((*impl_)->key_set()) {
-    fetch->add(impl_, sizeof(void*));
+    fetch->add(type_at_, 2 * sizeof(void*));
     fetch->add(*impl_, sizeof(c10::TensorImpl));
-    fetch->add((*impl_)->unsafe_storage().unsafeGetStorageImpl(), kLine);
+    fetch->add(storage_, kLine);
   }
 
   bool holds() {
     const c10::TensorImpl& now = **impl_;
-    const c10::StorageImpl* const storage = now.unsafe_storage().unsafeGetStorageImpl();
-    if (storage == nullptr || now.key_set() != keys_ || now.dtype() != dtype_) return false;
+    if (*type_at_ != type_ || now.key_set() != keys_ || now.dtype() != dtype_ ||
+        now.unsafe_storage().unsafeGetStorageImpl() != storage_)
+      return false;
     const auto offset = now.storage_offset() * static_cast<int64_t>(dtype_.itemsize());
-    return static_cast<const char*>(storage->data()) + offset == data_ &&
+    return static_cast<const char*>(storage_->data()) + offset == data_ &&
            shape_.is(now.sizes(), now.strides()) &&
            (version_ < 0 || now.version_counter().current_version() == version_);
   }
@@ -244,6 +248,10 @@ class WatchedTensor {
 
   // In the Python object, to which torch.utils.swap_tensors gives another one.
   const c10::TensorImpl* const* impl_;
+  // Python's head of an object ends with its class.
+  PyObject* const* type_at_;
+  PyObject* type_;
+  const c10::StorageImpl* storage_;
   const void* data_;
   int64_t version_;  // -1: any
   Shape shape_;
