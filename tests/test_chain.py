@@ -384,6 +384,18 @@ def by_new_bias(made: GraphModule) -> None:
     layer(made).bias = nn.Parameter(torch.randn(24))
 
 
+def by_weight_before_the_parameter(made: GraphModule) -> None:
+    vars(layer(made))["weight"] = torch.randn(24, 1, 3, 3)
+
+
+def by_bias_before_the_parameter(made: GraphModule) -> None:
+    vars(layer(made, "project"))["bias"] = torch.randn(8)
+
+
+def by_layer_before_the_child(made: GraphModule) -> None:
+    vars(made)["first"] = nn.MaxPool2d(5, 2, 2)
+
+
 def by_no_bias(made: GraphModule) -> None:
     layer(made).bias = None
 

@@ -29,8 +29,9 @@ __all__ = ["Program", "compile_program"]
 
 # Of whatever somebody has put in a layer's place.
 _ANY_ERROR = (AttributeError, KeyError, RuntimeError, TypeError, ValueError)
-# Attributes that no layer in a chain has, and hooks that none has registered.
-_OWN_FORWARDS = ("forward", "_conv_forward", "_call_impl", "_compiled_call_impl")
+# Attributes that no layer in a chain has of its own (Python finds them before the class's, and
+# before parameters), and hooks that none has registered.
+_NOT_OWN = ("forward", "_conv_forward", "_call_impl", "_compiled_call_impl", "weight", "bias")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -96,14 +97,14 @@ class _Snapshot:
         instances, tables, tensors = [], [], []
         for module, children, were in self._containers.values():
             instances.append(Instance(module, type(module), vars(module)))
-            tables.append(Table(vars(module), same=(("_modules", children),)))
+            tables.append(Table(vars(module), same=(("_modules", children),), absent=tuple(were)))
             tables.append(Table(children, len(were), same=tuple(were.items())))
         for layer, kind, values, size, _, known in self._attributes:
             instances.append(Instance(layer, kind, values))
             own = tuple((name, values[name]) for name in ("_parameters", *_HOOKS))
             named = zip(attribute_names(layer), known, strict=True)
             equal = tuple((name, value) for name, value in named if name != "_parameters")
-            tables.append(Table(values, size, own, equal, _OWN_FORWARDS))
+            tables.append(Table(values, size, own, equal, _NOT_OWN))
             tables += [Table(values[hooks], 0) for hooks in _HOOKS]
         for _, parameters, weight, bias, version, address in self._weights:
             tables.append(Table(parameters, same=(("weight", weight), ("bias", bias))))
@@ -136,14 +137,18 @@ class _Snapshot:
     def _are_as_they_were(self) -> bool:
         self._fetch()
         for module, children, were in self._containers.values():
-            if module._modules is not children or children != were:
+            if (
+                module._modules is not children
+                or children != were
+                or not vars(module).keys().isdisjoint(were)
+            ):
                 return False
         for layer, kind, values, size, read, known in self._attributes:
             if (
                 layer.__class__ is not kind
                 or layer.__dict__ is not values
                 or len(values) != size
-                or not values.keys().isdisjoint(_OWN_FORWARDS)
+                or not values.keys().isdisjoint(_NOT_OWN)
                 or values["_forward_hooks"]
                 or values["_forward_pre_hooks"]
                 or read(values) != known
