@@ -196,9 +196,11 @@ def test_epilogue(activation: str, C: int) -> None:
 
 
 def test_outputs_past_the_caches() -> None:
-    """An output that is streamed to memory, and gradients with gaps between the pixels."""
+    """An output that is streamed to memory, also of filters that tasks share by half vectors, and
+    gradients with gaps between the pixels."""
     x, w = channels_last(2, 8, 200, 200), torch.randn(64, 8, 1, 1)
     check(x, w)
+    check(channels_last(1, 8, 14, 16), torch.randn(18736, 8, 1, 1))
     check(channels_last(1, 64, 260, 260), torch.randn(16, 64, 1, 1), stride=2)
 
 

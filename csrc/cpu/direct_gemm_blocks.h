@@ -77,6 +77,7 @@ class DirectGemm : DirectTasks {
     if constexpr (std::is_same_v<T, A>)
       streams_ =
           to_dst_ && simple && plan.chunks == 1 && view.K % kLanes<A> == 0 &&
+          unit_ % kLanes<A> == 0 &&
           WideVec<T>::streams(epilogue.y + view.dst_offset,
                               view.N * view.pixels() * view.groups * view.K, view.dst.column);
   }
