@@ -169,6 +169,7 @@ struct Case {
   bool channels_last() const { return direct_gemm_applies(v); }
   bool depthwise_columns() const {
     if (is(DType::kFloat64)) return depthwise_columns_applies<double>(v);
+    if (is(DType::kBFloat16)) return depthwise_columns_applies<BFloat16>(v);
     return is(DType::kFloat16) ? depthwise_columns_applies<Float16>(v)
                                : depthwise_columns_applies<float>(v);
   }
