@@ -549,8 +549,8 @@ bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& v
 bool wgrad_by_channels_last(const ConvProblem& p, const ConvView& view, bool winograd) {
   const Case c{view, p.dtype, winograd};
   // Weights of more filters are written as they lie by transposing the products.
-  const bool few = c.is(DType::kFloat32) && p.groups == 1 && view.K <= kNarrow && view.taps.size() > 1 &&
-                   view.C % (kVectorBytes / c.element_size()) == 0;
+  const bool few = c.is(DType::kFloat32) && p.groups == 1 && view.K <= kNarrow &&
+                   view.taps.size() > 1 && view.C % (kVectorBytes / c.element_size()) == 0;
   return few && p.layout == Layout::kNCHW && p.weight_layout == Layout::kNCHW &&
          static_cast<double>(view.pixels() * static_cast<int64_t>(view.taps.size())) >=
              kWgradCopies * static_cast<double>(view.H * view.W) &&

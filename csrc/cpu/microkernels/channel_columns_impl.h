@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "core/range.h"
 #include "cpu/microkernels/channel_columns.h"
@@ -314,7 +315,10 @@ void sum_columns(const ChannelColumns& p, const ChannelColumnsSum<T>& t) {
   if (square && p.R == 5)
     return one ? sum_vectors<T, V, 5, 5, 1>(p, t) : sum_vectors<T, V, 5, 5, 2>(p, t);
   if (one && square && p.R == 7) return sum_vectors<T, V, 7, 7, 1>(p, t);
-  if constexpr (V::kAnyKernel) sum_other_columns<T, V>(p, t);
+  if constexpr (V::kAnyKernel)
+    sum_other_columns<T, V>(p, t);
+  else
+    std::abort();  // columns_of_any_kernel says no
 }
 
 template <typename T, typename V>
