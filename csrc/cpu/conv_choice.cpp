@@ -142,8 +142,8 @@ constexpr int64_t kGroupWidth = 16, kGroupWidthTaps = 40, kGroupWidthPixels = 64
 constexpr int64_t kGroupRowsChannels = 4;
 constexpr double kGroupSquareLeft = 0.54, kGroupRowsLeft = 0.75;
 // The part of the vectors along tiles that must have outputs for these to be faster than vectors
-// along channels, of which an image in NCHW has to be transposed.
-// What more channels have would not stay in the first-level cache from rows to rows.
+// along channels, of which an image in NCHW has to be transposed; and channels whose points stay in
+// the first-level cache from rows to rows.
 constexpr double kGroupPlanesLanes = 0.6;
 constexpr int64_t kGroupPlanesChannels = 8;
 // Below this width the columns that a band adds to a row cost more than packing.

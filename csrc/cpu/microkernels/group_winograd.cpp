@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "cpu/microkernels/group_winograd_columns.h"
 #include "cpu/winograd_transforms.h"
 
 namespace torchconv::cpu {
@@ -74,38 +75,12 @@ TORCHCONV_INLINE void add_channel(const float* w, const Register (&v)[kCount][kD
   }
 }
 
-// From the points of kCount * 2 + 2 rows to those of the columns of kCount tiles.
-template <int kCount>
-TORCHCONV_INLINE void transform_point(const float* points, const int64_t* rows,
-                                      Register (&v)[kCount][kDown]) {
-  Register r[2 * kCount + 2];
-#pragma GCC unroll 6
-  for (int i = 0; i < 2 * kCount + 2; ++i) r[i] = V::load(points + rows[i]);
-#pragma GCC unroll 2
-  for (int t = 0; t < kCount; ++t) {
-    v[t][0] = r[2 * t] - r[2 * t + 2];
-    v[t][1] = r[2 * t + 1] + r[2 * t + 2];
-    v[t][2] = r[2 * t + 2] - r[2 * t + 1];
-    v[t][3] = r[2 * t + 1] - r[2 * t + 3];
-  }
-}
-
-// And back, to kCount * 2 rows of outputs.
-template <int kCount>
-TORCHCONV_INLINE void finish_point(const Register (&sums)[kCount][kDown], float* to) {
-#pragma GCC unroll 2
-  for (int t = 0; t < kCount; ++t) {
-    V::store(to + 2 * t * kRow, sums[t][0] + (sums[t][1] + sums[t][2]));
-    V::store(to + (2 * t + 1) * kRow, (sums[t][1] - sums[t][2]) - sums[t][3]);
-  }
-}
-
 // One point of the rows of kCount tiles, whose lanes are exchanged.
 template <int kCount>
 TORCHCONV_INLINE void multiply_exchanged(const GroupWinogradBand& band, const float* w,
                                          const float* points, const int64_t* rows, float* to) {
   Register v[kCount][kDown], sums[kCount][kDown] = {};
-  transform_point<kCount>(points, rows, v);
+  transform_columns(points, rows, v);
   for (int64_t c = 0;;) {
     add_channel<0, kCount>(w, v, sums);
     add_channel<1, kCount>(w, v, sums);
@@ -121,7 +96,7 @@ TORCHCONV_INLINE void multiply_exchanged(const GroupWinogradBand& band, const fl
       for (int q = 0; q < kDown; ++q) v[t][q] = odd ? exchange<4>(v[t][q]) : exchange<12>(v[t][q]);
     }
   }
-  finish_point<kCount>(sums, to);
+  finish_columns(sums, to, kRow);
 }
 
 // The same for any lanes.
@@ -129,7 +104,7 @@ template <int kCount>
 TORCHCONV_INLINE void multiply_permuted(const GroupWinogradBand& band, const float* w,
                                         const float* points, const int64_t* rows, float* to) {
   Register v[kCount][kDown], sums[kCount][kDown] = {};
-  transform_point<kCount>(points, rows, v);
+  transform_columns(points, rows, v);
   Lanes lanes = Vec<LaneIndex<float>>::load(band.lanes);
   for (int64_t c = 0; c < band.channels; ++c, lanes += 1, w += kDown * kL) {
 #pragma GCC unroll 4
@@ -140,7 +115,7 @@ TORCHCONV_INLINE void multiply_permuted(const GroupWinogradBand& band, const flo
       for (int t = 0; t < kCount; ++t) sums[t][q] += permute(v[t][q], lanes) * filters;
     }
   }
-  finish_point<kCount>(sums, to);
+  finish_columns(sums, to, kRow);
 }
 
 // Rows of a tile's outputs. Returns a vector with a NaN where one, before its bias, is not finite.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "cpu/microkernels/group_winograd_columns.h"
 #include "cpu/winograd_transforms.h"
 
 namespace torchconv::cpu {
@@ -157,16 +158,8 @@ TORCHCONV_INLINE void multiply(const float* from, const int64_t* slots, int64_t 
                                const float* weights, float* to, int64_t filter_stride) {
   Register sums[kFilters][kCount][kDown] = {};
   for (int64_t c = 0; c < channels; ++c, from += kSource * kL, weights += kDown * kL) {
-    Register r[kSource], v[kCount][kDown];
-#pragma GCC unroll 6
-    for (int k = 0; k < 2 * kCount + 2; ++k) r[k] = V::load(from + slots[k]);
-#pragma GCC unroll 2
-    for (int t = 0; t < kCount; ++t) {
-      v[t][0] = r[2 * t] - r[2 * t + 2];
-      v[t][1] = r[2 * t + 1] + r[2 * t + 2];
-      v[t][2] = r[2 * t + 2] - r[2 * t + 1];
-      v[t][3] = r[2 * t + 1] - r[2 * t + 3];
-    }
+    Register v[kCount][kDown];
+    transform_columns(from, slots, v);
 #pragma GCC unroll 4
     for (int q = 0; q < kDown; ++q) {
 #pragma GCC unroll 4
@@ -179,14 +172,7 @@ TORCHCONV_INLINE void multiply(const float* from, const int64_t* slots, int64_t 
     }
   }
 #pragma GCC unroll 4
-  for (int f = 0; f < kFilters; ++f) {
-#pragma GCC unroll 2
-    for (int t = 0; t < kCount; ++t) {
-      const auto& m = sums[f][t];
-      V::store(to + f * filter_stride + 2 * t * kL, m[0] + (m[1] + m[2]));
-      V::store(to + f * filter_stride + (2 * t + 1) * kL, (m[1] - m[2]) - m[3]);
-    }
-  }
+  for (int f = 0; f < kFilters; ++f) finish_columns(sums[f], to + f * filter_stride, kL);
 }
 
 // All points and filters, from [point][channel][source row] to [filter][point][row].
