@@ -81,7 +81,7 @@ FULL_PATTERNS = (
 # which has the most instances, and what runs once a call.
 LIGHT_PATTERNS = (
     "core/*.cpp", "ops/**/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
-    "cpu/conv_view.cpp", "cpu/conv_gather.cpp", "cpu/conv_fprop.cpp", "cpu/conv_backward.cpp",
+    "cpu/conv_ways.cpp", "cpu/conv_view.cpp", "cpu/conv_gather.cpp", "cpu/conv_fprop.cpp", "cpu/conv_backward.cpp",
     "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
     "cpu/winograd.cpp", "cpu/conv_wgrad.cpp", "cpu/depthwise_columns.cpp",
     "cpu/group_gather.cpp", "cpu/group_wgrad.cpp", "cpu/winograd_wgrad.cpp",
@@ -106,7 +106,8 @@ TOGETHER_PATTERNS = {
     "ops": ("ops/**/*.cpp",),
     "cpu/norm": ("cpu/batch_norm*.cpp",),
     "cpu/conv": (
-        "core/*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp", "cpu/conv_view.cpp",
+        "core/*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp", "cpu/conv_ways.cpp",
+        "cpu/conv_view.cpp",
         "cpu/conv_gather.cpp", "cpu/conv_fprop.cpp", "cpu/conv_backward.cpp",
         "cpu/packed_weights.cpp", "cpu/parallel_range.cpp",
     ),

@@ -1,4 +1,4 @@
-// dgrad and wgrad: which way a problem goes, by conv_choice.h, and another one where that meets
+// dgrad and wgrad: which way a problem goes, by conv_ways.h, and another one where that meets
 // infinity or NaN.
 #include <optional>
 #include <type_traits>
@@ -16,6 +16,7 @@
 #include "cpu/conv_pack.h"
 #include "cpu/conv_patches.h"
 #include "cpu/conv_view.h"
+#include "cpu/conv_ways.h"
 #include "cpu/conv_wgrad.h"
 #include "cpu/depthwise_channels.h"
 #include "cpu/depthwise_columns.h"

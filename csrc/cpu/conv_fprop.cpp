@@ -1,4 +1,4 @@
-// fprop: which way a problem goes, by conv_choice.h, and the calls that repeat one.
+// fprop: which way a problem goes, by conv_ways.h, and the calls that repeat one.
 #include <algorithm>
 #include <memory>
 #include <optional>
@@ -13,6 +13,7 @@
 #include "cpu/conv_integer.h"
 #include "cpu/conv_patches.h"
 #include "cpu/conv_view.h"
+#include "cpu/conv_ways.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/parallel_range.h"
 #include "cpu/samples_apart.h"

@@ -14,6 +14,7 @@
 #include "cpu/conv_view.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/packed_weights.h"
+#include "cpu/winograd_strided.h"
 
 namespace torchconv::cpu {
 
