@@ -81,8 +81,8 @@ FULL_PATTERNS = (
 # which has the most instances, and what runs once a call.
 LIGHT_PATTERNS = (
     "core/*.cpp", "ops/**/*.cpp", "cpu/*pool2d*.cpp", "cpu/conv_choice.cpp", "cpu/conv_explain.cpp",
-    "cpu/conv_ways.cpp", "cpu/conv_view.cpp", "cpu/conv_gather.cpp", "cpu/conv_fprop.cpp", "cpu/conv_backward.cpp",
-    "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
+    "cpu/conv_ways.cpp", "cpu/conv_view.cpp", "cpu/conv_gather.cpp", "cpu/conv_fprop.cpp",
+    "cpu/conv_backward.cpp", "cpu/*_gemm.cpp", "cpu/packed_weights.cpp",
     "cpu/winograd.cpp", "cpu/conv_wgrad.cpp", "cpu/depthwise_columns.cpp",
     "cpu/group_gather.cpp", "cpu/group_wgrad.cpp", "cpu/winograd_wgrad.cpp",
     "cpu/conv_band_wgrad.cpp", "cpu/direct_tasks.cpp", "cpu/parallel_range.cpp",
