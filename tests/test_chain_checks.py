@@ -136,7 +136,38 @@ def test_single_images_are_not_computed_twice() -> None:
     made.second.register_forward_hook(lambda *_: seen.append(0))
     for _ in range(12):
         made(x)
-    assert len(seen) < 20
+    assert len(seen) == 12
+
+
+@pytest.mark.parametrize("name", ["first", "second", "pool"])
+def test_each_call_calls_hooks_once(name: str) -> None:
+    def steps(m: Any, x: Tensor) -> Tensor:
+        x = m.between(m.first(x))
+        if x.shape[-2] % 2 == 0:
+            x = F.pad(x, (0, 0, 0, 1))
+        return m.pool(m.third(m.second(x))).flatten(1) + x.shape[0]
+
+    model: Any = network()
+    model.between = nn.ConvTranspose2d(8, 8, 1)  # in no chain
+    model.steps = steps
+    x = images(2, 3, 16, 18)
+    made: Any = torchconv.fuse(model, x)
+    expected = by_layers(made, x)
+    seen: list[str] = []
+    made.between.register_forward_hook(lambda *_: seen.append("between"))
+    for _ in range(4):
+        assert_same(made(x), expected)
+    assert seen == ["between"] * 4
+    handle = getattr(made, name).register_forward_hook(lambda *_: seen.append(name))
+    for _ in range(8):
+        seen.clear()
+        assert_same(made(x), expected)
+        assert sorted(seen) == sorted(["between", name])
+    handle.remove()
+    for _ in range(3):
+        seen.clear()
+        assert_same(made(x), expected)
+        assert seen == ["between"]
 
 
 def test_overwritten_arguments() -> None:

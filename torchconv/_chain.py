@@ -16,9 +16,9 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import getitem
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,8 +44,10 @@ _is_compiling = torch.compiler.is_compiling
 _grad_enabled = torch.is_grad_enabled
 # Of arguments, that a network remembers.
 _MOST_KINDS = 256
-# Calls one after another that are made once more, with checks.
+# Calls one after another that are made with checks because a layer may have changed.
 _MOST_DOUBTS = 4
+# Whose functions call no code of the network's owner.
+_KNOWN_MODULES = {"_operator", "builtins", "math", "torch"}
 
 
 class Fused(GraphModule):
@@ -105,7 +107,7 @@ class _Chains:
         self._forward = forward
         self._graph = graph
         self._with_checks: Callable[..., Any] | None = None
-        self._unchecked: Callable[..., Any] | None = None
+        self._unchecked: _Unchecked | None = None
         self._has_checks = True  # until they were looked for
         self._passed: set[Any] = set()
         self._doubts: Counter[Any] = Counter()
@@ -126,11 +128,15 @@ class _Chains:
         """The call without checks if these kinds have passed them, or else with them."""
         unchecked = self._unchecked
         if kinds in self._passed and unchecked is not None:
-            result = unchecked(network, *args)
-            if kinds in self._passed:
-                self._doubts.pop(kinds, None)
-                return result
-            # Layers may be no more what they were: what their checks say comes first.
+            changed = [chain for chain in unchecked.chains if not chain.is_as_it_was()]
+            if not changed:
+                result = unchecked.forward(network, *args)
+                if kinds in self._passed:
+                    self._doubts.pop(kinds, None)
+                    return result
+            # Layers may be no more what they were: what their checks say comes first. A call is
+            # made once more only where that happened in the midst of it.
+            self._passed.clear()
             self._doubts[kinds] += 1
         result = self._forward(network, *args)
         if len(self._passed) >= _MOST_KINDS:
@@ -140,9 +146,14 @@ class _Chains:
         return result
 
 
-def _unchecked(
-    network: Fused, graph: Graph, changed: Callable[[], None]
-) -> Callable[..., Any] | None:
+class _Unchecked(NamedTuple):
+    """A forward without checks, for calls before which all of its chains were what they were."""
+
+    forward: Callable[..., Any]
+    chains: Sequence[_Chain]
+
+
+def _unchecked(network: Fused, graph: Graph, changed: Callable[[], None]) -> _Unchecked | None:
     """The network's forward with calls of chains in it and without what the kinds of arguments
     decide, unless layers decide it that are in no chain: nothing would notice their change. None
     where that leaves all as it is."""
@@ -157,8 +168,22 @@ def _unchecked(
         watched = {name for chain in chains for name in chain.layers}
         unsure = {number for number, names in taken.items() if not names <= watched}
         if not unsure:
-            return forward
+            for chain in _before_others(own):
+                chain.looks = False
+            return _Unchecked(forward, chains)
         kept |= unsure
+
+
+def _before_others(graph: Graph) -> Iterator[_Chain]:
+    """The chains before which a call runs nothing that could change a layer."""
+    for node in graph.nodes:
+        if isinstance(node.target, _Chain):
+            yield node.target
+        elif node.op == "call_module" or (
+            node.op == "call_function"
+            and str(getattr(node.target, "__module__", "")).partition(".")[0] not in _KNOWN_MODULES
+        ):
+            return
 
 
 def _chained(
@@ -263,18 +288,27 @@ class _Chain:
         self._rest = self._pause = 0
         # Inputs for which the layers can what the operator cannot: a sum that broadcasts, say.
         self._refused: set[Any] = set()
+        # Whether a call asks if the layers are what they were; else who calls has just done so.
+        self.looks = True
+
+    def is_as_it_was(self) -> bool:
+        """Whether the next call runs what the layers were; if not, those after it may."""
+        program = self._program
+        if program is not None and program.holds():
+            return True
+        self._renew(program)
+        return False
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
-        if not _only_infers(inputs):
-            self._changed()
-            return self._by_layers(inputs)
+        infers = _only_infers(inputs)
         program = self._program
-        if program is None or not program.holds():
+        if program is None or (self.looks and not program.holds()):
             self._changed()
             outputs = self._by_layers(inputs)
-            self._renew(program)
+            if infers:
+                self._renew(program)
             return outputs
-        if self._refused and _kinds_of(inputs) in self._refused:
+        if not infers or (self._refused and _kinds_of(inputs) in self._refused):
             return self._by_layers(inputs)
         try:
             outputs = program.run(inputs)
