@@ -168,9 +168,6 @@ BOUND_FLAGS = (
     "-std=c++2a", "-O1", "-DNDEBUG", "-DAT_PER_OPERATOR_HEADERS", "-fPIC", "-fvisibility=hidden",
     "-Wall", "-Wextra",
 )  # fmt: skip
-# What PyTorch's headers declare stays in use to the end of a source: GCC would look again and again
-# for what it may throw away, which takes longer than it spares memory.
-BOUND_MEMORY_FLAGS = {"gcc": ("--param=ggc-min-heapsize=1000000",), "clang": ()}
 SOURCE_PATTERNS = ("core/*.cpp", "ops/*.cpp", "ops/cpu/*.cpp", "cpu/**/*.cpp")
 HEADER_PATTERNS = ("core/**/*.h", "ops/**/*.h", "cpu/**/*.h")
 # The variant for GPUs. The operators are compiled once more, calling its kernels; the CUDA sources
@@ -190,6 +187,10 @@ CUDA_LINK_FLAGS = (
     "-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed", "-ltorch_cpu", "-lc10",
     "-lcudart_static", "-ldl", "-lrt", "-lpthread", "-Wl,--no-undefined",
 )  # fmt: skip
+# What a source declares mostly stays in use to its end: GCC would look again and again for what it
+# may throw away, a twentieth of the time to compile, for at most 300 MB that it spares. The results
+# are the same.
+MEMORY_FLAGS = {"gcc": ("--param=ggc-min-heapsize=1000000",), "clang": ()}
 # The headers that every source reads, compiled once for all of them.
 PRECOMPILED = "cpu/precompiled.h"
 OUTPUT = "output.txt"
@@ -370,6 +371,7 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
     includes, libraries = _torch_paths()
     # A message of a check in the sources names csrc/ops/conv2d.cpp wherever it was compiled.
     shared = ["-I", str(root), f"-fmacro-prefix-map={root}{os.sep}=csrc/"]
+    shared += MEMORY_FLAGS[compiler_kind(compiler())]
     for path in includes:
         shared += ["-isystem", path]
     folders = [word for path in libraries for word in ("-L", path)]
@@ -401,11 +403,10 @@ def ninja_file(wanted: Sequence[str], root: Path) -> str:
     if CUDA in wanted:
         toolkit = cuda_toolkit()
         lines += _cuda_rules(root, toolkit, folders)
-    bound_flags = [*BOUND_FLAGS, *BOUND_MEMORY_FLAGS[compiler_kind(compiler())]]
     for name, source in _bound_along(wanted, root).items():
         lines += [
             f"build {name}: bound {_ninja_path(source)}",
-            f"  flags = {_ninja_command(bound_flags)}",
+            f"  flags = {_ninja_command(BOUND_FLAGS)}",
         ]
     chosen = optimization(root)
     # A wrapper such as ccache mostly cannot keep what was compiled with a precompiled header.
