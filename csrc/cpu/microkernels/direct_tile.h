@@ -80,7 +80,8 @@ DirectMicrokernel<T> direct_even_microkernel();
 
 // Where the processor has dot products of bfloat16 (avx512_bf16): a term is a pair of neighbouring
 // channels in the 32 bits of an element of a, and in those of each element of b; sums are float.
-// The instruction rounds each step to nearest even and takes denormals for zero.
+// The instruction rounds each step to nearest even and takes denormals for zero. With
+// TORCHCONV_PAIR_PRODUCTS=0 in the environment, for tests, no processor has them.
 bool has_pair_products();
 DirectMicrokernel<float> direct_pair_microkernel(int64_t rows, int64_t vectors);
 DirectMicrokernel<float> direct_even_pair_microkernel();

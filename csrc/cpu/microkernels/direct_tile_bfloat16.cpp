@@ -1,5 +1,6 @@
 // The register tiles of channels_last convolutions in bfloat16: dot products of pairs of channels.
 #include <cstdlib>
+#include <cstring>
 
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/microkernels/pair_product.h"
@@ -13,7 +14,11 @@
 namespace torchconv::cpu {
 
 bool has_pair_products() {
-  static const bool has = __builtin_cpu_supports("avx512bf16") != 0;
+  static const bool has = [] {
+    const char* const wanted = std::getenv("TORCHCONV_PAIR_PRODUCTS");
+    return __builtin_cpu_supports("avx512bf16") != 0 &&
+           (wanted == nullptr || std::strcmp(wanted, "0") != 0);
+  }();
   return has;
 }
 
