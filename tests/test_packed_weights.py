@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -239,6 +242,37 @@ def test_threads() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+# Memory that is freed is the system's again, so that who still reads it ends.
+SWAPS = """
+import threading, time, torch, torchconv
+torch.set_num_threads(1)
+layer = torchconv.nn.Conv2d(256, 256, 3, padding=1).eval()
+x, calls, stop = torch.randn(1, 256, 8, 8), [0, 0], time.monotonic() + 1
+def call(i):
+    with torch.no_grad():
+        while time.monotonic() < stop:
+            layer(x)
+            calls[i] += 1
+workers = [threading.Thread(target=call, args=(i,)) for i in range(2)]
+for worker in workers:
+    worker.start()
+while time.monotonic() < stop:
+    layer.weight.data, layer.bias.data = torch.ones(256, 256, 3, 3), torch.ones(256)
+    before = list(calls)
+    while time.monotonic() < stop and any(a < b + 2 for a, b in zip(calls, before)):
+        time.sleep(0)
+for worker in workers:
+    worker.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by glibc's setting")
+def test_weights_that_another_thread_swaps_in_a_call() -> None:
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", SWAPS], env=environment, check=False)
+    assert done.returncode == 0
 
 
 def test_memory_is_given_back() -> None:

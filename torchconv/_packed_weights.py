@@ -135,6 +135,8 @@ class PackedWeights:
         if input.dim() == 3:
             added = None if residual is None else residual.unsqueeze(0)
             return self.convolve(input.unsqueeze(0), weight, bias, added, values).squeeze(0)
+        # Another thread may set `weight.data` while this one is in a kernel.
+        _held = weight.untyped_storage(), None if bias is None else bias.untyped_storage()
         wanted = (values, self.owner_of(weight), weight._version)
         # Both at once, for layers that several threads call.
         known, settings = self._written
