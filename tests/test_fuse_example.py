@@ -438,6 +438,9 @@ TENSORS_OF_SIZES: dict[str, Callable[[Tensor], Tensor]] = {
     "tensor": lambda x: torch.tensor([x.size(0), 1.0]).sum(),
     "as_tensor": lambda x: torch.as_tensor(x.size(0) * 2),
     "rand": lambda x: torch.rand(x.size(0), 4, 1, 1) * 0,
+    "expand": lambda x: torch.ones(1, 4, 1, 1).expand(x.shape[0], -1, -1, -1),
+    "new_tensor": lambda x: torch.ones(1).new_tensor([x.size(0), 1.0]).sum(),
+    "divmod": lambda x: torch.full([1], divmod(x.shape[0], 2)[0]) + divmod(7, x.shape[0])[1],
 }
 
 
@@ -452,6 +455,7 @@ def test_tensors_of_sizes(kind: str, by_example: bool) -> None:
     model, images = Adds().eval(), torch.randn(2, 3, 6, 7)
     fused = torchconv.fuse(model, *((images,) if by_example else ()))
     assert torch.zeros is factory
+    assert not {"expand", "new_tensor"} & vars(torch.Tensor).keys()
     with torch.no_grad():
         for batch in (images, torch.randn(3, 3, 6, 7), torch.randn(3, 3, 9, 8)):
             assert relative_error(fused(batch), model(batch)) < 1e-6

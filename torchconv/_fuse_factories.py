@@ -19,6 +19,22 @@ _FACTORIES = (
     *("arange", "as_tensor", "empty", "eye", "full", "linspace", "logspace", "ones"),
     *("rand", "randint", "randn", "randperm", "tensor", "zeros"),
 )
+# The same of tensors that the network holds.
+_METHODS = ("expand", "new_tensor")
+
+
+def _method(name: str) -> Callable[..., Any]:
+    """The tensors' method of this name, of which a call with stand-ins is recorded."""
+    function = getattr(torch.Tensor, name)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for part in pytree.tree_leaves((args, kwargs)):
+            if isinstance(part, Proxy):
+                return part.tracer.create_proxy("call_method", name, args, kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def _factory(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,12 +52,17 @@ def _factory(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def recorded_factories() -> Iterator[None]:
-    """In it torch's own names record calls with stand-ins, whatever their arguments."""
+    """In it torch's own names, and methods, record calls with stand-ins, whatever the arguments."""
     own = {name: getattr(torch, name) for name in _FACTORIES}
     try:
         for name, function in own.items():
             setattr(torch, name, _factory(function))
+        for name in _METHODS:
+            setattr(torch.Tensor, name, _method(name))
         yield
     finally:
+        for name in _METHODS:
+            if name in vars(torch.Tensor):
+                delattr(torch.Tensor, name)  # of which a base has it
         for name, function in own.items():
             setattr(torch, name, function)

@@ -159,6 +159,12 @@ class _Proxy(torch.fx.Proxy):
     def __setitem__(self, k: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, k, value), {})
 
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
     def __round__(self, digits: int | None = None) -> Any:
         return round(self._number(lambda value: value), digits)
 
