@@ -590,6 +590,21 @@ def test_change_is_noticed(change: Callable[[GraphModule], None], runs: list[int
 
 
 @pytest.mark.usefixtures("looks")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ceil_mode", 0), ("kernel_size", 3.0), ("stride", (2.0, 2)), ("padding", [1.0])],
+)
+def test_equal_values_of_types_that_layers_refuse(name: str, value: Any) -> None:
+    made, x = fused(), images()
+    for _ in range(2):
+        made(x)
+    setattr(layer(made, "first"), name, value)
+    for _ in range(2):
+        with pytest.raises(TypeError, match=name):
+            made(x)
+
+
+@pytest.mark.usefixtures("looks")
 def test_registered_hooks_are_called(runs: list[int]) -> None:
     made, x = fused(), images()
     for _ in range(2):

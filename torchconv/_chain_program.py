@@ -35,6 +35,17 @@ _NOT_OWN = ("forward", "_conv_forward", "_call_impl", "_compiled_call_impl", "we
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
+def _are_alike(now: Any, known: Any) -> bool:
+    """Whether it is the same value of the same type, as are the elements of tuples and lists."""
+    if now is known:
+        return True
+    if type(now) is not type(known):
+        return False
+    if isinstance(known, (list, tuple)):
+        return len(now) == len(known) and all(map(_are_alike, now, known))
+    return bool(now == known)
+
+
 class _Snapshot:
     """What the layers of these names are, and whether they still are."""
 
@@ -151,7 +162,7 @@ class _Snapshot:
                 or not values.keys().isdisjoint(_NOT_OWN)
                 or values["_forward_hooks"]
                 or values["_forward_pre_hooks"]
-                or read(values) != known
+                or not _are_alike(read(values), known)
             ):
                 return False
         for layer, parameters, weight, bias, version, address in self._weights:

@@ -31,7 +31,8 @@ class Table(NamedTuple):
     values: dict[str, Any]
     size: int = -1  # any
     same: Sequence[tuple[str, Any]] = ()  # the very objects
-    equal: Sequence[tuple[str, Any]] = ()  # lists' elements, too, if these are others than there
+    # Values of the same types; lists' elements, too, if these are others than there.
+    equal: Sequence[tuple[str, Any]] = ()
     absent: Sequence[str] = ()  # keys that are not there
 
 

@@ -17,6 +17,7 @@ extern "C" {
 #pragma weak PyDict_GetItemWithError
 #pragma weak PyDict_Size
 #pragma weak PyErr_Clear
+#pragma weak PyList_Type
 #pragma weak PyLong_AsLong
 #pragma weak PyLong_AsVoidPtr
 #pragma weak PyObject_GenericGetDict
@@ -24,8 +25,11 @@ extern "C" {
 #pragma weak PyObject_Hash
 #pragma weak PyObject_RichCompareBool
 #pragma weak PyObject_Type
+#pragma weak PySequence_GetItem
+#pragma weak PySequence_Size
 #pragma weak PyTuple_GetItem
 #pragma weak PyTuple_Size
+#pragma weak PyTuple_Type
 #pragma weak Py_DecRef
 #pragma weak Py_IncRef
 PyObject* PyDict_GetItemWithError(PyObject* dict, PyObject* key);  // borrowed
@@ -38,10 +42,13 @@ PyObject* PyObject_GetAttr(PyObject* object, PyObject* name);
 ptrdiff_t PyObject_Hash(PyObject* object);
 int PyObject_RichCompareBool(PyObject* a, PyObject* b, int op);
 PyObject* PyObject_Type(PyObject* object);
+PyObject* PySequence_GetItem(PyObject* sequence, ptrdiff_t at);
+ptrdiff_t PySequence_Size(PyObject* sequence);
 PyObject* PyTuple_GetItem(PyObject* tuple, ptrdiff_t at);  // borrowed
 ptrdiff_t PyTuple_Size(PyObject* tuple);
 void Py_DecRef(PyObject* object);
 void Py_IncRef(PyObject* object);
+extern struct _typeobject PyList_Type, PyTuple_Type;
 }
 
 namespace torchconv {
@@ -77,12 +84,30 @@ bool is(PyObject* made, PyObject* known) {
   return made == known;
 }
 
-// now: of a dict, which Python may change while it compares.
-bool are_equal(PyObject* now, PyObject* known) {
+// The same value of the same type, as are the elements of tuples and lists: a layer may take False
+// and not 0. now: of a dict, which Python may change while it compares.
+bool are_alike(PyObject* now, PyObject* known) {
+  if (now == known) return true;
   Py_IncRef(now);
-  const int result = PyObject_RichCompareBool(now, known, kEqual);
+  PyObject* const type = PyObject_Type(known);
+  bool alike = is(PyObject_Type(now), type);
+  const void* const address = type;
+  if (alike && (address == &PyTuple_Type || address == &PyList_Type)) {
+    const ptrdiff_t size = PySequence_Size(known);
+    alike = PySequence_Size(now) == size;
+    for (ptrdiff_t i = 0; alike && i < size; ++i) {
+      PyObject *const a = PySequence_GetItem(now, i), *const b = PySequence_GetItem(known, i);
+      alike = a != nullptr && b != nullptr && are_alike(a, b);
+      if (a != nullptr) Py_DecRef(a);
+      if (b != nullptr) Py_DecRef(b);
+    }
+    if (!alike) PyErr_Clear();
+  } else if (alike) {
+    alike = PyObject_RichCompareBool(now, known, kEqual) == 1;
+  }
+  Py_DecRef(type);
   Py_DecRef(now);
-  return result == 1;
+  return alike;
 }
 
 // Whether an object has a hash: what has none, such as a list, may change and stay the same object.
@@ -168,7 +193,7 @@ class Table {
         case Relation::kSame:
           return now == value;
         case Relation::kEqual:
-          return now == value || (now != nullptr && are_equal(now, value));
+          return now != nullptr && are_alike(now, value);
         default:
           return now == nullptr;
       }
