@@ -86,8 +86,8 @@ class Engine(ABC):
     def model(self, model: nn.Module) -> nn.Module:
         return Exported(model, self.build)
 
-    def fused(self, model: nn.Module) -> nn.Module:
-        return self.model(model)  # engines always fuse
+    def fused(self, model: nn.Module, frozen: bool = False) -> nn.Module:
+        return self.model(model)  # engines always fuse and freeze
 
     def fused_training(self, model: nn.Module) -> nn.Module:
         raise NotImplementedError(f"{self.name} does not train")

@@ -7,6 +7,7 @@ one image and a training step (forward, cross entropy, backward, SGD) on a small
 libraries in both layouts, in turn. The ratio compares the better layout of each.
 `fused` is inference after torchconv.fuse, still against the peer's network as it is; the columns
 `fused` of the peer are what its own folding of normalisation gives (torch.fx.experimental).
+`frozen` is the same after torchconv.fuse(..., freeze=True), which promises what engines assume.
 `fused_training` is the training step after torchconv.fuse_training, against the peer's as it is.
 Inference engines (--peer onnxruntime, openvino) always fold and have no training steps.
 Before timing, the outputs and the gradients of all parameters are checked against the same network
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -50,19 +52,19 @@ MODELS = (
     "mobilenetv3_large_w1",
     "convnext_tiny",
 )
-PASSES = ("inference", "fused", "training", "fused_training")
+PASSES = ("inference", "fused", "frozen", "training", "fused_training")
 TRAINING = ("training", "fused_training")
 # Errors grow from layer to layer, so a network is judged by the peer's own error in float32. In
 # training one activation that rounds to the other side of zero (or wins another pooling window)
 # moves the gradients by up to a few percent, in either library; no two agree better than that. So
 # float32 gradients only have to be in the neighbourhood, and those in float64 must be exact.
 SLACK = 8
-LEAST = {"inference": 1e-5, "fused": 1e-5, "training": 5e-2, "fused_training": 5e-2}
+LEAST = {name: 5e-2 if name in TRAINING else 1e-5 for name in PASSES}
 LEAST_FLOAT64 = 1e-9
 # Before a library's name: its network with normalisation folded.
 FUSED = "fused "
 # Calls of one library in a row; in training, what a call leaves in the caches is nothing to a step.
-TURN = {"inference": 4, "fused": 4, "training": 1, "fused_training": 1}
+TURN = {name: 1 if name in TRAINING else 4 for name in PASSES}
 # Seconds before a turn of an inference engine or beside one, until the other's threads sleep.
 PAUSE = 0.05
 
@@ -148,8 +150,8 @@ def measure(
         double = copy.deepcopy(model).double()
         expected = probe(double, pass_name, images.double(), labels)
         makers = {ours.name: ours.model, peer.name: peer.model}
-        if pass_name == "fused":
-            makers[ours.name] = ours.fused
+        if pass_name in ("fused", "frozen"):
+            makers[ours.name] = functools.partial(ours.fused, frozen=pass_name == "frozen")
             if peer.differentiable:  # else it is an engine, which folds in any case
                 makers[FUSED + peer.name] = peer.fused
         if pass_name == "fused_training":
@@ -210,14 +212,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="names in pytorchcv or convnext_tiny, comma-separated",
     )
     add_peer_option(parser)
-    add("--passes", default="all", choices=[*PASSES, "all"])
+    add("--passes", default="all", help=f"of {', '.join(PASSES)}, comma-separated (default: all)")
     add("--batch", type=int, default=1, help="images in an inference batch (default: 1)")
     add("--training-batch", type=int, default=8, help="images in a training batch (default: 8)")
     add_timing_options(parser, budget=20)
     options = parser.parse_args(arguments)
     check_timing_options(parser, options, positive=("batch", "training_batch"))
     options.models = options.models.split(",")
-    options.pass_names = list(PASSES) if options.passes == "all" else [options.passes]
+    options.pass_names = list(PASSES) if options.passes == "all" else options.passes.split(",")
+    unknown = [name for name in options.pass_names if name not in PASSES]
+    if unknown:
+        parser.error(f"unknown pass {unknown[0]!r}, expected one of {', '.join(PASSES)}")
     return options
 
 
@@ -225,7 +230,7 @@ def output_base(options: argparse.Namespace) -> Path:
     """benchmarks/results/models-<peer>, plus whatever narrows the run down."""
     parts = ["models", options.peer]
     if options.passes != "all":
-        parts.append(options.passes)
+        parts.append("+".join(options.pass_names))
     if options.threads:
         parts.append(f"{options.threads}threads")
     if options.models != list(MODELS):

@@ -44,8 +44,9 @@ class Peer(Protocol):
     def model(self, model: nn.Module) -> nn.Module:
         """A copy of the network that runs through this library, with equal parameters."""
 
-    def fused(self, model: nn.Module) -> nn.Module:
-        """The same for inference, with what follows a convolution taken into it."""
+    def fused(self, model: nn.Module, frozen: bool = False) -> nn.Module:
+        """The same for inference, with what follows a convolution taken into it. frozen: nobody
+        will write to its weights."""
 
     def fused_training(self, model: nn.Module) -> nn.Module:
         """The same for training, with what follows a layer taken into it, where it has that."""
@@ -89,8 +90,8 @@ class TorchConv:
         converted: nn.Module = _torchconv().convert(copy.deepcopy(model))
         return converted
 
-    def fused(self, model: nn.Module) -> nn.Module:
-        made: nn.Module = _torchconv().fuse(model)
+    def fused(self, model: nn.Module, frozen: bool = False) -> nn.Module:
+        made: nn.Module = _torchconv().fuse(model, freeze=frozen)
         return made
 
     def fused_training(self, model: nn.Module) -> nn.Module:
@@ -135,7 +136,7 @@ class Eager:
     def model(self, model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
 
-    def fused(self, model: nn.Module) -> nn.Module:
+    def fused(self, model: nn.Module, frozen: bool = False) -> nn.Module:
         return fold_norms(model)  # which copies it
 
     def fused_training(self, model: nn.Module) -> nn.Module:
@@ -165,6 +166,6 @@ class Compiled(Eager):
         torch.compiler.reset()
         return cast(nn.Module, torch.compile(super().model(model), dynamic=False))
 
-    def fused(self, model: nn.Module) -> nn.Module:
+    def fused(self, model: nn.Module, frozen: bool = False) -> nn.Module:
         torch.compiler.reset()
         return cast(nn.Module, torch.compile(super().fused(model), dynamic=False))

@@ -506,6 +506,8 @@ def test_bad_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         run.parse_arguments(arguments)
     assert exit_.value.code == 2
+    with pytest.raises(SystemExit, match="2"):
+        models.parse_arguments(["--passes", "fused,sideways"])
 
 
 def test_output_names_tell_runs_apart() -> None:
@@ -517,6 +519,8 @@ def test_output_names_tell_runs_apart() -> None:
     assert name("--shapes", "lenet", "--layout", "nchw", "--quick").endswith("-nchw-quick")
     assert name("--shapes", "lenet", "--passes", "dgrad,wgrad").endswith("-dgrad+wgrad")
     assert models.output_base(models.parse_arguments([])).name == "models-torch"
+    both = models.parse_arguments(["--passes", "fused,frozen"])
+    assert models.output_base(both).name == "models-torch-fused+frozen"
 
 
 def test_run_prints_and_writes(
@@ -555,7 +559,7 @@ def test_models_measure_a_small_network(monkeypatch: pytest.MonkeyPatch) -> None
     for name in models.PASSES:
         result = models.measure(name, name, Same(), Eager(), batch=2, budget=1e-3, min_rounds=1)
         assert not result.failure and result.ratio is not None
-        timed = ["torchconv", "torch", *(["fused torch"] if name == "fused" else [])]
+        timed = ["torchconv", "torch", *(["fused torch"] if name in ("fused", "frozen") else [])]
         assert set(result.extra) == {f"{each} {layout}" for each in timed for layout in run.LAYOUTS}
 
 
@@ -582,11 +586,11 @@ def test_engines_run_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "as_onnx", export)
     monkeypatch.setattr(models, "load_model", lambda name: torch.nn.Conv2d(3, 4, 7, stride=4))
     engine = Stub()
-    for name in ("inference", "fused"):
+    for name in ("inference", "fused", "frozen"):
         result = models.measure(name, name, Same(), engine, batch=4, budget=1e-3, min_rounds=1)
         assert not result.failure and result.ratio is not None
         assert set(result.extra) == {"torchconv nchw", "torchconv nhwc", "stub nchw"}
-    assert len(EXPORTED) == 4  # two for the check on two images
+    assert len(EXPORTED) == 6  # two for the check on two images
 
     case = run.Case.make(parse("conv2d 2x3x9x8 -> 4 3x3 p1 bias"), "float32", "nchw")
     passes = [each for each in counts.PASSES if run.applicable(case.problem, each, engine)]

@@ -51,7 +51,7 @@ _CONV = ("stride", "padding", "dilation", "groups", "padding_mode", "activation"
 _POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVERAGE = ("count_include_pad", "divisor_override", "output_size")
 _FLATTEN = ("start_dim", "end_dim")
-_READ = {*_CONV, *_POOL, *_AVERAGE, *_FLATTEN, "other_first", "_parameters"}
+_READ = {*_CONV, *_POOL, *_AVERAGE, *_FLATTEN, "other_first", "_parameters", "_weights_frozen"}
 
 _POOLINGS = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
 _PRODUCTS = (operator.mul, torch.mul)
@@ -254,7 +254,7 @@ def _of_convolution(layer: Any, adds: bool) -> list[int] | None:
     values = packed.remembered(layer._settings(), weight, bias)
     if values is None or (adds and not isinstance(layer, ConvAdd2d)):
         return None
-    settings = (*values, packed.owner_of(weight), weight._version)
+    settings = (*values, *packed.owner_of(weight))
     numbers = operator_named("conv2d").settings_once(settings).tolist()
     return [adds and layer.other_first, *numbers]
 
@@ -268,7 +268,7 @@ def _of_linear(layer: Any) -> list[int] | None:
     rows = MOST_ROWS if covers_matrix(weight, bias) else 0
     activation = activation_name(layer.activation)
     # Its kernel reads the weights where they are: there is nothing to keep.
-    settings = ((1, 1), (0, 0, 0, 0), (1, 1), 1, activation, False, 0, 0)
+    settings = ((1, 1), (0, 0, 0, 0), (1, 1), 1, activation, False, 0, 0, False)
     return [rows, False, *operator_named("conv2d").settings_once(settings).tolist()]
 
 

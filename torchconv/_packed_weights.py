@@ -66,11 +66,13 @@ class PackedWeights:
         "_values",
         "_weight",
         "_written",
+        "frozen",
         "owner",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, frozen: bool = False) -> None:
         self.owner: int = _library().torchconv_packed_weights_create()
+        self.frozen = frozen
         self._weight: Tensor | None = None
         # What is kept holds on to the weights' memory, so that its address cannot come to be that
         # of others.
@@ -137,7 +139,7 @@ class PackedWeights:
             return self.convolve(input.unsqueeze(0), weight, bias, added, values).squeeze(0)
         # Another thread may set `weight.data` while this one is in a kernel.
         _held = weight.untyped_storage(), None if bias is None else bias.untyped_storage()
-        wanted = (values, self.owner_of(weight), weight._version)
+        wanted = (values, *self.owner_of(weight))
         # Both at once, for layers that several threads call.
         known, settings = self._written
         if wanted != known:
@@ -145,16 +147,17 @@ class PackedWeights:
             self._written = (wanted, settings)
         return _conv2d.call(input, weight, bias, residual, settings)
 
-    def owner_of(self, weight: Tensor) -> int:
-        """The operator's argument for these weights; 0 where theirs must not be kept."""
+    def owner_of(self, weight: Tensor) -> tuple[int, int, bool]:
+        """The operator's last arguments: the owner of these weights, 0 where theirs must not be
+        kept, their version, and whether nothing else need tell of changes."""
         address = weight.data_ptr()
         if weight is not self._weight or address != self._address:
             _library().torchconv_packed_weights_clear(self.owner)
             # Other processes write to shared memory, and count no changes here.
-            self._keepable = address != 0 and not weight.is_shared()
+            self._keepable = address != 0 and (self.frozen or not weight.is_shared())
             self._weight, self._address = weight, address
             self._memory = weight.detach() if self._keepable else None
-        return self.owner if self._keepable else 0
+        return (self.owner if self._keepable else 0), weight._version, self.frozen
 
     def bytes(self) -> int:
         """Of the packed weights that are kept."""
@@ -162,7 +165,7 @@ class PackedWeights:
         return kept
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PackedWeights, ()
+        return PackedWeights, (self.frozen,)
 
     def __del__(self) -> None:
         if hasattr(self, "owner") and _library is not None:

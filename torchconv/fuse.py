@@ -64,7 +64,7 @@ _JOINED: dict[type, tuple[type, type]] = {
 }
 
 
-def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
+def fuse(model: torch.nn.Module, *example: Any, freeze: bool = False) -> GraphModule:
     """A copy of `model` for inference, in which convolutions take along what follows them.
 
     Into a torch.nn.Conv2d or torchconv.nn.Conv2d go, in this order, where they follow and nothing
@@ -97,6 +97,14 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
         model: in eval mode, of any type and on any device. It is not changed.
         example: the positional arguments of one call, which are then those of the copy; all others
             keep their defaults. Only their shapes and types are looked at, nothing is computed.
+        freeze: whoever writes to the weights of the copy does it in ways that PyTorch counts: by
+            operations in place (so do load_state_dict and optimizers, but those with fused=True),
+            or by another tensor as the parameter or as its `data`. Layers then keep what they make
+            of their weights without a look at these in each call, and all of it, also what takes
+            about as long to make as that look. What is written through `weight.data`, a NumPy
+            array, shared memory or a fused optimizer is not noticed until
+            `torchconv.drop_packed_weights(copy)` is called. Copies and pickles of the copy are
+            frozen as it is; a state_dict knows nothing of it.
 
     Raises:
         RuntimeError: `model` is in training mode, where no normalisation is fixed.
@@ -125,7 +133,9 @@ def fuse(model: torch.nn.Module, *example: Any) -> GraphModule:
             if takes(recorded, node):
                 _fuse_chain(recorded, node, shared=uses[node.target] > 1)
     name_pools(recorded)
-    return _finish(recorded)
+    made = _finish(recorded)
+    nn.freeze_weights(made, freeze)
+    return made
 
 
 def fuse_training(model: torch.nn.Module, *example: Any) -> GraphModule:

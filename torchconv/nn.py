@@ -80,6 +80,8 @@ class _KeepsPackedWeights(torch.nn.Module):
 
     # In eval mode, while autograd needs no graph: the weights as the algorithm reads them.
     _packed_weights: PackedWeights | None = None
+    # Promised by `torchconv.fuse(..., freeze=True)`; it goes with copies and pickles.
+    _weights_frozen: bool = False
 
     def _keeps_weights(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
@@ -94,7 +96,7 @@ class _KeepsPackedWeights(torch.nn.Module):
     def _own_packed_weights(self) -> PackedWeights:
         packed = self._packed_weights
         if packed is None:
-            packed = vars(self)["_packed_weights"] = PackedWeights()
+            packed = vars(self)["_packed_weights"] = PackedWeights(self._weights_frozen)
         return packed
 
     def train(self, mode: bool = True) -> Self:
@@ -109,6 +111,15 @@ class _KeepsPackedWeights(torch.nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes along: packed weights are not of it."""
         return {name: value for name, value in vars(self).items() if name != "_packed_weights"}
+
+
+def freeze_weights(model: torch.nn.Module, frozen: bool) -> None:
+    """Says of the layers of `model` whether PyTorch counts all changes of their weights."""
+    drop_packed_weights(model)
+    for layer in model.modules():
+        vars(layer).pop("_weights_frozen", None)
+        if frozen and isinstance(layer, _KeepsPackedWeights):
+            layer._weights_frozen = True
 
 
 class Conv2d(_KeepsPackedWeights, torch.nn.Conv2d):

@@ -26,8 +26,9 @@ class ConvPlan {
                    const void* residual, void* y, void* preactivation,
                    const Parallel& pool) const = 0;
 };
-// owned: the calls will have an owner of the weights. Null for integers.
-std::shared_ptr<const ConvPlan> plan_conv2d_fprop(const ConvProblem& problem, bool owned);
+// owner: whether the calls will have one, and of frozen weights. Null for integers.
+std::shared_ptr<const ConvPlan> plan_conv2d_fprop(const ConvProblem& problem,
+                                                  const WeightsOwner& owner);
 
 // Whether conv2d_fprop's way of this problem can write y as a part of the channels of a larger
 // image (pixel_channels), at no cost and to the same bits.

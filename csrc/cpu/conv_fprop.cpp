@@ -34,7 +34,7 @@ constexpr int64_t kPixelsApart = 96;
 template <typename T>
 class Fprop : public ConvPlan {
  public:
-  explicit Fprop(const ConvProblem& p);
+  Fprop(const ConvProblem& p, const WeightsOwner& owner);
   // For calls that repeat it. owned: with an owner of the weights.
   void plan_tasks(bool owned);
   // See conv2d_writes_parts.
@@ -49,14 +49,14 @@ class Fprop : public ConvPlan {
  private:
   enum class Way : uint8_t { kNothing, kPatches, kChannelsLast, kRepeated, kStrided, kGather };
 
-  Way choose();
+  Way choose(bool frozen);
 
   const ConvProblem p_;
   const ConvView view_;
-  std::optional<ConvProblem> turned_;  // of kChannelsLast
-  PackedForm form_{};                  // and the algorithm of kStrided and kGather
-  const Way way_;
+  std::optional<ConvProblem> turned_;             // of kChannelsLast
+  PackedForm form_{};                             // and the algorithm of kStrided and kGather
   std::shared_ptr<const DirectGemmPlan> direct_;  // or null
+  const Way way_;
 };
 
 // The fprop of contiguous images by way of channels_last ones.
@@ -88,7 +88,7 @@ class TurnedFprop {
     }
     const int64_t packs = kept != nullptr ? 0 : form.bytes / static_cast<int64_t>(sizeof(Wide<T>));
     const Buffer<Wide<T>> own(packs);
-    if (packs > 0) pack_weights(q_, view_, algorithm_, weights, own.get(), pool);
+    if (packs > 0) pack_weights(q_, view_, form, weights, own.get(), pool);
     const void* const packed = packs > 0 ? own.get() : kept.get();
     const double operations = static_cast<double>(view_.pixels() * view_.K * view_.terms());
     parallel_for_with_scratch(pool, 0, p_.N, work_grain(operations), [&](int64_t b, int64_t e) {
@@ -149,16 +149,17 @@ void fprop_repeated(const ConvProblem& p, const T* x, const T* w, const T* bias,
     q.N = std::min(images, p.N - n);
     repeat_channels(x + n * pixels * p.C, q.N * pixels, p.C, p.K / p.C, copy.get(), pool);
     const Epilogue<T> to = epilogue.at(n * out);
-    Fprop<T>(merged(q)).run(copy.get(), w, WeightsOwner{}, bias, to.residual, to.y,
-                            to.preactivation, pool);
+    Fprop<T>(merged(q), {})
+        .run(copy.get(), w, WeightsOwner{}, bias, to.residual, to.y, to.preactivation, pool);
   }
 }
 
 template <typename T>
-Fprop<T>::Fprop(const ConvProblem& p) : p_(p), view_(fprop_view(p)), way_(choose()) {}
+Fprop<T>::Fprop(const ConvProblem& p, const WeightsOwner& owner)
+    : p_(p), view_(fprop_view(p)), way_(choose(owner.number != 0 && owner.frozen)) {}
 
 template <typename T>
-typename Fprop<T>::Way Fprop<T>::choose() {
+typename Fprop<T>::Way Fprop<T>::choose(bool frozen) {
   if (is_empty(view_)) return Way::kNothing;
   const bool winograd = winograd_allowed();
   if constexpr (std::is_floating_point_v<T>) {
@@ -167,17 +168,23 @@ typename Fprop<T>::Way Fprop<T>::choose() {
   }
   if (fprop_repeats_channels(p_, winograd)) return Way::kRepeated;
   const bool strided = strides_by_winograd(p_, StridedPass::kFprop, winograd);
-  form_ = packed_form<T>(
-      p_, view_,
-      strided ? ConvAlgorithm::kStridedWinograd : gather_algorithm(view_, kDType<T>, winograd));
+  const ConvAlgorithm algorithm =
+      strided ? ConvAlgorithm::kStridedWinograd : gather_algorithm(view_, kDType<T>, winograd);
+  if constexpr (std::is_same_v<T, float>) {
+    if (frozen && algorithm == ConvAlgorithm::kDirectProduct)
+      direct_ = plan_direct_gemm(view_, DirectWeights::kInParts);
+  }
+  form_ = packed_form<T>(p_, view_, algorithm, direct_.get());
   return strided ? Way::kStrided : Way::kGather;
 }
 
 template <typename T>
 void Fprop<T>::plan_tasks(bool owned) {
   if constexpr (std::is_same_v<T, float>) {
-    if (way_ == Way::kGather && form_.algorithm == ConvAlgorithm::kDirectProduct)
-      direct_ = plan_direct_gemm(view_, owned && form_.bytes > 0);
+    if (way_ == Way::kGather && form_.algorithm == ConvAlgorithm::kDirectProduct &&
+        direct_ == nullptr)
+      direct_ = plan_direct_gemm(
+          view_, owned && form_.bytes > 0 ? DirectWeights::kPacked : DirectWeights::kUnpacked);
   }
 }
 
@@ -221,23 +228,24 @@ void conv2d_fprop(const ConvProblem& problem, const void* x, const void* w,
   };
   switch (p.dtype) {
     case DType::kFloat32:
-      return run(Fprop<float>(p));
+      return run(Fprop<float>(p, owner));
     case DType::kFloat64:
-      return run(Fprop<double>(p));
+      return run(Fprop<double>(p, owner));
     case DType::kBFloat16:
-      return run(Fprop<BFloat16>(p));
+      return run(Fprop<BFloat16>(p, owner));
     case DType::kFloat16:
-      return run(Fprop<Float16>(p));
+      return run(Fprop<Float16>(p, owner));
     default:
       return conv_integer(fprop_view(p), p.dtype, x, w, bias, y, pool);
   }
 }
 
-std::shared_ptr<const ConvPlan> plan_conv2d_fprop(const ConvProblem& problem, bool owned) {
+std::shared_ptr<const ConvPlan> plan_conv2d_fprop(const ConvProblem& problem,
+                                                  const WeightsOwner& owner) {
   const ConvProblem p = merged(problem);
   const auto plan = [&](auto element) -> std::shared_ptr<const ConvPlan> {
-    const auto made = std::make_shared<Fprop<decltype(element)>>(p);
-    made->plan_tasks(owned);
+    const auto made = std::make_shared<Fprop<decltype(element)>>(p, owner);
+    made->plan_tasks(owner.number != 0);
     return made;
   };
   switch (p.dtype) {
@@ -257,7 +265,7 @@ std::shared_ptr<const ConvPlan> plan_conv2d_fprop(const ConvProblem& problem, bo
 bool conv2d_writes_parts(const ConvProblem& problem) {
   const ConvProblem p = merged(problem);
   return p.dtype == DType::kFloat32 && p.layout == Layout::kNHWC && p.groups == 1 &&
-         Fprop<float>(p).writes_parts();
+         Fprop<float>(p, {}).writes_parts();
 }
 
 }  // namespace torchconv::cpu

@@ -3,6 +3,8 @@
 
 #include <memory>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "core/buffer.h"
 #include "cpu/band_gemm.h"
@@ -91,10 +93,14 @@ std::vector<int64_t> winograd_along_rows(const ConvView& view, ConvAlgorithm alg
 }  // namespace
 
 template <typename T>
-PackedForm packed_form(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm) {
-  const int64_t size = packed_size<T>(p, view, algorithm);
+PackedForm packed_form(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm,
+                       const DirectGemmPlan* plan) {
+  std::vector<int64_t> cuts;
+  if (plan != nullptr) cuts = direct_gemm_cuts(*plan);
+  const int64_t size =
+      cuts.empty() ? packed_size<T>(p, view, algorithm) : direct_gemm_parts_size(view, cuts);
   const int64_t taps = p.R * p.S;
-  PackedForm form{p, algorithm, size * static_cast<int64_t>(sizeof(Wide<T>))};
+  PackedForm form{p, algorithm, size * static_cast<int64_t>(sizeof(Wide<T>)), std::move(cuts)};
   form.problem.N = 0;
   // Which taps reach the image, how far apart they lie and the steps between outputs are all that
   // the form knows of it: a stride above the image's size moves taps (conv_view.cpp).
@@ -107,14 +113,16 @@ PackedForm packed_form(const ConvProblem& p, const ConvView& view, ConvAlgorithm
 }
 
 template <typename T>
-void pack_weights(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, const T* w,
+void pack_weights(const ConvProblem& p, const ConvView& view, const PackedForm& form, const T* w,
                   Wide<T>* packed, const Parallel& pool) {
+  const ConvAlgorithm algorithm = form.algorithm;
   if constexpr (kInFloat<T>) {
     if (algorithm == ConvAlgorithm::kStridedWinograd)
       strided_winograd_pack_weights(p, WideArray<T>(w, p.K * p.C * p.R * p.S, pool).get(), packed,
                                     pool);
   }
   if constexpr (std::is_same_v<T, float>) {
+    if (!form.cuts.empty()) return direct_gemm_pack_parts(view, form.cuts, w, packed, pool);
     if (algorithm == ConvAlgorithm::kGroupWinograd)
       group_winograd_pack_weights(view, w, packed, pool);
     if (algorithm == ConvAlgorithm::kGroupPlanes) group_planes_pack_weights(view, w, packed, pool);
@@ -134,12 +142,13 @@ PackedBuffer kept_weights(const ConvProblem& p, const ConvView& view, const Pack
                           const T* w, const WeightsOwner& owner, const Parallel& pool) {
   if (owner.number == 0 || form.bytes == 0) return nullptr;
   const int64_t bytes = p.K * view.C * p.R * p.S * static_cast<int64_t>(sizeof(T));
-  const WeightsSource source(w, bytes, owner.version, pool);
+  const WeightsSource source =
+      owner.frozen ? WeightsSource(w, owner.version) : WeightsSource(w, bytes, owner.version, pool);
   PackedBuffer kept = packed_weights::find(owner.number, form, source);
   if (kept == nullptr) {
     const auto packed =
         std::make_shared<Buffer<Wide<T>>>(form.bytes / static_cast<int64_t>(sizeof(Wide<T>)));
-    pack_weights(p, view, form.algorithm, w, packed->get(), pool);
+    pack_weights(p, view, form, w, packed->get(), pool);
     kept = PackedBuffer(packed, packed->get());
     packed_weights::keep(owner.number, form, source, kept);
   }
@@ -245,13 +254,14 @@ void conv_gather_strided(const ConvProblem& p, StridedPass pass, const std::vect
     }
 }
 
-#define TORCHCONV_CONV_GATHER(T)                                                             \
-  template PackedForm packed_form<T>(const ConvProblem&, const ConvView&, ConvAlgorithm);    \
-  template void pack_weights(const ConvProblem&, const ConvView&, ConvAlgorithm, const T*,   \
-                             Wide<T>*, const Parallel&);                                     \
-  template PackedBuffer kept_weights(const ConvProblem&, const ConvView&, const PackedForm&, \
-                                     const T*, const WeightsOwner&, const Parallel&);        \
-  template void conv_gather(const ConvView&, ConvAlgorithm, const T*, const T*, const void*, \
+#define TORCHCONV_CONV_GATHER(T)                                                               \
+  template PackedForm packed_form<T>(const ConvProblem&, const ConvView&, ConvAlgorithm,       \
+                                     const DirectGemmPlan*);                                   \
+  template void pack_weights(const ConvProblem&, const ConvView&, const PackedForm&, const T*, \
+                             Wide<T>*, const Parallel&);                                       \
+  template PackedBuffer kept_weights(const ConvProblem&, const ConvView&, const PackedForm&,   \
+                                     const T*, const WeightsOwner&, const Parallel&);          \
+  template void conv_gather(const ConvView&, ConvAlgorithm, const T*, const T*, const void*,   \
                             const T*, const Epilogue<T>&, const Parallel&, const DirectGemmPlan*);
 
 TORCHCONV_CONV_GATHER(float)

@@ -31,13 +31,15 @@ inline bool is_empty(const ConvView& view) {
   return view.N == 0 || view.K == 0 || view.pixels() == 0;
 }
 
-// What an algorithm packs of the weights that is worth keeping.
+// What an algorithm packs of the weights that is worth keeping. plan: of kDirectProduct, where it
+// is known; parts of its weights are.
 template <typename T>
-PackedForm packed_form(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm);
+PackedForm packed_form(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm,
+                       const DirectGemmPlan* plan = nullptr);
 
 // packed: of packed_form's size.
 template <typename T>
-void pack_weights(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm, const T* w,
+void pack_weights(const ConvProblem& p, const ConvView& view, const PackedForm& form, const T* w,
                   Wide<T>* packed, const Parallel& pool);
 
 // The packed weights that the owner keeps, made where they are not there yet; or null.

@@ -23,7 +23,7 @@ void for_patches(const ConvProblem& p, ConvView view, const T* w, const T* bias,
   const PackedBuffer kept = kept_weights(q, view, form, w, owner, pool);
   const int64_t packs = kept != nullptr ? 0 : form.bytes / static_cast<int64_t>(sizeof(Wide<T>));
   const Buffer<Wide<T>> own(packs);
-  if (packs > 0) pack_weights(q, view, algorithm, w, own.get(), pool);
+  if (packs > 0) pack_weights(q, view, form, w, own.get(), pool);
   const void* const packed = packs > 0 ? own.get() : kept.get();
   const int64_t size = q.C * q.H * q.W;
   const int64_t most = kPatchBytes / static_cast<int64_t>(sizeof(T)) / size;

@@ -19,18 +19,20 @@ namespace torchconv::cpu {
 class DirectGemmPlan {
  public:
   template <typename T>
-  DirectGemmPlan(const ConvView& view, const T*, bool packed)
+  DirectGemmPlan(const ConvView& view, const T*, DirectWeights weights)
       : flat_(flat_pixels(view)),
         plan_(flat_, sizeof(Wide<T>), std::is_same_v<T, Wide<T>>, view.step_w * view.src.column),
-        packed_(packed),
-        along_(!packed && packs_along<T>(view)),
+        in_parts_(weights == DirectWeights::kInParts && direct_gemm_packs_along<T>(view)),
+        packed_(weights != DirectWeights::kUnpacked),
+        along_(in_parts_ || (!packed_ && packs_along<T>(view))),
         tasks_(flat_, plan_, {nullptr, sizeof(T), view.C}, kPanel<Wide<T>>, cut<T>(),
                std::is_same_v<T, float> && direct_run_joins(view.K % kPanel<float>)) {}
   DirectGemmPlan(const DirectGemmPlan&) = delete;
   DirectGemmPlan& operator=(const DirectGemmPlan&) = delete;
 
-  // Whether calls have packed weights, or else each task packs its own.
+  // Whether calls have packed weights, and in parts; along: or else each task packs its own.
   bool packed() const { return packed_; }
+  bool in_parts() const { return in_parts_; }
   bool along() const { return along_; }
   const DirectTasks& tasks() const { return tasks_; }
 
@@ -55,12 +57,17 @@ class DirectGemmPlan {
 
   const ConvView flat_;
   const DirectPlan plan_;
-  const bool packed_, along_;
+  const bool in_parts_, packed_, along_;
   const DirectTasks tasks_;
 };
 
-std::shared_ptr<const DirectGemmPlan> plan_direct_gemm(const ConvView& view, bool packed) {
-  return std::make_shared<DirectGemmPlan>(view, static_cast<const float*>(nullptr), packed);
+std::shared_ptr<const DirectGemmPlan> plan_direct_gemm(const ConvView& view,
+                                                       DirectWeights weights) {
+  return std::make_shared<DirectGemmPlan>(view, static_cast<const float*>(nullptr), weights);
+}
+
+std::vector<int64_t> direct_gemm_cuts(const DirectGemmPlan& plan) {
+  return plan.in_parts() ? plan.tasks().cuts() : std::vector<int64_t>();
 }
 
 template <typename T>
@@ -96,10 +103,11 @@ void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* 
   }
   const auto run = [&](const DirectGemmPlan& plan) {
     const A* const b = weights(plan.along());
-    DirectGemm<T>(plan.tasks(), src, b, w, bias, epilogue).run(pool);
+    DirectGemm<T>(plan.tasks(), src, b, w, bias, epilogue, plan.in_parts()).run(pool);
   };
   if (known != nullptr && known->packed() == (packed != nullptr)) return run(*known);
-  run(DirectGemmPlan(view, w, packed != nullptr));
+  run(DirectGemmPlan(view, w,
+                     packed != nullptr ? DirectWeights::kPacked : DirectWeights::kUnpacked));
 }
 
 template void direct_gemm(const ConvView&, const float*, const float*, const float*, const float*,

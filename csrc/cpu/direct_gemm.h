@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "core/parallel.h"
 #include "cpu/activation.h"
@@ -44,12 +45,22 @@ void direct_gemm_pack_panel(const ConvView& view, const BFloat16* w, int64_t cha
 
 // What direct_gemm finds out about a view before it sees memory.
 class DirectGemmPlan;
-// In float, for calls with packed weights or without.
-std::shared_ptr<const DirectGemmPlan> plan_direct_gemm(const ConvView& view, bool packed);
+// The weights of its calls: unpacked, packed, or in parts where they would be packed along, and
+// else packed.
+enum class DirectWeights : uint8_t { kUnpacked, kPacked, kInParts };
+// In float.
+std::shared_ptr<const DirectGemmPlan> plan_direct_gemm(const ConvView& view, DirectWeights weights);
 
-// The grid must not be empty; the terms may be. packed: from direct_gemm_pack_weights, or null;
-// bias may be null; so may plan, of this view. Instantiated for float, double, BFloat16 and
-// Float16.
+// Weights in parts: each has the filters of one task's panels, as direct_gemm_pack_weights has all.
+// The first filters of the parts; none where the plan's weights are in no parts.
+std::vector<int64_t> direct_gemm_cuts(const DirectGemmPlan& plan);
+int64_t direct_gemm_parts_size(const ConvView& view, const std::vector<int64_t>& cuts);
+void direct_gemm_pack_parts(const ConvView& view, const std::vector<int64_t>& cuts, const float* w,
+                            float* packed, const Parallel& pool);
+
+// The grid must not be empty; the terms may be. packed: from direct_gemm_pack_weights, or null, or
+// in parts as the plan has them; bias may be null; so may plan, of this view. Instantiated for
+// float, double, BFloat16 and Float16.
 template <typename T>
 void direct_gemm(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
                  const T* bias, const Epilogue<T>& epilogue, const Parallel& pool,

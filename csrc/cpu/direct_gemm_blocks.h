@@ -45,12 +45,13 @@ class DirectGemm : DirectTasks {
                     false},
                    src, weights, unpacked, bias, epilogue) {}
 
-  // planned: with weights or not, as here.
+  // planned: with weights or not, as here. in_parts: the weights are.
   DirectGemm(const DirectTasks& planned, const T* src, const A* weights, const T* unpacked,
-             const T* bias, const Epilogue<T>& epilogue)
+             const T* bias, const Epilogue<T>& epilogue, bool in_parts = false)
       : DirectTasks(planned, src),
         src_(src),
-        weights_(weights),
+        weights_(in_parts ? nullptr : weights),
+        parts_(in_parts ? weights : nullptr),
         unpacked_(unpacked),
         epilogue_(epilogue),
         zero_bias_(view_.groups * plan_.padded_filters),
@@ -92,8 +93,9 @@ class DirectGemm : DirectTasks {
     const int64_t rounded = rounds_ && view_.dst.c != 1 ? round_up(pixels * ld / 2, 16) : 0;
     const int64_t bands = weights_ == nullptr ? plan_.chunks : 1;
     // One may join it.
-    const int64_t panel =
-        weights_ == nullptr ? plan_.channels * taps_ * (kPanel<A> + kLanes<A>) : 0;
+    const int64_t panel = weights_ == nullptr && parts_ == nullptr
+                              ? plan_.channels * taps_ * (kPanel<A> + kLanes<A>)
+                              : 0;
     const int64_t slot_size = bands * band + panel + kTileSize<A> + sums + rounded;
     Buffer<A> scratch(split.slots * slot_size);
     Buffer<int64_t> tables(split.slots * pixels * 3);
@@ -116,7 +118,7 @@ class DirectGemm : DirectTasks {
         t.at = at;
         if (!ordered) order_pixels(t);
         if (weights_ == nullptr) {
-          if constexpr (std::is_same_v<T, A> || kPairs) run_packing(t, ordered, filled);
+          if constexpr (std::is_same_v<T, A> || kPairs) run_panels(t, ordered, filled);
           continue;
         }
         for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
@@ -162,6 +164,15 @@ class DirectGemm : DirectTasks {
     return weights_ +
            (at.g * view_.terms() + chunk * plan_.channels * taps_) * plan_.padded_filters +
            at.k.begin * terms;
+  }
+
+  // The part of a task's filters.
+  const A* part_weights(const DirectPosition& at) const {
+    int64_t before = 0;
+    for (int64_t piece = 0; filters_of(piece).begin < at.k.begin; ++piece)
+      before += round_up(filters_of(piece).size(), kLanes<A>);
+    return parts_ +
+           (view_.groups * before + at.g * round_up(at.k.size(), kLanes<A>)) * view_.terms();
   }
 
   static DirectMicrokernel<A> kernel(int64_t rows, int64_t vectors) {
@@ -392,9 +403,10 @@ class DirectGemm : DirectTasks {
     }
   }
 
-  // Packs each panel when it is its turn, from weights that were fetched during the one before.
-  // filled: the bands are those of the task before it.
-  void run_packing(Task& t, bool ordered, bool filled) const {
+  // Panel after panel for all pixels, from weights that were fetched during the one before: each is
+  // packed when it is its turn, where they are not in parts. filled: the bands are those of the
+  // task before it.
+  void run_panels(Task& t, bool ordered, bool filled) const {
     const DirectPosition& at = t.at;
     if (plan_.band && !filled)
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk)
@@ -403,6 +415,13 @@ class DirectGemm : DirectTasks {
     const bool fetches = to_dst_ && !streams_ && view_.groups > 1;
     if (rounds_ && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
     const bool runs = has_runs(t);
+    const A* const part = parts_ == nullptr ? nullptr : part_weights(at);
+    const int64_t filters = round_up(at.k.size(), kLanes<A>);
+    // The panel of a chunk, in the part.
+    const auto packed = [&](int64_t panel, int64_t chunk) {
+      return part + chunk * plan_.channels * taps_ * filters +
+             panel * chunk_channels(chunk) * taps_ * kPanel<A>;
+    };
     for (int64_t panel = 0, count; panel < panels; panel += count) {
       count = panels_at_once(t, runs, panel, 1);
       const int64_t k = at.k.begin + panel * kPanel<A>;
@@ -410,16 +429,22 @@ class DirectGemm : DirectTasks {
       const void* next = w + count * kPanel<A> * view_.weight_k;
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
         Chunk c = begin_chunk(t, chunk, t.band + chunk * t.band_size, ordered || panel > 0);
-        const auto weights = [&](int64_t p) { return t.panel + p * c.tile.panel_size; };
-        for (int64_t p = 0; p < count; ++p)
-          direct_gemm_pack_panel(
-              view_, w + p * kPanel<A> * view_.weight_k + first_channel(chunk) * view_.weight_c,
-              source_channels(chunk), std::min(kPanel<A>, at.k.end - k - p * kPanel<A>),
-              weights(p));
+        const A* const first = part == nullptr ? t.panel : packed(panel, chunk);
+        const auto weights = [&](int64_t p) { return first + p * c.tile.panel_size; };
+        if (part == nullptr) {
+          for (int64_t p = 0; p < count; ++p)
+            direct_gemm_pack_panel(
+                view_, w + p * kPanel<A> * view_.weight_k + first_channel(chunk) * view_.weight_c,
+                source_channels(chunk), std::min(kPanel<A>, at.k.end - k - p * kPanel<A>),
+                t.panel + p * c.tile.panel_size);
+        } else {
+          next = chunk + 1 < plan_.chunks ? packed(panel, chunk + 1) : packed(panel + count, 0);
+        }
         c.tile.next = next;
         // Rows of terms are read in the next panel's order, as the hardware foresees.
-        c.tile.next_step =
-            view_.weight_k == 1 ? 0 : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
+        c.tile.next_step = view_.weight_k == 1 && part == nullptr
+                               ? 0
+                               : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
         c.runs = runs;
         for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
           if constexpr (std::is_same_v<T, A>)
@@ -544,7 +569,7 @@ class DirectGemm : DirectTasks {
   }
 
   const T* src_;
-  const A* weights_;
+  const A *weights_, *parts_;
   const T* unpacked_;
   const Epilogue<T>& epilogue_;
   int64_t zero_bias_;  // where panels of zeros lie behind the bias

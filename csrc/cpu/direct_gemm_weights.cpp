@@ -54,6 +54,16 @@ int64_t padded_filters(const ConvView& view) {
   return round_up(view.K, kLanes<A>);
 }
 
+// Calls f(view of the part's filters, the first of them) for each part.
+template <typename F>
+void for_parts(const ConvView& view, const std::vector<int64_t>& cuts, F&& f) {
+  for (size_t i = 0; i < cuts.size(); ++i) {
+    ConvView part = view;
+    part.K = (i + 1 < cuts.size() ? cuts[i + 1] : view.K) - cuts[i];
+    f(part, cuts[i]);
+  }
+}
+
 // Where weights go: rows of terms in one panel after the other.
 template <typename T>
 struct PanelRows {
@@ -436,6 +446,21 @@ void direct_gemm_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
     if (takes_pairs(view)) return pack_pairs(view, w, packed, pool);
   }
   pack_chunks(view, direct_gemm_chunk(view, sizeof(Wide<T>)), w, packed, pool);
+}
+
+int64_t direct_gemm_parts_size(const ConvView& view, const std::vector<int64_t>& cuts) {
+  int64_t size = 0;
+  for_parts(view, cuts,
+            [&](const ConvView& part, int64_t) { size += direct_gemm_weights_size<float>(part); });
+  return size;
+}
+
+void direct_gemm_pack_parts(const ConvView& view, const std::vector<int64_t>& cuts, const float* w,
+                            float* packed, const Parallel& pool) {
+  for_parts(view, cuts, [&](const ConvView& part, int64_t first) {
+    direct_gemm_pack_weights(part, w + first * view.weight_k, packed, pool);
+    packed += direct_gemm_weights_size<float>(part);
+  });
 }
 
 #define TORCHCONV_INSTANTIATE(T)                                 \

@@ -109,11 +109,20 @@ DirectTasks::DirectTasks(const ConvView& view, const DirectPlan& plan, const Dir
   tables_ = tables;
 }
 
+Range DirectTasks::filters_of(int64_t piece) const {
+  return {piece * units_ / filter_pieces_ * unit_,
+          piece + 1 == filter_pieces_ ? view_.K : (piece + 1) * units_ / filter_pieces_ * unit_};
+}
+
+std::vector<int64_t> DirectTasks::cuts() const {
+  std::vector<int64_t> first;
+  for (int64_t piece = 0; piece < filter_pieces_; ++piece) first.push_back(filters_of(piece).begin);
+  return first;
+}
+
 DirectPosition DirectTasks::position(int64_t task) const {
   DirectPosition at;
-  const int64_t piece = task % filter_pieces_;
-  at.k = {piece * units_ / filter_pieces_ * unit_,
-          piece + 1 == filter_pieces_ ? view_.K : (piece + 1) * units_ / filter_pieces_ * unit_};
+  at.k = filters_of(task % filter_pieces_);
   task /= filter_pieces_;
   at.j = block(task % blocks_j_, plan_.columns, view_.J);
   task /= blocks_j_;

@@ -56,11 +56,15 @@ class DirectTasks {
     source_.first = first;
   }
 
+  // The first filters of the pieces that a block's tasks take.
+  std::vector<int64_t> cuts() const;
+
  protected:
   // Of a group's pixels.
   int64_t blocks() const { return blocks_n_ * blocks_i_ * blocks_j_; }
   int64_t count() const { return blocks() * view_.groups * filter_pieces_; }
   DirectPosition position(int64_t task) const;
+  Range filters_of(int64_t piece) const;
   // Whether pixels in this order are those of another position.
   static bool same_pixels(const DirectPosition& a, const DirectPosition& b);
   // Whether they are also of the same samples and group.

@@ -72,8 +72,8 @@ struct Table : ForkSafe<Table> {
 
 bool PackedForm::operator==(const PackedForm& other) const {
   const ConvProblem &a = problem, &b = other.problem;
-  return algorithm == other.algorithm && bytes == other.bytes && a.C == b.C && a.K == b.K &&
-         a.R == b.R && a.S == b.S && a.groups == b.groups && a.dtype == b.dtype &&
+  return algorithm == other.algorithm && bytes == other.bytes && cuts == other.cuts && a.C == b.C &&
+         a.K == b.K && a.R == b.R && a.S == b.S && a.groups == b.groups && a.dtype == b.dtype &&
          a.layout == b.layout && a.weight_layout == b.weight_layout && a.flip == b.flip &&
          a.H == b.H && a.W == b.W && a.P == b.P && a.Q == b.Q && a.stride_h == b.stride_h &&
          a.stride_w == b.stride_w && a.pad_top == b.pad_top && a.pad_left == b.pad_left &&

@@ -3,12 +3,14 @@
 // An owner is a number, which an operator can take. What is kept for it was packed from the weights
 // at one address, of one version (PyTorch counts in-place changes) and with one checksum. The
 // checksum is for changes that PyTorch does not count, as of `weight.data`: it takes a fraction of
-// the time of packing. Another address, version or checksum makes all that is kept stale.
+// the time of packing. Another address, version or checksum makes all that is kept stale. Frozen
+// weights have no checksum: who froze them makes no such changes.
 // Thread-safe; a forked child goes on with its own copy.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "core/conv_problem.h"
 #include "core/parallel.h"
@@ -22,6 +24,7 @@ struct PackedForm {
   ConvProblem problem;  // without what the form does not depend on: N, and the image where it can
   ConvAlgorithm algorithm;
   int64_t bytes;  // 0: the weights are read as they are, or packing them costs next to nothing
+  std::vector<int64_t> cuts = {};  // the first filters of parts that are packed by themselves
   bool operator==(const PackedForm& other) const;
 };
 
@@ -31,6 +34,9 @@ struct WeightsSource {
   int64_t version;
   uint64_t checksum;
 
+  // Frozen ones.
+  WeightsSource(const void* weights, int64_t weights_version)
+      : data(weights), version(weights_version), checksum(0) {}
   WeightsSource(const void* weights, int64_t bytes, int64_t weights_version, const Parallel& pool);
   bool operator==(const WeightsSource& other) const {
     return data == other.data && version == other.version && checksum == other.checksum;

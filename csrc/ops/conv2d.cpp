@@ -237,8 +237,7 @@ std::tuple<Tensor, std::optional<Tensor>> forward(const Tensor& input, const Ten
       as_it_is(added, residual)) {
     const bool turns = x.get() != input.get();
     const auto change = turns ? layout_change(input, p.layout) : std::nullopt;
-    const auto plan =
-        turns && !change.has_value() ? nullptr : kernels::plan_conv2d_fprop(p, owner.number != 0);
+    const auto plan = turns && !change.has_value() ? nullptr : kernels::plan_conv2d_fprop(p, owner);
     if (plan != nullptr)
       *repeat = [plan, owner, change](const StepMemory& m) {
         const void* image = m.tensors[0];
@@ -286,6 +285,10 @@ class ConvSettings {
   bool flip_kernel_;
 };
 
+WeightsOwner take_owner(SettingsReader* reader) {
+  return {reader->take<int64_t>(), reader->take<int64_t>(), reader->take<bool>()};
+}
+
 // conv2d's overload: its settings may end with the owner of packed weights (who is no argument of
 // conv2d: what is traced knows nothing of him), and the residual comes before them.
 Tensor conv2d_settings(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -293,7 +296,7 @@ Tensor conv2d_settings(const Tensor& input, const Tensor& weight, const std::opt
   SettingsReader reader(settings);
   const ConvSettings conv(&reader);
   WeightsOwner owner;
-  if (!reader.ended()) owner = {reader.take<int64_t>(), reader.take<int64_t>()};
+  if (!reader.ended()) owner = take_owner(&reader);
   return std::get<0>(
       forward(input, weight, bias, residual, conv.arguments(), /*preactivation=*/false, owner));
 }
@@ -384,7 +387,7 @@ Tensor conv2d_step(const Tensor& input, const Tensor& weight, const std::optiona
                    const ConcatenatedPart* part) {
   const bool in_same_layout = reader->take<bool>();
   const ConvSettings conv(reader);
-  const WeightsOwner owner{reader->take<int64_t>(), reader->take<int64_t>()};
+  const WeightsOwner owner = take_owner(reader);
   TORCHCONV_CHECK(!in_same_layout || (residual.has_value() &&
                                       suggested_layout(*residual) == output_layout(input, weight)),
                   "the residual is in another layout than the output");
