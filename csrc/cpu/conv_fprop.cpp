@@ -174,7 +174,7 @@ typename Fprop<T>::Way Fprop<T>::choose(bool frozen) {
     if (frozen && algorithm == ConvAlgorithm::kDirectProduct)
       direct_ = plan_direct_gemm(view_, DirectWeights::kInParts);
   }
-  form_ = packed_form<T>(p_, view_, algorithm, direct_.get());
+  form_ = packed_form<T>(p_, view_, algorithm, frozen, direct_.get());
   return strided ? Way::kStrided : Way::kGather;
 }
 

@@ -37,6 +37,18 @@ ConvBand conv_band(const ConvView& view, ConvAlgorithm algorithm) {
                   !along_pixels && packs_channels(view, kLanes<Wide<T>>));
 }
 
+// The same of frozen weights alone.
+template <typename T>
+int64_t frozen_size(const ConvView& view, ConvAlgorithm algorithm) {
+  if constexpr (std::is_same_v<T, float>)
+    if (algorithm == ConvAlgorithm::kDepthwiseWinograd)
+      return depthwise_winograd_weights_size(view);
+  if constexpr (std::is_same_v<T, Wide<T>>)
+    if (algorithm == ConvAlgorithm::kDepthwiseColumns)
+      return depthwise_columns_weights_size<T>(view);
+  return 0;
+}
+
 // What an algorithm packs of the weights that is worth keeping from call to call, in elements.
 template <typename T>
 int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm) {
@@ -84,7 +96,8 @@ std::vector<int64_t> winograd_along_rows(const ConvView& view, ConvAlgorithm alg
     return group_planes_gather(view, src, w, static_cast<const float*>(packed), bias, epilogue,
                                pool);
   if (algorithm == ConvAlgorithm::kDepthwiseWinograd)
-    return depthwise_winograd(view, src, w, bias, epilogue, pool);
+    return depthwise_winograd(view, src, w, static_cast<const float*>(packed), bias, epilogue,
+                              pool);
   if (algorithm == ConvAlgorithm::kPlanesWinograd)
     return depthwise_planes_winograd(view, src, w, bias, epilogue, pool);
   return winograd_rows(view, src, w, bias, epilogue, pool);
@@ -94,11 +107,12 @@ std::vector<int64_t> winograd_along_rows(const ConvView& view, ConvAlgorithm alg
 
 template <typename T>
 PackedForm packed_form(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm,
-                       const DirectGemmPlan* plan) {
+                       bool frozen, const DirectGemmPlan* plan) {
   std::vector<int64_t> cuts;
   if (plan != nullptr) cuts = direct_gemm_cuts(*plan);
-  const int64_t size =
+  int64_t size =
       cuts.empty() ? packed_size<T>(p, view, algorithm) : direct_gemm_parts_size(view, cuts);
+  if (size == 0 && frozen) size = frozen_size<T>(view, algorithm);
   const int64_t taps = p.R * p.S;
   PackedForm form{p, algorithm, size * static_cast<int64_t>(sizeof(Wide<T>)), std::move(cuts)};
   form.problem.N = 0;
@@ -126,6 +140,12 @@ void pack_weights(const ConvProblem& p, const ConvView& view, const PackedForm& 
     if (algorithm == ConvAlgorithm::kGroupWinograd)
       group_winograd_pack_weights(view, w, packed, pool);
     if (algorithm == ConvAlgorithm::kGroupPlanes) group_planes_pack_weights(view, w, packed, pool);
+    if (algorithm == ConvAlgorithm::kDepthwiseWinograd)
+      depthwise_winograd_pack_weights(view, w, packed);
+  }
+  if constexpr (std::is_same_v<T, Wide<T>>) {
+    if (algorithm == ConvAlgorithm::kDepthwiseColumns)
+      depthwise_columns_pack_weights(view, w, packed);
   }
   if constexpr (std::is_same_v<T, BFloat16>) {
     if (algorithm == ConvAlgorithm::kPlanePairs) plane_pairs_pack_weights(view, w, packed, pool);
@@ -183,7 +203,8 @@ void conv_gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, co
     case ConvAlgorithm::kDepthwiseChannels:
       return depthwise_channels_gather(view, src, w, bias, epilogue, pool);
     case ConvAlgorithm::kDepthwiseColumns:
-      return depthwise_columns_gather(view, src, w, bias, epilogue, pool);
+      return depthwise_columns_gather(view, src, w, static_cast<const Wide<T>*>(packed), bias,
+                                      epilogue, pool);
     case ConvAlgorithm::kDepthwisePlanes:
       return depthwise_planes_gather(view, src, w, bias, epilogue, pool);
     case ConvAlgorithm::kGroupTiles:
@@ -255,7 +276,7 @@ void conv_gather_strided(const ConvProblem& p, StridedPass pass, const std::vect
 }
 
 #define TORCHCONV_CONV_GATHER(T)                                                               \
-  template PackedForm packed_form<T>(const ConvProblem&, const ConvView&, ConvAlgorithm,       \
+  template PackedForm packed_form<T>(const ConvProblem&, const ConvView&, ConvAlgorithm, bool, \
                                      const DirectGemmPlan*);                                   \
   template void pack_weights(const ConvProblem&, const ConvView&, const PackedForm&, const T*, \
                              Wide<T>*, const Parallel&);                                       \

@@ -31,11 +31,12 @@ inline bool is_empty(const ConvView& view) {
   return view.N == 0 || view.K == 0 || view.pixels() == 0;
 }
 
-// What an algorithm packs of the weights that is worth keeping. plan: of kDirectProduct, where it
-// is known; parts of its weights are.
+// What an algorithm packs of the weights that is worth keeping. frozen: also what takes no longer
+// to make than a look at the weights. plan: of kDirectProduct, whose weights may be in parts, or
+// null.
 template <typename T>
 PackedForm packed_form(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm,
-                       const DirectGemmPlan* plan = nullptr);
+                       bool frozen = false, const DirectGemmPlan* plan = nullptr);
 
 // packed: of packed_form's size.
 template <typename T>

@@ -25,6 +25,14 @@ constexpr int64_t kSecondCache = 3 << 18;
 // for what is read.
 constexpr int64_t kFarBytes = kStreamedBytes / 2, kFarBytesStrided = kStreamedBytes / 8;
 
+// Those of each vector of channels, [vector][tap][lanes]; the last vector ends with the channels.
+template <typename T>
+void pack_vectors(const DepthwiseTaps& grid, int64_t channels, const T* w, Wide<T>* packed) {
+  constexpr int64_t kL = WideVec<T>::kLanes;
+  for (int64_t c = 0; c < channels; c += kL, packed += grid.rows * grid.columns * kL)
+    pack_taps(grid, kL, w + std::min(c, channels - kL) * grid.filter, packed);
+}
+
 // What a gather of either kind does: `pairs` pairs of output rows of each sample, `apart` from each
 // other, of which pair's first is row(pair) and rows outside [0, rows) are not there. call(n, pair,
 // sum).
@@ -33,9 +41,10 @@ struct RowPairs {
   int64_t N, pairs, apart, rows, columns, channels, taps;
   int64_t dst_n, dst_row, dst_column;
 
+  // kept: the packed weights, or null.
   template <typename Row, typename Call>
-  void run(const DepthwiseTaps& grid, const T* w, const T* bias, const Epilogue<T>& epilogue,
-           const Parallel& pool, Row&& row, Call&& call) const {
+  void run(const DepthwiseTaps& grid, const T* w, const Wide<T>* kept, const T* bias,
+           const Epilogue<T>& epilogue, const Parallel& pool, Row&& row, Call&& call) const {
     using A = Wide<T>;
     constexpr int64_t kL = WideVec<T>::kLanes;
     const int64_t vectors = ceil_div(channels, kL);
@@ -50,20 +59,25 @@ struct RowPairs {
                          WideVec<T>::streams(epilogue.y, N * dst_n, channels);
     Buffer<A> lines(in_place ? 0 : split.slots * kColumnLines * line);
     split.run(pool, [&](int64_t begin, int64_t end, int64_t slot) {
-      const A* weights = copies.get<A>(vectors * taps * kL + channels, [&](A* packed) {
-        for (int64_t v = 0; v < vectors; ++v)
-          pack_taps(grid, kL, w + std::min(v * kL, channels - kL) * grid.filter,
-                    packed + v * taps * kL);
-        A* start = packed + vectors * taps * kL;
-        for (int64_t c = 0; c < channels; ++c) start[c] = bias != nullptr ? to_wide(bias[c]) : A{0};
-      });
+      const auto make = [&] {
+        return copies.get<A>(vectors * taps * kL + channels, [&](A* packed) {
+          pack_vectors(grid, channels, w, packed);
+          A* start = packed + vectors * taps * kL;
+          for (int64_t c = 0; c < channels; ++c)
+            start[c] = bias != nullptr ? to_wide(bias[c]) : A{0};
+        });
+      };
+      const A* const weights = kept != nullptr ? kept : make();
+      const A* start = weights + vectors * taps * kL;
+      if constexpr (!kNarrow)
+        if (kept != nullptr && bias != nullptr) start = bias;
       for (int64_t item = begin; item < end; ++item) {
         const int64_t n = item / pairs, pair = item % pairs;
         ChannelColumnsSum<T> sum;
         sum.out_step = in_place || kNarrow ? dst_column : channels;
         sum.wide_step = channels;
         sum.weights = weights;
-        sum.start = weights + vectors * taps * kL;
+        sum.start = start;
         sum.next = nullptr;
         sum.streams = streams;
         sum.clamps = in_place && epilogue.clamps();
@@ -226,8 +240,21 @@ bool depthwise_columns_square_applies(const ConvView& v) {
 }
 
 template <typename T>
-void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const T* bias,
-                              const Epilogue<T>& epilogue, const Parallel& pool) {
+int64_t depthwise_columns_weights_size(const ConvView& v) {
+  constexpr int64_t kL = WideVec<T>::kLanes;
+  return round_up(v.groups, kL) * static_cast<int64_t>(v.taps.size()) + v.groups;
+}
+
+// Then zeros in the place of a bias.
+template <typename T>
+void depthwise_columns_pack_weights(const ConvView& v, const T* w, Wide<T>* packed) {
+  pack_vectors(DepthwiseTaps(v), v.groups, w, packed);
+  fill_zero(packed + depthwise_columns_weights_size<T>(v) - v.groups, v.groups);
+}
+
+template <typename T>
+void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const Wide<T>* packed,
+                              const T* bias, const Epilogue<T>& epilogue, const Parallel& pool) {
   const DepthwiseTaps taps(v);
   const int64_t R = taps.rows, step = v.step_h, gap_h = taps.gap_h, gap_w = taps.gap_w;
   const int64_t bytes = v.N * (v.src.n + v.dst.n) * int64_t{sizeof(T)};
@@ -247,7 +274,7 @@ void depthwise_columns_gather(const ConvView& v, const T* src, const T* w, const
                          v.dst.row,
                          v.dst.column};
   const auto row = [=](int64_t pair) { return pair / gap_h * 2 * gap_h + pair % gap_h; };
-  rows.run(taps, w, bias, epilogue.at(v.dst_offset), pool, row,
+  rows.run(taps, w, packed, bias, epilogue.at(v.dst_offset), pool, row,
            [&](int64_t n, int64_t pair, const ChannelColumnsSum<T>& pixels) {
              if (pixels.out[0] == nullptr) return;
              ChannelColumnsSum<T> sum = pixels;
@@ -312,7 +339,7 @@ void depthwise_columns_spread(const ConvProblem& p, const T* dz, const T* w, T* 
   const RowPairs<T> rows{p.N,       last - first + 1, 1,         p.H, p.W, p.C,
                          p.R * p.S, p.H * p.W * p.C,  p.W * p.C, p.C};
   rows.run(
-      taps, w, nullptr, Epilogue<T>{dx, nullptr, Activation::kNone}, pool,
+      taps, w, nullptr, nullptr, Epilogue<T>{dx, nullptr, Activation::kNone}, pool,
       [&](int64_t pair) { return 2 * (first + pair) - p.pad_top; },
       [&](int64_t n, int64_t pair, ChannelColumnsSum<T>& sum) {
         const int64_t h = first + pair;
@@ -329,8 +356,10 @@ void depthwise_columns_spread(const ConvProblem& p, const T* dz, const T* w, T* 
 #define TORCHCONV_DEPTHWISE_COLUMNS(T)                                                             \
   template bool depthwise_columns_applies<T>(const ConvView&);                                     \
   template bool depthwise_columns_square_applies<T>(const ConvView&);                              \
-  template void depthwise_columns_gather(const ConvView&, const T*, const T*, const T*,            \
-                                         const Epilogue<T>&, const Parallel&);                     \
+  template int64_t depthwise_columns_weights_size<T>(const ConvView&);                             \
+  template void depthwise_columns_pack_weights(const ConvView&, const T*, Wide<T>*);               \
+  template void depthwise_columns_gather(const ConvView&, const T*, const T*, const Wide<T>*,      \
+                                         const T*, const Epilogue<T>&, const Parallel&);           \
   template bool depthwise_columns_wgrad(const ConvView&, const T*, const T*, T*, const Parallel&); \
   template bool depthwise_columns_spread_applies<T>(const ConvProblem&);                           \
   template void depthwise_columns_spread(const ConvProblem&, const T*, const T*, T*,               \

@@ -20,10 +20,17 @@ bool depthwise_columns_applies(const ConvView& view);
 template <typename T>
 bool depthwise_columns_square_applies(const ConvView& view);
 
-// The view applies and is not empty. bias may be null.
+// Elements of the packed weights, of float and double.
 template <typename T>
-void depthwise_columns_gather(const ConvView& view, const T* src, const T* w, const T* bias,
-                              const Epilogue<T>& epilogue, const Parallel& pool);
+int64_t depthwise_columns_weights_size(const ConvView& view);
+template <typename T>
+void depthwise_columns_pack_weights(const ConvView& view, const T* w, Wide<T>* packed);
+
+// The view applies and is not empty. packed: from depthwise_columns_pack_weights, or null; bias may
+// be null.
+template <typename T>
+void depthwise_columns_gather(const ConvView& view, const T* src, const T* w, const Wide<T>* packed,
+                              const T* bias, const Epilogue<T>& epilogue, const Parallel& pool);
 
 // view is fprop's. False where any of the gradient is not finite: pixels that no window holds are
 // multiplied by zero, which infinity and NaN survive.

@@ -1,7 +1,7 @@
 // Pairs of output rows are dealt to threads, as in depthwise_columns.cpp, or, where a strip of rows
 // has room in the first cache, bands of pairs: a source row then comes but once into it. Threads
-// that shared a row's channels would take each other's lines away. The weights are transformed in
-// each call: there are few of them.
+// that shared a row's channels would take each other's lines away. Weights that nobody keeps are
+// transformed by each thread: there are few of them.
 #include "cpu/depthwise_winograd.h"
 
 #include <algorithm>
@@ -37,18 +37,32 @@ ChannelColumns columns_of(const ConvView& v, const DepthwiseTaps& taps) {
           -taps.first_w, v.W - taps.first_w, 0, v.src.column};
 }
 
-// Those of each vector of channels, [vectors][products*R][lanes]; the last vector ends with the
-// channels.
-void pack_weights(const DepthwiseTaps& taps, int64_t channels, const float* w, float* packed) {
-  const int64_t size = winograd_column_products(taps.rows) * taps.rows * kL;
-  float direct[7 * 7 * kL];
-  for (int64_t c = 0; c < channels; c += kL, packed += size) {
-    pack_taps(taps, kL, w + std::min(c, channels - kL) * taps.filter, direct);
-    winograd_column_weights(taps.rows, direct, packed);
-  }
+int64_t transformed_size(int64_t rows, int64_t channels) {
+  return ceil_div(channels, kL) * winograd_column_products(rows) * rows * kL;
 }
 
+// What a tile may read in the place of a row outside the image.
+int64_t zeros_size(int64_t rows, int64_t channels) { return (kWinogradTile + rows - 1) * channels; }
+
 }  // namespace
+
+int64_t depthwise_winograd_weights_size(const ConvView& v) {
+  const int64_t rows = DepthwiseTaps(v).rows;
+  return transformed_size(rows, v.groups) + zeros_size(rows, v.groups);
+}
+
+// Those of each vector of channels, [vectors][products*R][lanes]; the last vector ends with the
+// channels. Then the zeros.
+void depthwise_winograd_pack_weights(const ConvView& v, const float* w, float* packed) {
+  const DepthwiseTaps taps(v);
+  const int64_t size = winograd_column_products(taps.rows) * taps.rows * kL;
+  float direct[7 * 7 * kL];
+  for (int64_t c = 0; c < v.groups; c += kL, packed += size) {
+    pack_taps(taps, kL, w + std::min(c, v.groups - kL) * taps.filter, direct);
+    winograd_column_weights(taps.rows, direct, packed);
+  }
+  fill_zero(packed, zeros_size(taps.rows, v.groups));
+}
 
 bool depthwise_winograd_applies(const ConvView& v) {
   if (!kFiltersColumns || v.step_h != 1 || v.J < kWinogradTile ||
@@ -65,14 +79,12 @@ double depthwise_winograd_products(const ConvView& v) {
 }
 
 std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, const float* w,
-                                        const float* bias, const Epilogue<float>& to,
-                                        const Parallel& pool) {
+                                        const float* packed, const float* bias,
+                                        const Epilogue<float>& to, const Parallel& pool) {
   const DepthwiseTaps taps(v);
   const Epilogue<float> epilogue = to.at(v.dst_offset);
   const int64_t R = taps.rows, channels = v.groups, products = winograd_column_products(R);
-  const int64_t vectors = ceil_div(channels, kL), size = vectors * products * R * kL;
-  const int64_t zeros = (kWinogradTile + R - 1) * channels;
-
+  const int64_t vectors = ceil_div(channels, kL);
   const bool in_place = epilogue.clamps_at_most() && epilogue.activates_only();
   const int64_t run = v.dst.column == channels ? v.J : 1;  // pixels side by side
   const bool streams = in_place && v.dst.column == channels &&
@@ -97,11 +109,12 @@ std::vector<int64_t> depthwise_winograd(const ConvView& v, const float* src, con
     rows.out_row = in_place ? v.dst.row : line;
     rows.out_step = in_place ? v.dst.column : channels;
     rows.first_h = taps.first_h;
-    rows.weights = copies.get<float>(size + zeros, [&](float* weights) {
-      pack_weights(taps, channels, w, weights);
-      fill_zero(weights + size, zeros);
-    });
-    rows.zeros = rows.weights + size;
+    rows.weights = packed != nullptr
+                       ? packed
+                       : copies.get<float>(depthwise_winograd_weights_size(v), [&](float* own) {
+                           depthwise_winograd_pack_weights(v, w, own);
+                         });
+    rows.zeros = rows.weights + transformed_size(R, channels);
     rows.start = bias != nullptr ? bias : rows.zeros;
     rows.fetches = far;
     rows.streams = streams;

@@ -14,11 +14,16 @@ namespace torchconv::cpu {
 // depthwise_columns_applies, the stride is 1, and rows are walked or their tiles overlap little.
 bool depthwise_winograd_applies(const ConvView& view);
 
-// The view applies and is not empty; bias may be null. Returns the samples that are to be computed
-// another way: those with a sum that is not finite.
+// Elements of the packed weights.
+int64_t depthwise_winograd_weights_size(const ConvView& view);
+void depthwise_winograd_pack_weights(const ConvView& view, const float* w, float* packed);
+
+// The view applies and is not empty; packed: from depthwise_winograd_pack_weights, or null; bias
+// may be null. Returns the samples that are to be computed another way: those with a sum that is
+// not finite.
 std::vector<int64_t> depthwise_winograd(const ConvView& view, const float* src, const float* w,
-                                        const float* bias, const Epilogue<float>& epilogue,
-                                        const Parallel& pool);
+                                        const float* packed, const float* bias,
+                                        const Epilogue<float>& epilogue, const Parallel& pool);
 
 // The part of the direct products that it forms, for each column of a kernel of R rows.
 double depthwise_winograd_products(const ConvView& view);
