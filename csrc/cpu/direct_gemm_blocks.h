@@ -91,11 +91,10 @@ class DirectGemm : DirectTasks {
     const int64_t ld = scratch_ld();
     const int64_t sums = to_dst_ ? 0 : round_up(pixels * ld, 16);
     const int64_t rounded = rounds_ && view_.dst.c != 1 ? round_up(pixels * ld / 2, 16) : 0;
-    const int64_t bands = weights_ == nullptr ? plan_.chunks : 1;
+    const bool packs = weights_ == nullptr && parts_ == nullptr;
+    const int64_t bands = packs ? plan_.chunks : 1;
     // One may join it.
-    const int64_t panel = weights_ == nullptr && parts_ == nullptr
-                              ? plan_.channels * taps_ * (kPanel<A> + kLanes<A>)
-                              : 0;
+    const int64_t panel = packs ? plan_.channels * taps_ * (kPanel<A> + kLanes<A>) : 0;
     const int64_t slot_size = bands * band + panel + kTileSize<A> + sums + rounded;
     Buffer<A> scratch(split.slots * slot_size);
     Buffer<int64_t> tables(split.slots * pixels * 3);
@@ -117,8 +116,12 @@ class DirectGemm : DirectTasks {
         const bool filled = task > begin && same_source(at, t.at);
         t.at = at;
         if (!ordered) order_pixels(t);
-        if (weights_ == nullptr) {
-          if constexpr (std::is_same_v<T, A> || kPairs) run_panels(t, ordered, filled);
+        if (parts_ != nullptr) {
+          run_part(t, ordered, filled);
+          continue;
+        }
+        if (packs) {
+          if constexpr (std::is_same_v<T, A> || kPairs) run_packing(t, ordered, filled);
           continue;
         }
         for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
@@ -403,25 +406,32 @@ class DirectGemm : DirectTasks {
     }
   }
 
-  // Panel after panel for all pixels, from weights that were fetched during the one before: each is
-  // packed when it is its turn, where they are not in parts. filled: the bands are those of the
-  // task before it.
-  void run_panels(Task& t, bool ordered, bool filled) const {
+  // Some panels, whose weights of the chunk are b, with all tiles. What follows them lies at
+  // tile.next.
+  void run_panels(const Task& t, Chunk& c, const A* b, int64_t panel, int64_t count) const {
+    const int64_t k = t.at.k.begin + panel * kPanel<A>;
+    const bool fetches = to_dst_ && !streams_ && view_.groups > 1, runs = c.runs;
+    for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
+      if constexpr (std::is_same_v<T, A>)
+        if (c.runs) ask_along(t, panel == 0, k, count, first, rows, &c);
+      for (int64_t p = 0, n; p < count; p += n) {
+        n = panels_at_once(t, runs && is_run(rows), panel + p, 1);
+        if (fetches && c.last) fetch_outputs(t, k + p * kPanel<A>, first + rows, rows);
+        run_tile(t, c, b + p * c.tile.panel_size, panel + p, n, group, first, rows);
+      }
+    });
+  }
+
+  // Packs each panel when it is its turn, from weights that were fetched during the one before.
+  // filled: the bands are those of the task before it.
+  void run_packing(Task& t, bool ordered, bool filled) const {
     const DirectPosition& at = t.at;
     if (plan_.band && !filled)
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk)
         fill_band(t, chunk, t.band + chunk * t.band_size);
     const int64_t panels = ceil_div(at.k.size(), kPanel<A>), tiles = count_tiles(t);
-    const bool fetches = to_dst_ && !streams_ && view_.groups > 1;
     if (rounds_ && view_.dst.c != 1 && epilogue_.residual != nullptr) load_residual(t);
     const bool runs = has_runs(t);
-    const A* const part = parts_ == nullptr ? nullptr : part_weights(at);
-    const int64_t filters = round_up(at.k.size(), kLanes<A>);
-    // The panel of a chunk, in the part.
-    const auto packed = [&](int64_t panel, int64_t chunk) {
-      return part + chunk * plan_.channels * taps_ * filters +
-             panel * chunk_channels(chunk) * taps_ * kPanel<A>;
-    };
     for (int64_t panel = 0, count; panel < panels; panel += count) {
       count = panels_at_once(t, runs, panel, 1);
       const int64_t k = at.k.begin + panel * kPanel<A>;
@@ -429,36 +439,42 @@ class DirectGemm : DirectTasks {
       const void* next = w + count * kPanel<A> * view_.weight_k;
       for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
         Chunk c = begin_chunk(t, chunk, t.band + chunk * t.band_size, ordered || panel > 0);
-        const A* const first = part == nullptr ? t.panel : packed(panel, chunk);
-        const auto weights = [&](int64_t p) { return first + p * c.tile.panel_size; };
-        if (part == nullptr) {
-          for (int64_t p = 0; p < count; ++p)
-            direct_gemm_pack_panel(
-                view_, w + p * kPanel<A> * view_.weight_k + first_channel(chunk) * view_.weight_c,
-                source_channels(chunk), std::min(kPanel<A>, at.k.end - k - p * kPanel<A>),
-                t.panel + p * c.tile.panel_size);
-        } else {
-          next = chunk + 1 < plan_.chunks ? packed(panel, chunk + 1) : packed(panel + count, 0);
-        }
+        for (int64_t p = 0; p < count; ++p)
+          direct_gemm_pack_panel(
+              view_, w + p * kPanel<A> * view_.weight_k + first_channel(chunk) * view_.weight_c,
+              source_channels(chunk), std::min(kPanel<A>, at.k.end - k - p * kPanel<A>),
+              t.panel + p * c.tile.panel_size);
         c.tile.next = next;
         // Rows of terms are read in the next panel's order, as the hardware foresees.
-        c.tile.next_step = view_.weight_k == 1 && part == nullptr
-                               ? 0
-                               : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
+        c.tile.next_step =
+            view_.weight_k == 1 ? 0 : kPanel<A> * static_cast<int64_t>(sizeof(T)) / tiles;
         c.runs = runs;
-        for_tiles(t, c, [&](const DirectPixels& group, int64_t first, int64_t rows) {
-          if constexpr (std::is_same_v<T, A>)
-            if (c.runs) ask_along(t, panel == 0, k, count, first, rows, &c);
-          for (int64_t p = 0, n; p < count; p += n) {
-            n = panels_at_once(t, runs && is_run(rows), panel + p, 1);
-            if (fetches && c.last) fetch_outputs(t, k + p * kPanel<A>, first + rows, rows);
-            run_tile(t, c, weights(p), panel + p, n, group, first, rows);
-          }
-        });
+        run_panels(t, c, t.panel, panel, count);
         next = c.tile.next;
       }
     }
     if (view_.dst.c != 1) store_planes(t);
+  }
+
+  // The same with the part that holds the task's panels.
+  void run_part(Task& t, bool ordered, bool filled) const {
+    const int64_t panels = ceil_div(t.at.k.size(), kPanel<A>), tiles = count_tiles(t);
+    const A* weights = part_weights(t.at);
+    for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
+      if (plan_.band && !(filled && plan_.chunks == 1)) fill_band(t, chunk, t.band);
+      Chunk c = begin_chunk(t, chunk, t.band, ordered);
+      c.runs = has_runs(t);
+      for (int64_t panel = 0, count; panel < panels; panel += count) {
+        count = panels_at_once(t, c.runs, panel, 1);
+        const A* const b = weights;
+        weights +=
+            std::min(count * kPanel<A>, round_up(t.at.k.size(), kLanes<A>) - panel * kPanel<A>) *
+            c.depth;
+        c.tile.next = weights;
+        c.tile.next_step = kPanel<A> * static_cast<int64_t>(sizeof(A)) / tiles;
+        run_panels(t, c, b, panel, count);
+      }
+    }
   }
 
   // ordered: the task's pixels are those of the one before it.
