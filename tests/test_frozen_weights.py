@@ -125,6 +125,25 @@ def test_1x1_layers(channels: int, filters: int) -> None:
                 torch.testing.assert_close(made(x), thawed(made)(x), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "filters", "groups"),
+    [(256, 256, 1), (264, 250, 1), (288, 300, 1), (600, 544, 2), (67, 35, 1)],
+)
+def test_winograd_layers(channels: int, filters: int, groups: int, dtype: torch.dtype) -> None:
+    """Weights of few tiles are kept as they are gathered, those of more transformed."""
+    layer = nn.Conv2d(channels, filters, 3, padding=1, groups=groups)
+    made = torchconv.fuse(nn.Sequential(layer.to(dtype)).eval(), freeze=True)
+    for layout in LAYOUTS:
+        for size in ((1, 7, 7), (3, 6, 9), (1, 40, 36)):
+            x = in_layout(torch.randn(size[0], channels, *size[1:], dtype=dtype), layout)
+            assert_fresh(made, x)
+    assert kept(made) > 0
+    x[-1, 3, 2, 1] = float("nan")
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), thawed(made)(x), rtol=0, atol=0, equal_nan=True)
+
+
 def test_1x1_layers_of_few_pixels_keep_their_weights() -> None:
     layer = nn.Conv2d(64, 96, 1)
     x = in_layout(torch.randn(SIZE), "channels_last")

@@ -371,6 +371,7 @@ def test_operator_with_any_owner() -> None:
     expected = torch.ops.torchconv.conv2d(x, w)
     values = ((1, 1), (0, 0, 0, 0), (1, 1), 1, "none", False)
     for owner in (0, -1, 2**62):
-        settings = operator("conv2d").settings((*values, owner, 0))
-        got = torch.ops.torchconv.conv2d.settings(x, w, None, None, settings)
-        assert torch.equal(got, expected)
+        for frozen in (False, True):
+            settings = operator("conv2d").settings((*values, owner, 0, frozen))
+            got = torch.ops.torchconv.conv2d.settings(x, w, None, None, settings)
+            assert torch.equal(got, expected)

@@ -40,6 +40,7 @@ ConvBand conv_band(const ConvView& view, ConvAlgorithm algorithm) {
 // The same of frozen weights alone.
 template <typename T>
 int64_t frozen_size(const ConvView& view, ConvAlgorithm algorithm) {
+  if (algorithm == ConvAlgorithm::kWinograd) return winograd_weights_size<T>(view, true);
   if constexpr (std::is_same_v<T, float>)
     if (algorithm == ConvAlgorithm::kDepthwiseWinograd)
       return depthwise_winograd_weights_size(view);
@@ -54,7 +55,7 @@ template <typename T>
 int64_t packed_size(const ConvProblem& p, const ConvView& view, ConvAlgorithm algorithm) {
   switch (algorithm) {
     case ConvAlgorithm::kWinograd:
-      return winograd_weights_size<T>(view);
+      return winograd_weights_size<T>(view, false);
     case ConvAlgorithm::kStridedWinograd:
       return strided_winograd_weights_size(p);
     case ConvAlgorithm::kDirectProduct:

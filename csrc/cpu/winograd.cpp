@@ -54,6 +54,16 @@ bool keeps_weights(const ConvView& view) {
   return !much_larger(view) || view.C * view.K <= kTransformedWeights;
 }
 
+// With few tiles even a U that is kept would come from memory: then, and where none is kept, packed
+// weights are gathered ones (winograd_weights.h), which each task transforms. narrow: the images'
+// type is.
+template <typename A>
+bool packs_gathered(const Plan<A>& plan, bool narrow) {
+  const ConvView& view = plan.view;
+  return !keeps_weights(view) || (!narrow && much_larger(view) && view.C * view.K >= kManyWeights &&
+                                  plan.tiles() <= kFewTilesOfKept);
+}
+
 template <typename A>
 bool tasks_own_filters(const Plan<A>& plan, bool kept) {
   const bool many = plan.view.C * plan.view.K >= kManyWeights;
@@ -71,7 +81,7 @@ constexpr int64_t kStreamedU = 12 << 20;
 constexpr int64_t kTilesOfSeveral = 512;
 
 template <typename A>
-void transform_all_weights(const Plan<A>& plan, const A* w, A* u, const Parallel& pool) {
+void transform_all_weights(const Plan<A>& plan, const Filters<A>& w, A* u, const Parallel& pool) {
   const WeightLayout<A> layout(plan);
   const bool large = plan.panels * layout.panel * static_cast<int64_t>(sizeof(A)) >= kStreamedU;
   const int64_t pieces = plan.panels * plan.blocks;
@@ -163,9 +173,8 @@ class Driver {
          const T* bias)
       : plan_(view),
         images_(images),
-        narrow_(narrow),
-        w_(w),
-        u_(kept),
+        w_{w, packs_gathered(plan_, narrow) ? kept : nullptr},
+        u_(w_.gathered != nullptr ? nullptr : kept),
         special_(view.N),
         weights_(plan_),
         bias_(plan_.panels * kFilters) {
@@ -317,8 +326,7 @@ class Driver {
     });
     const int64_t grain = work_grain(multiplications(tiles, 1));
     parallel_for_with_scratch(pool, 0, plan_.panels, grain, [&](int64_t begin, int64_t end) {
-      // Of many filters even a kept U is too large to come from memory for few tiles.
-      const bool near = u_ == nullptr || (!narrow_ && much_larger(plan_.view));
+      const bool near = u_ == nullptr;
       Buffer<A> transformed(near ? weights_.block : 0), m(tiles * kSlot),
           scratch(product_scratch(plan_, tiles));
       SourcePrefetch ahead;
@@ -422,9 +430,8 @@ class Driver {
 
   const Plan<A> plan_;
   const Images<A>& images_;
-  const bool narrow_;
-  const A* w_;
-  const A* u_;  // or null
+  const Filters<A> w_;
+  const A* const u_;  // or null
   SpecialSamples special_;
   const WeightLayout<A> weights_;
   Buffer<A> bias_;
@@ -473,9 +480,11 @@ int64_t winograd_products(const ConvView& view) {
 }
 
 template <typename T>
-int64_t winograd_weights_size(const ConvView& view) {
+int64_t winograd_weights_size(const ConvView& view, bool frozen) {
   const winograd::Plan<Wide<T>> plan(view);
-  if (!winograd::keeps_weights(view)) return 0;
+  if (!winograd::keeps_weights(view) && !frozen) return 0;
+  if (winograd::packs_gathered(plan, !std::is_same_v<T, Wide<T>>))
+    return view.groups * winograd::gathered_size(plan);
   return view.groups * plan.panels * winograd::WeightLayout<Wide<T>>(plan).panel;
 }
 
@@ -485,14 +494,16 @@ void winograd_pack_weights(const ConvView& view, const T* w, Wide<T>* packed,
   const winograd::Plan<Wide<T>> plan(view);
   if (view.groups > 1) {
     const ConvView group = winograd::group_of(view, 0);
-    const int64_t size = winograd_weights_size<T>(group);
+    const int64_t size = winograd_weights_size<T>(group, true);
     return winograd::for_groups(
         view.groups, winograd::group_products(view), pool, [&](int64_t g, const Parallel& inner) {
           winograd_pack_weights(group, w + g * view.weight_group, packed + g * size, inner);
         });
   }
   const WideArray<T> wide(w, weights_of(view), pool);
-  winograd::transform_all_weights<Wide<T>>(plan, wide.get(), packed, pool);
+  if (winograd::packs_gathered(plan, !std::is_same_v<T, Wide<T>>))
+    return winograd::gather_weights<Wide<T>>(plan, wide.get(), packed, pool);
+  winograd::transform_all_weights<Wide<T>>(plan, {wide.get(), nullptr}, packed, pool);
 }
 
 template <typename T>
@@ -500,7 +511,7 @@ std::vector<int64_t> winograd_gather(const ConvView& view, const T* src, const T
                                      const Epilogue<T>& epilogue, const Parallel& pool,
                                      const Wide<T>* packed) {
   if (view.groups > 1) {
-    const int64_t size = winograd_weights_size<T>(winograd::group_of(view, 0));
+    const int64_t size = winograd_weights_size<T>(winograd::group_of(view, 0), true);
     std::vector<std::vector<int64_t>> special(static_cast<size_t>(view.groups));
     winograd::for_groups(
         view.groups, winograd::group_products(view), pool, [&](int64_t g, const Parallel& inner) {
@@ -521,7 +532,7 @@ std::vector<int64_t> winograd_gather(const ConvView& view, const T* src, const T
 }
 
 #define TORCHCONV_INSTANTIATE(T)                                                               \
-  template int64_t winograd_weights_size<T>(const ConvView&);                                  \
+  template int64_t winograd_weights_size<T>(const ConvView&, bool);                            \
   template void winograd_pack_weights(const ConvView&, const T*, Wide<T>*, const Parallel&);   \
   template std::vector<int64_t> winograd_gather(const ConvView&, const T*, const T*, const T*, \
                                                 const Epilogue<T>&, const Parallel&,           \

@@ -18,10 +18,11 @@ bool winograd_applies(const ConvView& view);
 int64_t winograd_products(const ConvView& view);
 
 // Weights in a form worth keeping from call to call: how many elements, and what fills them. It
-// depends on the weights, C, K, the strides of the weights and the order of the taps alone, so
-// views of any batch and image size share it. No elements: nothing is worth keeping.
+// depends on the weights, C, K, the strides of the weights, the order of the taps and whether the
+// tiles are few. No elements: nothing is worth keeping, unless the weights are frozen and need not
+// be read beside it.
 template <typename T>
-int64_t winograd_weights_size(const ConvView& view);
+int64_t winograd_weights_size(const ConvView& view, bool frozen);
 template <typename T>
 void winograd_pack_weights(const ConvView& view, const T* w, Wide<T>* packed, const Parallel& pool);
 

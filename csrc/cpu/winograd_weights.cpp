@@ -2,6 +2,8 @@
 // way that suits how the weights lie in memory, then transformed.
 #include "cpu/winograd_weights.h"
 
+#include "cpu/conv_pack.h"
+#include "cpu/parallel_range.h"
 #include "cpu/transpose_tile.h"
 
 namespace torchconv::cpu::winograd {
@@ -200,9 +202,37 @@ void prefetch_weights(const ConvView& view, const TapOffsets& taps, const A* w, 
   }
 }
 
+namespace {
+
+// Of a panel and a vector of channels in gather_weights' order.
 template <typename A>
-void transform_weights(const Plan<A>& plan, const A* w, int64_t panel, int64_t block, A* u,
-                       bool streams) {
+int64_t gathered_at(const Plan<A>& plan, int64_t panel, int64_t vector) {
+  return (panel * plan.vectors + vector) * plan.taps().count * kTapElements<A>;
+}
+
+}  // namespace
+
+template <typename A>
+int64_t gathered_size(const Plan<A>& plan) {
+  return gathered_at(plan, plan.panels, 0);
+}
+
+template <typename A>
+void gather_weights(const Plan<A>& plan, const A* w, A* gathered, const Parallel& pool) {
+  const int64_t size = gathered_at(plan, 0, 1);
+  const WorkSplit split(plan.panels * plan.vectors, static_cast<double>(size));
+  split.run(pool, [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin; i < end; ++i) {
+      A* const g = gathered + i * size;
+      fill_zero(g, size);
+      gather_vector(plan, w, i / plan.vectors, i % plan.vectors, g);
+    }
+  });
+}
+
+template <typename A>
+void transform_weights(const Plan<A>& plan, const Filters<A>& weights, int64_t panel, int64_t block,
+                       A* u, bool streams) {
   constexpr int64_t kVector = kLanes<A>, kFilters = kPanel<A>;
   const WeightLayout<A> layout(plan);
   const ConvView& view = plan.view;
@@ -211,34 +241,46 @@ void transform_weights(const Plan<A>& plan, const A* w, int64_t panel, int64_t b
                              ? streams ? transform_filter<A, 3, true> : transform_filter<A, 3>
                          : streams ? transform_filter<A, 5, true>
                                    : transform_filter<A, 5>;
-  alignas(64) A gathered[kMostTaps * kTapElements<A>];
+  alignas(64) A own[kMostTaps * kTapElements<A>];
+  const A* const w = weights.w;
+  const int64_t channel = taps.count * kFilters;
   for (int64_t vector = 0; vector < plan.vectors_in(block); ++vector) {
     const int64_t from = block * plan.block_vectors + vector, c = from * kVector;
-    gather_vector(plan, w, panel, from, gathered);
+    if (weights.gathered == nullptr) gather_vector(plan, w, panel, from, own);
+    const A* const gathered =
+        weights.gathered != nullptr ? weights.gathered + gathered_at(plan, panel, from) : own;
     const A* next = w + panel * kFilters * view.weight_k;
     next += c + kVector < view.C ? (c + kVector) * view.weight_c : kFilters * view.weight_k;
     const int64_t filters = std::min(view.K - panel * kFilters, kFilters);
     const int64_t channels = std::min(round_up(view.C - c, kWinogradStep<A>), kVector);
     for (int64_t i = 0; i < channels; ++i) {
-      prefetch_weights(view, taps, next, i);
+      if (weights.gathered != nullptr)
+        for (int64_t line = 0; line < channel; line += kLine<A>)
+          __builtin_prefetch(gathered + (kVector + i) * channel + line);
+      else
+        prefetch_weights(view, taps, next, i);
       for (int64_t k = 0; k < filters; k += kVector)
-        transform(gathered + i * taps.count * kFilters + k,
-                  u + (vector * kVector + i) * kFilters + k, layout.point);
+        transform(gathered + i * channel + k, u + (vector * kVector + i) * kFilters + k,
+                  layout.point);
     }
   }
   if (streams) stream_fence();
 }
 
 template <typename A>
-void prefetch_panel(const Plan<A>& plan, const A* w, int64_t panel, int64_t block,
+void prefetch_panel(const Plan<A>& plan, const Filters<A>& weights, int64_t panel, int64_t block,
                     SourcePrefetch& ahead) {
   constexpr auto kSize = static_cast<int64_t>(sizeof(A));
+  if (weights.gathered != nullptr) {
+    return ahead.add(weights.gathered + gathered_at(plan, panel, block * plan.block_vectors), 1, 0,
+                     gathered_at(plan, 0, plan.vectors_in(block)) * kSize);
+  }
   const ConvView& view = plan.view;
   const int64_t k = panel * kPanel<A>, filters = std::min(view.K - k, kPanel<A>);
   const int64_t c = block * plan.block_vectors * kLanes<A>;
   const int64_t channels = std::min(view.C - c, plan.vectors_in(block) * kLanes<A>);
   const TapOffsets taps = plan.taps();
-  w += k * view.weight_k + c * view.weight_c;
+  const A* const w = weights.w + k * view.weight_k + c * view.weight_c;
   const bool by_filter = view.weight_k > view.weight_c;
   const int64_t count = by_filter ? filters : channels, run = by_filter ? channels : filters;
   const int64_t stride = std::max(view.weight_k, view.weight_c) * kSize;
@@ -248,9 +290,12 @@ void prefetch_panel(const Plan<A>& plan, const A* w, int64_t panel, int64_t bloc
     ahead.add(w + taps[tap], count, stride, run * kSize);
 }
 
-#define TORCHCONV_INSTANTIATE(A)                                                         \
-  template void transform_weights(const Plan<A>&, const A*, int64_t, int64_t, A*, bool); \
-  template void prefetch_panel(const Plan<A>&, const A*, int64_t, int64_t, SourcePrefetch&);
+#define TORCHCONV_INSTANTIATE(A)                                                                  \
+  template int64_t gathered_size(const Plan<A>&);                                                 \
+  template void gather_weights(const Plan<A>&, const A*, A*, const Parallel&);                    \
+  template void transform_weights(const Plan<A>&, const Filters<A>&, int64_t, int64_t, A*, bool); \
+  template void prefetch_panel(const Plan<A>&, const Filters<A>&, int64_t, int64_t,               \
+                               SourcePrefetch&);
 TORCHCONV_INSTANTIATE(float)
 TORCHCONV_INSTANTIATE(double)
 #undef TORCHCONV_INSTANTIATE
