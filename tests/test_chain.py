@@ -793,7 +793,7 @@ def test_errors_are_the_layers_own(runs: list[int]) -> None:
 def step(name: str, tensors: list[int], values: tuple[Any, ...], done: list[int]) -> Step:
     if name in ("mul", "hardsigmoid", "cat"):
         return Step(name, tensors, values, done)
-    extra = (0, 0) if name == "conv2d" else ()
+    extra = (0, 0, False) if name == "conv2d" else ()
     settings = settings_of(Signature(name).types, (*values, *extra)).tolist()
     return Step(name, tensors, [0, *settings] if name == "conv2d" else settings, done)
 

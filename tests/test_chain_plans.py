@@ -66,7 +66,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def settings_of_conv(values: tuple[Any, ...]) -> list[int]:
-    return settings_of(Signature("conv2d").types, (*values, 0, 0)).tolist()
+    return settings_of(Signature("conv2d").types, (*values, 0, 0, False)).tolist()
 
 
 def image(*size: int) -> Tensor:

@@ -39,8 +39,9 @@ class Step(NamedTuple):
     operator: str
     tensors: Sequence[int]  # positions; -1: none
     # Of the operator's short overload, or cat's dimension. Before conv2d's comes whether the
-    # residual's layout has to be the output's, and after them of packed weights the owner, the version
-    # and whether they are frozen. linear's: for how many rows at most it is one, and conv2d's.
+    # residual's layout has to be the output's, and after them the owner and version of packed
+    # weights and whether these are frozen. linear's: for how many rows at most it is a convolution,
+    # and conv2d's.
     settings: Sequence[int]
     done: Sequence[int]  # positions that no later step reads
     # Of conv2d, where the result is only read by a concatenation of channels: that one's position,
