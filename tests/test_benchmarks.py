@@ -289,8 +289,8 @@ def test_a_layer_keeps_its_weights_packed(monkeypatch: pytest.MonkeyPatch) -> No
     created: list[PackedWeights] = []
 
     class Recorded(PackedWeights):
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, frozen: bool) -> None:
+            super().__init__(frozen)
             created.append(self)
 
     monkeypatch.setattr("torchconv.nn.PackedWeights", Recorded)
