@@ -14,6 +14,7 @@
 #include "cpu/microkernels/plane_rows_steps.h"
 #include "cpu/microkernels/plane_rows_winograd.h"
 #include "cpu/parallel_range.h"
+#include "cpu/processor.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -210,7 +211,10 @@ void depthwise_planes_gather(const ConvView& v, const T* src, const T* w, const 
 }
 
 bool depthwise_planes_winograd_applies(const ConvView& v) {
-  if (!kFiltersColumns || !depthwise_planes_rolls(v) || v.step_h != 1) return false;
+  // Two vectors a cycle are more than the loads of its weights keep up with, and the direct sums
+  // take as long or less.
+  static const bool halves = halves_wide_vectors();
+  if (!kFiltersColumns || !halves || !depthwise_planes_rolls(v) || v.step_h != 1) return false;
   const DepthwiseTaps taps(v);
   if (taps.rows == 3 || taps.gap_h != 1 || taps.gap_w != 1 || taps.first_w > 0 ||
       taps.first_w <= -taps.rows || v.J + taps.first_w > v.W || v.W > kMostWinogradColumns ||

@@ -23,7 +23,8 @@ void depthwise_planes_gather(const ConvView& view, const T* src, const T* w, con
                              const Epilogue<T>& epilogue, const Parallel& pool);
 
 // The same with kernels of 5 and 7 taps and a stride of 1 by the minimal filtering of
-// microkernels/plane_rows_winograd.h. Returns the samples whose outputs are not to be trusted.
+// microkernels/plane_rows_winograd.h, where a processor does half a vector at a time. Returns the
+// samples whose outputs are not to be trusted.
 bool depthwise_planes_winograd_applies(const ConvView& view);
 std::vector<int64_t> depthwise_planes_winograd(const ConvView& view, const float* src,
                                                const float* w, const float* bias,

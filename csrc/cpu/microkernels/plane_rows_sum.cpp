@@ -21,6 +21,7 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
   constexpr bool kHeld = R == 3 || R * R + kRows * kStrips + 2 <= kVectorRegisters;
   const auto rows_there = static_cast<uint64_t>(std::max<int64_t>(p.bottom - p.top, 0));
   const auto there = LaneRange<A, N>::of(0, p.columns);
+  const int64_t ahead = t.ahead;
   Source source[kStrips];
   for (int k = 0; k < kStrips; ++k) source[k] = Source(p, first[k]);
   for (const int64_t end = plane + planes; plane < end; ++plane) {
@@ -46,6 +47,8 @@ void sum_strips(const PlaneRows p, const PlaneRowsSum<A> t, const int64_t (&firs
     for (int64_t done = 1 - kRows; done < t.last - t.first; ++done, out += t.out_pitch) {
       unroll<kStep>([&](auto phase) TORCHCONV_INLINE_LAMBDA {
         if (y < rows_there) {
+          if (ahead != 0)
+            unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA { source[k].fetch(row + ahead); });
           typename Source::Row rows[kStrips];
           unroll<kStrips>([&](auto k) TORCHCONV_INLINE_LAMBDA { rows[k] = source[k].row(row); });
           unroll<R>([&](auto s) TORCHCONV_INLINE_LAMBDA {
