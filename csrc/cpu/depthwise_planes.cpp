@@ -76,7 +76,7 @@ class DepthwisePlanes {
       most_rows = std::max(most_rows, rows_of(first, std::min(first + band_, s_.I)).size());
     const int64_t src_size = kConverts ? together_ * most_rows * s_.width : 0;
     const int64_t dst_size = in_place ? 0 : together_ * band_ * s_.J;
-    const int64_t weights_size = kConverts ? together_ * (taps + 1) : 0;
+    const int64_t filter = taps_.filter, weights_size = kConverts ? together_ * (filter + 1) : 0;
     const int64_t slot_size = round_up(src_size + 16, 16) + round_up(dst_size, 16) + weights_size;
     const WorkSplit split(s_.N * chunks * bands_,
                           static_cast<double>(together_ * band_ * s_.J * (taps + 8)));
@@ -102,32 +102,30 @@ class DepthwisePlanes {
         sum.streams = false;
         sum.clamps = in_place && epilogue.clamps();
         sum.most = epilogue.most();
+        sum.weight_plane = filter;
+        sum.weight_row = taps_.weight_row;
+        sum.weight_column = taps_.weight_column;
         if constexpr (kConverts) {
           const int64_t sources = s_.filters > 1 ? 1 : piece.planes;
           const int64_t count = rows.size() * s_.width;
-          for (int64_t c = 0; c < sources; ++c)
-            copy_wide(copies + c * count, from + c * s_.height * s_.width + rows.begin * s_.width,
-                      count);
-          for (int64_t c = 0; c < piece.planes; ++c) {
-            for (int64_t t = 0; t < taps; ++t)
-              weights[c * taps + t] = to_wide(
-                  w[(plane + c) * taps_.filter + taps_.weight(t / taps_.rows, t % taps_.rows)]);
-            weights[together_ * taps + c] = bias != nullptr ? to_wide(bias[plane + c]) : A{0};
-          }
+          if (rows.size() == s_.height)
+            copy_wide(copies, from, sources * count);
+          else
+            for (int64_t c = 0; c < sources; ++c)
+              copy_wide(copies + c * count, from + c * s_.height * s_.width + rows.begin * s_.width,
+                        count);
+          // Filters as they lie in memory.
+          A* const biases = weights + together_ * filter;
+          copy_wide(weights, w + plane * filter, piece.planes * filter);
+          if (bias != nullptr) copy_wide(biases, bias + plane, piece.planes);
           sum.src_plane = s_.filters > 1 ? 0 : count;
-          sum.weights = weights;
-          sum.bias = weights + together_ * taps;
-          sum.weight_plane = taps;
-          sum.weight_row = taps_.rows;
-          sum.weight_column = 1;
+          sum.weights = weights + taps_.weight(0, 0);
+          sum.bias = bias != nullptr ? biases : nullptr;
           sum.src = copies - rows.begin * s_.width;
         } else {
           sum.src_plane = s_.filters > 1 ? 0 : s_.height * s_.width;
-          sum.weights = w + plane * taps_.filter + taps_.weight(0, 0);
+          sum.weights = w + plane * filter + taps_.weight(0, 0);
           sum.bias = bias != nullptr ? bias + plane : nullptr;
-          sum.weight_plane = taps_.filter;
-          sum.weight_row = taps_.weight_row;
-          sum.weight_column = taps_.weight_column;
           sum.src = from;
         }
         const int64_t count = (piece.last - first) * s_.J;
