@@ -21,6 +21,8 @@ namespace {
 
 // Elements of a plane or band, and of neighbouring planes, that are worked on at a time.
 constexpr int64_t kTogether = 8192, kBand = 16384;
+// Of those that are converted, for copies and sums in the first cache.
+constexpr int64_t kConverted = 4096;
 
 // Planes that are worth minimal filtering.
 constexpr int64_t kLeastWinogradRows = 4, kLeastWinogradColumns = 9;
@@ -57,8 +59,12 @@ class DepthwisePlanes {
 
   DepthwisePlanes(const DepthwiseTaps& taps, const Sizes& sizes) : taps_(taps), s_(sizes) {
     const int64_t plane = std::max(s_.height * s_.width, s_.I * s_.J);
-    together_ = s_.filters > 1 ? s_.filters : std::clamp<int64_t>(kTogether / plane, 1, s_.planes);
-    bands_ = s_.whole || together_ > 1 ? 1 : std::clamp<int64_t>(plane / kBand, 1, s_.I);
+    together_ = s_.filters > 1 ? s_.filters
+                               : std::clamp<int64_t>((kConverts ? kConverted : kTogether) / plane,
+                                                     1, s_.planes);
+    bands_ = s_.whole || together_ > 1
+                 ? 1
+                 : std::clamp<int64_t>(plane / (kConverts ? kConverted : kBand), 1, s_.I);
     band_ = ceil_div(s_.I, bands_);
     bands_ = ceil_div(s_.I, band_);
   }
