@@ -477,6 +477,14 @@ def test_minimal_filtering_of_planes_and_their_borders(r: int) -> None:
 
 
 @cpu_only
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("r", "stride"), [(3, 1), (3, 2), (5, 1), (7, 1)])
+def test_bands_of_converted_planes(r: int, stride: int, dtype: torch.dtype) -> None:
+    x, w, b = operands(1, 3, 101, 125, r, "contiguous", dtype)
+    check(x, w, b, "contiguous", padding=r // 2, stride=stride)
+
+
+@cpu_only
 @pytest.mark.parametrize(
     ("layout", "along"), [("contiguous", "pixels"), ("channels_last", "channels")]
 )
