@@ -48,6 +48,8 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
     "5x6_s2_p0": ((2, 24, 9, 8), (24, 6, 5, 6), {"groups": 4, "stride": 2}),
     "7x5_p5": ((2, 16, 6, 5), (32, 8, 7, 5), {"groups": 2, "padding": 5}),
     "rows_winograd": ((2, 36, 17, 23), (72, 4, 3, 3), {"groups": 9, "padding": (0, 2)}),
+    "whole_rows": ((4, 64, 58, 14), (64, 4, 3, 3), {"groups": 16, "padding": 1}),
+    "whole_rows_of_tails": ((5, 20, 55, 13), (35, 4, 3, 3), {"groups": 5, "padding": (2, 1)}),
     "tiles_of_one_row": ((2, 16, 10, 64), (16, 4, 3, 3), {"groups": 4, "padding": 1}),
     "tiles_of_long_rows": ((2, 20, 7, 58), (35, 4, 3, 3), {"groups": 5, "padding": (0, 2)}),
     "tiles_of_two_rows": ((2, 24, 27, 29), (24, 8, 3, 3), {"groups": 3, "padding": 1}),

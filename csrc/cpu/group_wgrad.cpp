@@ -40,8 +40,10 @@ class GroupWgrad {
         x_(x),
         dw_(dw) {
     const int64_t units = view.N * band_.bands;
-    // Neighbouring blocks read the same lines of memory in channels_last.
-    together_ = view.src.c == 1 ? std::min(band_.blocks, kBlocksTogether) : 1;
+    // Neighbouring blocks read the same rows of memory in channels_last.
+    together_ = winograd != nullptr && winograd->reads_rows() ? band_.blocks
+                : view.src.c == 1 ? std::min(band_.blocks, kBlocksTogether)
+                                  : 1;
     sets_ = ceil_div(band_.blocks, together_);
     slab_ = ceil_div(units, std::clamp<int64_t>(kTasksWanted / sets_, 1, units));
     slabs_ = ceil_div(units, slab_);

@@ -18,6 +18,45 @@ constexpr int64_t kL = V::kLanes;
 constexpr int kTaps = Scheme::kTaps, kPoints = Scheme::kValues, kOutputs = Scheme::kTile;
 // Products that are added up in registers: of tiles that stay in the first-level cache.
 constexpr int64_t kDotLength = 64;
+// What a band may read of both images where it reads whole rows: half of the second-level cache.
+constexpr int64_t kRowsBytes = 512 << 10;
+// Bands that are enough for several threads.
+constexpr int64_t kBandsWanted = 32;
+
+// The shortest bands that the register tiles take.
+int64_t short_bands(const ConvView& view) { return std::max<int64_t>(1, view.I / kDotTile); }
+
+// A block's part of every pixel is a few lines, far from each other, which the processor does not
+// foresee; and to ask for so many takes longer than their products do.
+bool takes_whole_rows(const ConvView& view) {
+  const ConvStrides &x = view.src, &dz = view.dst;
+  const bool dense = x.c == 1 && x.column == view.groups * view.C && x.row == view.W * x.column &&
+                     dz.c == 1 && dz.column == view.groups * view.K && dz.row == view.J * dz.column;
+  const int64_t bands = short_bands(view);
+  const int64_t bytes =
+      ceil_div(view.I, bands) * (x.row + dz.row) * static_cast<int64_t>(sizeof(float));
+  return dense && bytes <= kRowsBytes && view.N * bands >= kBandsWanted;
+}
+
+GroupBand dot_band(const ConvView& view) {
+  GroupBand band = group_winograd_band(view);
+  if (takes_whole_rows(view)) {
+    band.band = ceil_div(view.I, short_bands(view));
+    band.bands = ceil_div(view.I, band.band);
+  }
+  return band;
+}
+
+// Into the caches, in the order of memory. sum: where the compiler has to take the values.
+void read(const float* first, int64_t count, float* sum) {
+  constexpr int64_t kAtOnce = 4 * kL;
+  Register sums[4] = {};
+  for (int64_t i = 0; i + kAtOnce <= count; i += kAtOnce) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) sums[k] += V::load(first + i + k * kL);
+  }
+  V::store(sum, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
 
 // Rows of kCount pixels to points `plane` elements apart. One pixel less than a tile has leaves
 // infinity out.
@@ -32,7 +71,7 @@ void transform_pixels(const GroupPixels& pixels, int64_t rows, float* to, int64_
 #pragma GCC unroll 6
       for (int s = 0; s < kCount; ++s) {
         d[s] = V::load(src + s * pixels.column);
-        if (!kSource || s >= kTaps - 1)
+        if (pixels.ahead != 0 && (!kSource || s >= kTaps - 1))
           __builtin_prefetch(src + s * pixels.column + pixels.ahead, 0, 2);
       }
       if constexpr (kSource)
@@ -49,7 +88,8 @@ void transform_pixels(const GroupPixels& pixels, int64_t rows, float* to, int64_
 
 GroupWinogradDot::GroupWinogradDot(const ConvView& view)
     : view_(view),
-      band_(group_winograd_band(view)),
+      band_(dot_band(view)),
+      reads_rows_(takes_whole_rows(view)),
       columns_(view.J, 1, kOutputs),
       lanes_(band_.source_lanes<float>(view)),
       tiles_(ceil_div(columns_.count, ceil_div(columns_.count * band_.band, kDotLength))),
@@ -89,7 +129,15 @@ void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, const
   float* const x_points = window + kPoints * x_tile_;
   float* const dz_points = x_points + kPoints * tiles_ * x_tile_;
   // In channels_last the next block's pixels are neighbours.
-  const auto ahead = [&](const ConvStrides& s, int64_t own) {
+  if (reads_rows_ && block == together.begin) {
+    // The band before this one read the rows that both need.
+    const int64_t first = i0 + band_.first_h, begin = i0 > 0 ? first + kTaps - 1 : first;
+    const Range inside{std::max<int64_t>(begin, 0), std::min(first + source_rows, view_.H)};
+    read(x + inside.begin * view_.src.row, inside.size() * view_.src.row, x_points);
+    read(dz + i0 * view_.dst.row, rows * view_.dst.row, dz_points);
+  }
+  const auto ahead = [&](const ConvStrides& s, int64_t own) -> int64_t {
+    if (reads_rows_) return 0;
     return block + 1 < together.end ? own : rows * s.row - (block - together.begin) * own;
   };
   const auto dz_window = [&](int64_t v, int64_t j, int64_t columns) {

@@ -22,6 +22,9 @@ class GroupWinogradDot {
   // How many sums in registers a band adds to each of them.
   int64_t dots() const { return ceil_div(columns_.count, tiles_); }
   int64_t scratch() const;
+  // Whether the first of some blocks reads whole rows, in the order of memory: all blocks then have
+  // their turn together.
+  bool reads_rows() const { return reads_rows_; }
 
   // Adds the products of `rows` rows from i0 on of a sample's block, which is one of `together`
   // that have their turn with the same rows.
@@ -37,6 +40,7 @@ class GroupWinogradDot {
 
   const ConvView& view_;
   const GroupBand band_;
+  const bool reads_rows_;
   const winograd::TileAxis columns_;
   const std::vector<LaneIndex<float>> lanes_;
   int64_t tiles_;             // that are multiplied together
