@@ -22,6 +22,7 @@
 #include "cpu/group_band.h"
 #include "cpu/group_winograd.h"
 #include "cpu/group_winograd_planes.h"
+#include "cpu/group_winograd_wgrad.h"
 #include "cpu/microkernels/channel_columns_winograd.h"
 #include "cpu/microkernels/gemm.h"
 #include "cpu/microkernels/gemm_pairs.h"
@@ -131,8 +132,7 @@ std::string group_blocking(const ConvView& v, int64_t size) {
   return text("%lld bands of %lld rows, %lld groups together", band.bands, band.band, band.groups);
 }
 
-std::string group_winograd_blocking(const char* scheme, const ConvView& v, int64_t unit) {
-  const GroupBand band = group_winograd_band(v, unit);
+std::string group_winograd_blocking(const char* scheme, const ConvView& v, const GroupBand& band) {
   return scheme + text(": %lld tiles along rows, %lld bands of rows, %lld groups together",
                        winograd::TileAxis(v.J, 1, kGroupWinogradOutputs).count, band.bands,
                        band.groups);
@@ -168,7 +168,7 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kBandAlongChannels:
       return band_blocking(ConvBand(v, false, size, lanes, 0, packs_channels(v, lanes)));
     case ConvAlgorithm::kGroupWinograd:
-      return group_winograd_blocking("F(2x4,3x3)", v, kGroupWinogradRows);
+      return group_winograd_blocking("F(2x4,3x3)", v, group_winograd_band(v, kGroupWinogradRows));
     case ConvAlgorithm::kGroupPlanes:
       return text("F(2x4,3x3): %lld vectors of tiles for the %lld outputs of a filter",
                   group_planes_vectors(v), v.pixels(), 0);
@@ -243,7 +243,7 @@ std::string wgrad_blocking(const ConvView& v, DType dtype, ConvAlgorithm algorit
                                          kVectorBytes / size));
   }
   if (algorithm == ConvAlgorithm::kGroupWinograd)
-    return group_winograd_blocking("F(3,4) along rows", v, 1);
+    return group_winograd_blocking("F(3,4) along rows", v, GroupWinogradDot(v).band());
   if (algorithm == ConvAlgorithm::kGroupTiles) return group_blocking(v, size);
   if (algorithm != ConvAlgorithm::kWinograd) return gather_blocking(v, dtype, algorithm);
   const WinogradWgradCost cost = winograd_wgrad_cost(v);
