@@ -1,15 +1,19 @@
 // See processor.h.
 #include "cpu/processor.h"
 
+#include <cstdlib>
+#include <cstring>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
 namespace torchconv::cpu {
+namespace {
 
-bool halves_wide_vectors() {
+bool is_zen4() {
 #if defined(__x86_64__)
-  // AMD's family of Zen 3 and 4; the next one, and Intel's, have units as wide as the vectors.
+  // AMD's family, with Zen 3; the next one, and Intel's, have units as wide as the vectors.
   constexpr unsigned kFamily = 0x19;
   unsigned most = 0, signature[3] = {}, version = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid(0, &most, &signature[0], &signature[2], &signature[1]) == 0 ||
@@ -21,6 +25,13 @@ bool halves_wide_vectors() {
 #else
   return false;
 #endif
+}
+
+}  // namespace
+
+bool halves_wide_vectors() {
+  const char* const told = std::getenv("TORCHCONV_HALF_VECTORS");
+  return told != nullptr ? std::strcmp(told, "0") != 0 : is_zen4();
 }
 
 }  // namespace torchconv::cpu
