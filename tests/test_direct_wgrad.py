@@ -250,6 +250,20 @@ def test_few_filters_with_infinity(value: float, where: str, layout: str) -> Non
 
 
 @on_formats
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("k", [512, 517])
+def test_gradients_past_the_caches(k: int, n: int, layout: str) -> None:
+    """So large, and of so few pixels, that each is written once, by streamed stores."""
+    x, dz, w = (t.float() for t in problem((n, 256, 6, 6), (k, 256, 6, 6), layout, layout))
+    with threads(1):
+        first = wgrad(x, dz, w)
+    assert first.nbytes >= 16 << 20
+    assert relative_error(first, reference(x, dz, w)) <= 1e-6
+    with threads(3):
+        assert torch.equal(wgrad(x, dz, w), first)
+
+
+@on_formats
 @on_formats_of_dz
 def test_single_channel_with_either_gradient(dz_layout: str, layout: str) -> None:
     """One input channel is dense in both layouts; the strides of its gradient follow PyTorch's."""

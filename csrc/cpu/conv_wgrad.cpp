@@ -101,6 +101,10 @@ class ConvWgrad {
     A* in_place = nullptr;
     if constexpr (std::is_same_v<T, A>)
       if (sums_in_place()) in_place = dw;
+    // What is written once.
+    const bool streams =
+        in_place != nullptr && pixels_.chunks() == 1 &&
+        WideVec<A>::streams(in_place, view_.groups * view_.K * view_.weight_k, view_.weight_k);
     Buffer<A> partial(in_place != nullptr ? 0 : (by_slot ? split.slots : partials) * partial_);
     Buffer<A> totals(compensated_ ? 2 * (by_slot ? split.slots : partials) * partial_ : 0);
     const int64_t band_size = band_ ? round_up(band_->size(), 16) : 0;
@@ -134,6 +138,7 @@ class ConvWgrad {
         const int64_t own = by_slot ? slot : task / parts_;
         t.partial = partial.get() + own * partial_;
         t.in_place = in_place != nullptr;
+        t.streams = streams;
         if (t.in_place)
           t.partial = in_place + t.group * view_.weight_group + t.row * view_.weight_k;
         t.totals = totals.get() + 2 * own * partial_;
@@ -141,6 +146,7 @@ class ConvWgrad {
         if (slabs_ == 1 && !t.in_place)
           for (int64_t row = 0; row < t.rows * taps_; row += kL) finish_rows(t, row, t.partial, dw);
       }
+      if (streams) stream_fence();
     });
     if (slabs_ > 1) finish(partial.get(), dw, pool);
     return !band_ || finite_.load();
@@ -169,7 +175,7 @@ class ConvWgrad {
     int64_t group, slab;
     int64_t row, rows;  // channels
     int64_t first_panel, last_panel;
-    bool in_place;
+    bool in_place, streams;
     A* partial;  // [rows x taps][ld_], or in place the task's part of dw
     A* totals;   // two of these, if compensated: sums of partial, and what rounding lost of them
   };
@@ -277,6 +283,7 @@ class ConvWgrad {
                        : columns_in_place_ ? columns_.step
                                            : width_;
     tile.accumulate = accumulate;
+    tile.stream = t.streams;
     tile.runs = s.runs;
     const int64_t panel_size = pixels_.chunk() * width_;
     if (!columns_in_place_)

@@ -65,6 +65,11 @@ void pixel_product_tile(const PixelProduct<T>& tile) {
         T* at = to + m * tile.sum_stride + v * kL;
         V::store(at, V::load(at) + sum[m][v]);
       }
+  } else if (tile.stream) {
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) stream_bytes(to + m * tile.sum_stride + v * kL, sum[m][v]);
   } else {
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m)

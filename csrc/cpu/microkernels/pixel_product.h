@@ -55,6 +55,7 @@ struct PixelProduct {
   T* sum;
   int64_t sum_stride;
   bool accumulate;           // add to sum, else overwrite it
+  bool stream = false;       // past the caches, where sum is overwritten: its rows are streamable
   const void* const* fetch;  // [pixels], fetched into the second-level cache meanwhile
 };
 
