@@ -17,8 +17,10 @@
 #include "cpu/group_winograd.h"
 #include "cpu/group_winograd_planes.h"
 #include "cpu/inner_gather.h"
+#include "cpu/microkernels/plane_taps.h"
 #include "cpu/pair_wgrad.h"
 #include "cpu/plane_pairs.h"
+#include "cpu/plane_taps.h"
 #include "cpu/sample_gemm.h"
 #include "cpu/shared_taps.h"
 #include "cpu/tap_runs.h"
@@ -227,6 +229,21 @@ bool depthwise_planes_win_wgrad(const ConvCase& c) {
   return c.grouped() && depthwise_planes_wgrad_applies(c.v);
 }
 
+// Filters up to which tiles along the pixels of planes read these for each other, terms that repay
+// a tile, and its sums, of which fewer would wait for each other; and the part of the lanes of a
+// row that must have outputs.
+constexpr int64_t kPlaneFiltersMost = 2 * kPlaneFilters, kPlaneTerms = 24, kPlaneSumsLeast = 8;
+constexpr double kPlaneLanes = 0.75;
+bool plane_taps_win(const ConvCase& c) {
+  if (!c.is(DType::kFloat32) || c.v.K > kPlaneFiltersMost || c.taps() == 1 ||
+      c.v.terms() < kPlaneTerms || !plane_taps_applies(c.v))
+    return false;
+  const int64_t vectors = ceil_div(c.v.J, c.lanes());
+  const int64_t filters = ceil_div(c.v.K, ceil_div(c.v.K, int64_t{kPlaneFilters}));
+  return filters * std::min<int64_t>(vectors, plane_vectors(filters)) >= kPlaneSumsLeast &&
+         static_cast<double>(c.v.J) >= kPlaneLanes * static_cast<double>(vectors * c.lanes());
+}
+
 // Pixels of a row that are enough rows of the band product's register tile, and terms that repay
 // the transposition of its sums. Wide groups whose last vector of filters is not mostly empty.
 constexpr int64_t kBandProductWidth = 4, kBandProductTerms = 24;
@@ -363,6 +380,7 @@ constexpr Rule kGatherRules[] = {
     {Algorithm::kPlanesWinograd, planes_winograd_wins},
     {Algorithm::kDepthwisePlanes, depthwise_planes_win},
     {Algorithm::kGroupTiles, group_tiles_win},
+    {Algorithm::kPlaneTaps, plane_taps_win},
     {Algorithm::kBandProduct, band_product_wins},
     {Algorithm::kBandAlongPixels, group_pixels_win},
     {Algorithm::kBandAlongChannels, group_channels_win},

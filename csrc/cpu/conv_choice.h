@@ -26,6 +26,7 @@ enum class ConvAlgorithm : uint8_t {
   kInnerProduct,       // inner_gather.h
   kSharedTaps,         // shared_taps.h
   kTapRuns,            // tap_runs.h
+  kPlaneTaps,          // plane_taps.h
   kSampleProduct,      // sample_gemm.h
   kDirectProduct,      // direct_gemm.h
   kBandProduct,        // band_gemm.h

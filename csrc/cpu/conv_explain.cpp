@@ -29,6 +29,7 @@
 #include "cpu/microkernels/group_winograd.h"
 #include "cpu/microkernels/inner_product.h"
 #include "cpu/microkernels/pixel_product.h"
+#include "cpu/microkernels/plane_taps.h"
 #include "cpu/microkernels/shared_taps.h"
 #include "cpu/pair_wgrad.h"
 #include "cpu/patches.h"
@@ -90,6 +91,8 @@ const char* name_of(ConvAlgorithm algorithm) {
       return "taps that share their pixels";
     case ConvAlgorithm::kTapRuns:
       return "runs of taps in place";
+    case ConvAlgorithm::kPlaneTaps:
+      return "taps of planes in place, vectors along pixels";
     case ConvAlgorithm::kSampleProduct:
       return "matrix product of samples, weights in place";
     case ConvAlgorithm::kDirectProduct:
@@ -198,6 +201,11 @@ std::string gather_blocking(const ConvView& v, DType dtype, ConvAlgorithm algori
     case ConvAlgorithm::kTapRuns:
       return text("register tiles of %lld x %lld, runs of %lld terms", kMaxRows,
                   kMaxVectors * lanes, tap_span(v, &ConvTap::w).size() * v.C);
+    case ConvAlgorithm::kPlaneTaps: {
+      const int64_t filters = ceil_div(v.K, ceil_div(v.K, int64_t{kPlaneFilters}));
+      return text("register tiles of %lld x %lld, sums of at most %lld terms", filters,
+                  plane_vectors(filters) * lanes, kDepth);
+    }
     case ConvAlgorithm::kSampleProduct:
       return v.weight_c == 1 ? text("register tiles of %lld x %lld, %lld terms in a vector",
                                     kInnerPixels, kInnerFilters, lanes)

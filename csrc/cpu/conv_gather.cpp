@@ -19,6 +19,7 @@
 #include "cpu/inner_gather.h"
 #include "cpu/pixel_gemm.h"
 #include "cpu/plane_pairs.h"
+#include "cpu/plane_taps.h"
 #include "cpu/sample_gemm.h"
 #include "cpu/shared_taps.h"
 #include "cpu/tap_runs.h"
@@ -225,6 +226,9 @@ void conv_gather(const ConvView& view, ConvAlgorithm algorithm, const T* src, co
       return;
     case ConvAlgorithm::kTapRuns:
       if constexpr (std::is_same_v<T, float>) tap_runs(view, src, w, bias, epilogue, pool);
+      return;
+    case ConvAlgorithm::kPlaneTaps:
+      if constexpr (std::is_same_v<T, float>) plane_taps(view, src, w, bias, epilogue, pool);
       return;
     case ConvAlgorithm::kSampleProduct:
       return sample_gemm(view, src, w, bias, epilogue, pool);
