@@ -192,11 +192,11 @@ def test_pairs_of_wide_groups() -> None:
 
 def test_a_band_that_does_not_fit() -> None:
     """Taps too far apart for scratch: a product that needs no band runs instead."""
-    x, w = operands(1, 4, 3000, 3000, 4, 3)
+    x, w = (t.double() for t in operands(1, 4, 3000, 3000, 4, 3))
     near, far = (at(x, w, None, 1, d, d)["fprop"].algorithm for d in (1, 1400))
     assert near.startswith("bands of rows")
     assert far == PRODUCT
-    x, w = operands(1, 64, 8, 2560, 3, 3)
+    x, w = (t.double() for t in operands(1, 64, 8, 2560, 3, 3))
     assert "pieces of the columns" in at(x, w, None, 1, 1)["fprop"].blocking
 
 
