@@ -28,6 +28,7 @@
 #include "cpu/pair_wgrad.h"
 #include "cpu/parallel_range.h"
 #include "cpu/phase_image.h"
+#include "cpu/sample_patches.h"
 #include "cpu/samples_apart.h"
 #include "cpu/wide_array.h"
 #include "cpu/winograd_wgrad.h"
@@ -228,6 +229,15 @@ void backward(ConvProblem p, const T* dy, const T* saved, const T* x, const T* w
         static_cast<int64_t>(view.taps.size()) == p.R * p.S && p.N * p.P * p.Q > 0;
     if (!covers_all) zero_array(dw, p.K * (p.C / p.groups) * p.R * p.S, pool);
     if constexpr (std::is_same_v<T, Wide<T>>) {
+      if (!is_empty(view) && wgrad_by_samples(p, view, winograd_allowed())) {
+        const Buffer<T> samples(p.N * p.P * p.Q * p.C * p.R * p.S);
+        unfold_samples(p, x, samples.get(), pool);
+        const bool turns = p.layout == Layout::kNCHW;
+        const Buffer<T> rows =
+            turns ? channels_last_copy(dz, p.N, p.K, p.P * p.Q, pool) : Buffer<T>(0);
+        return wgrad(fprop_view(sample_problem(p)), turns ? rows.get() : dz, samples.get(), dw,
+                     pool);
+      }
       if (!is_empty(view) && wgrad_by_channels_last(p, view, winograd_allowed())) {
         const Buffer<T> last_x = channels_last_copy(x, p.N, p.C, p.H * p.W, pool);
         const Buffer<T> last_dz = channels_last_copy(dz, p.N, p.K, p.P * p.Q, pool);

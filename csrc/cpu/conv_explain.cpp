@@ -34,6 +34,7 @@
 #include "cpu/pair_wgrad.h"
 #include "cpu/patches.h"
 #include "cpu/sample_gemm.h"
+#include "cpu/sample_patches.h"
 #include "cpu/wgrad_pixels.h"
 #include "cpu/winograd.h"
 #include "cpu/winograd_rows.h"
@@ -281,6 +282,7 @@ double gather_operations(const ConvView& v, ConvAlgorithm algorithm) {
 }
 
 constexpr const char* kCopies = "by way of channels_last images: ";
+constexpr const char* kSamples = "patches as samples: ";
 constexpr const char* kRepeats = "by way of an image with each channel once for each filter: ";
 
 // Without the transforms.
@@ -360,8 +362,10 @@ std::string conv2d_explain(const ConvProblem& problem) {
   const auto words = [](bool by_patches) { return by_patches ? "patches as pixels: " : ""; };
   const std::optional<ConvProblem> copies_x = fprop_by_channels_last(p, fprop_view(p));
   const bool unfolds_x = !copies_x && goes_by_patches(p, StridedPass::kFprop);
-  const bool repeats_x = !unfolds_x && fprop_repeats_channels(p, winograd);
+  const bool samples_x = !copies_x && !unfolds_x && fprop_by_samples(p, fprop_view(p));
+  const bool repeats_x = !unfolds_x && !samples_x && fprop_repeats_channels(p, winograd);
   const ConvProblem fprop_problem = unfolds_x   ? patch_problem(p)
+                                    : samples_x ? sample_problem(p)
                                     : repeats_x ? merged(repeated_problem(p))
                                     : copies_x  ? *copies_x
                                                 : p;
@@ -386,6 +390,7 @@ std::string conv2d_explain(const ConvProblem& problem) {
                ? strided_line("fprop", StridedPass::kFprop, view)
                : formatted({"fprop", fprop, gather_otherwise(view, p.dtype, fprop),
                             (copies_x    ? kCopies
+                             : samples_x ? kSamples
                              : repeats_x ? kRepeats
                                          : words(unfolds_x)) +
                                 gather_blocking(view, p.dtype, fprop),
@@ -430,10 +435,12 @@ std::string conv2d_explain(const ConvProblem& problem) {
   }
 
   const bool unfolds = wgrad_goes_by_patches(p);
-  const bool copies = !unfolds && wgrad_by_channels_last(p, fprop_view(p), winograd);
-  const ConvView whole = fprop_view(unfolds  ? patch_problem(p)
-                                    : copies ? channels_last_images(p)
-                                             : p);
+  const bool samples = !unfolds && wgrad_by_samples(p, fprop_view(p), winograd);
+  const bool copies = !unfolds && !samples && wgrad_by_channels_last(p, fprop_view(p), winograd);
+  const ConvView whole = fprop_view(unfolds   ? patch_problem(p)
+                                    : samples ? sample_problem(p)
+                                    : copies  ? channels_last_images(p)
+                                              : p);
   if (whole.terms() == 0) return lines + zeros("wgrad", bytes);
   const ConvAlgorithm wgrad = wgrad_algorithm(whole, p.dtype, winograd);
   const bool multiplies_padding =
@@ -444,10 +451,12 @@ std::string conv2d_explain(const ConvProblem& problem) {
   const char* otherwise = multiplies_padding ? name_of(ConvAlgorithm::kWgradProduct) : "";
   if (wgrad == ConvAlgorithm::kWinograd)
     otherwise = name_of(wgrad_algorithm(whole, p.dtype, false));
-  return lines +
-         formatted({"wgrad", wgrad, otherwise,
-                    (copies ? kCopies : words(unfolds)) + wgrad_blocking(whole, p.dtype, wgrad),
-                    direct, wgrad_operations(whole, wgrad), bytes});
+  return lines + formatted({"wgrad", wgrad, otherwise,
+                            (copies    ? kCopies
+                             : samples ? kSamples
+                                       : words(unfolds)) +
+                                wgrad_blocking(whole, p.dtype, wgrad),
+                            direct, wgrad_operations(whole, wgrad), bytes});
 }
 
 }  // namespace torchconv::cpu

@@ -16,6 +16,7 @@
 #include "cpu/conv_ways.h"
 #include "cpu/direct_gemm.h"
 #include "cpu/parallel_range.h"
+#include "cpu/sample_patches.h"
 #include "cpu/samples_apart.h"
 #include "cpu/wide_array.h"
 
@@ -47,7 +48,15 @@ class Fprop : public ConvPlan {
            const void* residual, void* y, void* preactivation, const Parallel& pool) const override;
 
  private:
-  enum class Way : uint8_t { kNothing, kPatches, kChannelsLast, kRepeated, kStrided, kGather };
+  enum class Way : uint8_t {
+    kNothing,
+    kPatches,
+    kSamples,
+    kChannelsLast,
+    kRepeated,
+    kStrided,
+    kGather
+  };
 
   Way choose(bool frozen);
 
@@ -136,6 +145,23 @@ class TurnedFprop {
   const Epilogue<T>& epilogue_;
 };
 
+// The fprop of contiguous images by way of their few patches.
+template <typename T>
+void fprop_samples(const ConvProblem& p, const T* x, const T* w, const T* bias,
+                   const Epilogue<T>& epilogue, const Parallel& pool) {
+  const int64_t out = p.K * p.P * p.Q;
+  for_sample_parts<T>(p, [&](const ConvProblem& part, int64_t n, T* samples) {
+    unfold_samples(part, x + n * p.C * p.H * p.W, samples, pool);
+    const int64_t size = part.N * out;
+    const Buffer<T> rows(size), z(size);
+    const ConvView view = fprop_view(sample_problem(part));
+    conv_gather(view, gather_algorithm(view, kDType<T>, winograd_allowed()), samples, w, nullptr,
+                bias, Epilogue<T>{rows.get(), nullptr, Activation::kNone}, pool);
+    transpose_images(rows.get(), part.N, p.P * p.Q, p.K, z.get(), pool);
+    store_array(epilogue.at(n * out), z.get(), size, pool);
+  });
+}
+
 // The fprop of images whose channels have several filters each, some images at a time.
 template <typename T>
 void fprop_repeated(const ConvProblem& p, const T* x, const T* w, const T* bias,
@@ -165,6 +191,7 @@ typename Fprop<T>::Way Fprop<T>::choose(bool frozen) {
   if constexpr (std::is_floating_point_v<T>) {
     if ((turned_ = fprop_by_channels_last(p_, view_))) return Way::kChannelsLast;
     if (goes_by_patches(p_, StridedPass::kFprop)) return Way::kPatches;
+    if (fprop_by_samples(p_, view_)) return Way::kSamples;
   }
   if (fprop_repeats_channels(p_, winograd)) return Way::kRepeated;
   const bool strided = strides_by_winograd(p_, StridedPass::kFprop, winograd);
@@ -204,6 +231,7 @@ void Fprop<T>::run(const void* x, const void* w, const WeightsOwner& owner, cons
                               unfold_patches(part, src + n * p_.C * p_.H * p_.W, patches, pool);
                               product(patches, epilogue.at(n * view_.dst.n));
                             });
+    if (way_ == Way::kSamples) return fprop_samples(p_, src, weights, b, epilogue, pool);
     if (way_ == Way::kChannelsLast)
       return TurnedFprop<T>(p_, *turned_, epilogue).run(src, weights, owner, b, pool);
   }

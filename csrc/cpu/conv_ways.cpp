@@ -14,6 +14,7 @@
 #include "cpu/group_gather.h"
 #include "cpu/microkernels/direct_tile.h"
 #include "cpu/patches.h"
+#include "cpu/sample_patches.h"
 
 namespace torchconv::cpu {
 namespace {
@@ -66,7 +67,33 @@ bool direct_product_repays_copies(const ConvCase& c, ConvAlgorithm algorithm) {
          rows * (kPackingFilters + K) >= kPixelRowCopies * copied;
 }
 
+// Outputs so few that weights are taken apart for longer than these meet them, of so many terms and
+// filters that their patches are copied for less.
+bool few_samples_repay_copies(const ConvProblem& p) {
+  constexpr int64_t kOutputs = 12, kTerms = 1024, kFilters = 32;
+  return is_wide(p.dtype) && p.R * p.S > 1 && p.P * p.Q <= kOutputs && p.C * p.R * p.S >= kTerms &&
+         p.K >= kFilters && sample_patches_apply(p);
+}
+
 }  // namespace
+
+bool fprop_by_samples(const ConvProblem& p, const ConvView& view) {
+  // As for fprop_by_channels_last.
+  constexpr bool winograd = true;
+  return all_nchw(p) && few_samples_repay_copies(p) &&
+         !strides_by_winograd(p, StridedPass::kFprop, winograd) &&
+         gather_algorithm(view, p.dtype, winograd) == ConvAlgorithm::kPixelProduct;
+}
+
+bool wgrad_by_samples(const ConvProblem& p, const ConvView& view, bool winograd) {
+  // Patches that stay in a second-level cache, and filters whose products repay them where a tap's
+  // pixels have the channels side by side.
+  constexpr int64_t kBytes = 512 << 10, kFiltersChannelsLast = 192;
+  const int64_t size = p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  return few_samples_repay_copies(p) && (all_nchw(p) || p.K >= kFiltersChannelsLast) &&
+         p.N * p.P * p.Q * p.C * p.R * p.S * size <= kBytes &&
+         wgrad_algorithm(view, p.dtype, winograd) == ConvAlgorithm::kWgradProduct;
+}
 
 bool goes_by_patches(const ConvProblem& p, StridedPass pass) {
   // Patches of several taps are copied by rows of outputs: shorter ones cost more than the

@@ -19,6 +19,11 @@ bool goes_by_patches(const ConvProblem& p, StridedPass pass);
 // The same for wgrad.
 bool wgrad_goes_by_patches(const ConvProblem& p);
 
+// Whether fprop or wgrad, of fprop's view, computes the problem's sample_problem in its place
+// (sample_patches.h).
+bool fprop_by_samples(const ConvProblem& p, const ConvView& view);
+bool wgrad_by_samples(const ConvProblem& p, const ConvView& view, bool winograd);
+
 // Whether fprop computes the problem's repeated_problem in its place, see channel_repeat.h.
 bool fprop_repeats_channels(const ConvProblem& p, bool winograd);
 
