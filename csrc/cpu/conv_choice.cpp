@@ -293,8 +293,14 @@ bool band_wins(const ConvCase& c) {
 // are more than so few; and the part of the lanes that must hold a term.
 constexpr int64_t kInnerChannels = 8, kInnerFiltersFew = 3;
 constexpr double kLanesUsed = 0.7;
+// Few channels for each filter are sums over the lanes for few products: vectors along pixels, of a
+// band that the filters share, then have less to do.
+bool filters_share_band(const ConvCase& c) {
+  return c.is(DType::kFloat32) && c.v.C < 2 * c.v.K && few_filters_win(c);
+}
 bool inner_product_wins(const ConvCase& c) {
   return c.v.K <= kInnerFiltersMost && !is_half(c.dtype) && inner_gather_applies(c.v) &&
+         !filters_share_band(c) &&
          (c.taps() > 1 || c.v.K <= kInnerFiltersFew || c.v.C >= kInnerChannels * c.v.K) &&
          inner_gather_lanes_used(c.v, c.lanes()) >= kLanesUsed;
 }

@@ -150,8 +150,10 @@ std::optional<ConvProblem> fprop_by_channels_last(const ConvProblem& p, const Co
 
 bool dgrad_by_channels_last(const ConvProblem& p, const std::vector<ConvView>& views,
                             bool winograd) {
-  return is_wide(p.dtype) && p.groups == 1 && all_nchw(p) && views.size() > 1 &&
-         std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
+  if (!is_wide(p.dtype) || p.groups != 1 || !all_nchw(p)) return false;
+  // The fold of columns that have the channels side by side has whole vectors at any width.
+  if (views.size() == 1) return dgrad_by_columns(p, views, winograd);
+  return views.size() > 1 && std::all_of(views.begin(), views.end(), [&](const ConvView& view) {
            const ConvAlgorithm algorithm = gather_algorithm(view, p.dtype, winograd);
            return algorithm == ConvAlgorithm::kBandProduct ||
                   algorithm == ConvAlgorithm::kPixelProduct ||
