@@ -3,15 +3,15 @@
     python -m benchmarks.headline
 
 A cell is the geometric mean of PyTorch's time over torchconv's, over the rows of one kind of layer,
-dtype, layout and pass, and the smallest of them. Run it after a benchmark whose results are kept; a
-test compares README.md with what this would write.
+dtype, layout and pass, and the smallest of them; or an inference engine's for a network. Run it
+after a benchmark whose results are kept; a test compares README.md with what this would write.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ LAYERS = {
     "norm": "batch norm",
 }
 NETWORKS = "models"
+ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 CPU_GROUPS = {*LAYERS, NETWORKS}
 CPU_PASSES = ("forward", "forward_backward")
 GPU_PASSES = ("forward", "backward")
@@ -71,20 +72,20 @@ def layers_table(rows: Sequence[Row], passes: Sequence[str], name: Callable[[Row
     return tabulate(cells, headers, "github", disable_numparse=True)
 
 
-def networks_table(rows: Sequence[Row]) -> str:
-    """A column for each network, a line for inference and one for training."""
+def networks_table(rows: Sequence[Row], name: Callable[[Row], str]) -> str:
+    """A column for each network, a line for each name."""
     networks = list(dict.fromkeys(row["problem"] for row in rows))
     lines = []
-    for each in dict.fromkeys(row["pass_name"] for row in rows):
-        ratios = {row["problem"]: mean_cell([row]) for row in rows if row["pass_name"] == each}
+    for each in dict.fromkeys(map(name, rows)):
+        ratios = {row["problem"]: mean_cell([row]) for row in rows if name(row) == each}
         lines.append([each, *(ratios.get(network, "") for network in networks)])
     return tabulate(lines, ["", *networks], "github", disable_numparse=True)
 
 
-def load(results: Path) -> list[dict[str, Any]]:
-    """Every report of the folder, against PyTorch in eager mode, in the order of the names."""
+def load(results: Path, peers: Collection[str]) -> list[dict[str, Any]]:
+    """Every report of the folder against one of these, in the order of the names."""
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))]
-    return [each for each in reports if each["peer"].lower() in ("torch", "pytorch")]
+    return [each for each in reports if each["peer"].lower() in peers]
 
 
 def the_machine(reports: Sequence[dict[str, Any]]) -> str:
@@ -101,7 +102,8 @@ def the_machine(reports: Sequence[dict[str, Any]]) -> str:
 
 def figures(results: Path) -> str:
     """The part of README.md between the two marks."""
-    reports = load(results)
+    reports = load(results, ("torch", "pytorch"))  # in eager mode
+    engines = load(results, ENGINES)
     gpus = [each for each in reports if "gpu" in each["machine"]]
     rest = [each for each in reports if each not in gpus]
     cpus = [each for each in rest if {row["group"] for row in each["rows"]} <= CPU_GROUPS]
@@ -110,14 +112,22 @@ def figures(results: Path) -> str:
     order = list(dict.fromkeys(LAYERS.values()))
     layers.sort(key=lambda row: order.index(LAYERS[row["group"]]))
     networks = [row for row in cpu_rows if row["group"] == NETWORKS]
+    engine_rows = [
+        {**row, "pass_name": f"{ENGINES[each['peer']]}, {row['pass_name']}"}
+        for each in engines
+        for row in each["rows"]
+    ]
     parts = [
         "PyTorch's time over torchconv's in the same layout: the geometric mean and, in brackets, "
-        f"the smallest of the measured rows. {the_machine(cpus)}:",
+        f"the smallest of the measured rows. {the_machine(cpus + engines)}:",
         layers_table(layers, CPU_PASSES, lambda row: LAYERS[row["group"]]),
         "Whole networks with their layers swapped (fused: by `torchconv.fuse` and "
-        "`torchconv.fuse_training`), in the better of "
-        "each library's two layouts:",
-        networks_table(networks),
+        "`torchconv.fuse_training`; frozen: by `torchconv.fuse(..., freeze=True)`), in the better "
+        "of each library's two layouts:",
+        networks_table(networks, lambda row: row["pass_name"]),
+        "Inference engines' time over torchconv's, for one image of a network in float32; their "
+        "weights are constants:",
+        networks_table(engine_rows, lambda row: row["pass_name"]),
     ]
     for each in gpus:
         machine = each["machine"]
