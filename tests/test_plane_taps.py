@@ -119,6 +119,18 @@ def test_streamed() -> None:
         )
 
 
+@cpu_only
+@pytest.mark.parametrize("height", [46, 47])
+def test_gradient_streamed_in_phases(height: int) -> None:
+    """Rows of an odd number of half vectors between those of a phase: planes may begin anywhere."""
+    x, w = torch.randn(105, 16, height, 56, requires_grad=True), torch.randn(4, 16, 3, 3)
+    assert x.nbytes >= 16 << 20
+    z = F.conv2d(x, w, stride=(2, 1), padding=1)
+    dz = torch.randn_like(z)
+    want = torch.nn.grad.conv2d_input(x.shape, w.double(), dz.double(), stride=(2, 1), padding=1)
+    assert_accurate(torch.autograd.grad(z, x, dz)[0], want)
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_what_is_not_finite_stays_in_its_windows(value: float) -> None:
     x, w = torch.randn(2, 20, 9, 40), torch.randn(3, 20, 3, 3)

@@ -42,7 +42,8 @@ class PlaneTaps {
             view.C,
             std::clamp<int64_t>(kDepth / static_cast<int64_t>(view.taps.size()), 1, kChannels))),
         activates_(epilogue.preactivation != nullptr || !epilogue.clamps_at_most()),
-        streams_(!activates_ &&
+        // A stride's dgrad has rows between those of the view, of planes with any number of them.
+        streams_(!activates_ && view.dst.c % kL == 0 &&
                  WideVec<float>::streams(epilogue_.y, view.N * view.dst.n, view.dst.row)) {
     std::sort(taps_.begin(), taps_.end(), [](const ConvTap& a, const ConvTap& b) {
       return a.h != b.h ? a.h < b.h : a.w < b.w;
