@@ -26,7 +26,11 @@ TORCHCONV_INLINE void copy_piece(T* to, const T* from, int64_t n, bool follows) 
     V::store_partial(to, last, n);
 }
 
-// A plane at a time, which is read through.
+// From a plane to the one whose pieces are asked for: what memory takes to answer. Small planes are
+// read with gaps that the hardware does not foresee.
+constexpr int64_t kPlanesAhead = 4;
+
+// A plane at a time.
 template <typename T>
 void unfold_planes(const ConvProblem& p, const T* x, T* samples, const Parallel& pool) {
   const int64_t kernel = p.R * p.S, depth = p.C * kernel;
@@ -40,9 +44,12 @@ void unfold_planes(const ConvProblem& p, const T* x, T* samples, const Parallel&
       for (int64_t i = 0; i < p.P; ++i) {
         const T* const row = x + (item * p.H + i * p.stride_h) * p.W;
         for (int64_t j = 0; j < p.Q; ++j, to += depth)
-          for (int64_t r = 0; r < p.R; ++r)
-            copy_piece(to + r * p.S, row + r * p.dilation_h * p.W + j * p.stride_w, p.S,
+          for (int64_t r = 0; r < p.R; ++r) {
+            const T* const from = row + r * p.dilation_h * p.W + j * p.stride_w;
+            __builtin_prefetch(from + kPlanesAhead * p.H * p.W, 0, 3);
+            copy_piece(to + r * p.S, from, p.S,
                        follows || (r + 1) * p.S + Vec<T>::kLanes <= kernel);
+          }
       }
     }
   });
