@@ -170,6 +170,89 @@ def test_each_call_calls_hooks_once(name: str) -> None:
         assert seen == ["between"]
 
 
+FOREIGN: dict[str, Any] = {}
+
+
+@torch.fx.wrap
+def foreign(x: Tensor) -> Any:
+    """A function that is none of PyTorch's."""
+    return FOREIGN["does"](x)
+
+
+@torch.library.custom_op("torchconv_test_checks::foreign", mutates_args=())
+def foreign_operator(x: Tensor) -> Tensor:
+    return foreign(x.clone())
+
+
+@foreign_operator.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@pytest.mark.parametrize("function", [foreign, foreign_operator])
+def test_functions_that_change_layers(function: Any) -> None:
+    def steps(m: Any, x: Tensor) -> Tensor:
+        y = function(m.first(x))
+        if x.shape[-2] % 2 == 0:
+            y = F.pad(y, (0, 0, 0, 1))
+        return m.pool(m.third(m.second(y)))
+
+    def changes(x: Tensor) -> Tensor:
+        made.second.weight = nn.Parameter(torch.randn(8, 8, 3, 3))
+        return x
+
+    model, x = network(), images(2, 3, 16, 18)
+    model.steps = steps
+    FOREIGN["does"] = lambda x: x
+    made: Any = torchconv.fuse(model, x)
+    for _ in range(5):
+        for _ in range(3):
+            made(x)
+        FOREIGN["does"] = changes
+        got = made(x)
+        FOREIGN["does"] = lambda x: x
+        assert_same(got, by_layers(made, x))
+
+
+def test_answers_of_functions_are_checked_in_every_call() -> None:
+    def steps(m: Any, x: Tensor) -> Tensor:
+        y = F.relu(m.first(x))
+        if foreign(y):
+            y = m.third(y)
+        return m.pool(y).flatten(1)
+
+    model, x = network(), images(2, 3, 16, 18)
+    model.steps = steps
+    FOREIGN["does"] = lambda x: True
+    made = torchconv.fuse(model, x)
+    for _ in range(4):
+        assert_same(made(x), by_layers(made, x))
+    FOREIGN["does"] = lambda x: False
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="recorded where"):
+            made(x)
+
+
+def test_default_type_is_asked_for() -> None:
+    def steps(m: Any, x: Tensor) -> Tensor:
+        y = F.relu(m.first(x))
+        if torch.ones(x.shape[0]).dtype == torch.float32:
+            y = m.third(y)
+        return m.pool(y).flatten(1)
+
+    model, x = network(), images(2, 3, 16, 18)
+    model.steps = steps
+    made = torchconv.fuse(model, x)
+    for _ in range(4):
+        assert_same(made(x), by_layers(made, x))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(RuntimeError, match="recorded where"):
+            made(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_overwritten_arguments() -> None:
     def clears(m: Any, x: Tensor) -> Tensor:
         x += x.shape[0] if x.shape[1] == 3 else 0

@@ -26,7 +26,7 @@ from torch.autograd import profiler
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules import module as modules
 
-from torchconv._chain_checks import drop_checks, kinds_of
+from torchconv._chain_checks import calls_known_code, drop_checks, kinds_of
 from torchconv._chain_layers import Call, call_of
 from torchconv._chain_program import Program, compile_program
 from torchconv._coverage import FLOATS
@@ -46,8 +46,6 @@ _grad_enabled = torch.is_grad_enabled
 _MOST_KINDS = 256
 # Calls one after another that are made with checks because a layer may have changed.
 _MOST_DOUBTS = 4
-# Whose functions call no code of the network's owner.
-_KNOWN_MODULES = {"_operator", "builtins", "math", "torch"}
 
 
 class Fused(GraphModule):
@@ -179,10 +177,7 @@ def _before_others(graph: Graph) -> Iterator[_Chain]:
     for node in graph.nodes:
         if isinstance(node.target, _Chain):
             yield node.target
-        elif node.op == "call_module" or (
-            node.op == "call_function"
-            and str(getattr(node.target, "__module__", "")).partition(".")[0] not in _KNOWN_MODULES
-        ):
+        elif node.op == "call_module" or not calls_known_code(node):
             return
 
 

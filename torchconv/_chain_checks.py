@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from torchconv._fuse_graph import is_overwritten, overwrites, sources_of
 from torchconv._fuse_record import KINDS_TELL, holds, length, truth, type_name
 
-__all__ = ["drop_checks", "kinds_of"]
+__all__ = ["calls_known_code", "drop_checks", "kinds_of"]
 
 # Functions and methods that ask a tensor for what its kind does not tell.
 _ASK_MORE = {
@@ -28,12 +28,29 @@ _ASK_MORE = {
 
 _OF_ANSWERS = {getattr, length, truth, type_name}
 
+# Whose functions call no code of the network's owner, unlike operators that he has registered.
+_KNOWN_MODULES = {"_operator", "builtins", "math", "torch", "torchconv"}
+_OPERATORS = "torch._ops."
+_KNOWN_OPERATORS = {f"{_OPERATORS}{library}" for library in ("aten", "prims", "torchconv")}
+
+
+def calls_known_code(node: Node) -> bool:
+    """Whether a node is no function of the network's owner, which may change layers, or answer
+    otherwise in the next call."""
+    if node.op != "call_function":
+        return True
+    module = str(getattr(node.target, "__module__", ""))
+    if module.startswith(_OPERATORS):
+        return module in _KNOWN_OPERATORS
+    return module.partition(".")[0] in _KNOWN_MODULES
+
 
 def kinds_of(arguments: Sequence[Any]) -> tuple[Any, ...] | None:
     """What tells whether the checks were passed before; None where that may take more."""
     if not all(type(t) is torch.Tensor and t.layout is torch.strided for t in arguments):
         return None
-    return tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in arguments)
+    kinds = tuple((t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in arguments)
+    return (torch.get_default_dtype(), *kinds)  # of the tensors that a network makes of sizes
 
 
 def drop_checks(network: GraphModule, graph: Graph, kept: Set[int]) -> dict[int, set[str]]:
@@ -69,6 +86,8 @@ def drop_checks(network: GraphModule, graph: Graph, kept: Set[int]) -> dict[int,
 
 def _follows_from_kinds(check: Node) -> bool:
     for node in sources_of(check):
+        if not calls_known_code(node):
+            return False
         if node.target is getattr and node.args[1] not in KINDS_TELL:
             return False
         name = str(getattr(node.target, "__name__", node.target))
