@@ -461,6 +461,17 @@ def test_tensors_of_sizes(kind: str, by_example: bool) -> None:
             assert relative_error(fused(batch), model(batch)) < 1e-6
 
 
+def test_methods_of_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = torch.Tensor.expand
+
+    def expand(tensor: Tensor, *size: Any) -> Tensor:
+        return own(tensor, *size)
+
+    monkeypatch.setattr(torch.Tensor, "expand", expand)
+    torchconv.fuse(Made().eval())
+    assert torch.Tensor.expand is expand
+
+
 def test_recorded_by_several_threads() -> None:
     """What is recorded with stands in the place of PyTorch's own meanwhile."""
 

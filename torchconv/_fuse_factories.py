@@ -54,6 +54,7 @@ def _factory(function: Callable[..., Any]) -> Callable[..., Any]:
 def recorded_factories() -> Iterator[None]:
     """In it torch's own names, and methods, record calls with stand-ins, whatever the arguments."""
     own = {name: getattr(torch, name) for name in _FACTORIES}
+    own_methods = {name: vars(torch.Tensor).get(name) for name in _METHODS}  # None: a base's
     try:
         for name, function in own.items():
             setattr(torch, name, _factory(function))
@@ -61,8 +62,10 @@ def recorded_factories() -> Iterator[None]:
             setattr(torch.Tensor, name, _method(name))
         yield
     finally:
-        for name in _METHODS:
-            if name in vars(torch.Tensor):
-                delattr(torch.Tensor, name)  # of which a base has it
+        for name, function in own_methods.items():
+            if function is not None:
+                setattr(torch.Tensor, name, function)
+            elif name in vars(torch.Tensor):
+                delattr(torch.Tensor, name)
         for name, function in own.items():
             setattr(torch, name, function)
