@@ -203,6 +203,13 @@ def by_swapping_tensors(made: GraphModule) -> None:
         torch.utils.swap_tensors(weight, nn.Parameter(torch.randn_like(weight)))
 
 
+def by_swapping_in_the_same_memory(made: GraphModule) -> None:
+    """Another tensor, with a count of its own."""
+    for weight in weights_of(made):
+        torch.utils.swap_tensors(weight, nn.Parameter(weight.data))
+    by_one_element(made)
+
+
 def by_memory_format(made: GraphModule) -> None:
     made.to(memory_format=torch.channels_last)
 

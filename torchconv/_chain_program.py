@@ -66,7 +66,7 @@ class _Snapshot:
             parameters = values["_parameters"]
             if parameters:
                 weight, bias = parameters["weight"], parameters["bias"]
-                what = (weight, bias, weight._version, weight.data_ptr())
+                what = (weight, bias, weight._cdata, weight._version, weight.data_ptr())
                 self._weights.append((layer, parameters, *what))
         self._fetch = Fetch(self._looked_at())
         self._watch = self._watched() if can_watch(self.parameters()) else None
@@ -117,7 +117,7 @@ class _Snapshot:
             equal = tuple((name, value) for name, value in named if name != "_parameters")
             tables.append(Table(values, size, own, equal, _NOT_OWN))
             tables += [Table(values[hooks], 0) for hooks in _HOOKS]
-        for _, parameters, weight, bias, version, address in self._weights:
+        for _, parameters, weight, bias, _, version, address in self._weights:
             tables.append(Table(parameters, same=(("weight", weight), ("bias", bias))))
             tensors.append(WatchedTensor(weight, address, version))
             if bias is not None:
@@ -130,7 +130,7 @@ class _Snapshot:
     def parameters(self) -> list[Tensor]:
         """Of all layers in order: each one's weights, and its bias if it has one."""
         return [
-            t for _, _, weight, bias, _, _ in self._weights for t in (weight, bias) if t is not None
+            t for _, _, weight, bias, *_ in self._weights for t in (weight, bias) if t is not None
         ]
 
     @property
@@ -165,11 +165,12 @@ class _Snapshot:
                 or not _are_alike(read(values), known)
             ):
                 return False
-        for layer, parameters, weight, bias, version, address in self._weights:
+        for layer, parameters, weight, bias, tensor, version, address in self._weights:
             if (
                 layer._parameters is not parameters
                 or parameters["weight"] is not weight
                 or parameters["bias"] is not bias
+                or weight._cdata != tensor
                 or weight._version != version
                 or weight.data_ptr() != address
                 or type(weight) not in PLAIN

@@ -5,8 +5,8 @@ An algorithm reads weights in a form of its own: in panels as wide as its regist
 in eval mode keeps it, outside of its state: for the last two forms that its inputs needed, as long
 as its weights stay what they are.
 
-What the weights are is known by their object, their address, PyTorch's count of in-place changes
-and, for what PyTorch does not count (changes of `weight.data`), a checksum.
+What the weights are is known by their object, the tensor in it, their address, PyTorch's count of
+in-place changes and, for what PyTorch does not count (changes of `weight.data`), a checksum.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ class PackedWeights:
 
     __slots__ = (
         "__weakref__",
-        "_address",
         "_bias",
         "_keepable",
         "_kernel",
@@ -65,6 +64,7 @@ class PackedWeights:
         "_memory",
         "_values",
         "_weight",
+        "_what",
         "_written",
         "frozen",
         "owner",
@@ -77,7 +77,7 @@ class PackedWeights:
         # What is kept holds on to the weights' memory, so that its address cannot come to be that
         # of others.
         self._memory: Tensor | None = None
-        self._address = 0
+        self._what = (0, 0)  # the tensor in that object, and its address
         self._keepable = False
         self._layer: tuple[Any, ...] = ()
         self._bias: Tensor | None = None
@@ -89,10 +89,14 @@ class PackedWeights:
         """K x C as the weights K x C x 1 x 1 of a convolution: the same tensor for the same
         matrix, whose in-place changes it counts. Without a tie to the matrix, which may be swapped
         (torch.utils.swap_tensors)."""
-        what = (matrix.data_ptr(), matrix.shape, matrix.stride())
+        # Another tensor in the same object counts for itself, even in the same memory.
+        what = (matrix._cdata, matrix.data_ptr(), matrix.shape, matrix.stride())
         kept = self._kernel
         if kept is None or kept[0] is not matrix or kept[1] != what:
-            self._kernel = kept = (matrix, what, matrix.detach()[:, :, None, None])
+            kernel = matrix.detach()
+            # Of what it holds on to, also where another thread sets `matrix.data`.
+            what = (what[0], kernel.data_ptr(), kernel.shape, kernel.stride())
+            self._kernel = kept = (matrix, what, kernel[:, :, None, None])
         return kept[2]
 
     def remember(
@@ -150,13 +154,16 @@ class PackedWeights:
     def owner_of(self, weight: Tensor) -> tuple[int, int, bool]:
         """The operator's last arguments: the owner of these weights, 0 where theirs must not be
         kept, their version, and whether nothing else need tell of changes."""
-        address = weight.data_ptr()
-        if weight is not self._weight or address != self._address:
+        # Another tensor in the same object (torch.utils.swap_tensors) counts for itself.
+        what = (weight._cdata, weight.data_ptr())
+        if weight is not self._weight or what != self._what:
             _library().torchconv_packed_weights_clear(self.owner)
+            memory = weight.detach()  # one answer, also where another thread sets `weight.data`
+            address = memory.data_ptr()
             # Other processes write to shared memory, and count no changes here.
-            self._keepable = address != 0 and (self.frozen or not weight.is_shared())
-            self._weight, self._address = weight, address
-            self._memory = weight.detach() if self._keepable else None
+            self._keepable = address != 0 and (self.frozen or not memory.is_shared())
+            self._weight, self._what = weight, (what[0], address)
+            self._memory = memory if self._keepable else None
         return (self.owner if self._keepable else 0), weight._version, self.frozen
 
     def bytes(self) -> int:

@@ -226,6 +226,7 @@ class WatchedTensor {
       : impl_(&at<const c10::TensorImpl*>(fields[0], places.tensor)),
         type_at_(&at<PyObject*>(fields[0], places.tensor - sizeof(PyObject*))),
         type_(*type_at_),
+        known_(*impl_),
         storage_((*impl_)->unsafe_storage().unsafeGetStorageImpl()),
         data_(PyLong_AsVoidPtr(fields[1])),
         version_(PyLong_AsLong(fields[2])),
@@ -239,7 +240,7 @@ class WatchedTensor {
 
   bool holds() {
     const c10::TensorImpl& now = **impl_;
-    if (*type_at_ != type_ || now.key_set() != keys_ || now.dtype() != dtype_ ||
+    if (*impl_ != known_ || *type_at_ != type_ || now.key_set() != keys_ || now.dtype() != dtype_ ||
         now.unsafe_storage().unsafeGetStorageImpl() != storage_)
       return false;
     const auto offset = now.storage_offset() * static_cast<int64_t>(dtype_.itemsize());
@@ -276,6 +277,7 @@ class WatchedTensor {
   // Python's head of an object ends with its class.
   PyObject* const* type_at_;
   PyObject* type_;
+  const c10::TensorImpl* known_;  // another one counts its changes for itself
   const c10::StorageImpl* storage_;
   const void* data_;
   int64_t version_;  // -1: any
