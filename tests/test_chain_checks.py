@@ -170,6 +170,44 @@ def test_each_call_calls_hooks_once(name: str) -> None:
         assert seen == ["between"]
 
 
+@pytest.mark.parametrize("changes", ["weights", "another layer"])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("every", range(1, 6))
+def test_hooks_that_change_layers_are_called_once(every: int, inside: bool, changes: str) -> None:
+    """Hooks of a layer in no chain, or of a layer inside of it."""
+
+    def steps(m: Any, x: Tensor) -> Tensor:
+        y = m.between(m.first(x).flatten(2).transpose(1, 2))
+        y = y.transpose(1, 2).unflatten(2, (8, 9))
+        if x.shape[-2] % 2 == 0:
+            y = F.pad(y, (0, 0, 0, 1))
+        return m.pool(m.third(m.second(y))).flatten(1)
+
+    model: Any = network()
+    model.between = nn.TransformerEncoderLayer(8, 2, 8, 0.0, batch_first=True).eval()
+    model.steps = steps
+    x = images(2, 3, 16, 18)
+    made: Any = torchconv.fuse(model, x)
+    seen: list[None] = []
+
+    def hook(*_: Any) -> None:
+        seen.append(None)
+        if len(seen) % every == 0 and changes == "weights":
+            made.second.weight.mul_(1.5)
+        elif len(seen) % every == 0:
+            made.second = copy.deepcopy(made.second)
+
+    for _ in range(3):
+        made(x)
+    owner = made.between.linear1 if inside else made.between
+    for count in range(1, 13):
+        handle = owner.register_forward_pre_hook(hook)
+        got = made(x)
+        handle.remove()
+        assert len(seen) == count
+        assert_same(got, by_layers(made, x))
+
+
 FOREIGN: dict[str, Any] = {}
 
 

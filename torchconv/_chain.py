@@ -114,7 +114,14 @@ class _Chains:
         if self._has_checks and self._unchecked is None:
             self._unchecked = _unchecked(network, self._graph, self._passed.clear)
             self._has_checks = self._unchecked is not None
-        if self._has_checks and not kwargs and not _autocasts():
+        unchecked = self._unchecked
+        if (
+            self._has_checks
+            and unchecked is not None
+            and not kwargs
+            and not _autocasts()
+            and not _have_hooks(network, unchecked.others)
+        ):
             kinds = kinds_of(args)
             if kinds is not None and self._doubts[kinds] < _MOST_DOUBTS:
                 return self._call_known(network, args, kinds)
@@ -133,7 +140,8 @@ class _Chains:
                     self._doubts.pop(kinds, None)
                     return result
             # Layers may be no more what they were: what their checks say comes first. A call is
-            # made once more only where that happened in the midst of it.
+            # made once more only where that happened in the midst of it, by another thread or a
+            # function of the network's owner.
             self._passed.clear()
             self._doubts[kinds] += 1
         result = self._forward(network, *args)
@@ -149,6 +157,24 @@ class _Unchecked(NamedTuple):
 
     forward: Callable[..., Any]
     chains: Sequence[_Chain]
+    # The names of layers outside of chains, by parts. Their hooks may change others, and a call
+    # that is made once more would call them twice.
+    others: Sequence[Sequence[str]]
+
+
+def _have_hooks(network: Any, names: Sequence[Sequence[str]]) -> bool:
+    """Whether one of the layers of these names has, or there is none of a name."""
+    for parts in names:
+        layer = network
+        for part in parts:
+            layer = layer._modules.get(part)
+            if layer is None:
+                return True
+        # Hardly any has layers of its own, and a call of modules() takes longer than all else.
+        for own in layer.modules() if layer._modules else (layer,):
+            if own._forward_hooks or own._forward_pre_hooks:
+                return True
+    return False
 
 
 def _unchecked(network: Fused, graph: Graph, changed: Callable[[], None]) -> _Unchecked | None:
@@ -168,7 +194,8 @@ def _unchecked(network: Fused, graph: Graph, changed: Callable[[], None]) -> _Un
         if not unsure:
             for chain in _before_others(own):
                 chain.looks = False
-            return _Unchecked(forward, chains)
+            others = [str(node.target).split(".") for node in own.nodes if node.op == "call_module"]
+            return _Unchecked(forward, chains, others)
         kept |= unsure
 
 
