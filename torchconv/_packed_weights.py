@@ -182,7 +182,8 @@ class PackedWeights:
 def drop_packed_weights(model: torch.nn.Module) -> None:
     """Forgets the packed weights that the layers of `model` keep, and gives their memory back.
 
-    Changed weights need no such call: layers notice them by themselves.
+    Changed weights need no such call: layers notice them by themselves, frozen ones those changes
+    that PyTorch counts (`torchconv.fuse`).
     """
     for module in model.modules():
         vars(module).pop("_packed_weights", None)

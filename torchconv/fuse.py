@@ -101,10 +101,10 @@ def fuse(model: torch.nn.Module, *example: Any, freeze: bool = False) -> GraphMo
             operations in place (so do load_state_dict and optimizers, but those with fused=True),
             or by another tensor as the parameter or as its `data`. Layers then keep what they make
             of their weights without a look at these in each call, and all of it, also what takes
-            about as long to make as that look. What is written through `weight.data`, a NumPy
-            array, shared memory or a fused optimizer is not noticed until
-            `torchconv.drop_packed_weights(copy)` is called. Copies and pickles of the copy are
-            frozen as it is; a state_dict knows nothing of it.
+            about as long to make as that look. What is written through `weight.data` or a tensor
+            that was set as it, a NumPy array, shared memory or a fused optimizer is not noticed
+            until `torchconv.drop_packed_weights(copy)` is called. Copies and pickles of the copy
+            are frozen as it is; a state_dict knows nothing of it.
 
     Raises:
         RuntimeError: `model` is in training mode, where no normalisation is fixed.
