@@ -23,6 +23,7 @@ from dispatch_log import DispatchLog
 from packed_layers import SIZE, assert_fresh, kept, layer, packed as packed, unpacked
 from torchconv import nn
 from torchconv._dispatch import operator
+from torchconv._packed_weights import PackedWeights
 
 # --- the same bits -------------------------------------------------------------------------------
 
@@ -375,3 +376,21 @@ def test_operator_with_any_owner() -> None:
             settings = operator("conv2d").settings((*values, owner, 0, frozen))
             got = torch.ops.torchconv.conv2d.settings(x, w, None, None, settings)
             assert torch.equal(got, expected)
+
+
+def test_a_call_reads_the_weights_that_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where another thread sets `weight.data` between any two steps of Python's."""
+    conv: Any = nn.Conv2d(16, 16, 3).eval()
+    x, own = torch.randn(1, 16, 9, 9), PackedWeights.owner_of
+    with torch.no_grad():
+        expected = [conv(x) for _ in range(2)][-1]
+
+        def owner_of(packed: PackedWeights, weight: Tensor) -> tuple[int, int, bool]:
+            found = own(packed, weight)
+            conv.weight.data = torch.zeros_like(conv.weight)
+            return found
+
+        monkeypatch.setattr(PackedWeights, "owner_of", owner_of)
+        assert torch.equal(conv(x), expected)
+        monkeypatch.undo()
+        assert torch.equal(conv(x), conv.bias[:, None, None].expand(1, 16, 7, 7))
