@@ -141,16 +141,17 @@ class PackedWeights:
         if input.dim() == 3:
             added = None if residual is None else residual.unsqueeze(0)
             return self.convolve(input.unsqueeze(0), weight, bias, added, values).squeeze(0)
-        # Another thread may set `weight.data` before this one is in a kernel, and meanwhile.
-        held = weight.detach()
-        _held = None if bias is None else bias.untyped_storage()
+        # Another thread may set `data` of both while this one is in a kernel. What frozen layers
+        # keep must come of the weights that `wanted` tells of: nothing would notice it later.
+        _held = weight.untyped_storage(), None if bias is None else bias.untyped_storage()
+        read = weight.detach() if self.frozen else weight
         wanted = (values, *self.owner_of(weight))
         # Both at once, for layers that several threads call.
         known, settings = self._written
         if wanted != known:
             settings = _conv2d.settings_once((*values, *wanted[1:]))
             self._written = (wanted, settings)
-        return _conv2d.call(input, held, bias, residual, settings)
+        return _conv2d.call(input, read, bias, residual, settings)
 
     def owner_of(self, weight: Tensor) -> tuple[int, int, bool]:
         """The operator's last arguments: the owner of these weights, 0 where theirs must not be
