@@ -23,7 +23,7 @@ TESTS = (
     "test_winograd_wgrad.py",
     "test_direct_wgrad.py", "test_gemm.py", "test_gemm_nchw.py", "test_grouped.py",
     "test_depthwise.py", "test_conv2d_residual.py", "test_few_channels.py", "test_shared_vector.py",
-    "test_tap_runs.py",
+    "test_tap_runs.py", "test_plane_taps.py", "test_sample_patches.py",
 )  # fmt: skip
 # Leaks are not looked for: Python leaves memory behind at exit.
 OPTIONS = {
