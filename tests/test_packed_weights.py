@@ -378,7 +378,9 @@ def test_operator_with_any_owner() -> None:
             assert torch.equal(got, expected)
 
 
-def test_a_frozen_call_reads_the_weights_that_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_call_reads_the_weights_that_it_began_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As where another thread sets `weight.data` between any two steps of Python's."""
     conv: Any = nn.Conv2d(16, 16, 3).eval()
     conv._weights_frozen = True
