@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -42,6 +43,38 @@ def assert_fresh(module: nn.Conv2d, x: Tensor | None = None) -> None:
     with torch.no_grad():
         assert torch.equal(module(x), expected)
         assert torch.equal(module(x), expected)
+
+
+def assert_fresh_in_threads(
+    module: torch.nn.Module, x: Tensor, change: Callable[[], Tensor], rounds: int = 6
+) -> None:
+    """Four threads call `module`, whose weights `change` changes from one barrier to the next. It
+    returns what is expected then."""
+    barrier = threading.Barrier(4, timeout=60)
+    expected: list[Tensor] = []
+    wrong: list[Any] = []
+
+    def run(index: int) -> None:
+        try:
+            for round in range(rounds):
+                if index == 0:
+                    expected.append(change())
+                barrier.wait()
+                with torch.no_grad():
+                    for _ in range(5):
+                        if not torch.equal(module(x), expected[-1]):
+                            wrong.append(round)
+                barrier.wait()
+        except BaseException as error:
+            wrong.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(barrier.parties)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 @pytest.fixture

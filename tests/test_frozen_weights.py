@@ -7,7 +7,6 @@ import copy
 import gc
 import io
 import pickle
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.fx import GraphModule
 
 import torchconv
 from conftest import in_layout
+from packed_layers import assert_fresh_in_threads
 
 LAYOUTS = ("contiguous", "channels_last")
 SIZE = (1, 64, 14, 14)
@@ -287,36 +287,15 @@ def test_weights_in_shared_memory() -> None:
 
 
 def test_threads() -> None:
-    """Threads that call one network while its weights change from one barrier to the next."""
-    made, count = frozen(), 4
+    made = frozen()
     x = in_layout(torch.randn(SIZE), "channels_last")
-    barrier = threading.Barrier(count, timeout=60)
-    wrong: list[Any] = []
-    expected: list[Tensor] = []
 
-    def run(index: int) -> None:
-        try:
-            for round in range(5):
-                if index == 0:
-                    by_copying(made)
-                    with torch.no_grad():
-                        expected.append(thawed(made)(x))
-                barrier.wait()
-                with torch.no_grad():
-                    for _ in range(5):
-                        if not torch.equal(made(x), expected[-1]):
-                            wrong.append(round)
-                barrier.wait()
-        except BaseException as error:
-            wrong.append(error)
-            barrier.abort()
+    def change() -> Tensor:
+        by_copying(made)
+        with torch.no_grad():
+            return thawed(made)(x)
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert_fresh_in_threads(made, x, change)
 
 
 # --- the copy itself ------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 from typing import Any
 
 import pytest
@@ -20,7 +19,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import torchconv
 from conftest import in_layout, threads
 from dispatch_log import DispatchLog
-from packed_layers import SIZE, assert_fresh, kept, layer, packed as packed, unpacked
+from packed_layers import (
+    SIZE,
+    assert_fresh,
+    assert_fresh_in_threads,
+    kept,
+    layer,
+    packed as packed,
+    unpacked,
+)
 from torchconv import nn
 from torchconv._dispatch import operator
 from torchconv._packed_weights import PackedWeights
@@ -214,35 +221,14 @@ def test_channels_last_and_contiguous_in_turn(packed: nn.Conv2d) -> None:
 
 
 def test_threads() -> None:
-    """Threads that call one layer while its weights change from one barrier to the next."""
-    module, x, count = layer(), torch.randn(SIZE), 4
-    barrier = threading.Barrier(count, timeout=60)
-    wrong: list[Any] = []
+    module, x = layer(), torch.randn(SIZE)
 
-    def run(index: int) -> None:
-        try:
-            for round in range(6):
-                if index == 0:
-                    with torch.no_grad():
-                        module.weight.add_(0.1)
-                    expected.append(unpacked(module, x))
-                barrier.wait()
-                with torch.no_grad():
-                    for _ in range(5):
-                        if not torch.equal(module(x), expected[-1]):
-                            wrong.append(round)
-                barrier.wait()
-        except BaseException as error:
-            wrong.append(error)
-            barrier.abort()
+    def change() -> Tensor:
+        with torch.no_grad():
+            module.weight.add_(0.1)
+        return unpacked(module, x)
 
-    expected: list[Tensor] = []
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    assert_fresh_in_threads(module, x, change)
 
 
 # Memory that is freed is the system's again, so that who still reads it ends.

@@ -23,28 +23,14 @@ _FACTORIES = (
 _METHODS = ("expand", "new_tensor")
 
 
-def _method(name: str) -> Callable[..., Any]:
-    """The tensors' method of this name, of which a call with stand-ins is recorded."""
-    function = getattr(torch.Tensor, name)
+def _recorded(function: Callable[..., Any], kind: str, target: Any) -> Callable[..., Any]:
+    """`function`, of which a call with stand-ins is recorded as a node of this kind and target."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         for part in pytree.tree_leaves((args, kwargs)):
             if isinstance(part, Proxy):
-                return part.tracer.create_proxy("call_method", name, args, kwargs)
-        return function(*args, **kwargs)
-
-    return call
-
-
-def _factory(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, of which a call with stand-ins is recorded."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        for part in pytree.tree_leaves((args, kwargs)):
-            if isinstance(part, Proxy):
-                return part.tracer.create_proxy("call_function", function, args, kwargs)
+                return part.tracer.create_proxy(kind, target, args, kwargs)
         return function(*args, **kwargs)
 
     return call
@@ -57,9 +43,10 @@ def recorded_factories() -> Iterator[None]:
     own_methods = {name: vars(torch.Tensor).get(name) for name in _METHODS}  # None: a base's
     try:
         for name, function in own.items():
-            setattr(torch, name, _factory(function))
+            setattr(torch, name, _recorded(function, "call_function", function))
         for name in _METHODS:
-            setattr(torch.Tensor, name, _method(name))
+            method = getattr(torch.Tensor, name)
+            setattr(torch.Tensor, name, _recorded(method, "call_method", name))
         yield
     finally:
         for name, function in own_methods.items():

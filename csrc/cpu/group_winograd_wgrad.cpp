@@ -47,8 +47,8 @@ GroupBand dot_band(const ConvView& view) {
   return band;
 }
 
-// Into the caches, in the order of memory. sum: where the compiler has to take the values.
-void read(const float* first, int64_t count, float* sum) {
+// In the order of memory. sum: where the compiler has to take the values.
+void read_into_caches(const float* first, int64_t count, float* sum) {
   constexpr int64_t kAtOnce = 4 * kL;
   Register sums[4] = {};
   for (int64_t i = 0; i + kAtOnce <= count; i += kAtOnce) {
@@ -133,8 +133,8 @@ void GroupWinogradDot::add(const float* dz, const float* x, int64_t block, const
     // The band before this one read the rows that both need.
     const int64_t first = i0 + band_.first_h, begin = i0 > 0 ? first + kTaps - 1 : first;
     const Range inside{std::max<int64_t>(begin, 0), std::min(first + source_rows, view_.H)};
-    read(x + inside.begin * view_.src.row, inside.size() * view_.src.row, x_points);
-    read(dz + i0 * view_.dst.row, rows * view_.dst.row, dz_points);
+    read_into_caches(x + inside.begin * view_.src.row, inside.size() * view_.src.row, x_points);
+    read_into_caches(dz + i0 * view_.dst.row, rows * view_.dst.row, dz_points);
   }
   const auto ahead = [&](const ConvStrides& s, int64_t own) -> int64_t {
     if (reads_rows_) return 0;

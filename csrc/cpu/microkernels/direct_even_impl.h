@@ -87,7 +87,7 @@ void even_rows(const DirectTile<typename Product::Element>& tile, int64_t begin,
     for (int m = 0; m < kRows; ++m) finished[m][0] = sum[m];
     if constexpr (Product::kRounds) {
       if (rounds_pairs) {
-        if (tile.clamp) clamp_rows(tile, finished);
+        if (tile.clamp) clamp_sums(finished, V::broadcast(tile.low), V::broadcast(tile.high));
         BFloat16* const to = tile.rounded + tile.rounded_rows[part];
 #pragma GCC unroll 32
         for (int m = 0; m < kRows; m += 2) {

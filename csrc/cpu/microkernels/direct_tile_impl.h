@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "cpu/microkernels/clamp_sums.h"
 #include "cpu/microkernels/direct_tile.h"
 
 namespace torchconv::cpu {
@@ -20,19 +21,6 @@ struct ChannelProduct {
     sum += *x * filters;
   }
 };
-
-template <typename T, int kRows, int kVectors, typename Register>
-TORCHCONV_INLINE void clamp_rows(const DirectTile<T>& tile, Register (&sum)[kRows][kVectors]) {
-  using V = Vec<T>;
-  const Register low = V::broadcast(tile.low), high = V::broadcast(tile.high);
-#pragma GCC unroll 32
-  for (int m = 0; m < kRows; ++m)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      sum[m][v] = sum[m][v] < low ? low : sum[m][v];
-      sum[m][v] = sum[m][v] > high ? high : sum[m][v];
-    }
-}
 
 // What follows the products of a tile's rows, at `column` of c's rows.
 template <typename Product, int kRows, int kVectors, typename Register>
@@ -61,7 +49,7 @@ TORCHCONV_INLINE void finish_rows(const DirectTile<typename Product::Element>& t
         Product::add_row(sum[m], tile.residual + rounded_rows[m] + column, lanes);
     }
   }
-  if (tile.clamp) clamp_rows(tile, sum);
+  if (tile.clamp) clamp_sums(sum, V::broadcast(tile.low), V::broadcast(tile.high));
   if constexpr (Product::kRounds) {
     if (rounds) {
 #pragma GCC unroll 32

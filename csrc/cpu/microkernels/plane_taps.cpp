@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "cpu/microkernels/clamp_sums.h"
+
 namespace torchconv::cpu {
 namespace {
 
@@ -72,16 +74,7 @@ void plane_taps_tile(const PlaneTile& tile) {
           sum[f][v] += V::load(before + v * kL);
       }
   }
-  if (tile.clamp) {
-    const Register low{}, high = V::broadcast(tile.most);
-#pragma GCC unroll 8
-    for (int f = 0; f < kFilters; ++f)
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        sum[f][v] = sum[f][v] < low ? low : sum[f][v];
-        sum[f][v] = sum[f][v] > high ? high : sum[f][v];
-      }
-  }
+  if (tile.clamp) clamp_sums(sum, Register{}, V::broadcast(tile.most));
   float* out = tile.out;
 #pragma GCC unroll 8
   for (int f = 0; f < kFilters; ++f, out += tile.out_step)

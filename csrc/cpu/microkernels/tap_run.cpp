@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "cpu/microkernels/clamp_sums.h"
+
 namespace torchconv::cpu {
 namespace {
 
@@ -51,16 +53,7 @@ void tap_run(const TapRunTile& tile) {
         sum[m][v] += v + 1 < kVectors || lanes == kL ? V::load(before + v * kL)
                                                      : V::load_partial(before + v * kL, lanes);
   }
-  if (tile.clamp) {
-    const Register low{}, high = V::broadcast(tile.most);
-#pragma GCC unroll 16
-    for (int m = 0; m < kPixels; ++m)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        sum[m][v] = sum[m][v] < low ? low : sum[m][v];
-        sum[m][v] = sum[m][v] > high ? high : sum[m][v];
-      }
-  }
+  if (tile.clamp) clamp_sums(sum, Register{}, V::broadcast(tile.most));
   float* c = tile.c;
   if (lanes == kL) {
 #pragma GCC unroll 16

@@ -36,7 +36,8 @@ std::string activation_of(SettingsReader* settings) {
   settings->take<int64_t>();
   std::string activation = settings->take<std::string>();
   settings->take<bool>();
-  for (int number = 0; number < 3; ++number) settings->take<int64_t>();
+  for (int number = 0; number < 2; ++number) settings->take<int64_t>();
+  settings->take<bool>();
   return activation;
 }
 
