@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,13 @@ torch.set_num_threads(1)
 # A GPU would otherwise round float32 factors to TF32, and the float64 truth is compared at 1e-6.
 torch.backends.cuda.matmul.allow_tf32 = False
 torch.backends.cudnn.allow_tf32 = False
+
+# Inductor keeps what it compiled by its source, and its source for one instruction set does not
+# compile for another.
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    os.environ.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir(), f"torchinductor-{capability}"))
+    )
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
